@@ -1,0 +1,59 @@
+//! What an adapter can do, as plain data: the compiler sees this and never a device.
+
+use serde::{Deserialize, Serialize};
+
+/// Limits that shape kernels and the memory plan. The default is WebGPU's guaranteed minimum.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Largest range of a buffer that one storage binding may cover, bytes.
+    pub max_binding_bytes: u64,
+    /// Largest buffer, bytes.
+    pub max_buffer_bytes: u64,
+    /// Offsets of storage and uniform bindings must be multiples of this, bytes.
+    pub binding_alignment: u64,
+    /// Storage bindings of one dispatch.
+    pub max_storage_bindings: u32,
+    /// Workgroups in each dimension of a dispatch.
+    pub max_workgroups: u32,
+    /// Invocations of one workgroup.
+    pub max_invocations: u32,
+    /// Shared memory of one workgroup, bytes.
+    pub max_shared_bytes: u32,
+    /// Smallest subgroup that the adapter may choose, in invocations.
+    pub min_subgroup: u32,
+    /// Largest subgroup that the adapter may choose, in invocations.
+    pub max_subgroup: u32,
+    /// True where invocations run as SIMD lanes of a CPU, which turns the usual advice on shared memory around.
+    pub is_cpu: bool,
+    /// Device memory that may be planned with, bytes, where it is known.
+    pub memory_bytes: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_binding_bytes: 128 << 20,
+            max_buffer_bytes: 256 << 20,
+            binding_alignment: 256,
+            max_storage_bindings: 8,
+            max_workgroups: 65_535,
+            max_invocations: 256,
+            max_shared_bytes: 16_384,
+            min_subgroup: 4,
+            max_subgroup: 64,
+            is_cpu: false,
+            memory_bytes: None,
+        }
+    }
+}
+
+/// Names an adapter, its driver and its backend: the key under which measurements are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AdapterId {
+    /// The adapter's name as its driver gives it.
+    pub name: String,
+    /// Driver and version.
+    pub driver: String,
+    /// `vulkan`, `metal`, `dx12` or `gl`.
+    pub backend: String,
+}

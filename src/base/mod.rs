@@ -1,0 +1,13 @@
+//! Plain values that every room may use: shapes, dtypes, limits as data, host arrays, random numbers, tolerances.
+
+mod array;
+mod limits;
+mod rng;
+mod tensor_type;
+mod tolerance;
+
+pub use array::Array;
+pub use limits::{AdapterId, Limits};
+pub use rng::Rng;
+pub use tensor_type::{DType, Shape, TensorType};
+pub use tolerance::Tolerance;

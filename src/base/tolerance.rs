@@ -1,0 +1,54 @@
+//! The bar that a kernel's result must meet, derived from the dtype and the length of its reductions.
+
+use super::Array;
+
+/// `|y - r| <= c * eps * sqrt(K) * rms(r)` elementwise, and a normalised mean-square bar; K is the reduction length.
+#[derive(Debug, Clone, Copy)]
+pub struct Tolerance {
+    /// Factor for constants that the error model does not see; at most 64.
+    pub c: f64,
+    /// Relative rounding error of the dtype.
+    pub epsilon: f64,
+    /// Length of the longest reduction.
+    pub reduction: usize,
+}
+
+impl Tolerance {
+    /// The bar for strict f32 with reductions of length `reduction`.
+    pub fn f32(reduction: usize) -> Self {
+        Tolerance { c: 16.0, epsilon: f32::EPSILON as f64, reduction: reduction.max(1) }
+    }
+
+    /// Largest admissible elementwise error for a result whose reference is `r`.
+    pub fn bound(&self, r: &Array) -> f64 {
+        self.c * self.epsilon * (self.reduction as f64).sqrt() * r.rms()
+    }
+
+    /// `Ok` if `y` meets the bar against `r`, else a sentence that names the worst element.
+    pub fn check(&self, y: &Array, r: &Array) -> Result<(), String> {
+        if y.ty.shape != r.ty.shape {
+            return Err(format!("shape {} where {} was expected", y.ty.shape, r.ty.shape));
+        }
+        let bound = self.bound(r);
+        let mut worst = (0, -1.0);
+        let mut square = 0.0;
+        for (i, (a, b)) in y.data.iter().zip(&r.data).enumerate() {
+            let error = if a.is_nan() || b.is_nan() { f64::INFINITY } else { (a - b).abs() };
+            square += error * error;
+            // An element larger than the rms may carry its own rounding error.
+            let allowed = bound + 2.0 * self.epsilon * b.abs();
+            if error - allowed > worst.1 {
+                worst = (i, error - allowed);
+            }
+        }
+        if worst.1 > 0.0 {
+            let (i, over) = worst;
+            return Err(format!("element {i}: {} where {} was expected, {over:e} over the bar of {bound:e}", y.data[i], r.data[i]));
+        }
+        let nmse = (square / y.data.len().max(1) as f64).sqrt();
+        if nmse > bound / 2.0 {
+            return Err(format!("root mean square error {nmse:e} over half the bar of {bound:e}"));
+        }
+        Ok(())
+    }
+}

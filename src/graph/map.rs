@@ -1,0 +1,172 @@
+//! The elementwise operator. It stands with the graph because differentiation (sums of gradients) and fusion
+//! (composition) build it themselves; everything else about operators is in `ops`.
+
+use super::expr::{Binary, Expr, Unary};
+use super::{Cost, Dispatch, Graph, Hook, Io, Kernel, Op, OpNode, Operand, Value};
+use crate::base::{Array, Limits, Shape, TensorType};
+use crate::error::Result;
+
+/// An expression applied to every element. An input whose shape is a suffix of the result's shape (a bias, a scalar)
+/// is repeated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Map {
+    /// The expression.
+    pub expr: Expr,
+}
+
+impl Map {
+    /// x + y
+    pub fn add() -> Self {
+        Map { expr: Expr::binary(Binary::Add, Expr::Input(0), Expr::Input(1)) }
+    }
+
+    /// x · y
+    pub fn mul() -> Self {
+        Map { expr: Expr::binary(Binary::Mul, Expr::Input(0), Expr::Input(1)) }
+    }
+
+    /// factor · x
+    pub fn scale(factor: f32) -> Self {
+        Map { expr: Expr::binary(Binary::Mul, Expr::Const(factor), Expr::Input(0)) }
+    }
+
+    /// SwiGLU (Shazeer, 2020): silu(gate) · up, with inputs gate and up.
+    pub fn swiglu() -> Self {
+        let gate = Expr::Input(0);
+        let silu = Expr::binary(Binary::Mul, gate.clone(), Expr::unary(Unary::Sigmoid, gate));
+        Map { expr: Expr::binary(Binary::Mul, silu, Expr::Input(1)) }
+    }
+
+    /// The function body's expression: element `i` of the whole result, with inputs read from `e0`, `e1`, … .
+    /// `start` is the first element that the full-sized bindings hold.
+    pub(crate) fn hook_body(&self, io_inputs: &[TensorType], out: &Shape, first: &str, start: &str) -> String {
+        let n = out.elements();
+        self.expr.wgsl(&|k| {
+            let len = io_inputs[k].shape.elements();
+            let at = match len {
+                1 => "0u".to_string(),
+                _ if len == n => format!("i{start}"),
+                _ => format!("i % {len}u"),
+            };
+            format!("{first}{k}[{at}]")
+        })
+    }
+}
+
+/// Elements of one workgroup of `map.wgsl`.
+const WORKGROUP: usize = 64;
+
+/// Workgroups that cover `count` items of work, spread over x and y where one dimension does not suffice.
+pub fn spread(groups: usize, limits: &Limits) -> [u32; 3] {
+    let max = limits.max_workgroups as usize;
+    let y = groups.div_ceil(max).max(1);
+    [groups.div_ceil(y) as u32, y as u32, 1]
+}
+
+impl Op for Map {
+    fn name(&self) -> &'static str {
+        "map"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let out = inputs.iter().max_by_key(|t| (t.shape.elements(), t.shape.rank())).ok_or("needs an input")?;
+        for t in inputs {
+            let suffix = out.shape.dims().ends_with(t.shape.dims()) || t.shape.elements() == 1;
+            if t.dtype != crate::base::DType::F32 || !suffix {
+                return Err(format!("{t} is not f32 with a shape that ends {}", out.shape));
+            }
+        }
+        Ok(vec![(*out).clone()])
+    }
+
+    fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None; node.inputs.len()]) };
+        let count = node.inputs.len();
+        let full = g.ty(node.outputs[0]).clone();
+        let mut inputs = node.inputs.clone();
+        inputs.push(dy);
+        let mut gradients = Vec::new();
+        for (i, &input) in node.inputs.iter().enumerate() {
+            let expr = Expr::binary(Binary::Mul, Expr::Input(count), self.expr.derivative(i));
+            let dx = g.compact_map(expr, &inputs)?;
+            let ty = g.ty(input).clone();
+            gradients.push(Some(if ty == full { dx } else { g.sum_to(dx, &ty)? }));
+        }
+        Ok(gradients)
+    }
+
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        let out = &io.outputs[0];
+        let n = out.shape.elements();
+        let step = (limits.max_binding_bytes / 256 * 64) as usize;
+        let body = self.hook_body(&io.inputs, &out.shape, "e", " - params.start");
+        let reads = (0..io.inputs.len()).map(|k| (format!("e{k}"), "f32")).collect();
+        let code = format!("fn map(i: u32) -> f32 {{ return {body}; }}");
+        let mut kernel = Kernel::new("map", "scalar").constant("WORKGROUP", WORKGROUP);
+        kernel.hooks.push(Hook { name: "map", code, reads });
+        for start in (0..n).step_by(step) {
+            let count = step.min(n - start);
+            let (at, bytes) = (start as u64 * 4, count as u64 * 4);
+            let mut d = Dispatch::new(spread(count.div_ceil(WORKGROUP), limits))
+                .bind("y", Operand::Output(0), at, bytes)
+                .param("start", start)
+                .param("count", count);
+            for (k, t) in io.inputs.iter().enumerate() {
+                let whole = t.shape.elements() != n;
+                let (at, bytes) = if whole { (0, t.bytes()) } else { (at, bytes) };
+                d = d.bind(format!("e{k}"), Operand::Input(k), at, bytes);
+            }
+            kernel = kernel.dispatch(d);
+        }
+        vec![kernel]
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        Cost { flops: io.elements() * self.expr.flops(), bytes: io.bytes() }
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let types: Vec<&TensorType> = inputs.iter().map(|a| &a.ty).collect();
+        let ty = self.infer(&types).expect("checked when the node was made").remove(0);
+        let at = |k: usize, i: usize| inputs[k].data[i % inputs[k].data.len()];
+        let data = (0..ty.shape.elements()).map(|i| self.expr.eval(&|k| at(k, i))).collect();
+        vec![Array::new(ty, data)]
+    }
+
+    fn expression(&self) -> Option<&Expr> {
+        Some(&self.expr)
+    }
+}
+
+impl Graph {
+    /// Applies an expression, leaving out the inputs that it does not use.
+    pub fn compact_map(&mut self, expr: Expr, inputs: &[Value]) -> Result<Value> {
+        let (expr, inputs) = compact(&expr, inputs);
+        self.apply1(Map { expr }, &inputs)
+    }
+
+    /// x + y, elementwise.
+    pub fn add(&mut self, x: Value, y: Value) -> Result<Value> {
+        self.apply1(Map::add(), &[x, y])
+    }
+
+    /// x · y, elementwise.
+    pub fn mul(&mut self, x: Value, y: Value) -> Result<Value> {
+        self.apply1(Map::mul(), &[x, y])
+    }
+}
+
+/// Drops unused inputs and joins equal ones.
+pub(crate) fn compact(expr: &Expr, inputs: &[Value]) -> (Expr, Vec<Value>) {
+    let mut kept: Vec<Value> = Vec::new();
+    let used = std::cell::RefCell::new(&mut kept);
+    let expr = expr.substitute(&|i| {
+        let mut kept = used.borrow_mut();
+        let at = kept.iter().position(|&v| v == inputs[i]).unwrap_or_else(|| {
+            kept.push(inputs[i]);
+            kept.len() - 1
+        });
+        Expr::Input(at)
+    });
+    (expr, kept)
+}

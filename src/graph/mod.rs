@@ -1,0 +1,23 @@
+//! What to compute: operators of static shape, the nodes that apply them, and their gradients as further nodes.
+//! It knows no device and no rank.
+
+mod builder;
+mod expr;
+mod grad;
+mod kernel;
+mod map;
+mod node;
+mod op;
+mod print;
+mod sum;
+mod view;
+
+pub use builder::Graph;
+pub use expr::{Binary, Expr, Unary};
+pub use grad::gradients;
+pub use kernel::{Bind, Constant, Dispatch, Hook, Kernel, Operand, Scalar};
+pub use map::{Map, spread};
+pub use node::{Kind, Node, NodeId, Value};
+pub use sum::SumRows;
+pub use view::{Concat, Slice};
+pub use op::{Cost, Io, Op, OpNode, View};

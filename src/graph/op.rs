@@ -1,0 +1,123 @@
+//! What an operator must say of itself.
+
+use super::{Graph, Kernel, Value};
+use crate::base::{Array, Limits, TensorType};
+use crate::error::Result;
+use std::fmt::Debug;
+
+/// Types of an operator's inputs and outputs at one node.
+#[derive(Debug, Clone)]
+pub struct Io {
+    /// Types of the inputs.
+    pub inputs: Vec<TensorType>,
+    /// Types of the outputs.
+    pub outputs: Vec<TensorType>,
+}
+
+impl Io {
+    /// Bytes of all inputs and outputs, each once: what must cross the memory bus at least.
+    pub fn bytes(&self) -> u64 {
+        self.inputs.iter().chain(&self.outputs).map(TensorType::bytes).sum()
+    }
+
+    /// Elements of output 0, for operators that do a fixed amount of work for each.
+    pub fn elements(&self) -> u64 {
+        self.outputs.first().map_or(0, |t| t.shape.elements() as u64)
+    }
+}
+
+/// What a node costs on any adapter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Floating-point operations; a multiply-add counts as two.
+    pub flops: u64,
+    /// Bytes read and written.
+    pub bytes: u64,
+}
+
+/// The place of a node in its graph, handed to [`Op::gradient`] and [`Op::expand`].
+#[derive(Debug, Clone)]
+pub struct OpNode {
+    /// Its inputs.
+    pub inputs: Vec<Value>,
+    /// Its outputs.
+    pub outputs: Vec<Value>,
+}
+
+/// An operator that moves no data: its result is its input's memory, seen otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum View {
+    /// Output 0 is input 0 from this byte offset on.
+    Slice(u64),
+    /// Output 0 holds every input, one at each of these byte offsets; the producers write there directly.
+    Concat(Vec<u64>),
+}
+
+/// An operator of the library. Everything has a default but the name, the types and the reference; an operator has
+/// either kernels, or a view, or an expansion.
+pub trait Op: Debug + Send + Sync + 'static {
+    /// The field's name for it; shader, file, table row and test share it.
+    fn name(&self) -> &'static str;
+
+    /// Types of the outputs, or what is wrong with the inputs.
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String>;
+
+    /// Gradients towards each input as further nodes, from the gradients `dy` towards each output (`None` where the
+    /// loss does not depend on it). `None` means: no gradient flows there.
+    fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
+        let _ = (g, dy);
+        Ok(vec![None; node.inputs.len()])
+    }
+
+    /// Candidates, the first of them right on every adapter.
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        let _ = (io, limits);
+        Vec::new()
+    }
+
+    /// Work and traffic.
+    fn cost(&self, io: &Io) -> Cost {
+        Cost { flops: io.elements(), bytes: io.bytes() }
+    }
+
+    /// The outputs, and after them the new values of the inputs that [`Op::writes`] names, in f64 by plain loops.
+    fn reference(&self, inputs: &[Array]) -> Vec<Array>;
+
+    /// Inputs that are states and are updated in place.
+    fn writes(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// Set where the operator moves no data.
+    fn view(&self, io: &Io) -> Option<View> {
+        let _ = io;
+        None
+    }
+
+    /// Set where the operator stands for several others: they are put in its place before kernels are picked.
+    fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
+        let _ = (g, node);
+        Ok(None)
+    }
+
+    /// The input on whose elements a fused expression may be applied as they are loaded, if the kernels have that hook.
+    fn prologue(&self) -> Option<usize> {
+        None
+    }
+
+    /// True where the kernels can apply a fused expression to output 0 as it is stored.
+    fn epilogue(&self) -> bool {
+        false
+    }
+
+    /// The elementwise expression, where the operator is one: the fuser composes these.
+    fn expression(&self) -> Option<&crate::graph::Expr> {
+        None
+    }
+
+    /// Length of the longest sum behind one output element: the error bar grows with its root.
+    fn reduction(&self, io: &Io) -> usize {
+        let _ = io;
+        1
+    }
+}

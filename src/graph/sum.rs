@@ -1,0 +1,109 @@
+//! Sums over the leading dims: the reduction that broadcasting asks of every gradient.
+
+use super::{Cost, Dispatch, Expr, Graph, Io, Kernel, Map, Op, OpNode, Operand, Value};
+use crate::base::{Array, DType, Limits, Shape, TensorType};
+use crate::error::Result;
+
+/// Sums `[R, N]` over rows to `[N]`, in a fixed order: each partial result covers `rows_per_part` rows, one after the
+/// other, so that the same input gives the same bits on any adapter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SumRows {
+    /// Shape of the result; its elements are N.
+    pub shape: Shape,
+    /// Rows of one part. With fewer parts than rows, the result is `[parts, N]`.
+    pub rows_per_part: usize,
+}
+
+const WORKGROUP: usize = 64;
+
+impl SumRows {
+    fn rows(&self, x: &TensorType) -> usize {
+        x.shape.elements() / self.shape.last().max(1)
+    }
+
+    fn columns(&self) -> usize {
+        self.shape.last()
+    }
+}
+
+impl Op for SumRows {
+    fn name(&self) -> &'static str {
+        "sum_rows"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x] = inputs else { return Err("takes one input".into()) };
+        let parts = self.rows(x).div_ceil(self.rows_per_part);
+        if x.dtype != DType::F32 || x.shape.elements() % self.columns() != 0 || parts * self.columns() != self.shape.elements()
+        {
+            return Err(format!("cannot be summed to {} in parts of {} rows", self.shape, self.rows_per_part));
+        }
+        Ok(vec![TensorType::f32(self.shape.clone())])
+    }
+
+    fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
+        let (Some(dy), true) = (dy[0], self.rows_per_part >= self.rows(g.ty(node.inputs[0]))) else {
+            return Ok(vec![None]);
+        };
+        Ok(vec![Some(g.apply1(Map { expr: Expr::Input(1) }, &[node.inputs[0], dy])?)])
+    }
+
+    fn kernels(&self, io: &Io, _limits: &Limits) -> Vec<Kernel> {
+        let (rows, n) = (self.rows(&io.inputs[0]), self.columns());
+        let parts = rows.div_ceil(self.rows_per_part);
+        let d = Dispatch::new([n.div_ceil(WORKGROUP) as u32, parts as u32, 1])
+            .bind("x", Operand::Input(0), 0, io.inputs[0].bytes())
+            .bind("y", Operand::Output(0), 0, io.outputs[0].bytes())
+            .param("rows", rows)
+            .param("columns", n)
+            .param("rows_per_part", self.rows_per_part);
+        vec![Kernel::new("sum_rows", "columns").constant("WORKGROUP", WORKGROUP).dispatch(d)]
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        Cost { flops: io.inputs[0].shape.elements() as u64, bytes: io.bytes() }
+    }
+
+    fn reduction(&self, _io: &Io) -> usize {
+        self.rows_per_part
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let n = self.columns();
+        let mut y = Array::zeros(self.shape.clone());
+        for (i, x) in inputs[0].data.iter().enumerate() {
+            y.data[i / n / self.rows_per_part * n + i % n] += x;
+        }
+        vec![y]
+    }
+}
+
+impl Graph {
+    /// Sums `x` over its leading dims to the type `to`: in two stages where there are many rows.
+    ///
+    /// # Errors
+    /// If the sizes do not divide.
+    pub fn sum_to(&mut self, x: Value, to: &TensorType) -> Result<Value> {
+        let n = to.shape.elements();
+        let rows = self.ty(x).shape.elements() / n.max(1);
+        // One part costs a walk over its rows, in order; the root balances the two stages.
+        let per_part = (rows as f64).sqrt().ceil() as usize;
+        let parts = rows.div_ceil(per_part.max(1));
+        let mut x = x;
+        if parts > 1 && rows > 64 {
+            x = self.apply1(SumRows { shape: [parts, n].into(), rows_per_part: per_part }, &[x])?;
+        }
+        let rows = self.ty(x).shape.elements() / n.max(1);
+        let summed = self.apply1(SumRows { shape: [n].into(), rows_per_part: rows.max(1) }, &[x])?;
+        self.reshape(summed, to.shape.clone())
+    }
+
+    /// The same elements under another shape; moves no data.
+    ///
+    /// # Errors
+    /// If the number of elements differs.
+    pub fn reshape(&mut self, x: Value, shape: impl Into<Shape>) -> Result<Value> {
+        let shape = shape.into();
+        if self.ty(x).shape == shape { Ok(x) } else { self.apply1(super::Slice { start: 0, shape }, &[x]) }
+    }
+}

@@ -1,0 +1,97 @@
+//! Operators that move no data: a part of a tensor, and several tensors side by side.
+
+use super::{Cost, Graph, Io, Op, OpNode, Value, View};
+use crate::base::{Array, DType, Shape, TensorType};
+use crate::error::Result;
+
+/// `shape.elements()` elements from element `start` on, seen under `shape`. With `start` 0 it is a reshape.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Slice {
+    /// First element.
+    pub start: usize,
+    /// Shape of the part.
+    pub shape: Shape,
+}
+
+impl Op for Slice {
+    fn name(&self) -> &'static str {
+        "slice"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x] = inputs else { return Err("takes one input".into()) };
+        let (have, end) = (x.shape.elements(), self.start + self.shape.elements());
+        if end > have || self.start % 64 != 0 {
+            return Err(format!("elements {}..{end} of {have}: out of range, or not at a multiple of 64", self.start));
+        }
+        Ok(vec![TensorType { shape: self.shape.clone(), dtype: x.dtype }])
+    }
+
+    fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
+        let shape = g.ty(node.inputs[0]).shape.clone();
+        match dy[0] {
+            // Only whole-tensor views carry a gradient: parts are cut from states, whose parts are differentiated.
+            Some(dy) if shape.elements() == self.shape.elements() => Ok(vec![Some(g.reshape(dy, shape)?)]),
+            _ => Ok(vec![None]),
+        }
+    }
+
+    fn cost(&self, _io: &Io) -> Cost {
+        Cost::default()
+    }
+
+    fn view(&self, io: &Io) -> Option<View> {
+        Some(View::Slice(self.start as u64 * io.outputs[0].dtype.bytes()))
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let data = inputs[0].data[self.start..self.start + self.shape.elements()].to_vec();
+        vec![Array::new(TensorType { shape: self.shape.clone(), dtype: inputs[0].ty.dtype }, data)]
+    }
+}
+
+/// f32 tensors placed in one flat tensor of `elements` elements, each at its own start (a multiple of 64). Gaps are
+/// undefined.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Concat {
+    /// First element of each input.
+    pub starts: Vec<usize>,
+    /// Elements in all.
+    pub elements: usize,
+}
+
+impl Op for Concat {
+    fn name(&self) -> &'static str {
+        "concat"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let mut end = 0;
+        for (x, &start) in inputs.iter().zip(&self.starts) {
+            if start < end || start % 64 != 0 || x.dtype != DType::F32 {
+                return Err(format!("{x} cannot lie at element {start}"));
+            }
+            end = start + x.shape.elements();
+        }
+        if inputs.len() != self.starts.len() || end > self.elements {
+            return Err(format!("{} inputs for {} places in {} elements", inputs.len(), self.starts.len(), self.elements));
+        }
+        Ok(vec![TensorType::f32([self.elements])])
+    }
+
+    fn cost(&self, _io: &Io) -> Cost {
+        Cost::default()
+    }
+
+    fn view(&self, _io: &Io) -> Option<View> {
+        Some(View::Concat(self.starts.iter().map(|&s| s as u64 * 4).collect()))
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let mut y = Array::zeros([self.elements]);
+        for (x, &start) in inputs.iter().zip(&self.starts) {
+            y.data[start..start + x.data.len()].copy_from_slice(&x.data);
+        }
+        vec![y]
+    }
+}
