@@ -43,7 +43,10 @@ impl Tolerance {
         }
         if worst.1 > 0.0 {
             let (i, over) = worst;
-            return Err(format!("element {i}: {} where {} was expected, {over:e} over the bar of {bound:e}", y.data[i], r.data[i]));
+            return Err(format!(
+                "element {i}: {} where {} was expected, {over:e} over the bar of {bound:e}",
+                y.data[i], r.data[i]
+            ));
         }
         let nmse = (square / y.data.len().max(1) as f64).sqrt();
         if nmse > bound / 2.0 {

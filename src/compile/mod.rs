@@ -1,1 +1,47 @@
-//! To come.
+//! Graph → [`Plan`]: expand composites, drop what nobody wants, fuse, pick kernels, lay out memory. Pure functions; no
+//! device is touched.
+
+mod expand;
+mod fuse;
+mod fused;
+mod lower;
+mod memory;
+mod place;
+mod plan;
+mod print;
+mod prune;
+mod rewrite;
+
+pub use lower::{Chooser, First};
+pub use memory::{Block, Region, pack};
+pub use plan::{Binding, BufferKind, BufferSpec, Plan, PlanDispatch, Step, Totals, Wire};
+pub use print::human_bytes;
+
+use crate::base::Limits;
+use crate::error::Result;
+use crate::graph::Graph;
+
+/// Compiles a graph for an adapter with these limits; `chooser` picks among the candidates of each step.
+///
+/// # Errors
+/// If an operator has no kernel here, or a tensor fits no buffer of the adapter.
+pub fn compile(graph: &Graph, limits: &Limits, chooser: &mut dyn Chooser) -> Result<Plan> {
+    let graph = optimise(graph, limits)?;
+    let places = place::place(&graph)?;
+    lower::lower(&graph, &places, limits, chooser)
+}
+
+/// The graph-to-graph half of [`compile`]: what remains are the steps of the plan, in order.
+///
+/// # Errors
+/// As [`compile`].
+pub fn optimise(graph: &Graph, limits: &Limits) -> Result<Graph> {
+    let mut graph = graph.clone();
+    while let Some(expanded) = expand::expand(&graph)? {
+        graph = expanded;
+    }
+    let graph = prune::prune(&graph)?;
+    let graph = fuse::fuse(&graph, limits)?;
+    let graph = prune::prune(&graph)?;
+    place::own_members(&graph)
+}

@@ -34,7 +34,9 @@ impl Op for SumRows {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         let [x] = inputs else { return Err("takes one input".into()) };
         let parts = self.rows(x).div_ceil(self.rows_per_part);
-        if x.dtype != DType::F32 || x.shape.elements() % self.columns() != 0 || parts * self.columns() != self.shape.elements()
+        if x.dtype != DType::F32
+            || x.shape.elements() % self.columns() != 0
+            || parts * self.columns() != self.shape.elements()
         {
             return Err(format!("cannot be summed to {} in parts of {} rows", self.shape, self.rows_per_part));
         }

@@ -74,7 +74,12 @@ impl Op for Concat {
             end = start + x.shape.elements();
         }
         if inputs.len() != self.starts.len() || end > self.elements {
-            return Err(format!("{} inputs for {} places in {} elements", inputs.len(), self.starts.len(), self.elements));
+            return Err(format!(
+                "{} inputs for {} places in {} elements",
+                inputs.len(),
+                self.starts.len(),
+                self.elements
+            ));
         }
         Ok(vec![TensorType::f32([self.elements])])
     }

@@ -1,1 +1,5 @@
-//! To come.
+//! The operator library.
+
+mod copy;
+
+pub use copy::Copy;

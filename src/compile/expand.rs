@@ -1,0 +1,29 @@
+//! Puts the parts of composite operators in their place.
+
+use super::rewrite::{Rewrite, ids};
+use crate::error::Result;
+use crate::graph::{Graph, OpNode};
+
+/// One round of expansion; `None` if there was nothing to expand.
+pub(super) fn expand(graph: &Graph) -> Result<Option<Graph>> {
+    let mut rewrite = Rewrite::new(graph);
+    let mut changed = false;
+    for id in ids(graph) {
+        let node = graph.node(id);
+        let expanded = match node.op() {
+            Some(op) => {
+                let view = OpNode { inputs: rewrite.inputs(node), outputs: vec![] };
+                rewrite.new.scope(node.name.clone(), |g| op.expand(g, &view))?
+            }
+            None => None,
+        };
+        match expanded {
+            Some(outputs) => {
+                changed = true;
+                rewrite.set(id, &outputs);
+            }
+            None => rewrite.copy(id)?,
+        }
+    }
+    Ok(changed.then(|| rewrite.finish()))
+}

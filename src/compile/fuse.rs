@@ -1,0 +1,173 @@
+//! Fusion: chains of elementwise operators become one, and what stands behind or before an operator with hooks
+//! becomes its epilogue or prologue.
+
+use super::fused::{Attached, Fused};
+use super::rewrite::{Rewrite, ids, uses};
+use crate::base::Limits;
+use crate::error::Result;
+use crate::graph::{Expr, Graph, Kind, Map, Node, NodeId, Value};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A prologue is evaluated once for every time that an element is loaded: only this many operations may hide there.
+const CHEAP: u64 = 1;
+
+pub(super) fn fuse(graph: &Graph, limits: &Limits) -> Result<Graph> {
+    let chained = Pass::new(graph, limits).run(Pass::chain)?;
+    let chained = super::prune::prune(&chained)?;
+    let stored = Pass::new(&chained, limits).run(Pass::epilogue)?;
+    let stored = super::prune::prune(&stored)?;
+    Pass::new(&stored, limits).run(Pass::prologue)
+}
+
+/// One walk over the graph that may replace each node by a fused one; the producers that it swallowed die by pruning.
+struct Pass<'a> {
+    rewrite: Rewrite<'a>,
+    uses: HashMap<Value, usize>,
+    limits: &'a Limits,
+    last_write: Vec<u32>,
+}
+
+type Replacement = Option<(Arc<dyn crate::graph::Op>, Vec<Value>)>;
+
+impl<'a> Pass<'a> {
+    fn new(graph: &'a Graph, limits: &'a Limits) -> Self {
+        // For each node, the latest node up to it that writes a state: nothing is moved across a write.
+        let mut last_write = Vec::new();
+        let mut last = 0;
+        for (i, node) in graph.nodes().iter().enumerate() {
+            if node.op().is_some_and(|op| !op.writes().is_empty()) {
+                last = i as u32;
+            }
+            last_write.push(last);
+        }
+        Pass { rewrite: Rewrite::new(graph), uses: uses(graph), limits, last_write }
+    }
+
+    fn run(mut self, replace: impl Fn(&Self, NodeId) -> Replacement) -> Result<Graph> {
+        for id in ids(self.rewrite.old) {
+            match replace(&self, id) {
+                Some((op, inputs)) => {
+                    let name = self.rewrite.old.node(id).name.clone();
+                    let outputs = self.rewrite.new.apply_named(op, &inputs, name)?;
+                    self.rewrite.set(id, &outputs);
+                }
+                None => self.rewrite.copy(id)?,
+            }
+        }
+        Ok(self.rewrite.finish())
+    }
+
+    /// True where the value's producer may be computed inside `user` instead: nobody else reads it.
+    fn absorbable(&self, value: Value, user: NodeId) -> bool {
+        let op = matches!(self.rewrite.old.node(value.node).kind, Kind::Op(_));
+        op && self.uses[&value] == 1 && self.last_write[user.0 as usize] <= value.node.0
+    }
+
+    /// The node in the new graph that carries an old value, with its expression if it is elementwise.
+    fn carried(&self, value: Value) -> (Value, &Node) {
+        let new = self.rewrite.value(value);
+        (new, self.rewrite.new.node(new.node))
+    }
+
+    fn full(&self, value: Value, like: &Node) -> bool {
+        self.rewrite.old.ty(value).shape.elements() == like.outputs[0].shape.elements()
+    }
+
+    /// Map of maps → one map.
+    fn chain(&self, id: NodeId) -> Replacement {
+        let node = self.rewrite.old.node(id);
+        let expr = node.op()?.expression()?;
+        let mut inputs: Vec<Value> = Vec::new();
+        let mut parts: Vec<Expr> = Vec::new();
+        for &input in &node.inputs {
+            let (new, producer) = self.carried(input);
+            let inner = producer.op().and_then(|op| op.expression());
+            let base = inputs.len();
+            match inner {
+                Some(inner) if self.absorbable(input, id) && self.full(input, node) => {
+                    inputs.extend(&producer.inputs);
+                    parts.push(inner.substitute(&|i| Expr::Input(base + i)));
+                }
+                _ => {
+                    inputs.push(new);
+                    parts.push(Expr::Input(base));
+                }
+            }
+        }
+        let merged = expr.substitute(&|i| parts[i].clone());
+        let (expr, inputs) = crate::graph::compact(&merged, &inputs);
+        let fits = inputs.len() < self.limits.max_storage_bindings as usize;
+        let same_shape = inputs.iter().any(|&v| self.rewrite.new.ty(v).shape == node.outputs[0].shape);
+        (fits && same_shape).then(|| (Arc::new(Map { expr }) as _, inputs))
+    }
+
+    /// Operator, then map → operator with epilogue.
+    fn epilogue(&self, id: NodeId) -> Replacement {
+        let node = self.rewrite.old.node(id);
+        let expr = node.op()?.expression()?;
+        let at = node.inputs.iter().position(|&v| {
+            let producer = self.carried(v).1;
+            let hooked = producer.op().is_some_and(|op| op.epilogue()) && producer.outputs.len() == 1;
+            hooked && self.absorbable(v, id) && self.rewrite.old.ty(v).shape == node.outputs[0].shape
+        })?;
+        let producer = self.carried(node.inputs[at]).1;
+        let (mut inputs, first) = (producer.inputs.clone(), producer.inputs.len());
+        let extras = self.attach(node, at, &mut inputs);
+        let attached = Attached { expr: expr.substitute(&slots(at)), first, extras };
+        let op = producer.op()?.clone();
+        self.admit(Fused { base: op, base_inputs: first, prologue: None, epilogue: Some(attached) }, inputs, first)
+    }
+
+    /// Cheap map, then operator → operator with prologue.
+    fn prologue(&self, id: NodeId) -> Replacement {
+        let node = self.rewrite.old.node(id);
+        let op = node.op()?;
+        let hooked = *node.inputs.get(op.prologue()?)?;
+        let (_, map) = self.carried(hooked);
+        let expr = map.op()?.expression()?.clone();
+        if expr.flops() > CHEAP || !self.absorbable(hooked, id) {
+            return None;
+        }
+        let ty = self.rewrite.old.ty(hooked);
+        let at = map.inputs.iter().position(|&v| self.rewrite.new.ty(v) == ty)?;
+        let mut inputs = self.rewrite.inputs(node);
+        let first = inputs.len();
+        inputs[op.prologue()?] = map.inputs[at];
+        let others = map.inputs.iter().enumerate().filter(|(k, _)| *k != at).map(|(_, &v)| v);
+        inputs.extend(others);
+        let attached = Attached { expr: expr.substitute(&slots(at)), first, extras: inputs.len() - first };
+        self.admit(
+            Fused { base: op.clone(), base_inputs: first, prologue: Some(attached), epilogue: None },
+            inputs,
+            first,
+        )
+    }
+
+    /// Appends a map's inputs other than `at`; gives their number.
+    fn attach(&self, map: &Node, at: usize, inputs: &mut Vec<Value>) -> usize {
+        let before = inputs.len();
+        let others = map.inputs.iter().enumerate().filter(|(k, _)| *k != at);
+        inputs.extend(others.map(|(_, &v)| self.rewrite.value(v)));
+        inputs.len() - before
+    }
+
+    /// Bindings are few and bounded in size: what does not fit stays apart.
+    fn admit(&self, fused: Fused, inputs: Vec<Value>, first: usize) -> Replacement {
+        let bytes = |v: &Value| self.rewrite.new.ty(*v).bytes();
+        let fits = inputs[first..].iter().all(|v| bytes(v) <= self.limits.max_binding_bytes);
+        let bindings = inputs.len() + 1;
+        (fits && bindings <= self.limits.max_storage_bindings as usize).then(|| (Arc::new(fused) as _, inputs))
+    }
+}
+
+/// Renumbers a map's inputs: the hooked one becomes 0, the others 1, 2, … in order.
+fn slots(at: usize) -> impl Fn(usize) -> Expr {
+    move |i| {
+        Expr::Input(match i.cmp(&at) {
+            std::cmp::Ordering::Equal => 0,
+            std::cmp::Ordering::Less => i + 1,
+            std::cmp::Ordering::Greater => i,
+        })
+    }
+}

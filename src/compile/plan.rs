@@ -1,0 +1,165 @@
+//! The plan: steps, buffers and offsets as plain data, to be printed, compared, costed or run.
+
+use crate::base::TensorType;
+use crate::graph::{Cost, Hook, Scalar};
+use serde::Serialize;
+use std::sync::Arc;
+
+/// Everything that the executor needs.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The buffers.
+    pub buffers: Vec<BufferSpec>,
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// What the host writes before each run.
+    pub inputs: Vec<Wire>,
+    /// What the host may read after each run.
+    pub outputs: Vec<Wire>,
+    /// What is uploaded once.
+    #[serde(skip)]
+    pub constants: Vec<(Wire, Arc<[u8]>)>,
+}
+
+/// What a buffer is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "kind", content = "name")]
+pub enum BufferKind {
+    /// Written by the host before each run.
+    Input,
+    /// Uploaded once.
+    Constant,
+    /// Scratch of this plan.
+    Arena,
+    /// Shared by all plans that name it.
+    State(String),
+}
+
+/// A buffer to allocate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BufferSpec {
+    /// What it is for.
+    #[serde(flatten)]
+    pub kind: BufferKind,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A named tensor at its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Wire {
+    /// The name that the graph gave it.
+    pub name: String,
+    /// Its type.
+    pub ty: TensorType,
+    /// Index of its buffer.
+    pub buffer: usize,
+    /// First byte in that buffer.
+    pub offset: u64,
+}
+
+/// One kernel at work.
+#[derive(Debug, Clone, Serialize)]
+pub struct Step {
+    /// The node's path.
+    pub name: String,
+    /// The operator.
+    pub op: &'static str,
+    /// The candidate that was picked.
+    pub variant: String,
+    /// The shader.
+    pub shader: &'static str,
+    /// Its header.
+    pub constants: Vec<(&'static str, u32)>,
+    /// Fused expressions.
+    #[serde(skip)]
+    pub hooks: Vec<Hook>,
+    /// Types of what it reads.
+    pub inputs: Vec<TensorType>,
+    /// Types of what it makes.
+    pub outputs: Vec<TensorType>,
+    /// Its dispatches.
+    pub dispatches: Vec<PlanDispatch>,
+    /// Work and traffic.
+    pub flops: u64,
+    /// Bytes that it reads and writes.
+    pub bytes: u64,
+}
+
+/// One dispatch with everything resolved.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanDispatch {
+    /// Shader variables and the ranges behind them.
+    pub bindings: Vec<Binding>,
+    /// Fields of `Params`.
+    pub params: Vec<(&'static str, Scalar)>,
+    /// Workgroups.
+    pub workgroups: [u32; 3],
+}
+
+/// A shader variable and the range of a buffer behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Binding {
+    /// The variable.
+    pub name: String,
+    /// Index of the buffer.
+    pub buffer: usize,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// True where the step writes it.
+    pub written: bool,
+}
+
+/// Sums over a plan.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Steps.
+    pub steps: usize,
+    /// Dispatches.
+    pub dispatches: usize,
+    /// Floating-point operations of one run.
+    pub flops: u64,
+    /// Bytes read and written by one run.
+    pub traffic: u64,
+    /// Device bytes of scratch.
+    pub arena_bytes: u64,
+    /// Device bytes of states.
+    pub state_bytes: u64,
+    /// Device bytes of inputs and constants.
+    pub other_bytes: u64,
+}
+
+impl Totals {
+    /// All device bytes: what the executor allocates, to the byte.
+    pub fn device_bytes(&self) -> u64 {
+        self.arena_bytes + self.state_bytes + self.other_bytes
+    }
+}
+
+impl Plan {
+    /// Sums over all steps and buffers.
+    pub fn totals(&self) -> Totals {
+        let mut t = Totals { steps: self.steps.len(), ..Totals::default() };
+        for step in &self.steps {
+            t.dispatches += step.dispatches.len();
+            t.flops += step.flops;
+            t.traffic += step.bytes;
+        }
+        for buffer in &self.buffers {
+            *match buffer.kind {
+                BufferKind::Arena => &mut t.arena_bytes,
+                BufferKind::State(_) => &mut t.state_bytes,
+                _ => &mut t.other_bytes,
+            } += buffer.bytes;
+        }
+        t
+    }
+
+    /// Work and traffic of one run.
+    pub fn cost(&self) -> Cost {
+        let t = self.totals();
+        Cost { flops: t.flops, bytes: t.traffic }
+    }
+}

@@ -1,0 +1,27 @@
+//! Drops nodes that neither reach an output nor write a state.
+
+use super::rewrite::{Rewrite, ids};
+use crate::error::Result;
+use crate::graph::Graph;
+
+pub(super) fn prune(graph: &Graph) -> Result<Graph> {
+    let mut live = vec![false; graph.nodes().len()];
+    for (_, value) in graph.outputs() {
+        live[value.node.0 as usize] = true;
+    }
+    for id in ids(graph).rev() {
+        let node = graph.node(id);
+        let writes = node.op().is_some_and(|op| !op.writes().is_empty());
+        if writes || live[id.0 as usize] {
+            live[id.0 as usize] = true;
+            for input in &node.inputs {
+                live[input.node.0 as usize] = true;
+            }
+        }
+    }
+    let mut rewrite = Rewrite::new(graph);
+    for id in ids(graph).filter(|id| live[id.0 as usize]) {
+        rewrite.copy(id)?;
+    }
+    Ok(rewrite.finish())
+}
