@@ -1,1 +1,8 @@
-//! To come.
+//! The LLaMA family: its configuration as Hugging Face writes it, the presets kept in `models/`, and the model as a graph.
+
+mod config;
+mod parse;
+mod presets;
+
+pub use config::ModelConfig;
+pub use presets::{DEFAULT_PRESET, PRESETS, find_config};

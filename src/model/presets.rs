@@ -1,0 +1,88 @@
+//! The models that come with the program: shapes only, kept as `models/<name>/config.json`.
+
+use super::ModelConfig;
+use crate::error::{Error, Result};
+use std::path::Path;
+
+/// What is trained when nothing is said.
+pub const DEFAULT_PRESET: &str = "story-1m";
+
+/// Name and config.json of every preset.
+pub const PRESETS: [(&str, &str); 5] = [
+    ("story-1m", include_str!("../../models/story-1m/config.json")),
+    ("story-4m", include_str!("../../models/story-4m/config.json")),
+    ("smollm2-135m", include_str!("../../models/smollm2-135m/config.json")),
+    ("tinyllama-1.1b", include_str!("../../models/tinyllama-1.1b/config.json")),
+    ("llama-3-8b", include_str!("../../models/llama-3-8b/config.json")),
+];
+
+/// A configuration by what the user typed: a preset's name, a config.json, or a folder that holds one.
+///
+/// # Errors
+/// If it is none of these, or the file is refused by [`ModelConfig::read`].
+pub fn find_config(name: &str) -> Result<ModelConfig> {
+    if let Some((name, text)) = PRESETS.iter().find(|(preset, _)| *preset == name) {
+        return ModelConfig::parse(text, &Path::new("models").join(name).join("config.json"));
+    }
+    let path = Path::new(name);
+    if path.is_dir() {
+        let file = path.join("config.json");
+        if !file.is_file() {
+            return Err(Error::file(path, "this folder holds no config.json; give a Hugging Face model folder"));
+        }
+        return ModelConfig::read(&file);
+    }
+    if path.is_file() {
+        return ModelConfig::read(path);
+    }
+    let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
+    Err(Error::Invalid(format!(
+        "\"{name}\" is neither a preset nor a config.json nor a folder with one; presets: {}",
+        names.join(", ")
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_parse_and_count_their_parameters() {
+        let counts: Vec<(&str, u64)> =
+            PRESETS.iter().map(|(name, _)| (*name, find_config(name).unwrap().parameters())).collect();
+        let expected = [
+            ("story-1m", 869_504),
+            ("story-4m", 4_213_504),
+            ("smollm2-135m", 134_515_008),
+            ("tinyllama-1.1b", 1_100_048_384),
+            ("llama-3-8b", 8_030_261_248),
+        ];
+        assert_eq!(counts, expected);
+        assert!(PRESETS.iter().any(|(name, _)| *name == DEFAULT_PRESET));
+    }
+
+    #[test]
+    fn unknown_names_are_answered_with_the_list() {
+        assert_eq!(
+            find_config("gpt-5").unwrap_err().to_string(),
+            "\"gpt-5\" is neither a preset nor a config.json nor a folder with one; \
+             presets: story-1m, story-4m, smollm2-135m, tinyllama-1.1b, llama-3-8b"
+        );
+    }
+
+    #[test]
+    fn folders_and_files_are_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        assert!(
+            find_config(path)
+                .unwrap_err()
+                .to_string()
+                .ends_with("this folder holds no config.json; give a Hugging Face model folder")
+        );
+        let file = folder.path().join("config.json");
+        std::fs::write(&file, PRESETS[0].1).unwrap();
+        assert_eq!(find_config(path).unwrap(), find_config("story-1m").unwrap());
+        assert_eq!(find_config(file.to_str().unwrap()).unwrap(), find_config("story-1m").unwrap());
+    }
+}
