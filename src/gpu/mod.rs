@@ -1,1 +1,16 @@
-//! To come.
+//! The device: the only room that names wgpu. Adapters, buffers, pipelines, submissions, timing, and what is lost.
+
+mod adapter;
+mod buffer;
+mod device;
+mod pipeline;
+mod profile;
+mod queue;
+mod wait;
+
+pub use adapter::{AdapterReport, Selector, list};
+pub use buffer::{Buffer, Range, Readback, Upload};
+pub use device::Gpu;
+pub use pipeline::{Access, BindGroup, Pipeline};
+pub use profile::time;
+pub use queue::{PassTimes, Submission, Ticket};

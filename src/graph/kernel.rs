@@ -1,9 +1,7 @@
 //! How an operator may be computed: shaders, specialisations and dispatches as plain data.
 
+pub use crate::shader::{Constant, Hook};
 use serde::{Deserialize, Serialize};
-
-/// A value of the header that specialises a shader.
-pub type Constant = (&'static str, u32);
 
 /// A field of a shader's `Params`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -74,17 +72,6 @@ pub struct Dispatch {
     pub params: Vec<(&'static str, Scalar)>,
     /// Workgroups in x, y and z.
     pub workgroups: [u32; 3],
-}
-
-/// Text that the fuser puts in place of `#hook NAME`; the variables that it reads are bound by every dispatch.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Hook {
-    /// `prologue`, `epilogue` or `map`.
-    pub name: &'static str,
-    /// A WGSL function of that name.
-    pub code: String,
-    /// Storage variables that the function reads, with their WGSL element type, e.g. `("e0", "f32")`.
-    pub reads: Vec<(String, &'static str)>,
 }
 
 /// One candidate: a shader, its specialisation, and the dispatches that cover the tensor.

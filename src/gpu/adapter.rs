@@ -1,0 +1,209 @@
+//! Which adapters there are, what they can do, and which one to take.
+
+use crate::base::{AdapterId, Limits};
+use crate::error::{Error, Result};
+
+/// What one adapter says of itself.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct AdapterReport {
+    /// Its number in [`list`], best first.
+    pub number: usize,
+    /// Its name as the driver gives it.
+    pub name: String,
+    /// The driver's name.
+    pub driver: String,
+    /// The driver's version.
+    pub driver_info: String,
+    /// `vulkan`, `metal`, `dx12` or `gl`.
+    pub backend: String,
+    /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
+    pub device_type: String,
+    /// What shapes kernels and memory plans.
+    pub limits: Limits,
+    /// Optional features, by wgpu's names.
+    pub features: Vec<String>,
+}
+
+impl AdapterReport {
+    /// The key under which measurements are kept.
+    pub fn id(&self) -> AdapterId {
+        let driver = format!("{} {}", self.driver, self.driver_info).trim().to_string();
+        AdapterId { name: self.name.clone(), driver, backend: self.backend.clone() }
+    }
+
+    /// One line for lists and messages.
+    pub fn line(&self) -> String {
+        format!(
+            "{}: {} ({}, {}, {} {})",
+            self.number, self.name, self.device_type, self.backend, self.driver, self.driver_info
+        )
+    }
+}
+
+/// How the user names an adapter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Selector {
+    /// Discrete before integrated before virtual before CPU, native interfaces before GL.
+    #[default]
+    Automatic,
+    /// By the number in [`list`].
+    Number(usize),
+    /// By a part of its name, in any case.
+    Name(String),
+}
+
+impl From<&str> for Selector {
+    /// `auto` or nothing, a number, or a part of a name.
+    fn from(text: &str) -> Self {
+        match text.trim() {
+            "" | "auto" => Selector::Automatic,
+            t => t.parse().map_or_else(|_| Selector::Name(t.to_string()), Selector::Number),
+        }
+    }
+}
+
+const NO_ADAPTER: &str = "no GPU adapter was found, not even one that computes on the CPU. Install your GPU's Vulkan driver; for \
+    an adapter on the CPU, on Debian or Ubuntu: `apt-get install mesa-vulkan-drivers`, on Fedora: `dnf install mesa-vulkan-drivers`, \
+    on Arch: `pacman -S vulkan-swrast`";
+
+impl Selector {
+    /// The chosen adapter's number, and a sentence that says why it was taken.
+    ///
+    /// # Errors
+    /// [`Error::Adapter`] if there is none at all (with what to install), or none that fits (with what there is).
+    pub fn choose(&self, adapters: &[AdapterReport]) -> Result<(usize, String)> {
+        let Some(first) = adapters.first() else { return Err(Error::Adapter(NO_ADAPTER.into())) };
+        let found = match self {
+            Selector::Automatic => Some(first),
+            Selector::Number(n) => adapters.get(*n),
+            Selector::Name(part) => {
+                let part = part.to_lowercase();
+                adapters.iter().find(|a| a.name.to_lowercase().contains(&part))
+            }
+        };
+        let wanted = match self {
+            Selector::Automatic => "automatic".to_string(),
+            Selector::Number(n) => format!("number {n}"),
+            Selector::Name(part) => format!("name `{part}`"),
+        };
+        let Some(a) = found else {
+            let lines: Vec<String> = adapters.iter().map(AdapterReport::line).collect();
+            return Err(Error::Adapter(format!("no adapter fits {wanted}; there are: {}", lines.join("; "))));
+        };
+        let why = match (self, adapters.len()) {
+            (Selector::Automatic, 1) => "it is the only one".to_string(),
+            (Selector::Automatic, n) => format!("of {n} adapters, {} through {} comes first", a.device_type, a.backend),
+            _ => format!("it fits {wanted}"),
+        };
+        Ok((a.number, format!("adapter {} ({}) was taken: {why}", a.number, a.name)))
+    }
+}
+
+/// All adapters, the one that automatic selection takes first.
+pub async fn list() -> Vec<AdapterReport> {
+    adapters().await.into_iter().map(|(_, report)| report).collect()
+}
+
+/// Adapters with their reports, best first. Errors of single drivers are left to wgpu, which skips them.
+pub(super) async fn adapters() -> Vec<(wgpu::Adapter, AdapterReport)> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(descriptor);
+    let mut all = instance.enumerate_adapters(wgpu::Backends::all()).await;
+    // Stable, so that equals keep the order of the system.
+    all.sort_by_key(rank);
+    all.retain(|a| a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS));
+    all.into_iter()
+        .enumerate()
+        .map(|(number, a)| {
+            let report = report(number, &a);
+            (a, report)
+        })
+        .collect()
+}
+
+fn rank(adapter: &wgpu::Adapter) -> (u8, u8) {
+    let info = adapter.get_info();
+    let kind = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    };
+    (kind, u8::from(info.backend == wgpu::Backend::Gl))
+}
+
+fn report(number: usize, adapter: &wgpu::Adapter) -> AdapterReport {
+    let info = adapter.get_info();
+    let device_type = match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => "discrete",
+        wgpu::DeviceType::IntegratedGpu => "integrated",
+        wgpu::DeviceType::VirtualGpu => "virtual",
+        wgpu::DeviceType::Cpu => "cpu",
+        wgpu::DeviceType::Other => "other",
+    };
+    let features = adapter.features().iter_names().map(|(name, _)| name.to_string()).collect();
+    AdapterReport {
+        number,
+        name: info.name.clone(),
+        driver: info.driver.clone(),
+        driver_info: info.driver_info.clone(),
+        backend: info.backend.to_str().to_string(),
+        device_type: device_type.to_string(),
+        limits: limits(&adapter.limits(), &info),
+        features,
+    }
+}
+
+/// wgpu's limits as the plain data that the compiler sees.
+pub(super) fn limits(l: &wgpu::Limits, info: &wgpu::AdapterInfo) -> Limits {
+    let alignment = l.min_storage_buffer_offset_alignment.max(l.min_uniform_buffer_offset_alignment).max(16);
+    let max_binding_bytes = l.max_storage_buffer_binding_size.min(l.max_buffer_size);
+    Limits {
+        // Windows over a tensor start at multiples of the alignment, so their length is one too.
+        max_binding_bytes: max_binding_bytes / u64::from(alignment) * u64::from(alignment),
+        max_buffer_bytes: l.max_buffer_size,
+        binding_alignment: u64::from(alignment),
+        max_storage_bindings: l.max_storage_buffers_per_shader_stage,
+        max_workgroups: l.max_compute_workgroups_per_dimension,
+        max_invocations: l.max_compute_invocations_per_workgroup,
+        max_shared_bytes: l.max_compute_workgroup_storage_size,
+        min_subgroup: info.subgroup_min_size,
+        max_subgroup: info.subgroup_max_size,
+        is_cpu: info.device_type == wgpu::DeviceType::Cpu,
+        memory_bytes: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(number: usize, name: &str) -> AdapterReport {
+        AdapterReport {
+            number,
+            name: name.into(),
+            driver: "d".into(),
+            driver_info: "1".into(),
+            backend: "vulkan".into(),
+            device_type: "cpu".into(),
+            limits: Limits::default(),
+            features: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn selectors_find_and_explain() {
+        let all = [adapter(0, "Radeon X"), adapter(1, "llvmpipe")];
+        assert_eq!(Selector::from("auto").choose(&all).unwrap().0, 0);
+        assert_eq!(Selector::from("1").choose(&all).unwrap().0, 1);
+        assert_eq!(Selector::from("LLVM").choose(&all).unwrap().0, 1);
+        let none = Selector::from("geforce").choose(&all).unwrap_err().to_string();
+        assert_eq!(
+            none,
+            "no adapter fits name `geforce`; there are: 0: Radeon X (cpu, vulkan, d 1); 1: llvmpipe (cpu, vulkan, d 1)"
+        );
+        assert!(Selector::Automatic.choose(&[]).unwrap_err().to_string().contains("mesa-vulkan-drivers"));
+    }
+}

@@ -1,0 +1,56 @@
+//! Futures for wgpu's callbacks, and the one place that waits natively.
+
+use super::Gpu;
+use crate::error::{Error, Result};
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+
+struct State<T> {
+    value: Option<T>,
+    waker: Option<Waker>,
+}
+
+/// A value that a callback will bring.
+pub(super) struct Promise<T>(Arc<Mutex<State<T>>>);
+
+/// The promise, and the callback that keeps it.
+pub(super) fn promise<T: Send + 'static>() -> (Promise<T>, impl FnOnce(T) + Send + 'static) {
+    let state = Arc::new(Mutex::new(State { value: None, waker: None }));
+    let keep = state.clone();
+    let callback = move |value| {
+        let mut state = keep.lock().unwrap_or_else(|e| e.into_inner());
+        state.value = Some(value);
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    };
+    (Promise(state), callback)
+}
+
+impl<T> Promise<T> {
+    pub(super) async fn get(self) -> T {
+        std::future::poll_fn(|context| {
+            let mut state = self.0.lock().unwrap_or_else(|e| e.into_inner());
+            state.waker = Some(context.waker().clone());
+            state.value.take().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
+
+impl Gpu {
+    /// Drives the device until a submission (the latest where `None`) is done.
+    ///
+    /// Natively, wgpu makes progress only while some thread polls it: this is the one place where the library does,
+    /// and with it the one place that holds the calling thread. In a browser the event loop polls and this returns
+    /// at once; the callers then wait in their futures.
+    pub(super) fn drive(&self, until: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        #[cfg(not(target_arch = "wasm32"))]
+        self.device()
+            .poll(wgpu::PollType::Wait { submission_index: until, timeout: None })
+            .map_err(|e| self.fault().unwrap_or_else(|| Error::Device(e.to_string())))?;
+        #[cfg(target_arch = "wasm32")]
+        let _ = until;
+        self.check()
+    }
+}

@@ -1,0 +1,169 @@
+//! One kernel alone, on buffers of its own between guard words: for operator tests, the self-test and the tuner.
+
+use super::bind::{check_range, params_bytes, resolve};
+use crate::base::{Array, DType, TensorType};
+use crate::error::{Error, Result};
+use crate::gpu::{BindGroup, Buffer, Gpu, Pipeline, Submission, time};
+use crate::graph::{Io, Kernel, Operand};
+use crate::shader::assemble;
+use std::sync::Arc;
+
+/// What guards hold; as f32 a number that no test expects.
+const GUARD: [u8; 4] = 0xDEAD_BEEF_u32.to_le_bytes();
+/// What outputs hold before: a NaN.
+const POISON: [u8; 4] = 0x7FC0_DEAD_u32.to_le_bytes();
+
+/// A kernel with its buffers, ready to be recorded.
+struct Prepared {
+    inputs: Vec<Buffer>,
+    outputs: Vec<Buffer>,
+    steps: Vec<(Arc<Pipeline>, BindGroup, [u32; 3])>,
+    /// Bytes of guard on either side of an operand.
+    guard: u64,
+}
+
+impl Prepared {
+    async fn new(gpu: &Gpu, kernel: &Kernel, io: &Io) -> Result<Prepared> {
+        let source = assemble(kernel.shader, &kernel.constants, &kernel.hooks)?;
+        let pipeline = gpu.pipeline(kernel.shader, &source.text, &source.layout()).await?;
+        let guard = gpu.limits().binding_alignment.max(256);
+        let mut made = Prepared { inputs: Vec::new(), outputs: Vec::new(), steps: Vec::new(), guard };
+        for ty in &io.inputs {
+            made.inputs.push(gpu.storage("input", ty.bytes() + 2 * guard).await?);
+        }
+        for ty in &io.outputs {
+            made.outputs.push(gpu.storage("output", ty.bytes() + 2 * guard).await?);
+        }
+        for d in &kernel.dispatches {
+            let numbers = resolve(&source, &d.bindings)?;
+            let mut ranges = Vec::new();
+            let params = params_bytes(&source, &d.params)?;
+            let uniform = gpu.uniform("params", params.len() as u64).await?;
+            if let Some(binding) = source.uniform() {
+                gpu.write(&uniform, 0, &params).await?;
+                ranges.push((binding.index, uniform.whole()));
+            }
+            for (bind, (index, _)) in d.bindings.iter().zip(numbers) {
+                let (buffer, ty) = match bind.operand {
+                    Operand::Input(i) => (made.inputs.get(i), io.inputs.get(i)),
+                    Operand::Output(i) => (made.outputs.get(i), io.outputs.get(i)),
+                };
+                let (Some(buffer), Some(ty)) = (buffer, ty) else {
+                    let message =
+                        format!("`{}` is bound to {:?}, which the node does not have", bind.name, bind.operand);
+                    return Err(Error::Shader { shader: source.shader.clone(), message });
+                };
+                let limits = gpu.limits();
+                check_range(&source, bind, ty, limits)?;
+                // Many drivers drop accesses beyond a binding, others do not: binding the guard as well brings them to light.
+                let to_end = bind.offset + bind.bytes == ty.bytes() && bind.bytes + guard <= limits.max_binding_bytes;
+                let bytes = bind.bytes + if to_end { guard } else { 0 };
+                ranges.push((index, buffer.range(guard + bind.offset, bytes)));
+            }
+            let group = gpu.bind(&pipeline, &ranges).await?;
+            made.steps.push((pipeline.clone(), group, d.workgroups));
+        }
+        Ok(made)
+    }
+
+    fn record(&self, submission: &mut Submission) {
+        for (pipeline, group, workgroups) in &self.steps {
+            submission.dispatch(pipeline, group, *workgroups);
+        }
+    }
+
+    async fn fill(&self, gpu: &Gpu, buffer: &Buffer, bytes: &[u8]) -> Result<()> {
+        let guard = GUARD.repeat(self.guard as usize / 4);
+        gpu.write(buffer, 0, &[&guard, bytes, &guard].concat()).await
+    }
+
+    /// Reads an operand back and checks what lies around it.
+    async fn read(&self, gpu: &Gpu, kernel: &Kernel, buffer: &Buffer, ty: &TensorType, what: &str) -> Result<Array> {
+        let bytes = gpu.read(buffer.whole()).await?;
+        let (start, end) = (self.guard as usize, (self.guard + ty.bytes()) as usize);
+        let broken = |range: std::ops::Range<usize>| {
+            bytes[range.clone()].chunks_exact(4).position(|w| w != GUARD).map(|i| range.start + i * 4)
+        };
+        if let Some(at) = broken(0..start).or_else(|| broken(end..bytes.len())) {
+            let message =
+                format!("variant {} wrote outside {what}, {ty}: at byte {}", kernel.variant, at as i64 - start as i64);
+            return Err(Error::Shader { shader: kernel.shader.to_string(), message });
+        }
+        Ok(Array::from_bytes(ty.clone(), &bytes[start..end]))
+    }
+}
+
+/// Runs one kernel alone on `inputs`. Returns the outputs (NaN where nothing was written), then the inputs numbered in
+/// `writes` as they are afterwards.
+///
+/// # Errors
+/// [`Error::Shader`] if the kernel does not fit its shader, or wrote outside its operands or into an input not named in
+/// `writes`; [`Error::Device`] if the device fails.
+pub async fn run_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, inputs: &[Array], writes: &[usize]) -> Result<Vec<Array>> {
+    if inputs.len() != io.inputs.len() || inputs.iter().zip(&io.inputs).any(|(a, t)| a.ty != *t) {
+        return Err(Error::Graph(format!("{}: the arrays given are not of the kernel's input types", kernel.shader)));
+    }
+    let prepared = Prepared::new(gpu, kernel, io).await?;
+    for (buffer, array) in prepared.inputs.iter().zip(inputs) {
+        prepared.fill(gpu, buffer, &array.to_bytes()).await?;
+    }
+    for (buffer, ty) in prepared.outputs.iter().zip(&io.outputs) {
+        prepared.fill(gpu, buffer, &POISON.repeat(ty.shape.elements())).await?;
+    }
+    let mut submission = gpu.submission();
+    prepared.record(&mut submission);
+    submission.submit()?;
+    let mut results = Vec::new();
+    for (i, (buffer, ty)) in prepared.outputs.iter().zip(&io.outputs).enumerate() {
+        results.push(prepared.read(gpu, kernel, buffer, ty, &format!("output {i}")).await?);
+    }
+    for (i, (buffer, ty)) in prepared.inputs.iter().zip(&io.inputs).enumerate() {
+        let array = prepared.read(gpu, kernel, buffer, ty, &format!("input {i}")).await?;
+        if writes.contains(&i) {
+            continue;
+        }
+        if array.to_bytes() != inputs[i].to_bytes() {
+            let message =
+                format!("variant {} changed input {i}, {ty}, which the operator does not write", kernel.variant);
+            return Err(Error::Shader { shader: kernel.shader.to_string(), message });
+        }
+    }
+    for &i in writes {
+        results.push(prepared.read(gpu, kernel, &prepared.inputs[i], &io.inputs[i], &format!("input {i}")).await?);
+    }
+    Ok(results)
+}
+
+/// Seconds that one run of a kernel takes on this device: the median over `runs` measurements, each of as many runs as
+/// fill two milliseconds. Inputs hold small numbers, integer ones zeros.
+///
+/// # Errors
+/// As [`run_kernel`].
+pub async fn time_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, runs: usize) -> Result<f64> {
+    let prepared = Prepared::new(gpu, kernel, io).await?;
+    for (buffer, ty) in prepared.inputs.iter().zip(&io.inputs).filter(|(_, ty)| ty.dtype == DType::F32) {
+        prepared.fill(gpu, buffer, &small_numbers(ty.shape.elements())).await?;
+    }
+    let measure = async |repeat: usize| {
+        let record = |s: &mut Submission| {
+            (0..repeat).for_each(|_| prepared.record(s));
+            Ok(())
+        };
+        time(gpu, record).await.map(|t| t / repeat as f64)
+    };
+    // The first run pays for page faults and the driver's lazy work.
+    let first = measure(1).await?.min(measure(1).await?);
+    let repeat = (2e-3 / first.max(1e-6)).clamp(1.0, 1000.0) as usize;
+    let mut times = Vec::new();
+    for _ in 0..runs.max(1) {
+        times.push(measure(repeat).await?);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+/// Numbers in (-0.5, 0.5) without a pattern that a cache or a compressor could use.
+fn small_numbers(n: usize) -> Vec<u8> {
+    let number = |i: usize| ((i as u32).wrapping_mul(0x9E37_79B9) >> 8) as f32 / (1 << 24) as f32 - 0.5;
+    (0..n).flat_map(|i| number(i).to_le_bytes()).collect()
+}

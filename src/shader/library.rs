@@ -1,0 +1,45 @@
+//! The shaders of the crate, embedded: every file under `shaders/`, by its path without the ending.
+
+macro_rules! table {
+    ($($name:literal),* $(,)?) => {
+        &[$(($name, include_str!(concat!("../../shaders/", $name, ".wgsl")))),*]
+    };
+}
+
+/// Sorted by name.
+const TABLE: &[(&str, &str)] = table!["map", "sum_rows"];
+
+/// Text of a shader, or `None` if there is none of this name (such as `map`, or `lib/x` for a shared part).
+pub fn text(name: &str) -> Option<&'static str> {
+    TABLE.iter().find(|(n, _)| *n == name).map(|(_, text)| *text)
+}
+
+/// Names of all shaders and shared parts.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|(name, _)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    fn walk(dir: &Path, prefix: &str, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let stem = path.file_stem().unwrap().to_str().unwrap();
+            if path.is_dir() {
+                walk(&path, &format!("{prefix}{stem}/"), found);
+            } else if path.extension().is_some_and(|e| e == "wgsl") {
+                found.push(format!("{prefix}{stem}"));
+            }
+        }
+    }
+
+    #[test]
+    fn table_and_folder_agree() {
+        let mut found = Vec::new();
+        walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders"), "", &mut found);
+        found.sort();
+        assert_eq!(found, super::names().collect::<Vec<_>>(), "src/shader/library.rs lists every file, sorted");
+    }
+}

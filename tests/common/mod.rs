@@ -1,0 +1,76 @@
+//! What several tests share: the device under test, and translation of kernels for vendors that are not here.
+#![allow(dead_code)]
+
+use danlu::gpu::{Gpu, Selector};
+use danlu::graph::Kernel;
+use danlu::shader::{Source, assemble};
+
+/// The adapter that the environment variable `DANLU_ADAPTER` names, or the automatic one.
+pub fn gpu() -> Gpu {
+    let wanted = std::env::var("DANLU_ADAPTER").unwrap_or_default();
+    pollster::block_on(Gpu::open(&Selector::from(wanted.as_str()))).expect("tests need an adapter")
+}
+
+/// Assembles a kernel, checks it against WebGPU's default limits, and translates it for every vendor.
+pub fn check_kernel(kernel: &Kernel) {
+    let source = assemble(kernel.shader, &kernel.constants, &kernel.hooks).unwrap_or_else(|e| panic!("{e}"));
+    let label = format!("{} {}", kernel.shader, kernel.variant);
+    let storage = source.bindings.iter().filter(|b| b.access != danlu::gpu::Access::Uniform).count();
+    assert!(storage <= 8, "{label}: {storage} storage bindings, WebGPU grants 8");
+    assert!(
+        source.shared_bytes <= 16_384,
+        "{label}: {} bytes of shared memory, WebGPU grants 16384",
+        source.shared_bytes
+    );
+    let [x, y, z] = source.workgroup_size;
+    assert!(x * y * z <= 256 && z <= 64, "{label}: {x} x {y} x {z} invocations, WebGPU grants 256");
+    for d in &kernel.dispatches {
+        assert!(d.workgroups.iter().all(|&n| n <= 65_535), "{label}: {:?} workgroups", d.workgroups);
+        danlu::run::params_bytes(&source, &d.params).unwrap_or_else(|e| panic!("{label}: {e}"));
+        danlu::run::resolve(&source, &d.bindings).unwrap_or_else(|e| panic!("{label}: {e}"));
+    }
+    translate_all(&label, &source);
+}
+
+/// Translates to SPIR-V, MSL, HLSL and GLSL.
+pub fn translate_all(label: &str, source: &Source) {
+    use naga::back::{glsl, hlsl, msl, spv};
+    let fail = |to: &str, e: &dyn std::fmt::Display| panic!("{label} does not translate to {to}: {e}");
+    let module = naga::front::wgsl::parse_str(&source.text).unwrap_or_else(|e| panic!("{label}: {e}"));
+    let capabilities = naga::valid::Capabilities::all();
+    let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
+    let info = validator.validate(&module).unwrap_or_else(|e| panic!("{label}: {e}"));
+    let stage = naga::ShaderStage::Compute;
+
+    let pipeline = spv::PipelineOptions { shader_stage: stage, entry_point: "main".into() };
+    if let Err(e) = spv::write_vec(&module, &info, &spv::Options::default(), Some(&pipeline)) {
+        fail("SPIR-V", &e);
+    }
+    let options = msl::Options { lang_version: (2, 4), fake_missing_bindings: true, ..Default::default() };
+    if let Err(e) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default()) {
+        fail("MSL", &e);
+    }
+    let mut text = String::new();
+    let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..Default::default() };
+    let pipeline = hlsl::PipelineOptions::default();
+    if let Err(e) = hlsl::Writer::new(&mut text, &options, &pipeline).write(&module, &info, None) {
+        fail("HLSL", &e);
+    }
+    // Subgroup operations want GLSL 430 with extensions; embedded GLSL has none.
+    let subgroups = source.text.contains("subgroup");
+    let versions = [glsl::Version::Desktop(430), glsl::Version::Embedded { version: 310, is_webgl: false }];
+    for version in versions.into_iter().take(if subgroups { 1 } else { 2 }) {
+        let binding =
+            |b: &danlu::shader::Binding| (naga::ResourceBinding { group: 0, binding: b.index }, b.index as u8);
+        let options =
+            glsl::Options { version, binding_map: source.bindings.iter().map(binding).collect(), ..Default::default() };
+        let pipeline = glsl::PipelineOptions { shader_stage: stage, entry_point: "main".into(), multiview: None };
+        let mut text = String::new();
+        let policies = naga::proc::BoundsCheckPolicies::default();
+        let written =
+            glsl::Writer::new(&mut text, &module, &info, &options, &pipeline, policies).and_then(|mut w| w.write());
+        if let Err(e) = written {
+            fail(&format!("GLSL {version}"), &e);
+        }
+    }
+}
