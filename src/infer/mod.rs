@@ -1,1 +1,5 @@
-//! To come.
+//! Generation: the KV cache's plan, sampling, and the stream of tokens.
+
+mod sample;
+
+pub use sample::{Sampler, Sampling};

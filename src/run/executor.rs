@@ -1,0 +1,277 @@
+//! Runs a plan: everything is made once; a run uploads its small inputs, encodes, submits, and allocates nothing.
+
+use super::States;
+use super::bind::params_bytes;
+use crate::base::TensorType;
+use crate::compile::{BufferKind, Plan, PlanDispatch, Step, Wire, human_bytes};
+use crate::error::{Error, Result};
+use crate::gpu::{BindGroup, Buffer, Gpu, Pipeline, Range, Readback, Upload};
+use crate::shader::{Source, assemble};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Runs in flight: the host prepares one while the device computes another, and reads results one late.
+const SLOTS: usize = 2;
+
+/// Work of one submission at most: display watchdogs kill what takes seconds, and slow adapters do 100 Gflop a second.
+const FLOPS_PER_SUBMISSION: u64 = 40_000_000_000;
+
+struct Launch {
+    pipeline: Arc<Pipeline>,
+    group: BindGroup,
+    workgroups: [u32; 3],
+    /// A submission ends after this dispatch.
+    last: bool,
+}
+
+struct Slot {
+    upload: Upload,
+    readback: Readback,
+}
+
+/// A plan ready to run.
+pub struct Executor {
+    gpu: Gpu,
+    launches: Vec<Launch>,
+    buffers: Vec<Buffer>,
+    inputs: Vec<Wire>,
+    outputs: Vec<(Wire, u64)>,
+    input_buffer: Option<usize>,
+    /// The input buffer's bytes, as the host wants them.
+    image: Vec<u8>,
+    output_bytes: u64,
+    slots: Vec<Slot>,
+    pending: VecDeque<usize>,
+    runs: usize,
+    allocated: u64,
+}
+
+/// The bytes of a run's outputs, by name.
+pub type Outputs = BTreeMap<String, Vec<u8>>;
+
+impl Executor {
+    /// Allocates the plan's buffers, joins its states with those of other plans, and makes pipelines and bind groups.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] before anything is allocated if the adapter's memory is known to be too small; else if the
+    /// device refuses.
+    pub async fn new(gpu: &Gpu, plan: &Plan, states: &mut States) -> Result<Executor> {
+        check_memory(gpu, plan, states)?;
+        let mut buffers = Vec::new();
+        let mut allocated = 0;
+        for (i, spec) in plan.buffers.iter().enumerate() {
+            buffers.push(match &spec.kind {
+                BufferKind::State(name) => states.buffer(name, spec.bytes).await?,
+                _ => gpu.storage(&format!("buffer {i}"), spec.bytes).await?,
+            });
+            allocated += buffers[i].bytes();
+        }
+        for (wire, bytes) in &plan.constants {
+            gpu.write(&buffers[wire.buffer], wire.offset, bytes).await?;
+        }
+        let launches = launches(gpu, plan, &buffers).await?;
+        let input_buffer = plan.buffers.iter().position(|b| b.kind == BufferKind::Input);
+        let mut output_bytes = 0;
+        let mut outputs = Vec::new();
+        for wire in &plan.outputs {
+            outputs.push((wire.clone(), output_bytes));
+            output_bytes += wire.ty.bytes();
+        }
+        let image = vec![0; input_buffer.map_or(0, |b| buffers[b].bytes() as usize)];
+        let mut slots = Vec::new();
+        for _ in 0..SLOTS {
+            let upload = gpu.upload(image.len() as u64).await?;
+            slots.push(Slot { upload, readback: gpu.readback(output_bytes).await? });
+        }
+        let inputs = plan.inputs.clone();
+        let (gpu, pending) = (gpu.clone(), VecDeque::new());
+        Ok(Executor {
+            gpu,
+            launches,
+            buffers,
+            inputs,
+            outputs,
+            input_buffer,
+            image,
+            output_bytes,
+            slots,
+            pending,
+            runs: 0,
+            allocated,
+        })
+    }
+
+    /// Device bytes of the plan's buffers, as allocated.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.allocated
+    }
+
+    /// Type of an input, if the plan has it.
+    pub fn input(&self, name: &str) -> Option<&TensorType> {
+        self.inputs.iter().find(|w| w.name == name).map(|w| &w.ty)
+    }
+
+    /// Sets an input for the runs to come. Inputs that a plan does not read are ignored.
+    ///
+    /// # Errors
+    /// If the number of bytes is not the input's.
+    pub fn set<T: bytemuck::Pod>(&mut self, name: &str, values: &[T]) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let Some(wire) = self.inputs.iter().find(|w| w.name == name) else { return Ok(()) };
+        if wire.ty.bytes() != bytes.len() as u64 {
+            return Err(Error::Graph(format!("input {name} is {}, not {} bytes", wire.ty, bytes.len())));
+        }
+        let at = wire.offset as usize;
+        self.image[at..at + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Submits one run. At most two may be in flight: take the results of the first before the third.
+    ///
+    /// # Errors
+    /// If the device failed, or results were left untaken.
+    pub async fn submit(&mut self) -> Result<()> {
+        if self.pending.len() == SLOTS {
+            return Err(Error::Graph("results of earlier runs were not taken".into()));
+        }
+        let at = self.runs % SLOTS;
+        self.runs += 1;
+        let slot = &self.slots[at];
+        let mut submission = self.gpu.submission();
+        if let (Some(b), false) = (self.input_buffer, self.image.is_empty()) {
+            slot.upload.fill(&self.gpu, &self.image).await?;
+            submission.copy_in(&slot.upload, 0, self.buffers[b].whole())?;
+        }
+        for launch in &self.launches {
+            submission.dispatch(&launch.pipeline, &launch.group, launch.workgroups);
+            if launch.last {
+                submission.submit()?;
+                submission = self.gpu.submission();
+            }
+        }
+        for (wire, offset) in &self.outputs {
+            let range = self.buffers[wire.buffer].range(wire.offset, wire.ty.bytes());
+            submission.copy_out_at(range, &slot.readback, *offset)?;
+        }
+        submission.submit()?;
+        self.pending.push_back(at);
+        Ok(())
+    }
+
+    /// Waits for the oldest run whose results were not taken, and gives them.
+    ///
+    /// # Errors
+    /// If nothing is in flight, or the device failed.
+    pub async fn outputs(&mut self) -> Result<Outputs> {
+        let at = self.pending.pop_front().ok_or_else(|| Error::Graph("no run is in flight".into()))?;
+        let take = |bytes: &[u8]| {
+            let part = |wire: &Wire, offset: u64| bytes[offset as usize..][..wire.ty.bytes() as usize].to_vec();
+            self.outputs.iter().map(|(wire, offset)| (wire.name.clone(), part(wire, *offset))).collect()
+        };
+        self.slots[at].readback.read(&self.gpu, self.output_bytes, take).await
+    }
+
+    /// One run and its results.
+    ///
+    /// # Errors
+    /// As [`Executor::submit`] and [`Executor::outputs`].
+    pub async fn run(&mut self) -> Result<Outputs> {
+        self.submit().await?;
+        self.outputs().await
+    }
+}
+
+/// A run's output as f32.
+pub fn f32s(outputs: &Outputs, name: &str) -> Vec<f32> {
+    outputs.get(name).map_or_else(Vec::new, |bytes| bytemuck::pod_collect_to_vec(bytes))
+}
+
+fn check_memory(gpu: &Gpu, plan: &Plan, states: &States) -> Result<()> {
+    let shared: u64 = plan
+        .buffers
+        .iter()
+        .filter(|b| matches!(&b.kind, BufferKind::State(name) if states.contains(name)))
+        .map(|b| b.bytes)
+        .sum();
+    let wanted = plan.totals().device_bytes() - shared;
+    let Some(memory) = gpu.limits().memory_bytes else { return Ok(()) };
+    let had = memory.saturating_sub(states.bytes());
+    if wanted <= had {
+        return Ok(());
+    }
+    let what = format!("the plan ({} of {} that are free)", human_bytes(wanted), human_bytes(had));
+    let advice = "choose a smaller model, --batch or --seq; `danlu plan` shows what takes the room".to_string();
+    Err(Error::Memory { what, wanted, had, adapter: gpu.report().name.clone(), advice })
+}
+
+/// Pipelines, compiled in parallel, and for each dispatch its bind group.
+async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<Vec<Launch>> {
+    let sources: Vec<Source> =
+        plan.steps.iter().map(|s| assemble(s.shader, &s.constants, &s.hooks)).collect::<Result<_>>()?;
+    compile(gpu, &sources)?;
+    let alignment = gpu.limits().binding_alignment;
+    let mut params: Vec<u8> = Vec::new();
+    let mut offsets = Vec::new();
+    for (step, source) in plan.steps.iter().zip(&sources) {
+        for dispatch in &step.dispatches {
+            params.resize(params.len().next_multiple_of(alignment as usize), 0);
+            offsets.push(params.len() as u64);
+            params.extend(params_bytes(source, &dispatch.params)?);
+            params.resize(params.len().next_multiple_of(16), 0);
+        }
+    }
+    let uniform = gpu.uniform("params", params.len() as u64).await?;
+    gpu.write(&uniform, 0, &params).await?;
+    let mut offsets = offsets.into_iter();
+    let mut launches: Vec<Launch> = Vec::new();
+    let mut flops = 0;
+    for (step, source) in plan.steps.iter().zip(&sources) {
+        let pipeline = gpu.pipeline(&step.name, &source.text, &source.layout()).await?;
+        flops += step.flops;
+        if flops > FLOPS_PER_SUBMISSION {
+            flops = step.flops;
+            if let Some(before) = launches.last_mut() {
+                before.last = true;
+            }
+        }
+        for dispatch in &step.dispatches {
+            let mut ranges = ranges(step, source, dispatch, buffers)?;
+            let offset = offsets.next().expect("one offset a dispatch");
+            if let Some(binding) = source.uniform() {
+                let bytes = (source.params_bytes as u64).next_multiple_of(16);
+                ranges.push((binding.index, uniform.range(offset, bytes)));
+            }
+            let group = gpu.bind(&pipeline, &ranges).await?;
+            launches.push(Launch { pipeline: pipeline.clone(), group, workgroups: dispatch.workgroups, last: false });
+        }
+    }
+    Ok(launches)
+}
+
+/// Fills the device's pipeline cache on all cores: a driver may take a second for one shader.
+fn compile(gpu: &Gpu, sources: &[Source]) -> Result<()> {
+    use rayon::prelude::*;
+    let mut distinct: Vec<&Source> = sources.iter().collect();
+    distinct.sort_by(|a, b| a.text.cmp(&b.text));
+    distinct.dedup_by(|a, b| a.text == b.text);
+    distinct.into_par_iter().try_for_each(|source| {
+        pollster::block_on(gpu.pipeline(&source.shader, &source.text, &source.layout())).map(|_| ())
+    })
+}
+
+fn ranges<'a>(
+    step: &Step,
+    source: &Source,
+    dispatch: &PlanDispatch,
+    buffers: &'a [Buffer],
+) -> Result<Vec<(u32, Range<'a>)>> {
+    let fail = |name: &str| {
+        let message = format!("{} binds `{name}`, which the shader does not declare", step.name);
+        Error::Shader { shader: step.shader.to_string(), message }
+    };
+    let bind = |b: &crate::compile::Binding| {
+        let binding = source.binding(&b.name).ok_or_else(|| fail(&b.name))?;
+        Ok((binding.index, buffers[b.buffer].range(b.offset, b.bytes)))
+    };
+    dispatch.bindings.iter().map(bind).collect()
+}

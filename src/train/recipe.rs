@@ -1,0 +1,171 @@
+//! A training run as one typed value: flags and a TOML file fill the same fields.
+
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// What to train, on what, and how. Every key has a default: an empty recipe trains the embedded default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Recipe {
+    /// A preset's name, a config.json, or a folder that holds one.
+    pub config: String,
+    /// Text, JSONL with a `text` field, or a folder of them; without it, the embedded stories.
+    pub data: Option<PathBuf>,
+    /// An existing tokenizer.json; without it, a BPE is trained on the data.
+    pub tokenizer: Option<PathBuf>,
+    /// Number of embedded stories to write.
+    pub stories: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Sequences of one step.
+    pub batch: usize,
+    /// Tokens of one sequence.
+    pub seq: usize,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// The learning rate ends at this share of the highest.
+    pub lr_floor: f64,
+    /// Steps over which the learning rate rises; a twentieth of all steps if not given.
+    pub warmup: Option<u64>,
+    /// Decay of matrices, as in AdamW.
+    pub weight_decay: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// The gradient is scaled down to this global norm.
+    pub clip: f64,
+    /// Seed of the weights, the order of the data and the samples.
+    pub seed: u64,
+    /// Steps between validations; a tenth of all steps if not given.
+    pub eval_every: Option<u64>,
+    /// Share of the tokens held out for validation.
+    pub val_fraction: f64,
+    /// Most sequences of one validation.
+    pub val_sequences: u64,
+    /// Text that the samples go on from.
+    pub prompt: String,
+    /// Where the model is written.
+    pub out: PathBuf,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        Recipe {
+            config: "story-1m".into(),
+            data: None,
+            tokenizer: None,
+            stories: 20_000,
+            steps: 500,
+            batch: 8,
+            seq: 128,
+            lr: 4e-3,
+            lr_floor: 0.1,
+            warmup: None,
+            weight_decay: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            clip: 1.0,
+            seed: 1,
+            eval_every: None,
+            val_fraction: 0.05,
+            val_sequences: 64,
+            prompt: "One day".into(),
+            out: "runs/model".into(),
+        }
+    }
+}
+
+impl Recipe {
+    /// Reads a TOML recipe.
+    ///
+    /// # Errors
+    /// A sentence with file, line and the key or value that does not fit.
+    pub fn open(path: impl AsRef<Path>) -> Result<Recipe> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        toml::from_str(&text).map_err(|e| Error::file(path, e.to_string().trim_end()))
+    }
+
+    /// The recipe as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a recipe is always valid TOML")
+    }
+
+    /// Refuses values that no run can use.
+    ///
+    /// # Errors
+    /// A sentence that names the key, its value and what it may be.
+    pub fn check(&self) -> Result<()> {
+        let counts = [("steps", self.steps), ("batch", self.batch as u64), ("seq", self.seq as u64)];
+        for (key, value) in counts {
+            if value == 0 {
+                return Err(Error::Invalid(format!("{key} is 0; it must be at least 1")));
+            }
+        }
+        if self.data.is_none() && self.stories == 0 {
+            return Err(Error::Invalid("stories is 0 and no data is given; there is nothing to train on".into()));
+        }
+        let positive = [("lr", self.lr), ("epsilon", self.epsilon), ("clip", self.clip)];
+        for (key, value) in positive {
+            if !(value > 0.0 && value.is_finite()) {
+                return Err(Error::Invalid(format!("{key} is {value}; it must be a number above 0")));
+            }
+        }
+        let shares = [("lr_floor", self.lr_floor), ("beta1", self.beta1), ("beta2", self.beta2)];
+        for (key, value) in shares {
+            if !(0.0..=1.0).contains(&value) || (key != "lr_floor" && value >= 1.0) {
+                return Err(Error::Invalid(format!("{key} is {value}; it must lie from 0 to 1")));
+            }
+        }
+        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
+            return Err(Error::Invalid(format!("weight_decay is {}; it must be 0 or above", self.weight_decay)));
+        }
+        if !(self.val_fraction > 0.0 && self.val_fraction < 1.0) {
+            return Err(Error::Invalid(format!("val_fraction is {}; it must lie between 0 and 1", self.val_fraction)));
+        }
+        Ok(())
+    }
+
+    /// Steps over which the learning rate rises.
+    pub fn warmup_steps(&self) -> u64 {
+        self.warmup.unwrap_or(self.steps.div_ceil(20))
+    }
+
+    /// Steps between validations.
+    pub fn eval_interval(&self) -> u64 {
+        self.eval_every.unwrap_or(self.steps.div_ceil(10)).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn toml_round_trip() {
+        let recipe = Recipe { steps: 7, ..Recipe::default() };
+        assert_eq!(toml::from_str::<Recipe>(&recipe.to_toml()).unwrap(), recipe);
+    }
+
+    #[test]
+    fn unknown_keys_name_line_and_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.toml");
+        std::fs::write(&path, "steps = 3\nleraning_rate = 1\n").unwrap();
+        let message = Recipe::open(&path).unwrap_err().to_string();
+        assert!(message.contains("line 2") && message.contains("unknown field `leraning_rate`"), "{message}");
+    }
+
+    #[test]
+    fn impossible_values_are_refused_by_name() {
+        let message = Recipe { batch: 0, ..Recipe::default() }.check().unwrap_err().to_string();
+        assert_eq!(message, "batch is 0; it must be at least 1");
+        let message = Recipe { lr: f64::NAN, ..Recipe::default() }.check().unwrap_err().to_string();
+        assert_eq!(message, "lr is NaN; it must be a number above 0");
+    }
+}
