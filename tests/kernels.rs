@@ -150,3 +150,19 @@ fn too_much_memory_and_a_lost_device_are_errors() {
     assert!(matches!(block_on(gpu.read(buffer.whole())), Err(danlu::error::Error::Device(_))));
     assert!(matches!(block_on(gpu.storage("y", 64)), Err(danlu::error::Error::Device(_))));
 }
+
+#[test]
+fn pipelines_are_made_on_several_threads_and_shared() {
+    let gpu = common::gpu();
+    let source = |n: u32| danlu::shader::assemble("sum_rows", &[("WORKGROUP", n)], &[]).unwrap();
+    let make = &|n: u32| {
+        let source = source(n);
+        block_on(gpu.pipeline("sum_rows", &source.text, &source.layout())).unwrap()
+    };
+    let made: Vec<_> = std::thread::scope(|s| {
+        let threads: Vec<_> = [32, 64, 128, 32].map(|n| s.spawn(move || make(n))).into();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert!(std::sync::Arc::ptr_eq(&made[0], &make(32)) && std::sync::Arc::ptr_eq(&made[0], &made[3]));
+    assert!(!std::sync::Arc::ptr_eq(&made[0], &made[1]));
+}

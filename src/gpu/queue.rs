@@ -135,8 +135,8 @@ impl Submission {
     }
 
     fn copy_raw(&mut self, from: Range<'_>, to: &Buffer, offset: u64) -> Result<()> {
-        let fits = |buffer: &Buffer, offset: u64| offset + from.bytes <= buffer.bytes() && offset % 4 == 0;
-        if !(fits(from.buffer, from.offset) && fits(to, offset) && from.bytes % 4 == 0) {
+        let fits = |buffer: &Buffer, offset: u64| offset + from.bytes <= buffer.bytes() && offset.is_multiple_of(4);
+        if !(fits(from.buffer, from.offset) && fits(to, offset) && from.bytes.is_multiple_of(4)) {
             return Err(Error::Device(format!(
                 "a copy of {} bytes from {} to {offset} does not fit",
                 from.bytes, from.offset
