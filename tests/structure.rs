@@ -9,8 +9,8 @@ const ROOMS: &[&str] = &[
     "data", "optim", "infer", "train", "serve", "cli",
 ];
 
-/// Rooms that describe work and never touch a device.
-const DEVICELESS: &[&str] = &["error", "base", "shader", "graph", "ops", "parallel", "compile", "nn", "model"];
+/// Rooms that say what to compute: they see a device's limits as data, never the device.
+const DEVICELESS: &[&str] = &["error", "base", "graph", "ops", "parallel", "compile", "nn", "model", "optim"];
 
 /// What only the program's edge may do.
 const EDGE_ONLY: &[&str] =
