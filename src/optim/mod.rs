@@ -1,1 +1,5 @@
-//! To come.
+//! Optimizers as graph nodes, and the learning rate over time.
+
+mod schedule;
+
+pub use schedule::Schedule;

@@ -1,1 +1,9 @@
-//! To come.
+//! What lies on disk: files that are whole or absent, safetensors, and Hugging Face model folders.
+
+pub mod atomic;
+mod folder;
+mod header;
+mod safetensors;
+
+pub use folder::{FolderFile, load_config, load_folder, save_folder};
+pub use safetensors::{Weights, stage_safetensors, write_safetensors};

@@ -1,0 +1,218 @@
+//! Parameters: what they are, and where each lies in the few flat pages that the device keeps. The optimizer works on
+//! whole pages; layers see one view for each parameter.
+
+use crate::base::{Rng, Shape, TensorType};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Slice, Value};
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Parameters begin at multiples of this many elements: 256 bytes, the strictest alignment of a binding.
+const ALIGN: usize = 64;
+
+/// What a fresh parameter holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// Ones: the gains of norms.
+    Ones,
+    /// Normal with mean 0 and this standard deviation, cut at three of them (which lowers it by 1.3 %).
+    Normal(f64),
+}
+
+/// One parameter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamSpec {
+    /// Hugging Face's name for it.
+    pub name: String,
+    /// Its shape; the elements are f32.
+    pub shape: Shape,
+    /// True if weight decay applies.
+    pub decay: bool,
+    /// What it holds before training.
+    pub init: Init,
+}
+
+/// One flat f32 tensor that holds several parameters.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Page {
+    /// Elements, a multiple of 64.
+    pub elements: usize,
+    /// Parameters before this element are decayed, those from it on are not.
+    pub decay_end: usize,
+    /// Which parameters lie in it, ascending, as indices into [`ParamLayout::specs`].
+    pub params: std::ops::Range<usize>,
+    /// First element of each of them.
+    pub starts: Vec<usize>,
+    /// Ranges that belong to no parameter: first element, and the first after.
+    pub gaps: Vec<(usize, usize)>,
+}
+
+/// Where every parameter lies. Moments of the optimizer have the same layout.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamLayout {
+    specs: Vec<ParamSpec>,
+    pages: Vec<Page>,
+    places: HashMap<String, (usize, usize)>,
+}
+
+/// The parameters in one graph.
+#[derive(Debug, Clone)]
+pub struct Params {
+    /// The states, one for each page.
+    pub pages: Vec<Value>,
+    /// A view of each parameter, in the order of [`ParamLayout::specs`].
+    pub views: Vec<Value>,
+    by_name: HashMap<String, Value>,
+}
+
+impl Params {
+    /// The parameter of this name.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn get(&self, name: &str) -> Result<Value> {
+        self.by_name.get(name).copied().ok_or_else(|| Error::Graph(format!("there is no parameter {name}")))
+    }
+}
+
+impl ParamLayout {
+    /// Lays parameters out: decayed ones first, in the order given, in pages of at most `page_bytes`. A parameter never
+    /// crosses a page; one that is larger than a page gets one of its own size.
+    ///
+    /// # Panics
+    /// If two parameters share a name, or one is empty.
+    pub fn new(specs: Vec<ParamSpec>, page_bytes: u64) -> Self {
+        let (mut ordered, rest): (Vec<_>, Vec<_>) = specs.into_iter().partition(|s| s.decay);
+        ordered.extend(rest);
+        let limit = (page_bytes / 4) as usize;
+        let mut pages: Vec<Page> = Vec::new();
+        for (i, spec) in ordered.iter().enumerate() {
+            let size = spec.shape.elements();
+            assert!(size > 0, "parameter {} is empty", spec.name);
+            let padded = size.next_multiple_of(ALIGN);
+            if pages.last().is_none_or(|page| page.elements + padded > limit) {
+                pages.push(Page { params: i..i, ..Page::default() });
+            }
+            let page = pages.last_mut().expect("pushed above");
+            page.starts.push(page.elements);
+            if padded > size {
+                page.gaps.push((page.elements + size, page.elements + padded));
+            }
+            page.elements += padded;
+            page.params.end = i + 1;
+            if spec.decay {
+                page.decay_end = page.elements;
+            }
+        }
+        let place = |(p, page): (usize, &Page)| -> Vec<(String, (usize, usize))> {
+            page.params.clone().zip(&page.starts).map(|(i, &start)| (ordered[i].name.clone(), (p, start))).collect()
+        };
+        let places: HashMap<_, _> = pages.iter().enumerate().flat_map(place).collect();
+        assert_eq!(places.len(), ordered.len(), "two parameters share a name");
+        ParamLayout { specs: ordered, pages, places }
+    }
+
+    /// The parameters, decayed ones first.
+    pub fn specs(&self) -> &[ParamSpec] {
+        &self.specs
+    }
+
+    /// The pages.
+    pub fn pages(&self) -> &[Page] {
+        &self.pages
+    }
+
+    /// Elements of all parameters, padding left out.
+    pub fn parameters(&self) -> u64 {
+        self.specs.iter().map(|s| s.shape.elements() as u64).sum()
+    }
+
+    /// Page and first element of a parameter.
+    pub fn place(&self, name: &str) -> Option<(usize, usize)> {
+        self.places.get(name).copied()
+    }
+
+    /// Declares one state for each page, named `<name>.<page>`: `param` for the parameters, `adam_m` and `adam_v` for
+    /// the moments.
+    pub fn states(&self, g: &mut Graph, name: &str) -> Vec<Value> {
+        let declare = |(i, page): (usize, &Page)| g.state(&format!("{name}.{i}"), TensorType::f32([page.elements]));
+        self.pages.iter().enumerate().map(declare).collect()
+    }
+
+    /// Declares the parameters in a graph: their pages as states `param.0`, `param.1`, …, and a view of each, named
+    /// after it.
+    ///
+    /// # Errors
+    /// If a view does not fit, which would be a bug of the layout.
+    pub fn declare(&self, g: &mut Graph) -> Result<Params> {
+        let pages = self.states(g, "param");
+        let (mut views, mut by_name) = (Vec::new(), HashMap::new());
+        for (page, state) in self.pages.iter().zip(&pages) {
+            for (spec, &start) in self.specs[page.params.clone()].iter().zip(&page.starts) {
+                let slice = Arc::new(Slice { start, shape: spec.shape.clone() });
+                let view = g.apply_named(slice, &[*state], spec.name.clone())?[0];
+                views.push(view);
+                by_name.insert(spec.name.clone(), view);
+            }
+        }
+        Ok(Params { pages, views, by_name })
+    }
+
+    /// Pages of zeros, such as fresh moments.
+    pub fn zeros(&self) -> Vec<Vec<f32>> {
+        self.pages.iter().map(|page| vec![0.0; page.elements]).collect()
+    }
+
+    /// Fresh parameters. Each is a function of the seed and its own name, whatever the layout.
+    pub fn init(&self, seed: u64) -> Vec<Vec<f32>> {
+        let mut pages = self.zeros();
+        let all: Vec<_> = self.tensors_mut(&mut pages);
+        all.into_par_iter().for_each(|(spec, data)| fill(spec, seed, data));
+        pages
+    }
+
+    /// One parameter's elements in pages on the host.
+    pub fn tensor<'a>(&self, pages: &'a [Vec<f32>], name: &str) -> Option<&'a [f32]> {
+        let (page, start) = self.place(name)?;
+        let spec = self.pages[page].starts.binary_search(&start).ok()? + self.pages[page].params.start;
+        Some(&pages[page][start..start + self.specs[spec].shape.elements()])
+    }
+
+    /// Every parameter with its elements in pages on the host, in the order of [`ParamLayout::specs`].
+    pub fn tensors<'a>(&'a self, pages: &'a [Vec<f32>]) -> impl Iterator<Item = (&'a ParamSpec, &'a [f32])> {
+        self.pages.iter().zip(pages).flat_map(move |(page, data)| {
+            let specs = &self.specs[page.params.clone()];
+            specs.iter().zip(&page.starts).map(move |(s, &start)| (s, &data[start..start + s.shape.elements()]))
+        })
+    }
+
+    /// As [`ParamLayout::tensors`], to be written.
+    pub fn tensors_mut<'a>(&'a self, pages: &'a mut [Vec<f32>]) -> Vec<(&'a ParamSpec, &'a mut [f32])> {
+        let mut all = Vec::new();
+        for (page, data) in self.pages.iter().zip(pages) {
+            let mut rest = data.as_mut_slice();
+            for spec in &self.specs[page.params.clone()] {
+                let size = spec.shape.elements();
+                let (own, after) = rest.split_at_mut(size.next_multiple_of(ALIGN));
+                all.push((spec, &mut own[..size]));
+                rest = after;
+            }
+        }
+        all
+    }
+}
+
+fn fill(spec: &ParamSpec, seed: u64, data: &mut [f32]) {
+    match spec.init {
+        Init::Ones => data.fill(1.0),
+        Init::Normal(std) => {
+            let mut rng = Rng::named(seed, &spec.name);
+            data.fill_with(|| (std * rng.truncated_normal(3.0)) as f32);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "params_tests.rs"]
+mod tests;

@@ -1,0 +1,90 @@
+//! The layout's promises, on drawn shapes.
+
+use super::*;
+use proptest::prelude::*;
+
+fn specs(shapes: &[(usize, usize, bool)]) -> Vec<ParamSpec> {
+    let spec = |(i, &(rows, columns, decay)): (usize, &(usize, usize, bool))| ParamSpec {
+        name: format!("p{i}"),
+        shape: [rows, columns].into(),
+        decay,
+        init: if decay { Init::Normal(0.5) } else { Init::Ones },
+    };
+    shapes.iter().enumerate().map(spec).collect()
+}
+
+proptest! {
+    #[test]
+    fn pages_hold_every_parameter_once(
+        shapes in prop::collection::vec((1usize..40, 1usize..40, any::<bool>()), 1..30),
+        page_bytes in 256u64..16_384,
+    ) {
+        let layout = ParamLayout::new(specs(&shapes), page_bytes);
+        let limit = (page_bytes / 4) as usize;
+        prop_assert_eq!(layout.specs().len(), shapes.len());
+        prop_assert!(layout.specs().windows(2).all(|w| w[0].decay >= w[1].decay));
+        let mut next = 0;
+        for page in layout.pages() {
+            prop_assert_eq!(page.params.start, next);
+            next = page.params.end;
+            prop_assert!(page.elements % 64 == 0 && (page.elements <= limit || page.params.len() == 1));
+            let mut at = 0;
+            let mut gaps = page.gaps.iter();
+            for (spec, &start) in layout.specs()[page.params.clone()].iter().zip(&page.starts) {
+                if at != start {
+                    prop_assert_eq!(gaps.next(), Some(&(at, start)));
+                }
+                prop_assert_eq!(start % 64, 0);
+                prop_assert_eq!(spec.decay, start < page.decay_end);
+                at = start + spec.shape.elements();
+            }
+            if at != page.elements {
+                prop_assert_eq!(gaps.next(), Some(&(at, page.elements)));
+            }
+            prop_assert_eq!(gaps.next(), None);
+        }
+        prop_assert_eq!(next, shapes.len());
+    }
+}
+
+#[test]
+fn fresh_values_depend_on_seed_and_name_only() {
+    let shapes = [(9, 7, true), (5, 5, false), (30, 30, true), (3, 3, true)];
+    let small = ParamLayout::new(specs(&shapes), 512);
+    let large = ParamLayout::new(specs(&shapes), 1 << 20);
+    assert!(small.pages().len() > 1 && large.pages().len() == 1);
+    let (a, b, c) = (small.init(1), large.init(1), large.init(2));
+    for spec in small.specs() {
+        let (x, y, z) = (small.tensor(&a, &spec.name), large.tensor(&b, &spec.name), large.tensor(&c, &spec.name));
+        assert_eq!(x.unwrap(), y.unwrap());
+        assert_eq!(x == z, spec.init == Init::Ones, "{}", spec.name);
+        assert!(x.unwrap().iter().all(|x| x.abs() <= 1.5 || spec.init == Init::Ones));
+    }
+    for page in large.pages() {
+        assert!(page.gaps.iter().all(|&(from, to)| b[0][from..to].iter().all(|&x| x == 0.0)));
+    }
+    let all: Vec<_> = large.tensors(&b).map(|(spec, data)| (spec.name.as_str(), data.len())).collect();
+    assert_eq!(all, [("p0", 63), ("p2", 900), ("p3", 9), ("p1", 25)]);
+}
+
+#[test]
+fn the_spread_is_that_of_a_cut_normal() {
+    let spec = ParamSpec { name: "w".into(), shape: [200, 200].into(), decay: true, init: Init::Normal(0.02) };
+    let data = ParamLayout::new(vec![spec], 1 << 20).init(3).remove(0);
+    let n = data.len() as f64;
+    let mean = data.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+    let std = (data.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n).sqrt();
+    // 0.98658 is the deviation of a standard normal cut at three; its own error here is 0.35 %, so this is four of them.
+    assert!(mean.abs() < 4.0 * 0.02 / n.sqrt() && (std / (0.02 * 0.98658) - 1.0).abs() < 0.014, "{mean} {std}");
+}
+
+#[test]
+fn views_are_named_after_their_parameters() {
+    let layout = ParamLayout::new(specs(&[(9, 7, true), (5, 5, false)]), 1 << 20);
+    let mut g = Graph::new();
+    let params = g.scope("anywhere", |g| layout.declare(g)).unwrap();
+    assert_eq!(g.node(params.pages[0].node).name, "param.0");
+    assert_eq!(g.node(params.get("p1").unwrap().node).name, "p1");
+    assert_eq!(g.dims(params.views[0]), [9, 7]);
+    assert_eq!(params.get("q").unwrap_err().to_string(), "graph: there is no parameter q");
+}

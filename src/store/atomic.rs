@@ -1,0 +1,186 @@
+//! Files that are whole or absent: written under a temporary name in the same folder, synced, then renamed. Whatever
+//! fails, nothing half-written stands under the final name and the temporary file is removed.
+
+use crate::error::{Error, Result};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+/// A file that is complete on disk but does not bear its name yet. Dropped without [`Staged::commit`], it is removed.
+#[derive(Debug)]
+pub struct Staged {
+    temporary: PathBuf,
+    path: PathBuf,
+    bytes: u64,
+    committed: bool,
+}
+
+impl Staged {
+    /// Writes `bytes` bytes with `fill` under a temporary name and syncs them.
+    ///
+    /// # Errors
+    /// If the folder cannot be written or the disk is full; the message says where, and how much was wanted.
+    pub fn write(path: &Path, bytes: u64, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Staged> {
+        let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
+        let temporary = path.with_file_name(format!("{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+        let file = File::create(&temporary).map_err(|e| explain(path, bytes, e))?;
+        let staged = Staged { temporary, path: path.to_path_buf(), bytes, committed: false };
+        let write = || {
+            let mut writer = BufWriter::with_capacity(1 << 20, file);
+            fill(&mut writer)?;
+            writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+        };
+        write().map_err(|e| explain(path, bytes, e))?;
+        Ok(staged)
+    }
+
+    /// Gives the file its name, in place of any other of that name.
+    ///
+    /// # Errors
+    /// If the system refuses the renaming.
+    pub fn commit(mut self) -> Result<()> {
+        fs::rename(&self.temporary, &self.path).map_err(|e| explain(&self.path, self.bytes, e))?;
+        self.committed = true;
+        sync_folder(folder_of(&self.path));
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Nobody can be told here, and a file that is left over bears a name that nothing reads.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Writes one whole file.
+///
+/// # Errors
+/// As [`Staged::write`] and [`Staged::commit`].
+pub fn write_file(path: &Path, content: &[u8]) -> Result<()> {
+    Staged::write(path, content.len() as u64, |w| w.write_all(content))?.commit()
+}
+
+/// Makes a folder and those above it, and proves that files can be made in it.
+///
+/// # Errors
+/// If they cannot.
+pub fn create_folder(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|e| explain(&folder.join("probe"), 0, e))?;
+    drop(Staged::write(&folder.join("probe"), 0, |_| Ok(()))?);
+    Ok(())
+}
+
+/// The renaming itself outlives a power cut only once the folder is synced; where that is not a thing, nothing is lost.
+fn sync_folder(folder: &Path) {
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// The system's answer as a sentence with what to do.
+fn explain(path: &Path, bytes: u64, error: io::Error) -> Error {
+    let folder = folder_of(path).display();
+    let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge];
+    let refused = [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem, ErrorKind::NotADirectory];
+    if full.contains(&error.kind()) {
+        let message = format!(
+            "cannot be saved, the disk is full ({error}): {bytes} bytes are wanted in {folder}; \
+             nothing half-written was left; free space there or choose another folder"
+        );
+        return Error::file(path, message);
+    }
+    if refused.contains(&error.kind()) || matches!(error.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists) {
+        let message = format!("cannot write into {folder} ({error}); choose another folder, or make that one writable");
+        return Error::Invalid(message);
+    }
+    Error::io("write", path, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let name = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        fs::read_dir(folder).unwrap().map(name).collect()
+    }
+
+    /// What a disk with room for `room` bytes does.
+    fn fill_disk(room: usize) -> impl FnOnce(&mut dyn Write) -> io::Result<()> {
+        move |w| {
+            w.write_all(&vec![7; room])?;
+            w.flush()?;
+            Err(io::Error::from(ErrorKind::StorageFull))
+        }
+    }
+
+    #[test]
+    fn a_full_disk_leaves_nothing_and_keeps_what_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let error = Staged::write(&path, 5000, fill_disk(100)).unwrap_err().to_string();
+        let expected = format!(
+            "{}: cannot be saved, the disk is full (no storage space): 5000 bytes are wanted in {}; \
+             nothing half-written was left; free space there or choose another folder",
+            path.display(),
+            folder.path().display()
+        );
+        assert_eq!(error, expected);
+        assert_eq!(names(folder.path()), [""; 0]);
+        write_file(&path, b"old").unwrap();
+        Staged::write(&path, 5000, fill_disk(2_000_000)).unwrap_err();
+        assert_eq!(names(folder.path()), ["model.safetensors"]);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_device_that_is_really_full() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        let full = |_: &mut dyn Write| fs::OpenOptions::new().write(true).open("/dev/full")?.write_all(b"x");
+        let error = Staged::write(&path, 1, full).unwrap_err().to_string();
+        assert!(
+            error.contains("the disk is full (No space left on device (os error 28)): 1 bytes are wanted"),
+            "{error}"
+        );
+        assert_eq!(names(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn a_dropped_file_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        let staged = Staged::write(&path, 1, |w| w.write_all(b"x")).unwrap();
+        assert_eq!(names(folder.path()).len(), 1);
+        assert!(!path.exists());
+        drop(staged);
+        assert_eq!(names(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn unwritable_places_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        write_file(&file, b"").unwrap();
+        for path in [file.join("inside"), file.clone()] {
+            let error = create_folder(&path).unwrap_err().to_string();
+            let start = format!("cannot write into {} (", path.display());
+            assert!(error.starts_with(&start), "{error}");
+            assert!(error.ends_with("); choose another folder, or make that one writable"), "{error}");
+        }
+        let error = write_file(&folder.path().join("none").join("x"), b"").unwrap_err().to_string();
+        assert!(error.starts_with(&format!("cannot write into {} (", folder.path().join("none").display())), "{error}");
+        create_folder(&folder.path().join("a").join("b")).unwrap();
+    }
+}
