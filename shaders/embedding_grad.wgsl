@@ -1,0 +1,44 @@
+// embedding_grad: y[v] += the rows of dy whose token is v, in order. With `fill` it writes zeros, one lane an element;
+// then one workgroup a position, of which the first with its token does the work, so that no two write the same row.
+struct Params {
+    fill: u32, columns: u32, first_row: u32, end_row: u32, first_token: u32, end_token: u32, skip_dy: u32, skip_y: u32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> dy: array<f32>;
+@group(0) @binding(2) var<storage, read> tokens: array<u32>;
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    let index = group.y * groups.x + group.x;
+    if params.fill != 0u {
+        let i = index * WORKGROUP + lane;
+        if i < (params.end_token - params.first_token) * params.columns {
+            y[params.skip_y + i] = 0.0;
+        }
+        return;
+    }
+    let first = params.first_row + index;
+    if first >= params.end_row {
+        return;
+    }
+    let token = tokens[first];
+    if token < params.first_token || token >= params.end_token {
+        return;
+    }
+    for (var row = params.first_row; row < first; row++) {
+        if tokens[row] == token {
+            return;
+        }
+    }
+    let to = params.skip_y + (token - params.first_token) * params.columns;
+    for (var row = first; row < params.end_row; row++) {
+        if tokens[row] == token {
+            let from_dy = params.skip_dy + (row - params.first_row) * params.columns;
+            for (var i = lane; i < params.columns; i += WORKGROUP) {
+                y[to + i] += dy[from_dy + i];
+            }
+        }
+    }
+}

@@ -1,0 +1,113 @@
+// matmul_tile: c = op(a) op(b) for GPUs, tiers 1 and 2. A workgroup of 16 x 16 lanes makes a tile of TILE_M x TILE_N,
+// each lane TILE_M/16 x TILE_N/16 of it, in steps of TILE_K staged in shared memory. TA: a is [k,m]; TB: b is [n,k].
+// The bindings may be windows into the tensors: see `Params`, which matmul_rows.wgsl shares.
+struct Params {
+    m: u32, n: u32, k: u32, // sizes that this dispatch covers
+    row_a: u32, row_b: u32, row_c: u32, // elements from one stored row to the next
+    batch_a: u32, batch_b: u32, batch_c: u32, // elements from one matrix to the next
+    skip_a: u32, skip_b: u32, skip_c: u32, // element of the binding at which the first matrix starts
+    whole_a: u32, whole_c: u32, // element of the tensor at which the binding starts: what hooks are told
+    first: u32, last: u32, // of several dispatches that add up along k
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(2) var<storage, read> b: array<f32>;
+@group(0) @binding(3) var<storage, read_write> c: array<f32>;
+#hook prologue
+#hook epilogue
+
+const LANES = 256u;
+const PER_M = TILE_M / 16u;
+const PER_N = TILE_N / 16u;
+// One element more than the tile in each row, against bank conflicts where the stores run along k.
+var<workgroup> tile_a: array<f32, TILE_K * (TILE_M + 1u)>;
+var<workgroup> tile_b: array<f32, TILE_K * (TILE_N + 1u)>;
+
+fn load_a(base: u32, i: u32, k: u32) -> f32 {
+    if i >= params.m || k >= params.k {
+        return 0.0;
+    }
+#if TA
+    let at = base + k * params.row_a + i;
+#else
+    let at = base + i * params.row_a + k;
+#endif
+    return prologue(a[at], params.whole_a + at);
+}
+
+fn load_b(base: u32, k: u32, j: u32) -> f32 {
+    if j >= params.n || k >= params.k {
+        return 0.0;
+    }
+#if TB
+    return b[base + j * params.row_b + k];
+#else
+    return b[base + k * params.row_b + j];
+#endif
+}
+
+@compute @workgroup_size(LANES)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let base_a = params.skip_a + group.z * params.batch_a;
+    let base_b = params.skip_b + group.z * params.batch_b;
+    let base_c = params.skip_c + group.z * params.batch_c;
+    let row = group.y * TILE_M;
+    let column = group.x * TILE_N;
+    let i0 = lane / 16u;
+    let j0 = lane % 16u;
+    var acc: array<f32, PER_M * PER_N>;
+    for (var k = 0u; k < params.k; k += TILE_K) {
+        // Neighbouring lanes load neighbouring addresses, whichever way the operand is stored.
+        for (var e = lane; e < TILE_K * TILE_M; e += LANES) {
+#if TA
+            let i = e % TILE_M;
+            let kk = e / TILE_M;
+#else
+            let i = e / TILE_K;
+            let kk = e % TILE_K;
+#endif
+            tile_a[kk * (TILE_M + 1u) + i] = load_a(base_a, row + i, k + kk);
+        }
+        for (var e = lane; e < TILE_K * TILE_N; e += LANES) {
+#if TB
+            let j = e / TILE_K;
+            let kk = e % TILE_K;
+#else
+            let j = e % TILE_N;
+            let kk = e / TILE_N;
+#endif
+            tile_b[kk * (TILE_N + 1u) + j] = load_b(base_b, k + kk, column + j);
+        }
+        workgroupBarrier();
+        for (var kk = 0u; kk < TILE_K; kk++) {
+            var bs: array<f32, PER_N>;
+            for (var j = 0u; j < PER_N; j++) {
+                bs[j] = tile_b[kk * (TILE_N + 1u) + j0 + j * 16u];
+            }
+            for (var i = 0u; i < PER_M; i++) {
+                let av = tile_a[kk * (TILE_M + 1u) + i0 + i * 16u];
+                for (var j = 0u; j < PER_N; j++) {
+                    acc[i * PER_N + j] = fma(av, bs[j], acc[i * PER_N + j]);
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+    for (var i = 0u; i < PER_M; i++) {
+        for (var j = 0u; j < PER_N; j++) {
+            let r = row + i0 + i * 16u;
+            let s = column + j0 + j * 16u;
+            if r < params.m && s < params.n {
+                let at = base_c + r * params.row_c + s;
+                var v = acc[i * PER_N + j];
+                if params.first == 0u {
+                    v += c[at];
+                }
+                if params.last != 0u {
+                    v = epilogue(v, params.whole_c + at);
+                }
+                c[at] = v;
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Rows of a table, looked up by token. V vocabulary, D width.
+
+use super::EmbeddingGrad;
+use super::windows::{Window, ranges, rows_per_binding};
+use crate::base::{Array, DType, Limits, TensorType};
+use crate::error::Result;
+use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
+
+/// Token embedding: table f32 `[V,D]`, tokens u32 `[..]` to `[..,D]`. A token outside the vocabulary gives zeros.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedding;
+
+const WORKGROUP: usize = 64;
+
+impl Op for Embedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let [table, tokens] = inputs else { return Err("takes two inputs: table and tokens".into()) };
+        let (&[_, d], DType::F32) = (table.shape.dims(), table.dtype) else {
+            return Err(format!("the table must be f32 [V,D], not {table}"));
+        };
+        if tokens.dtype != DType::U32 {
+            return Err(format!("tokens must be u32, not {tokens}"));
+        }
+        Ok(vec![TensorType::f32([tokens.shape.dims(), &[d]].concat())])
+    }
+
+    fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None, None]) };
+        let vocab = g.dims(node.inputs[0])[0];
+        Ok(vec![Some(g.apply1(EmbeddingGrad { vocab }, &[dy, node.inputs[1]])?), None])
+    }
+
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        let (vocab, d) = (io.inputs[0].shape.rows(), io.inputs[0].shape.last());
+        let rows = io.inputs[1].shape.elements();
+        let mut kernel = Kernel::new("embedding", "elements").constant("WORKGROUP", WORKGROUP);
+        // Each dispatch writes the rows whose token lies in its part of the table; the first also those that lie nowhere.
+        for r in ranges(rows, rows_per_binding(rows, d, limits)) {
+            let out = Window::new(r.start * d..r.end * d, limits);
+            for v in ranges(vocab, rows_per_binding(vocab, d, limits)) {
+                let table = Window::new(v.start * d..v.end * d, limits);
+                let mut dispatch = Dispatch::new(spread((r.len() * d).div_ceil(WORKGROUP), limits))
+                    .bind("tokens", Operand::Input(1), 0, io.inputs[1].bytes())
+                    .param("first_row", r.start)
+                    .param("count", r.len() * d)
+                    .param("columns", d)
+                    .param("vocab", vocab)
+                    .param("first_token", v.start)
+                    .param("end_token", v.end)
+                    .param("skip_table", table.skip)
+                    .param("skip_y", out.skip);
+                dispatch = table.bind(dispatch, "table", Operand::Input(0));
+                kernel = kernel.dispatch(out.bind(dispatch, "y", Operand::Output(0)));
+            }
+        }
+        vec![kernel]
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        Cost { flops: 0, bytes: 2 * io.outputs[0].bytes() + io.inputs[1].bytes() }
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let (table, tokens) = (&inputs[0], &inputs[1]);
+        let d = table.dims()[1];
+        let mut y = Array::zeros([tokens.dims(), &[d]].concat());
+        for (y, &token) in y.data.chunks_mut(d).zip(&tokens.data) {
+            if let Some(row) = table.data.chunks(d).nth(token as usize) {
+                y.copy_from_slice(row);
+            }
+        }
+        vec![y]
+    }
+}

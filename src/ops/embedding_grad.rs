@@ -1,0 +1,80 @@
+//! The backward pass of the token embedding, without float atomics. V vocabulary, D width, N tokens.
+
+use super::windows::{Window, ranges, rows_per_binding};
+use crate::base::{Array, DType, Limits, TensorType};
+use crate::error::Result;
+use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
+
+/// Gradient of [`super::Embedding`] towards its table: dy f32 `[..,D]`, tokens u32 `[..]` to `[V,D]`. Row v is the sum
+/// of dy over the positions that hold token v, in their order: the same bits every time. Tokens outside the vocabulary
+/// add nothing.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EmbeddingGrad {
+    /// Rows of the table.
+    pub vocab: usize,
+}
+
+const WORKGROUP: usize = 64;
+
+impl Op for EmbeddingGrad {
+    fn name(&self) -> &'static str {
+        "embedding_grad"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let [dy, tokens] = inputs else { return Err("takes two inputs: dy and tokens".into()) };
+        let d = dy.shape.last();
+        let want = [tokens.shape.dims(), &[d]].concat();
+        if dy.dtype != DType::F32 || tokens.dtype != DType::U32 || dy.shape.dims() != want {
+            return Err(format!("dy must be f32 [..,D] over tokens u32 [..], not {dy} over {tokens}"));
+        }
+        Ok(vec![TensorType::f32([self.vocab, d])])
+    }
+
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        let (rows, d) = (io.inputs[0].shape.rows(), io.inputs[0].shape.last());
+        let mut kernel = Kernel::new("embedding_grad", "rows").constant("WORKGROUP", WORKGROUP);
+        for v in ranges(self.vocab, rows_per_binding(self.vocab, d, limits)) {
+            let out = Window::new(v.start * d..v.end * d, limits);
+            let parts: Vec<_> = ranges(rows, rows_per_binding(rows, d, limits)).collect();
+            // First zeros everywhere, then one dispatch for each part of dy.
+            for (fill, r) in parts.first().map(|r| (true, r)).into_iter().chain(parts.iter().map(|r| (false, r))) {
+                let input = Window::new(r.start * d..r.end * d, limits);
+                let groups = if fill { (v.len() * d).div_ceil(WORKGROUP) } else { r.len() };
+                let mut dispatch = Dispatch::new(spread(groups, limits))
+                    .bind("tokens", Operand::Input(1), 0, io.inputs[1].bytes())
+                    .param("fill", usize::from(fill))
+                    .param("columns", d)
+                    .param("first_row", r.start)
+                    .param("end_row", r.end)
+                    .param("first_token", v.start)
+                    .param("end_token", v.end)
+                    .param("skip_dy", input.skip)
+                    .param("skip_y", out.skip);
+                dispatch = input.bind(dispatch, "dy", Operand::Input(0));
+                kernel = kernel.dispatch(out.bind(dispatch, "y", Operand::Output(0)));
+            }
+        }
+        vec![kernel]
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        Cost { flops: io.inputs[0].shape.elements() as u64, bytes: io.bytes() }
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let (dy, tokens) = (&inputs[0], &inputs[1]);
+        let d = dy.ty.shape.last();
+        let mut y = Array::zeros([self.vocab, d]);
+        for (dy, &token) in dy.data.chunks(d).zip(&tokens.data) {
+            if let Some(row) = y.data.chunks_mut(d).nth(token as usize) {
+                row.iter_mut().zip(dy).for_each(|(y, dy)| *y += dy);
+            }
+        }
+        vec![y]
+    }
+
+    fn reduction(&self, io: &Io) -> usize {
+        io.inputs[1].shape.elements()
+    }
+}

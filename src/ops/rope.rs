@@ -1,0 +1,105 @@
+//! Rotary position embedding. B batch, T time, H heads, C head width, S positions of the table.
+
+use super::windows::{Window, ranges, rows_per_binding};
+use crate::base::{Array, DType, Limits, TensorType};
+use crate::error::Result;
+use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
+
+/// Rotary position embedding (Su et al., 2021) in Hugging Face's pairing: element i of a head turns with element
+/// i + C/2. Inputs: x f32 `[B,T,H,C]`, table f32 `[S,C/2,2]` from [`rope_table`], offset u32 `[1]`: the position of the
+/// first of the T tokens. Output as x. Positions beyond the table are taken as its last; callers keep offset + T <= S.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Turns the other way: what the backward pass does.
+    pub inverse: bool,
+}
+
+/// Cosines and sines of the angles p · theta^(-2i/C), computed in f64: `[positions, width/2, 2]`, cosine first.
+pub fn rope_table(theta: f64, width: usize, positions: usize) -> Vec<f32> {
+    let mut table = Vec::with_capacity(positions * width);
+    for p in 0..positions {
+        for i in 0..width / 2 {
+            let angle = p as f64 * theta.powf(-2.0 * i as f64 / width as f64);
+            table.extend([angle.cos() as f32, angle.sin() as f32]);
+        }
+    }
+    table
+}
+
+const WORKGROUP: usize = 64;
+
+impl Op for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x, table, offset] = inputs else { return Err("takes three inputs: x, table and offset".into()) };
+        let &[_, t, _, c] = x.shape.dims() else { return Err(format!("x must be f32 [B,T,H,C], not {x}")) };
+        if x.dtype != DType::F32 || c == 0 || c % 2 != 0 {
+            return Err(format!("x must be f32 [B,T,H,C] with an even C, not {x}"));
+        }
+        match table.shape.dims() {
+            &[s, half, 2] if half == c / 2 && s >= t && table.dtype == DType::F32 => {}
+            _ => return Err(format!("the table must be f32 [S,{},2] with S of at least {t}, not {table}", c / 2)),
+        }
+        if **offset != TensorType::u32([1]) {
+            return Err(format!("the offset must be u32[1], not {offset}"));
+        }
+        Ok(vec![(*x).clone()])
+    }
+
+    fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None; 3]) };
+        let back = Rope { inverse: !self.inverse };
+        Ok(vec![Some(g.apply1(back, &[dy, node.inputs[1], node.inputs[2]])?), None, None])
+    }
+
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        let &[b, t, h, c] = io.inputs[0].shape.dims() else { unreachable!("checked when the node was made") };
+        let mut kernel = Kernel::new("rope", "pairs").constant("WORKGROUP", WORKGROUP);
+        // A row is one token: all its heads.
+        for r in ranges(b * t, rows_per_binding(b * t, h * c, limits)) {
+            let w = Window::new(r.start * h * c..r.end * h * c, limits);
+            let pairs = r.len() * h * c / 2;
+            let mut dispatch = Dispatch::new(spread(pairs.div_ceil(WORKGROUP), limits))
+                .bind("table", Operand::Input(1), 0, io.inputs[1].bytes())
+                .bind("offset", Operand::Input(2), 0, io.inputs[2].bytes())
+                .param("pairs", pairs)
+                .param("first_row", r.start)
+                .param("time", t)
+                .param("heads", h)
+                .param("half_width", c / 2)
+                .param("positions", io.inputs[1].shape.dims()[0])
+                .param("skip", w.skip)
+                .param("turn", if self.inverse { -1.0 } else { 1.0 });
+            dispatch = w.bind(dispatch, "x", Operand::Input(0));
+            kernel = kernel.dispatch(w.bind(dispatch, "y", Operand::Output(0)));
+        }
+        vec![kernel]
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        Cost { flops: 3 * io.elements(), bytes: 2 * io.outputs[0].bytes() }
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let (x, table, offset) = (&inputs[0], &inputs[1], inputs[2].data[0] as usize);
+        let &[_, t, h, c] = x.dims() else { unreachable!("checked when the node was made") };
+        let mut y = Array::zeros(x.ty.shape.clone());
+        for (head, (x, y)) in x.data.chunks(c).zip(y.data.chunks_mut(c)).enumerate() {
+            let position = (offset + head / h % t).min(table.dims()[0] - 1);
+            for i in 0..c / 2 {
+                let at = (position * c / 2 + i) * 2;
+                let (cos, sin) = (table.data[at], table.data[at + 1] * if self.inverse { -1.0 } else { 1.0 });
+                y[i] = x[i] * cos - x[i + c / 2] * sin;
+                y[i + c / 2] = x[i + c / 2] * cos + x[i] * sin;
+            }
+        }
+        vec![y]
+    }
+
+    fn reduction(&self, _io: &Io) -> usize {
+        2
+    }
+}

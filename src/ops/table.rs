@@ -1,0 +1,167 @@
+//! The table of operators: one row a case. It serves the operator tests, the shader-translation test and the doctor's
+//! self-test; a new operator adds rows here and is then tested forward, backward and on every adapter.
+
+use super::{Embedding, EmbeddingGrad, MatMul, RmsNorm, RmsNormGrad, RmsNormGradGain, Rope};
+use crate::base::{Array, Limits, Rng, TensorType};
+use crate::graph::{Binary, Expr, Io, Kernel, Map, Op, SumRows};
+use std::sync::Arc;
+
+/// How the elements of an input are drawn.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Draw {
+    /// Standard normal.
+    Normal,
+    /// Uniform in 0.5 .. 1.5, for what must be positive.
+    Positive,
+    /// Integers below this number: token ids, positions.
+    Below(usize),
+    /// These very numbers.
+    Given(Vec<f64>),
+}
+
+/// One row: an operator, and inputs to try it on.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// The operator's name and what is special here.
+    pub label: String,
+    /// The operator.
+    pub op: Arc<dyn Op>,
+    /// Types of the inputs and how they are drawn.
+    pub inputs: Vec<(TensorType, Draw)>,
+    /// Inputs towards which the gradient of output 0 is checked against differences.
+    pub wrt: Vec<usize>,
+}
+
+impl Case {
+    /// A row without a gradient.
+    pub fn new(note: &str, op: impl Op, inputs: &[(TensorType, Draw)]) -> Self {
+        let label = if note.is_empty() { op.name().to_string() } else { format!("{} {note}", op.name()) };
+        Case { label, op: Arc::new(op), inputs: inputs.to_vec(), wrt: Vec::new() }
+    }
+
+    /// Sets the inputs towards which the gradient is checked.
+    pub fn wrt(mut self, wrt: &[usize]) -> Self {
+        self.wrt = wrt.to_vec();
+        self
+    }
+
+    /// Types of inputs and outputs.
+    ///
+    /// # Errors
+    /// The operator's words if it refuses the inputs.
+    pub fn io(&self) -> Result<Io, String> {
+        let inputs: Vec<TensorType> = self.inputs.iter().map(|(ty, _)| ty.clone()).collect();
+        let outputs = self.op.infer(&inputs.iter().collect::<Vec<_>>())?;
+        Ok(Io { inputs, outputs })
+    }
+
+    /// The kernels that compute it under these limits.
+    ///
+    /// # Errors
+    /// As for [`Case::io`].
+    pub fn kernels(&self, limits: &Limits) -> Result<Vec<Kernel>, String> {
+        Ok(self.op.kernels(&self.io()?, limits))
+    }
+
+    /// The inputs of one seed, each number exact in its dtype.
+    pub fn draw(&self, seed: u64) -> Vec<Array> {
+        let draw = |(k, (ty, how)): (usize, &(TensorType, Draw))| {
+            let mut rng = Rng::new(seed, k as u64);
+            let mut one = |i: usize| match how {
+                Draw::Normal => rng.normal() as f32 as f64,
+                Draw::Positive => (0.5 + rng.uniform()) as f32 as f64,
+                Draw::Below(n) => rng.below(*n) as f64,
+                Draw::Given(values) => values[i],
+            };
+            Array::new(ty.clone(), (0..ty.shape.elements()).map(&mut one).collect())
+        };
+        self.inputs.iter().enumerate().map(draw).collect()
+    }
+}
+
+/// An f32 input drawn from the standard normal.
+pub fn normal<const N: usize>(dims: [usize; N]) -> (TensorType, Draw) {
+    (TensorType::f32(dims), Draw::Normal)
+}
+
+/// An f32 input of positive numbers.
+pub fn positive<const N: usize>(dims: [usize; N]) -> (TensorType, Draw) {
+    (TensorType::f32(dims), Draw::Positive)
+}
+
+/// A u32 input of numbers below `n`.
+pub fn below<const N: usize>(dims: [usize; N], n: usize) -> (TensorType, Draw) {
+    (TensorType::u32(dims), Draw::Below(n))
+}
+
+/// Every row.
+pub fn table() -> Vec<Case> {
+    [elementwise(), matmul(), norm(), position(), embedding()].concat()
+}
+
+fn elementwise() -> Vec<Case> {
+    let affine = Expr::binary(Binary::Sub, Expr::binary(Binary::Mul, Expr::Input(0), Expr::Input(1)), Expr::Input(2));
+    vec![
+        Case::new("swiglu", Map::swiglu(), &[normal([3, 7, 11]), normal([3, 7, 11])]).wrt(&[0, 1]),
+        Case::new("scale", Map::scale(0.3), &[normal([129])]).wrt(&[0]),
+        Case::new("gain, scalar", Map { expr: affine }, &[normal([6, 5]), normal([5]), normal([1])]).wrt(&[0, 1, 2]),
+        Case::new("", SumRows { shape: [9].into(), rows_per_part: 13 }, &[normal([13, 9])]).wrt(&[0]),
+        Case::new("parts", SumRows { shape: [3, 70].into(), rows_per_part: 5 }, &[normal([13, 70])]),
+    ]
+}
+
+fn matmul() -> Vec<Case> {
+    let op = |transpose_a, transpose_b| MatMul { transpose_a, transpose_b };
+    vec![
+        Case::new("nn", op(false, false), &[normal([13, 19]), normal([19, 23])]).wrt(&[0, 1]),
+        Case::new("nt", op(false, true), &[normal([13, 19]), normal([23, 19])]).wrt(&[0, 1]),
+        Case::new("tn", op(true, false), &[normal([19, 13]), normal([19, 23])]).wrt(&[0, 1]),
+        Case::new("tt", op(true, true), &[normal([19, 13]), normal([23, 19])]).wrt(&[0, 1]),
+        Case::new("linear", op(false, true), &[normal([2, 5, 12]), normal([20, 12])]).wrt(&[0, 1]),
+        Case::new("batched", op(false, true), &[normal([2, 3, 5, 7]), normal([2, 3, 9, 7])]).wrt(&[0, 1]),
+        Case::new("batched tn", op(true, false), &[normal([3, 4, 6]), normal([3, 4, 10])]).wrt(&[0, 1]),
+        Case::new("one row", op(false, true), &[normal([1, 64]), normal([48, 64])]),
+        Case::new("nn even", op(false, false), &[normal([64, 96]), normal([96, 128])]),
+        Case::new("nt even", op(false, true), &[normal([64, 96]), normal([128, 96])]),
+        Case::new("tn even", op(true, false), &[normal([96, 64]), normal([96, 128])]),
+        Case::new("nt odd", op(false, true), &[normal([67, 131]), normal([70, 131])]),
+        Case::new("tn odd", op(true, false), &[normal([131, 67]), normal([131, 70])]),
+        Case::new("nn odd", op(false, false), &[normal([67, 131]), normal([131, 70])]),
+    ]
+}
+
+fn norm() -> Vec<Case> {
+    let eps = 1e-5;
+    vec![
+        Case::new("", RmsNorm { eps }, &[normal([2, 3, 17]), normal([17])]).wrt(&[0, 1]),
+        Case::new("wide", RmsNorm { eps }, &[normal([5, 576]), normal([576])]),
+        Case::new("", RmsNormGrad, &[normal([2, 3, 17]), normal([17]), positive([2, 3]), normal([2, 3, 17])]),
+        Case::new("wide", RmsNormGrad, &[normal([5, 576]), normal([576]), positive([5]), normal([5, 576])]),
+        Case::new(
+            "parts",
+            RmsNormGradGain { rows_per_part: 4 },
+            &[normal([11, 70]), positive([11]), normal([11, 70])],
+        ),
+    ]
+}
+
+fn position() -> Vec<Case> {
+    let (turns, inverse) = (Rope { inverse: false }, Rope { inverse: true });
+    let table = (TensorType::f32([9, 3, 2]), Draw::Given(super::rope_table(10_000.0, 6, 9).into_iter().map(f64::from).collect()));
+    let at = |p: usize| (TensorType::u32([1]), Draw::Given(vec![p as f64]));
+    vec![
+        Case::new("", turns.clone(), &[normal([2, 5, 3, 6]), table.clone(), at(0)]).wrt(&[0]),
+        Case::new("offset", turns, &[normal([1, 4, 2, 6]), table.clone(), at(5)]).wrt(&[0]),
+        Case::new("inverse", inverse, &[normal([2, 5, 3, 6]), table, at(2)]).wrt(&[0]),
+    ]
+}
+
+fn embedding() -> Vec<Case> {
+    // Ids 5 and beyond are out of range: they must read and write nothing.
+    vec![
+        Case::new("", Embedding, &[normal([37, 10]), below([2, 9], 37)]).wrt(&[0]),
+        Case::new("out of range", Embedding, &[normal([5, 7]), below([2, 9], 9)]).wrt(&[0]),
+        Case::new("", EmbeddingGrad { vocab: 5 }, &[normal([2, 9, 7]), below([2, 9], 5)]),
+        Case::new("wide, out of range", EmbeddingGrad { vocab: 40 }, &[normal([33, 200]), below([33], 48)]),
+    ]
+}
