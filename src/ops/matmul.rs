@@ -32,6 +32,9 @@ struct Tier {
     tile: [usize; 2],
 }
 
+/// Columns of one lane of `matmul_rows.wgsl`, measured on lavapipe; VECTOR_B relies on its being 4.
+const ROWS_COLUMNS: usize = 4;
+
 impl MatMul {
     /// op(A) as it stands, op(B) transposed: x `[.., K]` by W `[N,K]`, the linear layer.
     pub fn linear() -> Self {
@@ -76,19 +79,35 @@ impl MatMul {
         self.sizes(&io.inputs[0], &io.inputs[1]).expect("checked when the node was made").0
     }
 
+    /// Candidates in the order in which they are expected to be fast.
     fn tiers(&self, s: Sizes, limits: &Limits) -> Vec<Tier> {
-        let layout = |kernel: Kernel| {
-            kernel.constant("TA", usize::from(self.transpose_a)).constant("TB", usize::from(self.transpose_b))
-        };
         let tile = |m: usize, n: usize| Tier {
-            kernel: layout(Kernel::new("matmul_tile", format!("tile_{m}x{n}")))
+            kernel: self.layout("matmul_tile", format!("tile_{m}x{n}"))
                 .constant("TILE_M", m)
                 .constant("TILE_N", n)
                 .constant("TILE_K", 16),
             tile: [m, n],
         };
-        let _ = (s, limits);
-        vec![tile(64, 64), tile(32, 32)]
+        let mut tiers = Vec::new();
+        // The rows kernel hands values from lane to lane of a workgroup of eight, which must lie in one subgroup.
+        if limits.is_cpu && limits.min_subgroup >= 8 {
+            let groups = if s.m <= 8 { 1 } else { 2 };
+            let vector_b = if self.transpose_b { s.k % 4 == 0 } else { s.n % 4 == 0 };
+            let kernel = self.layout("matmul_rows", format!("rows_{}x{ROWS_COLUMNS}", 8 * groups))
+                .constant("GROUPS", groups)
+                .constant("COLUMNS", ROWS_COLUMNS)
+                .constant("VECTOR_A", usize::from(!self.transpose_a && s.k % 4 == 0))
+                .constant("VECTOR_B", usize::from(vector_b))
+                .constant("TAIL", usize::from(s.k % 4 != 0));
+            tiers.push(Tier { kernel, tile: [8 * groups, 8 * ROWS_COLUMNS] });
+        }
+        tiers.extend(if limits.is_cpu { [tile(128, 64), tile(32, 32)] } else { [tile(64, 64), tile(32, 32)] });
+        tiers
+    }
+
+    fn layout(&self, shader: &'static str, variant: String) -> Kernel {
+        let flags = (usize::from(self.transpose_a), usize::from(self.transpose_b));
+        Kernel::new(shader, variant).constant("TA", flags.0).constant("TB", flags.1)
     }
 
     /// The dispatches that cover the product, each within the limits.
@@ -96,14 +115,26 @@ impl MatMul {
         let s = self.io_sizes(io);
         let max = limits.max_workgroups as usize;
         // Operands are bound by stored rows: those of A are M or K, those of B K or N, those of C M.
-        let fit = |rows, row| if s.batch * rows * row * 4 <= limits.max_binding_bytes as usize { rows } else { rows_per_binding(rows, row, limits) };
+        let fit = |rows, row| rows_per_binding(rows, row, limits);
         let (a_rows, a_row) = if self.transpose_a { (s.k, s.m) } else { (s.m, s.k) };
         let (b_rows, b_row) = if self.transpose_b { (s.n, s.k) } else { (s.k, s.n) };
         let (fit_a, fit_b, fit_c) = (fit(a_rows, a_row), fit(b_rows, b_row), fit(s.m, s.n));
         let mut step_m = fit_c.min(max * tier.tile[0]);
         let (mut step_n, mut step_k) = (s.n.min(max * tier.tile[1]), s.k);
-        if self.transpose_a { step_k = step_k.min(fit_a) } else { step_m = step_m.min(fit_a) }
-        if self.transpose_b { step_n = step_n.min(fit_b) } else { step_k = step_k.min(fit_b) }
+        if self.transpose_a {
+            step_k = step_k.min(fit_a);
+        } else {
+            step_m = step_m.min(fit_a);
+        }
+        if self.transpose_b {
+            step_n = step_n.min(fit_b);
+        } else {
+            step_k = step_k.min(fit_b);
+        }
+        if step_k < s.k {
+            // Vector loads run along k, so only the last part may end within one.
+            step_k = (step_k / 4 * 4).max(4);
+        }
         // A batch stays together where no matrix is cut; else one matrix at a time.
         let matrix = (a_rows * a_row).max(b_rows * b_row).max(s.m * s.n);
         let whole = (step_m, step_n, step_k) == (s.m, s.n, s.k);

@@ -1,0 +1,137 @@
+// matmul_rows: c = op(a) op(b) for adapters whose subgroups have at least 8 lanes and are a CPU's SIMD registers
+// (lavapipe). A lane makes COLUMNS neighbouring columns of 8 GROUPS rows; it loads one row of op(a) in eight and hands
+// it to the others, so that one load serves many multiply-adds. Not for subgroups of 4: matmul_tile is.
+// TA: a is [k,m]; TB: b is [n,k]. VECTOR_A: a as vec4 along k (not TA, k % 4 = 0). VECTOR_B: b as vec4 (TB and
+// k % 4 = 0, or not TB, n % 4 = 0 and COLUMNS = 4). TAIL: k % 4 may not be 0.
+struct Params { // as in matmul_tile.wgsl
+    m: u32, n: u32, k: u32,
+    row_a: u32, row_b: u32, row_c: u32,
+    batch_a: u32, batch_b: u32, batch_c: u32,
+    skip_a: u32, skip_b: u32, skip_c: u32,
+    whole_a: u32, whole_c: u32,
+    first: u32, last: u32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+#if VECTOR_A
+@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
+#else
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+#endif
+#if VECTOR_B
+@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
+#else
+@group(0) @binding(2) var<storage, read> b: array<f32>;
+#endif
+@group(0) @binding(3) var<storage, read_write> c: array<f32>;
+#hook prologue
+#hook epilogue
+
+#if VECTOR_A
+// Four neighbours along k of one row of op(a).
+fn load_a(base: u32, row: u32, k: u32) -> vec4<f32> {
+    let at = base + row * params.row_a + k;
+    let v = a[at / 4u];
+    let i = params.whole_a + at;
+    return vec4(prologue(v.x, i), prologue(v.y, i + 1u), prologue(v.z, i + 2u), prologue(v.w, i + 3u));
+}
+#else
+fn at_a(base: u32, row: u32, k: u32) -> f32 {
+#if TAIL
+    if k >= params.k {
+        return 0.0;
+    }
+#endif
+#if TA
+    let at = base + k * params.row_a + row;
+#else
+    let at = base + row * params.row_a + k;
+#endif
+    return prologue(a[at], params.whole_a + at);
+}
+
+fn load_a(base: u32, row: u32, k: u32) -> vec4<f32> {
+    return vec4(at_a(base, row, k), at_a(base, row, k + 1u), at_a(base, row, k + 2u), at_a(base, row, k + 3u));
+}
+#endif
+
+#if VECTOR_B
+#else
+fn at_b(base: u32, column: u32, k: u32) -> f32 {
+#if TAIL
+    if k >= params.k {
+        return 0.0;
+    }
+#endif
+#if TB
+    return b[base + column * params.row_b + k];
+#else
+    return b[base + k * params.row_b + column];
+#endif
+}
+#endif
+
+@compute @workgroup_size(8)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group.y * 8u * GROUPS;
+    let column = (group.x * 8u + lane) * COLUMNS;
+    let base_a = params.skip_a + group.z * params.batch_a;
+    let base_b = params.skip_b + group.z * params.batch_b;
+    var acc: array<f32, 8 * GROUPS * COLUMNS>;
+    for (var k = 0u; k < params.k; k += 4u) {
+        // bs[j] holds four k of column j. Edges read a valid neighbour; the store below is guarded.
+        var bs: array<vec4<f32>, COLUMNS>;
+#if VECTOR_B
+#if TB
+        for (var j = 0u; j < COLUMNS; j++) {
+            bs[j] = b[(base_b + min(column + j, params.n - 1u) * params.row_b + k) / 4u];
+        }
+#else
+        let at = base_b + min(column, params.n - 4u);
+        for (var d = 0u; d < 4u; d++) {
+#if TAIL
+            let v = select(vec4<f32>(), b[(at + min(k + d, params.k - 1u) * params.row_b) / 4u], k + d < params.k);
+#else
+            let v = b[(at + (k + d) * params.row_b) / 4u];
+#endif
+            bs[0][d] = v.x;
+            bs[1][d] = v.y;
+            bs[2][d] = v.z;
+            bs[3][d] = v.w;
+        }
+#endif
+#else
+        for (var j = 0u; j < COLUMNS; j++) {
+            let s = min(column + j, params.n - 1u);
+            bs[j] = vec4(at_b(base_b, s, k), at_b(base_b, s, k + 1u), at_b(base_b, s, k + 2u), at_b(base_b, s, k + 3u));
+        }
+#endif
+        for (var g = 0u; g < GROUPS; g++) {
+            let av = load_a(base_a, min(row + g * 8u + lane, params.m - 1u), k);
+            let rows = array<vec4<f32>, 8>(subgroupBroadcast(av, 0u), subgroupBroadcast(av, 1u),
+                subgroupBroadcast(av, 2u), subgroupBroadcast(av, 3u), subgroupBroadcast(av, 4u),
+                subgroupBroadcast(av, 5u), subgroupBroadcast(av, 6u), subgroupBroadcast(av, 7u));
+            for (var r = 0u; r < 8u; r++) {
+                for (var j = 0u; j < COLUMNS; j++) {
+                    let i = (g * 8u + r) * COLUMNS + j;
+                    acc[i] = fma(rows[r].w, bs[j].w,
+                        fma(rows[r].z, bs[j].z, fma(rows[r].y, bs[j].y, fma(rows[r].x, bs[j].x, acc[i]))));
+                }
+            }
+        }
+    }
+    for (var r = 0u; r < 8u * GROUPS; r++) {
+        for (var j = 0u; j < COLUMNS; j++) {
+            if row + r < params.m && column + j < params.n {
+                let at = params.skip_c + group.z * params.batch_c + (row + r) * params.row_c + column + j;
+                var v = acc[r * COLUMNS + j];
+                if params.first == 0u {
+                    v += c[at];
+                }
+                if params.last != 0u {
+                    v = epilogue(v, params.whole_c + at);
+                }
+                c[at] = v;
+            }
+        }
+    }
+}
