@@ -82,7 +82,8 @@ impl MatMul {
     /// Candidates in the order in which they are expected to be fast.
     fn tiers(&self, s: Sizes, limits: &Limits) -> Vec<Tier> {
         let tile = |m: usize, n: usize| Tier {
-            kernel: self.layout("matmul_tile", format!("tile_{m}x{n}"))
+            kernel: self
+                .layout("matmul_tile", format!("tile_{m}x{n}"))
                 .constant("TILE_M", m)
                 .constant("TILE_N", n)
                 .constant("TILE_K", 16),
@@ -93,7 +94,8 @@ impl MatMul {
         if limits.is_cpu && limits.min_subgroup >= 8 {
             let groups = if s.m <= 8 { 1 } else { 2 };
             let vector_b = if self.transpose_b { s.k % 4 == 0 } else { s.n % 4 == 0 };
-            let kernel = self.layout("matmul_rows", format!("rows_{}x{ROWS_COLUMNS}", 8 * groups))
+            let kernel = self
+                .layout("matmul_rows", format!("rows_{}x{ROWS_COLUMNS}", 8 * groups))
                 .constant("GROUPS", groups)
                 .constant("COLUMNS", ROWS_COLUMNS)
                 .constant("VECTOR_A", usize::from(!self.transpose_a && s.k % 4 == 0))

@@ -137,17 +137,16 @@ fn norm() -> Vec<Case> {
         Case::new("wide", RmsNorm { eps }, &[normal([5, 576]), normal([576])]),
         Case::new("", RmsNormGrad, &[normal([2, 3, 17]), normal([17]), positive([2, 3]), normal([2, 3, 17])]),
         Case::new("wide", RmsNormGrad, &[normal([5, 576]), normal([576]), positive([5]), normal([5, 576])]),
-        Case::new(
-            "parts",
-            RmsNormGradGain { rows_per_part: 4 },
-            &[normal([11, 70]), positive([11]), normal([11, 70])],
-        ),
+        Case::new("parts", RmsNormGradGain { rows_per_part: 4 }, &[normal([11, 70]), positive([11]), normal([11, 70])]),
     ]
 }
 
 fn position() -> Vec<Case> {
     let (turns, inverse) = (Rope { inverse: false }, Rope { inverse: true });
-    let table = (TensorType::f32([9, 3, 2]), Draw::Given(super::rope_table(10_000.0, 6, 9).into_iter().map(f64::from).collect()));
+    let table = (
+        TensorType::f32([9, 3, 2]),
+        Draw::Given(super::rope_table(10_000.0, 6, 9).into_iter().map(f64::from).collect()),
+    );
     let at = |p: usize| (TensorType::u32([1]), Draw::Given(vec![p as f64]));
     vec![
         Case::new("", turns.clone(), &[normal([2, 5, 3, 6]), table.clone(), at(0)]).wrt(&[0]),
