@@ -150,7 +150,8 @@ fn position() -> Vec<Case> {
     let at = |p: usize| (TensorType::u32([1]), Draw::Given(vec![p as f64]));
     vec![
         Case::new("", turns.clone(), &[normal([2, 5, 3, 6]), table.clone(), at(0)]).wrt(&[0]),
-        Case::new("offset", turns, &[normal([1, 4, 2, 6]), table.clone(), at(5)]).wrt(&[0]),
+        Case::new("offset", turns.clone(), &[normal([1, 4, 2, 6]), table.clone(), at(5)]).wrt(&[0]),
+        Case::new("wide", turns.clone(), &[normal([2, 9, 20, 6]), table.clone(), at(0)]),
         Case::new("inverse", inverse, &[normal([2, 5, 3, 6]), table, at(2)]).wrt(&[0]),
     ]
 }
@@ -160,6 +161,7 @@ fn embedding() -> Vec<Case> {
     vec![
         Case::new("", Embedding, &[normal([37, 10]), below([2, 9], 37)]).wrt(&[0]),
         Case::new("out of range", Embedding, &[normal([5, 7]), below([2, 9], 9)]).wrt(&[0]),
+        Case::new("wide, out of range", Embedding, &[normal([37, 50]), below([33], 48)]),
         Case::new("", EmbeddingGrad { vocab: 5 }, &[normal([2, 9, 7]), below([2, 9], 5)]),
         Case::new("wide, out of range", EmbeddingGrad { vocab: 40 }, &[normal([33, 200]), below([33], 48)]),
     ]

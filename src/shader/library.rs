@@ -7,7 +7,19 @@ macro_rules! table {
 }
 
 /// Sorted by name.
-const TABLE: &[(&str, &str)] = table!["map", "sum_rows"];
+const TABLE: &[(&str, &str)] = table![
+    "embedding",
+    "embedding_grad",
+    "lib/reduce",
+    "map",
+    "matmul_rows",
+    "matmul_tile",
+    "rms_norm",
+    "rms_norm_grad",
+    "rms_norm_grad_gain",
+    "rope",
+    "sum_rows",
+];
 
 /// Text of a shader, or `None` if there is none of this name (such as `map`, or `lib/x` for a shared part).
 pub fn text(name: &str) -> Option<&'static str> {

@@ -1,6 +1,8 @@
 //! What several tests share: the device under test, and translation of kernels for vendors that are not here.
 #![allow(dead_code)]
 
+pub mod interpret;
+
 use danlu::gpu::{Gpu, Selector};
 use danlu::graph::Kernel;
 use danlu::shader::{Source, assemble};

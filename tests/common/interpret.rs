@@ -1,0 +1,79 @@
+//! A graph computed by its operators' references, in f64 and in program order: what gradients and plans are held to.
+
+use danlu::base::{Array, TensorType};
+use danlu::graph::{Graph, Io, Kind, NodeId, Value, View};
+use std::collections::HashMap;
+
+/// Values of a graph's nodes.
+pub struct Interpreter<'a> {
+    graph: &'a Graph,
+    values: HashMap<Value, Array>,
+}
+
+impl<'a> Interpreter<'a> {
+    /// Computes every node. `sources` holds inputs and states by name; constants bring their own bytes.
+    pub fn run(graph: &'a Graph, sources: &HashMap<String, Array>) -> Self {
+        let mut this = Interpreter { graph, values: HashMap::new() };
+        for (i, node) in graph.nodes().iter().enumerate() {
+            let id = NodeId(i as u32);
+            let value = Value { node: id, output: 0 };
+            match &node.kind {
+                Kind::Constant(bytes) => {
+                    this.values.insert(value, Array::from_bytes(node.outputs[0].clone(), bytes));
+                }
+                Kind::Input | Kind::State => {
+                    let array =
+                        sources.get(&node.name).unwrap_or_else(|| panic!("nothing was given for {}", node.name));
+                    assert_eq!(array.ty, node.outputs[0], "{}", node.name);
+                    this.values.insert(value, array.clone());
+                }
+                Kind::Op(_) if this.slice(value).is_some() => {}
+                Kind::Op(op) => {
+                    let inputs: Vec<Array> = node.inputs.iter().map(|&v| this.get(v)).collect();
+                    let mut results = op.reference(&inputs).into_iter();
+                    for (output, ty) in node.outputs.iter().enumerate() {
+                        let array = results.next().expect("one array an output");
+                        assert_eq!(array.ty, *ty, "{}: the reference's type", node.name);
+                        this.values.insert(Value { node: id, output: output as u32 }, array);
+                    }
+                    for input in op.writes() {
+                        let array = results.next().expect("one array a written input");
+                        this.set(node.inputs[input], array.data);
+                    }
+                }
+            }
+        }
+        this
+    }
+
+    /// A value as it is after the run; parts of states as the states are.
+    pub fn get(&self, value: Value) -> Array {
+        match self.slice(value) {
+            Some((base, start, ty)) => {
+                let end = start + ty.shape.elements();
+                Array::new(ty, self.get(base).data[start..end].to_vec())
+            }
+            None => self.values[&value].clone(),
+        }
+    }
+
+    fn set(&mut self, value: Value, data: Vec<f64>) {
+        let (mut value, mut at) = (value, 0);
+        while let Some((base, start, _)) = self.slice(value) {
+            (value, at) = (base, at + start);
+        }
+        let whole = self.values.get_mut(&value).expect("computed before it is written");
+        whole.data[at..at + data.len()].copy_from_slice(&data);
+    }
+
+    /// The value that this one is a part of, its first element there, and its type.
+    fn slice(&self, value: Value) -> Option<(Value, usize, TensorType)> {
+        let node = self.graph.node(value.node);
+        let inputs = node.inputs.iter().map(|&v| self.graph.ty(v).clone()).collect();
+        let io = Io { inputs, outputs: node.outputs.clone() };
+        match node.op()?.view(&io)? {
+            View::Slice(bytes) => Some((node.inputs[0], bytes as usize / 4, node.outputs[0].clone())),
+            View::Concat(_) => None,
+        }
+    }
+}

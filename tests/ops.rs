@@ -1,0 +1,180 @@
+//! Every row of the operators' table: kernels against the f64 reference at several seeds and limits, translation for
+//! every vendor, and gradients against central differences of the reference.
+
+mod common;
+
+use common::interpret::Interpreter;
+use danlu::base::{Array, Limits, Tolerance};
+use danlu::gpu::Gpu;
+use danlu::graph::{Graph, Kernel, SumRows, Value, gradients};
+use danlu::ops::table::{Case, Draw, table};
+use danlu::run::run_kernel;
+use pollster::block_on;
+use std::collections::HashMap;
+
+/// Set in the environment, it lets the tests of kernels pass where there is no adapter.
+const ALLOW_NO_ADAPTER: &str = "DANLU_ALLOW_NO_ADAPTER";
+/// Each row is drawn twice.
+const SEEDS: [u64; 2] = [1, 2];
+
+fn gpu() -> Option<Gpu> {
+    if std::env::var_os(ALLOW_NO_ADAPTER).is_some() && block_on(danlu::gpu::list()).is_empty() {
+        println!("skipped: no adapter");
+        return None;
+    }
+    Some(common::gpu())
+}
+
+/// Both orders of candidates: a CPU's and a GPU's.
+fn both(limits: &Limits) -> [Limits; 2] {
+    [false, true].map(|is_cpu| Limits { is_cpu, ..limits.clone() })
+}
+
+/// Limits so small that the table's larger rows must be split.
+fn small(limits: &Limits) -> Limits {
+    let max_binding_bytes = limits.binding_alignment.max(256) * 16;
+    Limits { max_binding_bytes, max_workgroups: 300, ..limits.clone() }
+}
+
+fn kernels(case: &Case, limits: &Limits) -> Vec<Kernel> {
+    let kernels = case.kernels(limits).unwrap_or_else(|e| panic!("{}: {e}", case.label));
+    assert!(!kernels.is_empty(), "{}: no kernel", case.label);
+    kernels
+}
+
+fn check(gpu: &Gpu, case: &Case, kernel: &Kernel, seed: u64) {
+    let io = case.io().unwrap_or_else(|e| panic!("{}: {e}", case.label));
+    let inputs = case.draw(seed);
+    let label = format!("{}, variant {}, seed {seed}", case.label, kernel.variant);
+    let got =
+        block_on(run_kernel(gpu, kernel, &io, &inputs, &case.op.writes())).unwrap_or_else(|e| panic!("{label}: {e}"));
+    let expected = case.op.reference(&inputs);
+    assert_eq!(got.len(), expected.len(), "{label}: number of results");
+    for (i, (y, r)) in got.iter().zip(&expected).enumerate() {
+        let bar = Tolerance::f32(case.op.reduction(&io));
+        bar.check(y, r).unwrap_or_else(|e| panic!("{label}, result {i}: {e}"));
+    }
+}
+
+#[test]
+fn kernels_match_the_reference() {
+    let Some(gpu) = gpu() else { return };
+    for case in table() {
+        let mut done: Vec<Kernel> = Vec::new();
+        for kernel in both(gpu.limits()).iter().flat_map(|l| kernels(&case, l)) {
+            if !done.contains(&kernel) {
+                SEEDS.iter().for_each(|&seed| check(&gpu, &case, &kernel, seed));
+                done.push(kernel);
+            }
+        }
+    }
+}
+
+/// Every dispatch within the limits, every binding within its tensor.
+fn assert_within(case: &Case, kernel: &Kernel, limits: &Limits) {
+    let io = case.io().expect("checked by the caller");
+    let label = format!("{}, variant {}", case.label, kernel.variant);
+    for d in &kernel.dispatches {
+        assert!(d.workgroups.iter().all(|&n| n > 0 && n <= limits.max_workgroups), "{label}: {:?}", d.workgroups);
+        for b in &d.bindings {
+            let ty = match b.operand {
+                danlu::graph::Operand::Input(i) => &io.inputs[i],
+                danlu::graph::Operand::Output(i) => &io.outputs[i],
+            };
+            assert!(b.offset % limits.binding_alignment == 0 && b.offset + b.bytes <= ty.bytes(), "{label}: {b:?}");
+            assert!(b.bytes <= limits.max_binding_bytes, "{label}: {b:?} is beyond the binding limit");
+        }
+    }
+}
+
+/// Operators that split what no binding holds.
+const SPLITTING: [&str; 6] = ["matmul", "rms_norm", "rms_norm_grad", "rope", "embedding", "embedding_grad"];
+
+#[test]
+fn splits_match_the_reference() {
+    let Some(gpu) = gpu() else { return };
+    let mut split = HashMap::<&str, usize>::new();
+    for case in table().iter().filter(|c| SPLITTING.contains(&c.op.name())) {
+        for limits in both(&small(gpu.limits())) {
+            for kernel in kernels(case, &limits) {
+                assert_within(case, &kernel, &limits);
+                *split.entry(case.op.name()).or_default() += kernel.dispatches.len() - 1;
+                check(&gpu, case, &kernel, SEEDS[0]);
+            }
+        }
+    }
+    for name in SPLITTING {
+        assert!(split[name] > 0, "no row of {name} is large enough to be split");
+    }
+}
+
+#[test]
+fn kernels_translate_for_every_vendor() {
+    for case in table() {
+        // Every tier, also those that this machine would not pick.
+        let wide = Limits { min_subgroup: 8, ..Limits::default() };
+        for limits in [both(&Limits::default()), both(&wide)].concat() {
+            for kernel in kernels(&case, &limits) {
+                assert_within(&case, &kernel, &limits);
+                common::check_kernel(&kernel);
+            }
+        }
+    }
+}
+
+/// loss = sum(w · y) over output 0 and its gradients towards the row's `wrt`.
+fn with_loss(case: &Case) -> (Graph, Value, Vec<Value>) {
+    let mut g = Graph::new();
+    let inputs: Vec<Value> =
+        case.inputs.iter().enumerate().map(|(i, (ty, _))| g.input(&format!("x{i}"), ty.clone())).collect();
+    let y = g.apply_arc(case.op.clone(), &inputs).unwrap()[0];
+    let ty = g.ty(y).clone();
+    let w = g.input("w", ty);
+    let product = g.mul(y, w).unwrap();
+    // In one part: parts of a sum have no gradient.
+    let sum = SumRows { shape: [1].into(), rows_per_part: g.ty(product).shape.elements() };
+    let loss = g.apply1(sum, &[product]).unwrap();
+    let wrt: Vec<Value> = case.wrt.iter().map(|&i| inputs[i]).collect();
+    let grads = gradients(&mut g, loss, &wrt).unwrap_or_else(|e| panic!("{}: {e}", case.label));
+    (g, loss, grads)
+}
+
+#[test]
+fn gradients_match_central_differences() {
+    for case in table().iter().filter(|c| !c.wrt.is_empty()) {
+        let seed = SEEDS[0];
+        let (g, _, grads) = with_loss(case);
+        let inputs = case.draw(seed);
+        let out = case.io().unwrap().outputs[0].clone();
+        let w = Case::new("w", danlu::graph::Map::scale(1.0), &[(out, Draw::Normal)]).draw(seed + 100).remove(0);
+        let mut sources: HashMap<String, Array> =
+            inputs.iter().enumerate().map(|(i, x)| (format!("x{i}"), x.clone())).collect();
+        sources.insert("w".into(), w.clone());
+        let run = Interpreter::run(&g, &sources);
+        let loss = |inputs: &[Array]| -> f64 {
+            case.op.reference(inputs)[0].data.iter().zip(&w.data).map(|(y, w)| y * w).sum()
+        };
+        for (&input, &grad) in case.wrt.iter().zip(&grads) {
+            let grad = run.get(grad);
+            assert_eq!(grad.ty, inputs[input].ty, "{}: type of the gradient towards input {input}", case.label);
+            let scale = grad.rms().max(1e-3);
+            for i in 0..grad.data.len() {
+                let mut moved = inputs.clone();
+                let mut at = |x: f64| {
+                    moved[input].data[i] = inputs[input].data[i] + x;
+                    loss(&moved)
+                };
+                let step = 1e-5;
+                let difference = (at(step) - at(-step)) / (2.0 * step);
+                let error = (difference - grad.data[i]).abs();
+                // Truncation grows with step², rounding with 2^-52/step; 1e-6 leaves both a decade or more.
+                assert!(
+                    error <= 1e-6 * scale,
+                    "{}, seed {seed}: towards input {input}, element {i}: {} by gradient, {difference} by differences",
+                    case.label,
+                    grad.data[i]
+                );
+            }
+        }
+    }
+}
