@@ -1,0 +1,154 @@
+//! Every window once an epoch, the same batch for the same (seed, step), and nothing held out is ever trained on.
+
+use std::collections::HashSet;
+
+use super::*;
+use crate::data::{Corpus, Tokenizer};
+
+const T: usize = 32;
+
+fn shard(stories: u64) -> Arc<Shard> {
+    let dir = tempfile::tempdir().unwrap();
+    let corpus = Corpus::stories(3, stories);
+    let tokenizer = Tokenizer::train(corpus.sample(50_000).unwrap().into_iter(), 400).unwrap();
+    Arc::new(Shard::build(dir.path().join("s"), &corpus, &tokenizer, &mut |_, _| {}).unwrap())
+}
+
+fn loader(shard: &Arc<Shard>, batch: usize, seed: u64) -> Loader {
+    Loader::new(shard.clone(), LoaderOptions { batch, seq: T, seed, ..Default::default() }).unwrap()
+}
+
+fn batch(loader: &Loader, step: u64) -> (Vec<u32>, Vec<u32>) {
+    let len = loader.options.batch * T;
+    let (mut inputs, mut targets) = (vec![0; len], vec![0; len]);
+    loader.batch(step, &mut inputs, &mut targets);
+    (inputs, targets)
+}
+
+#[test]
+fn permutations_are_permutations_and_differ_by_epoch() {
+    for n in [1, 2, 3, 4, 5, 7, 16, 17, 100, 1000, 4097] {
+        for epoch in 0..3 {
+            let seen: HashSet<_> = (0..n).map(|i| permute(i, n, 9, epoch)).collect();
+            assert!(seen.len() as u64 == n && seen.iter().all(|&i| i < n), "n {n}, epoch {epoch}");
+        }
+    }
+    let order = |seed, epoch| (0..100).map(|i| permute(i, 100, seed, epoch)).collect::<Vec<_>>();
+    assert_ne!(order(1, 0), order(1, 1));
+    assert_ne!(order(1, 0), order(2, 0));
+    let moved = order(1, 0).iter().enumerate().filter(|&(i, &p)| i as u64 != p).count();
+    assert!(moved > 80, "{moved} of 100 moved");
+}
+
+#[test]
+fn an_epoch_takes_every_window_once_and_nothing_held_out() {
+    let shard = shard(60);
+    let loader = loader(&shard, 4, 5);
+    let (rows, seq) = (loader.rows_per_epoch(), T as u64);
+    let mut offsets = HashSet::new();
+    for epoch in 0..4 {
+        let mut starts: Vec<_> = (0..rows).map(|i| loader.row_start(epoch * rows + i)).collect();
+        starts.sort_unstable();
+        assert!(starts.windows(2).all(|pair| pair[1] == pair[0] + seq), "windows overlap or are missing");
+        assert!(starts[rows as usize - 1] + seq < loader.train_tokens(), "reads what is held out");
+        offsets.insert(starts[0]);
+    }
+    assert!(offsets.len() > 1, "windows shift from epoch to epoch");
+    assert!(rows * seq + 2 * seq > loader.train_tokens(), "no more than two windows are left out");
+}
+
+#[test]
+fn targets_are_inputs_one_later() {
+    let loader = loader(&shard(60), 4, 5);
+    let (inputs, targets) = batch(&loader, 3);
+    for (inputs, targets) in inputs.chunks(T).zip(targets.chunks(T)) {
+        assert_eq!(inputs[1..], targets[..T - 1]);
+    }
+}
+
+#[test]
+fn a_saved_position_gives_the_same_batches() {
+    let shard = shard(60);
+    let mut running = loader(&shard, 4, 5);
+    let (mut inputs, mut targets) = (vec![0; 4 * T], vec![0; 4 * T]);
+    for _ in 0..17 {
+        running.next_batch(&mut inputs, &mut targets);
+    }
+    let saved = serde_json::to_string(&running.state()).unwrap();
+    assert_eq!(saved, "{\"step\":17}");
+    let mut resumed = loader(&shard, 4, 5);
+    resumed.restore(serde_json::from_str(&saved).unwrap());
+    let (mut again, mut again_targets) = (inputs.clone(), targets.clone());
+    for _ in 0..300 {
+        running.next_batch(&mut inputs, &mut targets);
+        resumed.next_batch(&mut again, &mut again_targets);
+        assert!(inputs == again && targets == again_targets);
+    }
+    assert_ne!(batch(&running, 0), batch(&loader(&shard, 4, 6), 0), "another seed, another order");
+}
+
+#[test]
+fn rows_do_not_depend_on_the_batch_they_are_in() {
+    let shard = shard(60);
+    let (small, large) = (loader(&shard, 2, 5), loader(&shard, 6, 5));
+    let joined: Vec<u32> = (0..3).flat_map(|step| batch(&small, step).0).collect();
+    assert_eq!(joined, batch(&large, 0).0);
+}
+
+#[test]
+fn validation_batches_are_fixed_and_lie_in_the_tail() {
+    let shard = shard(200);
+    let loader = loader(&shard, 2, 5);
+    let mut tail = vec![0; loader.val_tokens() as usize];
+    shard.read(loader.train_tokens(), &mut tail);
+    let share = loader.val_tokens() as f64 / shard.len() as f64;
+    assert!((0.045..=0.05).contains(&share), "{share}");
+    for count in [1, 3, loader.val_batches()] {
+        let mut seen = HashSet::new();
+        for index in 0..count {
+            let (mut inputs, mut targets) = (vec![0; 2 * T], vec![0; 2 * T]);
+            loader.val_batch(index, count, &mut inputs, &mut targets);
+            for row in inputs.chunks(T) {
+                let at = (0..tail.len() - T).step_by(T).find(|&at| tail[at..at + T] == *row).expect("a tail window");
+                assert!(seen.insert(at), "window {at} twice");
+            }
+        }
+    }
+}
+
+#[test]
+fn tiny_texts_are_refused_or_used_to_the_last_window() {
+    let shard = shard(1);
+    let len = shard.len() as usize;
+    let fits = |seq: usize| Loader::new(shard.clone(), LoaderOptions { batch: 3, seq, ..Default::default() });
+    let error = fits(len / 2).unwrap_err().to_string();
+    let needs = 2 * (len / 2 + 1);
+    assert_eq!(
+        error,
+        format!(
+            "text shorter than one sequence: has {len} tokens, needs {needs} (a row of {} to train on and one held out); \
+             use a smaller --seq or more text",
+            needs / 2
+        )
+    );
+    let seq = len / 2 - 1;
+    let loader = fits(seq).unwrap();
+    assert_eq!((loader.rows_per_epoch(), loader.val_batches()), (1, 1));
+    let (mut inputs, mut targets) = (vec![0; 3 * seq], vec![0; 3 * seq]);
+    loader.val_batch(0, 1, &mut inputs, &mut targets);
+    assert_eq!(inputs[..seq], inputs[seq..2 * seq], "the one row repeats");
+    loader.batch(5, &mut inputs, &mut targets);
+}
+
+#[test]
+fn impossible_options_are_refused() {
+    let shard = shard(1);
+    let refuse = |options| Loader::new(shard.clone(), options).unwrap_err().to_string();
+    let default = LoaderOptions::default;
+    assert_eq!(
+        refuse(LoaderOptions { batch: 0, ..default() }),
+        "a batch of 0 rows of 256 tokens is empty; both must be at least 1"
+    );
+    assert_eq!(refuse(LoaderOptions { val_fraction: 1.0, ..default() }), "a held-out share of 1 is not in 0..1");
+    assert_eq!(refuse(LoaderOptions { val_fraction: f64::NAN, ..default() }), "a held-out share of NaN is not in 0..1");
+}

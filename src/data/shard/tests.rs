@@ -1,0 +1,133 @@
+//! A shard holds the same bytes whoever made it, and a damaged one is noticed.
+
+use std::fs;
+
+use super::*;
+use crate::data::StoryGrammar;
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::train(StoryGrammar::new(1).take(100), 600).unwrap()
+}
+
+fn tokens(shard: &Shard) -> Vec<u32> {
+    let mut tokens = vec![0; shard.len() as usize];
+    shard.read(0, &mut tokens);
+    tokens
+}
+
+#[test]
+fn threads_do_not_change_a_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let (corpus, tokenizer) = (Corpus::stories(4, 9000), tokenizer());
+    let mut bytes = Vec::new();
+    for threads in [1, 4] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let path = dir.path().join(format!("{threads}.tokens"));
+        let mut heard = Vec::new();
+        pool.install(|| Shard::build(&path, &corpus, &tokenizer, &mut |done, all| heard.push((done, all)))).unwrap();
+        assert!(heard.len() >= 4 && heard.is_sorted() && heard.first().unwrap().0 == 0, "{heard:?}");
+        assert_eq!(heard.last(), Some(&(corpus.bytes(), corpus.bytes())));
+        bytes.push(fs::read(path).unwrap());
+    }
+    assert!(bytes[0] == bytes[1]);
+}
+
+#[test]
+fn documents_stand_in_order_each_with_its_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let tokenizer = tokenizer();
+    let shard = Shard::build(dir.path().join("s"), &Corpus::stories(4, 50), &tokenizer, &mut |_, _| {}).unwrap();
+    let tokens = tokens(&shard);
+    let texts: Vec<_> = tokens.split(|&id| id == 0).map(|ids| tokenizer.decode(ids).unwrap()).collect();
+    assert_eq!(tokens.last(), Some(&0));
+    assert_eq!(texts[..50], StoryGrammar::new(4).take(50).collect::<Vec<_>>());
+    assert!(!shard.is_empty());
+}
+
+/// A long text in pieces gives the tokens of the whole where a good place to cut was found.
+#[test]
+fn cutting_a_long_text_does_not_change_its_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let text: Vec<String> = StoryGrammar::new(2).take(400).map(|s| s.replace(['.', '"'], "")).collect();
+    fs::write(dir.path().join("t.txt"), text.join("\n")).unwrap();
+    let (corpus, tokenizer) = (Corpus::open(dir.path().join("t.txt")).unwrap(), tokenizer());
+    assert!(corpus.pieces().count() > 3);
+    let shard = Shard::build(dir.path().join("s"), &corpus, &tokenizer, &mut |_, _| {}).unwrap();
+    let whole = [tokenizer.encode(&text.join("\n")).unwrap(), vec![0]].concat();
+    assert!(tokens(&shard) == whole);
+}
+
+#[test]
+fn the_cache_is_used_again_and_a_damaged_entry_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let (corpus, tokenizer) = (Corpus::stories(4, 20), tokenizer());
+    let get = |corpus: &Corpus| {
+        let mut calls = 0;
+        let shard = Shard::cached(dir.path().join("cache"), corpus, &tokenizer, &mut |_, _| calls += 1).unwrap();
+        (calls > 0, shard.checksum())
+    };
+    let (built, checksum) = get(&corpus);
+    assert!(built);
+    assert_eq!(get(&corpus), (false, checksum));
+    let entry = fs::read_dir(dir.path().join("cache")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&entry).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&entry, &bytes).unwrap();
+    assert_eq!(get(&corpus), (true, checksum));
+    assert!(get(&Corpus::stories(4, 21)).0, "another text is another shard");
+    assert_eq!(fs::read_dir(dir.path().join("cache")).unwrap().count(), 2, "nothing temporary is left");
+}
+
+#[test]
+fn damage_is_said_in_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.tokens");
+    Shard::build(&path, &Corpus::stories(4, 5), &tokenizer(), &mut |_, _| {}).unwrap();
+    let good = fs::read(&path).unwrap();
+    let change = |at: usize, value: u8| {
+        let mut bytes = good.clone();
+        bytes[at] ^= value;
+        bytes
+    };
+    let whole = good.len();
+    let cases = [
+        (
+            b"hello".to_vec(),
+            "is no token shard of Danlu; delete it, or choose another folder for the cache".to_string(),
+        ),
+        (good[..20].to_vec(), "is cut short: 20 bytes, a header has 64; delete it".to_string()),
+        (
+            good[..whole - 1].to_vec(),
+            format!("is cut short or grown: {} bytes, its header says {whole}; delete it", whole - 1),
+        ),
+        (change(8, 3), "is a token shard of version 2, this is version 1; delete it".to_string()),
+        (change(17, 1), "has a damaged header; delete it".to_string()),
+    ];
+    for (bytes, expected) in cases {
+        fs::write(&path, bytes).unwrap();
+        let error = Shard::open(&path).unwrap_err().to_string();
+        assert_eq!(error, format!("{}: {expected}", path.display()));
+    }
+    fs::write(&path, change(70, 1)).unwrap();
+    let error = Shard::open(&path).unwrap().verify(&path).unwrap_err().to_string();
+    assert!(error.contains(": is damaged: checksum ") && error.ends_with("; delete it"), "{error}");
+}
+
+#[test]
+fn a_failed_build_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("d.jsonl"), "{\"text\": \"a\"}\nbroken\n").unwrap();
+    let corpus = Corpus::open(dir.path().join("d.jsonl")).unwrap();
+    let out = dir.path().join("out");
+    assert!(Shard::cached(&out, &corpus, &tokenizer(), &mut |_, _| {}).is_err());
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+}
+
+#[test]
+fn an_unwritable_folder_is_said_in_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let folder = dir.path().join("file/cache");
+    let error = Shard::cached(&folder, &Corpus::stories(1, 1), &tokenizer(), &mut |_, _| {}).unwrap_err();
+    assert!(error.to_string().starts_with(&format!("cannot create {}: ", folder.display())), "{error}");
+}

@@ -1,0 +1,58 @@
+//! Text from tokens as they come: never half a character, and in the end exactly what decoding them at once gives.
+
+use super::tokenizer::Tokenizer;
+use crate::error::Result;
+
+/// Turns one token after another into pieces of text.
+///
+/// A token may hold a part of a character, and some decoders treat the first token of a text in a special way. So each
+/// token is decoded after those before it, and what is new is given out once it ends with a whole character.
+#[derive(Debug)]
+pub struct StreamDecoder<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The tokens still needed: `..given` were given out and serve as context, the rest waits.
+    ids: Vec<u32>,
+    given: usize,
+}
+
+impl<'a> StreamDecoder<'a> {
+    /// Starts after a prompt (empty for none), whose text is not given out.
+    pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Self {
+        let context = &prompt[prompt.len().saturating_sub(16)..];
+        StreamDecoder { tokenizer, ids: context.to_vec(), given: context.len() }
+    }
+
+    /// Takes the next token and gives the text that became whole, which may be empty.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::decode`].
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let (context, all) = self.decode()?;
+        if all.ends_with(char::REPLACEMENT_CHARACTER) || all.len() <= context {
+            return Ok(String::new());
+        }
+        let text = all.get(context..).unwrap_or("").to_string();
+        // The old context is dropped only if the new one has a text of its own to stand on.
+        if !self.tokenizer.decode(&self.ids[self.given..])?.trim().is_empty() {
+            self.ids.drain(..self.given);
+        }
+        self.given = self.ids.len();
+        Ok(text)
+    }
+
+    /// Gives what is still waiting; half a character comes out as U+FFFD.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::decode`].
+    pub fn finish(self) -> Result<String> {
+        let (context, all) = self.decode()?;
+        Ok(all.get(context..).unwrap_or("").to_string())
+    }
+
+    /// The length of the context's text, and the text of everything.
+    fn decode(&self) -> Result<(usize, String)> {
+        let context = self.tokenizer.decode(&self.ids[..self.given])?;
+        Ok((context.len(), self.tokenizer.decode(&self.ids)?))
+    }
+}

@@ -1,0 +1,225 @@
+//! Text ↔ token ids: a byte-level BPE trained on the spot, or any Hugging Face `tokenizer.json`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use tokenizers::models::TrainerWrapper;
+use tokenizers::models::bpe::{BPE, BpeTrainer};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, Tokenizer as Inner};
+
+use super::hash::Hasher;
+use crate::error::{Error, Result};
+
+/// The special token of tokenizers trained here: it begins a prompt and ends a document. In text files, a line of it parts
+/// documents.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// A byte-level BPE holds every byte and the special token.
+const SMALLEST_VOCAB: usize = 256 + 1;
+
+/// Names of the end-of-text token where no tokenizer_config.json says one, the likeliest first.
+const EOS_NAMES: [&str; 6] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>"];
+/// The same for the beginning of text. `<|endoftext|>` is one only where a config says so.
+const BOS_NAMES: [&str; 3] = ["<|begin_of_text|>", "<s>", "<bos>"];
+
+/// A tokenizer and its special tokens.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: Inner,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    vocab_size: usize,
+    adds_bos: bool,
+    config: Map<String, Value>,
+    hash: u64,
+}
+
+impl Tokenizer {
+    /// Trains a byte-level BPE (Sennrich et al., 2016; over bytes as in GPT-2) of `vocab_size` tokens at most: fewer where
+    /// the texts do not hold enough pairs. The same texts in the same order give the same tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a vocabulary that cannot even hold the 256 bytes.
+    pub fn train<S: AsRef<str> + Send>(texts: impl Iterator<Item = S> + Send, vocab_size: usize) -> Result<Tokenizer> {
+        if vocab_size < SMALLEST_VOCAB {
+            let message = format!("a vocabulary of {vocab_size} is too small; bytes alone need {SMALLEST_VOCAB}");
+            return Err(Error::Invalid(message));
+        }
+        let failed = |error: tokenizers::Error| Error::Invalid(format!("training the tokenizer failed: {error}"));
+        let trainer = BpeTrainer::builder()
+            .show_progress(false)
+            .vocab_size(vocab_size)
+            .min_frequency(2)
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .special_tokens(vec![AddedToken::from(END_OF_TEXT, true)])
+            .build();
+        let mut inner = Inner::new(BPE::default());
+        inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
+        inner.with_decoder(Some(ByteLevel::new(false, true, true)));
+        inner.train(&mut TrainerWrapper::from(trainer), texts).map_err(failed)?;
+        let id = inner.token_to_id(END_OF_TEXT).expect("the trainer puts special tokens first");
+        // A prompt begins where a document does: after the end of the one before.
+        let template = TemplateProcessing::builder()
+            .try_single(format!("{END_OF_TEXT} $A"))
+            .map_err(|error| failed(error.into()))?
+            .special_tokens(vec![(END_OF_TEXT, id)])
+            .build()
+            .map_err(|error| failed(error.into()))?;
+        inner.with_post_processor(Some(template));
+        let mut config = Map::new();
+        config.insert("bos_token".into(), json!(END_OF_TEXT));
+        config.insert("eos_token".into(), json!(END_OF_TEXT));
+        Self::finish(inner, config).map_err(failed)
+    }
+
+    /// Opens a `tokenizer.json`, or the folder it lies in. A `tokenizer_config.json` beside it names the special tokens;
+    /// without one they are found by their usual names.
+    ///
+    /// # Errors
+    /// A sentence for a file that is missing or that is no tokenizer.
+    pub fn open(path: impl AsRef<Path>) -> Result<Tokenizer> {
+        let path = path.as_ref();
+        let file: PathBuf = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
+        if !file.is_file() {
+            return Err(Error::file(
+                file,
+                "no such file; a tokenizer is a tokenizer.json or the folder that holds one",
+            ));
+        }
+        let bytes = std::fs::read(&file).map_err(|e| Error::io("read", &file, e))?;
+        let not_one = |error: String| Error::file(&file, format!("is not a tokenizer.json that can be used: {error}"));
+        let inner = Inner::from_bytes(&bytes).map_err(|error| not_one(error.to_string()))?;
+        let beside = file.with_file_name("tokenizer_config.json");
+        let config = match std::fs::read(&beside) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|error| Error::file(&beside, format!("is not a JSON object: {error}")))?,
+            Err(_) => Map::new(),
+        };
+        Self::finish(inner, config).map_err(|error| not_one(error.to_string()))
+    }
+
+    fn finish(mut inner: Inner, config: Map<String, Value>) -> tokenizers::Result<Tokenizer> {
+        // Padding and truncation belong to whoever batches: here they would change a document.
+        inner.with_padding(None);
+        inner.with_truncation(None)?;
+        let named = |key: &str| {
+            let value = config.get(key)?;
+            inner.token_to_id(value.as_str().or_else(|| value.get("content")?.as_str())?)
+        };
+        // Only what is marked as special: Qwen's vocabulary holds "<s>" as ordinary text.
+        let marked = inner.get_added_tokens_decoder();
+        let special = |name: &str| inner.token_to_id(name).filter(|id| marked.get(id).is_some_and(|t| t.special));
+        let usual = |names: &[&str]| names.iter().find_map(|name| special(name));
+        let eos = named("eos_token").or_else(|| usual(&EOS_NAMES));
+        let bos = named("bos_token").or_else(|| usual(&BOS_NAMES));
+        let adds_bos = bos.is_some() && inner.encode("a", true)?.get_ids().first().copied() == bos;
+        let highest = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let mut hasher = Hasher::new();
+        hasher.update(inner.to_string(false)?.as_bytes());
+        for id in [bos, eos] {
+            hasher.update(&id.map_or(u64::MAX, u64::from).to_le_bytes());
+        }
+        let hash = hasher.finish();
+        Ok(Tokenizer { inner, bos, eos, vocab_size: highest, adds_bos, config, hash })
+    }
+
+    /// How many rows an embedding needs: the highest id plus one.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The id that begins a text, where the tokenizer has one.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The id that ends a document, where the tokenizer has one.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// A hash of everything that decides which ids a text gets, for cache keys.
+    pub fn content_hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// A text's ids, without special tokens around it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the tokenizer's words; a byte-level tokenizer has no reason for any.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_with(text, false)
+    }
+
+    /// A prompt's ids: as the tokenizer itself begins a text (usually with the id of [`Tokenizer::bos`]), and never empty
+    /// where there is such an id.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = self.encode_with(text, true)?;
+        if let (true, Some(first)) = (ids.is_empty(), self.bos.or(self.eos)) {
+            ids.push(first);
+        }
+        Ok(ids)
+    }
+
+    fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        match self.inner.encode_fast(text, special) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(Error::Invalid(format!("the tokenizer cannot encode the text: {error}"))),
+        }
+    }
+
+    /// The id that goes before every document of a shard: only where the tokenizer puts one there and it is not already
+    /// the one that ended the document before.
+    pub(super) fn document_prefix(&self) -> Option<u32> {
+        self.bos.filter(|_| self.adds_bos && self.bos != self.eos)
+    }
+
+    /// The text of ids, special tokens left out. Ids outside of the vocabulary have no text.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the tokenizer's words.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let text = self.inner.decode(ids, true);
+        text.map_err(|error| Error::Invalid(format!("the tokenizer cannot decode the ids: {error}")))
+    }
+
+    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder, for `transformers` (`AutoTokenizer`) and
+    /// [`Tokenizer::open`]. What a `tokenizer_config.json` said when this tokenizer was opened, it says again.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where a file cannot be written; each appears under its name only when it is whole.
+    pub fn save(&self, folder: impl AsRef<Path>, model_max_length: usize) -> Result<()> {
+        let folder = folder.as_ref();
+        let text = self.inner.to_string(true).map_err(|error| Error::file(folder, error.to_string()))?;
+        write_whole(&folder.join("tokenizer.json"), text.as_bytes())?;
+        let mut config = self.config.clone();
+        config.entry("tokenizer_class").or_insert_with(|| json!("PreTrainedTokenizerFast"));
+        config.entry("model_max_length").or_insert_with(|| json!(model_max_length));
+        config.entry("clean_up_tokenization_spaces").or_insert_with(|| json!(false));
+        for (key, id) in [("bos_token", self.bos), ("eos_token", self.eos)] {
+            if let Some(token) = id.and_then(|id| self.inner.id_to_token(id)) {
+                config.entry(key).or_insert_with(|| json!(token));
+            }
+        }
+        let text = serde_json::to_string_pretty(&Value::Object(config)).expect("JSON values serialise");
+        write_whole(&folder.join("tokenizer_config.json"), format!("{text}\n").as_bytes())
+    }
+}
+
+/// Writes under a temporary name, then renames.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension(format!("partial-{}", std::process::id()));
+    let done = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
+    done.map_err(|error| {
+        let _ = std::fs::remove_file(&temporary);
+        Error::io("write", path, error)
+    })
+}
+
+#[cfg(test)]
+mod tests;
