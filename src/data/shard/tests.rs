@@ -18,7 +18,7 @@ fn tokens(shard: &Shard) -> Vec<u32> {
 #[test]
 fn threads_do_not_change_a_byte() {
     let dir = tempfile::tempdir().unwrap();
-    let (corpus, tokenizer) = (Corpus::stories(4, 9000), tokenizer());
+    let (corpus, tokenizer) = (Corpus::stories(4, 6000), tokenizer());
     let mut bytes = Vec::new();
     for threads in [1, 4] {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
