@@ -60,6 +60,7 @@ pub(super) fn lower(graph: &Graph, places: &Places, limits: &Limits, chooser: &m
         }
     }
     for id in steps {
+        states_are_apart(graph, places, id)?;
         plan.steps.push(step(graph, id, limits, chooser, &at)?);
     }
     Ok(plan)
@@ -167,6 +168,22 @@ fn sides(graph: &Graph, places: &Places, id: NodeId) -> (Vec<Storage>, Vec<Stora
     let reads = node.inputs.iter().filter_map(|&v| transient(v)).collect();
     let writes = graph.op_node(id).outputs.into_iter().filter_map(transient).collect();
     (reads, writes)
+}
+
+/// A state may not be read through one binding and written through another, even on disjoint ranges.
+fn states_are_apart(graph: &Graph, places: &Places, id: NodeId) -> Result<()> {
+    let node = graph.node(id);
+    let writes = node.op().map(|op| op.writes()).unwrap_or_default();
+    let storage = |i: usize| places[&node.inputs[i]].storage;
+    let mut reads = (0..node.inputs.len()).filter(|i| !writes.contains(i));
+    match reads.find(|&r| writes.iter().any(|&w| storage(w) == storage(r))) {
+        None => Ok(()),
+        Some(r) => Err(Error::Graph(format!(
+            "{} reads the state {} while it writes it: copy what it reads first",
+            node.name,
+            graph.node(storage(r).node).name
+        ))),
+    }
 }
 
 fn step(

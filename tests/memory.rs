@@ -1,0 +1,357 @@
+//! The memory plan, on random input: what lives at one time never overlaps, no dispatch binds one buffer both ways,
+//! and a random graph gives the same numbers through its plan as by its operators' references.
+
+mod interpreter;
+
+use danlu::base::{Array, Limits, Rng, TensorType};
+use danlu::compile::{Block, First, Plan, compile, pack};
+use danlu::error::Result;
+use danlu::graph::{Binary, Concat, Dispatch, Expr, Graph, Io, Kernel, Map, Op, OpNode, Operand, Slice, Unary, Value};
+use interpreter::{Feed, run_graph, run_plan, same};
+use proptest::prelude::*;
+use std::collections::HashSet;
+
+fn blocks() -> impl Strategy<Value = Vec<Block>> {
+    let block = (1u64..5000, 0usize..40, 0usize..12);
+    prop::collection::vec(block.prop_map(|(bytes, first, length)| Block { bytes, first, last: first + length }), 1..60)
+}
+
+proptest! {
+    #[test]
+    fn packed_blocks_do_not_meet(
+        blocks in blocks(),
+        pairs in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 0..60),
+        alignment in prop::sample::select(vec![4u64, 32, 256]),
+        capacity in 2000u64..20_000,
+    ) {
+        let pick = |i: &prop::sample::Index| i.index(blocks.len());
+        let apart: HashSet<(usize, usize)> =
+            pairs.iter().map(|(a, b)| (pick(a).min(pick(b)), pick(a).max(pick(b)))).filter(|(a, b)| a != b).collect();
+        let size = |i: usize| blocks[i].bytes.next_multiple_of(alignment);
+        match pack(&blocks, &apart, alignment, capacity) {
+            Err(i) => prop_assert!(size(i) > capacity, "block {i} would fit"),
+            Ok((regions, sizes)) => {
+                let mut ends = vec![0; sizes.len()];
+                for (i, r) in regions.iter().enumerate() {
+                    prop_assert_eq!(r.offset % alignment, 0);
+                    ends[r.buffer] = ends[r.buffer].max(r.offset + size(i));
+                    for (j, other) in regions.iter().enumerate().take(i) {
+                        let together = blocks[i].first <= blocks[j].last && blocks[j].first <= blocks[i].last;
+                        let overlap = r.offset < other.offset + size(j) && other.offset < r.offset + size(i);
+                        prop_assert!(!(r.buffer == other.buffer && together && overlap), "{i} and {j} overlap");
+                    }
+                }
+                for (a, b) in apart {
+                    prop_assert_ne!(regions[a].buffer, regions[b].buffer, "{} and {} share a buffer", a, b);
+                }
+                prop_assert!(sizes.iter().all(|&s| s <= capacity));
+                prop_assert_eq!(sizes, ends, "buffers are as large as what lies in them, to the byte");
+            }
+        }
+    }
+
+    #[test]
+    fn a_random_plan_computes_its_graph(draws in prop::collection::vec(draw(), 1..40), limits in limits(), seed: u64) {
+        let graph = build(&draws).expect("the drawn graph is legal");
+        let plan = compile(&graph, &limits, &mut First).map_err(|e| TestCaseError::fail(format!("{e}\n{graph}")))?;
+        let feed = feed(&graph, seed);
+        let got = run_plan(&graph, &plan, &limits, &feed);
+        let verdict = got.and_then(|got| same(&got, &run_graph(&graph, &feed)));
+        prop_assert!(verdict.is_ok(), "{}\n{graph}\n{plan}", verdict.unwrap_err());
+        prop_assert_eq!(plan.totals().device_bytes(), plan.buffers.iter().map(|b| b.bytes).sum::<u64>());
+    }
+}
+
+/// One operator to add: which, and where its operands are found among the values so far.
+type Draw = (u8, prop::sample::Index, prop::sample::Index);
+
+fn draw() -> impl Strategy<Value = Draw> {
+    (0u8..13, any::<prop::sample::Index>(), any::<prop::sample::Index>())
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    (4u32..=8, 64u64..512).prop_map(|(max_storage_bindings, kib)| Limits {
+        max_storage_bindings,
+        max_buffer_bytes: kib << 10,
+        ..Limits::default()
+    })
+}
+
+const COLUMNS: usize = 64;
+
+fn build(draws: &[Draw]) -> Result<Graph> {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([8, COLUMNS]));
+    let bias = g.input("bias", TensorType::f32([COLUMNS]));
+    let ones = g.constant("ones", TensorType::f32([4, COLUMNS]), 1.0f32.to_le_bytes().repeat(4 * COLUMNS));
+    let flat = g.state("flat", TensorType::f32([16 * COLUMNS]));
+    let weight = g.state("weight", TensorType::f32([COLUMNS, COLUMNS]));
+    let row = g.apply1(Slice { start: 2 * COLUMNS, shape: [8, COLUMNS].into() }, &[flat])?;
+    let mut pool = vec![x, bias, ones, flat, row];
+    for (what, a, b) in draws {
+        let a = pool[a.index(pool.len())];
+        let fits = |v: &&Value| g.dims(a).ends_with(g.dims(**v));
+        let likes: Vec<Value> = pool.iter().filter(fits).copied().collect();
+        let like = likes[b.index(likes.len())];
+        let b_any = pool[b.index(pool.len())];
+        let made = add(&mut g, *what, a, like, b_any, (flat, weight))?;
+        pool.extend(made);
+    }
+    // The last value, and two drawn ones: also sources, parts and members of concatenations are wanted at times.
+    for (k, (_, a, b)) in draws.iter().take(2).enumerate() {
+        let v = if k == 0 { pool[a.index(pool.len())] } else { pool[b.index(pool.len())] };
+        g.output(&format!("drawn{k}"), v);
+    }
+    g.output("last", pool[pool.len() - 1]);
+    Ok(g)
+}
+
+/// Adds the operator number `what`, where it fits; gives the values that later ones may read.
+fn add(g: &mut Graph, what: u8, a: Value, like: Value, other: Value, states: (Value, Value)) -> Result<Vec<Value>> {
+    let n = g.ty(a).shape.elements();
+    let sigmoid = |i| Expr::unary(Unary::Sigmoid, Expr::Input(i));
+    let map = |expr| Map { expr };
+    Ok(match what {
+        0 => vec![g.apply1(Map::scale(0.5), &[a])?],
+        1 => vec![g.apply1(map(sigmoid(0)), &[a])?],
+        2 => vec![g.add(a, like)?],
+        3 => vec![g.apply1(map(Expr::binary(Binary::Mul, Expr::Input(0), sigmoid(1))), &[a, like])?],
+        4 => vec![g.sum_to(a, &TensorType::f32([COLUMNS]))?],
+        5 => vec![g.reshape(a, [n / COLUMNS, COLUMNS])?],
+        6 => vec![g.reshape(a, [n])?],
+        7 if n > COLUMNS => vec![g.apply1(Slice { start: n - COLUMNS, shape: [1, COLUMNS].into() }, &[a])?],
+        8 if n + g.ty(other).shape.elements() <= 2048 => {
+            // A gap in front and between, which nobody reads.
+            let m = g.ty(other).shape.elements();
+            let (first, second) = (COLUMNS, n + 2 * COLUMNS);
+            let all = g.apply1(Concat { starts: vec![first, second], elements: second + m }, &[a, other])?;
+            let left = g.apply1(Slice { start: first, shape: g.ty(a).shape.clone() }, &[all])?;
+            vec![left, g.apply1(Slice { start: second, shape: g.ty(other).shape.clone() }, &[all])?]
+        }
+        9 if n <= 14 * COLUMNS => {
+            let part = g.apply1(Slice { start: COLUMNS, shape: [n].into() }, &[states.0])?;
+            // What it reads must not lie in the state that it writes, so a value of its own.
+            let x = g.apply1(map(sigmoid(0)), &[a])?;
+            let x = g.reshape(x, [n])?;
+            g.apply(Accumulate, &[part, x])?
+        }
+        10 if g.dims(a) == [8, COLUMNS] => vec![g.apply1(Linear, &[a, states.1])?],
+        11 => g.apply(TwoFaces, &[a])?,
+        12 => vec![g.apply1(Doubled, &[a])?],
+        _ => vec![],
+    })
+}
+
+fn feed(graph: &Graph, seed: u64) -> Feed {
+    let sources = graph.nodes().iter().filter(|n| n.op().is_none());
+    let draw = |name: &str, ty: &TensorType| {
+        let mut rng = Rng::named(seed, name);
+        Array::new(ty.clone(), (0..ty.shape.elements()).map(|_| rng.uniform() - 0.5).collect())
+    };
+    sources.map(|n| (n.name.clone(), draw(&n.name, &n.outputs[0]))).collect()
+}
+
+/// A kernel that binds every operand once; its shader is never assembled here.
+fn whole(io: &Io, shader: &'static str) -> Vec<Kernel> {
+    let mut d = Dispatch::new([1, 1, 1]);
+    for (k, ty) in io.inputs.iter().enumerate() {
+        d = d.bind(format!("x{k}"), Operand::Input(k), 0, ty.bytes());
+    }
+    for (k, ty) in io.outputs.iter().enumerate() {
+        d = d.bind(format!("y{k}"), Operand::Output(k), 0, ty.bytes());
+    }
+    vec![Kernel::new(shader, "whole").dispatch(d)]
+}
+
+/// state += x, in place.
+#[derive(Debug)]
+struct Accumulate;
+
+impl Op for Accumulate {
+    fn name(&self) -> &'static str {
+        "accumulate"
+    }
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        if inputs[0] == inputs[1] { Ok(vec![]) } else { Err("different types".into()) }
+    }
+    fn kernels(&self, io: &Io, _limits: &Limits) -> Vec<Kernel> {
+        whole(io, "accumulate")
+    }
+    fn writes(&self) -> Vec<usize> {
+        vec![0]
+    }
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let sum = inputs[0].data.iter().zip(&inputs[1].data).map(|(s, x)| s + x).collect();
+        vec![Array::new(inputs[0].ty.clone(), sum)]
+    }
+}
+
+/// y = x · w: has the hooks of a matrix product.
+#[derive(Debug)]
+struct Linear;
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(vec![inputs[0].clone()])
+    }
+    fn kernels(&self, io: &Io, _limits: &Limits) -> Vec<Kernel> {
+        whole(io, "linear")
+    }
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let mut y = Array::zeros(inputs[0].ty.shape.clone());
+        for (i, out) in y.data.iter_mut().enumerate() {
+            let (r, c) = (i / COLUMNS, i % COLUMNS);
+            *out = (0..COLUMNS).map(|k| inputs[0].data[r * COLUMNS + k] * inputs[1].data[k * COLUMNS + c] / 64.0).sum();
+        }
+        vec![y]
+    }
+    fn prologue(&self) -> Option<usize> {
+        Some(0)
+    }
+    fn epilogue(&self) -> bool {
+        true
+    }
+}
+
+/// Two outputs: x + 1 and 1 - x.
+#[derive(Debug)]
+struct TwoFaces;
+
+impl Op for TwoFaces {
+    fn name(&self) -> &'static str {
+        "two_faces"
+    }
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(vec![inputs[0].clone(), inputs[0].clone()])
+    }
+    fn kernels(&self, io: &Io, _limits: &Limits) -> Vec<Kernel> {
+        whole(io, "two_faces")
+    }
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let x = &inputs[0];
+        let with = |f: &dyn Fn(f64) -> f64| Array::new(x.ty.clone(), x.data.iter().map(|&x| f(x)).collect());
+        vec![with(&|x| x + 1.0), with(&|x| 1.0 - x)]
+    }
+}
+
+/// Stands for x + x.
+#[derive(Debug)]
+struct Doubled;
+
+impl Op for Doubled {
+    fn name(&self) -> &'static str {
+        "doubled"
+    }
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(vec![inputs[0].clone()])
+    }
+    fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
+        Ok(Some(vec![g.add(node.inputs[0], node.inputs[0])?]))
+    }
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        vec![Array::new(inputs[0].ty.clone(), inputs[0].data.iter().map(|x| 2.0 * x).collect())]
+    }
+}
+
+fn planned(build: impl FnOnce(&mut Graph) -> Result<Value>) -> (Graph, Plan) {
+    let mut g = Graph::new();
+    let y = build(&mut g).expect("a legal graph");
+    g.output("y", y);
+    let limits = Limits::default();
+    let plan = compile(&g, &limits, &mut First).expect("a plan");
+    let feed = feed(&g, 1);
+    same(&run_plan(&g, &plan, &limits, &feed).expect("legal bindings"), &run_graph(&g, &feed))
+        .expect("the same numbers");
+    (g, plan)
+}
+
+fn ops(plan: &Plan) -> Vec<&str> {
+    plan.steps.iter().map(|s| s.op).collect()
+}
+
+#[test]
+fn a_chain_of_maps_is_one_step() {
+    let (_, plan) = planned(|g| {
+        let x = g.input("x", TensorType::f32([8, COLUMNS]));
+        let bias = g.input("bias", TensorType::f32([COLUMNS]));
+        let y = g.apply1(Map::scale(0.3), &[x])?;
+        let y = g.add(y, bias)?;
+        g.apply1(Map::swiglu(), &[y, x])
+    });
+    assert_eq!(ops(&plan), ["map"]);
+    assert_eq!(plan.totals().arena_bytes, 8 * COLUMNS as u64 * 4, "nothing but the result needs memory");
+}
+
+#[test]
+fn a_shared_map_is_computed_once() {
+    let (_, plan) = planned(|g| {
+        let x = g.input("x", TensorType::f32([8, COLUMNS]));
+        let shared = g.apply1(Map { expr: Expr::unary(Unary::Exp, Expr::Input(0)) }, &[x])?;
+        let sum = g.sum_to(shared, &TensorType::f32([COLUMNS]))?;
+        g.apply1(Map::mul(), &[shared, sum])
+    });
+    assert_eq!(plan.steps.iter().filter(|s| s.op == "map").count(), 2, "\n{plan}");
+}
+
+#[test]
+fn a_residual_sum_becomes_the_product_s_epilogue_and_a_scale_its_prologue() {
+    let (_, plan) = planned(|g| {
+        let x = g.input("x", TensorType::f32([8, COLUMNS]));
+        let w = g.state("weight", TensorType::f32([COLUMNS, COLUMNS]));
+        let scaled = g.apply1(Map::scale(0.5), &[x])?;
+        let y = g.apply1(Linear, &[scaled, w])?;
+        g.add(y, x)
+    });
+    assert_eq!(ops(&plan), ["linear"]);
+    let hooks: HashSet<&str> = plan.steps[0].hooks.iter().map(|h| h.name).collect();
+    assert_eq!(hooks, HashSet::from(["prologue", "epilogue"]));
+}
+
+#[test]
+fn nothing_moves_across_a_write_of_what_it_reads() {
+    let (_, plan) = planned(|g| {
+        let s = g.state("s", TensorType::f32([4 * COLUMNS]));
+        let x = g.input("x", TensorType::f32([4 * COLUMNS]));
+        let before = g.apply1(Map::scale(2.0), &[s])?;
+        g.apply(Accumulate, &[s, x])?;
+        g.add(before, s)
+    });
+    assert_eq!(ops(&plan), ["map", "accumulate", "map"]);
+}
+
+#[test]
+fn reading_a_state_while_writing_it_is_refused() {
+    let mut g = Graph::new();
+    let s = g.state("s", TensorType::f32([2 * COLUMNS]));
+    let low = g.apply1(Slice { start: 0, shape: [COLUMNS].into() }, &[s]).expect("a part");
+    let high = g.apply1(Slice { start: COLUMNS, shape: [COLUMNS].into() }, &[s]).expect("a part");
+    g.apply(Accumulate, &[low, high]).expect("a node");
+    let error = compile(&g, &Limits::default(), &mut First).expect_err("one buffer, both ways").to_string();
+    assert_eq!(error, "graph: accumulate reads the state s while it writes it: copy what it reads first");
+}
+
+#[test]
+fn members_of_a_concatenation_are_written_in_place() {
+    let (_, plan) = planned(|g| {
+        let x = g.input("x", TensorType::f32([COLUMNS]));
+        let a = g.apply1(Map::scale(2.0), &[x])?;
+        let b = g.apply1(Map::scale(3.0), &[x])?;
+        g.apply1(Concat { starts: vec![0, COLUMNS], elements: 2 * COLUMNS }, &[a, b])
+    });
+    assert_eq!(ops(&plan), ["map", "map"], "no copies\n{plan}");
+    assert_eq!(plan.totals().arena_bytes, 2 * COLUMNS as u64 * 4);
+}
+
+#[test]
+fn what_fits_no_buffer_is_refused_with_its_size() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([1 << 10]));
+    let y = g.apply1(Map::add(), &[x, x]).expect("a map");
+    g.output("y", y);
+    let limits = Limits { max_buffer_bytes: 2048, ..Limits::default() };
+    let error = compile(&g, &limits, &mut First).expect_err("4,096 bytes do not fit 2,048").to_string();
+    assert!(error.contains("4096") && error.contains("2048"), "{error}");
+}
