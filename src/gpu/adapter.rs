@@ -172,8 +172,26 @@ pub(super) fn limits(l: &wgpu::Limits, info: &wgpu::AdapterInfo) -> Limits {
         min_subgroup: info.subgroup_min_size,
         max_subgroup: info.subgroup_max_size,
         is_cpu: info.device_type == wgpu::DeviceType::Cpu,
-        memory_bytes: None,
+        memory_bytes: match info.device_type {
+            wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu => host_memory(),
+            _ => None,
+        },
     }
+}
+
+/// Bytes of host memory that can be had without swapping, which CPU and integrated adapters share; `None` where the
+/// system does not say.
+pub fn host_memory() -> Option<u64> {
+    if !cfg!(target_os = "linux") {
+        return None;
+    }
+    available(&std::fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+/// `MemAvailable` of /proc/meminfo, in bytes.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -191,6 +209,15 @@ mod tests {
             limits: Limits::default(),
             features: Vec::new(),
         }
+    }
+
+    #[test]
+    fn host_memory_is_read() {
+        let text = "MemTotal:       16000000 kB\nMemFree:  1 kB\nMemAvailable:   12000000 kB\n";
+        assert_eq!(available(text), Some(12_288_000_000));
+        assert_eq!(available("MemTotal: 5 kB\n"), None);
+        assert_eq!(available("MemAvailable: many\n"), None);
+        assert_eq!(host_memory().is_some(), cfg!(target_os = "linux"));
     }
 
     #[test]

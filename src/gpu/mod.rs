@@ -8,7 +8,7 @@ mod profile;
 mod queue;
 mod wait;
 
-pub use adapter::{AdapterReport, Selector, list};
+pub use adapter::{AdapterReport, Selector, host_memory, list};
 pub use buffer::{Buffer, Range, Readback, Upload};
 pub use device::Gpu;
 pub use pipeline::{Access, BindGroup, Pipeline};

@@ -134,29 +134,61 @@ pub async fn run_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, inputs: &[Array], w
     Ok(results)
 }
 
+/// A kernel with buffers of numbers in (-0.5, 0.5); integer ones hold zeros.
+async fn filled(gpu: &Gpu, kernel: &Kernel, io: &Io) -> Result<Prepared> {
+    let prepared = Prepared::new(gpu, kernel, io).await?;
+    for (buffer, ty) in prepared.inputs.iter().zip(&io.inputs).filter(|(_, ty)| ty.dtype == DType::F32) {
+        prepared.fill(gpu, buffer, &small_numbers(ty.shape.elements())).await?;
+    }
+    Ok(prepared)
+}
+
+/// Mean seconds of `repeat` runs in one submission.
+async fn measure(gpu: &Gpu, prepared: &Prepared, repeat: usize) -> Result<f64> {
+    let record = |s: &mut Submission| {
+        (0..repeat).for_each(|_| prepared.record(s));
+        Ok(())
+    };
+    time(gpu, record).await.map(|t| t / repeat as f64)
+}
+
+/// Runs that fill two milliseconds.
+fn repeats(seconds: f64) -> usize {
+    (2e-3 / seconds.max(1e-6)).clamp(1.0, 1000.0) as usize
+}
+
+/// [`time_kernel`] in haste, for a choice between kernels: one run to warm up and the better of two measurements; fewer
+/// once the kernel is seen to take more than twice the time of the best one so far.
+///
+/// # Errors
+/// As [`run_kernel`].
+pub async fn race_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, best: Option<f64>) -> Result<f64> {
+    let prepared = filled(gpu, kernel, io).await?;
+    let best = best.unwrap_or(f64::INFINITY);
+    // The first run also pays for page faults and the driver's lazy work, so it is given more.
+    let warm = measure(gpu, &prepared, 1).await?;
+    if warm > 8.0 * best {
+        return Ok(warm);
+    }
+    let first = measure(gpu, &prepared, repeats(warm)).await?;
+    if first > 2.0 * best {
+        return Ok(first);
+    }
+    Ok(first.min(measure(gpu, &prepared, repeats(first)).await?))
+}
+
 /// Seconds that one run of a kernel takes on this device: the median over `runs` measurements, each of as many runs as
 /// fill two milliseconds. Inputs hold small numbers, integer ones zeros.
 ///
 /// # Errors
 /// As [`run_kernel`].
 pub async fn time_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, runs: usize) -> Result<f64> {
-    let prepared = Prepared::new(gpu, kernel, io).await?;
-    for (buffer, ty) in prepared.inputs.iter().zip(&io.inputs).filter(|(_, ty)| ty.dtype == DType::F32) {
-        prepared.fill(gpu, buffer, &small_numbers(ty.shape.elements())).await?;
-    }
-    let measure = async |repeat: usize| {
-        let record = |s: &mut Submission| {
-            (0..repeat).for_each(|_| prepared.record(s));
-            Ok(())
-        };
-        time(gpu, record).await.map(|t| t / repeat as f64)
-    };
+    let prepared = filled(gpu, kernel, io).await?;
     // The first run pays for page faults and the driver's lazy work.
-    let first = measure(1).await?.min(measure(1).await?);
-    let repeat = (2e-3 / first.max(1e-6)).clamp(1.0, 1000.0) as usize;
+    let first = measure(gpu, &prepared, 1).await?.min(measure(gpu, &prepared, 1).await?);
     let mut times = Vec::new();
     for _ in 0..runs.max(1) {
-        times.push(measure(repeat).await?);
+        times.push(measure(gpu, &prepared, repeats(first)).await?);
     }
     times.sort_by(f64::total_cmp);
     Ok(times[times.len() / 2])

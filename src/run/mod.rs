@@ -3,9 +3,16 @@
 mod bind;
 mod executor;
 mod kernel;
+mod probe;
+mod records;
+mod roofline;
 mod states;
+mod tuner;
 
 pub use bind::{check_range, params_bytes, resolve};
 pub use executor::{Executor, Outputs, f32s};
-pub use kernel::{run_kernel, time_kernel};
+pub use kernel::{race_kernel, run_kernel, time_kernel};
+pub use records::{Barred, KernelId, Key, Records, Row};
+pub use roofline::Roofline;
 pub use states::States;
+pub use tuner::{TuneMode, Tuner};

@@ -1,0 +1,230 @@
+//! What the tuner remembers: rows of evidence by adapter, in a file that outlives the process.
+
+use super::Roofline;
+use crate::base::AdapterId;
+use crate::error::{Error, Result};
+use crate::graph::{Io, Kernel, Op};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Changes when older files can no longer be read.
+const FORMAT: u32 = 1;
+/// The file's name in the cache folder.
+pub(super) const FILE: &str = "tuning.json";
+/// Measured by tests/tuner.rs, `write_table`.
+const SHIPPED: &str = include_str!("tuned.json");
+
+/// A candidate without the shape that it runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelId {
+    /// `shader:variant`.
+    pub kernel: String,
+    /// The header, as `NAME=1 OTHER=2`.
+    pub constants: String,
+}
+
+impl KernelId {
+    /// The identity of a kernel. Fused expressions do not count: they change neither the order of speeds nor the tiling.
+    pub fn of(kernel: &Kernel) -> Self {
+        let constants: Vec<String> = kernel.constants.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        KernelId { kernel: format!("{}:{}", kernel.shader, kernel.variant), constants: constants.join(" ") }
+    }
+}
+
+/// What makes two choices one: the operator, its candidates and the class of its sizes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// The operator's name.
+    pub op: String,
+    /// For each input, separated by blanks, its dims rounded up to powers of two, `~` after those not divisible by 4;
+    /// leading ones are left out.
+    pub class: String,
+    /// The candidates, in the operator's order.
+    pub candidates: Vec<KernelId>,
+}
+
+impl Key {
+    /// The key of one node.
+    pub fn of(op: &dyn Op, io: &Io, kernels: &[Kernel]) -> Self {
+        let dim = |&d: &usize| format!("{}{}", d.next_power_of_two(), if d.is_multiple_of(4) { "" } else { "~" });
+        let class: Vec<String> = io
+            .inputs
+            .iter()
+            .map(|ty| ty.shape.dims().iter().skip_while(|&&d| d == 1).map(dim).collect::<Vec<_>>().join(","))
+            .collect();
+        let candidates = kernels.iter().map(KernelId::of).collect();
+        Key { op: op.name().to_string(), class: class.join(" "), candidates }
+    }
+
+    /// How far another class lies, in octaves; `None` if the candidates are others.
+    fn distance(&self, other: &Key) -> Option<f64> {
+        let names = |k: &Key| k.candidates.iter().map(|c| c.kernel.clone()).collect::<Vec<_>>();
+        if self.op != other.op || names(self) != names(other) {
+            return None;
+        }
+        // Octaves of rows and columns; a different header (such as a transpose) weighs like four of them.
+        let sizes = |class: &str| -> Vec<(f64, f64)> {
+            let dims =
+                |part: &str| part.split(',').map(|d| d.trim_end_matches('~').parse().unwrap_or(1.0_f64)).collect();
+            let split = |dims: Vec<f64>| {
+                let last = dims.last().map_or(0.0, |d| d.log2());
+                (dims.iter().map(|d| d.log2()).sum::<f64>() - last, last)
+            };
+            class.split(' ').map(|part| split(dims(part))).collect()
+        };
+        let (a, b) = (sizes(&self.class), sizes(&other.class));
+        let octaves: f64 = a.iter().zip(&b).map(|(x, y)| (x.0 - y.0).abs() + (x.1 - y.1).abs()).sum();
+        let headers: usize = self
+            .candidates
+            .iter()
+            .zip(&other.candidates)
+            .map(|(x, y)| x.constants.split(' ').zip(y.constants.split(' ')).filter(|(a, b)| a != b).count())
+            .max()
+            .unwrap_or(0);
+        Some(octaves + 4.0 * headers as f64 + a.len().abs_diff(b.len()) as f64)
+    }
+}
+
+/// A choice and what it rests on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// What was chosen for.
+    #[serde(flatten)]
+    pub key: Key,
+    /// Seconds of each candidate; `None` where it was not measured. Empty where the nearest class decided.
+    pub seconds: Vec<Option<f64>>,
+    /// The candidate taken, by its place.
+    pub winner: usize,
+}
+
+/// A candidate that this adapter does not compute right.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Barred {
+    /// The candidate.
+    #[serde(flatten)]
+    pub id: KernelId,
+    /// What was wrong.
+    pub reason: String,
+}
+
+/// Everything known of one adapter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Records {
+    /// The adapter. In the table that ships, the beginning of its name.
+    pub adapter: AdapterId,
+    /// Version and shaders under which it was measured.
+    pub build: String,
+    /// The choices.
+    pub rows: Vec<Row>,
+    /// Candidates that gave what the portable one gave.
+    #[serde(default)]
+    pub proved: Vec<KernelId>,
+    /// Candidates that did not.
+    #[serde(default)]
+    pub barred: Vec<Barred>,
+    /// Measured bandwidth and rate.
+    #[serde(default)]
+    pub roofline: Option<Roofline>,
+}
+
+/// The file: one record an adapter.
+#[derive(Debug, Serialize, Deserialize)]
+struct Document {
+    format: u32,
+    adapters: Vec<Records>,
+}
+
+impl Records {
+    /// Nothing known yet.
+    pub fn new(adapter: AdapterId) -> Self {
+        let (rows, proved, barred) = (Vec::new(), Vec::new(), Vec::new());
+        Records { adapter, build: build(), rows, proved, barred, roofline: None }
+    }
+
+    /// What a file in `folder` says of this adapter under this build; nothing if there is none. A file that cannot be
+    /// read is reported in the log and replaced by the next [`Records::save`].
+    pub fn load(folder: &Path, adapter: &AdapterId) -> Self {
+        let build = build();
+        let found = document(folder).into_iter().find(|r| r.adapter == *adapter && r.build == build);
+        found.unwrap_or_else(|| Records::new(adapter.clone()))
+    }
+
+    /// Puts these records into the file in `folder`, in the place of earlier ones of the adapter, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the folder cannot be made or written.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        let mut adapters = document(folder);
+        adapters.retain(|r| r.adapter != self.adapter);
+        adapters.push(self.clone());
+        let text = serde_json::to_vec_pretty(&Document { format: FORMAT, adapters }).expect("plain data");
+        let temporary = folder.join(format!("{FILE}.{}", std::process::id()));
+        let path = folder.join(FILE);
+        let written = std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, &path));
+        written.map_err(|e| {
+            // The temporary file is worthless, and whether it can be removed changes nothing.
+            let _ = std::fs::remove_file(&temporary);
+            Error::io("write", &path, e)
+        })
+    }
+
+    /// What ships for this adapter, and whether it was measured under the same driver.
+    pub fn shipped(adapter: &AdapterId) -> Option<(Records, bool)> {
+        let all: Document =
+            serde_json::from_str(SHIPPED).expect("the table that ships is well-formed: a test reads it");
+        let fits = |r: &Records| adapter.name.starts_with(&r.adapter.name) && adapter.backend == r.adapter.backend;
+        let found = all.adapters.into_iter().find(fits)?;
+        let same = found.adapter.driver == adapter.driver;
+        Some((found, same))
+    }
+
+    /// The row of a key.
+    pub fn row(&self, key: &Key) -> Option<&Row> {
+        self.rows.iter().find(|r| r.key == *key)
+    }
+
+    /// The row whose class is nearest, among those with the same candidates.
+    pub fn nearest(&self, key: &Key) -> Option<&Row> {
+        let near = self.rows.iter().filter_map(|r| Some((key.distance(&r.key)?, r)));
+        near.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, row)| row)
+    }
+
+    /// True if this candidate is barred.
+    pub fn is_barred(&self, id: &KernelId) -> bool {
+        self.barred.iter().any(|b| b.id == *id)
+    }
+}
+
+/// The file's records; none if there is no file or it cannot be understood.
+fn document(folder: &Path) -> Vec<Records> {
+    let path = folder.join(FILE);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(e) => {
+            tracing::warn!("{} cannot be read ({e}); kernels are measured anew", path.display());
+            return Vec::new();
+        }
+    };
+    match serde_json::from_slice::<Document>(&text) {
+        Ok(d) if d.format == FORMAT => d.adapters,
+        Ok(d) => {
+            tracing::info!("{} has format {} and not {FORMAT}; kernels are measured anew", path.display(), d.format);
+            Vec::new()
+        }
+        Err(e) => {
+            tracing::warn!("{} is damaged ({e}); it is ignored and written anew", path.display());
+            Vec::new()
+        }
+    }
+}
+
+/// This crate's version and a hash (FNV-1a) of all its shaders: what was measured under another is not believed.
+fn build() -> String {
+    let texts = crate::shader::names().flat_map(|n| [n, crate::shader::text(n).unwrap_or_default()]);
+    let hash = texts
+        .flat_map(str::bytes)
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    format!("{} {hash:016x}", env!("CARGO_PKG_VERSION"))
+}

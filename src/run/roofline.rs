@@ -1,0 +1,90 @@
+//! How fast a device copies and multiplies, and how long a plan must take at least.
+
+use super::race_kernel;
+use crate::base::TensorType;
+use crate::compile::{Chooser, Plan, Step};
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, time};
+use crate::graph::{Io, Op};
+use crate::ops::{Copy, MatMul};
+use serde::{Deserialize, Serialize};
+
+/// Elements of the copy: 32 MiB read and 32 MiB written.
+const COPY: usize = 8 << 20;
+/// Products grow from the first to the last size until one takes [`ENOUGH`] seconds.
+const SIZES: [usize; 4] = [512, 1024, 2048, 4096];
+const ENOUGH: f64 = 5e-3;
+
+/// Measured limits of a device (Williams, Waterman and Patterson, "Roofline", 2009).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Roofline {
+    /// Bytes read and written by a large copy, per second: a kernel's or the device's own, whichever is faster.
+    pub bytes_per_second: f64,
+    /// Floating-point operations per second of the best matrix product, f32.
+    pub flops_per_second: f64,
+}
+
+impl Roofline {
+    /// Measures a device, with the product's kernels that `chooser` picks; takes half a second on a CPU.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub async fn measure(gpu: &Gpu, chooser: &mut dyn Chooser) -> Result<Roofline> {
+        Ok(Roofline { bytes_per_second: copy(gpu).await?, flops_per_second: matmul(gpu, chooser).await? })
+    }
+
+    /// Seconds that a step takes at least: its work or its traffic, whichever is longer.
+    pub fn step_seconds(&self, step: &Step) -> f64 {
+        (step.flops as f64 / self.flops_per_second).max(step.bytes as f64 / self.bytes_per_second)
+    }
+
+    /// Seconds that one run of a plan takes at least: the sum over its steps.
+    pub fn seconds(&self, plan: &Plan) -> f64 {
+        plan.steps.iter().map(|s| self.step_seconds(s)).sum()
+    }
+
+    /// The part of the roofline that a run of `seconds` reaches; 1 is all of it.
+    pub fn fraction(&self, plan: &Plan, seconds: f64) -> f64 {
+        self.seconds(plan) / seconds
+    }
+}
+
+fn io(op: &dyn Op, inputs: Vec<TensorType>) -> Result<Io> {
+    let outputs = op.infer(&inputs.iter().collect::<Vec<_>>()).map_err(Error::Graph)?;
+    Ok(Io { inputs, outputs })
+}
+
+async fn copy(gpu: &Gpu) -> Result<f64> {
+    let limits = gpu.limits();
+    let most = limits.max_buffer_bytes.min(limits.memory_bytes.unwrap_or(u64::MAX) / 4) / 8;
+    let n = COPY.min(most as usize);
+    let io = io(&Copy, vec![TensorType::f32([n])])?;
+    let kernel = race_kernel(gpu, &Copy.kernels(&io, limits)[0], &io, None).await?;
+    let from = gpu.storage("copied", io.bytes() / 2).await?;
+    let to = gpu.storage("copy", io.bytes() / 2).await?;
+    let mut best = kernel;
+    for _ in 0..3 {
+        best = best.min(time(gpu, |s| s.copy(from.whole(), &to, 0)).await?);
+    }
+    Ok(io.bytes() as f64 / best)
+}
+
+async fn matmul(gpu: &Gpu, chooser: &mut dyn Chooser) -> Result<f64> {
+    let op = MatMul { transpose_a: false, transpose_b: false };
+    let limits = gpu.limits();
+    let mut best = 0.0_f64;
+    for n in SIZES {
+        let io = io(&op, vec![TensorType::f32([n, n]), TensorType::f32([n, n])])?;
+        if io.bytes() > limits.max_buffer_bytes {
+            break;
+        }
+        let kernels = op.kernels(&io, limits);
+        let picked = chooser.choose(&op, &io, &kernels).min(kernels.len() - 1);
+        let seconds = race_kernel(gpu, &kernels[picked], &io, None).await?;
+        best = best.max(op.cost(&io).flops as f64 / seconds);
+        if seconds > ENOUGH {
+            break;
+        }
+    }
+    Ok(best)
+}

@@ -1,0 +1,201 @@
+//! The tuner: what it remembers, what it refuses to believe, and that it keeps to its time.
+
+mod common;
+
+use danlu::base::{Array, Limits, TensorType};
+use danlu::compile::Chooser;
+use danlu::gpu::Gpu;
+use danlu::graph::{Io, Kernel, Map, Op};
+use danlu::ops::MatMul;
+use danlu::run::{Records, TuneMode, Tuner};
+use pollster::block_on;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// y = 2x: slowly, wrongly, and fast.
+#[derive(Debug)]
+struct Double;
+
+impl Op for Double {
+    fn name(&self) -> &'static str {
+        "double"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        let kernel = |factor: f32, variant: &str| {
+            let mut kernel = Map::scale(factor).kernels(io, limits).remove(0);
+            kernel.variant = variant.into();
+            kernel
+        };
+        let mut slow = kernel(2.0, "slow");
+        let once = slow.dispatches[0].clone();
+        slow.dispatches.extend(vec![once.clone(); 9]);
+        let mut fast = kernel(2.0, "fast");
+        fast.dispatches.extend(vec![once; 2]);
+        vec![slow, kernel(3.0, "wrong"), fast]
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        Map::scale(2.0).reference(inputs)
+    }
+}
+
+fn io(op: &dyn Op, inputs: &[TensorType]) -> Io {
+    let refs: Vec<&TensorType> = inputs.iter().collect();
+    Io { inputs: inputs.to_vec(), outputs: op.infer(&refs).unwrap() }
+}
+
+fn choose(tuner: &mut Tuner, op: &dyn Op, inputs: &[TensorType]) -> String {
+    let io = io(op, inputs);
+    let kernels = op.kernels(&io, gpu().limits());
+    let i = tuner.choose(op, &io, &kernels);
+    kernels[i].variant.clone()
+}
+
+fn gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(common::gpu)
+}
+
+fn tuner(mode: TuneMode, folder: &Path) -> Tuner {
+    Tuner::new(gpu(), mode, Some(folder)).without_table()
+}
+
+const SIZE: usize = 1 << 20;
+
+#[test]
+fn a_wrong_kernel_is_barred_and_the_choice_is_remembered() {
+    let folder = tempfile::tempdir().unwrap();
+    let x = [TensorType::f32([SIZE])];
+    let mut first = tuner(TuneMode::Full, folder.path());
+    assert_eq!(choose(&mut first, &Double, &x), "fast");
+    assert_eq!(first.measured(), 1);
+    let barred = &first.records().barred;
+    assert_eq!(barred.len(), 1);
+    assert_eq!(barred[0].id.kernel, "map:wrong");
+    assert!(barred[0].reason.contains("was expected"), "{}", barred[0].reason);
+    let seconds = first.records().rows[0].seconds.clone();
+    assert!(seconds.iter().all(|s| s.is_some_and(|s| s > 0.0)), "{seconds:?}");
+    // The same class: sizes between two powers of two.
+    assert_eq!(choose(&mut first, &Double, &[TensorType::f32([SIZE - 4])]), "fast");
+    assert_eq!(first.measured(), 1);
+    drop(first);
+    for mode in [TuneMode::Full, TuneMode::Cached] {
+        let mut again = tuner(mode, folder.path());
+        assert_eq!(choose(&mut again, &Double, &x), "fast");
+        assert_eq!((again.measured(), again.spent()), (0, Duration::ZERO));
+    }
+    // A barred kernel is not timed for other classes either.
+    let mut more = tuner(TuneMode::Full, folder.path());
+    assert_eq!(choose(&mut more, &Double, &[TensorType::f32([SIZE / 4])]), "fast");
+    assert_eq!(more.records().rows[1].seconds[1], None);
+    assert_eq!(choose(&mut tuner(TuneMode::Off, folder.path()), &Double, &x), "slow");
+    let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(files, ["tuning.json"], "nothing half-written is left");
+}
+
+#[test]
+fn a_damaged_file_is_written_anew() {
+    let x = [TensorType::f32([SIZE])];
+    for damage in ["", "{\"format\":1,\"adapters\":[{\"ada", "{\"format\":99,\"adapters\":[]}", "\u{1}\u{2}"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tuning.json");
+        std::fs::write(&path, damage).unwrap();
+        let mut one = tuner(TuneMode::Full, folder.path());
+        assert_eq!(choose(&mut one, &Double, &x), "fast");
+        one.save().unwrap();
+        let mut two = tuner(TuneMode::Full, folder.path());
+        assert_eq!(choose(&mut two, &Double, &x), "fast");
+        assert_eq!(two.measured(), 0, "{damage:?}");
+    }
+}
+
+#[test]
+fn other_adapters_and_older_builds_stay_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = Records::new(danlu::base::AdapterId { name: "n".into(), driver: "d".into(), backend: "b".into() });
+    other.save(folder.path()).unwrap();
+    let mut mine = tuner(TuneMode::Full, folder.path());
+    choose(&mut mine, &Double, &[TensorType::f32([SIZE])]);
+    mine.save().unwrap();
+    assert_eq!(Records::load(folder.path(), &other.adapter), other);
+    let id = gpu().report().id();
+    assert_eq!(Records::load(folder.path(), &id).rows.len(), 1);
+    other = Records::load(folder.path(), &id);
+    other.build = "0.0.1 of old".into();
+    other.save(folder.path()).unwrap();
+    assert_eq!(Records::load(folder.path(), &id).rows.len(), 0);
+}
+
+#[test]
+fn the_budget_holds_and_the_nearest_class_decides() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut none = tuner(TuneMode::Full, folder.path()).with_budget(Duration::ZERO);
+    assert_eq!(choose(&mut none, &Double, &[TensorType::f32([SIZE])]), "slow");
+    assert_eq!((none.measured(), none.spent()), (0, Duration::ZERO));
+    drop(none);
+    let folder = tempfile::tempdir().unwrap();
+    let mut full = tuner(TuneMode::Full, folder.path());
+    choose(&mut full, &Double, &[TensorType::f32([SIZE])]);
+    let mut spent = full.with_budget(Duration::ZERO);
+    assert_eq!(choose(&mut spent, &Double, &[TensorType::f32([SIZE * 2])]), "fast");
+    assert_eq!(spent.measured(), 1);
+    // What was assumed once stays, so that runs repeat.
+    drop(spent);
+    let mut again = tuner(TuneMode::Full, folder.path());
+    assert_eq!(choose(&mut again, &Double, &[TensorType::f32([SIZE * 2])]), "fast");
+    assert_eq!(again.measured(), 0);
+}
+
+#[test]
+fn a_folder_that_cannot_be_written_is_an_error_of_save_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let mut tuner = tuner(TuneMode::Full, &file.join("cache"));
+    assert_eq!(choose(&mut tuner, &Double, &[TensorType::f32([SIZE])]), "fast");
+    let error = tuner.save().unwrap_err().to_string();
+    assert!(error.starts_with("cannot create"), "{error}");
+}
+
+#[test]
+fn measuring_a_large_product_is_short() {
+    let op = MatMul { transpose_a: false, transpose_b: true };
+    let folder = tempfile::tempdir().unwrap();
+    let mut tuner = tuner(TuneMode::Full, folder.path());
+    let start = Instant::now();
+    choose(&mut tuner, &op, &[TensorType::f32([4, 2048, 4096]), TensorType::f32([16_384, 4096])]);
+    assert_eq!(tuner.measured(), 1);
+    println!("{:?}, rows {:?}", start.elapsed(), tuner.records().rows);
+    assert!(tuner.spent() < Duration::from_secs(3), "{:?}", tuner.spent());
+}
+
+#[test]
+fn the_table_that_ships_is_readable_and_covers_products() {
+    let gpu = gpu();
+    if let Some((table, _)) = Records::shipped(&gpu.report().id()) {
+        let mut tuner = Tuner::new(gpu, TuneMode::Full, None);
+        for (ta, tb) in [(false, false), (false, true), (true, false)] {
+            let op = MatMul { transpose_a: ta, transpose_b: tb };
+            choose(&mut tuner, &op, &[TensorType::f32([576, 576]), TensorType::f32([576, 576])]);
+        }
+        assert!(tuner.measured() == 0 && !table.rows.is_empty());
+    }
+}
+
+#[test]
+fn roofline_is_remembered() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = Instant::now();
+    let measured = block_on(tuner(TuneMode::Full, folder.path()).roofline()).unwrap();
+    println!("{:?}: {measured:?}", start.elapsed());
+    assert!(measured.bytes_per_second > 1e8 && measured.flops_per_second > 1e8, "{measured:?}");
+    let start = Instant::now();
+    assert_eq!(block_on(tuner(TuneMode::Full, folder.path()).roofline()).unwrap(), measured);
+    println!("remembered: {:?}", start.elapsed());
+}
