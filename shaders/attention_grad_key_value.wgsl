@@ -1,0 +1,63 @@
+// attention_grad_key_value: dk and dv of attention; one lane is one key, the queries of its heads that see it stream by.
+// p = exp(s - lse), dv = sum of p * dy, ds = p * (dy . v - delta), dk = scale * sum of ds * q.
+struct Params { queries: u32, keys: u32, heads: u32, scale: f32 }
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> stats: array<vec2<f32>>;
+@group(0) @binding(6) var<storage, read> position: array<u32>;
+@group(0) @binding(7) var<storage, read_write> dk: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read_write> dv: array<vec4<f32>>;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let kv_heads = params.heads / GROUP;
+    let j0 = group.x * WORKGROUP;
+    let j = min(j0 + lane, params.keys - 1u);
+    let k_at = ((group.z * params.keys + j) * kv_heads + group.y) * C4;
+    let first = position[0];
+    let start = max(j0, first) - first;
+    let stride = params.heads * C4;
+
+    var key: array<vec4<f32>, C4>;
+    var value: array<vec4<f32>, C4>;
+    var dkey: array<vec4<f32>, C4>;
+    var dvalue: array<vec4<f32>, C4>;
+    for (var c = 0u; c < C4; c++) {
+        key[c] = k[k_at + c] * params.scale;
+        value[c] = v[k_at + c];
+    }
+    for (var g = 0u; g < GROUP; g++) {
+        let head = group.y * GROUP + g;
+        let base = group.z * params.queries * stride + head * C4;
+        let row = (group.z * params.heads + head) * params.queries;
+        for (var t = start; t < params.queries; t += 2u) {
+            let t1 = min(t + 1u, params.queries - 1u);
+            let q0 = base + t * stride;
+            let q1 = base + t1 * stride;
+            var s = vec2<f32>();
+            var dp = vec2<f32>();
+            for (var c = 0u; c < C4; c++) {
+                s += vec2(dot(key[c], q[q0 + c]), dot(key[c], q[q1 + c]));
+                dp += vec2(dot(value[c], dy[q0 + c]), dot(value[c], dy[q1 + c]));
+            }
+            let a = stats[row + t];
+            let b = stats[row + t1];
+            let seen = vec2(j <= first + t, j <= first + t + 1u && t + 1u < params.queries);
+            let p = select(vec2(0.0), exp(s - vec2(a.x, b.x)), seen);
+            let ds = p * (dp - vec2(a.y, b.y)) * params.scale;
+            for (var c = 0u; c < C4; c++) {
+                dvalue[c] += p.x * dy[q0 + c] + p.y * dy[q1 + c];
+                dkey[c] += ds.x * q[q0 + c] + ds.y * q[q1 + c];
+            }
+        }
+    }
+    if j0 + lane < params.keys {
+        for (var c = 0u; c < C4; c++) {
+            dk[k_at + c] = dkey[c];
+            dv[k_at + c] = dvalue[c];
+        }
+    }
+}

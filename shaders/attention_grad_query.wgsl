@@ -1,0 +1,60 @@
+// attention_grad_query: dq of attention; one lane is one query, numbered as in attention.wgsl, keys stream by.
+// p = exp(s - lse), ds = p * (dy . v - delta), dq = scale * sum of ds * k.
+struct Params { queries: u32, keys: u32, heads: u32, scale: f32 }
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read> stats: array<vec2<f32>>;
+@group(0) @binding(6) var<storage, read> position: array<u32>;
+@group(0) @binding(7) var<storage, read_write> dq: array<vec4<f32>>;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let rows = params.queries * GROUP;
+    let kv_heads = params.heads / GROUP;
+    let row = min(group.x * WORKGROUP + lane, rows - 1u);
+    let t = row / GROUP;
+    let head = group.y * GROUP + row % GROUP;
+    let q_at = ((group.z * params.queries + t) * params.heads + head) * C4;
+    let first = position[0];
+    let last_row = min(group.x * WORKGROUP + WORKGROUP, rows) - 1u;
+    let end = min(first + last_row / GROUP + 1u, params.keys);
+    let stride = kv_heads * C4;
+    let base = group.z * params.keys * stride + group.y * C4;
+    let stat = stats[(group.z * params.heads + head) * params.queries + t];
+
+    var query: array<vec4<f32>, C4>;
+    var dout: array<vec4<f32>, C4>;
+    var acc: array<vec4<f32>, C4>;
+    for (var c = 0u; c < C4; c++) {
+        query[c] = q[q_at + c] * params.scale;
+        dout[c] = dy[q_at + c];
+    }
+    for (var j = 0u; j < end; j += 4u) {
+        let k0 = base + j * stride;
+        let k1 = base + min(j + 1u, end - 1u) * stride;
+        let k2 = base + min(j + 2u, end - 1u) * stride;
+        let k3 = base + min(j + 3u, end - 1u) * stride;
+        var s = vec4<f32>();
+        var dp = vec4<f32>();
+        for (var c = 0u; c < C4; c++) {
+            let x = query[c];
+            let y = dout[c];
+            s += vec4(dot(x, k[k0 + c]), dot(x, k[k1 + c]), dot(x, k[k2 + c]), dot(x, k[k3 + c]));
+            dp += vec4(dot(y, v[k0 + c]), dot(y, v[k1 + c]), dot(y, v[k2 + c]), dot(y, v[k3 + c]));
+        }
+        let at = vec4(j, j + 1u, j + 2u, j + 3u);
+        let ds = exp(s - stat.x) * (dp - stat.y) * params.scale;
+        let w = select(vec4(0.0), ds, at < vec4(min(first + t + 1u, end)));
+        for (var c = 0u; c < C4; c++) {
+            acc[c] += (w.x * k[k0 + c] + w.y * k[k1 + c]) + (w.z * k[k2 + c] + w.w * k[k3 + c]);
+        }
+    }
+    if group.x * WORKGROUP + lane < rows {
+        for (var c = 0u; c < C4; c++) {
+            dq[q_at + c] = acc[c];
+        }
+    }
+}

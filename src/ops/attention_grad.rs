@@ -1,0 +1,132 @@
+//! Backward pass of attention, also without a T×S matrix: probabilities are computed again from the scores and lse
+//! (Dao et al., 2022, algorithm 4), once for dq with queries fixed and once for dk and dv with keys fixed, so that every
+//! sum has one owner and a fixed order. Legend as in `attention.rs`.
+
+use super::attention::{Sizes, check_position, scores};
+use crate::base::{Array, Limits, TensorType};
+use crate::error::Result;
+use crate::graph::{Cost, Io, Kernel, Op, Operand};
+
+/// dq `[B,T,H,C]` from q, k, v, dy `[B,T,H,C]`, stats `[B,H,T,2]` (of [`super::AttentionDelta`]) and position u32 `[1]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttentionGradQuery;
+
+/// dk and dv `[B,S,K,C]` from the inputs of [`AttentionGradQuery`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttentionGradKeyValue;
+
+const INPUTS: [(&str, Operand); 6] = [
+    ("q", Operand::Input(0)),
+    ("k", Operand::Input(1)),
+    ("v", Operand::Input(2)),
+    ("dy", Operand::Input(3)),
+    ("stats", Operand::Input(4)),
+    ("position", Operand::Input(5)),
+];
+
+fn check(inputs: &[&TensorType]) -> Result<Sizes, String> {
+    let [q, k, v, dy, stats, position] = inputs else { return Err("takes q, k, v, dy, stats and position".into()) };
+    let z = Sizes::of(q, k, v)?;
+    if dy != q || **stats != TensorType::f32([z.b, z.h, z.t, 2]) {
+        return Err("dy must have q's shape and stats [B,H,T,2]".into());
+    }
+    check_position(position)?;
+    Ok(z)
+}
+
+fn sizes(io: &Io) -> Sizes {
+    Sizes::of(&io.inputs[0], &io.inputs[1], &io.inputs[2]).expect("checked when the node was made")
+}
+
+fn names(outputs: &[&'static str]) -> Vec<(&'static str, Operand)> {
+    let outputs = outputs.iter().enumerate().map(|(i, &name)| (name, Operand::Output(i)));
+    INPUTS.into_iter().chain(outputs).collect()
+}
+
+/// dq, dk and dv in f64.
+fn reference(inputs: &[Array]) -> [Array; 3] {
+    let [q, k, v, dy, stats, position] = inputs else { unreachable!("checked when the node was made") };
+    let z = Sizes::of(&q.ty, &k.ty, &v.ty).expect("checked when the node was made");
+    let scale = 1.0 / (z.c as f64).sqrt();
+    let zeros = |x: &Array| Array::zeros(x.ty.shape.clone());
+    let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(v));
+    z.each_query(position.data[0] as usize, |b, t, h, keys| {
+        let at = z.q_at(b, t, h);
+        let row = 2 * ((b * z.h + h) * z.t + t);
+        let (lse, delta) = (stats.data[row], stats.data[row + 1]);
+        for (s, score) in scores(&z, q, k, at, (b, h), keys).into_iter().enumerate() {
+            let p = (score - lse).exp();
+            let key = z.k_at(b, s, h);
+            let dp: f64 = (0..z.c).map(|c| dy.data[at + c] * v.data[key + c]).sum();
+            let ds = p * (dp - delta) * scale;
+            for c in 0..z.c {
+                dq.data[at + c] += ds * k.data[key + c];
+                dk.data[key + c] += ds * q.data[at + c];
+                dv.data[key + c] += p * dy.data[at + c];
+            }
+        }
+    });
+    [dq, dk, dv]
+}
+
+impl Op for AttentionGradQuery {
+    fn name(&self) -> &'static str {
+        "attention_grad_query"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        check(inputs)?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        let z = sizes(io);
+        z.kernels("attention_grad_query", io, limits, z.t * z.group(), &names(&["dq"]))
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        let z = sizes(io);
+        Cost { flops: 6 * z.c as u64 * z.pairs(), bytes: io.bytes() }
+    }
+
+    fn reduction(&self, io: &Io) -> usize {
+        let z = sizes(io);
+        z.c + z.s
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let [dq, ..] = reference(inputs);
+        vec![dq]
+    }
+}
+
+impl Op for AttentionGradKeyValue {
+    fn name(&self) -> &'static str {
+        "attention_grad_key_value"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        check(inputs)?;
+        Ok(vec![inputs[1].clone(), inputs[2].clone()])
+    }
+
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        let z = sizes(io);
+        z.kernels("attention_grad_key_value", io, limits, z.s, &names(&["dk", "dv"]))
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        let z = sizes(io);
+        Cost { flops: 8 * z.c as u64 * z.pairs(), bytes: io.bytes() }
+    }
+
+    fn reduction(&self, io: &Io) -> usize {
+        let z = sizes(io);
+        z.c + z.t * z.group()
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let [_, dk, dv] = reference(inputs);
+        vec![dk, dv]
+    }
+}

@@ -1,0 +1,210 @@
+//! The last layer and the loss in one, without ever holding all logits: the vocabulary comes in chunks, and the backward
+//! pass computes each chunk's logits again (Wijmans et al., "Cut your losses in large-vocabulary language models", 2024).
+//!
+//! Legend: R rows (tokens), D model width, V vocabulary.
+
+use super::{CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, IGNORE, MatMul};
+use crate::base::{Array, DType, TensorType};
+use crate::error::{Error, Result};
+use crate::graph::{Concat, Cost, Graph, Io, Map, Op, OpNode, Slice, Value};
+
+/// Mean cross entropy of softmax(x·Wᵀ) against targets, over rows whose target is not [`IGNORE`].
+///
+/// Inputs: x `[..,D]`, W `[V,D]`, targets u32 of x's leading dims. Outputs: loss `[1]`, lse `[R]`, count `[1]` of rows
+/// that count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinearCrossEntropy {
+    /// Words of one chunk; a multiple of 64. See [`LinearCrossEntropy::chunk_for`].
+    pub chunk: usize,
+}
+
+/// Gradient of [`LinearCrossEntropy`]: dx and dW from x, W, targets, lse, count and dloss `[1]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinearCrossEntropyGrad {
+    /// Words of one chunk, as in the forward pass.
+    pub chunk: usize,
+}
+
+impl LinearCrossEntropy {
+    /// Most words, in steps of 64 and at least 256, whose logits for `rows` rows take no more than 16 MiB.
+    pub fn chunk_for(rows: usize) -> usize {
+        ((16 << 20) / (4 * rows.max(1)) / 64 * 64).max(256)
+    }
+}
+
+/// R, D and V, or what is wrong.
+fn sizes(x: &TensorType, w: &TensorType, targets: &TensorType, chunk: usize) -> Result<[usize; 3], String> {
+    let &[v, d] = w.shape.dims() else { return Err("W must be [V,D]".into()) };
+    if x.dtype != DType::F32 || w.dtype != DType::F32 || x.shape.rank() < 2 || x.shape.last() != d {
+        return Err(format!("x must be f32 [..,{d}] and W f32"));
+    }
+    if targets.dtype != DType::U32 || !x.shape.dims().starts_with(targets.shape.dims()) || targets.shape.rank() + 1 != x.shape.rank() {
+        return Err("targets must be u32 of x's leading dims".into());
+    }
+    if chunk == 0 || chunk % 64 != 0 || v == 0 || v >= IGNORE as usize || x.shape.rows() == 0 {
+        return Err(format!("a chunk of {chunk} words is not a multiple of 64, or there is nothing to do"));
+    }
+    Ok([x.shape.rows(), d, v])
+}
+
+/// The chunks of the vocabulary, as rows of W, and the flat operands.
+struct Parts {
+    x: Value,
+    targets: Value,
+    chunks: Vec<(usize, Value)>,
+}
+
+impl Parts {
+    fn of(g: &mut Graph, inputs: &[Value], chunk: usize) -> Result<Parts> {
+        let [r, d, v] = sizes(g.ty(inputs[0]), g.ty(inputs[1]), g.ty(inputs[2]), chunk).map_err(Error::Graph)?;
+        let (x, targets) = (g.reshape(inputs[0], [r, d])?, g.reshape(inputs[2], [r])?);
+        let mut chunks = Vec::new();
+        for start in (0..v).step_by(chunk) {
+            let rows = chunk.min(v - start);
+            let whole = rows == v;
+            let part = Slice { start: start * d, shape: [rows, d].into() };
+            chunks.push((start, if whole { inputs[1] } else { g.apply1(part, &[inputs[1]])? }));
+        }
+        Ok(Parts { x, targets, chunks })
+    }
+}
+
+/// Logits of every row against all of W, in f64.
+fn logits(x: &Array, w: &Array) -> Vec<Vec<f64>> {
+    let d = w.ty.shape.last();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    x.data.chunks_exact(d).map(|x| w.data.chunks_exact(d).map(|w| dot(x, w)).collect()).collect()
+}
+
+impl Op for LinearCrossEntropy {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x, w, targets] = inputs else { return Err("takes x, W and targets".into()) };
+        let [r, ..] = sizes(x, w, targets, self.chunk)?;
+        Ok(vec![TensorType::f32([1]), TensorType::f32([r]), TensorType::f32([1])])
+    }
+
+    fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
+        if dy[1].is_some() || dy[2].is_some() {
+            return Err(Error::Graph("of linear_cross_entropy's outputs only the loss has a gradient".into()));
+        }
+        let (Some(dloss), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
+        let inputs = [x, w, targets, node.outputs[1], node.outputs[2], dloss];
+        let d = g.apply(LinearCrossEntropyGrad { chunk: self.chunk }, &inputs)?;
+        Ok(vec![Some(d[0]), Some(d[1]), None])
+    }
+
+    fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
+        let parts = Parts::of(g, &node.inputs, self.chunk)?;
+        let mut stats: Option<Value> = None;
+        for (start, w) in parts.chunks {
+            let logits = g.apply1(MatMul { transpose_a: false, transpose_b: true }, &[parts.x, w])?;
+            let inputs: Vec<Value> = [logits, parts.targets].into_iter().chain(stats).collect();
+            stats = Some(g.apply1(CrossEntropyUpdate { start }, &inputs)?);
+        }
+        let stats = stats.expect("there is at least one chunk");
+        Ok(Some(g.apply(CrossEntropyLoss, &[stats, parts.targets])?))
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        let v = io.inputs[1].shape.dims()[0] as u64;
+        Cost { flops: v * (2 * io.inputs[0].shape.elements() as u64 + 10 * io.inputs[0].shape.rows() as u64), bytes: io.bytes() }
+    }
+
+    fn reduction(&self, io: &Io) -> usize {
+        io.inputs[1].shape.dims().iter().sum()
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let logits = logits(&inputs[0], &inputs[1]);
+        let lse: Vec<f64> = logits.iter().map(|row| log_sum_exp(row)).collect();
+        let counted = || inputs[2].data.iter().enumerate().filter(|(_, t)| **t != f64::from(IGNORE));
+        let count = counted().count() as f64;
+        let loss = counted().map(|(r, &t)| lse[r] - logits[r][t as usize]).sum::<f64>() / count.max(1.0);
+        let one = |x| Array::new(TensorType::f32([1]), vec![x]);
+        vec![one(loss), Array::new(TensorType::f32([lse.len()]), lse), one(count)]
+    }
+}
+
+fn log_sum_exp(x: &[f64]) -> f64 {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + x.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
+}
+
+impl Op for LinearCrossEntropyGrad {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy_grad"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x, w, targets, lse, count, dloss] = inputs else {
+            return Err("takes x, W, targets, lse, count and dloss".into());
+        };
+        let [r, ..] = sizes(x, w, targets, self.chunk)?;
+        let one = TensorType::f32([1]);
+        if **lse != TensorType::f32([r]) || **count != one || **dloss != one {
+            return Err("lse must be f32 [R], count and dloss f32 [1]".into());
+        }
+        Ok(vec![(*x).clone(), (*w).clone()])
+    }
+
+    fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
+        let &[x, w, _, lse, count, dloss] = &node.inputs[..] else { unreachable!("checked when the node was made") };
+        let (x_shape, w_shape) = (g.ty(x).shape.clone(), g.ty(w).shape.clone());
+        let parts = Parts::of(g, &node.inputs, self.chunk)?;
+        let (mut dx, mut dw): (Option<Value>, Vec<Value>) = (None, Vec::new());
+        let mut starts = Vec::new();
+        for (start, w) in parts.chunks {
+            let logits = g.apply1(MatMul { transpose_a: false, transpose_b: true }, &[parts.x, w])?;
+            let dlogits = g.apply1(CrossEntropyGrad { start }, &[logits, parts.targets, lse, count, dloss])?;
+            let part = g.apply1(MatMul { transpose_a: false, transpose_b: false }, &[dlogits, w])?;
+            dx = Some(match dx {
+                None => part,
+                Some(sum) => g.apply1(Map::add(), &[part, sum])?,
+            });
+            dw.push(g.apply1(MatMul { transpose_a: true, transpose_b: false }, &[dlogits, parts.x])?);
+            starts.push(start * w_shape.last());
+        }
+        let dw = match dw[..] {
+            [dw] => dw,
+            _ => g.apply1(Concat { starts, elements: w_shape.elements() }, &dw)?,
+        };
+        let dx = dx.expect("there is at least one chunk");
+        Ok(Some(vec![g.reshape(dx, x_shape)?, g.reshape(dw, w_shape)?]))
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        let v = io.inputs[1].shape.dims()[0] as u64;
+        Cost { flops: v * (6 * io.inputs[0].shape.elements() as u64 + 10 * io.inputs[0].shape.rows() as u64), bytes: io.bytes() }
+    }
+
+    fn reduction(&self, io: &Io) -> usize {
+        let rows = io.inputs[0].shape.rows();
+        io.inputs[1].shape.dims()[0].max(rows)
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let [x, w, targets, lse, count, dloss] = inputs else { unreachable!("checked when the node was made") };
+        let (d, scale) = (w.ty.shape.last(), dloss.data[0] / count.data[0].max(1.0));
+        let zeros = |a: &Array| Array::zeros(a.ty.shape.clone());
+        let (mut dx, mut dw) = (zeros(x), zeros(w));
+        for (r, row) in logits(x, w).into_iter().enumerate() {
+            let target = targets.data[r];
+            if target == f64::from(IGNORE) {
+                continue;
+            }
+            for (v, logit) in row.into_iter().enumerate() {
+                let hit = f64::from(u8::from(target == v as f64));
+                let dlogit = ((logit - lse.data[r]).exp() - hit) * scale;
+                for c in 0..d {
+                    dx.data[r * d + c] += dlogit * w.data[v * d + c];
+                    dw.data[v * d + c] += dlogit * x.data[r * d + c];
+                }
+            }
+        }
+        vec![dx, dw]
+    }
+}
