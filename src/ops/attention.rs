@@ -112,24 +112,39 @@ impl Sizes {
         d
     }
 
-    /// One candidate for each number of lanes in a workgroup.
+    /// Candidates for `rows` rows that are owned by lanes: tiles in registers, of `shader`, and, first where lanes are
+    /// those of a CPU and only there, sums in memory, of `simd`.
     pub fn kernels(
-        &self, shader: &'static str, io: &Io, limits: &Limits, rows: usize, names: &[(&'static str, Operand)],
+        &self, [shader, simd]: [&'static str; 2], io: &Io, limits: &Limits, rows: usize, names: &[(&'static str, Operand)],
     ) -> Vec<Kernel> {
-        let lanes: &[usize] = if limits.is_cpu { &[8] } else { &[64, 32] };
-        let candidate = |&lanes: &usize| {
-            let mut kernel = Kernel::new(shader, format!("lanes_{lanes}"))
-                .constant("WORKGROUP", lanes)
-                .constant("GROUP", self.group())
-                .constant("C4", self.c / 4);
-            let step = self.batches(limits);
-            for first in (0..self.b).step_by(step) {
-                let count = step.min(self.b - first);
-                kernel = kernel.dispatch(self.dispatch(io, rows.div_ceil(lanes), first, count, names));
-            }
-            kernel
+        let base = |shader, variant: String, lanes| {
+            Kernel::new(shader, variant).constant("WORKGROUP", lanes).constant("GROUP", self.group())
         };
-        lanes.iter().map(candidate).collect()
+        if limits.is_cpu {
+            // Fewer rows a lane where they would stay empty.
+            let r = [4, 2, 1].into_iter().find(|r| rows > 8 * (r / 2)).unwrap_or(1);
+            let kernel = base(simd, format!("rows_{r}x8"), 8).constant("ROWS", r).constant("BLOCKS", 2);
+            return vec![self.dispatches(kernel, io, limits, rows.div_ceil(8 * r), names, Some(self.c))];
+        }
+        let lanes = |lanes: usize| {
+            let kernel = base(shader, format!("lanes_{lanes}"), lanes).constant("C4", self.c / 4);
+            self.dispatches(kernel, io, limits, rows.div_ceil(lanes), names, None)
+        };
+        [64, 32].map(lanes).to_vec()
+    }
+
+    fn dispatches(
+        &self, mut kernel: Kernel, io: &Io, limits: &Limits, groups: usize, names: &[(&'static str, Operand)], width: Option<usize>,
+    ) -> Kernel {
+        let step = self.batches(limits);
+        for first in (0..self.b).step_by(step) {
+            let mut d = self.dispatch(io, groups, first, step.min(self.b - first), names);
+            if let Some(width) = width {
+                d = d.param("width", width);
+            }
+            kernel = kernel.dispatch(d);
+        }
+        kernel
     }
 }
 
@@ -178,7 +193,7 @@ impl Op for Attention {
             ("o", Operand::Output(0)),
             ("lse", Operand::Output(1)),
         ];
-        z.kernels("attention", io, limits, z.t * z.group(), &names)
+        z.kernels(["attention", "attention_rows"], io, limits, z.t * z.group(), &names)
     }
 
     fn cost(&self, io: &Io) -> Cost {

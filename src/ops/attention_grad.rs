@@ -81,7 +81,7 @@ impl Op for AttentionGradQuery {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let z = sizes(io);
-        z.kernels("attention_grad_query", io, limits, z.t * z.group(), &names(&["dq"]))
+        z.kernels(["attention_grad_query", "attention_grad_query_rows"], io, limits, z.t * z.group(), &names(&["dq"]))
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -112,7 +112,7 @@ impl Op for AttentionGradKeyValue {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let z = sizes(io);
-        z.kernels("attention_grad_key_value", io, limits, z.s, &names(&["dk", "dv"]))
+        z.kernels(["attention_grad_key_value", "attention_grad_key_value_rows"], io, limits, z.s, &names(&["dk", "dv"]))
     }
 
     fn cost(&self, io: &Io) -> Cost {

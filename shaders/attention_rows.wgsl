@@ -1,0 +1,97 @@
+// attention_rows: attention.wgsl for adapters whose lanes are those of a CPU. A lane has ROWS queries, 4 * BLOCKS keys
+// stream by at one address for all lanes, and the accumulator stands in o itself: registers and code stay few.
+struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32 }
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> position: array<u32>;
+@group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> lse: array<f32>;
+
+const MASKED = -3.0e38;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let rows = params.queries * GROUP;
+    let width = params.width / 4u;
+    let first = position[0];
+    let row0 = group.x * WORKGROUP * ROWS;
+    let end = min(first + (min(row0 + WORKGROUP * ROWS, rows) - 1u) / GROUP + 1u, params.keys);
+    let stride = params.heads / GROUP * width;
+    let base = group.z * params.keys * stride + group.y * width;
+
+    var at: array<u32, ROWS>;
+    var seen: array<u32, ROWS>;
+    var largest: array<f32, ROWS>;
+    var sum: array<f32, ROWS>;
+    for (var r = 0u; r < ROWS; r++) {
+        let row = min(row0 + r * WORKGROUP + lane, rows - 1u);
+        at[r] = ((group.z * params.queries + row / GROUP) * params.heads + group.y * GROUP + row % GROUP) * width;
+        seen[r] = min(first + row / GROUP + 1u, end);
+        largest[r] = MASKED;
+    }
+    for (var j = 0u; j < end; j += 4u * BLOCKS) {
+        var s: array<array<vec4<f32>, BLOCKS>, ROWS>;
+        var rescale: array<f32, ROWS>;
+        for (var c = 0u; c < width; c++) {
+            var x: array<vec4<f32>, ROWS>;
+            for (var r = 0u; r < ROWS; r++) { x[r] = q[at[r] + c]; }
+            for (var n = 0u; n < BLOCKS; n++) {
+                let i = j + 4u * n;
+                let k0 = k[base + min(i, end - 1u) * stride + c];
+                let k1 = k[base + min(i + 1u, end - 1u) * stride + c];
+                let k2 = k[base + min(i + 2u, end - 1u) * stride + c];
+                let k3 = k[base + min(i + 3u, end - 1u) * stride + c];
+                for (var r = 0u; r < ROWS; r++) {
+                    s[r][n] += vec4(dot(x[r], k0), dot(x[r], k1), dot(x[r], k2), dot(x[r], k3));
+                }
+            }
+        }
+        for (var r = 0u; r < ROWS; r++) {
+            var m = largest[r];
+            for (var n = 0u; n < BLOCKS; n++) {
+                let i = j + 4u * n;
+                let scores = select(vec4(MASKED), s[r][n] * params.scale, vec4(i, i + 1u, i + 2u, i + 3u) < vec4(seen[r]));
+                s[r][n] = scores;
+                m = max(m, max(max(scores.x, scores.y), max(scores.z, scores.w)));
+            }
+            rescale[r] = exp(largest[r] - m);
+            largest[r] = m;
+            sum[r] *= rescale[r];
+            for (var n = 0u; n < BLOCKS; n++) {
+                let p = exp(s[r][n] - m);
+                s[r][n] = p;
+                sum[r] += (p.x + p.y) + (p.z + p.w);
+            }
+        }
+        for (var c = 0u; c < width; c++) {
+            var total: array<vec4<f32>, ROWS>;
+            for (var n = 0u; n < BLOCKS; n++) {
+                let i = j + 4u * n;
+                let v0 = v[base + min(i, end - 1u) * stride + c];
+                let v1 = v[base + min(i + 1u, end - 1u) * stride + c];
+                let v2 = v[base + min(i + 2u, end - 1u) * stride + c];
+                let v3 = v[base + min(i + 3u, end - 1u) * stride + c];
+                for (var r = 0u; r < ROWS; r++) {
+                    let p = s[r][n];
+                    total[r] += (p.x * v0 + p.y * v1) + (p.z * v2 + p.w * v3);
+                }
+            }
+            for (var r = 0u; r < ROWS; r++) {
+                if row0 + r * WORKGROUP + lane < rows {
+                    if j > 0u { total[r] += o[at[r] + c] * rescale[r]; }
+                    o[at[r] + c] = total[r];
+                }
+            }
+        }
+    }
+    for (var r = 0u; r < ROWS; r++) {
+        let row = row0 + r * WORKGROUP + lane;
+        if row < rows {
+            let head = group.z * params.heads + group.y * GROUP + row % GROUP;
+            lse[head * params.queries + row / GROUP] = largest[r] + log(sum[r]);
+            for (var c = 0u; c < width; c++) { o[at[r] + c] /= sum[r]; }
+        }
+    }
+}
