@@ -38,7 +38,8 @@ fn small(limits: &Limits) -> Limits {
 
 fn kernels(case: &Case, limits: &Limits) -> Vec<Kernel> {
     let kernels = case.kernels(limits).unwrap_or_else(|e| panic!("{}: {e}", case.label));
-    assert!(!kernels.is_empty(), "{}: no kernel", case.label);
+    let expands = case.expand().unwrap_or_else(|e| panic!("{}: {e}", case.label)).1.is_some();
+    assert!(kernels.is_empty() == expands, "{}: either kernels or an expansion", case.label);
     kernels
 }
 
@@ -120,6 +121,31 @@ fn kernels_translate_for_every_vendor() {
             }
         }
     }
+}
+
+#[test]
+fn expansions_match_the_operator() {
+    let mut tried = 0;
+    for case in table() {
+        let (g, Some([outputs, expanded])) = case.expand().unwrap_or_else(|e| panic!("{}: {e}", case.label)) else {
+            continue;
+        };
+        let sources = case.draw(SEEDS[0]).into_iter().enumerate().map(|(i, x)| (format!("x{i}"), x)).collect();
+        let run = Interpreter::run(&g, &sources);
+        for (&whole, &parts) in outputs.iter().zip(&expanded) {
+            let (whole, parts) = (run.get(whole), run.get(parts));
+            assert_eq!(whole.ty, parts.ty, "{}", case.label);
+            for (i, (x, y)) in whole.data.iter().zip(&parts.data).enumerate() {
+                assert!(
+                    (x - y).abs() <= 1e-10 * (x.abs() + whole.rms()),
+                    "{}, element {i}: {x}, expanded {y}",
+                    case.label
+                );
+            }
+        }
+        tried += 1;
+    }
+    assert!(tried > 0, "no row of the table expands");
 }
 
 /// loss = sum(w · y) over output 0 and its gradients towards the row's `wrt`.

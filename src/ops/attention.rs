@@ -92,7 +92,14 @@ impl Sizes {
 
     /// A dispatch for batch entries `first .. first + count`, with the sizes as params and each named operand bound to
     /// those entries' share of it.
-    pub fn dispatch(&self, io: &Io, rows: usize, first: usize, count: usize, names: &[(&'static str, Operand)]) -> Dispatch {
+    pub fn dispatch(
+        &self,
+        io: &Io,
+        rows: usize,
+        first: usize,
+        count: usize,
+        names: &[(&'static str, Operand)],
+    ) -> Dispatch {
         let mut d = Dispatch::new([rows as u32, self.k as u32, count as u32])
             .param("queries", self.t)
             .param("keys", self.s)
@@ -112,10 +119,15 @@ impl Sizes {
         d
     }
 
-    /// Candidates for `rows` rows that are owned by lanes: tiles in registers, of `shader`, and, first where lanes are
-    /// those of a CPU and only there, sums in memory, of `simd`.
+    /// The kernel for `rows` rows that are owned by lanes: with sums in registers, of `shader`; or, where lanes are those
+    /// of a CPU, with sums in memory, of `simd`.
     pub fn kernels(
-        &self, [shader, simd]: [&'static str; 2], io: &Io, limits: &Limits, rows: usize, names: &[(&'static str, Operand)],
+        &self,
+        [shader, simd]: [&'static str; 2],
+        io: &Io,
+        limits: &Limits,
+        rows: usize,
+        names: &[(&'static str, Operand)],
     ) -> Vec<Kernel> {
         let base = |shader, variant: String, lanes| {
             Kernel::new(shader, variant).constant("WORKGROUP", lanes).constant("GROUP", self.group())
@@ -126,15 +138,18 @@ impl Sizes {
             let kernel = base(simd, format!("rows_{r}x8"), 8).constant("ROWS", r).constant("BLOCKS", 2);
             return vec![self.dispatches(kernel, io, limits, rows.div_ceil(8 * r), names, Some(self.c))];
         }
-        let lanes = |lanes: usize| {
-            let kernel = base(shader, format!("lanes_{lanes}"), lanes).constant("C4", self.c / 4);
-            self.dispatches(kernel, io, limits, rows.div_ceil(lanes), names, None)
-        };
-        [64, 32].map(lanes).to_vec()
+        let kernel = base(shader, "lanes_64".into(), 64).constant("C4", self.c / 4);
+        vec![self.dispatches(kernel, io, limits, rows.div_ceil(64), names, None)]
     }
 
     fn dispatches(
-        &self, mut kernel: Kernel, io: &Io, limits: &Limits, groups: usize, names: &[(&'static str, Operand)], width: Option<usize>,
+        &self,
+        mut kernel: Kernel,
+        io: &Io,
+        limits: &Limits,
+        groups: usize,
+        names: &[(&'static str, Operand)],
+        width: Option<usize>,
     ) -> Kernel {
         let step = self.batches(limits);
         for first in (0..self.b).step_by(step) {

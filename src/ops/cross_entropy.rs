@@ -50,7 +50,14 @@ fn windows(r: usize, n: usize, limits: &Limits) -> impl Iterator<Item = (usize, 
 }
 
 /// Binds rows first .. first + count of an operand that has R rows.
-fn bind_rows(d: Dispatch, name: &'static str, operand: Operand, ty: &TensorType, r: usize, window: (usize, usize)) -> Dispatch {
+fn bind_rows(
+    d: Dispatch,
+    name: &'static str,
+    operand: Operand,
+    ty: &TensorType,
+    r: usize,
+    window: (usize, usize),
+) -> Dispatch {
     let row = ty.bytes() / r as u64;
     d.bind(name, operand, window.0 as u64 * row, window.1 as u64 * row)
 }
@@ -61,7 +68,9 @@ impl Op for CrossEntropyUpdate {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        let [logits, targets, previous @ ..] = inputs else { return Err("takes logits, targets and statistics".into()) };
+        let [logits, targets, previous @ ..] = inputs else {
+            return Err("takes logits, targets and statistics".into());
+        };
         let stats = TensorType::f32([check_rows(logits, targets)?, 3]);
         match previous {
             [] => Ok(vec![stats]),
@@ -78,10 +87,8 @@ impl Op for CrossEntropyUpdate {
             .constant("WORKGROUP", workgroup)
             .constant("PREVIOUS", previous);
         for w in windows(r, n, limits) {
-            let mut d = Dispatch::new(spread(w.1, limits))
-                .param("rows", w.1)
-                .param("columns", n)
-                .param("start", self.start);
+            let mut d =
+                Dispatch::new(spread(w.1, limits)).param("rows", w.1).param("columns", n).param("start", self.start);
             for (i, name) in ["logits", "targets", "previous"].into_iter().enumerate().take(2 + previous) {
                 d = bind_rows(d, name, Operand::Input(i), &io.inputs[i], r, w);
             }
@@ -181,10 +188,8 @@ impl Op for CrossEntropyGrad {
         let mut kernel =
             Kernel::new("cross_entropy_grad", format!("lanes_{workgroup}")).constant("WORKGROUP", workgroup);
         for w in windows(r, n, limits) {
-            let mut d = Dispatch::new(spread(w.1, limits))
-                .param("rows", w.1)
-                .param("columns", n)
-                .param("start", self.start);
+            let mut d =
+                Dispatch::new(spread(w.1, limits)).param("rows", w.1).param("columns", n).param("start", self.start);
             for (i, name) in ["logits", "targets", "lse"].into_iter().enumerate() {
                 d = bind_rows(d, name, Operand::Input(i), &io.inputs[i], r, w);
             }

@@ -38,7 +38,10 @@ fn sizes(x: &TensorType, w: &TensorType, targets: &TensorType, chunk: usize) -> 
     if x.dtype != DType::F32 || w.dtype != DType::F32 || x.shape.rank() < 2 || x.shape.last() != d {
         return Err(format!("x must be f32 [..,{d}] and W f32"));
     }
-    if targets.dtype != DType::U32 || !x.shape.dims().starts_with(targets.shape.dims()) || targets.shape.rank() + 1 != x.shape.rank() {
+    if targets.dtype != DType::U32
+        || !x.shape.dims().starts_with(targets.shape.dims())
+        || targets.shape.rank() + 1 != x.shape.rank()
+    {
         return Err("targets must be u32 of x's leading dims".into());
     }
     if chunk == 0 || chunk % 64 != 0 || v == 0 || v >= IGNORE as usize || x.shape.rows() == 0 {
@@ -111,7 +114,10 @@ impl Op for LinearCrossEntropy {
 
     fn cost(&self, io: &Io) -> Cost {
         let v = io.inputs[1].shape.dims()[0] as u64;
-        Cost { flops: v * (2 * io.inputs[0].shape.elements() as u64 + 10 * io.inputs[0].shape.rows() as u64), bytes: io.bytes() }
+        Cost {
+            flops: v * (2 * io.inputs[0].shape.elements() as u64 + 10 * io.inputs[0].shape.rows() as u64),
+            bytes: io.bytes(),
+        }
     }
 
     fn reduction(&self, io: &Io) -> usize {
@@ -178,7 +184,10 @@ impl Op for LinearCrossEntropyGrad {
 
     fn cost(&self, io: &Io) -> Cost {
         let v = io.inputs[1].shape.dims()[0] as u64;
-        Cost { flops: v * (6 * io.inputs[0].shape.elements() as u64 + 10 * io.inputs[0].shape.rows() as u64), bytes: io.bytes() }
+        Cost {
+            flops: v * (6 * io.inputs[0].shape.elements() as u64 + 10 * io.inputs[0].shape.rows() as u64),
+            bytes: io.bytes(),
+        }
     }
 
     fn reduction(&self, io: &Io) -> usize {

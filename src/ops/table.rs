@@ -3,7 +3,8 @@
 
 use super::{Embedding, EmbeddingGrad, MatMul, RmsNorm, RmsNormGrad, RmsNormGradGain, Rope};
 use crate::base::{Array, Limits, Rng, TensorType};
-use crate::graph::{Binary, Expr, Io, Kernel, Map, Op, SumRows};
+use crate::error::Result;
+use crate::graph::{Binary, Expr, Graph, Io, Kernel, Map, Op, OpNode, SumRows, Value};
 use std::sync::Arc;
 
 /// How the elements of an input are drawn.
@@ -63,6 +64,20 @@ impl Case {
         Ok(self.op.kernels(&self.io()?, limits))
     }
 
+    /// The row's operator in a graph of its own, and in the same graph what it expands to, if it does: the values of the
+    /// one and of the other.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn expand(&self) -> Result<(Graph, Option<[Vec<Value>; 2]>)> {
+        let mut g = Graph::new();
+        let inputs: Vec<Value> =
+            self.inputs.iter().enumerate().map(|(i, (ty, _))| g.input(&format!("x{i}"), ty.clone())).collect();
+        let outputs = g.apply_arc(self.op.clone(), &inputs)?;
+        let expanded = self.op.expand(&mut g, &OpNode { inputs, outputs: outputs.clone() })?;
+        Ok((g, expanded.map(|values| [outputs, values])))
+    }
+
     /// The inputs of one seed, each number exact in its dtype.
     pub fn draw(&self, seed: u64) -> Vec<Array> {
         let draw = |(k, (ty, how)): (usize, &(TensorType, Draw))| {
@@ -96,7 +111,7 @@ pub fn below<const N: usize>(dims: [usize; N], n: usize) -> (TensorType, Draw) {
 
 /// Every row.
 pub fn table() -> Vec<Case> {
-    [elementwise(), matmul(), norm(), position(), embedding()].concat()
+    [elementwise(), matmul(), norm(), position(), embedding(), super::table_training::rows()].concat()
 }
 
 fn elementwise() -> Vec<Case> {

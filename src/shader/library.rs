@@ -8,8 +8,21 @@ macro_rules! table {
 
 /// Sorted by name.
 const TABLE: &[(&str, &str)] = table![
+    "adamw",
+    "attention",
+    "attention_delta",
+    "attention_grad_key_value",
+    "attention_grad_key_value_rows",
+    "attention_grad_query",
+    "attention_grad_query_rows",
+    "attention_rows",
+    "cache_write",
+    "cross_entropy_grad",
+    "cross_entropy_loss",
+    "cross_entropy_update",
     "embedding",
     "embedding_grad",
+    "lib/gaps",
     "lib/reduce",
     "map",
     "matmul_rows",
@@ -18,7 +31,9 @@ const TABLE: &[(&str, &str)] = table![
     "rms_norm_grad",
     "rms_norm_grad_gain",
     "rope",
+    "sum_parts",
     "sum_rows",
+    "sum_squares",
 ];
 
 /// Text of a shader, or `None` if there is none of this name (such as `map`, or `lib/x` for a shared part).
