@@ -286,6 +286,21 @@ fn a_chain_of_maps_is_one_step() {
 }
 
 #[test]
+fn a_sum_over_many_rows_has_a_gradient() {
+    let (graph, _) = planned(|g| {
+        let x = g.input("x", TensorType::f32([200, 3]));
+        let squares = g.mul(x, x)?;
+        let columns = g.sum_to(squares, &TensorType::f32([3]))?;
+        let loss = g.sum_to(columns, &TensorType::f32([1]))?;
+        Ok(danlu::graph::gradients(g, loss, &[x])?[0])
+    });
+    let feed = feed(&graph, 1);
+    let doubled = feed["x"].data.iter().map(|x| 2.0 * x).collect();
+    let expected = Array::new(feed["x"].ty.clone(), doubled);
+    same(&run_graph(&graph, &feed), &Feed::from([("output y".to_string(), expected)])).expect("2 x");
+}
+
+#[test]
 fn a_shared_map_is_computed_once() {
     let (_, plan) = planned(|g| {
         let x = g.input("x", TensorType::f32([8, COLUMNS]));

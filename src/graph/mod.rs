@@ -20,5 +20,5 @@ pub(crate) use map::compact;
 pub use map::{Map, spread};
 pub use node::{Kind, Node, NodeId, Value};
 pub use op::{Cost, Io, Op, OpNode, View};
-pub use sum::SumRows;
+pub use sum::{SumRows, SumTo};
 pub use view::{Concat, Slice};

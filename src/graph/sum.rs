@@ -44,10 +44,11 @@ impl Op for SumRows {
     }
 
     fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
-        let (Some(dy), true) = (dy[0], self.rows_per_part >= self.rows(g.ty(node.inputs[0]))) else {
-            return Ok(vec![None]);
-        };
-        Ok(vec![Some(g.apply1(Map { expr: Expr::Input(1) }, &[node.inputs[0], dy])?)])
+        let x = g.ty(node.inputs[0]).clone();
+        if self.rows_per_part < self.rows(&x) {
+            return Err(crate::error::Error::Graph("sum_rows in parts has no gradient: use sum_to".into()));
+        }
+        SumTo { shape: self.shape.clone() }.gradient(g, node, dy)
     }
 
     fn kernels(&self, io: &Io, _limits: &Limits) -> Vec<Kernel> {
@@ -80,24 +81,84 @@ impl Op for SumRows {
     }
 }
 
+/// Sums over all leading dims to `[N]`, N the elements of `shape`: stands for one [`SumRows`], or two where there are
+/// many rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SumTo {
+    /// Shape of the result.
+    pub shape: Shape,
+}
+
+impl SumTo {
+    fn rows(&self, x: &TensorType) -> usize {
+        x.shape.elements() / self.shape.elements().max(1)
+    }
+}
+
+impl Op for SumTo {
+    fn name(&self) -> &'static str {
+        "sum_to"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x] = inputs else { return Err("takes one input".into()) };
+        let n = self.shape.elements();
+        if x.dtype != DType::F32 || n == 0 || !x.shape.elements().is_multiple_of(n) {
+            return Err(format!("cannot be summed to {}", self.shape));
+        }
+        Ok(vec![TensorType::f32(self.shape.clone())])
+    }
+
+    fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
+        let Some(dy) = dy[0] else { return Ok(vec![None]) };
+        // Repeats dy over the rows: a map takes rows that end its result's shape.
+        let shape = g.ty(node.inputs[0]).shape.clone();
+        let n = self.shape.elements();
+        let rows = g.reshape(node.inputs[0], [shape.elements() / n, n])?;
+        let dy = g.reshape(dy, [n])?;
+        let dx = g.apply1(Map { expr: Expr::Input(1) }, &[rows, dy])?;
+        Ok(vec![Some(g.reshape(dx, shape)?)])
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        Cost { flops: io.inputs[0].shape.elements() as u64, bytes: io.bytes() }
+    }
+
+    fn reduction(&self, io: &Io) -> usize {
+        self.rows(&io.inputs[0])
+    }
+
+    fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
+        let (mut x, n) = (node.inputs[0], self.shape.elements());
+        let rows = self.rows(g.ty(x));
+        // One part costs a walk over its rows, in order; the root balances the two stages.
+        let per_part = (rows as f64).sqrt().ceil() as usize;
+        let parts = rows.div_ceil(per_part.max(1));
+        if parts > 1 && rows > 64 {
+            x = g.apply1(SumRows { shape: [parts, n].into(), rows_per_part: per_part }, &[x])?;
+        }
+        let rows = self.rows(g.ty(x));
+        let summed = g.apply1(SumRows { shape: [n].into(), rows_per_part: rows.max(1) }, &[x])?;
+        Ok(Some(vec![g.reshape(summed, self.shape.clone())?]))
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let n = self.shape.elements();
+        let mut y = Array::zeros(self.shape.clone());
+        for (i, x) in inputs[0].data.iter().enumerate() {
+            y.data[i % n] += x;
+        }
+        vec![y]
+    }
+}
+
 impl Graph {
     /// Sums `x` over its leading dims to the type `to`: in two stages where there are many rows.
     ///
     /// # Errors
     /// If the sizes do not divide.
     pub fn sum_to(&mut self, x: Value, to: &TensorType) -> Result<Value> {
-        let n = to.shape.elements();
-        let rows = self.ty(x).shape.elements() / n.max(1);
-        // One part costs a walk over its rows, in order; the root balances the two stages.
-        let per_part = (rows as f64).sqrt().ceil() as usize;
-        let parts = rows.div_ceil(per_part.max(1));
-        let mut x = x;
-        if parts > 1 && rows > 64 {
-            x = self.apply1(SumRows { shape: [parts, n].into(), rows_per_part: per_part }, &[x])?;
-        }
-        let rows = self.ty(x).shape.elements() / n.max(1);
-        let summed = self.apply1(SumRows { shape: [n].into(), rows_per_part: rows.max(1) }, &[x])?;
-        self.reshape(summed, to.shape.clone())
+        self.apply1(SumTo { shape: to.shape.clone() }, &[x])
     }
 
     /// The same elements under another shape; moves no data.
