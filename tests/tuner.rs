@@ -184,7 +184,8 @@ fn the_table_that_ships_is_readable_and_covers_products() {
             let op = MatMul { transpose_a: ta, transpose_b: tb };
             choose(&mut tuner, &op, &[TensorType::f32([576, 576]), TensorType::f32([576, 576])]);
         }
-        assert!(tuner.measured() == 0 && !table.rows.is_empty());
+        let hint = "candidates changed: run `cargo test --release --test tuner write_table -- --ignored`";
+        assert!(tuner.measured() == 0 && !table.rows.is_empty(), "{hint}");
     }
 }
 
@@ -198,4 +199,30 @@ fn roofline_is_remembered() {
     let start = Instant::now();
     assert_eq!(block_on(tuner(TuneMode::Full, folder.path()).roofline()).unwrap(), measured);
     println!("remembered: {:?}", start.elapsed());
+}
+
+/// Measures the table that ships, for the adapter under test: `cargo test --release --test tuner write_table -- --ignored`.
+#[test]
+#[ignore = "writes src/run/tuned.json; run it on an otherwise idle machine"]
+fn write_table() {
+    let id = gpu().report().id();
+    let mut tuner = Tuner::new(gpu(), TuneMode::Full, None).without_table().with_budget(Duration::MAX);
+    for (ta, tb) in [(false, false), (false, true), (true, false)] {
+        let op = MatMul { transpose_a: ta, transpose_b: tb };
+        for m in [1, 64, 512] {
+            for n in [64, 4096] {
+                for k in [64, 2048] {
+                    let shape = |rows, columns, turned: bool| {
+                        TensorType::f32(if turned { [columns, rows] } else { [rows, columns] })
+                    };
+                    choose(&mut tuner, &op, &[shape(m, k, ta), shape(k, n, tb)]);
+                }
+            }
+        }
+    }
+    let name = id.name.split(" (").next().unwrap_or_default().to_string();
+    let mut records = Records { proved: Vec::new(), ..tuner.records().clone() };
+    records.adapter.name = name;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/run/tuned.json");
+    std::fs::write(path, records.to_table()).unwrap();
 }

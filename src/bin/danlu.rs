@@ -1,1 +1,5 @@
-fn main() {}
+//! The `danlu` command.
+
+fn main() -> std::process::ExitCode {
+    danlu::cli::main()
+}

@@ -188,15 +188,14 @@ impl Tokenizer {
         text.map_err(|error| Error::Invalid(format!("the tokenizer cannot decode the ids: {error}")))
     }
 
-    /// Writes `tokenizer.json` and `tokenizer_config.json` into a folder, for `transformers` (`AutoTokenizer`) and
-    /// [`Tokenizer::open`]. What a `tokenizer_config.json` said when this tokenizer was opened, it says again.
+    /// `tokenizer.json` and `tokenizer_config.json`, each name with its content, for a model folder that `transformers`
+    /// (`AutoTokenizer`) and [`Tokenizer::open`] read. What a `tokenizer_config.json` said when this tokenizer was
+    /// opened, it says again.
     ///
     /// # Errors
-    /// [`Error::Io`] where a file cannot be written; each appears under its name only when it is whole.
-    pub fn save(&self, folder: impl AsRef<Path>, model_max_length: usize) -> Result<()> {
-        let folder = folder.as_ref();
-        let text = self.inner.to_string(true).map_err(|error| Error::file(folder, error.to_string()))?;
-        write_whole(&folder.join("tokenizer.json"), text.as_bytes())?;
+    /// [`Error::Invalid`] with the tokenizer's words.
+    pub fn files(&self, model_max_length: usize) -> Result<Vec<(String, Vec<u8>)>> {
+        let text = self.inner.to_string(true).map_err(|error| Error::Invalid(format!("tokenizer: {error}")))?;
         let mut config = self.config.clone();
         config.entry("tokenizer_class").or_insert_with(|| json!("PreTrainedTokenizerFast"));
         config.entry("model_max_length").or_insert_with(|| json!(model_max_length));
@@ -206,19 +205,10 @@ impl Tokenizer {
                 config.entry(key).or_insert_with(|| json!(token));
             }
         }
-        let text = serde_json::to_string_pretty(&Value::Object(config)).expect("JSON values serialise");
-        write_whole(&folder.join("tokenizer_config.json"), format!("{text}\n").as_bytes())
+        let config = serde_json::to_string_pretty(&Value::Object(config)).expect("JSON values serialise");
+        let named = |name: &str, text: String| (name.to_string(), format!("{text}\n").into_bytes());
+        Ok(vec![named("tokenizer.json", text), named("tokenizer_config.json", config)])
     }
-}
-
-/// Writes under a temporary name, then renames.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension(format!("partial-{}", std::process::id()));
-    let done = std::fs::write(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
-    done.map_err(|error| {
-        let _ = std::fs::remove_file(&temporary);
-        Error::io("write", path, error)
-    })
 }
 
 #[cfg(test)]

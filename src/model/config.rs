@@ -18,7 +18,7 @@ pub struct ModelConfig {
     pub num_attention_heads: usize,
     /// K: key and value heads; divides H.
     pub num_key_value_heads: usize,
-    /// C: width of one head; even. H·C need not be D.
+    /// C: width of one head, a multiple of 4 up to 256. H·C need not be D.
     pub head_dim: usize,
     /// Longest sequence that the model is meant for.
     pub max_position_embeddings: usize,

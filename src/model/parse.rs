@@ -179,8 +179,12 @@ impl Keys<'_> {
             return Err(self.refuse("hidden_size", &hidden.into(), what));
         }
         let head_dim = self.size("head_dim", Some((hidden / heads).max(1)))?;
-        if head_dim % 2 != 0 {
-            return Err(self.refuse("head_dim", &head_dim.into(), "rotary embedding turns pairs, so it must be even"));
+        if head_dim % 4 != 0 || head_dim > 256 {
+            return Err(self.refuse(
+                "head_dim",
+                &head_dim.into(),
+                "heads must be a multiple of 4 wide, and at most 256",
+            ));
         }
         Ok(head_dim)
     }
@@ -193,8 +197,8 @@ impl Keys<'_> {
             return Err(self.refuse("num_key_value_heads", &kv_heads.into(), what));
         }
         if config.query_size() > MAX_SIZE {
-            let what = format!("times \"num_attention_heads\" = {heads} it must be at most {MAX_SIZE}");
-            return Err(self.refuse("head_dim", &config.head_dim.into(), what));
+            let what = format!("times \"head_dim\" = {} it must be at most {MAX_SIZE}", config.head_dim);
+            return Err(self.refuse("num_attention_heads", &heads.into(), what));
         }
         Ok(())
     }

@@ -1,5 +1,9 @@
 //! What models are built of: parameters and where they lie, and layers as functions over a graph.
 
+mod attention;
+mod layers;
 mod params;
 
+pub use attention::{AttentionWeights, Heads, KvCache, Positions, attention};
+pub use layers::{MlpWeights, linear, mlp, rms_norm};
 pub use params::{Init, Page, ParamLayout, ParamSpec, Params};

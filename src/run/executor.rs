@@ -20,6 +20,8 @@ struct Launch {
     pipeline: Arc<Pipeline>,
     group: BindGroup,
     workgroups: [u32; 3],
+    /// Which step of the plan it belongs to.
+    step: usize,
     /// A submission ends after this dispatch.
     last: bool,
 }
@@ -171,6 +173,24 @@ impl Executor {
         self.slots[at].readback.read(&self.gpu, self.output_bytes, take).await
     }
 
+    /// Runs the plan once, waiting for each dispatch: seconds by step of the plan, waiting included (some 50 µs each).
+    /// States change as in any run.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub async fn profile(&mut self) -> Result<Vec<f64>> {
+        let mut seconds = Vec::new();
+        for launch in &self.launches {
+            let started = std::time::Instant::now();
+            let mut submission = self.gpu.submission();
+            submission.dispatch(&launch.pipeline, &launch.group, launch.workgroups);
+            submission.submit()?.wait(&self.gpu).await?;
+            seconds.resize(launch.step + 1, 0.0);
+            seconds[launch.step] += started.elapsed().as_secs_f64();
+        }
+        Ok(seconds)
+    }
+
     /// One run and its results.
     ///
     /// # Errors
@@ -225,7 +245,7 @@ async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<Vec<Laun
     let mut offsets = offsets.into_iter();
     let mut launches: Vec<Launch> = Vec::new();
     let mut flops = 0;
-    for (step, source) in plan.steps.iter().zip(&sources) {
+    for (index, (step, source)) in plan.steps.iter().zip(&sources).enumerate() {
         let pipeline = gpu.pipeline(&step.name, &source.text, &source.layout()).await?;
         flops += step.flops;
         if flops > FLOPS_PER_SUBMISSION {
@@ -242,7 +262,8 @@ async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<Vec<Laun
                 ranges.push((binding.index, uniform.range(offset, bytes)));
             }
             let group = gpu.bind(&pipeline, &ranges).await?;
-            launches.push(Launch { pipeline: pipeline.clone(), group, workgroups: dispatch.workgroups, last: false });
+            let (pipeline, workgroups) = (pipeline.clone(), dispatch.workgroups);
+            launches.push(Launch { pipeline, group, workgroups, step: index, last: false });
         }
     }
     Ok(launches)

@@ -179,6 +179,23 @@ impl Records {
         Some((found, same))
     }
 
+    /// These records in the form of the table that ships: one row a line, three digits.
+    pub fn to_table(&self) -> String {
+        let row = |r: &Row| {
+            let round = |s: f64| format!("{s:.2e}").parse().unwrap_or(s);
+            let seconds = r.seconds.iter().map(|s| s.map(round)).collect();
+            let row = Row { seconds, ..r.clone() };
+            format!("  {}", serde_json::to_string(&row).expect("plain data"))
+        };
+        let rows: Vec<String> = self.rows.iter().map(row).collect();
+        let adapter = serde_json::to_string(&self.adapter).expect("plain data");
+        let rows = rows.join(",\n");
+        let build = &self.build;
+        format!(
+            "{{\"format\":{FORMAT},\"adapters\":[{{\"adapter\":{adapter},\"build\":\"{build}\",\"rows\":[\n{rows}\n]}}]}}\n"
+        )
+    }
+
     /// The row of a key.
     pub fn row(&self, key: &Key) -> Option<&Row> {
         self.rows.iter().find(|r| r.key == *key)

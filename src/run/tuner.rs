@@ -190,7 +190,9 @@ impl Tuner {
         }
         self.spent += start.elapsed();
         let mut order: Vec<usize> = (0..kernels.len()).filter(|&i| seconds[i].is_some()).collect();
-        order.sort_by(|&a, &b| seconds[a].unwrap_or(f64::MAX).total_cmp(&seconds[b].unwrap_or(f64::MAX)));
+        // Within the measurement's noise the operator's own order decides, so that two fresh starts agree.
+        let time = |i: usize| seconds[i].filter(|&t| t > 1.05 * best.unwrap_or(0.0)).unwrap_or(0.0);
+        order.sort_by(|&a, &b| time(a).total_cmp(&time(b)).then(a.cmp(&b)));
         let winner = order.into_iter().find(|&i| self.trusted(op, io, key, i)).unwrap_or(0);
         self.measured += 1;
         Row { key: key.clone(), seconds, winner }

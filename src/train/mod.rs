@@ -1,5 +1,13 @@
 //! The training loop: steps, validation, samples, what is told about them, and what is saved.
 
+mod event;
+mod prepare;
 mod recipe;
+mod session;
+mod trainer;
 
+pub use event::{Event, Observer};
+pub use prepare::{Prepared, prepare};
 pub use recipe::Recipe;
+pub use session::{run, save};
+pub use trainer::{StepResult, Trainer, optimizer, train_plan};

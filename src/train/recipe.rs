@@ -58,7 +58,7 @@ impl Default for Recipe {
             config: "story-1m".into(),
             data: None,
             tokenizer: None,
-            stories: 20_000,
+            stories: 6_000,
             steps: 500,
             batch: 8,
             seq: 128,

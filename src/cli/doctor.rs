@@ -1,0 +1,225 @@
+//! `danlu doctor`: what adapters there are, how fast the chosen one is, whether it computes right, and what would help.
+
+use super::advice::advice;
+use crate::base::Tolerance;
+use crate::compile::human_bytes;
+use crate::gpu::{AdapterReport, Gpu, Selector, list};
+use crate::graph::{Io, Kernel};
+use crate::ops::table::{Case, table};
+use crate::run::{Roofline, TuneMode, Tuner, run_kernel};
+use crate::shader::assemble;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::io::Write;
+
+/// Parts of the names of features that concern compute shaders.
+const MATTERS: [&str; 7] =
+    ["SUBGROUP", "TIMESTAMP", "SHADER_F", "SHADER_I", "COOPERATIVE", "PIPELINE_CACHE", "MAPPABLE"];
+
+/// Arguments of `danlu doctor`.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct DoctorArgs {
+    /// The adapter to examine, by its number or a part of its name
+    #[arg(long, value_name = "NAME|NUMBER")]
+    pub adapter: Option<String>,
+    /// Print one JSON object and nothing else
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Report {
+    adapters: Vec<AdapterReport>,
+    chosen: Option<usize>,
+    why: String,
+    roofline: Option<Roofline>,
+    self_test: Option<SelfTest>,
+    advice: Vec<String>,
+    ok: bool,
+}
+
+/// Every kernel candidate of the operators' table on one adapter.
+#[derive(Debug, Default, Serialize)]
+struct SelfTest {
+    rows: usize,
+    kernels: usize,
+    seconds: f64,
+    failures: Vec<String>,
+}
+
+/// Examines the adapters and reports to `out`. True if there is an adapter and every kernel is right on it.
+///
+/// # Errors
+/// If `out` cannot be written, or the device fails on the way.
+pub async fn doctor(args: DoctorArgs, out: &mut impl Write) -> anyhow::Result<bool> {
+    let adapters = list().await;
+    if !args.json {
+        adapters.iter().try_for_each(|a| describe(a, out))?;
+    }
+    let selector = Selector::from(args.adapter.as_deref().unwrap_or_default());
+    let mut report = Report {
+        advice: advice(&adapters, None),
+        adapters,
+        chosen: None,
+        why: String::new(),
+        roofline: None,
+        self_test: None,
+        ok: false,
+    };
+    match selector.choose(&report.adapters) {
+        Ok((number, why)) => {
+            (report.chosen, report.why) = (Some(number), why);
+            report.advice = advice(&report.adapters, Some(&report.adapters[number]));
+            examine(&selector, &mut report, args.json, out).await?;
+        }
+        Err(e) => {
+            report.why = e.to_string();
+            if !args.json {
+                writeln!(out, "{e}")?;
+            }
+        }
+    }
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        return Ok(report.ok);
+    }
+    if !report.advice.is_empty() {
+        writeln!(out, "\nwhat would help:")?;
+        report.advice.iter().try_for_each(|a| writeln!(out, "- {a}"))?;
+    }
+    Ok(report.ok)
+}
+
+/// Opens the chosen adapter, measures and tests it.
+async fn examine(selector: &Selector, report: &mut Report, json: bool, out: &mut impl Write) -> anyhow::Result<()> {
+    let gpu = Gpu::open(selector).await?;
+    if !json {
+        writeln!(out, "\n{}", report.why)?;
+    }
+    let roofline = Tuner::new(&gpu, TuneMode::Full, None).roofline().await?;
+    let test = self_test(&gpu).await?;
+    if !json {
+        let (copy, rate) = (roofline.bytes_per_second / 1e9, roofline.flops_per_second / 1e9);
+        writeln!(out, "  copy bandwidth  {copy:.1} GB/s")?;
+        writeln!(out, "  matmul rate     {rate:.1} GFLOP/s (f32)")?;
+        test.failures.iter().try_for_each(|f| writeln!(out, "  wrong: {f}"))?;
+        let right = test.kernels - test.failures.len();
+        let (kernels, rows, seconds) = (test.kernels, test.rows, test.seconds);
+        writeln!(out, "  self-test       {right} of {kernels} kernels right, {rows} rows, in {seconds:.1} s")?;
+    }
+    report.ok = test.failures.is_empty();
+    (report.roofline, report.self_test) = (Some(roofline), Some(test));
+    Ok(())
+}
+
+fn describe(a: &AdapterReport, out: &mut impl Write) -> std::io::Result<()> {
+    let l = &a.limits;
+    let memory = l.memory_bytes.map_or_else(|| "not known".to_string(), |b| format!("{} free", human_bytes(b)));
+    writeln!(out, "adapter {}: {}", a.number, a.name)?;
+    writeln!(out, "  type       {}, through {}", a.device_type, a.backend)?;
+    writeln!(out, "  driver     {} {}", a.driver, a.driver_info)?;
+    writeln!(out, "  subgroups  {} to {} invocations", l.min_subgroup, l.max_subgroup)?;
+    writeln!(out, "  memory     {memory}")?;
+    writeln!(
+        out,
+        "  buffers    {} at most, bindings {}, {} in a dispatch, aligned to {}",
+        human_bytes(l.max_buffer_bytes),
+        human_bytes(l.max_binding_bytes),
+        l.max_storage_bindings,
+        l.binding_alignment
+    )?;
+    writeln!(
+        out,
+        "  workgroups {} in a dimension, {} invocations, {} shared",
+        l.max_workgroups,
+        l.max_invocations,
+        human_bytes(u64::from(l.max_shared_bytes))
+    )?;
+    // The others are about pictures; --json has them all.
+    let matters = |f: &&String| MATTERS.iter().any(|m| f.contains(m));
+    let features: Vec<String> = a.features.iter().filter(matters).map(|f| f.to_lowercase()).collect();
+    writeln!(out, "  features   {}", features.join(" "))
+}
+
+/// Runs every candidate of every row against the row's f64 reference.
+async fn self_test(gpu: &Gpu) -> anyhow::Result<SelfTest> {
+    let start = std::time::Instant::now();
+    let mut test = SelfTest::default();
+    let mut rows: Vec<(Case, Io, Vec<Kernel>)> = Vec::new();
+    for case in table() {
+        let io = case.io().map_err(|e| anyhow::anyhow!("{}: {e}", case.label))?;
+        let kernels = case.op.kernels(&io, gpu.limits());
+        if !kernels.is_empty() {
+            rows.push((case, io, kernels));
+        }
+    }
+    // Compiling is most of the time, and drivers do it on as many threads as they are given. What fails here fails
+    // again below, where it is reported.
+    rows.par_iter().flat_map(|(_, _, kernels)| kernels).for_each(|kernel| {
+        if let Ok(source) = assemble(kernel.shader, &kernel.constants, &kernel.hooks) {
+            let _ = pollster::block_on(gpu.pipeline(kernel.shader, &source.text, &source.layout()));
+        }
+    });
+    for (case, io, kernels) in &rows {
+        let inputs = case.draw(1);
+        let expected = case.op.reference(&inputs);
+        let bar = Tolerance::f32(case.op.reduction(io));
+        test.rows += 1;
+        for kernel in kernels {
+            test.kernels += 1;
+            let checked = match run_kernel(gpu, kernel, io, &inputs, &case.op.writes()).await {
+                Ok(got) => got.iter().zip(&expected).try_for_each(|(y, r)| bar.check(y, r)),
+                Err(e) => Err(e.to_string()),
+            };
+            gpu.check()?;
+            if let Err(e) = checked {
+                test.failures.push(format!("{}, {}:{}: {e}", case.label, kernel.shader, kernel.variant));
+            }
+        }
+    }
+    test.seconds = start.elapsed().as_secs_f64();
+    Ok(test)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pollster::block_on;
+
+    fn run(args: DoctorArgs) -> (bool, String) {
+        let mut out = Vec::new();
+        let ok = block_on(doctor(args, &mut out)).unwrap();
+        (ok, String::from_utf8(out).unwrap())
+    }
+
+    fn adapter() -> Option<String> {
+        std::env::var("DANLU_ADAPTER").ok()
+    }
+
+    #[test]
+    fn every_kernel_is_right_and_said_to_be() {
+        let (ok, text) = run(DoctorArgs { adapter: adapter(), json: false });
+        println!("{text}");
+        assert!(ok, "{text}");
+        for part in ["adapter 0: ", "  subgroups  ", " was taken: ", "copy bandwidth", "GFLOP/s", "kernels right"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn json_is_one_object() {
+        let (ok, text) = run(DoctorArgs { adapter: adapter(), json: true });
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(ok && report["ok"] == true);
+        assert!(report["roofline"]["flops_per_second"].as_f64().unwrap() > 0.0);
+        let (kernels, rows) = (report["self_test"]["kernels"].as_u64(), report["self_test"]["rows"].as_u64());
+        assert!(kernels >= rows && rows > Some(10), "{kernels:?} {rows:?}");
+    }
+
+    #[test]
+    fn an_unknown_adapter_is_not_well() {
+        let (ok, text) = run(DoctorArgs { adapter: Some("no such adapter".into()), json: false });
+        assert!(!ok && text.contains("no adapter fits name `no such adapter`; there are: 0: "), "{text}");
+    }
+}

@@ -1,0 +1,78 @@
+//! `danlu generate`, and the demo's engine.
+
+use super::AdapterArgs;
+use crate::data::{StreamDecoder, Tokenizer};
+use crate::gpu::Gpu;
+use crate::infer::{Finish, Generator, Sampling};
+use crate::model::Llama;
+use crate::nn::ParamLayout;
+use crate::run::States;
+use crate::store::{load_config, load_folder};
+use anyhow::Result;
+use clap::Args;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Flags of `danlu generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// Model folder in Hugging Face's form.
+    #[arg(long, value_name = "FOLDER")]
+    pub model: PathBuf,
+    /// Text to continue.
+    #[arg(long)]
+    pub prompt: String,
+    /// Most tokens to add.
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    pub tokens: usize,
+    /// Divides the logits; 0 takes the likeliest token.
+    #[arg(long, default_value_t = 0.8)]
+    pub temperature: f32,
+    /// Draw from this many likeliest tokens; 0 for all.
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    /// Draw from the likeliest tokens that sum up to this probability.
+    #[arg(long, default_value_t = 0.95)]
+    pub top_p: f32,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Which adapter to compute on.
+    #[command(flatten)]
+    pub adapter: AdapterArgs,
+}
+
+/// Prints prompt and continuation as the tokens come.
+pub async fn generate(args: GenerateArgs) -> Result<()> {
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
+    sampling.check()?;
+    let config = load_config(&args.model)?;
+    let tokenizer = Tokenizer::open(args.model.join("tokenizer.json"))?;
+    let prompt = tokenizer.encode_prompt(&args.prompt)?;
+    let gpu = Gpu::open(&args.adapter.selector()).await?;
+    let model = Llama::new(config);
+    let layout = ParamLayout::new(model.param_specs(), gpu.limits().max_buffer_bytes);
+    let mut states = States::new(&gpu);
+    for (i, page) in load_folder(&args.model, model.config(), &layout)?.iter().enumerate() {
+        let bytes: &[u8] = bytemuck::cast_slice(page);
+        states.buffer(&format!("param.{i}"), bytes.len() as u64).await?;
+        states.write(&format!("param.{i}"), 0, bytes).await?;
+    }
+    let wanted = prompt.len() + args.tokens;
+    let mut generator = Generator::new(&gpu, &model, &layout, states, wanted).await?;
+    let mut decoder = StreamDecoder::new(&tokenizer, &prompt);
+    let mut out = std::io::stdout();
+    let say = |out: &mut std::io::Stdout, text: &str| {
+        // A reader that left, such as `head`, is no error of ours.
+        out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    };
+    say(&mut out, &args.prompt);
+    let finish =
+        generator.generate(&prompt, args.tokens, &sampling, |token| Ok(say(&mut out, &decoder.push(token)?))).await?;
+    say(&mut out, &decoder.finish()?);
+    say(&mut out, "\n");
+    if finish == Finish::ContextFull {
+        eprintln!("danlu: the model's context of {} tokens is full", generator.context());
+    }
+    Ok(())
+}

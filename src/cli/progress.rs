@@ -1,0 +1,124 @@
+//! What a person, or a machine, sees of a training run.
+
+use crate::compile::human_bytes;
+use crate::train::{Event, Observer, Recipe};
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::time::Duration;
+
+/// How a run is reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LogFormat {
+    /// Bars and sentences.
+    #[default]
+    Text,
+    /// One JSON object a line, on standard output.
+    Json,
+}
+
+/// The observer that a choice of flags asks for.
+pub fn observer(format: LogFormat, quiet: bool, recipe: &Recipe) -> Box<dyn Observer> {
+    match format {
+        LogFormat::Json => Box::new(Json),
+        LogFormat::Text if quiet => Box::new(Quiet),
+        LogFormat::Text => Box::new(Terminal { bar: ProgressBar::hidden(), steps: recipe.steps, last: String::new() }),
+    }
+}
+
+struct Json;
+
+impl Observer for Json {
+    fn event(&mut self, event: &Event) {
+        println!("{}", serde_json::to_string(event).expect("events serialise"));
+    }
+}
+
+/// Says only where the model is.
+struct Quiet;
+
+impl Observer for Quiet {
+    fn event(&mut self, event: &Event) {
+        if let Event::Saved { folder, .. } = event {
+            println!("{}", folder.display());
+        }
+    }
+}
+
+struct Terminal {
+    bar: ProgressBar,
+    steps: u64,
+    last: String,
+}
+
+impl Terminal {
+    /// Prints above the bar; where there is no terminal, plainly.
+    fn line(&self, text: &str) {
+        if self.bar.is_hidden() { eprintln!("{text}") } else { self.bar.println(text) }
+    }
+
+    fn tokenising(&mut self, done: u64, total: u64) {
+        if self.bar.length() != Some(total) || self.bar.is_finished() {
+            self.bar = ProgressBar::new(total);
+            let template = "tokenising {bar:32} {bytes}/{total_bytes}";
+            self.bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+        }
+        self.bar.set_position(done);
+        if done >= total {
+            self.bar.finish_and_clear();
+        }
+    }
+
+    fn ready(&mut self, event: &Event) {
+        let Event::Ready { adapter, parameters, train_tokens, val_tokens, totals, step_limit, steps } = event else {
+            return;
+        };
+        eprintln!("adapter     {adapter}");
+        eprintln!("model       {:.2} M parameters", *parameters as f64 / 1e6);
+        eprintln!("data        {train_tokens} tokens to train on, {val_tokens} held out");
+        let gflop = totals.flops as f64 / 1e9;
+        let limit =
+            step_limit.map_or(String::new(), |s| format!(", at least {:.0} ms by the measured roofline", s * 1e3));
+        let (dispatches, bytes) = (totals.dispatches, human_bytes(totals.device_bytes()));
+        eprintln!("step        {dispatches} dispatches, {gflop:.2} Gflop, {bytes} on the device{limit}");
+        self.steps = *steps;
+        self.bar = ProgressBar::new(*steps);
+        let template = "{bar:24} {pos}/{len} {msg} eta {eta}";
+        self.bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+        self.bar.enable_steady_tick(Duration::from_millis(500));
+    }
+
+    fn step(&mut self, event: &Event) {
+        let Event::Step { step, loss, lr, grad_norm, tokens_per_second, roofline } = event else { return };
+        let share = roofline.map_or(String::new(), |r| format!(" {:.0}% of roofline", r * 100.0));
+        self.last = format!("loss {loss:.3} lr {lr:.1e} norm {grad_norm:.2} {tokens_per_second:.0} tok/s{share}");
+        self.bar.set_position(*step);
+        self.bar.set_message(self.last.clone());
+        // Without a terminal there is no bar: a line now and then.
+        if self.bar.is_hidden() && (step.is_multiple_of(self.steps.div_ceil(20)) || *step == 1) {
+            eprintln!("step {step}/{} {}", self.steps, self.last);
+        }
+    }
+}
+
+impl Observer for Terminal {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Note { text } => self.line(&format!("note        {text}")),
+            Event::Tokenising { done, total } => self.tokenising(*done, *total),
+            Event::Ready { .. } => self.ready(event),
+            Event::Step { .. } => self.step(event),
+            Event::Validation { step, loss } => {
+                self.line(&format!("step {step}: validation loss {loss:.4}, perplexity {:.2}", loss.exp()))
+            }
+            Event::Sample { text, .. } => self.line(&format!("┌ sample\n│ {}\n└", text.trim().replace('\n', "\n│ "))),
+            Event::Saved { step, folder, seconds, interrupted } => {
+                self.bar.finish_and_clear();
+                let how = if *interrupted { "stopped early" } else { "done" };
+                let folder = folder.display();
+                eprintln!("{how} after {step} steps in {seconds:.0} s; last step: {}", self.last);
+                eprintln!("the model lies in {folder}; run it with\n");
+                eprintln!("    danlu generate --model {folder} --prompt \"One day\"\n");
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! `danlu train`.
+
+use super::progress::{LogFormat, observer};
+use super::{AdapterArgs, paths};
+use crate::gpu::Gpu;
+use crate::run::{TuneMode, Tuner};
+use crate::train::{Event, Prepared, Recipe, Trainer, prepare, run, save};
+use anyhow::{Context, Result};
+use clap::Args;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Flags of `danlu train`; each overrides the recipe's key of the same name.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// A TOML recipe; flags override its keys.
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// A preset, a config.json, or a folder that holds one [default: story-1m].
+    #[arg(long, value_name = "PRESET|FILE")]
+    config: Option<String>,
+    /// Text, JSONL with a `text` field, or a folder of them [default: embedded stories].
+    #[arg(long, value_name = "FILE|FOLDER")]
+    data: Option<PathBuf>,
+    /// An existing tokenizer.json [default: a BPE trained on the data].
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// Optimizer steps.
+    #[arg(long)]
+    steps: Option<u64>,
+    /// Sequences of one step.
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Tokens of one sequence.
+    #[arg(long)]
+    seq: Option<usize>,
+    /// Highest learning rate.
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Seed of weights, data order and samples.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Folder for the model [default: runs/model].
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// Text that the samples go on from.
+    #[arg(long)]
+    prompt: Option<String>,
+    /// Say nothing but where the model lies.
+    #[arg(long)]
+    quiet: bool,
+    /// How the run is reported.
+    #[arg(long, value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// Which kernels: `full` measures candidates once and remembers, `cached` measures nothing, `off` takes the first.
+    #[arg(long, value_name = "off|cached|full", default_value = "full")]
+    tune: TuneMode,
+    /// Also write the initial model, tokens.bin and val.bin there, for comparison with another trainer.
+    #[arg(long, value_name = "FOLDER")]
+    dump: Option<PathBuf>,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+}
+
+impl TrainArgs {
+    fn recipe(&self) -> Result<Recipe> {
+        let mut r = self.recipe.as_ref().map_or_else(|| Ok(Recipe::default()), Recipe::open)?;
+        fn put<T: Clone>(flag: &Option<T>, key: &mut T) {
+            if let Some(value) = flag {
+                *key = value.clone();
+            }
+        }
+        put(&self.config, &mut r.config);
+        put(&self.steps, &mut r.steps);
+        put(&self.batch, &mut r.batch);
+        put(&self.seq, &mut r.seq);
+        put(&self.lr, &mut r.lr);
+        put(&self.seed, &mut r.seed);
+        put(&self.out, &mut r.out);
+        put(&self.prompt, &mut r.prompt);
+        r.data = self.data.clone().or(r.data);
+        r.tokenizer = self.tokenizer.clone().or(r.tokenizer);
+        r.check()?;
+        Ok(r)
+    }
+}
+
+/// Trains a model and saves it.
+pub async fn train(args: TrainArgs) -> Result<()> {
+    let recipe = args.recipe()?;
+    let mut observer = observer(args.log_format, args.quiet, &recipe);
+    // What can be refused early is: before the data is read, and before anything is computed.
+    writable(&recipe.out)?;
+    let gpu = Gpu::open(&args.adapter.selector()).await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    // A second Ctrl-C leaves at once.
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .context("cannot listen for Ctrl-C")?;
+    let prepared = prepare(&recipe, &paths::cache(), observer.as_mut())?;
+    let mut tuner = Tuner::new(&gpu, args.tune, Some(&paths::cache()));
+    let roofline = tuner.roofline().await?;
+    let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut tuner, None).await?;
+    // What was measured is a convenience: a cache that cannot be written costs the next start some seconds.
+    if let Err(error) = tuner.save() {
+        observer.event(&Event::Note { text: format!("measurements were not kept: {error}") });
+    }
+    if let Some(folder) = &args.dump {
+        dump(folder, &recipe, &prepared, &trainer).await?;
+    }
+    let step_limit = Some(roofline.seconds(&plan));
+    observer.event(&Event::Ready {
+        adapter: gpu.report().line(),
+        parameters: trainer.layout.parameters(),
+        train_tokens: prepared.loader.train_tokens(),
+        val_tokens: prepared.loader.val_tokens(),
+        totals: plan.totals(),
+        step_limit,
+        steps: recipe.steps,
+    });
+    run(&gpu, &recipe, &prepared, &mut trainer, step_limit, &stop, observer.as_mut()).await?;
+    Ok(())
+}
+
+/// Creates the output folder and tries a file in it, so that hours of work cannot end with nowhere to put them.
+fn writable(folder: &Path) -> Result<()> {
+    let probe = folder.join(".danlu-probe");
+    std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::write(&probe, b"x"))
+        .and_then(|()| std::fs::remove_file(&probe))
+        .with_context(|| format!("cannot write to the output folder {}; choose another with --out", folder.display()))
+}
+
+/// The initial model, and every batch as `[B, T+1]` u32 little-endian rows.
+async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Trainer) -> Result<()> {
+    save(folder, prepared, trainer, &trainer.pages().await?)?;
+    let (n, seq) = (recipe.batch * recipe.seq, recipe.seq);
+    let (mut inputs, mut targets) = (vec![0u32; n], vec![0u32; n]);
+    let mut write = |name: &str, count: u64, fill: &dyn Fn(u64, &mut [u32], &mut [u32])| -> Result<()> {
+        let mut file = std::io::BufWriter::new(std::fs::File::create(folder.join(name))?);
+        for index in 0..count {
+            fill(index, &mut inputs, &mut targets);
+            for (inputs, targets) in inputs.chunks_exact(seq).zip(targets.chunks_exact(seq)) {
+                file.write_all(bytemuck::cast_slice(inputs))?;
+                file.write_all(bytemuck::cast_slice(&targets[seq - 1..]))?;
+            }
+        }
+        Ok(file.flush()?)
+    };
+    let loader = trainer.loader();
+    let count = trainer.val_batches(recipe.val_sequences);
+    write("tokens.bin", recipe.steps, &|step, i, t| loader.batch(step, i, t))?;
+    write("val.bin", count, &|index, i, t| loader.val_batch(index, count, i, t))
+}

@@ -1,0 +1,152 @@
+//! A model that continues text: the prompt goes in by chunks, then one token at a time, over a KV cache.
+
+use super::{Sampler, Sampling};
+use crate::base::TensorType;
+use crate::compile::{First, compile};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::graph::Graph;
+use crate::model::Llama;
+use crate::nn::ParamLayout;
+use crate::run::{Executor, States, f32s};
+
+/// Tokens of one prefill run.
+const CHUNK: usize = 32;
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The model said so.
+    EndOfText,
+    /// As many tokens as were asked for.
+    Length,
+    /// The KV cache is full.
+    ContextFull,
+    /// The receiver of the tokens wanted no more.
+    Stopped,
+}
+
+/// One sequence over a KV cache.
+pub struct Generator {
+    gpu: Gpu,
+    model: Llama,
+    layout: ParamLayout,
+    states: States,
+    single: Executor,
+    chunk: Option<Executor>,
+    context: usize,
+    position: usize,
+}
+
+impl Generator {
+    /// Plans decoding for texts of up to `context` tokens. `states` holds the parameters; the caches join them.
+    ///
+    /// # Errors
+    /// If the adapter has no room, or refuses a kernel.
+    pub async fn new(
+        gpu: &Gpu,
+        model: &Llama,
+        layout: &ParamLayout,
+        mut states: States,
+        context: usize,
+    ) -> Result<Self> {
+        let context = context.clamp(1, model.config().max_position_embeddings);
+        let single = executor(gpu, model, layout, &mut states, context, 1).await?;
+        let (gpu, model, layout) = (gpu.clone(), model.clone(), layout.clone());
+        Ok(Generator { gpu, model, layout, states, single, chunk: None, context, position: 0 })
+    }
+
+    /// Tokens that the cache can hold.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Forgets the text so far.
+    pub fn reset(&mut self) {
+        self.position = 0;
+    }
+
+    /// Appends tokens to the text and gives the logits of what may follow, one a vocabulary entry.
+    ///
+    /// # Errors
+    /// If there are no tokens, more than the cache holds, or the device failed.
+    pub async fn feed(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        if tokens.is_empty() {
+            return Err(Error::Invalid("the prompt is empty; give at least one token".into()));
+        }
+        if self.position + tokens.len() > self.context {
+            let (n, context) = (self.position + tokens.len(), self.context);
+            return Err(Error::Invalid(format!(
+                "the text has {n} tokens and the model's context holds {context}; shorten the prompt"
+            )));
+        }
+        let mut logits = Vec::new();
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            let whole = rest.len() >= CHUNK;
+            let (now, after) = rest.split_at(if whole { CHUNK } else { 1 });
+            if whole && self.chunk.is_none() {
+                let (gpu, states) = (self.gpu.clone(), &mut self.states);
+                self.chunk = Some(executor(&gpu, &self.model, &self.layout, states, self.context, CHUNK).await?);
+            }
+            let run = if whole { self.chunk.as_mut().expect("made above") } else { &mut self.single };
+            run.set("tokens", now)?;
+            run.set("position", &[self.position as u32])?;
+            logits = f32s(&run.run().await?, "logits");
+            self.position += now.len();
+            rest = after;
+        }
+        Ok(logits)
+    }
+
+    /// Continues `prompt` by up to `count` tokens, each handed to `receive`, until that says to stop.
+    ///
+    /// # Errors
+    /// As [`Generator::feed`], and whatever `receive` fails with.
+    pub async fn generate(
+        &mut self,
+        prompt: &[u32],
+        count: usize,
+        sampling: &Sampling,
+        mut receive: impl FnMut(u32) -> Result<bool>,
+    ) -> Result<Finish> {
+        sampling.check()?;
+        let mut sampler = Sampler::new(sampling.clone());
+        let mut logits = self.feed(prompt).await?;
+        for _ in 0..count {
+            let token = sampler.pick(&logits)?;
+            if self.model.config().eos_token_ids.contains(&token) {
+                return Ok(Finish::EndOfText);
+            }
+            if !receive(token)? {
+                return Ok(Finish::Stopped);
+            }
+            if self.position == self.context {
+                return Ok(Finish::ContextFull);
+            }
+            logits = self.feed(&[token]).await?;
+        }
+        Ok(Finish::Length)
+    }
+}
+
+async fn executor(
+    gpu: &Gpu,
+    model: &Llama,
+    layout: &ParamLayout,
+    states: &mut States,
+    context: usize,
+    tokens: usize,
+) -> Result<Executor> {
+    let mut g = Graph::new();
+    let params = layout.declare(&mut g)?;
+    let ids = g.input("tokens", TensorType::u32([1, tokens]));
+    let position = g.input("position", TensorType::u32([1]));
+    let caches = model.caches(&mut g, 1, context);
+    let last = g.constant("last", TensorType::u32([1]), (tokens as u32 - 1).to_le_bytes().to_vec());
+    let rows = (tokens > 1).then_some(last);
+    let logits = model.decode(&mut g, &params, ids, position, rows, &caches)?;
+    g.output("logits", logits);
+    let plan = compile(&g, gpu.limits(), &mut First)?;
+    Executor::new(gpu, &plan, states).await
+}

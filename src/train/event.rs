@@ -1,0 +1,86 @@
+//! What a training run tells while it goes.
+
+use crate::compile::Totals;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Something that happened. Serialised, each is one line of JSON with its kind under `event`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// Something that the person should know.
+    Note {
+        /// One sentence.
+        text: String,
+    },
+    /// Text is being tokenised.
+    Tokenising {
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// Everything is planned and allocated.
+    Ready {
+        /// The adapter's name.
+        adapter: String,
+        /// Parameters of the model.
+        parameters: u64,
+        /// Tokens to train on.
+        train_tokens: u64,
+        /// Tokens held out.
+        val_tokens: u64,
+        /// Sums over the plan of a step.
+        totals: Totals,
+        /// Seconds that a step takes at least, by the measured roofline.
+        step_limit: Option<f64>,
+        /// All steps.
+        steps: u64,
+    },
+    /// A step is done.
+    Step {
+        /// Its number, from 1.
+        step: u64,
+        /// Mean cross entropy, in nats a token.
+        loss: f32,
+        /// Learning rate.
+        lr: f64,
+        /// Global norm of the gradient, before clipping.
+        grad_norm: f32,
+        /// Tokens a second, over the last steps.
+        tokens_per_second: f64,
+        /// Share of the roofline's limit, over the last steps.
+        roofline: Option<f64>,
+    },
+    /// Loss on held-out data.
+    Validation {
+        /// After this many steps.
+        step: u64,
+        /// Mean cross entropy, in nats a token.
+        loss: f64,
+    },
+    /// Text by the model.
+    Sample {
+        /// After this many steps.
+        step: u64,
+        /// Prompt and continuation.
+        text: String,
+    },
+    /// The model lies on disk.
+    Saved {
+        /// After this many steps.
+        step: u64,
+        /// The folder.
+        folder: PathBuf,
+        /// Seconds since the first step.
+        seconds: f64,
+        /// True if the run was asked to stop early.
+        interrupted: bool,
+    },
+}
+
+/// Who is told.
+pub trait Observer {
+    /// Takes an event; must return soon, for the device waits.
+    fn event(&mut self, event: &Event);
+}

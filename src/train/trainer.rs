@@ -1,0 +1,214 @@
+//! The device's side of training: one plan for a step, one for validation, and the states that they share.
+
+use super::{Prepared, Recipe};
+use crate::base::TensorType;
+use crate::compile::{Chooser, Plan, compile};
+use crate::data::Loader;
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::graph::Graph;
+use crate::model::{Llama, ModelConfig};
+use crate::nn::{ParamLayout, Params};
+use crate::optim::{HYPER, Optimizer, Schedule};
+use crate::run::{Executor, Outputs, States, f32s};
+
+/// A model and everything that changes while it is trained.
+pub struct Trainer {
+    /// The model.
+    pub model: Llama,
+    /// Where its parameters lie.
+    pub layout: ParamLayout,
+    /// Parameters and moments on the device.
+    pub states: States,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    train: Executor,
+    eval: Executor,
+    loader: Loader,
+    inputs: Vec<u32>,
+    targets: Vec<u32>,
+    submitted: u64,
+}
+
+/// What a step reports.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepResult {
+    /// Mean cross entropy in nats a token.
+    pub loss: f32,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f32,
+}
+
+impl From<Outputs> for StepResult {
+    fn from(outputs: Outputs) -> Self {
+        let first = |name| f32s(&outputs, name).first().copied().unwrap_or(f32::NAN);
+        StepResult { loss: first("loss"), grad_norm: first("grad_norm") }
+    }
+}
+
+/// The optimizer of a recipe.
+pub fn optimizer(recipe: &Recipe) -> Optimizer {
+    Optimizer {
+        beta1: recipe.beta1,
+        beta2: recipe.beta2,
+        epsilon: recipe.epsilon,
+        weight_decay: recipe.weight_decay,
+        max_norm: recipe.clip,
+    }
+}
+
+/// The graph of a training step (`optimizer` given) or of validation.
+fn graph(
+    model: &Llama,
+    layout: &ParamLayout,
+    batch: usize,
+    seq: usize,
+    optimizer: Option<&Optimizer>,
+) -> Result<Graph> {
+    let mut g = Graph::new();
+    let params: Params = layout.declare(&mut g)?;
+    let tokens = g.input("tokens", TensorType::u32([batch, seq]));
+    let targets = g.input("targets", TensorType::u32([batch, seq]));
+    let loss = model.loss(&mut g, &params, tokens, targets)?;
+    match optimizer {
+        Some(optimizer) => optimizer.train_step(&mut g, layout, &params, loss)?,
+        None => g.output("loss", loss),
+    }
+    Ok(g)
+}
+
+/// The plan of one training step, without touching a device.
+///
+/// # Errors
+/// If the model fits no buffer of an adapter with these limits.
+pub fn train_plan(
+    config: &ModelConfig,
+    batch: usize,
+    seq: usize,
+    optimizer: &Optimizer,
+    limits: &crate::base::Limits,
+    chooser: &mut dyn Chooser,
+) -> Result<Plan> {
+    let model = Llama::new(config.clone());
+    let layout = ParamLayout::new(model.param_specs(), limits.max_buffer_bytes);
+    compile(&graph(&model, &layout, batch, seq, Some(optimizer))?, limits, chooser)
+}
+
+impl Trainer {
+    /// Plans, allocates and initialises: fresh weights from the recipe's seed, or `weights` in the layout's pages.
+    /// Gives the plan of a step as well.
+    ///
+    /// # Errors
+    /// If the adapter has no room, or refuses a kernel.
+    pub async fn new(
+        gpu: &Gpu,
+        recipe: &Recipe,
+        prepared: &Prepared,
+        chooser: &mut dyn Chooser,
+        weights: Option<Vec<Vec<f32>>>,
+    ) -> Result<(Trainer, Plan)> {
+        let (batch, seq) = (recipe.batch, recipe.seq);
+        let model = Llama::new(prepared.config.clone());
+        let layout = ParamLayout::new(model.param_specs(), gpu.limits().max_buffer_bytes);
+        let optimizer = optimizer(recipe);
+        let plan = compile(&graph(&model, &layout, batch, seq, Some(&optimizer))?, gpu.limits(), chooser)?;
+        let eval = compile(&graph(&model, &layout, batch, seq, None)?, gpu.limits(), chooser)?;
+        let mut states = States::new(gpu);
+        let train = Executor::new(gpu, &plan, &mut states).await?;
+        let eval = Executor::new(gpu, &eval, &mut states).await?;
+        for (i, page) in weights.unwrap_or_else(|| layout.init(recipe.seed)).iter().enumerate() {
+            states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page)).await?;
+        }
+        let schedule = Schedule {
+            lr: recipe.lr,
+            min_lr: recipe.lr * recipe.lr_floor,
+            warmup: recipe.warmup_steps(),
+            total: recipe.steps,
+        };
+        let (inputs, targets) = (vec![0; batch * seq], vec![0; batch * seq]);
+        let loader = prepared.loader.clone();
+        let trainer =
+            Trainer { model, layout, states, optimizer, schedule, train, eval, loader, inputs, targets, submitted: 0 };
+        Ok((trainer, plan))
+    }
+
+    /// Steps submitted so far.
+    pub fn submitted(&self) -> u64 {
+        self.submitted
+    }
+
+    /// Learning rate of a step, the first being 0.
+    pub fn rate(&self, step: u64) -> f64 {
+        self.schedule.rate(step)
+    }
+
+    /// Submits the next step; its result is taken later, by [`Trainer::result`].
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub async fn submit(&mut self) -> Result<()> {
+        self.loader.next_batch(&mut self.inputs, &mut self.targets);
+        self.train.set("tokens", &self.inputs)?;
+        self.train.set("targets", &self.targets)?;
+        let lr = self.schedule.rate(self.submitted);
+        self.train.set(HYPER, &self.optimizer.hyper(lr, self.submitted))?;
+        self.train.submit().await?;
+        self.submitted += 1;
+        Ok(())
+    }
+
+    /// The oldest result not taken yet.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub async fn result(&mut self) -> Result<StepResult> {
+        Ok(self.train.outputs().await?.into())
+    }
+
+    /// Mean loss over held-out batches: the same `count` every time.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub async fn validate(&mut self, count: u64) -> Result<f64> {
+        let mut sum = 0.0;
+        for index in 0..count {
+            self.loader.val_batch(index, count, &mut self.inputs, &mut self.targets);
+            self.eval.set("tokens", &self.inputs)?;
+            self.eval.set("targets", &self.targets)?;
+            sum += f64::from(StepResult::from(self.eval.run().await?).loss);
+        }
+        Ok(sum / count as f64)
+    }
+
+    /// Validation batches of `sequences` sequences at most.
+    pub fn val_batches(&self, sequences: u64) -> u64 {
+        let batch = (self.inputs.len() as u64 / self.seq()).max(1);
+        sequences.div_ceil(batch).clamp(1, self.loader.val_batches())
+    }
+
+    fn seq(&self) -> u64 {
+        self.train.input("tokens").map_or(1, |t| t.shape.last() as u64)
+    }
+
+    /// The parameters, in the layout's pages.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub async fn pages(&self) -> Result<Vec<Vec<f32>>> {
+        let mut pages = Vec::new();
+        for i in 0..self.layout.pages().len() {
+            pages.push(bytemuck::pod_collect_to_vec(&self.states.read(&format!("param.{i}")).await?));
+        }
+        Ok(pages)
+    }
+
+    /// Tokens of one step.
+    pub fn tokens_per_step(&self) -> u64 {
+        self.inputs.len() as u64
+    }
+
+    /// The batches, for whoever wants to write them down.
+    pub fn loader(&self) -> &Loader {
+        &self.loader
+    }
+}
