@@ -142,10 +142,11 @@ async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Tra
     save(folder, prepared, trainer, &trainer.pages().await?)?;
     let (n, seq) = (recipe.batch * recipe.seq, recipe.seq);
     let (mut inputs, mut targets) = (vec![0u32; n], vec![0u32; n]);
-    let mut write = |name: &str, count: u64, fill: &dyn Fn(u64, &mut [u32], &mut [u32])| -> Result<()> {
+    type Batch<'a> = &'a dyn Fn(u64, &mut [u32], &mut [u32]);
+    let mut write = |name: &str, count: u64, batch: Batch| -> Result<()> {
         let mut file = std::io::BufWriter::new(std::fs::File::create(folder.join(name))?);
         for index in 0..count {
-            fill(index, &mut inputs, &mut targets);
+            batch(index, &mut inputs, &mut targets);
             for (inputs, targets) in inputs.chunks_exact(seq).zip(targets.chunks_exact(seq)) {
                 file.write_all(bytemuck::cast_slice(inputs))?;
                 file.write_all(bytemuck::cast_slice(&targets[seq - 1..]))?;

@@ -21,7 +21,7 @@ impl Op for Slice {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         let [x] = inputs else { return Err("takes one input".into()) };
         let (have, end) = (x.shape.elements(), self.start + self.shape.elements());
-        if end > have || self.start % 64 != 0 {
+        if end > have || !self.start.is_multiple_of(64) {
             return Err(format!("elements {}..{end} of {have}: out of range, or not at a multiple of 64", self.start));
         }
         Ok(vec![TensorType { shape: self.shape.clone(), dtype: x.dtype }])

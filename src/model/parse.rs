@@ -173,7 +173,7 @@ impl Keys<'_> {
     }
 
     fn head_dim(&self, hidden: usize, heads: usize) -> Result<usize> {
-        if self.get("head_dim").is_none() && hidden % heads != 0 {
+        if self.get("head_dim").is_none() && !hidden.is_multiple_of(heads) {
             let what =
                 format!("\"num_attention_heads\" = {heads} does not divide it; change one, or give \"head_dim\"");
             return Err(self.refuse("hidden_size", &hidden.into(), what));

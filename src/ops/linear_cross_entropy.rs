@@ -44,7 +44,7 @@ fn sizes(x: &TensorType, w: &TensorType, targets: &TensorType, chunk: usize) -> 
     {
         return Err("targets must be u32 of x's leading dims".into());
     }
-    if chunk == 0 || chunk % 64 != 0 || v == 0 || v >= IGNORE as usize || x.shape.rows() == 0 {
+    if chunk == 0 || !chunk.is_multiple_of(64) || v == 0 || v >= IGNORE as usize || x.shape.rows() == 0 {
         return Err(format!("a chunk of {chunk} words is not a multiple of 64, or there is nothing to do"));
     }
     Ok([x.shape.rows(), d, v])

@@ -93,14 +93,14 @@ impl MatMul {
         // The rows kernel hands values from lane to lane of a workgroup of eight, which must lie in one subgroup.
         if limits.is_cpu && limits.min_subgroup >= 8 {
             let groups = if s.m <= 8 { 1 } else { 2 };
-            let vector_b = if self.transpose_b { s.k % 4 == 0 } else { s.n % 4 == 0 };
+            let vector_b = if self.transpose_b { s.k.is_multiple_of(4) } else { s.n.is_multiple_of(4) };
             let kernel = self
                 .layout("matmul_rows", format!("rows_{}x{ROWS_COLUMNS}", 8 * groups))
                 .constant("GROUPS", groups)
                 .constant("COLUMNS", ROWS_COLUMNS)
-                .constant("VECTOR_A", usize::from(!self.transpose_a && s.k % 4 == 0))
+                .constant("VECTOR_A", usize::from(!self.transpose_a && s.k.is_multiple_of(4)))
                 .constant("VECTOR_B", usize::from(vector_b))
-                .constant("TAIL", usize::from(s.k % 4 != 0));
+                .constant("TAIL", usize::from(!s.k.is_multiple_of(4)));
             tiers.push(Tier { kernel, tile: [8 * groups, 8 * ROWS_COLUMNS] });
         }
         tiers.extend(if limits.is_cpu { [tile(128, 64), tile(32, 32)] } else { [tile(64, 64), tile(32, 32)] });

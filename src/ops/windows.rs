@@ -63,7 +63,10 @@ mod tests {
             for r in ranges(1000, step) {
                 assert_eq!(r.start, next);
                 let w = Window::new(r.start * row..r.end * row, &limits);
-                assert!(w.start % 64 == 0 && w.start + w.skip == r.start * row && w.count * 4 <= 1024, "{w:?}");
+                assert!(
+                    w.start.is_multiple_of(64) && w.start + w.skip == r.start * row && w.count * 4 <= 1024,
+                    "{w:?}"
+                );
                 next = r.end;
             }
             assert_eq!(next, 1000);
