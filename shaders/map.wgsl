@@ -1,7 +1,12 @@
-// map: an elementwise expression, put in by the fuser, over elements start .. start + count of the result.
+// map: an elementwise expression, put in by the fuser, over items start .. start + count of the result.
+// VECTOR: an item is four neighbouring elements instead of one.
 struct Params { start: u32, count: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
+#if VECTOR
+@group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
+#else
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
+#endif
 #hook map
 
 @compute @workgroup_size(WORKGROUP)
@@ -9,6 +14,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * groups.x + group.x) * WORKGROUP + lane;
     if i < params.count {
-        y[i] = map(params.start + i);
+        y[i] = map(i, params.start + i);
     }
 }

@@ -48,14 +48,21 @@ pub fn plan(args: PlanArgs) -> Result<()> {
     };
     let plan = train_plan(&config, args.batch, args.seq, &optimizer(&recipe), &limits, &mut First)?;
     if args.json {
-        let totals = serde_json::to_value(plan.totals())?;
-        let mut value = serde_json::to_value(&plan)?;
-        value["totals"] = totals;
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        println!("{}", json(&plan, None)?);
     } else {
         println!("{plan}");
     }
     Ok(())
+}
+
+/// The plan with its totals, and with the measured seconds of every step if there are any.
+fn json(plan: &Plan, seconds: Option<&[f64]>) -> Result<String> {
+    let mut value = serde_json::to_value(plan)?;
+    value["totals"] = serde_json::to_value(plan.totals())?;
+    for (i, s) in seconds.into_iter().flatten().enumerate() {
+        value["steps"][i]["seconds"] = (*s).into();
+    }
+    Ok(serde_json::to_string_pretty(&value)?)
 }
 
 /// Times every step of the plan on the device and sums up by operator and kernel.
@@ -70,6 +77,10 @@ async fn measure(args: &PlanArgs, recipe: &Recipe, config: &ModelConfig) -> Resu
     executor.run().await?;
     let whole = whole.elapsed().as_secs_f64();
     let seconds = executor.profile().await?;
+    if args.json {
+        println!("{}", json(&plan, Some(&seconds))?);
+        return Ok(());
+    }
     println!("{}", table(&plan, &seconds));
     let gflop = plan.totals().flops as f64 / 1e9;
     println!("one run undisturbed: {whole:.4} s, {:.1} GFLOP/s", gflop / whole);

@@ -37,18 +37,13 @@ impl Map {
         Map { expr: Expr::binary(Binary::Mul, silu, Expr::Input(1)) }
     }
 
-    /// The function body's expression: element `i` of the whole result, with inputs read from `e0`, `e1`, … .
-    /// `start` is the first element that the full-sized bindings hold.
-    pub(crate) fn hook_body(&self, io_inputs: &[TensorType], out: &Shape, first: &str, start: &str) -> String {
-        let n = out.elements();
-        self.expr.wgsl(&|k| {
-            let len = io_inputs[k].shape.elements();
-            let at = match len {
-                1 => "0u".to_string(),
-                _ if len == n => format!("i{start}"),
-                _ => format!("i % {len}u"),
-            };
-            format!("{first}{k}[{at}]")
+    /// Item `i` of the result, which is item `at` of the full-sized bindings, with inputs read from `e0`, `e1`, … .
+    /// An item is `lanes` neighbouring elements.
+    fn body(&self, inputs: &[TensorType], out: &Shape, lanes: usize) -> String {
+        self.expr.wgsl(&|k| match inputs[k].shape.elements() {
+            1 => format!("e{k}[0]"),
+            len if len == out.elements() => format!("e{k}[at]"),
+            len => format!("e{k}[i % {}u]", len / lanes),
         })
     }
 }
@@ -96,21 +91,25 @@ impl Op for Map {
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let out = &io.outputs[0];
-        let n = out.shape.elements();
-        let step = (limits.max_binding_bytes / 256 * 64) as usize;
-        let body = self.hook_body(&io.inputs, &out.shape, "e", " - params.start");
-        let reads = (0..io.inputs.len()).map(|k| (format!("e{k}"), "f32")).collect();
-        let code = format!("fn map(i: u32) -> f32 {{ return {body}; }}");
-        let mut kernel = Kernel::new("map", "scalar").constant("WORKGROUP", WORKGROUP);
+        let out = &io.outputs[0].shape;
+        let n = out.elements();
+        let sizes = || io.inputs.iter().map(|t| t.shape.elements());
+        let vector = n.is_multiple_of(4) && sizes().all(|len| len == 1 || len.is_multiple_of(4));
+        let (lanes, ty, variant) = if vector { (4, "vec4<f32>", "vector") } else { (1, "f32", "scalar") };
+        let reads = sizes().enumerate().map(|(k, len)| (format!("e{k}"), if len == 1 { "f32" } else { ty })).collect();
+        let body = self.body(&io.inputs, out, lanes);
+        let code = format!("fn map(at: u32, i: u32) -> {ty} {{ return {ty}({body}); }}");
+        let mut kernel =
+            Kernel::new("map", variant).constant("WORKGROUP", WORKGROUP).constant("VECTOR", usize::from(vector));
         kernel.hooks.push(Hook { name: "map", code, reads });
+        let step = (limits.max_binding_bytes / 256 * 64) as usize;
         for start in (0..n).step_by(step) {
             let count = step.min(n - start);
             let (at, bytes) = (start as u64 * 4, count as u64 * 4);
-            let mut d = Dispatch::new(spread(count.div_ceil(WORKGROUP), limits))
+            let mut d = Dispatch::new(spread((count / lanes).div_ceil(WORKGROUP), limits))
                 .bind("y", Operand::Output(0), at, bytes)
-                .param("start", start)
-                .param("count", count);
+                .param("start", start / lanes)
+                .param("count", count / lanes);
             for (k, t) in io.inputs.iter().enumerate() {
                 let whole = t.shape.elements() != n;
                 let (at, bytes) = if whole { (0, t.bytes()) } else { (at, bytes) };
@@ -139,9 +138,12 @@ impl Op for Map {
 }
 
 impl Graph {
-    /// Applies an expression, leaving out the inputs that it does not use.
+    /// Applies an expression, leaving out the inputs that it does not use, and the whole map where it is an input.
     pub fn compact_map(&mut self, expr: Expr, inputs: &[Value]) -> Result<Value> {
         let (expr, inputs) = compact(&expr, inputs);
+        if expr == Expr::Input(0) {
+            return Ok(inputs[0]);
+        }
         self.apply1(Map { expr }, &inputs)
     }
 
