@@ -1,9 +1,11 @@
-//! A plan beyond the memory that the adapter shares with the host is refused before anything is allocated.
+//! What a plan asks of the adapter's memory is what it takes; more than there is, where that is known, is refused before
+//! anything is allocated.
 
 mod common;
 
+use common::golden::{Golden, Step};
 use danlu::base::TensorType;
-use danlu::compile::{First, compile};
+use danlu::compile::{BufferKind, First, compile};
 use danlu::error::Error;
 use danlu::graph::{Graph, Map};
 use danlu::run::{Executor, States};
@@ -31,4 +33,37 @@ fn a_plan_too_big_is_refused() {
     assert!((*wanted, *had) == (plan.totals().device_bytes(), memory), "{error}");
     assert!(error.to_string().contains(" that are free"), "{error}");
     assert_eq!(states.bytes(), 0);
+}
+
+/// The device's own allocator is asked: every buffer of the plan is there once and no other, each with the bytes that the
+/// plan says, give or take what the allocator rounds up.
+#[test]
+fn the_allocator_has_handed_out_what_the_plan_says() {
+    const ROUNDING: u64 = 64 << 10;
+    let gpu = common::gpu();
+    if gpu.allocations().is_none() {
+        eprintln!("SKIPPED: {} does not count its memory", gpu.report().name);
+        return;
+    }
+    let golden = Golden::open("curve");
+    let step = Step::new(&golden, &golden.batches("batches")[0].0.ty);
+    let plan = compile(&step.graph, gpu.limits(), &mut First).unwrap();
+    let mut states = States::new(&gpu);
+    let run = block_on(Executor::new(&gpu, &plan, &mut states)).unwrap();
+    assert_eq!(run.allocated_bytes(), plan.totals().device_bytes());
+
+    let mut left = gpu.allocations().unwrap();
+    for (i, buffer) in plan.buffers.iter().enumerate() {
+        let label = match &buffer.kind {
+            BufferKind::State(name) => name.clone(),
+            _ => format!("buffer {i}"),
+        };
+        let at = left.iter().position(|(name, _)| *name == label).unwrap_or_else(|| panic!("no {label}"));
+        let (_, bytes) = left.swap_remove(at);
+        assert!((buffer.bytes..buffer.bytes + ROUNDING).contains(&bytes), "{label}: {bytes} for {}", buffer.bytes);
+    }
+    // Beside the plan's buffers: the small ones through which inputs, outputs and parameters of kernels travel.
+    let small = |name: &str| ["params", "upload", "readback"].contains(&name) || name.starts_with("(wgpu internal)");
+    left.retain(|(name, _)| !small(name));
+    assert!(left.is_empty(), "{left:?}");
 }

@@ -126,6 +126,13 @@ impl Gpu {
         self.inner.device.features().contains(wgpu::Features::SHADER_F16)
     }
 
+    /// Device memory in use: the label of each buffer and the bytes that its allocation takes, as the allocator counts them;
+    /// nothing where the backend keeps no such count. Freed buffers leave with the next submission that is waited for.
+    pub fn allocations(&self) -> Option<Vec<(String, u64)>> {
+        let report = self.inner.device.generate_allocator_report()?;
+        Some(report.allocations.into_iter().map(|a| (a.name, a.size)).collect())
+    }
+
     /// Reports the error that came while nobody was listening, if any.
     ///
     /// # Errors

@@ -99,7 +99,8 @@ impl Generator {
         Ok(logits)
     }
 
-    /// Continues `prompt` by up to `count` tokens, each handed to `receive`, until that says to stop.
+    /// Continues the text by `prompt` and then by up to `count` tokens, each handed to `receive`, until that says to stop.
+    /// The last token handed out is not part of the text yet: to go on later, begin the next prompt with it.
     ///
     /// # Errors
     /// As [`Generator::feed`], and whatever `receive` fails with.
@@ -113,13 +114,16 @@ impl Generator {
         sampling.check()?;
         let mut sampler = Sampler::new(sampling.clone());
         let mut logits = self.feed(prompt).await?;
-        for _ in 0..count {
+        for left in (0..count).rev() {
             let token = sampler.pick(&logits)?;
             if self.model.config().eos_token_ids.contains(&token) {
                 return Ok(Finish::EndOfText);
             }
             if !receive(token)? {
                 return Ok(Finish::Stopped);
+            }
+            if left == 0 {
+                break;
             }
             if self.position == self.context {
                 return Ok(Finish::ContextFull);

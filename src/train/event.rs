@@ -84,3 +84,10 @@ pub trait Observer {
     /// Takes an event; must return soon, for the device waits.
     fn event(&mut self, event: &Event);
 }
+
+/// A closure will do.
+impl<F: FnMut(&Event)> Observer for F {
+    fn event(&mut self, event: &Event) {
+        self(event);
+    }
+}

@@ -1,7 +1,7 @@
 //! A graph computed by its operators' references, in f64 and in program order: what gradients and plans are held to.
 
-use danlu::base::{Array, TensorType};
-use danlu::graph::{Graph, Io, Kind, NodeId, Value, View};
+use danlu::base::{Array, DType, Rng, TensorType};
+use danlu::graph::{Graph, Io, Kind, NodeId, Op, Value, View};
 use std::collections::HashMap;
 
 /// Values of a graph's nodes.
@@ -10,9 +10,39 @@ pub struct Interpreter<'a> {
     values: HashMap<Value, Array>,
 }
 
+/// Random errors of a given size on every operator's results: what rounding does, made as large as a test wants it.
+pub struct Noise {
+    /// Standard deviation, in units of [`Noise::disturb`].
+    pub size: f64,
+    /// Where the errors come from.
+    pub rng: Rng,
+}
+
+impl Noise {
+    /// Adds to each element of a result r a normal error whose unit is that of `base::Tolerance`, ε·√K·rms(r), K being
+    /// the length of the operator's sums; where there are none it is ε·|r|, for then each element is rounded by itself.
+    /// Zeros stay: sums of nothing, such as the gradients of tokens that do not occur, have no rounding error.
+    fn disturb(&mut self, op: &dyn Op, io: &Io, array: &mut Array) {
+        if array.ty.dtype != DType::F32 || op.view(io).is_some() {
+            return;
+        }
+        let (epsilon, rms) = (self.size * f64::from(f32::EPSILON), array.rms());
+        let reduction = op.reduction(io);
+        for x in array.data.iter_mut().filter(|x| **x != 0.0) {
+            let unit = if reduction > 1 { (reduction as f64).sqrt() * rms } else { x.abs() };
+            *x += epsilon * unit * self.rng.normal();
+        }
+    }
+}
+
 impl<'a> Interpreter<'a> {
     /// Computes every node. `sources` holds inputs and states by name; constants bring their own bytes.
     pub fn run(graph: &'a Graph, sources: &HashMap<String, Array>) -> Self {
+        Self::run_with(graph, sources, None)
+    }
+
+    /// The same with errors.
+    pub fn run_with(graph: &'a Graph, sources: &HashMap<String, Array>, mut noise: Option<&mut Noise>) -> Self {
         let mut this = Interpreter { graph, values: HashMap::new() };
         for (i, node) in graph.nodes().iter().enumerate() {
             let id = NodeId(i as u32);
@@ -30,7 +60,12 @@ impl<'a> Interpreter<'a> {
                 Kind::Op(_) if this.slice(value).is_some() => {}
                 Kind::Op(op) => {
                     let inputs: Vec<Array> = node.inputs.iter().map(|&v| this.get(v)).collect();
-                    let mut results = op.reference(&inputs).into_iter();
+                    let mut results = op.reference(&inputs);
+                    if let Some(noise) = &mut noise {
+                        let io = this.io(id);
+                        results.iter_mut().for_each(|array| noise.disturb(op.as_ref(), &io, array));
+                    }
+                    let mut results = results.into_iter();
                     for (output, ty) in node.outputs.iter().enumerate() {
                         let array = results.next().expect("one array an output");
                         assert_eq!(array.ty, *ty, "{}: the reference's type", node.name);
@@ -69,11 +104,14 @@ impl<'a> Interpreter<'a> {
     /// The value that this one is a part of, its first element there, and its type.
     fn slice(&self, value: Value) -> Option<(Value, usize, TensorType)> {
         let node = self.graph.node(value.node);
-        let inputs = node.inputs.iter().map(|&v| self.graph.ty(v).clone()).collect();
-        let io = Io { inputs, outputs: node.outputs.clone() };
-        match node.op()?.view(&io)? {
+        match node.op()?.view(&self.io(value.node))? {
             View::Slice(bytes) => Some((node.inputs[0], bytes as usize / 4, node.outputs[0].clone())),
             View::Concat(_) => None,
         }
+    }
+
+    fn io(&self, id: NodeId) -> Io {
+        let node = self.graph.node(id);
+        Io { inputs: node.inputs.iter().map(|&v| self.graph.ty(v).clone()).collect(), outputs: node.outputs.clone() }
     }
 }

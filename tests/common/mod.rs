@@ -1,7 +1,9 @@
 //! What several tests share: the device under test, and translation of kernels for vendors that are not here.
 #![allow(dead_code)]
 
+pub mod golden;
 pub mod interpret;
+pub mod spread;
 
 use danlu::gpu::{Gpu, Selector};
 use danlu::graph::Kernel;

@@ -1,0 +1,193 @@
+//! Whole training runs on the device: one seed gives one model to the byte, however steps are waited for; what is saved
+//! tells the same story as what was trained; a run that is asked to stop saves and leaves.
+
+mod common;
+
+use danlu::compile::First;
+use danlu::data::Tokenizer;
+use danlu::gpu::Gpu;
+use danlu::infer::{Generator, Sampling};
+use danlu::model::Llama;
+use danlu::nn::ParamLayout;
+use danlu::run::States;
+use danlu::store::{load_config, load_folder};
+use danlu::train::{Event, Observer, Prepared, Recipe, Trainer, prepare, run, save};
+use pollster::block_on;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true}"#;
+const STEPS: u64 = 7;
+
+fn recipe(folder: &Path, seed: u64) -> Recipe {
+    let config = folder.join("config.json");
+    std::fs::write(&config, CONFIG).unwrap();
+    Recipe {
+        config: config.to_str().unwrap().into(),
+        stories: 80,
+        steps: STEPS,
+        batch: 3,
+        seq: 40,
+        eval_every: Some(3),
+        val_sequences: 5,
+        seed,
+        out: folder.join("model"),
+        ..Recipe::default()
+    }
+}
+
+/// What a run told: steps, validations and samples in order, without what depends on the clock.
+#[derive(Default)]
+struct Told {
+    lines: Vec<String>,
+    sample: String,
+    interrupted: Option<bool>,
+    stop_after: Option<u64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Observer for Told {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Step { step, loss, lr, grad_norm, .. } => {
+                let bits = (loss.to_bits(), lr.to_bits(), grad_norm.to_bits());
+                self.lines.push(format!("step {step} {bits:?}"));
+                self.stop.fetch_or(self.stop_after == Some(*step), Ordering::Relaxed);
+            }
+            Event::Validation { step, loss } => self.lines.push(format!("validation {step} {:?}", loss.to_bits())),
+            Event::Sample { step, text } => {
+                self.lines.push(format!("sample {step} {text}"));
+                self.sample.clone_from(text);
+            }
+            Event::Saved { interrupted, .. } => self.interrupted = Some(*interrupted),
+            _ => {}
+        }
+    }
+}
+
+fn begin(gpu: &Gpu, recipe: &Recipe, folder: &Path) -> (Prepared, Trainer) {
+    let prepared = prepare(recipe, &folder.join("cache"), &mut Told::default()).unwrap();
+    let (trainer, _) = block_on(Trainer::new(gpu, recipe, &prepared, &mut First, None)).unwrap();
+    (prepared, trainer)
+}
+
+/// A whole run, everything made anew in a folder of its own.
+fn train(gpu: &Gpu, recipe: &Recipe, folder: &Path, stop_after: Option<u64>) -> (Told, Prepared, Trainer) {
+    let (prepared, mut trainer) = begin(gpu, recipe, folder);
+    let mut told = Told { stop_after, ..Told::default() };
+    let stop = told.stop.clone();
+    block_on(run(gpu, recipe, &prepared, &mut trainer, None, &stop, &mut told)).unwrap();
+    (told, prepared, trainer)
+}
+
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let read =
+        |entry: std::fs::DirEntry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap());
+    std::fs::read_dir(folder).unwrap().map(|entry| read(entry.unwrap())).collect()
+}
+
+#[test]
+fn one_seed_gives_one_model_to_the_byte() {
+    let gpu = common::gpu();
+    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let runs: Vec<_> = folders
+        .iter()
+        .zip([5, 5, 6])
+        .map(|(folder, seed)| {
+            let recipe = recipe(folder.path(), seed);
+            let told = train(&gpu, &recipe, folder.path(), None).0;
+            assert_eq!(told.interrupted, Some(false));
+            (told.lines, files(&recipe.out))
+        })
+        .collect();
+    assert_eq!(runs[0].0.len() as u64, STEPS + 3 + 3, "validation and a sample after 3, 6 and 7 steps");
+    assert_eq!(runs[0].0, runs[1].0, "losses, norms and samples");
+    let names: Vec<_> = runs[0].1.keys().map(String::as_str).collect();
+    let expected =
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    assert_eq!(names, expected);
+    assert!(runs[0].1 == runs[1].1, "the folders differ");
+    assert_ne!(runs[0].1["model.safetensors"], runs[2].1["model.safetensors"], "another seed is another model");
+}
+
+/// Validation and samples read the parameters between steps, and up to two steps are under way at a time: none of it may
+/// show in the numbers.
+#[test]
+fn how_steps_are_waited_for_changes_no_bit() {
+    let gpu = common::gpu();
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(folder.path(), 5);
+    let (told, ..) = train(&gpu, &recipe, folder.path(), None);
+    let expected = &files(&recipe.out)["model.safetensors"];
+    let steps: Vec<_> = told.lines.iter().filter(|line| line.starts_with("step")).collect();
+    for in_flight in [1, 2] {
+        let (prepared, mut trainer) = begin(&gpu, &recipe, folder.path());
+        for (step, told) in (1..).zip(&steps) {
+            while trainer.submitted() < (step + in_flight - 1).min(STEPS) {
+                block_on(trainer.submit()).unwrap();
+            }
+            let (result, lr) = (block_on(trainer.result()).unwrap(), trainer.rate(step - 1));
+            let bits = (result.loss.to_bits(), lr.to_bits(), result.grad_norm.to_bits());
+            assert_eq!(**told, format!("step {step} {bits:?}"), "{in_flight} in flight");
+        }
+        let out = folder.path().join(format!("in-flight-{in_flight}"));
+        save(&out, &prepared, &trainer, &block_on(trainer.pages()).unwrap()).unwrap();
+        assert!(*expected == files(&out)["model.safetensors"], "{in_flight} in flight");
+    }
+}
+
+#[test]
+fn what_is_saved_tells_the_same_story() {
+    let gpu = common::gpu();
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(folder.path(), 5);
+    let (told, prepared, trainer) = train(&gpu, &recipe, folder.path(), None);
+
+    let config = load_config(&recipe.out).unwrap();
+    assert_eq!(config, prepared.config);
+    let tokenizer = Tokenizer::open(&recipe.out).unwrap();
+    let model = Llama::new(config.clone());
+    // Pages of another size than the trainer's.
+    let layout = ParamLayout::new(model.param_specs(), 16 << 10);
+    assert_ne!(layout.pages(), trainer.layout.pages());
+    let mut states = States::new(&gpu);
+    for (i, page) in load_folder(&recipe.out, &config, &layout).unwrap().iter().enumerate() {
+        block_on(states.buffer(&format!("param.{i}"), 4 * page.len() as u64)).unwrap();
+        block_on(states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page))).unwrap();
+    }
+    let sampling = Sampling { seed: recipe.seed, ..Sampling::default() };
+    let tell = |model: &Llama, layout: &ParamLayout, states: States, tokenizer: &Tokenizer| {
+        let mut generator = block_on(Generator::new(&gpu, model, layout, states, recipe.seq)).unwrap();
+        let mut tokens = tokenizer.encode_prompt(&recipe.prompt).unwrap();
+        let (prompt, count) = (tokens.clone(), recipe.seq - tokens.len());
+        let receive = |token| {
+            tokens.push(token);
+            Ok(true)
+        };
+        block_on(generator.generate(&prompt, count, &sampling, receive)).unwrap();
+        (tokenizer.decode(&tokens).unwrap(), tokens)
+    };
+    let loaded = tell(&model, &layout, states, &tokenizer);
+    let trained = tell(&trainer.model, &trainer.layout, trainer.states.clone(), &prepared.tokenizer);
+    assert_eq!(loaded, trained);
+    assert_eq!(loaded.0, told.sample, "the sample of the last step");
+    assert!(loaded.1.len() > 10, "{loaded:?}");
+}
+
+#[test]
+fn a_run_asked_to_stop_saves_what_it_has() {
+    let gpu = common::gpu();
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(folder.path(), 5);
+    let (told, _, trainer) = train(&gpu, &recipe, folder.path(), Some(4));
+    assert_eq!(told.interrupted, Some(true));
+    let steps = told.lines.iter().filter(|line| line.starts_with("step")).count() as u64;
+    assert_eq!(steps, trainer.submitted(), "every step begun was finished and told");
+    assert!((4..STEPS).contains(&steps), "{steps}");
+    let saved = load_folder(&recipe.out, &load_config(&recipe.out).unwrap(), &trainer.layout).unwrap();
+    assert!(saved == block_on(trainer.pages()).unwrap());
+}
