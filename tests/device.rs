@@ -88,7 +88,7 @@ fn logits_loss_and_every_gradient() {
             sources.insert("targets".into(), golden.ids(&format!("{case}targets")));
             let mut spread = Spread::new(|noise| interpret(&graph, &sources, noise));
             for device in &mut devices {
-                ["tokens", "targets"].map(|input| device.set(input, &sources[input]));
+                ["tokens", "targets"].iter().for_each(|input| device.set(input, &sources[*input]));
                 let outputs = block_on(device.run.run()).unwrap();
                 for tensor in outputs.keys() {
                     let got: Vec<f64> = f32s(&outputs, tensor).into_iter().map(f64::from).collect();
