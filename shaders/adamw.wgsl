@@ -1,15 +1,17 @@
-// adamw: one step of AdamW on elements start .. start + count of a page, in place; decay_end counts from start.
+// adamw: one step of AdamW on items start .. start + count of a page, in place; elements before decay_end, counted
+// from start, are decayed.
 struct Params {
     start: u32, count: u32, decay_end: u32,
     beta1: f32, beta2: f32, epsilon: f32, weight_decay: f32, max_norm: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read_write> p: array<f32>;
-@group(0) @binding(2) var<storage, read_write> m: array<f32>;
-@group(0) @binding(3) var<storage, read_write> v: array<f32>;
-@group(0) @binding(4) var<storage, read> g: array<f32>;
+@group(0) @binding(1) var<storage, read_write> p: array<Item>;
+@group(0) @binding(2) var<storage, read_write> m: array<Item>;
+@group(0) @binding(3) var<storage, read_write> v: array<Item>;
+@group(0) @binding(4) var<storage, read> g: array<Item>;
 @group(0) @binding(5) var<storage, read> norm: array<f32>;
 @group(0) @binding(6) var<storage, read> hyper: array<f32>; // learning rate, 1/(1-beta1^t), 1/(1-beta2^t), unused
+#import lib/item.wgsl
 #if GAPS
 @group(0) @binding(7) var<storage, read> gaps: array<vec2<u32>>;
 #import lib/gaps.wgsl
@@ -33,7 +35,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let gradient = g[i] * select(ratio, 1.0, ratio > 1.0);
     let first = m[i] + (gradient - m[i]) * (1.0 - params.beta1);
     let second = v[i] * params.beta2 + gradient * gradient * (1.0 - params.beta2);
-    let decay = select(0.0, params.weight_decay, i < params.decay_end);
+    let decay = select(Item(), Item(params.weight_decay), item_index(i) < Index(params.decay_end));
     let decayed = p[i] - p[i] * rate * decay;
     p[i] = decayed - rate * hyper[1] * first / (sqrt(second * hyper[2]) + params.epsilon);
     m[i] = first;

@@ -1,5 +1,6 @@
-// attention_grad_key_value_rows: attention_grad_key_value.wgsl for adapters whose lanes are those of a CPU: ROWS keys a
-// lane, 4 * BLOCKS queries at a time, sums kept in dk and dv themselves.
+// attention_grad_key_value_rows: attention_grad_key_value.wgsl for adapters whose subgroups have at least 8 lanes and
+// are a CPU's SIMD registers: ROWS keys a lane; of every 8 queries it loads one and hands it to the others; sums stand
+// in dk and dv.
 struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
@@ -10,6 +11,7 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32 }
 @group(0) @binding(6) var<storage, read> position: array<u32>;
 @group(0) @binding(7) var<storage, read_write> dk: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read_write> dv: array<vec4<f32>>;
+#import lib/eight.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -37,9 +39,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let head = group.y * GROUP + g;
         let base = group.z * params.queries * stride + head * width;
         let row = (group.z * params.heads + head) * params.queries;
-        for (var t = start; t < params.queries; t += 4u * BLOCKS) {
-            var s: array<array<vec4<f32>, BLOCKS>, ROWS>;
-            var dp: array<array<vec4<f32>, BLOCKS>, ROWS>;
+        for (var t = start; t < params.queries; t += 8u) {
+            var s: array<array<vec4<f32>, 2>, ROWS>;
+            var dp: array<array<vec4<f32>, 2>, ROWS>;
+            let at_query = base + min(t + lane, last) * stride;
             for (var c = 0u; c < width; c++) {
                 var x: array<vec4<f32>, ROWS>;
                 var y: array<vec4<f32>, ROWS>;
@@ -47,34 +50,25 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     x[r] = k[at[r] + c];
                     y[r] = v[at[r] + c];
                 }
-                for (var n = 0u; n < BLOCKS; n++) {
-                    let i = t + 4u * n;
-                    let a0 = base + min(i, last) * stride + c;
-                    let a1 = base + min(i + 1u, last) * stride + c;
-                    let a2 = base + min(i + 2u, last) * stride + c;
-                    let a3 = base + min(i + 3u, last) * stride + c;
-                    let q0 = q[a0];
-                    let q1 = q[a1];
-                    let q2 = q[a2];
-                    let q3 = q[a3];
-                    for (var r = 0u; r < ROWS; r++) {
-                        s[r][n] += vec4(dot(x[r], q0), dot(x[r], q1), dot(x[r], q2), dot(x[r], q3));
-                    }
-                    let d0 = dy[a0];
-                    let d1 = dy[a1];
-                    let d2 = dy[a2];
-                    let d3 = dy[a3];
-                    for (var r = 0u; r < ROWS; r++) {
-                        dp[r][n] += vec4(dot(y[r], d0), dot(y[r], d1), dot(y[r], d2), dot(y[r], d3));
-                    }
+                let query = eight(q[at_query + c]);
+                for (var r = 0u; r < ROWS; r++) {
+                    s[r][0] += vec4(dot(x[r], query[0]), dot(x[r], query[1]), dot(x[r], query[2]), dot(x[r], query[3]));
+                    s[r][1] += vec4(dot(x[r], query[4]), dot(x[r], query[5]), dot(x[r], query[6]), dot(x[r], query[7]));
+                }
+                let d = eight(dy[at_query + c]);
+                for (var r = 0u; r < ROWS; r++) {
+                    dp[r][0] += vec4(dot(y[r], d[0]), dot(y[r], d[1]), dot(y[r], d[2]), dot(y[r], d[3]));
+                    dp[r][1] += vec4(dot(y[r], d[4]), dot(y[r], d[5]), dot(y[r], d[6]), dot(y[r], d[7]));
                 }
             }
-            for (var n = 0u; n < BLOCKS; n++) {
+            let stat = stats[row + min(t + lane, last)];
+            let z = eight(vec4(stat, 0.0, 0.0));
+            for (var n = 0u; n < 2u; n++) {
                 let i = vec4(t + 4u * n) + vec4(0u, 1u, 2u, 3u);
-                let z0 = stats[row + min(i.x, last)];
-                let z1 = stats[row + min(i.y, last)];
-                let z2 = stats[row + min(i.z, last)];
-                let z3 = stats[row + min(i.w, last)];
+                let z0 = z[4u * n];
+                let z1 = z[4u * n + 1u];
+                let z2 = z[4u * n + 2u];
+                let z3 = z[4u * n + 3u];
                 for (var r = 0u; r < ROWS; r++) {
                     let seen = (vec4(key[r]) <= vec4(first) + i) & (i <= vec4(last));
                     let p = select(vec4(0.0), exp(s[r][n] * params.scale - vec4(z0.x, z1.x, z2.x, z3.x)), seen);
@@ -83,35 +77,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 }
             }
             for (var c = 0u; c < width; c++) {
-                var dkey: array<vec4<f32>, ROWS>;
-                var dvalue: array<vec4<f32>, ROWS>;
-                for (var n = 0u; n < BLOCKS; n++) {
-                    let i = t + 4u * n;
-                    let a0 = base + min(i, last) * stride + c;
-                    let a1 = base + min(i + 1u, last) * stride + c;
-                    let a2 = base + min(i + 2u, last) * stride + c;
-                    let a3 = base + min(i + 3u, last) * stride + c;
-                    let q0 = q[a0];
-                    let q1 = q[a1];
-                    let q2 = q[a2];
-                    let q3 = q[a3];
-                    for (var r = 0u; r < ROWS; r++) {
-                        let ds = dp[r][n];
-                        dkey[r] += (ds.x * q0 + ds.y * q1) + (ds.z * q2 + ds.w * q3);
-                    }
-                    let d0 = dy[a0];
-                    let d1 = dy[a1];
-                    let d2 = dy[a2];
-                    let d3 = dy[a3];
-                    for (var r = 0u; r < ROWS; r++) {
-                        let p = s[r][n];
-                        dvalue[r] += (p.x * d0 + p.y * d1) + (p.z * d2 + p.w * d3);
-                    }
-                }
+                let query = eight(q[at_query + c]);
+                let d = eight(dy[at_query + c]);
                 for (var r = 0u; r < ROWS; r++) {
+                    let x = dp[r][0];
+                    let y = dp[r][1];
+                    let dkey = ((x.x * query[0] + x.y * query[1]) + (x.z * query[2] + x.w * query[3]))
+                        + ((y.x * query[4] + y.y * query[5]) + (y.z * query[6] + y.w * query[7]));
+                    let p = s[r][0];
+                    let w = s[r][1];
+                    let dvalue = ((p.x * d[0] + p.y * d[1]) + (p.z * d[2] + p.w * d[3]))
+                        + ((w.x * d[4] + w.y * d[5]) + (w.z * d[6] + w.w * d[7]));
                     if key[r] < params.keys {
-                        dk[at[r] + c] += dkey[r];
-                        dv[at[r] + c] += dvalue[r];
+                        dk[at[r] + c] += dkey;
+                        dv[at[r] + c] += dvalue;
                     }
                 }
             }

@@ -1,5 +1,5 @@
-// attention_grad_query_rows: attention_grad_query.wgsl for adapters whose lanes are those of a CPU: ROWS queries a lane,
-// 4 * BLOCKS keys at a time, sums kept in dq itself.
+// attention_grad_query_rows: attention_grad_query.wgsl for adapters whose subgroups have at least 8 lanes and are a
+// CPU's SIMD registers: ROWS queries a lane; of every 8 keys it loads one and hands it to the others; sums stand in dq.
 struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
@@ -9,6 +9,7 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32 }
 @group(0) @binding(5) var<storage, read> stats: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read> position: array<u32>;
 @group(0) @binding(7) var<storage, read_write> dq: array<vec4<f32>>;
+#import lib/eight.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -30,9 +31,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         seen[r] = min(first + row / GROUP + 1u, end);
         stat[r] = stats[(group.z * params.heads + head) * params.queries + row / GROUP];
     }
-    for (var j = 0u; j < end; j += 4u * BLOCKS) {
-        var s: array<array<vec4<f32>, BLOCKS>, ROWS>;
-        var dp: array<array<vec4<f32>, BLOCKS>, ROWS>;
+    for (var j = 0u; j < end; j += 8u) {
+        var s: array<array<vec4<f32>, 2>, ROWS>;
+        var dp: array<array<vec4<f32>, 2>, ROWS>;
+        let at_key = base + min(j + lane, end - 1u) * stride;
         for (var c = 0u; c < width; c++) {
             var x: array<vec4<f32>, ROWS>;
             var y: array<vec4<f32>, ROWS>;
@@ -40,30 +42,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 x[r] = q[at[r] + c];
                 y[r] = dy[at[r] + c];
             }
-            for (var n = 0u; n < BLOCKS; n++) {
-                let i = j + 4u * n;
-                let a0 = base + min(i, end - 1u) * stride + c;
-                let a1 = base + min(i + 1u, end - 1u) * stride + c;
-                let a2 = base + min(i + 2u, end - 1u) * stride + c;
-                let a3 = base + min(i + 3u, end - 1u) * stride + c;
-                let k0 = k[a0];
-                let k1 = k[a1];
-                let k2 = k[a2];
-                let k3 = k[a3];
-                for (var r = 0u; r < ROWS; r++) {
-                    s[r][n] += vec4(dot(x[r], k0), dot(x[r], k1), dot(x[r], k2), dot(x[r], k3));
-                }
-                let v0 = v[a0];
-                let v1 = v[a1];
-                let v2 = v[a2];
-                let v3 = v[a3];
-                for (var r = 0u; r < ROWS; r++) {
-                    dp[r][n] += vec4(dot(y[r], v0), dot(y[r], v1), dot(y[r], v2), dot(y[r], v3));
-                }
+            let key = eight(k[at_key + c]);
+            for (var r = 0u; r < ROWS; r++) {
+                s[r][0] += vec4(dot(x[r], key[0]), dot(x[r], key[1]), dot(x[r], key[2]), dot(x[r], key[3]));
+                s[r][1] += vec4(dot(x[r], key[4]), dot(x[r], key[5]), dot(x[r], key[6]), dot(x[r], key[7]));
+            }
+            let value = eight(v[at_key + c]);
+            for (var r = 0u; r < ROWS; r++) {
+                dp[r][0] += vec4(dot(y[r], value[0]), dot(y[r], value[1]), dot(y[r], value[2]), dot(y[r], value[3]));
+                dp[r][1] += vec4(dot(y[r], value[4]), dot(y[r], value[5]), dot(y[r], value[6]), dot(y[r], value[7]));
             }
         }
         for (var r = 0u; r < ROWS; r++) {
-            for (var n = 0u; n < BLOCKS; n++) {
+            for (var n = 0u; n < 2u; n++) {
                 let i = j + 4u * n;
                 let ds = exp(s[r][n] * params.scale - stat[r].x) * (dp[r][n] - stat[r].y) * params.scale;
                 s[r][n] = select(vec4(0.0), ds, vec4(i, i + 1u, i + 2u, i + 3u) < vec4(seen[r]));
@@ -71,18 +62,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         for (var c = 0u; c < width; c++) {
             var total: array<vec4<f32>, ROWS>;
-            for (var n = 0u; n < BLOCKS; n++) {
-                let i = j + 4u * n;
-                let k0 = k[base + min(i, end - 1u) * stride + c];
-                let k1 = k[base + min(i + 1u, end - 1u) * stride + c];
-                let k2 = k[base + min(i + 2u, end - 1u) * stride + c];
-                let k3 = k[base + min(i + 3u, end - 1u) * stride + c];
-                for (var r = 0u; r < ROWS; r++) {
-                    let ds = s[r][n];
-                    total[r] += (ds.x * k0 + ds.y * k1) + (ds.z * k2 + ds.w * k3);
-                }
-            }
+            let key = eight(k[at_key + c]);
             for (var r = 0u; r < ROWS; r++) {
+                let x = s[r][0];
+                let y = s[r][1];
+                total[r] = ((x.x * key[0] + x.y * key[1]) + (x.z * key[2] + x.w * key[3]))
+                    + ((y.x * key[4] + y.y * key[5]) + (y.z * key[6] + y.w * key[7]));
                 if row0 + r * WORKGROUP + lane < rows {
                     if j > 0u { total[r] += dq[at[r] + c]; }
                     dq[at[r] + c] = total[r];

@@ -1,5 +1,6 @@
-// attention_rows: attention.wgsl for adapters whose lanes are those of a CPU. A lane has ROWS queries, 4 * BLOCKS keys
-// stream by at one address for all lanes, and the accumulator stands in o itself: registers and code stay few.
+// attention_rows: attention.wgsl for adapters whose subgroups have at least 8 lanes and are a CPU's SIMD registers. A
+// lane has ROWS queries; of every 8 keys it loads one and hands it to the others; the accumulator stands in o itself:
+// loads, registers and code stay few.
 struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
@@ -10,6 +11,7 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32 }
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 
 const MASKED = -3.0e38;
+#import lib/eight.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -31,26 +33,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         seen[r] = min(first + row / GROUP + 1u, end);
         largest[r] = MASKED;
     }
-    for (var j = 0u; j < end; j += 4u * BLOCKS) {
-        var s: array<array<vec4<f32>, BLOCKS>, ROWS>;
+    for (var j = 0u; j < end; j += 8u) {
+        var s: array<array<vec4<f32>, 2>, ROWS>;
         var rescale: array<f32, ROWS>;
+        let at_key = base + min(j + lane, end - 1u) * stride;
         for (var c = 0u; c < width; c++) {
             var x: array<vec4<f32>, ROWS>;
             for (var r = 0u; r < ROWS; r++) { x[r] = q[at[r] + c]; }
-            for (var n = 0u; n < BLOCKS; n++) {
-                let i = j + 4u * n;
-                let k0 = k[base + min(i, end - 1u) * stride + c];
-                let k1 = k[base + min(i + 1u, end - 1u) * stride + c];
-                let k2 = k[base + min(i + 2u, end - 1u) * stride + c];
-                let k3 = k[base + min(i + 3u, end - 1u) * stride + c];
-                for (var r = 0u; r < ROWS; r++) {
-                    s[r][n] += vec4(dot(x[r], k0), dot(x[r], k1), dot(x[r], k2), dot(x[r], k3));
-                }
+            let key = eight(k[at_key + c]);
+            for (var r = 0u; r < ROWS; r++) {
+                s[r][0] += vec4(dot(x[r], key[0]), dot(x[r], key[1]), dot(x[r], key[2]), dot(x[r], key[3]));
+                s[r][1] += vec4(dot(x[r], key[4]), dot(x[r], key[5]), dot(x[r], key[6]), dot(x[r], key[7]));
             }
         }
         for (var r = 0u; r < ROWS; r++) {
             var m = largest[r];
-            for (var n = 0u; n < BLOCKS; n++) {
+            for (var n = 0u; n < 2u; n++) {
                 let i = j + 4u * n;
                 let scores = select(vec4(MASKED), s[r][n] * params.scale, vec4(i, i + 1u, i + 2u, i + 3u) < vec4(seen[r]));
                 s[r][n] = scores;
@@ -59,7 +57,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             rescale[r] = exp(largest[r] - m);
             largest[r] = m;
             sum[r] *= rescale[r];
-            for (var n = 0u; n < BLOCKS; n++) {
+            for (var n = 0u; n < 2u; n++) {
                 let p = exp(s[r][n] - m);
                 s[r][n] = p;
                 sum[r] += (p.x + p.y) + (p.z + p.w);
@@ -67,18 +65,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         for (var c = 0u; c < width; c++) {
             var total: array<vec4<f32>, ROWS>;
-            for (var n = 0u; n < BLOCKS; n++) {
-                let i = j + 4u * n;
-                let v0 = v[base + min(i, end - 1u) * stride + c];
-                let v1 = v[base + min(i + 1u, end - 1u) * stride + c];
-                let v2 = v[base + min(i + 2u, end - 1u) * stride + c];
-                let v3 = v[base + min(i + 3u, end - 1u) * stride + c];
-                for (var r = 0u; r < ROWS; r++) {
-                    let p = s[r][n];
-                    total[r] += (p.x * v0 + p.y * v1) + (p.z * v2 + p.w * v3);
-                }
-            }
+            let value = eight(v[at_key + c]);
             for (var r = 0u; r < ROWS; r++) {
+                let p = s[r][0];
+                let w = s[r][1];
+                total[r] = ((p.x * value[0] + p.y * value[1]) + (p.z * value[2] + p.w * value[3]))
+                    + ((w.x * value[4] + w.y * value[5]) + (w.z * value[6] + w.w * value[7]));
                 if row0 + r * WORKGROUP + lane < rows {
                     if j > 0u { total[r] += o[at[r] + c] * rescale[r]; }
                     o[at[r] + c] = total[r];

@@ -1,12 +1,8 @@
 // map: an elementwise expression, put in by the fuser, over items start .. start + count of the result.
-// VECTOR: an item is four neighbouring elements instead of one.
 struct Params { start: u32, count: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
-#if VECTOR
-@group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
-#else
-@group(0) @binding(1) var<storage, read_write> y: array<f32>;
-#endif
+@group(0) @binding(1) var<storage, read_write> y: array<Item>;
+#import lib/item.wgsl
 #hook map
 
 @compute @workgroup_size(WORKGROUP)

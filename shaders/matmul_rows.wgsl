@@ -23,6 +23,7 @@ struct Params { // as in matmul_tile.wgsl
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 #endif
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
+#import lib/eight.wgsl
 #hook prologue
 #hook epilogue
 
@@ -107,9 +108,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #endif
         for (var g = 0u; g < GROUPS; g++) {
             let av = load_a(base_a, min(row + g * 8u + lane, params.m - 1u), k);
-            let rows = array<vec4<f32>, 8>(subgroupBroadcast(av, 0u), subgroupBroadcast(av, 1u),
-                subgroupBroadcast(av, 2u), subgroupBroadcast(av, 3u), subgroupBroadcast(av, 4u),
-                subgroupBroadcast(av, 5u), subgroupBroadcast(av, 6u), subgroupBroadcast(av, 7u));
+            let rows = eight(av);
             for (var r = 0u; r < 8u; r++) {
                 for (var j = 0u; j < COLUMNS; j++) {
                     let i = (g * 8u + r) * COLUMNS + j;

@@ -1,12 +1,17 @@
-// rope: element i of a head turns with element i + half_width by the angle of the token's position; one lane a pair.
+// rope: item i of a head turns with item i + half_width by the angles of the token's position; one lane a pair.
 struct Params {
     pairs: u32, first_row: u32, time: u32, heads: u32, half_width: u32, positions: u32, skip: u32, turn: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<f32>;
-@group(0) @binding(2) var<storage, read> table: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<Item>;
+#if VECTOR
+@group(0) @binding(2) var<storage, read> table: array<vec4<f32>>; // cosine, sine, cosine, sine
+#else
+@group(0) @binding(2) var<storage, read> table: array<vec2<f32>>; // cosine, sine
+#endif
 @group(0) @binding(3) var<storage, read> offset: array<u32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<Item>;
+#import lib/item.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -19,9 +24,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let head = pair / params.half_width;
     let row = params.first_row + head / params.heads;
     let position = min(offset[0] + row % params.time, params.positions - 1u);
-    let angle = (position * params.half_width + i) * 2u;
-    let cosine = table[angle];
-    let sine = table[angle + 1u] * params.turn;
+    let angle = position * params.half_width + i;
+#if VECTOR
+    let first = table[2u * angle];
+    let second = table[2u * angle + 1u];
+    let cosine = vec4(first.xz, second.xz);
+    let sine = vec4(first.yw, second.yw) * params.turn;
+#else
+    let cosine = table[angle].x;
+    let sine = table[angle].y * params.turn;
+#endif
     let low = params.skip + head * 2u * params.half_width + i;
     let high = low + params.half_width;
     let a = x[low];

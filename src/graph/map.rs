@@ -98,7 +98,7 @@ impl Op for Map {
         let (lanes, ty, variant) = if vector { (4, "vec4<f32>", "vector") } else { (1, "f32", "scalar") };
         let reads = sizes().enumerate().map(|(k, len)| (format!("e{k}"), if len == 1 { "f32" } else { ty })).collect();
         let body = self.body(&io.inputs, out, lanes);
-        let code = format!("fn map(at: u32, i: u32) -> {ty} {{ return {ty}({body}); }}");
+        let code = format!("fn map(at: u32, i: u32) -> Item {{ return Item({body}); }}");
         let mut kernel =
             Kernel::new("map", variant).constant("WORKGROUP", WORKGROUP).constant("VECTOR", usize::from(vector));
         kernel.hooks.push(Hook { name: "map", code, reads });

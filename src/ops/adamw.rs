@@ -1,6 +1,7 @@
 //! One step of AdamW (Loshchilov and Hutter, 2019) on a flat page of parameters, in place.
 
 use super::gaps;
+use super::windows::item;
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
@@ -54,16 +55,19 @@ impl Op for AdamW {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let n = io.inputs[0].shape.elements();
-        let workgroup = if limits.is_cpu { 8 } else { 256 };
+        let workgroup = if limits.is_cpu { 64 } else { 256 };
+        // Padding begins at any element.
+        let item = if io.inputs.len() == 6 { item(n) } else { 1 };
         let mut kernel = Kernel::new("adamw", format!("lanes_{workgroup}"))
             .constant("WORKGROUP", workgroup)
+            .constant("VECTOR", usize::from(item == 4))
             .constant("GAPS", io.inputs.len() - 6);
         let window = (limits.max_binding_bytes / 256 * 64) as usize;
         for start in (0..n).step_by(window) {
             let count = window.min(n - start);
-            let mut d = Dispatch::new(spread(count.div_ceil(workgroup), limits))
-                .param("start", start)
-                .param("count", count)
+            let mut d = Dispatch::new(spread((count / item).div_ceil(workgroup), limits))
+                .param("start", start / item)
+                .param("count", count / item)
                 .param("decay_end", self.decay_end.saturating_sub(start).min(count))
                 .param("beta1", self.beta1)
                 .param("beta2", self.beta2)

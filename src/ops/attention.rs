@@ -132,10 +132,11 @@ impl Sizes {
         let base = |shader, variant: String, lanes| {
             Kernel::new(shader, variant).constant("WORKGROUP", lanes).constant("GROUP", self.group())
         };
-        if limits.is_cpu {
+        // The rows kernels hand values from lane to lane of a workgroup of eight, which must lie in one subgroup.
+        if limits.is_cpu && limits.min_subgroup >= 8 {
             // Fewer rows a lane where they would stay empty.
             let r = [4, 2, 1].into_iter().find(|r| rows > 8 * (r / 2)).unwrap_or(1);
-            let kernel = base(simd, format!("rows_{r}x8"), 8).constant("ROWS", r).constant("BLOCKS", 2);
+            let kernel = base(simd, format!("rows_{r}x8"), 8).constant("ROWS", r);
             return vec![self.dispatches(kernel, io, limits, rows.div_ceil(8 * r), names, Some(self.c))];
         }
         let kernel = base(shader, "lanes_64".into(), 64).constant("C4", self.c / 4);

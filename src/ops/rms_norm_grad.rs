@@ -1,7 +1,7 @@
 //! The backward pass of RMS normalisation: towards x, and towards the gain in parts that `sum_rows` then adds.
 
 use super::rms_norm::{check, row_type};
-use super::windows::{Window, ranges, reduce_lanes, rows_per_binding};
+use super::windows::{Window, item, ranges, reduce_lanes, rows_per_binding};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
@@ -43,16 +43,19 @@ impl Op for RmsNormGrad {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let (rows, d) = (io.inputs[0].shape.rows(), io.inputs[0].shape.last());
+        let item = item(d);
         let build = |lanes: usize| {
-            let kernel = Kernel::new("rms_norm_grad", format!("lanes_{lanes}")).constant("WORKGROUP", lanes);
+            let kernel = Kernel::new("rms_norm_grad", format!("lanes_{lanes}"))
+                .constant("WORKGROUP", lanes)
+                .constant("VECTOR", usize::from(item == 4));
             ranges(rows, rows_per_binding(rows, d, limits)).fold(kernel, |kernel, r| {
                 let wide = Window::new(r.start * d..r.end * d, limits);
                 let thin = Window::new(r.clone(), limits);
                 let mut dispatch = Dispatch::new(spread(r.len(), limits))
                     .bind("gain", Operand::Input(1), 0, io.inputs[1].bytes())
                     .param("rows", r.len())
-                    .param("columns", d)
-                    .param("skip", wide.skip)
+                    .param("columns", d / item)
+                    .param("skip", wide.skip / item)
                     .param("skip_rows", thin.skip);
                 dispatch = wide.bind(dispatch, "x", Operand::Input(0));
                 dispatch = thin.bind(dispatch, "inverse_rms", Operand::Input(2));

@@ -1,6 +1,6 @@
 //! Rotary position embedding. B batch, T time, H heads, C head width, S positions of the table.
 
-use super::windows::{Window, ranges, rows_per_binding};
+use super::windows::{Window, item, ranges, rows_per_binding};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
@@ -57,11 +57,13 @@ impl Op for Rope {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let &[b, t, h, c] = io.inputs[0].shape.dims() else { unreachable!("checked when the node was made") };
-        let mut kernel = Kernel::new("rope", "pairs").constant("WORKGROUP", WORKGROUP);
+        let item = item(c / 2);
+        let mut kernel =
+            Kernel::new("rope", "pairs").constant("WORKGROUP", WORKGROUP).constant("VECTOR", usize::from(item == 4));
         // A row is one token: all its heads.
         for r in ranges(b * t, rows_per_binding(b * t, h * c, limits)) {
             let w = Window::new(r.start * h * c..r.end * h * c, limits);
-            let pairs = r.len() * h * c / 2;
+            let pairs = r.len() * h * c / 2 / item;
             let mut dispatch = Dispatch::new(spread(pairs.div_ceil(WORKGROUP), limits))
                 .bind("table", Operand::Input(1), 0, io.inputs[1].bytes())
                 .bind("offset", Operand::Input(2), 0, io.inputs[2].bytes())
@@ -69,9 +71,9 @@ impl Op for Rope {
                 .param("first_row", r.start)
                 .param("time", t)
                 .param("heads", h)
-                .param("half_width", c / 2)
+                .param("half_width", c / 2 / item)
                 .param("positions", io.inputs[1].shape.dims()[0])
-                .param("skip", w.skip)
+                .param("skip", w.skip / item)
                 .param("turn", if self.inverse { -1.0 } else { 1.0 });
             dispatch = w.bind(dispatch, "x", Operand::Input(0));
             kernel = kernel.dispatch(w.bind(dispatch, "y", Operand::Output(0)));

@@ -44,6 +44,11 @@ impl Window {
     }
 }
 
+/// Elements that a lane takes at a time (`lib/item.wgsl`) where rows of `width` stand one after the other.
+pub fn item(width: usize) -> usize {
+    if width.is_multiple_of(4) { 4 } else { 1 }
+}
+
 /// Lanes of a workgroup that reduces together: few where lanes are those of a CPU, which pays for every barrier.
 pub fn reduce_lanes(limits: &Limits) -> [usize; 2] {
     let wide = limits.max_invocations.min(256) as usize;
