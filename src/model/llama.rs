@@ -31,13 +31,11 @@ impl Llama {
     }
 
     /// Its parameters under Hugging Face's names. Matrices are decayed and drawn from a normal distribution with the
-    /// configuration's deviation, the two of each layer that write into the residual stream with that over the root
-    /// of their number (Radford et al., 2019, §2.3); gains are one.
+    /// configuration's deviation, as `transformers` does; gains are one.
     pub fn param_specs(&self) -> Vec<ParamSpec> {
         let c = &self.config;
         let std = c.initializer_range;
-        let residual = std / (2.0 * c.num_hidden_layers as f64).sqrt();
-        let matrix = |name: String, rows: usize, columns: usize, std| ParamSpec {
+        let matrix = |name: String, rows: usize, columns: usize| ParamSpec {
             name,
             shape: [rows, columns].into(),
             decay: true,
@@ -45,24 +43,24 @@ impl Llama {
         };
         let gain = |name: String| ParamSpec { name, shape: [c.hidden_size].into(), decay: false, init: Init::Ones };
         let (d, f) = (c.hidden_size, c.intermediate_size);
-        let mut specs = vec![matrix(EMBEDDING.into(), c.vocab_size, d, std)];
+        let mut specs = vec![matrix(EMBEDDING.into(), c.vocab_size, d)];
         for layer in 0..c.num_hidden_layers {
             let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
             specs.extend([
                 gain(name("input_layernorm")),
-                matrix(name("self_attn.q_proj"), c.query_size(), d, std),
-                matrix(name("self_attn.k_proj"), c.key_value_size(), d, std),
-                matrix(name("self_attn.v_proj"), c.key_value_size(), d, std),
-                matrix(name("self_attn.o_proj"), d, c.query_size(), residual),
+                matrix(name("self_attn.q_proj"), c.query_size(), d),
+                matrix(name("self_attn.k_proj"), c.key_value_size(), d),
+                matrix(name("self_attn.v_proj"), c.key_value_size(), d),
+                matrix(name("self_attn.o_proj"), d, c.query_size()),
                 gain(name("post_attention_layernorm")),
-                matrix(name("mlp.gate_proj"), f, d, std),
-                matrix(name("mlp.up_proj"), f, d, std),
-                matrix(name("mlp.down_proj"), d, f, residual),
+                matrix(name("mlp.gate_proj"), f, d),
+                matrix(name("mlp.up_proj"), f, d),
+                matrix(name("mlp.down_proj"), d, f),
             ]);
         }
         specs.push(gain("model.norm.weight".into()));
         if !c.tie_word_embeddings {
-            specs.push(matrix(OUTPUT.into(), c.vocab_size, d, std));
+            specs.push(matrix(OUTPUT.into(), c.vocab_size, d));
         }
         specs
     }
