@@ -1,12 +1,15 @@
 //! The memory plan, on random input: what lives at one time never overlaps, no dispatch binds one buffer both ways,
 //! and a random graph gives the same numbers through its plan as by its operators' references.
 
+mod common;
 mod interpreter;
 
+use common::golden::{Golden, Step, TEN_STEPS};
 use danlu::base::{Array, Limits, Rng, TensorType};
 use danlu::compile::{Block, First, Plan, compile, pack};
 use danlu::error::Result;
 use danlu::graph::{Binary, Concat, Dispatch, Expr, Graph, Io, Kernel, Map, Op, OpNode, Operand, Slice, Unary, Value};
+use danlu::optim::{HYPER, Optimizer};
 use interpreter::{Feed, run_graph, run_plan, same};
 use proptest::prelude::*;
 use std::collections::HashSet;
@@ -369,4 +372,25 @@ fn what_fits_no_buffer_is_refused_with_its_size() {
     let limits = Limits { max_buffer_bytes: 2048, ..Limits::default() };
     let error = compile(&g, &limits, &mut First).expect_err("4,096 bytes do not fit 2,048").to_string();
     assert!(error.contains("4096") && error.contains("2048"), "{error}");
+}
+
+/// A step of training, the largest graph that there is, through plans for adapters of several sizes: parameters, moments,
+/// loss and norm are those of the graph, and every dispatch keeps WebGPU's rules.
+#[test]
+fn a_training_step_survives_its_plan() {
+    let golden = Golden::open("gqa");
+    let (tokens, targets) = golden.batches("adamw.batches").remove(0);
+    let graph = Step::new(&golden, &tokens.ty).graph;
+    let mut feed: Feed = golden.states().into_iter().collect();
+    feed.extend([("tokens".to_string(), tokens), ("targets".to_string(), targets)]);
+    let hyper = Optimizer::default().hyper(TEN_STEPS.rate(0), 0).map(f64::from);
+    feed.insert(HYPER.into(), Array::new(TensorType::f32([4]), hyper.to_vec()));
+    let expected = run_graph(&graph, &feed);
+    let sizes = [(8, 256 << 20, 128 << 20), (8, 64 << 10, 16 << 10), (16, 1 << 20, 4 << 10)];
+    for (max_storage_bindings, max_buffer_bytes, max_binding_bytes) in sizes {
+        let limits = Limits { max_storage_bindings, max_buffer_bytes, max_binding_bytes, ..Limits::default() };
+        let plan = compile(&graph, &limits, &mut First).expect("a plan");
+        let got = run_plan(&graph, &plan, &limits, &feed).unwrap_or_else(|e| panic!("{e}\n{plan}"));
+        same(&got, &expected).unwrap_or_else(|e| panic!("{limits:?}: {e}"));
+    }
 }

@@ -39,10 +39,7 @@ impl Spread {
         let of = |(name, exact): (&String, &Vec<f64>)| {
             (name.clone(), exact.iter().enumerate().map(|(i, &x)| deviation(name, i, x)).collect())
         };
-        let deviations: BTreeMap<String, Vec<f64>> = exact.iter().map(of).collect();
-        for (name, deviations) in &deviations {
-            assert!(deviations.iter().any(|&d| d > 0.0), "{name} depends on no operator");
-        }
+        let deviations = exact.iter().map(of).collect();
         Spread { exact, deviations, worst: (0.0, String::new()) }
     }
 
@@ -60,11 +57,7 @@ impl Spread {
         for (i, ((y, r), deviation)) in got.iter().zip(expected).zip(deviations).enumerate() {
             let (error, bar) = ((y - r).abs(), 4.0 * deviation + 2.0 * f64::from(f32::EPSILON) * r.abs() + known);
             // A result that is no number must not pass.
-            assert!(
-                error <= bar,
-                "{name}[{}]: {y}, PyTorch has {r}; {error:.3e} apart, the bar is {bar:.3e}",
-                first + i
-            );
+            assert!(error <= bar, "{name}[{}]: {y}, expected {r}; {error:.3e} apart, the bar is {bar:.3e}", first + i);
             if error > self.worst.0 * bar {
                 self.worst = (error / bar, format!("{name}[{}]: {error:.2e} where the bar is {bar:.2e}", first + i));
             }
