@@ -1,0 +1,55 @@
+//! The figures of docs/benchmarks.md that are Danlu's own: matmul and whole training steps, on the adapter
+//! that `DANLU_ADAPTER` names or the automatic one. Items are floating-point operations: Gitem/s are GFLOP/s.
+
+use danlu::base::{Limits, TensorType};
+use danlu::compile::{Plan, compile};
+use danlu::gpu::{Gpu, Selector};
+use danlu::graph::Graph;
+use danlu::model::find_config;
+use danlu::ops::MatMul;
+use danlu::run::{Executor, States, TuneMode, Tuner};
+use danlu::train::{Recipe, optimizer, train_plan};
+use divan::Bencher;
+use divan::counter::ItemsCount;
+use pollster::block_on;
+use std::sync::LazyLock;
+
+static GPU: LazyLock<Gpu> = LazyLock::new(|| {
+    let wanted = std::env::var("DANLU_ADAPTER").unwrap_or_default();
+    block_on(Gpu::open(&Selector::from(wanted.as_str()))).expect("benchmarks need an adapter")
+});
+
+/// Times runs of what `plan` makes, from submission to the outputs on the host.
+fn bench(bencher: Bencher, plan: impl FnOnce(&Limits, &mut Tuner) -> Plan) {
+    let mut tuner = Tuner::new(&GPU, TuneMode::Full, None);
+    let plan = plan(GPU.limits(), &mut tuner);
+    let mut executor = block_on(Executor::new(&GPU, &plan, &mut States::new(&GPU))).unwrap();
+    block_on(executor.run()).unwrap();
+    bencher.counter(ItemsCount::new(plan.totals().flops)).bench_local(|| block_on(executor.run()).unwrap());
+}
+
+#[divan::bench(args = [512, 1024, 2048], max_time = 10)]
+fn matmul(bencher: Bencher, n: usize) {
+    bench(bencher, |limits, tuner| {
+        let mut g = Graph::new();
+        let (a, b) = (g.input("a", TensorType::f32([n, n])), g.input("b", TensorType::f32([n, n])));
+        let c = g.apply1(MatMul { transpose_a: false, transpose_b: false }, &[a, b]).unwrap();
+        // One number comes back, so that the transfer of the product is not part of the figure.
+        let c = g.sum_to(c, &TensorType::f32([1])).unwrap();
+        g.output("sum", c);
+        compile(&g, limits, tuner).unwrap()
+    });
+}
+
+/// Training steps in f32: preset, sequences, tokens of each.
+#[divan::bench(args = [("story-1m", 2, 128), ("story-1m", 8, 128), ("smollm2-135m", 1, 128)], max_time = 20, sample_size = 1)]
+fn train_step(bencher: Bencher, (preset, batch, seq): (&str, usize, usize)) {
+    bench(bencher, |limits, tuner| {
+        let config = find_config(preset).unwrap();
+        train_plan(&config, batch, seq, &optimizer(&Recipe::default()), limits, tuner).unwrap()
+    });
+}
+
+fn main() {
+    divan::main();
+}
