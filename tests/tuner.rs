@@ -197,7 +197,10 @@ fn roofline_is_remembered() {
     println!("{:?}: {measured:?}", start.elapsed());
     assert!(measured.bytes_per_second > 1e8 && measured.flops_per_second > 1e8, "{measured:?}");
     let start = Instant::now();
-    assert_eq!(block_on(tuner(TuneMode::Full, folder.path()).roofline()).unwrap(), measured);
+    assert_eq!(block_on(tuner(TuneMode::Cached, folder.path()).roofline()).unwrap(), measured);
+    // Measured again, it can only rise.
+    let again = block_on(tuner(TuneMode::Full, folder.path()).roofline()).unwrap();
+    assert!(again.bytes_per_second >= measured.bytes_per_second && again.flops_per_second >= measured.flops_per_second);
     println!("remembered: {:?}", start.elapsed());
 }
 

@@ -33,6 +33,14 @@ impl Roofline {
         Ok(Roofline { bytes_per_second: copy(gpu).await?, flops_per_second: matmul(gpu, chooser).await? })
     }
 
+    /// The better of two measurements, each limit for itself: whatever else a machine does only makes them lower.
+    pub fn max(self, other: Roofline) -> Roofline {
+        Roofline {
+            bytes_per_second: self.bytes_per_second.max(other.bytes_per_second),
+            flops_per_second: self.flops_per_second.max(other.flops_per_second),
+        }
+    }
+
     /// Seconds that a step takes at least: its work or its traffic, whichever is longer.
     pub fn step_seconds(&self, step: &Step) -> f64 {
         (step.flops as f64 / self.flops_per_second).max(step.bytes as f64 / self.bytes_per_second)

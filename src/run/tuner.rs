@@ -103,17 +103,19 @@ impl Tuner {
         &self.records
     }
 
-    /// Bandwidth and rate of the device, measured now unless they are remembered; which takes half a second
-    /// on a CPU and does not count towards the budget.
+    /// Bandwidth and rate of the device, the best ever seen: measured now in full mode, or where nothing is remembered;
+    /// which takes half a second on a CPU and does not count towards the budget.
     ///
     /// # Errors
     /// If the device fails.
     pub async fn roofline(&mut self) -> Result<Roofline> {
-        if let Some(known) = self.records.roofline {
+        let known = self.records.roofline;
+        if let Some(known) = known.filter(|_| self.mode != TuneMode::Full) {
             return Ok(known);
         }
         let gpu = self.gpu.clone();
-        let roofline = Roofline::measure(&gpu, self).await?;
+        let measured = Roofline::measure(&gpu, self).await?;
+        let roofline = known.map_or(measured, |known| known.max(measured));
         self.records.roofline = Some(roofline);
         self.changed = true;
         Ok(roofline)
