@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains a LLaMA with PyTorch on the batches of a Danlu run, to compare losses. Needs: pip install torch transformers
 
-    danlu train ... --dump-batches tokens.bin
+    danlu train ... --dump FOLDER
     python3 scripts/reference_train.py --model FOLDER --tokens tokens.bin --batch 8 --seq 64 --lr 1e-3 \\
         --val-tokens val.bin --out curve.json
 

@@ -4,10 +4,6 @@ use super::AdapterArgs;
 use crate::data::{StreamDecoder, Tokenizer};
 use crate::gpu::Gpu;
 use crate::infer::{Finish, Generator, Sampling};
-use crate::model::Llama;
-use crate::nn::ParamLayout;
-use crate::run::States;
-use crate::store::{load_config, load_folder};
 use anyhow::Result;
 use clap::Args;
 use std::io::Write;
@@ -46,20 +42,10 @@ pub struct GenerateArgs {
 pub async fn generate(args: GenerateArgs) -> Result<()> {
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     sampling.check()?;
-    let config = load_config(&args.model)?;
     let tokenizer = Tokenizer::open(args.model.join("tokenizer.json"))?;
     let prompt = tokenizer.encode_prompt(&args.prompt)?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
-    let model = Llama::new(config);
-    let layout = ParamLayout::new(model.param_specs(), gpu.limits().max_buffer_bytes);
-    let mut states = States::new(&gpu);
-    for (i, page) in load_folder(&args.model, model.config(), &layout)?.iter().enumerate() {
-        let bytes: &[u8] = bytemuck::cast_slice(page);
-        states.buffer(&format!("param.{i}"), bytes.len() as u64).await?;
-        states.write(&format!("param.{i}"), 0, bytes).await?;
-    }
-    let wanted = prompt.len() + args.tokens;
-    let mut generator = Generator::new(&gpu, &model, &layout, states, wanted).await?;
+    let mut generator = Generator::open(&gpu, &args.model, prompt.len() + args.tokens).await?;
     let mut decoder = StreamDecoder::new(&tokenizer, &prompt);
     let mut out = std::io::stdout();
     let say = |out: &mut std::io::Stdout, text: &str| {

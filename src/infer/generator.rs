@@ -9,6 +9,8 @@ use crate::graph::Graph;
 use crate::model::Llama;
 use crate::nn::ParamLayout;
 use crate::run::{Executor, States, f32s};
+use crate::store::{load_config, load_folder};
+use std::path::Path;
 
 /// Tokens of one prefill run.
 const CHUNK: usize = 32;
@@ -54,6 +56,23 @@ impl Generator {
         let single = executor(gpu, model, layout, &mut states, context, 1).await?;
         let (gpu, model, layout) = (gpu.clone(), model.clone(), layout.clone());
         Ok(Generator { gpu, model, layout, states, single, chunk: None, context, position: 0 })
+    }
+
+    /// A model folder in Hugging Face's form, for texts of up to `context` tokens.
+    ///
+    /// # Errors
+    /// If the folder's configuration or weights cannot be read or do not fit each other, the adapter has no room, or it
+    /// refuses a kernel.
+    pub async fn open(gpu: &Gpu, folder: &Path, context: usize) -> Result<Generator> {
+        let model = Llama::new(load_config(folder)?);
+        let layout = ParamLayout::new(model.param_specs(), gpu.limits().max_buffer_bytes);
+        let mut states = States::new(gpu);
+        for (i, page) in load_folder(folder, model.config(), &layout)?.iter().enumerate() {
+            let (name, bytes): (String, &[u8]) = (format!("param.{i}"), bytemuck::cast_slice(page));
+            states.buffer(&name, bytes.len() as u64).await?;
+            states.write(&name, 0, bytes).await?;
+        }
+        Generator::new(gpu, &model, &layout, states, context).await
     }
 
     /// Tokens that the cache can hold.
