@@ -1,12 +1,14 @@
-// embedding_grad: y[v] += the rows of dy whose token is v, in order. With `fill` it writes zeros, one lane an element;
-// then one workgroup a position, of which the first with its token does the work, so that no two write the same row.
+// embedding_grad: y[v] += the rows of dy whose token is v, in order; a row has `columns` items. With `fill` it writes
+// zeros, one lane an item; then one workgroup a position, of which the first with its token does the work, so that no
+// two write the same row.
 struct Params {
     fill: u32, columns: u32, first_row: u32, end_row: u32, first_token: u32, end_token: u32, skip_dy: u32, skip_y: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> dy: array<f32>;
+@group(0) @binding(1) var<storage, read> dy: array<Item>;
 @group(0) @binding(2) var<storage, read> tokens: array<u32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(3) var<storage, read_write> y: array<Item>;
+#import lib/item.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -15,7 +17,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if params.fill != 0u {
         let i = index * WORKGROUP + lane;
         if i < (params.end_token - params.first_token) * params.columns {
-            y[params.skip_y + i] = 0.0;
+            y[params.skip_y + i] = Item();
         }
         return;
     }

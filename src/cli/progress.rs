@@ -110,7 +110,10 @@ impl Observer for Terminal {
             Event::Validation { step, loss } => {
                 self.line(&format!("step {step}: validation loss {loss:.4}, perplexity {:.2}", loss.exp()))
             }
-            Event::Sample { text, .. } => self.line(&format!("┌ sample\n│ {}\n└", text.trim().replace('\n', "\n│ "))),
+            Event::Sample { text, .. } => {
+                let frame = textwrap::Options::new(100).initial_indent("│ ").subsequent_indent("│ ");
+                self.line(&format!("┌ sample\n{}\n└", textwrap::fill(text.trim(), frame)));
+            }
             Event::Saved { step, folder, seconds, interrupted } => {
                 self.bar.finish_and_clear();
                 let how = if *interrupted { "stopped early" } else { "done" };

@@ -1,6 +1,6 @@
 //! The backward pass of the token embedding, without float atomics. V vocabulary, D width, N tokens.
 
-use super::windows::{Window, ranges, rows_per_binding};
+use super::windows::{Window, item, ranges, rows_per_binding};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
@@ -33,24 +33,27 @@ impl Op for EmbeddingGrad {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let (rows, d) = (io.inputs[0].shape.rows(), io.inputs[0].shape.last());
-        let mut kernel = Kernel::new("embedding_grad", "rows").constant("WORKGROUP", WORKGROUP);
+        let item = item(d);
+        let mut kernel = Kernel::new("embedding_grad", "rows")
+            .constant("WORKGROUP", WORKGROUP)
+            .constant("VECTOR", usize::from(item == 4));
         for v in ranges(self.vocab, rows_per_binding(self.vocab, d, limits)) {
             let out = Window::new(v.start * d..v.end * d, limits);
             let parts: Vec<_> = ranges(rows, rows_per_binding(rows, d, limits)).collect();
             // First zeros everywhere, then one dispatch for each part of dy.
             for (fill, r) in parts.first().map(|r| (true, r)).into_iter().chain(parts.iter().map(|r| (false, r))) {
                 let input = Window::new(r.start * d..r.end * d, limits);
-                let groups = if fill { (v.len() * d).div_ceil(WORKGROUP) } else { r.len() };
+                let groups = if fill { (v.len() * d / item).div_ceil(WORKGROUP) } else { r.len() };
                 let mut dispatch = Dispatch::new(spread(groups, limits))
                     .bind("tokens", Operand::Input(1), 0, io.inputs[1].bytes())
                     .param("fill", usize::from(fill))
-                    .param("columns", d)
+                    .param("columns", d / item)
                     .param("first_row", r.start)
                     .param("end_row", r.end)
                     .param("first_token", v.start)
                     .param("end_token", v.end)
-                    .param("skip_dy", input.skip)
-                    .param("skip_y", out.skip);
+                    .param("skip_dy", input.skip / item)
+                    .param("skip_y", out.skip / item);
                 dispatch = input.bind(dispatch, "dy", Operand::Input(0));
                 kernel = kernel.dispatch(out.bind(dispatch, "y", Operand::Output(0)));
             }
