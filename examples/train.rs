@@ -32,7 +32,9 @@ async fn train() -> anyhow::Result<()> {
             println!("{text}");
         }
     };
-    let prepared = prepare(&recipe, &folder, &mut tell)?;
+    let mut prepared = prepare(&recipe, &folder, &mut tell)?;
+    // Every size of the preset may be changed before the model is made.
+    prepared.config.num_hidden_layers = 2;
     let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut First, None).await?;
     let totals = plan.totals();
     println!(
