@@ -52,15 +52,8 @@ impl Draft {
         let position = g.input("position", TensorType::u32([1]));
         let ones = g.constant("ones", TensorType::f32([3, D]), 1.0f32.to_le_bytes().repeat(3 * D));
         let x = g.input("x", TensorType::f32([17, D]));
-        let flat = g.reshape(cache, [MOST_ROWS * D]).expect("a view");
-        let part = g.apply1(Slice { start: 16 * D, shape: [9, D].into() }, &[flat]).expect("a view");
-        let mut draft =
-            Draft { g, rng, pool: vec![x, ones, gain, weight], weight, gain, cache, position, writes: false };
-        draft.writes = seed.is_multiple_of(2);
-        if draft.writes {
-            draft.pool.push(part);
-        }
-        draft
+        let pool = vec![x, ones, gain, weight];
+        Draft { g, rng, pool, weight, gain, cache, position, writes: seed.is_multiple_of(2) }
     }
 
     fn pick(&mut self) -> Value {
@@ -93,7 +86,7 @@ impl Draft {
         let b = self.like(a);
         let rows = self.g.ty(a).shape.elements() / D;
         let sigmoid = Expr::unary(Unary::Sigmoid, Expr::Input(1));
-        let made = match self.rng.below(14) {
+        let made = match self.rng.below(16) {
             0 => self.g.apply1(Map::scale(-0.7), &[a])?,
             1 => self.g.add(a, b)?,
             2 => self.g.apply1(Map { expr: Expr::binary(Binary::Mul, Expr::Input(0), sigmoid) }, &[a, b])?,
@@ -135,12 +128,18 @@ impl Draft {
                 self.pool.push(part);
                 self.g.apply1(Slice { start: 0, shape: [rows, D].into() }, &[all])?
             }
-            13 if self.writes && rows <= MOST_ROWS - 20 => {
+            13..=15 if self.writes && rows <= MOST_ROWS - 20 => {
                 // What is written must not lie in what is written to, so a value of its own.
                 let own = self.g.apply1(Map::scale(0.25), &[a])?;
                 let own = self.g.reshape(own, [1, rows, 1, D])?;
+                let flat = self.g.reshape(self.cache, [MOST_ROWS * D])?;
+                let start = 16 * self.rng.below(3) * D;
+                let part = self.g.apply1(Slice { start, shape: [9, D].into() }, &[flat])?;
+                // A part of the cache as it was, wanted later; and the part itself, which is what it will be then.
+                let before = self.g.apply1(Map::scale(0.3), &[part])?;
                 self.g.apply(CacheWrite, &[own, self.cache, self.position])?;
-                return Ok(());
+                self.pool.push(part);
+                before
             }
             _ => {
                 let ids: Vec<u8> = (0..5).flat_map(|_| (self.rng.below(rows) as u32).to_le_bytes()).collect();
