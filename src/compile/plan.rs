@@ -132,7 +132,8 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// All device bytes: what the executor allocates, to the byte.
+    /// All bytes of tensors on the device: what the executor allocates for them, to the byte. Each kernel's parameters (a
+    /// few dozen bytes) and the buffers that carry inputs and outputs come on top.
     pub fn device_bytes(&self) -> u64 {
         self.arena_bytes + self.state_bytes + self.other_bytes
     }
