@@ -2,8 +2,10 @@
 
 use super::AdapterArgs;
 use crate::data::{StreamDecoder, Tokenizer};
+use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::infer::{Finish, Generator, Sampling};
+use crate::store::load_config;
 use anyhow::Result;
 use clap::Args;
 use std::io::Write;
@@ -22,13 +24,13 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub tokens: usize,
     /// Divides the logits; 0 takes the likeliest token.
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     pub temperature: f32,
     /// Draw from this many likeliest tokens; 0 for all.
     #[arg(long, default_value_t = 0)]
     pub top_k: usize,
     /// Draw from the likeliest tokens that sum up to this probability.
-    #[arg(long, default_value_t = 0.95)]
+    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true)]
     pub top_p: f32,
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
@@ -42,10 +44,17 @@ pub struct GenerateArgs {
 pub async fn generate(args: GenerateArgs) -> Result<()> {
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     sampling.check()?;
+    let config = load_config(&args.model)?;
     let tokenizer = Tokenizer::open(args.model.join("tokenizer.json"))?;
     let prompt = tokenizer.encode_prompt(&args.prompt)?;
+    if tokenizer.vocab_size() > config.vocab_size {
+        let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
+        let message =
+            format!("has {tokens} tokens, and the model's config.json {rows}: one of the two is another model's");
+        return Err(Error::file(args.model.join("tokenizer.json"), message).into());
+    }
     let gpu = Gpu::open(&args.adapter.selector()).await?;
-    let mut generator = Generator::open(&gpu, &args.model, prompt.len() + args.tokens).await?;
+    let mut generator = Generator::open(&gpu, &args.model, prompt.len().saturating_add(args.tokens)).await?;
     let mut decoder = StreamDecoder::new(&tokenizer, &prompt);
     let mut out = std::io::stdout();
     let say = |out: &mut std::io::Stdout, text: &str| {
@@ -58,7 +67,7 @@ pub async fn generate(args: GenerateArgs) -> Result<()> {
     say(&mut out, &decoder.finish()?);
     say(&mut out, "\n");
     if finish == Finish::ContextFull {
-        eprintln!("danlu: the model's context of {} tokens is full", generator.context());
+        tell!("danlu: the model's context of {} tokens is full", generator.context());
     }
     Ok(())
 }

@@ -1,5 +1,19 @@
 //! The command line: thin commands over the library. Only here, and in the binaries, is anything printed.
 
+/// Prints a line on standard output. A reader that left, such as `head`, is no error of ours and ends no training.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*)));
+    }};
+}
+
+/// The same on standard error.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*)));
+    }};
+}
+
 mod advice;
 pub mod doctor;
 mod generate;
@@ -72,9 +86,43 @@ pub fn main() -> ExitCode {
 pub fn report(done: anyhow::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if reader_left(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("danlu: {error:#}");
+            tell!("danlu: {}", sentence(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// True if whoever read our output, such as `head`, had enough.
+fn reader_left(error: &anyhow::Error) -> bool {
+    let broken = |e: &std::io::Error| e.kind() == std::io::ErrorKind::BrokenPipe;
+    error.chain().any(|e| e.downcast_ref().is_some_and(broken))
+}
+
+/// An error and its causes, but for those that it names itself.
+fn sentence(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| match cause.to_string() {
+        cause if text.is_empty() => cause,
+        cause if text.contains(&cause) => text,
+        cause => format!("{text}: {cause}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_is_said_once() {
+        let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let error = anyhow::Error::from(crate::error::Error::io("read", "x", missing()));
+        assert_eq!(sentence(&error), "cannot read x: entity not found");
+        assert_eq!(sentence(&anyhow::Error::from(missing()).context("no x")), "no x: entity not found");
     }
 }

@@ -48,9 +48,9 @@ pub fn plan(args: PlanArgs) -> Result<()> {
     };
     let plan = train_plan(&config, args.batch, args.seq, &optimizer(&recipe), &limits, &mut First)?;
     if args.json {
-        println!("{}", json(&plan, None)?);
+        say!("{}", json(&plan, None)?);
     } else {
-        println!("{plan}");
+        say!("{plan}");
     }
     Ok(())
 }
@@ -72,18 +72,18 @@ async fn measure(args: &PlanArgs, recipe: &Recipe, config: &ModelConfig) -> Resu
     let mut executor = Executor::new(&gpu, &plan, &mut States::new(&gpu)).await?;
     let warm = std::time::Instant::now();
     executor.run().await?;
-    eprintln!("first run {:.3} s", warm.elapsed().as_secs_f64());
+    tell!("first run {:.3} s", warm.elapsed().as_secs_f64());
     let whole = std::time::Instant::now();
     executor.run().await?;
     let whole = whole.elapsed().as_secs_f64();
     let seconds = executor.profile().await?;
     if args.json {
-        println!("{}", json(&plan, Some(&seconds))?);
+        say!("{}", json(&plan, Some(&seconds))?);
         return Ok(());
     }
-    println!("{}", table(&plan, &seconds));
+    say!("{}", table(&plan, &seconds));
     let gflop = plan.totals().flops as f64 / 1e9;
-    println!("one run undisturbed: {whole:.4} s, {:.1} GFLOP/s", gflop / whole);
+    say!("one run undisturbed: {whole:.4} s, {:.1} GFLOP/s", gflop / whole);
     Ok(())
 }
 

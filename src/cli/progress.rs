@@ -25,11 +25,22 @@ pub fn observer(format: LogFormat, quiet: bool, recipe: &Recipe) -> Box<dyn Obse
     }
 }
 
+/// What the person typed to get here, so that the command we print works where `danlu` is not in the PATH.
+fn program() -> String {
+    std::env::args().next().filter(|name| !name.is_empty()).unwrap_or_else(|| "danlu".into())
+}
+
+/// A word as a shell wants it.
+fn shell(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/\\.:_-+=@,~".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
 struct Json;
 
 impl Observer for Json {
     fn event(&mut self, event: &Event) {
-        println!("{}", serde_json::to_string(event).expect("events serialise"));
+        say!("{}", serde_json::to_string(event).expect("events serialise"));
     }
 }
 
@@ -39,7 +50,7 @@ struct Quiet;
 impl Observer for Quiet {
     fn event(&mut self, event: &Event) {
         if let Event::Saved { folder, .. } = event {
-            println!("{}", folder.display());
+            say!("{}", folder.display());
         }
     }
 }
@@ -53,7 +64,7 @@ struct Terminal {
 impl Terminal {
     /// Prints above the bar; where there is no terminal, plainly.
     fn line(&self, text: &str) {
-        if self.bar.is_hidden() { eprintln!("{text}") } else { self.bar.println(text) }
+        if self.bar.is_hidden() { tell!("{text}") } else { self.bar.println(text) }
     }
 
     fn tokenising(&mut self, done: u64, total: u64) {
@@ -72,14 +83,14 @@ impl Terminal {
         let Event::Ready { adapter, parameters, train_tokens, val_tokens, totals, step_limit, steps } = event else {
             return;
         };
-        eprintln!("adapter     {adapter}");
-        eprintln!("model       {:.2} M parameters", *parameters as f64 / 1e6);
-        eprintln!("data        {train_tokens} tokens to train on, {val_tokens} held out");
+        tell!("adapter     {adapter}");
+        tell!("model       {:.2} M parameters", *parameters as f64 / 1e6);
+        tell!("data        {train_tokens} tokens to train on, {val_tokens} held out");
         let gflop = totals.flops as f64 / 1e9;
         let limit =
             step_limit.map_or(String::new(), |s| format!(", at least {:.0} ms by the measured roofline", s * 1e3));
         let (dispatches, bytes) = (totals.dispatches, human_bytes(totals.device_bytes()));
-        eprintln!("step        {dispatches} dispatches, {gflop:.2} Gflop, {bytes} on the device{limit}");
+        tell!("step        {dispatches} dispatches, {gflop:.2} Gflop, {bytes} on the device{limit}");
         self.steps = *steps;
         self.bar = ProgressBar::new(*steps);
         let template = "{bar:24} {pos}/{len} {msg} eta {eta}";
@@ -95,7 +106,7 @@ impl Terminal {
         self.bar.set_message(self.last.clone());
         // Without a terminal there is no bar: a line now and then.
         if self.bar.is_hidden() && (step.is_multiple_of(self.steps.div_ceil(20)) || *step == 1) {
-            eprintln!("step {step}/{} {}", self.steps, self.last);
+            tell!("step {step}/{} {}", self.steps, self.last);
         }
     }
 }
@@ -117,10 +128,10 @@ impl Observer for Terminal {
             Event::Saved { step, folder, seconds, interrupted } => {
                 self.bar.finish_and_clear();
                 let how = if *interrupted { "stopped early" } else { "done" };
-                let folder = folder.display();
-                eprintln!("{how} after {step} steps in {seconds:.0} s; last step: {}", self.last);
-                eprintln!("the model lies in {folder}; run it with\n");
-                eprintln!("    danlu generate --model {folder} --prompt \"One day\"\n");
+                let (program, folder) = (shell(&program()), shell(&folder.display().to_string()));
+                tell!("{how} after {step} steps in {seconds:.0} s; last step: {}", self.last);
+                tell!("the model lies in {folder}; run it with\n");
+                tell!("    {program} generate --model {folder} --prompt \"One day\"\n");
             }
         }
     }

@@ -2,9 +2,11 @@
 
 use super::progress::{LogFormat, observer};
 use super::{AdapterArgs, paths};
+use crate::data::SMALLEST_VOCAB;
 use crate::gpu::Gpu;
+use crate::model::find_config;
 use crate::run::{TuneMode, Tuner};
-use crate::train::{Event, Prepared, Recipe, Trainer, prepare, run, save};
+use crate::train::{Event, Prepared, Recipe, Trainer, check_fits, prepare, run, save};
 use anyhow::{Context, Result};
 use clap::Args;
 use std::io::Write;
@@ -28,19 +30,19 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// Optimizer steps.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     steps: Option<u64>,
     /// Sequences of one step.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     batch: Option<usize>,
     /// Tokens of one sequence.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     seq: Option<usize>,
     /// Highest learning rate.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     lr: Option<f64>,
     /// Seed of weights, data order and samples.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     seed: Option<u64>,
     /// Folder for the model [default: runs/model].
     #[arg(long, value_name = "FOLDER")]
@@ -92,18 +94,16 @@ pub async fn train(args: TrainArgs) -> Result<()> {
     let recipe = args.recipe()?;
     let mut observer = observer(args.log_format, args.quiet, &recipe);
     // What can be refused early is: before the data is read, and before anything is computed.
-    writable(&recipe.out)?;
+    writable(&recipe.out, "output folder", "choose another with --out")?;
+    writable(&paths::cache(), "cache folder", "set DANLU_CACHE to another")?;
+    let mut config = find_config(&recipe.config)?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    // A second Ctrl-C leaves at once.
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .context("cannot listen for Ctrl-C")?;
+    // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
+    config.vocab_size = config.vocab_size.min(SMALLEST_VOCAB);
+    check_fits(&gpu, &recipe, &config)?;
     let prepared = prepare(&recipe, &paths::cache(), observer.as_mut())?;
+    check_fits(&gpu, &recipe, &prepared.config)?;
+    let stop = stop_on_signal()?;
     let mut tuner = Tuner::new(&gpu, args.tune, Some(&paths::cache()));
     let roofline = tuner.roofline().await?;
     let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut tuner, None).await?;
@@ -128,13 +128,32 @@ pub async fn train(args: TrainArgs) -> Result<()> {
     Ok(())
 }
 
-/// Creates the output folder and tries a file in it, so that hours of work cannot end with nowhere to put them.
-fn writable(folder: &Path) -> Result<()> {
-    let probe = folder.join(".danlu-probe");
-    std::fs::create_dir_all(folder)
-        .and_then(|()| std::fs::write(&probe, b"x"))
-        .and_then(|()| std::fs::remove_file(&probe))
-        .with_context(|| format!("cannot write to the output folder {}; choose another with --out", folder.display()))
+/// Set by Ctrl-C, which until here, where there is nothing to save, has simply ended the program. A second one leaves
+/// at once.
+fn stop_on_signal() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(stop)
+}
+
+/// Creates a folder and tries a file in it, so that hours of work cannot end with nowhere to put them. Folders that were
+/// not there go again: a run that is refused leaves nothing.
+fn writable(folder: &Path, what: &str, advice: &str) -> Result<()> {
+    let absent: Vec<&Path> = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists()).collect();
+    let probe = folder.join(format!(".danlu-probe-{}", std::process::id()));
+    let tried = std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&probe, b"x"));
+    let _ = std::fs::remove_file(&probe);
+    for folder in absent {
+        // Fails where another program has put something there in the meantime, which is right.
+        let _ = std::fs::remove_dir(folder);
+    }
+    tried.with_context(|| format!("cannot write to the {what} {}; {advice}", folder.display()))
 }
 
 /// The initial model, and every batch as `[B, T+1]` u32 little-endian rows.

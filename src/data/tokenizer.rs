@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// A byte-level BPE holds every byte and the special token.
-const SMALLEST_VOCAB: usize = 256 + 1;
+pub const SMALLEST_VOCAB: usize = 256 + 1;
 
 /// Names of the end-of-text token where no tokenizer_config.json says one, the likeliest first.
 const EOS_NAMES: [&str; 6] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>"];
@@ -44,7 +44,10 @@ impl Tokenizer {
     /// [`Error::Invalid`] for a vocabulary that cannot even hold the 256 bytes.
     pub fn train<S: AsRef<str> + Send>(texts: impl Iterator<Item = S> + Send, vocab_size: usize) -> Result<Tokenizer> {
         if vocab_size < SMALLEST_VOCAB {
-            let message = format!("a vocabulary of {vocab_size} is too small; bytes alone need {SMALLEST_VOCAB}");
+            let message = format!(
+                "a vocabulary of {vocab_size} is too small to train a tokenizer for; bytes alone need {SMALLEST_VOCAB}: \
+                 raise \"vocab_size\" in the configuration, or give --tokenizer"
+            );
             return Err(Error::Invalid(message));
         }
         let failed = |error: tokenizers::Error| Error::Invalid(format!("training the tokenizer failed: {error}"));

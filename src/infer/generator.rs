@@ -2,13 +2,13 @@
 
 use super::{Sampler, Sampling};
 use crate::base::TensorType;
-use crate::compile::{First, compile};
+use crate::compile::{First, Plan, compile};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Graph;
 use crate::model::Llama;
 use crate::nn::ParamLayout;
-use crate::run::{Executor, States, f32s};
+use crate::run::{Executor, States, check_memory, f32s};
 use crate::store::{load_config, load_folder};
 use std::path::Path;
 
@@ -41,6 +41,15 @@ pub struct Generator {
 }
 
 impl Generator {
+    /// Refuses a model that is too big for the adapter, before anything is allocated or read.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] with the bytes of parameters, caches and scratch.
+    fn check(gpu: &Gpu, model: &Llama, layout: &ParamLayout, context: usize) -> Result<()> {
+        let context = context.clamp(1, model.config().max_position_embeddings);
+        check_memory(gpu, &[&plan(gpu, model, layout, context, 1)?], &States::new(gpu))
+    }
+
     /// Plans decoding for texts of up to `context` tokens. `states` holds the parameters; the caches join them.
     ///
     /// # Errors
@@ -66,6 +75,7 @@ impl Generator {
     pub async fn open(gpu: &Gpu, folder: &Path, context: usize) -> Result<Generator> {
         let model = Llama::new(load_config(folder)?);
         let layout = ParamLayout::new(model.param_specs(), gpu.limits().max_buffer_bytes);
+        Generator::check(gpu, &model, &layout, context)?;
         let mut states = States::new(gpu);
         for (i, page) in load_folder(folder, model.config(), &layout)?.iter().enumerate() {
             let (name, bytes): (String, &[u8]) = (format!("param.{i}"), bytemuck::cast_slice(page));
@@ -161,6 +171,11 @@ async fn executor(
     context: usize,
     tokens: usize,
 ) -> Result<Executor> {
+    Executor::new(gpu, &plan(gpu, model, layout, context, tokens)?, states).await
+}
+
+/// The plan that decodes `tokens` tokens at a time.
+fn plan(gpu: &Gpu, model: &Llama, layout: &ParamLayout, context: usize, tokens: usize) -> Result<Plan> {
     let mut g = Graph::new();
     let params = layout.declare(&mut g)?;
     let ids = g.input("tokens", TensorType::u32([1, tokens]));
@@ -170,6 +185,5 @@ async fn executor(
     let rows = (tokens > 1).then_some(last);
     let logits = model.decode(&mut g, &params, ids, position, rows, &caches)?;
     g.output("logits", logits);
-    let plan = compile(&g, gpu.limits(), &mut First)?;
-    Executor::new(gpu, &plan, states).await
+    compile(&g, gpu.limits(), &mut First)
 }

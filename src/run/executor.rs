@@ -58,7 +58,7 @@ impl Executor {
     /// [`Error::Memory`] before anything is allocated if the adapter's memory is known to be too small; else if the
     /// device refuses.
     pub async fn new(gpu: &Gpu, plan: &Plan, states: &mut States) -> Result<Executor> {
-        check_memory(gpu, plan, states)?;
+        check_memory(gpu, &[plan], states)?;
         let mut buffers = Vec::new();
         let mut allocated = 0;
         for (i, spec) in plan.buffers.iter().enumerate() {
@@ -206,15 +206,18 @@ pub fn f32s(outputs: &Outputs, name: &str) -> Vec<f32> {
     outputs.get(name).map_or_else(Vec::new, |bytes| bytemuck::pod_collect_to_vec(bytes))
 }
 
-fn check_memory(gpu: &Gpu, plan: &Plan, states: &States) -> Result<()> {
-    let shared: u64 = plan
-        .buffers
-        .iter()
-        .filter(|b| matches!(&b.kind, BufferKind::State(name) if states.contains(name)))
+/// Refuses plans that together, each state counted once, want more than the adapter's memory, where that is known.
+///
+/// # Errors
+/// [`Error::Memory`] with the bytes wanted and had.
+pub fn check_memory(gpu: &Gpu, plans: &[&Plan], states: &States) -> Result<()> {
+    let Some(memory) = gpu.limits().memory_bytes else { return Ok(()) };
+    let mut seen = std::collections::BTreeSet::new();
+    let buffers = plans.iter().flat_map(|plan| &plan.buffers);
+    let wanted: u64 = buffers
+        .filter(|b| !matches!(&b.kind, BufferKind::State(n) if states.contains(n) || !seen.insert(n)))
         .map(|b| b.bytes)
         .sum();
-    let wanted = plan.totals().device_bytes() - shared;
-    let Some(memory) = gpu.limits().memory_bytes else { return Ok(()) };
     let had = memory.saturating_sub(states.bytes());
     if wanted <= had {
         return Ok(());

@@ -4,6 +4,9 @@ use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
+/// Most sequences of a step, and most tokens of a sequence.
+const MOST: usize = 1 << 24;
+
 /// What to train, on what, and how. Every key has a default: an empty recipe trains the embedded default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -88,7 +91,12 @@ impl Recipe {
     pub fn open(path: impl AsRef<Path>) -> Result<Recipe> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-        toml::from_str(&text).map_err(|e| Error::file(path, e.to_string().trim_end()))
+        toml::from_str(&text).map_err(|e| {
+            let start = e.span().map_or(0, |span| span.start.min(text.len()));
+            let line = text.as_bytes()[..start].iter().filter(|&&b| b == b'\n').count();
+            let content = text.lines().nth(line).unwrap_or_default().trim();
+            Error::file(path, format!("line {}, `{content}`: {}", line + 1, e.message().replace('\n', "; ")))
+        })
     }
 
     /// The recipe as TOML.
@@ -105,6 +113,11 @@ impl Recipe {
         for (key, value) in counts {
             if value == 0 {
                 return Err(Error::Invalid(format!("{key} is 0; it must be at least 1")));
+            }
+        }
+        for (key, value) in [("batch", self.batch), ("seq", self.seq)] {
+            if value > MOST {
+                return Err(Error::Invalid(format!("{key} is {value}; it must be at most {MOST}")));
             }
         }
         if self.data.is_none() && self.stories == 0 {

@@ -57,6 +57,9 @@ pub async fn run(
             pace.recent.clear();
         }
     }
+    if done == 0 {
+        return Err(Error::Invalid("stopped before the first step was done; nothing was saved".into()));
+    }
     let pages = trainer.pages().await?;
     save(&recipe.out, prepared, trainer, &pages)?;
     observer.event(&Event::Saved {

@@ -2,15 +2,15 @@
 
 use super::{Prepared, Recipe};
 use crate::base::TensorType;
-use crate::compile::{Chooser, Plan, compile};
+use crate::compile::{Chooser, First, Plan, compile};
 use crate::data::Loader;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{ParamLayout, Params};
 use crate::optim::{HYPER, Optimizer, Schedule};
-use crate::run::{Executor, Outputs, States, f32s};
+use crate::run::{Executor, Outputs, States, check_memory, f32s};
 
 /// A model and everything that changes while it is trained.
 pub struct Trainer {
@@ -65,6 +65,12 @@ fn graph(
     seq: usize,
     optimizer: Option<&Optimizer>,
 ) -> Result<Graph> {
+    // Every size and sum of the plan is then far from the end of 64 bits.
+    let flops = u128::from(model.config().train_flops_per_token(seq)) * batch as u128 * seq as u128;
+    if flops > 1 << 62 {
+        let message = format!("a step of {batch} sequences of {seq} tokens takes {flops} operations with this model");
+        return Err(Error::Invalid(format!("{message}, more than can be counted; choose a smaller --batch or --seq")));
+    }
     let mut g = Graph::new();
     let params: Params = layout.declare(&mut g)?;
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
@@ -92,6 +98,19 @@ pub fn train_plan(
     let model = Llama::new(config.clone());
     let layout = ParamLayout::new(model.param_specs(), limits.max_buffer_bytes);
     compile(&graph(&model, &layout, batch, seq, Some(optimizer))?, limits, chooser)
+}
+
+/// Refuses a run that is too big for the adapter, before anything is allocated or measured.
+///
+/// # Errors
+/// [`Error::Memory`] with the bytes wanted and had.
+pub fn check_fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig) -> Result<()> {
+    let (batch, seq, limits) = (recipe.batch, recipe.seq, gpu.limits());
+    let plan = train_plan(config, batch, seq, &optimizer(recipe), limits, &mut First)?;
+    let model = Llama::new(config.clone());
+    let layout = ParamLayout::new(model.param_specs(), limits.max_buffer_bytes);
+    let eval = compile(&graph(&model, &layout, batch, seq, None)?, limits, &mut First)?;
+    check_memory(gpu, &[&plan, &eval], &States::new(gpu))
 }
 
 impl Trainer {

@@ -45,7 +45,11 @@ fn training_is_deterministic_and_compresses() {
 #[test]
 fn a_vocabulary_without_room_for_bytes_is_refused() {
     let error = Tokenizer::train(["a"].iter(), 256).unwrap_err();
-    assert_eq!(error.to_string(), "a vocabulary of 256 is too small; bytes alone need 257");
+    assert_eq!(
+        error.to_string(),
+        "a vocabulary of 256 is too small to train a tokenizer for; bytes alone need 257: \
+         raise \"vocab_size\" in the configuration, or give --tokenizer"
+    );
     assert_eq!(Tokenizer::train(["a"].iter(), 5000).unwrap().vocab_size(), 257);
 }
 

@@ -1,0 +1,87 @@
+//! The commands as a person types them: what they print, what they leave on disk, and how they refuse.
+
+mod refused;
+mod runs;
+
+use assert_cmd::Command;
+use assert_cmd::assert::Assert;
+use std::path::{Path, PathBuf};
+
+/// A llama of seven thousand parameters.
+const TINY: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 300,
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 32, "tie_word_embeddings": true}"#;
+
+/// Why nothing below runs without an adapter: the convention of `tests/ops.rs`.
+fn has_adapter() -> bool {
+    let allowed = std::env::var_os("DANLU_ALLOW_NO_ADAPTER").is_some();
+    !allowed || !pollster::block_on(danlu::gpu::list()).is_empty()
+}
+
+/// A folder with a configuration, a text and a cache.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let place = Place { folder: tempfile::tempdir().unwrap() };
+        place.write("tiny.json", TINY);
+        place.write("text.txt", "The cat sat on the mat. A dog saw the cat and ran to the red house.\n".repeat(60));
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), content).unwrap();
+    }
+
+    /// The command in this folder; words are parted by white space.
+    fn danlu(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_danlu"));
+        command.current_dir(self.folder.path()).env("DANLU_CACHE", self.path("cache"));
+        command.args(line.split_whitespace()).timeout(std::time::Duration::from_secs(120));
+        if let (Ok(adapter), false) = (std::env::var("DANLU_ADAPTER"), line.contains("--adapter")) {
+            command.args(["--adapter", &adapter]);
+        }
+        command
+    }
+
+    /// `danlu train` of a few small steps.
+    fn train(&self, flags: &str) -> Command {
+        let mut line = format!("train {flags}");
+        for (flag, value) in
+            [("--config", "tiny.json"), ("--data", "text.txt"), ("--seq", "16"), ("--batch", "2"), ("--steps", "3")]
+        {
+            if !flags.contains(flag) {
+                line += &format!(" {flag} {value}");
+            }
+        }
+        self.danlu(&(line + " --tune off"))
+    }
+
+    /// Names in a folder, sorted.
+    fn names(&self, folder: &str) -> Vec<String> {
+        let name = |e: std::io::Result<std::fs::DirEntry>| e.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<String> = std::fs::read_dir(self.path(folder)).unwrap().map(name).collect();
+        names.sort();
+        names
+    }
+}
+
+fn exists(path: impl AsRef<Path>) -> bool {
+    path.as_ref().exists()
+}
+
+/// What a command said on standard output.
+fn stdout(done: &Assert) -> String {
+    String::from_utf8(done.get_output().stdout.clone()).unwrap()
+}
+
+/// What a command said on standard error.
+fn stderr(done: &Assert) -> String {
+    String::from_utf8(done.get_output().stderr.clone()).unwrap()
+}

@@ -1,0 +1,171 @@
+//! Bad input: exit code 1, one sentence that says what is wrong, where, and what to do; nothing is left behind. What the
+//! parser of flags refuses ends with 2.
+
+use super::{Place, TINY, exists, has_adapter, stderr, stdout};
+use assert_cmd::Command;
+
+/// Runs, expects the refusal, and finds every part in its one sentence.
+fn refused(mut command: Command, parts: &[&str]) {
+    let done = command.assert().code(1);
+    let text = stderr(&done);
+    let sentences: Vec<&str> = text.lines().filter(|line| !line.starts_with("note ")).collect();
+    assert!(sentences.len() == 1 && sentences[0].starts_with("danlu: "), "{text}");
+    for part in parts {
+        assert!(sentences[0].contains(part), "{part}: {text}");
+    }
+    assert_eq!(stdout(&done), "");
+}
+
+#[test]
+fn data() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("folder")).unwrap();
+    let files: [(&str, &[u8], &str); 7] = [
+        ("empty.txt", b"", "is empty; training needs text"),
+        ("nul.txt", b"a\0b", "is a binary file, not text: a NUL byte at offset 1"),
+        ("bin.txt", b"ab\xff", "is not UTF-8 text: byte 0xFF at offset 2; convert it first"),
+        ("field.jsonl", b"{\"text\": \"a\"}\n{\"txt\": \"b\"}\n", "field.jsonl:2: has no \"text\" field"),
+        ("broken.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"b\n", "broken.jsonl:2: is not a JSON object with a text"),
+        ("short.txt", b"short", "text shorter than one sequence: has"),
+        ("one.jsonl", b"[1]\n", "one.jsonl:1: is not a JSON object"),
+    ];
+    if has_adapter() {
+        for (name, content, part) in files {
+            place.write(name, content);
+            refused(place.train(&format!("--data {name} --out o")), &[part]);
+        }
+        refused(place.train("--data gone.txt --out o"), &["gone.txt: no such file or folder"]);
+        refused(place.train("--data folder --out o"), &["folder: holds no .txt, .md or .jsonl file"]);
+    }
+    assert!(!exists(place.path("o")));
+}
+
+#[test]
+fn configurations() {
+    let place = Place::new();
+    let changes = [
+        ("\"num_attention_heads\": 2", "\"num_attention_heads\": 3", "\"num_attention_heads\" = 3 does not divide it"),
+        (
+            "\"num_key_value_heads\": 1",
+            "\"num_key_value_heads\": 3",
+            "it must divide \"num_attention_heads\" = 2: 1, 2",
+        ),
+        ("\"hidden_size\": 16", "\"hidden_size\": 0", "\"hidden_size\" is 0; it must be a whole number from 1"),
+        ("LlamaForCausalLM", "GPT2LMHeadModel", "this architecture is not known; known: LlamaForCausalLM"),
+        ("{", "", "bad.json: is not a JSON object"),
+    ];
+    for (from, to, part) in changes {
+        place.write("bad.json", TINY.replacen(from, to, 1));
+        refused(place.train("--config bad.json --out o"), &["bad.json", part]);
+        refused(place.danlu("plan --config bad.json"), &["bad.json", part]);
+    }
+    for name in ["story-1n", "gone.json"] {
+        refused(place.train(&format!("--config {name}")), &[name, "presets: story-1m, story-4m, smollm2-135m"]);
+    }
+    if has_adapter() {
+        place.write("bad.json", TINY.replace("300", "100"));
+        refused(place.train("--config bad.json --out o"), &["a vocabulary of 100", "need 257", "\"vocab_size\""]);
+        for (name, part) in [("gone.json", "no such file"), ("text.txt", "is not a tokenizer.json")] {
+            refused(place.train(&format!("--tokenizer {name} --out o")), &[name, part]);
+        }
+    }
+    assert!(!exists(place.path("o")));
+}
+
+#[test]
+fn values() {
+    let place = Place::new();
+    for (flags, part) in [
+        ("--lr nan", "lr is NaN; it must be a number above 0"),
+        ("--lr -1", "lr is -1; it must be a number above 0"),
+        ("--steps 0", "steps is 0; it must be at least 1"),
+        ("--batch 0", "batch is 0; it must be at least 1"),
+        ("--seq 0", "seq is 0; it must be at least 1"),
+        ("--seq 99999999999", "seq is 99999999999; it must be at most 16777216"),
+    ] {
+        refused(place.train(&format!("{flags} --out o")), &[part]);
+    }
+    refused(place.danlu("plan --batch 16777216 --seq 16777216 --config llama-3-8b"), &["more than can be counted"]);
+    for flags in ["--steps -1", "--batch x", "--log-format xml", "--no-such-flag"] {
+        let done = place.train(flags).assert().code(2);
+        assert!(stderr(&done).starts_with("error: "), "{}", stderr(&done));
+    }
+    assert!(!exists(place.path("o")));
+}
+
+#[test]
+fn recipes() {
+    let place = Place::new();
+    for (text, parts) in [
+        ("steps = 3\nleraning_rate = 1\n", ["line 2, `leraning_rate = 1`", "unknown field `leraning_rate`"]),
+        ("steps = \"x\"\n", ["line 1, `steps = \"x\"`", "invalid type"]),
+        ("steps = -1\n", ["line 1, `steps = -1`", "invalid value"]),
+        ("lr = \n", ["line 1, `lr =`", "bad.toml: "]),
+    ] {
+        place.write("bad.toml", text);
+        refused(place.danlu("train --recipe bad.toml"), &parts);
+    }
+    refused(place.danlu("train --recipe gone.toml"), &["cannot read gone.toml: No such file"]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn adapters() {
+    let place = Place::new();
+    let none = |line: &str| {
+        let mut command = place.danlu(line);
+        command.env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
+        for name in ["VK_DRIVER_FILES", "VK_ICD_FILENAMES", "__EGL_VENDOR_LIBRARY_FILENAMES"] {
+            command.env(name, "/none.json");
+        }
+        command
+    };
+    let parts = ["no GPU adapter was found", "apt-get install mesa-vulkan-drivers"];
+    refused(none("train --out o"), &parts);
+    let said = stdout(&none("doctor").assert().code(1));
+    assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    if has_adapter() {
+        refused(place.train("--adapter geforce-zzz --out o"), &["no adapter fits name `geforce-zzz`; there are: 0: "]);
+        refused(place.train("--adapter 99 --out o"), &["no adapter fits number 99; there are: 0: "]);
+    }
+    assert!(!exists(place.path("o")));
+}
+
+#[test]
+fn too_big() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let big = TINY
+        .replace("\"hidden_size\": 16", "\"hidden_size\": 8192")
+        .replace("\"intermediate_size\": 32", "\"intermediate_size\": 28672")
+        .replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 80")
+        .replace("\"num_attention_heads\": 2", "\"num_attention_heads\": 64");
+    place.write("big.json", big);
+    // Where the adapter's memory is not known, its driver must refuse, which takes what it takes.
+    if pollster::block_on(danlu::gpu::list())[0].limits.memory_bytes.is_some() {
+        refused(
+            place.train("--config big.json --out o"),
+            &[" wants ", " bytes and ", " offers ", "choose a smaller model"],
+        );
+    }
+    refused(place.train("--batch 10000000 --out o"), &[" wants ", " bytes and ", " offers ", "choose a smaller model"]);
+    assert!(!exists(place.path("o")) && !exists(place.path("cache")));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn places() {
+    let place = Place::new();
+    for out in ["text.txt", "text.txt/x", "/proc/x"] {
+        refused(
+            place.train(&format!("--out {out}")),
+            &["cannot write to the output folder", out, "another with --out"],
+        );
+    }
+    let mut command = place.train("--out o");
+    command.env("DANLU_CACHE", "/proc/none");
+    refused(command, &["cannot write to the cache folder /proc/none; set DANLU_CACHE to another"]);
+    assert!(!exists(place.path("o")));
+}

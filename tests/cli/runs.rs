@@ -1,0 +1,232 @@
+//! Commands that do what they say, and what happens to them on the way: a full disk, Ctrl-C, a reader that leaves.
+
+use super::{Place, has_adapter, stderr, stdout};
+use serde_json::Value;
+use std::fs;
+use std::io::Read;
+use std::process::{Command as Process, Stdio};
+
+const FILES: [&str; 5] =
+    ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+
+fn trained(out: &str) -> Option<Place> {
+    let place = Place::new();
+    has_adapter().then(|| {
+        place.train(&format!("--out {out} --quiet")).assert().success();
+        place
+    })
+}
+
+#[test]
+fn training_writes_a_folder_that_the_printed_command_runs() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let said = stderr(&place.train("--out my/model").assert().success());
+    assert_eq!(place.names("my/model"), FILES);
+    let command = said.lines().find(|l| l.contains(" generate --model ")).unwrap_or_else(|| panic!("{said}")).trim();
+    assert!(command.ends_with("generate --model my/model --prompt \"One day\""), "{command}");
+    let run = Process::new("sh").args(["-c", command]).current_dir(place.folder.path()).output().unwrap();
+    assert!(run.status.success() && run.stdout.starts_with(b"One day"), "{run:?}");
+}
+
+#[test]
+fn a_seed_gives_the_same_bytes_and_json_lines_tell_all() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let said = stdout(&place.train("--out a --log-format json").assert().success().stderr(""));
+    let events: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |kind: &str| events.iter().filter(|e| e["event"] == kind).collect::<Vec<_>>();
+    let steps = of("step");
+    assert_eq!(steps.len(), 3);
+    for key in ["step", "loss", "lr", "grad_norm", "tokens_per_second", "roofline"] {
+        assert!(steps.iter().all(|e| e[key].as_f64().is_some_and(|x| x > 0.0)), "{key}: {said}");
+    }
+    assert!(of("ready").len() == 1 && !of("validation").is_empty() && !of("sample").is_empty(), "{said}");
+    assert!(of("saved")[0]["folder"] == "a" && of("saved")[0]["interrupted"] == false);
+    let quiet = place.train("--out b --quiet").assert().success().stderr("");
+    assert_eq!(stdout(&quiet), "b\n");
+    let bytes = |name: &str| fs::read(place.path(name).join("model.safetensors")).unwrap();
+    assert!(bytes("a") == bytes("b"));
+    place.train("--out c --quiet --seed 9").assert().success();
+    assert!(bytes("a") != bytes("c"));
+}
+
+#[test]
+fn flags_override_the_recipe() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    place.write("r.toml", "steps = 5\nout = \"from_recipe\"\nseed = 4\nconfig = \"tiny.json\"\n");
+    let said = stdout(&place.train("--recipe r.toml --steps 2 --log-format json").assert().success());
+    assert_eq!(said.matches("\"event\":\"step\"").count(), 2);
+    assert_eq!(place.names("from_recipe"), FILES);
+}
+
+#[test]
+fn generation_repeats_and_refuses() {
+    let Some(place) = trained("m") else { return };
+    let text =
+        |flags: &str| stdout(&place.danlu(&format!("generate --model m --prompt The {flags}")).assert().success());
+    assert_eq!(text("--tokens 12 --seed 3"), text("--tokens 12 --seed 3"));
+    assert_eq!(text("--tokens 12 --temperature 0 --seed 3"), text("--tokens 12 --top-k 1 --seed 4"));
+    assert!(text("--tokens 12").starts_with("The"));
+    place.danlu("generate --model m --prompt= --tokens 2").assert().success();
+    let refused = |line: &str, part: &str| {
+        let said = stderr(&place.danlu(line).assert().code(1));
+        assert!(said.lines().count() == 1 && said.contains(part), "{part}: {said}");
+    };
+    refused("generate --model m --prompt a --temperature -1", "temperature -1 is not a number from 0 up");
+    refused("generate --model m --prompt a --top-p 1.5", "top-p 1.5 is not above 0 and at most 1");
+    refused("generate --model gone --prompt a", "gone: is not a model folder: it holds no config.json");
+    for (name, part) in [
+        ("config.json", "holds no config.json"),
+        ("tokenizer.json", "tokenizer.json: no such file"),
+        ("model.safetensors", "holds neither model.safetensors nor"),
+    ] {
+        fs::rename(place.path("m").join(name), place.path("kept")).unwrap();
+        refused("generate --model m --prompt a", part);
+        fs::rename(place.path("kept"), place.path("m").join(name)).unwrap();
+    }
+    let config = fs::read_to_string(place.path("m/config.json")).unwrap();
+    for (from, to, part) in [
+        ("\"intermediate_size\": 32", "\"intermediate_size\": 64", "is [32,16] where config.json says [64,16]"),
+        ("\"vocab_size\": 2", "\"vocab_size\": 1", "one of the two is another model's"),
+    ] {
+        assert!(config.contains(from), "{config}");
+        place.write("m/config.json", config.replace(from, to));
+        refused("generate --model m --prompt a", part);
+    }
+    place.write("m/config.json", &config);
+    let weights = fs::read(place.path("m/model.safetensors")).unwrap();
+    for length in [0, 3000, weights.len() - 4] {
+        place.write("m/model.safetensors", &weights[..length]);
+        refused("generate --model m --prompt a", "model.safetensors: is not a whole safetensors file");
+    }
+}
+
+/// The folder is a small file system of its own, in a namespace of the test's; where that is not allowed, the test in
+/// `src/store/atomic.rs` must do.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_keeps_the_older_model() {
+    let shell = |place: &Place, script: &str| {
+        let mut shell = Process::new("unshare");
+        shell
+            .args(["-rm", "sh", "-c", script])
+            .current_dir(place.folder.path())
+            .env("DANLU_CACHE", place.path("cache"));
+        shell.output()
+    };
+    let Some(place) = trained("m") else { return };
+    let mount = "mkdir full && mount -t tmpfs -o size=64k tmpfs full";
+    if !shell(&place, &format!("{mount}; umount full")).is_ok_and(|run| run.status.success()) {
+        eprintln!("SKIPPED: no file system can be mounted here");
+        return;
+    }
+    let mut line = format!("mount -t tmpfs -o size=64k tmpfs full && cp m/* full && {}", env!("CARGO_BIN_EXE_danlu"));
+    for word in place.train("--out full --quiet --seed 7").get_args() {
+        line += &format!(" {}", word.to_str().unwrap());
+    }
+    let run =
+        shell(&place, &format!("{line}; echo code $?; ls -A full; cmp full/model.safetensors m/model.safetensors"))
+            .unwrap();
+    let said = String::from_utf8(run.stderr).unwrap();
+    assert!(said.lines().count() == 1 && said.contains("the disk is full"), "{said}");
+    assert!(said.contains(" bytes are wanted in full; nothing half-written was left"), "{said}");
+    assert_eq!(String::from_utf8(run.stdout).unwrap(), format!("code 1\n{}\n", FILES.join("\n")));
+}
+
+/// Ctrl-C is a request that is fulfilled: the model is saved and the exit code is 0.
+#[test]
+#[cfg(unix)]
+fn ctrl_c_saves_and_leaves() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let train = place.train("--out m --log-format json --steps 1000000");
+    let mut run = Process::new(env!("CARGO_BIN_EXE_danlu"))
+        .args(train.get_args())
+        .current_dir(place.folder.path())
+        .env("DANLU_CACHE", place.path("cache"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut out = std::io::BufReader::new(run.stdout.take().unwrap());
+    while !said.contains("\"event\":\"step\"") {
+        assert!(std::io::BufRead::read_line(&mut out, &mut said).unwrap() > 0, "{said}");
+    }
+    assert!(Process::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
+    out.read_to_string(&mut said).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+    assert!(said.contains("\"interrupted\":true"), "{said}");
+    assert_eq!(place.names("m"), FILES);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_reader_that_leaves_stops_nothing() {
+    let Some(place) = trained("m") else { return };
+    let lines = [
+        "generate --model m --prompt The --tokens 20",
+        "plan",
+        "plan --json",
+        "train --config tiny.json --data text.txt --seq 16 --batch 2 --steps 3 --tune off --log-format json --out n",
+        "train --config tiny.json --data text.txt --seq 16 --batch 2 --steps 3 --tune off --out o",
+    ];
+    for line in lines {
+        let program = env!("CARGO_BIN_EXE_danlu");
+        // Both streams are closed at the other end before a byte is read.
+        let script = format!("({program} {line}; echo code $? >code) 2>&1 | true; cat code");
+        let mut shell = Process::new("sh");
+        shell.args(["-c", &script]).current_dir(place.folder.path()).env("DANLU_CACHE", place.path("cache"));
+        assert_eq!(shell.output().unwrap().stdout, b"code 0\n", "{line}");
+    }
+    assert!(place.names("n") == FILES && place.names("o") == FILES);
+}
+
+#[test]
+fn plans_are_text_and_json() {
+    let place = Place::new();
+    let danlu = |line: &str| place.danlu(line).assert().success().stderr("");
+    let text = stdout(&danlu("plan --config tiny.json --batch 2 --seq 16"));
+    assert!(text.contains("attention") && text.contains("matmul"), "{text}");
+    let plan: Value =
+        serde_json::from_str(&stdout(&danlu("plan --config tiny.json --batch 2 --seq 16 --json"))).unwrap();
+    let steps = plan["steps"].as_array().unwrap();
+    assert_eq!(plan["totals"]["steps"], steps.len());
+    let flops: u64 = steps.iter().map(|s| s["flops"].as_u64().unwrap()).sum();
+    assert_eq!(plan["totals"]["flops"], flops);
+    for key in ["shader", "variant", "bytes", "dispatches"] {
+        assert!(steps.iter().all(|s| !s[key].is_null()), "{key}");
+    }
+    assert!(steps[0]["dispatches"][0]["bindings"][0]["offset"].is_u64());
+    let device: u64 = plan["buffers"].as_array().unwrap().iter().map(|b| b["bytes"].as_u64().unwrap()).sum();
+    let total = |key: &str| plan["totals"][key].as_u64().unwrap();
+    assert_eq!(device, total("arena_bytes") + total("state_bytes") + total("other_bytes"));
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let place = Place::new();
+    let help = |line: &str| stdout(&place.danlu(line).assert().success().stderr(""));
+    for (line, parts) in [
+        ("--help", "train generate plan doctor"),
+        (
+            "train --help",
+            "--config --data --tokenizer --recipe --steps --batch --seq --lr --seed --out --quiet --log-format",
+        ),
+        ("generate --help", "--model --prompt --tokens --temperature --top-k --top-p --seed --adapter"),
+        ("plan --help", "--config --batch --seq --json --adapter"),
+        ("doctor --help", "--adapter --json"),
+    ] {
+        let said = help(line);
+        parts.split(' ').for_each(|part| assert!(said.contains(part), "{part}: {said}"));
+    }
+}
