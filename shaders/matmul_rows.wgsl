@@ -1,7 +1,7 @@
 // matmul_rows: c = op(a) op(b) for adapters whose subgroups have at least 8 lanes and are a CPU's SIMD registers
 // (lavapipe). A lane makes COLUMNS neighbouring columns of 8 GROUPS rows; it loads one row of op(a) in eight and hands
 // it to the others, so that one load serves many multiply-adds. Not for subgroups of 4: matmul_tile is.
-// TA: a is [k,m]; TB: b is [n,k]. VECTOR_A: a as vec4 along k (not TA, k % 4 = 0). VECTOR_B: b as vec4 (TB and
+// TA: a is [k,m]; TB: b is [n,k]. VECTOR_A: a as vec4 (k % 4 = 0, and with TA m % 4 = 0). VECTOR_B: b as vec4 (TB and
 // k % 4 = 0, or not TB, n % 4 = 0 and COLUMNS = 4). TAIL: k % 4 may not be 0.
 struct Params { // as in matmul_tile.wgsl
     m: u32, n: u32, k: u32,
@@ -28,12 +28,24 @@ struct Params { // as in matmul_tile.wgsl
 #hook epilogue
 
 #if VECTOR_A
-// Four neighbours along k of one row of op(a).
-fn load_a(base: u32, row: u32, k: u32) -> vec4<f32> {
-    let at = base + row * params.row_a + k;
+// Four k of eight rows of op(a), from `row` on. Edges read a valid neighbour.
+fn load_a(base: u32, row: u32, k: u32, lane: u32) -> array<vec4<f32>, 8> {
+#if TA
+    // Lanes 0 to 3 load four rows of one k each, lanes 4 to 7 the next four rows: columns of what rows want.
+    let at = base + (k + lane % 4u) * params.row_a + min(row + lane / 4u * 4u, params.m - 4u);
+#else
+    let at = base + min(row + lane, params.m - 1u) * params.row_a + k;
+#endif
     let v = a[at / 4u];
     let i = params.whole_a + at;
-    return vec4(prologue(v.x, i), prologue(v.y, i + 1u), prologue(v.z, i + 2u), prologue(v.w, i + 3u));
+    let l = eight(vec4(prologue(v.x, i), prologue(v.y, i + 1u), prologue(v.z, i + 2u), prologue(v.w, i + 3u)));
+#if TA
+    let low = transpose(mat4x4(l[0], l[1], l[2], l[3]));
+    let high = transpose(mat4x4(l[4], l[5], l[6], l[7]));
+    return array(low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]);
+#else
+    return l;
+#endif
 }
 #else
 fn at_a(base: u32, row: u32, k: u32) -> f32 {
@@ -50,8 +62,9 @@ fn at_a(base: u32, row: u32, k: u32) -> f32 {
     return prologue(a[at], params.whole_a + at);
 }
 
-fn load_a(base: u32, row: u32, k: u32) -> vec4<f32> {
-    return vec4(at_a(base, row, k), at_a(base, row, k + 1u), at_a(base, row, k + 2u), at_a(base, row, k + 3u));
+fn load_a(base: u32, first: u32, k: u32, lane: u32) -> array<vec4<f32>, 8> {
+    let row = min(first + lane, params.m - 1u);
+    return eight(vec4(at_a(base, row, k), at_a(base, row, k + 1u), at_a(base, row, k + 2u), at_a(base, row, k + 3u)));
 }
 #endif
 
@@ -107,8 +120,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
 #endif
         for (var g = 0u; g < GROUPS; g++) {
-            let av = load_a(base_a, min(row + g * 8u + lane, params.m - 1u), k);
-            let rows = eight(av);
+            let rows = load_a(base_a, row + g * 8u, k, lane);
             for (var r = 0u; r < 8u; r++) {
                 for (var j = 0u; j < COLUMNS; j++) {
                     let i = (g * 8u + r) * COLUMNS + j;

@@ -93,12 +93,13 @@ impl MatMul {
         // The rows kernel hands values from lane to lane of a workgroup of eight, which must lie in one subgroup.
         if limits.is_cpu && limits.min_subgroup >= 8 {
             let groups = if s.m <= 8 { 1 } else { 2 };
+            let vector_a = s.k.is_multiple_of(4) && (!self.transpose_a || s.m.is_multiple_of(4));
             let vector_b = if self.transpose_b { s.k.is_multiple_of(4) } else { s.n.is_multiple_of(4) };
             let kernel = self
                 .layout("matmul_rows", format!("rows_{}x{ROWS_COLUMNS}", 8 * groups))
                 .constant("GROUPS", groups)
                 .constant("COLUMNS", ROWS_COLUMNS)
-                .constant("VECTOR_A", usize::from(!self.transpose_a && s.k.is_multiple_of(4)))
+                .constant("VECTOR_A", usize::from(vector_a))
                 .constant("VECTOR_B", usize::from(vector_b))
                 .constant("TAIL", usize::from(!s.k.is_multiple_of(4)));
             tiers.push(Tier { kernel, tile: [8 * groups, 8 * ROWS_COLUMNS] });
