@@ -134,9 +134,12 @@ impl MatMul {
         } else {
             step_k = step_k.min(fit_b);
         }
+        // Vector loads run along k, and along m of a transposed A, so only the last part may end within one.
         if step_k < s.k {
-            // Vector loads run along k, so only the last part may end within one.
             step_k = (step_k / 4 * 4).max(4);
+        }
+        if step_m < s.m && self.transpose_a {
+            step_m = (step_m / 4 * 4).max(4);
         }
         // A batch stays together where no matrix is cut; else one matrix at a time.
         let matrix = (a_rows * a_row).max(b_rows * b_row).max(s.m * s.n);
