@@ -6,7 +6,7 @@ train:  ; sh scripts/adapter.sh && cargo run --release --locked --bin danlu -- t
 #: make test    every test, from a bare machine
 test:   ; sh scripts/adapter.sh && cargo test --release --locked
 #: make bench   the figures of docs/benchmarks.md
-bench:  ; sh scripts/adapter.sh && cargo bench --locked
+bench:  ; sh scripts/adapter.sh && cargo bench --locked --bench speed
 #: make lint    formatting, clippy and missing documentation, all as errors
 lint:   ; cargo fmt --check && cargo clippy --release --locked --all-targets -- -D warnings
 #: make docs    the library's reference, under target/doc

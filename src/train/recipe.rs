@@ -62,7 +62,7 @@ impl Default for Recipe {
             data: None,
             tokenizer: None,
             stories: 6_000,
-            steps: 800,
+            steps: 700,
             batch: 2,
             seq: 128,
             lr: 4e-3,
@@ -76,7 +76,7 @@ impl Default for Recipe {
             seed: 1,
             eval_every: None,
             val_fraction: 0.05,
-            val_sequences: 64,
+            val_sequences: 32,
             prompt: "One day".into(),
             out: "runs/model".into(),
         }
