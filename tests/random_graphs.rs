@@ -195,7 +195,7 @@ fn sources(g: &Graph, seed: u64) -> Sources {
         let mut rng = Rng::named(seed, name);
         let draw = |_| match ty.dtype {
             DType::F32 => f64::from(((rng.uniform() - 0.5) * if name == "weight" { 0.6 } else { 2.0 }) as f32),
-            DType::U32 => rng.below(20) as f64,
+            _ => rng.below(20) as f64,
         };
         Array::new(ty.clone(), (0..ty.shape.elements()).map(draw).collect())
     };

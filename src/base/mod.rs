@@ -2,6 +2,7 @@
 
 mod array;
 mod limits;
+pub mod packed;
 mod rng;
 mod tensor_type;
 mod tolerance;
@@ -9,5 +10,5 @@ mod tolerance;
 pub use array::Array;
 pub use limits::{AdapterId, Limits};
 pub use rng::Rng;
-pub use tensor_type::{DType, Shape, TensorType};
+pub use tensor_type::{Block, DType, Shape, TensorType};
 pub use tolerance::Tolerance;

@@ -3,36 +3,126 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Element type of a tensor on the device.
+/// Element type of a tensor on the device. Narrow and quantised elements lie in blocks, each a whole number of 4-byte
+/// words (`packed.rs` says how); a row must hold whole blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[allow(missing_docs)] // The quantised ones have the names that GGUF gives them.
 pub enum DType {
     /// IEEE single precision.
     F32,
     /// Unsigned 32-bit integers: token ids, positions, seeds.
     U32,
+    /// IEEE half precision, two in a word.
+    F16,
+    /// The upper half of an f32, two in a word.
+    BF16,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    #[serde(rename = "q2_k")]
+    Q2K,
+    #[serde(rename = "q3_k")]
+    Q3K,
+    #[serde(rename = "q4_k")]
+    Q4K,
+    #[serde(rename = "q5_k")]
+    Q5K,
+    #[serde(rename = "q6_k")]
+    Q6K,
+}
+
+/// How a dtype groups its elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Elements of one block.
+    pub elements: usize,
+    /// Bytes of a block in a file.
+    pub file_bytes: usize,
+    /// Bytes of a block on the device: those of the file, padded to whole words.
+    pub bytes: usize,
 }
 
 impl DType {
-    /// Bytes of one element.
-    pub const fn bytes(self) -> u64 {
-        match self {
-            DType::F32 | DType::U32 => 4,
-        }
+    /// Every dtype that a weight may have.
+    pub const WEIGHTS: [DType; 13] = [
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::Q4_0,
+        DType::Q4_1,
+        DType::Q5_0,
+        DType::Q5_1,
+        DType::Q8_0,
+        DType::Q2K,
+        DType::Q3K,
+        DType::Q4K,
+        DType::Q5K,
+        DType::Q6K,
+    ];
+
+    /// Its blocks.
+    pub const fn block(self) -> Block {
+        let (elements, file_bytes) = match self {
+            DType::F32 | DType::U32 => (1, 4),
+            DType::F16 | DType::BF16 => (2, 4),
+            DType::Q4_0 => (32, 18),
+            DType::Q4_1 => (32, 20),
+            DType::Q5_0 => (32, 22),
+            DType::Q5_1 => (32, 24),
+            DType::Q8_0 => (32, 34),
+            DType::Q2K => (256, 84),
+            DType::Q3K => (256, 110),
+            DType::Q4K => (256, 144),
+            DType::Q5K => (256, 176),
+            DType::Q6K => (256, 210),
+        };
+        Block { elements, file_bytes, bytes: file_bytes.next_multiple_of(4) }
     }
 
-    /// Its name in WGSL.
-    pub const fn wgsl(self) -> &'static str {
+    /// Bytes on the device of this many elements: whole blocks.
+    pub const fn size(self, elements: usize) -> u64 {
+        let block = self.block();
+        (elements / block.elements) as u64 * block.bytes as u64
+    }
+
+    /// Bytes in a file of this many elements: whole blocks.
+    pub const fn file_size(self, elements: usize) -> u64 {
+        let block = self.block();
+        (elements / block.elements) as u64 * block.file_bytes as u64
+    }
+
+    /// True where an element is not a word of its own: a shader reads it through `lib/weight.wgsl`.
+    pub const fn is_packed(self) -> bool {
+        !matches!(self, DType::F32 | DType::U32)
+    }
+
+    /// Its name, as GGUF and WGSL write it, in small letters.
+    pub const fn name(self) -> &'static str {
         match self {
             DType::F32 => "f32",
             DType::U32 => "u32",
+            DType::F16 => "f16",
+            DType::BF16 => "bf16",
+            DType::Q4_0 => "q4_0",
+            DType::Q4_1 => "q4_1",
+            DType::Q5_0 => "q5_0",
+            DType::Q5_1 => "q5_1",
+            DType::Q8_0 => "q8_0",
+            DType::Q2K => "q2_k",
+            DType::Q3K => "q3_k",
+            DType::Q4K => "q4_k",
+            DType::Q5K => "q5_k",
+            DType::Q6K => "q6_k",
         }
     }
 }
 
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.wgsl())
+        f.write_str(self.name())
     }
 }
 
@@ -121,7 +211,17 @@ impl TensorType {
 
     /// Bytes of the whole tensor.
     pub fn bytes(&self) -> u64 {
-        self.shape.elements() as u64 * self.dtype.bytes()
+        self.dtype.size(self.shape.elements())
+    }
+
+    /// Bytes of one row: of the innermost dim.
+    pub fn row_bytes(&self) -> u64 {
+        self.dtype.size(self.shape.last())
+    }
+
+    /// True if every row holds whole blocks of the dtype.
+    pub fn has_whole_blocks(&self) -> bool {
+        self.shape.last().is_multiple_of(self.dtype.block().elements)
     }
 }
 

@@ -41,7 +41,7 @@ impl Op for Slice {
     }
 
     fn view(&self, io: &Io) -> Option<View> {
-        Some(View::Slice(self.start as u64 * io.outputs[0].dtype.bytes()))
+        Some(View::Slice(io.outputs[0].dtype.size(self.start)))
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {

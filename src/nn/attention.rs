@@ -87,7 +87,7 @@ pub fn attention(
         g.apply(CacheWrite, &[v, cache.values, at.first])?;
         (k, v) = (cache.keys, cache.values);
     }
-    let y = g.apply(Attention, &[q, k, v, at.first])?[0];
+    let y = g.apply(Attention::default(), &[q, k, v, at.first])?[0];
     let y = g.reshape(y, [b, t, heads.queries * heads.width])?;
     g.scope("o", |g| linear(g, y, weights.o))
 }

@@ -8,14 +8,28 @@ use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value};
 
+/// Which keys a query sees, and what their distance costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Mask {
+    /// A query sees at most this many keys, itself among them: j > position + t - window (Beltagy et al., 2020, as in
+    /// Mistral). `None`: all up to itself.
+    pub window: Option<usize>,
+    /// Adds -slope(h)·(position + t - j) to the scaled score (Press et al., 2022). The slopes of H heads are
+    /// 2^(-8i/n) for i = 1 ..= n with n the largest power of two up to H, then 2^(-4i/n) for i = 1, 3, 5, ...
+    pub alibi: bool,
+}
+
 /// `softmax(q·kᵀ / √C)·v` over the keys j ≤ position + t of query t, by the online softmax (Milakov and Gimelshein,
 /// 2018) in tiles (Dao et al., 2022).
 ///
 /// Inputs: q `[B,T,H,C]`, k and v `[B,S,K,C]`, position u32 `[1]`: the absolute position of the first query. When
 /// training S = T and the position is 0; when decoding, k and v are the cache.
 /// Outputs: o `[B,T,H,C]`, lse `[B,H,T]`: the logarithm of each softmax's denominator, natural, scale included.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attention;
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Attention {
+    /// What is seen.
+    pub mask: Mask,
+}
 
 /// Sizes of one attention, shared with its gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +127,7 @@ impl Sizes {
             let entry = ty.bytes() / self.b as u64;
             d = match ty.dtype {
                 DType::U32 => d.bind(name, operand, 0, ty.bytes()),
-                DType::F32 => d.bind(name, operand, first as u64 * entry, count as u64 * entry),
+                _ => d.bind(name, operand, first as u64 * entry, count as u64 * entry),
             };
         }
         d
@@ -194,8 +208,8 @@ impl Op for Attention {
         let (Some(dy), &[q, k, v, position]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 4]) };
         let stats = g.apply1(AttentionDelta, &[dy, node.outputs[0], node.outputs[1]])?;
         let inputs = [q, k, v, dy, stats, position];
-        let dq = g.apply1(AttentionGradQuery, &inputs)?;
-        let dkv = g.apply(AttentionGradKeyValue, &inputs)?;
+        let dq = g.apply1(AttentionGradQuery { mask: self.mask }, &inputs)?;
+        let dkv = g.apply(AttentionGradKeyValue { mask: self.mask }, &inputs)?;
         Ok(vec![Some(dq), Some(dkv[0]), Some(dkv[1]), None])
     }
 

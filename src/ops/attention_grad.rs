@@ -2,18 +2,24 @@
 //! (Dao et al., 2022, algorithm 4), once for dq with queries fixed and once for dk and dv with keys fixed, so that every
 //! sum has one owner and a fixed order. Legend as in `attention.rs`.
 
-use super::attention::{Sizes, check_position, scores};
+use super::attention::{Mask, Sizes, check_position, scores};
 use crate::base::{Array, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Io, Kernel, Op, Operand};
 
 /// dq `[B,T,H,C]` from q, k, v, dy `[B,T,H,C]`, stats `[B,H,T,2]` (of [`super::AttentionDelta`]) and position u32 `[1]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttentionGradQuery;
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AttentionGradQuery {
+    /// As in the forward pass.
+    pub mask: Mask,
+}
 
 /// dk and dv `[B,S,K,C]` from the inputs of [`AttentionGradQuery`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttentionGradKeyValue;
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AttentionGradKeyValue {
+    /// As in the forward pass.
+    pub mask: Mask,
+}
 
 const INPUTS: [(&str, Operand); 6] = [
     ("q", Operand::Input(0)),

@@ -21,7 +21,7 @@ mod table_training;
 mod windows;
 
 pub use adamw::AdamW;
-pub use attention::Attention;
+pub use attention::{Attention, Mask};
 pub use attention_delta::AttentionDelta;
 pub use attention_grad::{AttentionGradKeyValue, AttentionGradQuery};
 pub use cache_write::CacheWrite;

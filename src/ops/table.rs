@@ -2,7 +2,7 @@
 //! self-test; a new operator adds rows here and is then tested forward, backward and on every adapter.
 
 use super::{Embedding, EmbeddingGrad, MatMul, RmsNorm, RmsNormGrad, RmsNormGradGain, Rope};
-use crate::base::{Array, Limits, Rng, TensorType};
+use crate::base::{Array, Limits, Rng, TensorType, packed};
 use crate::error::Result;
 use crate::graph::{Binary, Expr, Graph, Io, Kernel, Map, Op, OpNode, SumRows, Value};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// How the elements of an input are drawn.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Draw {
-    /// Standard normal.
+    /// Standard normal; for packed dtypes, random blocks.
     Normal,
     /// Uniform in 0.5 .. 1.5, for what must be positive.
     Positive,
@@ -82,6 +82,9 @@ impl Case {
     pub fn draw(&self, seed: u64) -> Vec<Array> {
         let draw = |(k, (ty, how)): (usize, &(TensorType, Draw))| {
             let mut rng = Rng::new(seed, k as u64);
+            if ty.dtype.is_packed() {
+                return Array::from_bytes(ty.clone(), &packed::random(ty.dtype, ty.shape.elements(), &mut rng));
+            }
             let mut one = |i: usize| match how {
                 Draw::Normal => rng.normal() as f32 as f64,
                 Draw::Positive => (0.5 + rng.uniform()) as f32 as f64,

@@ -29,7 +29,7 @@ fn qkv([b, t, s, h, k, c]: [usize; 6], position: usize) -> [Input; 4] {
 }
 
 fn attention() -> Vec<Case> {
-    let case = |note, sizes, position| Case::new(note, Attention, &qkv(sizes, position));
+    let case = |note, sizes, position| Case::new(note, Attention::default(), &qkv(sizes, position));
     vec![
         case("one token", [2, 1, 1, 3, 1, 8], 0),
         case("", [2, 7, 7, 4, 4, 8], 0).wrt(&[0, 1, 2]),
@@ -63,8 +63,8 @@ fn attention_grad() -> Vec<Case> {
         ("long", [1, 65, 65, 3, 1, 32], 0),
         ("prefill", [2, 7, 33, 3, 1, 8], 11),
     ] {
-        cases.push(Case::new(note, AttentionGradQuery, &inputs(sizes, position)));
-        cases.push(Case::new(note, AttentionGradKeyValue, &inputs(sizes, position)));
+        cases.push(Case::new(note, AttentionGradQuery::default(), &inputs(sizes, position)));
+        cases.push(Case::new(note, AttentionGradKeyValue::default(), &inputs(sizes, position)));
     }
     cases
 }

@@ -1,7 +1,7 @@
 //! Small versions of a node, to time a kernel in milliseconds and to prove it right.
 
 use super::run_kernel;
-use crate::base::{Array, DType, Limits, Rng, TensorType, Tolerance};
+use crate::base::{Array, DType, Limits, Rng, TensorType, Tolerance, packed};
 use crate::gpu::Gpu;
 use crate::graph::{Cost, Io, Kernel, Op};
 
@@ -106,11 +106,14 @@ fn draw(io: &Io, positive: bool) -> Vec<Array> {
     let one = |(k, ty): (usize, &TensorType)| {
         let mut rng = Rng::new(0x007E_57ED, k as u64);
         let n = ty.shape.elements();
+        if ty.dtype.is_packed() {
+            return Array::from_bytes(ty.clone(), &packed::random(ty.dtype, n, &mut rng));
+        }
         let mut next = || match ty.dtype {
-            DType::F32 if positive => f64::from((0.5 + rng.uniform()) as f32),
-            DType::F32 => f64::from(rng.normal() as f32),
             DType::U32 if n == 1 => 0.0,
             DType::U32 => rng.below(61) as f64,
+            _ if positive => f64::from((0.5 + rng.uniform()) as f32),
+            _ => f64::from(rng.normal() as f32),
         };
         Array::new(ty.clone(), (0..n).map(|_| next()).collect())
     };
