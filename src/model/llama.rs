@@ -1,7 +1,7 @@
 //! LLaMA (Touvron et al., 2023) as a graph for one device. Legend: B batch, T time, S positions of the cache, D model
 //! width, H query heads, K kv heads, C head width, F feed-forward width, V vocabulary.
 
-use super::ModelConfig;
+use super::{ModelConfig, Source};
 use crate::base::TensorType;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -63,6 +63,11 @@ impl Llama {
             specs.push(matrix(OUTPUT.into(), c.vocab_size, d));
         }
         specs
+    }
+
+    /// Where a Hugging Face folder of this family keeps a parameter of [`Llama::param_specs`].
+    pub fn sources(&self, name: &str) -> Vec<Source> {
+        vec![Source::whole(name)]
     }
 
     /// Mean cross-entropy, in nats, of tokens u32 `[B,T]` against targets u32 `[B,T]` (each the token that follows, or

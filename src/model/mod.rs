@@ -4,7 +4,9 @@ mod config;
 mod llama;
 mod parse;
 mod presets;
+mod source;
 
 pub use config::ModelConfig;
 pub use llama::Llama;
 pub use presets::{DEFAULT_PRESET, PRESETS, find_config};
+pub use source::Source;
