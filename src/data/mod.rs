@@ -19,4 +19,4 @@ pub use loader::{Loader, LoaderOptions, LoaderState};
 pub use shard::Shard;
 pub use story::StoryGrammar;
 pub use stream::StreamDecoder;
-pub use tokenizer::{END_OF_TEXT, SMALLEST_VOCAB, Tokenizer};
+pub use tokenizer::{END_OF_TEXT, SMALLEST_VOCAB, Tokenizer, Vocabulary};

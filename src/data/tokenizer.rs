@@ -1,5 +1,8 @@
 //! Text ↔ token ids: a byte-level BPE trained on the spot, or any Hugging Face `tokenizer.json`.
 
+mod pre;
+mod vocabulary;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -11,6 +14,7 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::hash::Hasher;
 use crate::error::{Error, Result};
+pub use vocabulary::Vocabulary;
 
 /// The special token of tokenizers trained here: it begins a prompt and ends a document. In text files, a line of it parts
 /// documents.
