@@ -1,6 +1,8 @@
-// rope: item i of a head turns with item i + half_width by the angles of the token's position; one lane a pair.
+// rope: item i of a head turns with item i + half_turned by the angles of the token's position, and the items behind
+// those stay; one lane a pair.
 struct Params {
-    pairs: u32, first_row: u32, time: u32, heads: u32, half_width: u32, positions: u32, skip: u32, turn: f32,
+    pairs: u32, first_row: u32, time: u32, heads: u32, half_width: u32, half_turned: u32, positions: u32, skip: u32,
+    turn: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<Item>;
@@ -23,8 +25,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let i = pair % params.half_width;
     let head = pair / params.half_width;
     let row = params.first_row + head / params.heads;
+    let start = params.skip + head * 2u * params.half_width;
+    if i >= params.half_turned {
+        y[start + 2u * i] = x[start + 2u * i];
+        y[start + 2u * i + 1u] = x[start + 2u * i + 1u];
+        return;
+    }
     let position = min(offset[0] + row % params.time, params.positions - 1u);
-    let angle = position * params.half_width + i;
+    let angle = position * params.half_turned + i;
 #if VECTOR
     let first = table[2u * angle];
     let second = table[2u * angle + 1u];
@@ -34,8 +42,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let cosine = table[angle].x;
     let sine = table[angle].y * params.turn;
 #endif
-    let low = params.skip + head * 2u * params.half_width + i;
-    let high = low + params.half_width;
+    let low = start + i;
+    let high = low + params.half_turned;
     let a = x[low];
     let b = x[high];
     y[low] = a * cosine - b * sine;

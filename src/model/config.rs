@@ -1,11 +1,50 @@
-//! Sizes and constants of a LLaMA, and the config.json that Hugging Face's `transformers` opens. Reading one, with all
-//! that can be wrong in it, is in `parse.rs`.
+//! Sizes, switches and constants of a model. Reading them from a config.json, with all that can be wrong in it, is in
+//! `parse.rs`, writing them in `write.rs`.
 
+use super::family::{Family, Norms, QkNorm};
+use super::rope::{Frequencies, RopeConfig};
 use serde::Serialize;
 
-/// A LLaMA's configuration; the names are those of Hugging Face's `LlamaConfig`.
+/// Which linear layers have biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Biases {
+    /// Those of queries, keys and values.
+    pub qkv: bool,
+    /// The one behind attention.
+    pub output: bool,
+    /// All three of the feed-forward block.
+    pub mlp: bool,
+}
+
+/// Switches of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct LayerConfig {
+    /// True where queries and keys are turned to their positions.
+    pub rotary: bool,
+    /// How many tokens a token sees at most, itself among them.
+    pub window: Option<usize>,
+    /// True where experts stand in place of the feed-forward block.
+    pub sparse: bool,
+}
+
+/// The experts of the layers that have some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Experts {
+    /// How many there are.
+    pub count: usize,
+    /// How many a token visits.
+    pub per_token: usize,
+    /// Width inside each.
+    pub intermediate_size: usize,
+    /// True where the weights of those visited are made to sum to one.
+    pub normalise: bool,
+}
+
+/// A model's configuration; the names of sizes are those of Hugging Face's `LlamaConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelConfig {
+    /// The row of the table that it belongs to.
+    pub family: &'static Family,
     /// V: number of token ids.
     pub vocab_size: usize,
     /// D: width of the residual stream.
@@ -24,8 +63,14 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// Added to the mean square before its root is taken.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
+    /// The rotary embedding.
+    pub rope: RopeConfig,
+    /// Switches of every layer.
+    pub layers: Vec<LayerConfig>,
+    /// Which linear layers have biases.
+    pub biases: Biases,
+    /// The experts, where layers are sparse.
+    pub experts: Option<Experts>,
     /// True where the output projection is the embedding itself.
     pub tie_word_embeddings: bool,
     /// First token of every text, where the tokenizer has one.
@@ -47,17 +92,40 @@ impl ModelConfig {
         self.num_key_value_heads * self.head_dim
     }
 
-    /// Weights in all matrices of one layer.
-    pub fn layer_matrix_parameters(&self) -> u64 {
-        let attention = 2 * self.hidden_size * (self.query_size() + self.key_value_size());
-        (attention + 3 * self.hidden_size * self.intermediate_size) as u64
+    /// Norm of queries and keys.
+    pub fn qk_norm(&self) -> QkNorm {
+        self.family.qk_norm
+    }
+
+    /// Where the norms of a layer stand.
+    pub fn norms(&self) -> Norms {
+        self.family.norms
     }
 
     /// Number of parameters; a tied output projection counts once.
     pub fn parameters(&self) -> u64 {
-        let layer = self.layer_matrix_parameters() + 2 * self.hidden_size as u64;
-        let tables = if self.tie_word_embeddings { 1 } else { 2 } * self.vocab_size * self.hidden_size;
-        self.num_hidden_layers as u64 * layer + (tables + self.hidden_size) as u64
+        self.param_specs().iter().map(|spec| spec.shape.elements() as u64).sum()
+    }
+
+    /// Rotary frequencies of plans for texts of up to `planned` tokens.
+    pub fn frequencies(&self, planned: usize) -> Frequencies {
+        self.rope.frequencies(planned, self.max_position_embeddings)
+    }
+
+    /// Tokens of the longest text that the model is meant for: `max_position_embeddings`, or what scaled positions make
+    /// of it.
+    pub fn max_context(&self) -> usize {
+        self.rope.max_context(self.max_position_embeddings)
+    }
+
+    /// Weights by which one token is multiplied in a layer.
+    fn layer_matrix_parameters(&self, sparse: bool) -> u64 {
+        let attention = 2 * self.hidden_size * (self.query_size() + self.key_value_size());
+        let mlp = match self.experts.filter(|_| sparse) {
+            Some(e) => self.hidden_size * (e.count + 3 * e.per_token * e.intermediate_size),
+            None => 3 * self.hidden_size * self.intermediate_size,
+        };
+        (attention + mlp) as u64
     }
 
     /// Floating-point operations of one trained token in a sequence of `seq`: six for every weight that is multiplied
@@ -69,53 +137,13 @@ impl ModelConfig {
 
     /// Floating-point operations of the forward pass for one token in a sequence of `seq`.
     pub fn forward_flops_per_token(&self, seq: usize) -> u64 {
-        let layers = self.num_hidden_layers as u64;
-        let weights = layers * self.layer_matrix_parameters() + (self.vocab_size * self.hidden_size) as u64;
-        2 * weights + layers * 2 * (self.query_size() as u64) * (seq as u64 + 1)
-    }
-
-    /// This configuration as a config.json for `transformers`. `rope_theta` stands both where version 5 looks for it
-    /// and where version 4 does.
-    pub fn to_json(&self) -> String {
-        let eos = match self.eos_token_ids.as_slice() {
-            [] => serde_json::Value::Null,
-            [one] => (*one).into(),
-            many => many.into(),
+        let output = (self.vocab_size * self.hidden_size) as u64;
+        let layer = |layer: &LayerConfig| {
+            // Pairs of query and key of the average token, twice: once for scores, once for values.
+            let seen = layer.window.map_or(seq, |window| window.min(seq)) as u64;
+            let pairs = 2 * seen - seen * seen.saturating_sub(1) / (seq as u64).max(1);
+            2 * self.layer_matrix_parameters(layer.sparse) + 2 * (self.query_size() as u64) * pairs
         };
-        let json = serde_json::json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.head_dim,
-            "max_position_embeddings": self.max_position_embeddings,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "rope_parameters": {"rope_theta": self.rope_theta, "rope_type": "default"},
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "hidden_act": "silu",
-            "attention_bias": false,
-            "mlp_bias": false,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": eos,
-            "initializer_range": self.initializer_range,
-            "torch_dtype": "float32",
-        });
-        serde_json::to_string_pretty(&json).expect("numbers, strings and lists always become JSON") + "\n"
-    }
-
-    /// The generation_config.json that goes with it.
-    pub fn generation_json(&self) -> String {
-        let json = serde_json::json!({
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_ids,
-            "max_length": self.max_position_embeddings,
-            "do_sample": true,
-        });
-        serde_json::to_string_pretty(&json).expect("numbers and lists always become JSON") + "\n"
+        2 * output + self.layers[..self.num_hidden_layers].iter().map(layer).sum::<u64>()
     }
 }

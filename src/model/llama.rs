@@ -1,19 +1,18 @@
-//! LLaMA (Touvron et al., 2023) as a graph for one device. Legend: B batch, T time, S positions of the cache, D model
-//! width, H query heads, K kv heads, C head width, F feed-forward width, V vocabulary.
+//! LLaMA (Touvron et al., 2023) and its family as a graph for one device: what a row of the table (family.rs) switches on.
+//! Legend: B batch, T time, S positions of the cache, D model width, H query heads, K kv heads, C head width, V vocabulary.
 
-use super::{ModelConfig, Source};
-use crate::base::TensorType;
+use super::specs::{EMBEDDING, NORM, OUTPUT};
+use super::{ModelConfig, Norms, QkNorm, Source};
+use crate::base::{DType, TensorType};
 use crate::error::Result;
 use crate::graph::{Graph, Value};
 use crate::nn::{
-    AttentionWeights, Heads, Init, KvCache, MlpWeights, ParamSpec, Params, Positions, attention, linear, mlp, rms_norm,
+    AttentionKind, AttentionWeights, Heads, KvCache, Linear, MlpWeights, ParamSpec, Params, Positions, attention,
+    linear, mlp, rms_norm,
 };
-use crate::ops::{Embedding, LinearCrossEntropy};
+use crate::ops::{Embedding, LinearCrossEntropy, Mask};
 
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const OUTPUT: &str = "lm_head.weight";
-
-/// A LLaMA: what parameters it has, and what it computes.
+/// A model of the family: what parameters it has, and what it computes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Llama {
     config: ModelConfig,
@@ -30,44 +29,14 @@ impl Llama {
         &self.config
     }
 
-    /// Its parameters under Hugging Face's names. Matrices are decayed and drawn from a normal distribution with the
-    /// configuration's deviation, as `transformers` does; gains are one.
+    /// Its parameters: [`ModelConfig::param_specs`].
     pub fn param_specs(&self) -> Vec<ParamSpec> {
-        let c = &self.config;
-        let std = c.initializer_range;
-        let matrix = |name: String, rows: usize, columns: usize| ParamSpec {
-            name,
-            shape: [rows, columns].into(),
-            decay: true,
-            init: Init::Normal(std),
-        };
-        let gain = |name: String| ParamSpec { name, shape: [c.hidden_size].into(), decay: false, init: Init::Ones };
-        let (d, f) = (c.hidden_size, c.intermediate_size);
-        let mut specs = vec![matrix(EMBEDDING.into(), c.vocab_size, d)];
-        for layer in 0..c.num_hidden_layers {
-            let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-            specs.extend([
-                gain(name("input_layernorm")),
-                matrix(name("self_attn.q_proj"), c.query_size(), d),
-                matrix(name("self_attn.k_proj"), c.key_value_size(), d),
-                matrix(name("self_attn.v_proj"), c.key_value_size(), d),
-                matrix(name("self_attn.o_proj"), d, c.query_size()),
-                gain(name("post_attention_layernorm")),
-                matrix(name("mlp.gate_proj"), f, d),
-                matrix(name("mlp.up_proj"), f, d),
-                matrix(name("mlp.down_proj"), d, f),
-            ]);
-        }
-        specs.push(gain("model.norm.weight".into()));
-        if !c.tie_word_embeddings {
-            specs.push(matrix(OUTPUT.into(), c.vocab_size, d));
-        }
-        specs
+        self.config.param_specs()
     }
 
     /// Where a Hugging Face folder of this family keeps a parameter of [`Llama::param_specs`].
     pub fn sources(&self, name: &str) -> Vec<Source> {
-        vec![Source::whole(name)]
+        self.config.sources(name)
     }
 
     /// Mean cross-entropy, in nats, of tokens u32 `[B,T]` against targets u32 `[B,T]` (each the token that follows, or
@@ -79,7 +48,7 @@ impl Llama {
         let rows = g.ty(tokens).shape.elements();
         let x = self.hidden_from_start(g, params, tokens)?;
         let chunk = LinearCrossEntropy::chunk_for(rows);
-        let weight = self.output_weight(params)?;
+        let weight = self.output_weight(g, params)?;
         g.scope("output", |g| Ok(g.apply(LinearCrossEntropy { chunk }, &[x, weight, targets])?[0]))
     }
 
@@ -89,7 +58,7 @@ impl Llama {
     /// If a shape does not fit.
     pub fn logits(&self, g: &mut Graph, params: &Params, tokens: Value) -> Result<Value> {
         let x = self.hidden_from_start(g, params, tokens)?;
-        let weight = self.output_weight(params)?;
+        let weight = self.output_weight(g, params)?;
         g.scope("output", |g| linear(g, x, weight))
     }
 
@@ -122,7 +91,7 @@ impl Llama {
     ) -> Result<Value> {
         let positions = caches.first().map_or(1, |cache| g.dims(cache.keys)[1]);
         let x = self.hidden(g, params, tokens, first, positions, Some(caches))?;
-        let weight = self.output_weight(params)?;
+        let weight = self.output_weight(g, params)?;
         let count = g.ty(tokens).shape.elements();
         g.scope("output", |g| {
             let mut x = g.reshape(x, [count, self.config.hidden_size])?;
@@ -135,8 +104,19 @@ impl Llama {
     }
 
     /// The matrix `[V,D]` that makes logits.
-    fn output_weight(&self, params: &Params) -> Result<Value> {
-        params.get(if self.config.tie_word_embeddings { EMBEDDING } else { OUTPUT })
+    fn output_weight(&self, g: &mut Graph, params: &Params) -> Result<Value> {
+        let weight = params.get(if self.config.tie_word_embeddings { EMBEDDING } else { OUTPUT })?;
+        // Frozen narrow weights were scaled when they were loaded.
+        if !self.config.family.unit_head || g.ty(weight).dtype != DType::F32 {
+            return Ok(weight);
+        }
+        // A row of unit length is one of unit root mean square, over the root of its width. Rows of zeros stay zeros.
+        let width = self.config.hidden_size;
+        let gain = (width as f32).sqrt().recip().to_le_bytes().repeat(width);
+        g.scope("output", |g| {
+            let gain = g.constant("unit", TensorType::f32([width]), gain);
+            rms_norm(g, weight, gain, 1e-24 / width as f64)
+        })
     }
 
     fn hidden_from_start(&self, g: &mut Graph, params: &Params, tokens: Value) -> Result<Value> {
@@ -156,13 +136,14 @@ impl Llama {
         caches: Option<&[KvCache]>,
     ) -> Result<Value> {
         let c = &self.config;
-        let at = Positions::new(g, c.rope_theta, c.head_dim, positions, first);
+        let turn = c.frequencies(positions);
+        let at = Positions::new(g, &turn.inverse, turn.attention, positions, first);
         let mut x = g.apply1(Embedding, &[params.get(EMBEDDING)?, tokens])?;
         for layer in 0..c.num_hidden_layers {
             let cache = caches.map(|caches| caches[layer]);
             x = g.scope(format!("layers.{layer}"), |g| self.layer(g, params, layer, x, at, cache))?;
         }
-        g.scope("norm", |g| rms_norm(g, x, params.get("model.norm.weight")?, c.rms_norm_eps))
+        g.scope("norm", |g| rms_norm(g, x, params.get(NORM)?, c.rms_norm_eps))
     }
 
     fn layer(
@@ -175,27 +156,69 @@ impl Llama {
         cache: Option<KvCache>,
     ) -> Result<Value> {
         let c = &self.config;
-        let weight = |part: &str| params.get(&format!("model.layers.{layer}.{part}.weight"));
-        let heads = Heads { queries: c.num_attention_heads, keys: c.num_key_value_heads, width: c.head_dim };
-        let attention_weights = AttentionWeights {
-            q: weight("self_attn.q_proj")?,
-            k: weight("self_attn.k_proj")?,
-            v: weight("self_attn.v_proj")?,
-            o: weight("self_attn.o_proj")?,
-        };
-        let mlp_weights =
-            MlpWeights { gate: weight("mlp.gate_proj")?, up: weight("mlp.up_proj")?, down: weight("mlp.down_proj")? };
+        let get = |part: &str| params.get(&format!("model.layers.{layer}.{part}"));
+        let [first, second] = c.norm_names();
         let x = g.scope("attention", |g| {
-            let y = rms_norm(g, x, weight("input_layernorm")?, c.rms_norm_eps)?;
-            let y = attention(g, y, &attention_weights, heads, at, cache)?;
-            g.add(x, y)
+            let weights = self.attention_weights(&get)?;
+            let kind = AttentionKind {
+                heads: Heads { queries: c.num_attention_heads, keys: c.num_key_value_heads, width: c.head_dim },
+                mask: Mask { window: c.layers[layer].window, alibi: c.family.alibi },
+                rotary: c.layers[layer].rotary,
+                eps: c.rms_norm_eps,
+            };
+            self.residual(g, x, get(first)?, |g, x| attention(g, x, &weights, kind, at, cache))
         })?;
         g.scope("mlp", |g| {
-            let y = rms_norm(g, x, weight("post_attention_layernorm")?, c.rms_norm_eps)?;
-            let y = mlp(g, y, &mlp_weights)?;
-            g.add(x, y)
+            let biased = |name| linear_of(&get, name, c.biases.mlp);
+            let weights = MlpWeights {
+                gate: biased("mlp.gate_proj")?,
+                up: biased("mlp.up_proj")?,
+                down: biased("mlp.down_proj")?,
+            };
+            self.residual(g, x, get(second)?, |g, x| mlp(g, x, &weights))
         })
     }
+
+    fn attention_weights(&self, get: &dyn Fn(&str) -> Result<Value>) -> Result<AttentionWeights> {
+        let (biases, normed) = (self.config.biases, self.config.qk_norm() != QkNorm::Never);
+        let gain = |name| normed.then(|| get(name)).transpose();
+        Ok(AttentionWeights {
+            q: linear_of(get, "self_attn.q_proj", biases.qkv)?,
+            k: linear_of(get, "self_attn.k_proj", biases.qkv)?,
+            v: linear_of(get, "self_attn.v_proj", biases.qkv)?,
+            o: linear_of(get, "self_attn.o_proj", biases.output)?,
+            q_norm: gain("self_attn.q_norm.weight")?,
+            k_norm: gain("self_attn.k_norm.weight")?,
+        })
+    }
+
+    /// x + block(norm(x)), or x + norm(block(x)).
+    fn residual(
+        &self,
+        g: &mut Graph,
+        x: Value,
+        gain: Value,
+        block: impl FnOnce(&mut Graph, Value) -> Result<Value>,
+    ) -> Result<Value> {
+        let eps = self.config.rms_norm_eps;
+        let y = match self.config.norms() {
+            Norms::Before => {
+                let y = rms_norm(g, x, gain, eps)?;
+                block(g, y)?
+            }
+            Norms::After => {
+                let y = block(g, x)?;
+                rms_norm(g, y, gain, eps)?
+            }
+        };
+        g.add(x, y)
+    }
+}
+
+/// The linear layer of this name within a layer.
+fn linear_of(get: &dyn Fn(&str) -> Result<Value>, name: &str, bias: bool) -> Result<Linear> {
+    let bias = bias.then(|| get(&format!("{name}.bias"))).transpose()?;
+    Ok(Linear { weight: get(&format!("{name}.weight"))?, bias })
 }
 
 #[cfg(test)]

@@ -1,12 +1,21 @@
-//! The LLaMA family: its configuration as Hugging Face writes it, the presets kept in `models/`, and the model as a graph.
+//! The LLaMA family: the table of its members, their configurations as Hugging Face writes them, the presets kept in
+//! `models/`, and the model as a graph.
 
 mod config;
+mod family;
+mod keys;
 mod llama;
 mod parse;
+mod parse_rope;
 mod presets;
+mod rope;
 mod source;
+mod specs;
+mod write;
 
-pub use config::ModelConfig;
+pub use config::{Biases, Experts, LayerConfig, ModelConfig};
+pub use family::{BiasRule, Defaults, ExpertRule, FAMILIES, Family, Norms, Packed, QkNorm, WindowRule};
 pub use llama::Llama;
 pub use presets::{DEFAULT_PRESET, PRESETS, find_config};
+pub use rope::{Frequencies, RopeConfig, RopeScaling};
 pub use source::Source;

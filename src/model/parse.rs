@@ -1,15 +1,14 @@
 //! Reads Hugging Face's config.json. Whatever we would compute wrongly is refused here, each with a sentence that says
 //! which key of which file holds what, and what to do.
 
-use super::ModelConfig;
+use super::config::{Biases, Experts, LayerConfig, ModelConfig};
+use super::family::{BiasRule, ExpertRule, FAMILIES, Family, WindowRule};
+use super::keys::{Keys, MAX_SIZE};
+use super::parse_rope::{Sizes, rope};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
 use std::path::Path;
-
-/// The architectures that we run.
-const KNOWN: &str = "LlamaForCausalLM";
-/// Largest width that is believed; it keeps every product of sizes within 64 bits.
-const MAX_SIZE: usize = 1 << 20;
 
 impl ModelConfig {
     /// Reads and checks a config.json.
@@ -28,26 +27,45 @@ impl ModelConfig {
     pub fn parse(text: &str, path: &Path) -> Result<ModelConfig> {
         let map: Map<String, Value> = serde_json::from_str(text)
             .map_err(|e| Error::file(path, format!("is not a JSON object ({e}); give a Hugging Face config.json")))?;
-        let keys = Keys { path, map: &map };
-        keys.check_architecture()?;
-        keys.check_variants()?;
+        ModelConfig::from_map(&map, path)
+    }
+
+    /// Checks the keys of a config.json; `path` is for the messages.
+    ///
+    /// # Errors
+    /// If they describe a model that we do not run.
+    pub fn from_map(map: &Map<String, Value>, path: &Path) -> Result<ModelConfig> {
+        let keys = Keys { path, map, prefix: String::new() };
+        let family = keys.family()?;
+        let defaults = &family.defaults;
+        keys.check_variants(family)?;
         let heads = keys.size("num_attention_heads", None)?;
         let hidden_size = keys.size("hidden_size", None)?;
         let vocab_size = keys.size_up_to("vocab_size", None, 1 << 24)?;
+        let layers = keys.size_up_to("num_hidden_layers", None, 4096)?;
+        let head_dim = keys.head_dim(hidden_size, heads, defaults.head_dim)?;
+        let positions = if family.alibi { "model_max_length" } else { "max_position_embeddings" };
+        let max_positions = keys.size_up_to(positions, Some(defaults.max_positions), 1 << 24)?;
+        // Null means as many as query heads, as nothing does where the family has no default.
+        let kv_default = defaults.key_value_heads.filter(|_| !map.contains_key("num_key_value_heads"));
         let config = ModelConfig {
+            family,
             vocab_size,
             hidden_size,
             intermediate_size: keys.size("intermediate_size", None)?,
-            num_hidden_layers: keys.size_up_to("num_hidden_layers", None, 4096)?,
+            num_hidden_layers: layers,
             num_attention_heads: heads,
-            num_key_value_heads: keys.size("num_key_value_heads", Some(heads))?,
-            head_dim: keys.head_dim(hidden_size, heads)?,
-            max_position_embeddings: keys.size_up_to("max_position_embeddings", Some(2048), 1 << 24)?,
-            rms_norm_eps: keys.positive("rms_norm_eps", 1e-6)?,
-            rope_theta: keys.rope_theta()?,
-            tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
-            bos_token_id: keys.tokens("bos_token_id", 1, vocab_size)?.first().copied(),
-            eos_token_ids: keys.tokens("eos_token_id", 2, vocab_size)?,
+            num_key_value_heads: keys.size("num_key_value_heads", Some(kv_default.unwrap_or(heads)))?,
+            head_dim,
+            max_position_embeddings: max_positions,
+            rms_norm_eps: keys.positive("rms_norm_eps", defaults.rms_norm_eps)?,
+            rope: rope(&keys, family, &Sizes { head_dim, max_positions })?,
+            layers: keys.layers(family, layers)?,
+            biases: keys.biases(family)?,
+            experts: keys.experts(family)?,
+            tie_word_embeddings: keys.flag("tie_word_embeddings", defaults.tied)?,
+            bos_token_id: keys.tokens("bos_token_id", defaults.bos, vocab_size)?.first().copied(),
+            eos_token_ids: keys.tokens("eos_token_id", defaults.eos, vocab_size)?,
             initializer_range: keys.positive("initializer_range", 0.02)?,
         };
         keys.check_heads(&config)?;
@@ -55,130 +73,197 @@ impl ModelConfig {
     }
 }
 
-/// The keys of one file, with the words for what is wrong with them.
-struct Keys<'a> {
-    path: &'a Path,
-    map: &'a Map<String, Value>,
+/// Names that are known, for messages.
+fn known(names: impl Fn(&'static Family) -> &'static [&'static str]) -> String {
+    let all: BTreeSet<&str> = FAMILIES.iter().flat_map(|family| names(family).iter().copied()).collect();
+    all.into_iter().collect::<Vec<_>>().join(", ")
 }
 
 impl Keys<'_> {
-    /// The value under a key; null counts as absent, as it does for `transformers`.
-    fn get(&self, key: &str) -> Option<&Value> {
-        self.map.get(key).filter(|v| !v.is_null())
-    }
-
-    fn refuse(&self, key: &str, value: &Value, what: impl AsRef<str>) -> Error {
-        Error::file(self.path, format!("\"{key}\" is {value}; {}", what.as_ref()))
-    }
-
-    fn size(&self, key: &str, default: Option<usize>) -> Result<usize> {
-        self.size_up_to(key, default, MAX_SIZE)
-    }
-
-    fn size_up_to(&self, key: &str, default: Option<usize>, max: usize) -> Result<usize> {
-        let Some(value) = self.get(key) else {
-            let missing = || Error::file(self.path, format!("\"{key}\" is missing; give it as a whole number"));
-            return default.ok_or_else(missing);
+    /// The row of the table.
+    fn family(&self) -> Result<&'static Family> {
+        let architectures = || known(|family| family.architectures);
+        let Some(value) = self.get("architectures") else {
+            let Some(kind) = self.get("model_type") else {
+                let what = "\"architectures\" is missing; say which model this is";
+                return Err(Error::file(self.path, format!("{what} (known: {})", architectures())));
+            };
+            let types = || known(|family| std::slice::from_ref(&family.model_type));
+            return self.row(|family| kind == family.model_type).ok_or_else(|| self.unknown("model_type", types()));
         };
-        match value.as_u64() {
-            Some(n) if n >= 1 && n <= max as u64 => Ok(n as usize),
-            _ => Err(self.refuse(key, value, format!("it must be a whole number from 1 to {max}"))),
-        }
+        let list = value.as_array().filter(|list| !list.is_empty());
+        let named = |family: &Family, name: &Value| family.architectures.iter().any(|known| name == known);
+        let row = list.and_then(|list| self.row(|family| list.iter().all(|name| named(family, name))));
+        row.ok_or_else(|| self.unknown("architectures", architectures()))
     }
 
-    fn positive(&self, key: &str, default: f64) -> Result<f64> {
-        match self.get(key) {
-            None => Ok(default),
-            Some(value) => self.positive_value(key, value),
-        }
+    /// The first row that is named and applies.
+    fn row(&self, named: impl Fn(&Family) -> bool) -> Option<&'static Family> {
+        FAMILIES.iter().find(|family| named(family) && (family.applies)(self.map))
     }
 
-    fn positive_value(&self, key: &str, value: &Value) -> Result<f64> {
-        let number = value.as_f64().filter(|x| x.is_finite() && *x > 0.0);
-        number.ok_or_else(|| self.refuse(key, value, "it must be a number above 0"))
-    }
-
-    fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        let Some(value) = self.get(key) else { return Ok(default) };
-        value.as_bool().ok_or_else(|| self.refuse(key, value, "it must be true or false"))
-    }
-
-    /// Token ids: one, several, or none. Absent means `default`, as in `transformers`, where the vocabulary has it.
-    fn tokens(&self, key: &str, default: u32, vocab: usize) -> Result<Vec<u32>> {
-        let Some(value) = self.map.get(key) else {
-            return Ok(if (default as usize) < vocab { vec![default] } else { vec![] });
-        };
-        let list = match value {
-            Value::Null => return Ok(vec![]),
-            Value::Array(list) => list.clone(),
-            one => vec![one.clone()],
-        };
-        let id = |v: &Value| v.as_u64().filter(|&id| id < vocab as u64).map(|id| id as u32);
-        let ids: Option<Vec<u32>> = list.iter().map(id).collect();
-        ids.ok_or_else(|| {
-            self.refuse(key, value, format!("token ids are whole numbers below \"vocab_size\" = {vocab}"))
-        })
-    }
-
-    fn check_architecture(&self) -> Result<()> {
-        let llama = match (self.get("architectures"), self.get("model_type")) {
-            (Some(Value::Array(list)), _) if !list.is_empty() => list.iter().all(|a| a == KNOWN),
-            (Some(_), _) => false,
-            (None, Some(kind)) => kind == "llama",
-            (None, None) => {
-                let message = format!("\"architectures\" is missing; say which model this is (known: {KNOWN})");
-                return Err(Error::file(self.path, message));
-            }
-        };
-        if llama {
-            return Ok(());
-        }
-        let key = if self.get("architectures").is_some() { "architectures" } else { "model_type" };
-        Err(self.refuse(key, &self.map[key], format!("this architecture is not known; known: {KNOWN}")))
+    fn unknown(&self, key: &str, known: String) -> Error {
+        self.refuse(key, &self.map[key], format!("this architecture is not known; known: {known}"))
     }
 
     /// Refuses what changes the numbers and is not computed here.
-    fn check_variants(&self) -> Result<()> {
+    fn check_variants(&self, family: &Family) -> Result<()> {
         if let Some(act) = self.get("hidden_act").filter(|a| **a != "silu") {
             return Err(self.refuse("hidden_act", act, "only \"silu\" is known"));
         }
-        for key in ["attention_bias", "mlp_bias"] {
-            if self.flag(key, false)? {
-                return Err(self.refuse(key, &self.map[key], "biases are not supported; use a model without them"));
+        for (key, known) in [
+            ("attention_bias", !matches!(family.biases, BiasRule::Never | BiasRule::Qkv)),
+            ("mlp_bias", family.biases == BiasRule::AttentionAndMlp),
+        ] {
+            if !known && self.flag(key, false)? {
+                let what = format!("{} models have no such biases; this is another architecture", family.models);
+                return Err(self.refuse(key, &self.map[key], what));
             }
+        }
+        if let Some(value) = self.get("clip_qkv") {
+            return Err(self.refuse("clip_qkv", value, "clipped queries, keys and values are not supported"));
         }
         if let Some(value) = self.get("quantization_config") {
             let method = value.get("quant_method").unwrap_or(value);
             let what = "quantised weights are not supported; use the model's full-precision version";
             return Err(self.refuse("quantization_config", method, what));
         }
-        for key in ["rope_scaling", "rope_parameters"] {
-            let Some(value) = self.get(key) else { continue };
-            let kind = value.get("rope_type").or_else(|| value.get("type"));
-            let default = value.is_object() && kind.map_or(key == "rope_parameters", |kind| kind == "default");
-            if !default {
-                let name = format!("{key}.rope_type");
-                let what = "only \"default\" rotary embedding is known; use a model without rope scaling";
-                return Err(self.refuse(&name, kind.unwrap_or(value), what));
-            }
-        }
         Ok(())
     }
 
-    fn rope_theta(&self) -> Result<f64> {
-        match self.get("rope_parameters").and_then(|p| p.get("rope_theta")).filter(|v| !v.is_null()) {
-            Some(value) => self.positive_value("rope_parameters.rope_theta", value),
-            None => self.positive("rope_theta", 10_000.0),
+    fn biases(&self, family: &Family) -> Result<Biases> {
+        let attention = || self.flag("attention_bias", false);
+        Ok(match family.biases {
+            BiasRule::Never => Biases::default(),
+            BiasRule::Qkv => Biases { qkv: true, ..Biases::default() },
+            BiasRule::Attention => Biases { qkv: attention()?, output: attention()?, mlp: false },
+            BiasRule::AttentionAndMlp => {
+                Biases { qkv: attention()?, output: attention()?, mlp: self.flag("mlp_bias", false)? }
+            }
+        })
+    }
+
+    /// Switches of all layers.
+    fn layers(&self, family: &Family, count: usize) -> Result<Vec<LayerConfig>> {
+        let rotary = self.rotary(family, count)?;
+        let windows = self.windows(family, &rotary)?;
+        let sparse = self.sparse(family, count)?;
+        let layer = |i: usize| LayerConfig { rotary: rotary[i], window: windows[i], sparse: sparse[i] };
+        Ok((0..count).map(layer).collect())
+    }
+
+    fn rotary(&self, family: &Family, count: usize) -> Result<Vec<bool>> {
+        if !family.no_rope_layers {
+            return Ok(vec![!family.alibi; count]);
+        }
+        let Some(value) = self.get("no_rope_layers") else {
+            let interval = self.size("no_rope_layer_interval", Some(4))?;
+            return Ok((1..=count).map(|i| i % interval != 0).collect());
+        };
+        let list = value.as_array().filter(|list| list.len() >= count);
+        let flag = |v: &Value| v.as_u64().filter(|v| *v < 2).map(|v| v == 1);
+        let rotary = list.and_then(|list| list[..count].iter().map(flag).collect());
+        rotary.ok_or_else(|| {
+            self.refuse("no_rope_layers", value, format!("it must list a 1 (turned) or 0 for each of {count} layers"))
+        })
+    }
+
+    fn windows(&self, family: &Family, rotary: &[bool]) -> Result<Vec<Option<usize>>> {
+        let count = rotary.len();
+        let given = |default: Option<usize>| match self.map.get("sliding_window") {
+            None => Ok(default),
+            Some(Value::Null) => Ok(None),
+            Some(_) => self.size_up_to("sliding_window", None, 1 << 24).map(Some),
+        };
+        let used = self.flag("use_sliding_window", false)?;
+        let (window, chosen): (_, Box<dyn Fn(usize) -> bool>) = match family.window {
+            WindowRule::Never => return Ok(vec![None; count]),
+            WindowRule::Every(default) => return Ok(vec![given(default)?; count]),
+            _ if !used => return Ok(vec![None; count]),
+            WindowRule::EveryIfUsed => return Ok(vec![given(Some(4096))?; count]),
+            WindowRule::FromLayer => {
+                // 0 is a layer too, so this is no size.
+                let from = match self.get("max_window_layers") {
+                    None => 28,
+                    Some(value) => value.as_u64().ok_or_else(|| {
+                        self.refuse("max_window_layers", value, "it must be a number of layers")
+                    })?,
+                };
+                (given(Some(4096))?, Box::new(move |i| i as u64 >= from))
+            }
+            WindowRule::WithoutRope => (given(None)?, Box::new(|i| !rotary[i])),
+        };
+        let types = self.layer_types(count)?;
+        let chosen = |i: usize| types.as_ref().map_or_else(|| chosen(i), |types| types[i]);
+        Ok((0..count).map(|i| window.filter(|_| chosen(i))).collect())
+    }
+
+    /// True for each layer with a window.
+    fn layer_types(&self, count: usize) -> Result<Option<Vec<bool>>> {
+        let Some(value) = self.get("layer_types") else { return Ok(None) };
+        let list = value.as_array().filter(|list| list.len() == count);
+        let kind = |v: &Value| match v.as_str() {
+            Some("sliding_attention") => Some(true),
+            Some("full_attention") => Some(false),
+            _ => None,
+        };
+        let types: Option<Vec<bool>> = list.and_then(|list| list.iter().map(kind).collect());
+        types.map(Some).ok_or_else(|| {
+            let what = format!("it must list \"full_attention\" or \"sliding_attention\" for each of {count} layers");
+            self.refuse("layer_types", value, what)
+        })
+    }
+
+    /// True for each layer with experts.
+    fn sparse(&self, family: &Family, count: usize) -> Result<Vec<bool>> {
+        match family.experts {
+            ExpertRule::Never => Ok(vec![false; count]),
+            ExpertRule::Mixtral => Ok(vec![true; count]),
+            ExpertRule::Qwen => {
+                let step = self.size("decoder_sparse_step", Some(1))?;
+                let dense = match self.get("mlp_only_layers") {
+                    None => vec![],
+                    Some(value) => {
+                        let list = value.as_array().and_then(|list| list.iter().map(Value::as_u64).collect());
+                        let list: Option<Vec<u64>> = list;
+                        list.ok_or_else(|| self.refuse("mlp_only_layers", value, "it must be a list of layers"))?
+                    }
+                };
+                Ok((0..count).map(|i| !dense.contains(&(i as u64)) && (i + 1) % step == 0).collect())
+            }
         }
     }
 
-    fn head_dim(&self, hidden: usize, heads: usize) -> Result<usize> {
-        if self.get("head_dim").is_none() && !hidden.is_multiple_of(heads) {
+    fn experts(&self, family: &Family) -> Result<Option<Experts>> {
+        let (count, width, normalise) = match family.experts {
+            ExpertRule::Never => return Ok(None),
+            ExpertRule::Mixtral => ("num_local_experts", "intermediate_size", true),
+            ExpertRule::Qwen => ("num_experts", "moe_intermediate_size", self.flag("norm_topk_prob", false)?),
+        };
+        // `transformers` 5 writes either name.
+        let count = if self.get(count).is_some() { count } else { "num_local_experts" };
+        let per_token = if family.experts == ExpertRule::Mixtral { Some(2) } else { None };
+        let experts = Experts {
+            count: self.size(count, None)?,
+            per_token: self.size("num_experts_per_tok", per_token)?,
+            intermediate_size: self.size(width, None)?,
+            normalise,
+        };
+        if experts.per_token > experts.count {
+            let what = format!("there are only \"{count}\" = {} experts", experts.count);
+            return Err(self.refuse("num_experts_per_tok", &experts.per_token.into(), what));
+        }
+        Ok(Some(experts))
+    }
+
+    fn head_dim(&self, hidden: usize, heads: usize, default: Option<usize>) -> Result<usize> {
+        let default = default.filter(|_| !self.map.contains_key("head_dim"));
+        if self.get("head_dim").is_none() && default.is_none() && !hidden.is_multiple_of(heads) {
             let what =
                 format!("\"num_attention_heads\" = {heads} does not divide it; change one, or give \"head_dim\"");
             return Err(self.refuse("hidden_size", &hidden.into(), what));
         }
-        let head_dim = self.size("head_dim", Some((hidden / heads).max(1)))?;
+        let head_dim = self.size("head_dim", Some(default.unwrap_or(hidden / heads).max(1)))?;
         if head_dim % 4 != 0 || head_dim > 256 {
             return Err(self.refuse(
                 "head_dim",

@@ -1,23 +1,28 @@
-//! The attention block: projections, rotary positions, causal attention with grouped queries, output projection.
+//! The attention block: projections, norms of queries and keys, rotary positions, causal attention with grouped queries,
+//! output projection.
 //! Legend: B batch, T time, S positions of the cache, D model width, H query heads, K kv heads, C head width.
 
-use super::layers::linear;
+use super::layers::{Linear, rms_norm};
 use crate::base::TensorType;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
-use crate::ops::{Attention, CacheWrite, Rope, rope_table};
+use crate::ops::{Attention, CacheWrite, Mask, Rope, rope_table};
 
 /// Weights of an attention block.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionWeights {
-    /// `[H·C,D]`
-    pub q: Value,
-    /// `[K·C,D]`
-    pub k: Value,
-    /// `[K·C,D]`
-    pub v: Value,
-    /// `[D,H·C]`
-    pub o: Value,
+    /// D to H·C.
+    pub q: Linear,
+    /// D to K·C.
+    pub k: Linear,
+    /// D to K·C.
+    pub v: Linear,
+    /// H·C to D.
+    pub o: Linear,
+    /// Gain of the queries' norm: `[C]` norms each head by itself, `[H·C]` all together.
+    pub q_norm: Option<Value>,
+    /// Gain of the keys' norm: `[C]` or `[K·C]`.
+    pub k_norm: Option<Value>,
 }
 
 /// Heads of an attention block.
@@ -31,20 +36,34 @@ pub struct Heads {
     pub width: usize,
 }
 
+/// What an attention block computes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionKind {
+    /// Its heads.
+    pub heads: Heads,
+    /// What a query sees.
+    pub mask: Mask,
+    /// True where queries and keys are turned to their positions.
+    pub rotary: bool,
+    /// Epsilon of the norms of queries and keys.
+    pub eps: f64,
+}
+
 /// What all blocks share about positions.
 #[derive(Debug, Clone, Copy)]
 pub struct Positions {
-    /// Cosines and sines `[S,C/2,2]`.
+    /// Cosines and sines `[S,R/2,2]`, R being the elements of a head that turn.
     pub table: Value,
     /// Position of the first of the T tokens: u32 `[1]`.
     pub first: Value,
 }
 
 impl Positions {
-    /// Angles for positions 0 .. `count`, with base `theta`, and tokens that begin at `first`.
-    pub fn new(g: &mut Graph, theta: f64, width: usize, count: usize, first: Value) -> Positions {
-        let bytes = rope_table(theta, width, count).iter().flat_map(|x| x.to_le_bytes()).collect();
-        let table = g.constant("rope.table", TensorType::f32([count, width / 2, 2]), bytes);
+    /// Angles for positions 0 .. `count` of pairs that turn by `inverse` a position, cosines and sines scaled by
+    /// `factor`, for tokens that begin at `first`.
+    pub fn new(g: &mut Graph, inverse: &[f64], factor: f64, count: usize, first: Value) -> Positions {
+        let bytes = rope_table(inverse, factor, count).iter().flat_map(|x| x.to_le_bytes()).collect();
+        let table = g.constant("rope.table", TensorType::f32([count, inverse.len(), 2]), bytes);
         Positions { table, first }
     }
 }
@@ -67,27 +86,33 @@ pub fn attention(
     g: &mut Graph,
     x: Value,
     weights: &AttentionWeights,
-    heads: Heads,
+    kind: AttentionKind,
     at: Positions,
     cache: Option<KvCache>,
 ) -> Result<Value> {
-    let (b, t) = (g.dims(x)[0], g.dims(x)[1]);
-    let mut project = |name, weight, count| {
-        let y = g.scope(name, |g| linear(g, x, weight))?;
-        g.scope(name, |g| g.reshape(y, [b, t, count, heads.width]))
+    let (heads, [b, t]) = (kind.heads, [g.dims(x)[0], g.dims(x)[1]]);
+    let project = |g: &mut Graph, linear: &Linear, gain: Option<Value>, count: usize, rotary: bool| {
+        let y = linear.apply(g, x)?;
+        let y = gain.map_or(Ok(y), |gain| norm(g, y, gain, kind.eps))?;
+        let y = g.reshape(y, [b, t, count, heads.width])?;
+        if rotary { g.apply1(Rope { inverse: false }, &[y, at.table, at.first]) } else { Ok(y) }
     };
-    let q = project("q", weights.q, heads.queries)?;
-    let k = project("k", weights.k, heads.keys)?;
-    let mut v = project("v", weights.v, heads.keys)?;
-    let turn = |g: &mut Graph, x| g.apply1(Rope { inverse: false }, &[x, at.table, at.first]);
-    let q = g.scope("q", |g| turn(g, q))?;
-    let mut k = g.scope("k", |g| turn(g, k))?;
+    let q = g.scope("q", |g| project(g, &weights.q, weights.q_norm, heads.queries, kind.rotary))?;
+    let mut k = g.scope("k", |g| project(g, &weights.k, weights.k_norm, heads.keys, kind.rotary))?;
+    let mut v = g.scope("v", |g| project(g, &weights.v, None, heads.keys, false))?;
     if let Some(cache) = cache {
         g.apply(CacheWrite, &[k, cache.keys, at.first])?;
         g.apply(CacheWrite, &[v, cache.values, at.first])?;
         (k, v) = (cache.keys, cache.values);
     }
-    let y = g.apply(Attention::default(), &[q, k, v, at.first])?[0];
+    let y = g.apply(Attention { mask: kind.mask }, &[q, k, v, at.first])?[0];
     let y = g.reshape(y, [b, t, heads.queries * heads.width])?;
-    g.scope("o", |g| linear(g, y, weights.o))
+    g.scope("o", |g| weights.o.apply(g, y))
+}
+
+/// Norms every part of y's rows that is as wide as the gain.
+fn norm(g: &mut Graph, y: Value, gain: Value, eps: f64) -> Result<Value> {
+    let (elements, width) = (g.ty(y).shape.elements(), g.dims(gain)[0]);
+    let y = g.reshape(y, [elements / width, width])?;
+    rms_norm(g, y, gain, eps)
 }

@@ -12,6 +12,26 @@ pub fn linear(g: &mut Graph, x: Value, weight: Value) -> Result<Value> {
     g.apply1(MatMul { transpose_a: false, transpose_b: true }, &[x, weight])
 }
 
+/// A linear layer's weights.
+#[derive(Debug, Clone, Copy)]
+pub struct Linear {
+    /// `[N,K]`
+    pub weight: Value,
+    /// `[N]`, where there is one.
+    pub bias: Option<Value>,
+}
+
+impl Linear {
+    /// x · Wᵀ + b: x `[..,K]` to `[..,N]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn apply(&self, g: &mut Graph, x: Value) -> Result<Value> {
+        let y = linear(g, x, self.weight)?;
+        self.bias.map_or(Ok(y), |bias| g.add(y, bias))
+    }
+}
+
 /// Root mean square normalisation of x `[..,D]` with gain `[D]`.
 ///
 /// # Errors
@@ -23,12 +43,12 @@ pub fn rms_norm(g: &mut Graph, x: Value, gain: Value, eps: f64) -> Result<Value>
 /// Weights of a feed-forward block.
 #[derive(Debug, Clone, Copy)]
 pub struct MlpWeights {
-    /// `[F,D]`
-    pub gate: Value,
-    /// `[F,D]`
-    pub up: Value,
-    /// `[D,F]`
-    pub down: Value,
+    /// D to F.
+    pub gate: Linear,
+    /// D to F.
+    pub up: Linear,
+    /// F to D.
+    pub down: Linear,
 }
 
 /// The feed-forward block with SwiGLU (Shazeer, 2020): x `[B,T,D]` to down(silu(gate(x)) · up(x)), `[B,T,D]`.
@@ -36,8 +56,8 @@ pub struct MlpWeights {
 /// # Errors
 /// If the shapes do not fit.
 pub fn mlp(g: &mut Graph, x: Value, weights: &MlpWeights) -> Result<Value> {
-    let gate = g.scope("gate", |g| linear(g, x, weights.gate))?;
-    let up = g.scope("up", |g| linear(g, x, weights.up))?;
+    let gate = g.scope("gate", |g| weights.gate.apply(g, x))?;
+    let up = g.scope("up", |g| weights.up.apply(g, x))?;
     let inner = g.scope("swiglu", |g| g.apply1(Map::swiglu(), &[gate, up]))?;
-    g.scope("down", |g| linear(g, inner, weights.down))
+    g.scope("down", |g| weights.down.apply(g, inner))
 }

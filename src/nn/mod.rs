@@ -4,6 +4,6 @@ mod attention;
 mod layers;
 mod params;
 
-pub use attention::{AttentionWeights, Heads, KvCache, Positions, attention};
-pub use layers::{MlpWeights, linear, mlp, rms_norm};
+pub use attention::{AttentionKind, AttentionWeights, Heads, KvCache, Positions, attention};
+pub use layers::{Linear, MlpWeights, linear, mlp, rms_norm};
 pub use params::{Init, Page, ParamLayout, ParamSpec, Params};

@@ -16,6 +16,8 @@ const ALIGN: usize = 64;
 pub enum Init {
     /// Ones: the gains of norms.
     Ones,
+    /// Zeros: biases.
+    Zeros,
     /// Normal with mean 0 and this standard deviation, cut at three of them (which lowers it by 1.3 %).
     Normal(f64),
 }
@@ -206,6 +208,7 @@ impl ParamLayout {
 fn fill(spec: &ParamSpec, seed: u64, data: &mut [f32]) {
     match spec.init {
         Init::Ones => data.fill(1.0),
+        Init::Zeros => data.fill(0.0),
         Init::Normal(std) => {
             let mut rng = Rng::named(seed, &spec.name);
             data.fill_with(|| (std * rng.truncated_normal(3.0)) as f32);

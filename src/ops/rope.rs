@@ -1,26 +1,29 @@
-//! Rotary position embedding. B batch, T time, H heads, C head width, S positions of the table.
+//! Rotary position embedding. B batch, T time, H heads, C head width, R turned elements of a head, S positions of the
+//! table.
 
 use super::windows::{Window, item, ranges, rows_per_binding};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
 
-/// Rotary position embedding (Su et al., 2021) in Hugging Face's pairing: element i of a head turns with element
-/// i + C/2. Inputs: x f32 `[B,T,H,C]`, table f32 `[S,C/2,2]` from [`rope_table`], offset u32 `[1]`: the position of the
-/// first of the T tokens. Output as x. Positions beyond the table are taken as its last; callers keep offset + T <= S.
+/// Rotary position embedding (Su et al., 2021) in Hugging Face's pairing: of the first R elements of a head, element i
+/// turns with element i + R/2; the others stay. Inputs: x f32 `[B,T,H,C]`, table f32 `[S,R/2,2]` from [`rope_table`],
+/// offset u32 `[1]`: the position of the first of the T tokens. Output as x. Positions beyond the table are taken as its
+/// last; callers keep offset + T <= S.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// Turns the other way: what the backward pass does.
+    /// Turns the other way, by the same factor: what the backward pass does.
     pub inverse: bool,
 }
 
-/// Cosines and sines of the angles p · theta^(-2i/C), computed in f64: `[positions, width/2, 2]`, cosine first.
-pub fn rope_table(theta: f64, width: usize, positions: usize) -> Vec<f32> {
-    let mut table = Vec::with_capacity(positions * width);
+/// Cosines and sines of the angles p · inverse(i), computed in f64 and scaled by `factor`: `[positions, R/2, 2]`, cosine
+/// first, for `inverse` of R/2 frequencies.
+pub fn rope_table(inverse: &[f64], factor: f64, positions: usize) -> Vec<f32> {
+    let mut table = Vec::with_capacity(positions * inverse.len() * 2);
     for p in 0..positions {
-        for i in 0..width / 2 {
-            let angle = p as f64 * theta.powf(-2.0 * i as f64 / width as f64);
-            table.extend([angle.cos() as f32, angle.sin() as f32]);
+        for frequency in inverse {
+            let angle = p as f64 * frequency;
+            table.extend([(factor * angle.cos()) as f32, (factor * angle.sin()) as f32]);
         }
     }
     table
@@ -40,8 +43,11 @@ impl Op for Rope {
             return Err(format!("x must be f32 [B,T,H,C] with an even C, not {x}"));
         }
         match table.shape.dims() {
-            &[s, half, 2] if half == c / 2 && s >= t && table.dtype == DType::F32 => {}
-            _ => return Err(format!("the table must be f32 [S,{},2] with S of at least {t}, not {table}", c / 2)),
+            &[s, half, 2] if (1..=c / 2).contains(&half) && s >= t && table.dtype == DType::F32 => {}
+            _ => {
+                let half = c / 2;
+                return Err(format!("the table must be f32 [S,R/2,2] with S >= {t} and R/2 <= {half}, not {table}"));
+            }
         }
         if **offset != TensorType::u32([1]) {
             return Err(format!("the offset must be u32[1], not {offset}"));
@@ -57,7 +63,9 @@ impl Op for Rope {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let &[b, t, h, c] = io.inputs[0].shape.dims() else { unreachable!("checked when the node was made") };
-        let item = item(c / 2);
+        let (positions, turned) = (io.inputs[1].shape.dims()[0], io.inputs[1].shape.dims()[1]);
+        // Whole items turn with whole items, and whole items stay.
+        let item = if item(turned) == 4 { item(c / 2) } else { 1 };
         let mut kernel =
             Kernel::new("rope", "pairs").constant("WORKGROUP", WORKGROUP).constant("VECTOR", usize::from(item == 4));
         // A row is one token: all its heads.
@@ -72,7 +80,8 @@ impl Op for Rope {
                 .param("time", t)
                 .param("heads", h)
                 .param("half_width", c / 2 / item)
-                .param("positions", io.inputs[1].shape.dims()[0])
+                .param("half_turned", turned / item)
+                .param("positions", positions)
                 .param("skip", w.skip / item)
                 .param("turn", if self.inverse { -1.0 } else { 1.0 });
             dispatch = w.bind(dispatch, "x", Operand::Input(0));
@@ -88,14 +97,15 @@ impl Op for Rope {
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let (x, table, offset) = (&inputs[0], &inputs[1], inputs[2].data[0] as usize);
         let &[_, t, h, c] = x.dims() else { unreachable!("checked when the node was made") };
-        let mut y = Array::zeros(x.ty.shape.clone());
+        let half = table.dims()[1];
+        let mut y = x.clone();
         for (head, (x, y)) in x.data.chunks(c).zip(y.data.chunks_mut(c)).enumerate() {
             let position = (offset + head / h % t).min(table.dims()[0] - 1);
-            for i in 0..c / 2 {
-                let at = (position * c / 2 + i) * 2;
+            for i in 0..half {
+                let at = (position * half + i) * 2;
                 let (cos, sin) = (table.data[at], table.data[at + 1] * if self.inverse { -1.0 } else { 1.0 });
-                y[i] = x[i] * cos - x[i + c / 2] * sin;
-                y[i + c / 2] = x[i + c / 2] * cos + x[i] * sin;
+                y[i] = x[i] * cos - x[i + half] * sin;
+                y[i + half] = x[i + half] * cos + x[i] * sin;
             }
         }
         vec![y]

@@ -161,16 +161,22 @@ fn norm() -> Vec<Case> {
 
 fn position() -> Vec<Case> {
     let (turns, inverse) = (Rope { inverse: false }, Rope { inverse: true });
-    let table = (
-        TensorType::f32([9, 3, 2]),
-        Draw::Given(super::rope_table(10_000.0, 6, 9).into_iter().map(f64::from).collect()),
-    );
+    // Three pairs, of frequencies as usual; `factor` is what YaRN scales cosines and sines by.
+    let table = |pairs: usize, factor: f64| {
+        let inverse: Vec<f64> = (0..pairs).map(|i| 0.2f64.powi(i as i32)).collect();
+        let angles = super::rope_table(&inverse, factor, 9).into_iter().map(f64::from).collect();
+        (TensorType::f32([9, pairs, 2]), Draw::Given(angles))
+    };
     let at = |p: usize| (TensorType::u32([1]), Draw::Given(vec![p as f64]));
     vec![
-        Case::new("", turns.clone(), &[normal([2, 5, 3, 6]), table.clone(), at(0)]).wrt(&[0]),
-        Case::new("offset", turns.clone(), &[normal([1, 4, 2, 6]), table.clone(), at(5)]).wrt(&[0]),
-        Case::new("wide", turns.clone(), &[normal([2, 9, 20, 6]), table.clone(), at(0)]),
-        Case::new("inverse", inverse, &[normal([2, 5, 3, 6]), table, at(2)]).wrt(&[0]),
+        Case::new("", turns.clone(), &[normal([2, 5, 3, 6]), table(3, 1.0), at(0)]).wrt(&[0]),
+        Case::new("offset", turns.clone(), &[normal([1, 4, 2, 6]), table(3, 1.0), at(5)]).wrt(&[0]),
+        Case::new("wide", turns.clone(), &[normal([2, 9, 20, 6]), table(3, 1.0), at(0)]),
+        Case::new("inverse", inverse.clone(), &[normal([2, 5, 3, 6]), table(3, 1.0), at(2)]).wrt(&[0]),
+        Case::new("partial", turns.clone(), &[normal([2, 5, 3, 10]), table(3, 1.2), at(1)]).wrt(&[0]),
+        Case::new("vectors", turns.clone(), &[normal([2, 5, 3, 16]), table(8, 1.0), at(1)]).wrt(&[0]),
+        Case::new("partial vectors", turns, &[normal([2, 5, 3, 24]), table(8, 1.2), at(1)]).wrt(&[0]),
+        Case::new("partial inverse", inverse, &[normal([1, 7, 2, 24]), table(4, 0.7), at(2)]).wrt(&[0]),
     ]
 }
 

@@ -1,0 +1,118 @@
+//! The parameters of a model: their names and shapes, and where a family's own files keep them. Names are those of
+//! Hugging Face's LLaMA, also where a family packs several parameters into one tensor.
+
+use super::{ModelConfig, Norms, QkNorm, Source};
+use crate::nn::{Init, ParamSpec};
+
+/// The embedding `[V,D]`.
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+/// The output projection `[V,D]`, where it is not the embedding.
+pub(super) const OUTPUT: &str = "lm_head.weight";
+/// The gain `[D]` of the last norm.
+pub(super) const NORM: &str = "model.norm.weight";
+
+impl ModelConfig {
+    /// The parameters under their canonical names. Matrices are decayed and drawn from a normal distribution with the
+    /// configuration's deviation, as `transformers` does; gains are one, biases zero.
+    pub fn param_specs(&self) -> Vec<ParamSpec> {
+        let (d, v) = (self.hidden_size, self.vocab_size);
+        let mut specs = vec![self.matrix(EMBEDDING.into(), v, d)];
+        for layer in 0..self.num_hidden_layers {
+            let first = specs.len();
+            self.attention_specs(&mut specs);
+            self.mlp_specs(&mut specs);
+            for spec in &mut specs[first..] {
+                spec.name = format!("model.layers.{layer}.{}", spec.name);
+            }
+        }
+        specs.push(gain(NORM, d));
+        if !self.tie_word_embeddings {
+            specs.push(self.matrix(OUTPUT.into(), v, d));
+        }
+        specs
+    }
+
+    /// Names of the gains `[D]` of one layer's two norms.
+    pub(super) fn norm_names(&self) -> [&'static str; 2] {
+        match self.norms() {
+            Norms::Before => ["input_layernorm.weight", "post_attention_layernorm.weight"],
+            Norms::After => ["post_attention_layernorm.weight", "post_feedforward_layernorm.weight"],
+        }
+    }
+
+    fn attention_specs(&self, specs: &mut Vec<ParamSpec>) {
+        let (d, c, q, k) = (self.hidden_size, self.head_dim, self.query_size(), self.key_value_size());
+        specs.push(gain(self.norm_names()[0], d));
+        self.linear(specs, "self_attn.q_proj", [q, d], self.biases.qkv);
+        self.linear(specs, "self_attn.k_proj", [k, d], self.biases.qkv);
+        self.linear(specs, "self_attn.v_proj", [k, d], self.biases.qkv);
+        self.linear(specs, "self_attn.o_proj", [d, q], self.biases.output);
+        let widths = match self.qk_norm() {
+            QkNorm::Never => return,
+            QkNorm::Head => [c, c],
+            QkNorm::Full => [q, k],
+        };
+        specs.push(gain("self_attn.q_norm.weight", widths[0]));
+        specs.push(gain("self_attn.k_norm.weight", widths[1]));
+    }
+
+    fn mlp_specs(&self, specs: &mut Vec<ParamSpec>) {
+        let (d, f) = (self.hidden_size, self.intermediate_size);
+        specs.push(gain(self.norm_names()[1], d));
+        self.linear(specs, "mlp.gate_proj", [f, d], self.biases.mlp);
+        self.linear(specs, "mlp.up_proj", [f, d], self.biases.mlp);
+        self.linear(specs, "mlp.down_proj", [d, f], self.biases.mlp);
+    }
+
+    fn linear(&self, specs: &mut Vec<ParamSpec>, name: &str, [rows, columns]: [usize; 2], bias: bool) {
+        specs.push(self.matrix(format!("{name}.weight"), rows, columns));
+        if bias {
+            specs.push(ParamSpec {
+                name: format!("{name}.bias"),
+                shape: [rows].into(),
+                decay: false,
+                init: Init::Zeros,
+            });
+        }
+    }
+
+    fn matrix(&self, name: String, rows: usize, columns: usize) -> ParamSpec {
+        ParamSpec { name, shape: [rows, columns].into(), decay: true, init: Init::Normal(self.initializer_range) }
+    }
+
+    /// Where a parameter lies in files of this model's family: pieces that are its rows in order.
+    pub fn sources(&self, name: &str) -> Vec<Source> {
+        self.packed_source(name).map_or_else(|| vec![Source::whole(name)], |source| vec![source])
+    }
+
+    /// The rows of a packed tensor that are this parameter.
+    fn packed_source(&self, name: &str) -> Option<Source> {
+        // "model.layers.7." + "self_attn.q_proj" + "." + "weight"
+        let (layer, rest) = split_layer(name)?;
+        let (part, kind) = rest.rsplit_once('.')?;
+        let packed = self.family.packed.iter().find(|packed| packed.parts.contains(&part))?;
+        let before = packed.parts.iter().take_while(|p| **p != part).map(|p| self.rows(p)).sum::<usize>();
+        let tensor = format!("{layer}{}.{kind}", packed.stored);
+        Some(Source::rows(tensor, before..before + self.rows(part)))
+    }
+
+    /// Rows of a linear layer that some family packs.
+    fn rows(&self, part: &str) -> usize {
+        match part {
+            "self_attn.q_proj" => self.query_size(),
+            "self_attn.k_proj" | "self_attn.v_proj" => self.key_value_size(),
+            _ => self.intermediate_size,
+        }
+    }
+}
+
+fn gain(name: &str, width: usize) -> ParamSpec {
+    ParamSpec { name: name.into(), shape: [width].into(), decay: false, init: Init::Ones }
+}
+
+/// `model.layers.7.rest` as `model.layers.7.` and `rest`.
+fn split_layer(name: &str) -> Option<(&str, &str)> {
+    let rest = name.strip_prefix("model.layers.")?;
+    let dot = rest.find('.')?;
+    Some(name.split_at(name.len() - rest.len() + dot + 1))
+}
