@@ -184,13 +184,7 @@ const QWEN2: Family = Family {
     model_type: "qwen2",
     biases: BiasRule::Qkv,
     window: WindowRule::FromLayer,
-    defaults: Defaults {
-        max_positions: 1 << 15,
-        key_value_heads: Some(32),
-        bos: None,
-        eos: None,
-        ..LLAMA.defaults
-    },
+    defaults: Defaults { max_positions: 1 << 15, key_value_heads: Some(32), bos: None, eos: None, ..LLAMA.defaults },
     ..LLAMA
 };
 

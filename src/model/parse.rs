@@ -185,9 +185,9 @@ impl Keys<'_> {
                 // 0 is a layer too, so this is no size.
                 let from = match self.get("max_window_layers") {
                     None => 28,
-                    Some(value) => value.as_u64().ok_or_else(|| {
-                        self.refuse("max_window_layers", value, "it must be a number of layers")
-                    })?,
+                    Some(value) => value
+                        .as_u64()
+                        .ok_or_else(|| self.refuse("max_window_layers", value, "it must be a number of layers"))?,
                 };
                 (given(Some(4096))?, Box::new(move |i| i as u64 >= from))
             }

@@ -19,7 +19,8 @@ pub(super) fn rope(keys: &Keys, family: &Family, sizes: &Sizes) -> Result<RopeCo
     // Where both are given, the older counts, as in `transformers`.
     let (old, new) = (keys.within("rope_scaling")?, keys.within("rope_parameters")?);
     let inner = old.as_ref().filter(|old| !old.map.is_empty()).or(new.as_ref());
-    let theta_of = |k: &Option<Keys>| k.as_ref().and_then(|k| k.get("rope_theta").map(|v| k.positive_value("rope_theta", v)));
+    let theta_of =
+        |k: &Option<Keys>| k.as_ref().and_then(|k| k.get("rope_theta").map(|v| k.positive_value("rope_theta", v)));
     let theta = match theta_of(&old).or_else(|| theta_of(&new)) {
         Some(theta) => theta?,
         None => keys.positive("rope_theta", family.defaults.rope_theta)?,

@@ -45,16 +45,14 @@ fn every_mistake_has_its_sentence() {
             "\"eos_token_id\" is 1024; token ids are whole numbers below \"vocab_size\" = 1024",
         ),
         ("hidden_act", Some("\"gelu\""), "\"hidden_act\" is \"gelu\"; only \"silu\" is known"),
-        (
-            "attention_bias",
-            Some("true"),
-            "\"attention_bias\" is true; biases are not supported; use a model without them",
-        ),
-        ("mlp_bias", Some("true"), "\"mlp_bias\" is true; biases are not supported; use a model without them"),
+        ("clip_qkv", Some("8.0"), "\"clip_qkv\" is 8.0; clipped queries, keys and values are not supported"),
         (
             "architectures",
             Some("[\"GPT2LMHeadModel\"]"),
-            "\"architectures\" is [\"GPT2LMHeadModel\"]; this architecture is not known; known: LlamaForCausalLM",
+            "\"architectures\" is [\"GPT2LMHeadModel\"]; this architecture is not known; known: BaiChuanForCausalLM, \
+             BaichuanForCausalLM, LLaMAForCausalLM, LlamaForCausalLM, MistralForCausalLM, MixtralForCausalLM, \
+             Olmo2ForCausalLM, Phi3ForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, \
+             SmolLM3ForCausalLM",
         ),
         (
             "quantization_config",
@@ -63,13 +61,46 @@ fn every_mistake_has_its_sentence() {
         ),
         (
             "rope_scaling",
-            Some("{\"rope_type\": \"llama3\", \"factor\": 8.0}"),
-            "\"rope_scaling.rope_type\" is \"llama3\"; only \"default\" rotary embedding is known; use a model without rope scaling",
+            Some("{\"type\": \"llama4\", \"factor\": 8.0}"),
+            "\"rope_scaling.rope_type\" is \"llama4\"; this scaling of positions is not known; known: default, linear, \
+             dynamic, llama3, yarn, longrope",
+        ),
+        (
+            "rope_scaling",
+            Some("{\"factor\": 8.0}"),
+            "\"rope_scaling.rope_type\" is missing; give it as one of default, linear, dynamic, llama3, yarn, longrope",
+        ),
+        ("rope_scaling", Some("4"), "\"rope_scaling\" is 4; it must be an object, or null"),
+        (
+            "rope_parameters",
+            Some("{\"rope_type\": \"yarn\", \"rope_theta\": 1e4, \"factor\": -1}"),
+            "\"rope_parameters.factor\" is -1; it must be a number above 0",
         ),
         (
             "rope_parameters",
-            Some("{\"rope_type\": \"yarn\", \"rope_theta\": 1e4}"),
-            "\"rope_parameters.rope_type\" is \"yarn\"; only \"default\" rotary embedding is known; use a model without rope scaling",
+            Some("{\"rope_type\": \"linear\"}"),
+            "\"rope_parameters.factor\" is missing; give it as a number above 0",
+        ),
+        (
+            "rope_parameters",
+            Some("{\"full_attention\": {\"rope_theta\": 1e4}, \"sliding_attention\": {}}"),
+            "\"rope_parameters.full_attention\" is {\"rope_theta\":10000.0}; only one rotary embedding for all layers is \
+             known",
+        ),
+        (
+            "rope_scaling",
+            Some("{\"type\": \"longrope\", \"short_factor\": [1, 1], \"long_factor\": []}"),
+            "\"rope_scaling.short_factor\" is \"2 numbers\"; it must be a list of 16 numbers, one for each pair that turns",
+        ),
+        (
+            "rope_scaling",
+            Some("{\"type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 4, \"high_freq_factor\": 4}"),
+            "\"rope_scaling.high_freq_factor\" is 4.0; it must be above \"low_freq_factor\" = 4",
+        ),
+        (
+            "partial_rotary_factor",
+            Some("1.5"),
+            "\"partial_rotary_factor\" is 1.5; it must make an even number of the 32 elements of a head turn",
         ),
         (
             "rope_parameters",
@@ -87,10 +118,12 @@ fn every_mistake_has_its_sentence() {
 fn mistakes_of_several_keys() {
     let path = Path::new("c.json");
     let text = r#"{"model_type":"gpt2"}"#;
-    let message = r#"c.json: "model_type" is "gpt2"; this architecture is not known; known: LlamaForCausalLM"#;
+    let message = "c.json: \"model_type\" is \"gpt2\"; this architecture is not known; known: baichuan, llama, mistral, \
+                   mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe, smollm3";
     assert_eq!(ModelConfig::parse(text, path).unwrap_err().to_string(), message);
-    let message = r#"c.json: "architectures" is missing; say which model this is (known: LlamaForCausalLM)"#;
-    assert_eq!(ModelConfig::parse("{}", path).unwrap_err().to_string(), message);
+    let message = ModelConfig::parse("{}", path).unwrap_err().to_string();
+    let opening = "c.json: \"architectures\" is missing; say which model this is (known: BaiChuanForCausalLM, ";
+    assert!(message.starts_with(opening) && message.ends_with(", SmolLM3ForCausalLM)"), "{message}");
     let message = "c.json: is not a JSON object (EOF while parsing an object at line 1 column 1); \
                    give a Hugging Face config.json";
     assert_eq!(ModelConfig::parse("{", path).unwrap_err().to_string(), message);
@@ -112,14 +145,14 @@ fn defaults_are_those_of_transformers() {
         "intermediate_size":8,"num_hidden_layers":1}"#;
     let c = ModelConfig::parse(text, Path::new("c.json")).unwrap();
     assert_eq!((c.num_key_value_heads, c.head_dim, c.max_position_embeddings), (8, 8, 2048));
-    assert_eq!((c.rms_norm_eps, c.rope_theta, c.initializer_range), (1e-6, 1e4, 0.02));
+    assert_eq!((c.rms_norm_eps, c.rope.theta, c.initializer_range), (1e-6, 1e4, 0.02));
     assert_eq!((c.bos_token_id, c.eos_token_ids, c.tie_word_embeddings), (Some(1), vec![2], false));
 }
 
 #[test]
 fn rope_of_both_forms_and_lists_of_end_tokens() {
     let new = parse_with("rope_parameters", Some("{\"rope_type\": \"default\", \"rope_theta\": 5e5}")).unwrap();
-    assert_eq!(new.rope_theta, 5e5);
+    assert_eq!(new.rope.theta, 5e5);
     assert!(parse_with("rope_scaling", Some("{\"type\": \"default\"}")).is_ok());
     assert!(parse_with("rope_scaling", Some("null")).is_ok());
     assert_eq!(parse_with("eos_token_id", Some("[3, 7]")).unwrap().eos_token_ids, [3, 7]);

@@ -1,0 +1,1 @@
+//! Frequencies against those of `transformers`.
