@@ -1,6 +1,6 @@
 //! `danlu generate`, and the demo's engine.
 
-use super::AdapterArgs;
+use super::{AdapterArgs, hub};
 use crate::data::{StreamDecoder, Tokenizer};
 use crate::error::Error;
 use crate::gpu::Gpu;
@@ -14,8 +14,8 @@ use std::path::PathBuf;
 /// Flags of `danlu generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Model folder in Hugging Face's form.
-    #[arg(long, value_name = "FOLDER")]
+    /// Model folder in Hugging Face's form, or its name on the hub: org/model[@revision].
+    #[arg(long, value_name = "FOLDER|NAME")]
     pub model: PathBuf,
     /// Text to continue.
     #[arg(long)]
@@ -44,17 +44,18 @@ pub struct GenerateArgs {
 pub async fn generate(args: GenerateArgs) -> Result<()> {
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     sampling.check()?;
-    let config = load_config(&args.model)?;
-    let tokenizer = Tokenizer::open(args.model.join("tokenizer.json"))?;
+    let model = hub::resolve(&args.model)?;
+    let config = load_config(&model)?;
+    let tokenizer = Tokenizer::open(model.join("tokenizer.json"))?;
     let prompt = tokenizer.encode_prompt(&args.prompt)?;
     if tokenizer.vocab_size() > config.vocab_size {
         let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
         let message =
             format!("has {tokens} tokens, and the model's config.json {rows}: one of the two is another model's");
-        return Err(Error::file(args.model.join("tokenizer.json"), message).into());
+        return Err(Error::file(model.join("tokenizer.json"), message).into());
     }
     let gpu = Gpu::open(&args.adapter.selector()).await?;
-    let mut generator = Generator::open(&gpu, &args.model, prompt.len().saturating_add(args.tokens)).await?;
+    let mut generator = Generator::open(&gpu, &model, prompt.len().saturating_add(args.tokens)).await?;
     let mut decoder = StreamDecoder::new(&tokenizer, &prompt);
     let mut out = std::io::stdout();
     let say = |out: &mut std::io::Stdout, text: &str| {

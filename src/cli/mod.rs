@@ -17,6 +17,7 @@ macro_rules! tell {
 mod advice;
 pub mod doctor;
 mod generate;
+mod hub;
 mod paths;
 mod plan;
 mod progress;

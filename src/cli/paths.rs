@@ -2,18 +2,31 @@
 
 use std::path::PathBuf;
 
-/// The cache folder: `DANLU_CACHE`, else the platform's place for caches.
+/// A variable of the environment that names a path.
+fn var(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from)
+}
+
+/// The cache folder: `DANLU_CACHE`, else in the platform's place for caches.
 pub fn cache() -> PathBuf {
-    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    if let Some(path) = var("DANLU_CACHE") {
-        return path;
-    }
-    let base = if cfg!(windows) {
-        var("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        var("HOME").map(|home| home.join("Library/Caches"))
-    } else {
-        var("XDG_CACHE_HOME").or_else(|| var("HOME").map(|home| home.join(".cache")))
-    };
-    base.unwrap_or_else(std::env::temp_dir).join("danlu")
+    var("DANLU_CACHE").unwrap_or_else(|| {
+        let base = if cfg!(windows) {
+            var("LOCALAPPDATA")
+        } else if cfg!(target_os = "macos") {
+            var("HOME").map(|home| home.join("Library/Caches"))
+        } else {
+            xdg_cache()
+        };
+        base.unwrap_or_else(std::env::temp_dir).join("danlu")
+    })
+}
+
+/// Where Hugging Face's tools keep what they download, unless told otherwise: on every platform by the same rule.
+pub fn hugging_face() -> PathBuf {
+    xdg_cache().unwrap_or_else(std::env::temp_dir).join("huggingface")
+}
+
+fn xdg_cache() -> Option<PathBuf> {
+    let home = || var("HOME").or_else(|| var("USERPROFILE"));
+    var("XDG_CACHE_HOME").or_else(|| home().map(|home| home.join(".cache")))
 }

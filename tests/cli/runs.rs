@@ -82,7 +82,7 @@ fn generation_repeats_and_refuses() {
     };
     refused("generate --model m --prompt a --temperature -1", "temperature -1 is not a number from 0 up");
     refused("generate --model m --prompt a --top-p 1.5", "top-p 1.5 is not above 0 and at most 1");
-    refused("generate --model gone --prompt a", "gone: is not a model folder: it holds no config.json");
+    refused("generate --model gone --prompt a", "gone: no such file or folder, and no name on a hub");
     for (name, part) in [
         ("config.json", "holds no config.json"),
         ("tokenizer.json", "tokenizer.json: no such file"),

@@ -1,0 +1,342 @@
+//! Models by their name on a hub: `org/model[@revision]` or `org/model[@revision]:file.gguf`, downloaded through hf-hub
+//! into the cache that Hugging Face's tools share. What hf-hub 0.5 leaves out is in `hub/download.rs`; why 0.5, in
+//! docs/decisions/0005-hf-hub-0.5.md.
+
+mod download;
+mod refusal;
+
+use crate::error::{Error, Result};
+use download::{Download, is_safe};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use refusal::Refusal;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the hub is, where its files are kept, and what may be done. The library reads no environment: whoever calls it
+/// says what HF_ENDPOINT, HF_HOME and the like say.
+#[derive(Debug, Clone)]
+pub struct HubOptions {
+    /// Address of the hub, without a slash at the end.
+    pub endpoint: String,
+    /// Folder of the cache, usually `~/.cache/huggingface/hub`.
+    pub cache: PathBuf,
+    /// The user's token, which opens private and gated models.
+    pub token: Option<String>,
+    /// True if only the cache may be used.
+    pub offline: bool,
+    /// Wait before a broken download is taken up again; doubled each time that brings nothing.
+    pub retry_wait: Duration,
+}
+
+/// What happens while a model is fetched.
+#[derive(Debug, Clone, Copy)]
+pub enum HubEvent<'a> {
+    /// A sentence that the user should see.
+    Note(&'a str),
+    /// Bytes that have arrived.
+    Progress {
+        /// The file that is being downloaded.
+        file: &'a str,
+        /// Bytes of all files of this download that are here.
+        done: u64,
+        /// Bytes of all files of this download.
+        total: u64,
+    },
+}
+
+/// Receives what happens.
+pub type HubReport<'a> = dyn FnMut(HubEvent) + 'a;
+
+/// A model's name on a hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubName {
+    /// `org/model`.
+    pub repo: String,
+    /// Branch, tag or commit; `main` where none is given.
+    pub revision: String,
+    /// A GGUF file of the repository; none for the model in Hugging Face's form.
+    pub file: Option<String>,
+}
+
+impl HubName {
+    /// Reads `org/model[@revision][:file.gguf]`; none if the text has another form, such as a path's.
+    pub fn parse(text: &str) -> Option<HubName> {
+        let (rest, file) = match text.split_once(':') {
+            Some((rest, file)) => (rest, Some(file)),
+            None => (text, None),
+        };
+        let (repo, revision) = rest.split_once('@').unwrap_or((rest, "main"));
+        let word = |s: &str| {
+            s.starts_with(|c: char| c.is_ascii_alphanumeric())
+                && s.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+                && !s.contains("..")
+        };
+        let (org, model) = repo.split_once('/')?;
+        let fits = word(org) && word(model) && revision.split('/').all(word);
+        let gguf = |file: &str| is_safe(file) && file.to_ascii_lowercase().ends_with(".gguf");
+        let name = HubName { repo: repo.into(), revision: revision.into(), file: file.map(String::from) };
+        (fits && file.is_none_or(gguf)).then_some(name)
+    }
+
+    fn repo_at(&self, revision: &str) -> Repo {
+        Repo::with_revision(self.repo.clone(), RepoType::Model, revision.into())
+    }
+}
+
+impl fmt::Display for HubName {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(&self.repo)?;
+        if self.revision != "main" {
+            write!(f, "@{}", self.revision)?;
+        }
+        self.file.as_ref().map_or(Ok(()), |file| write!(f, ":{file}"))
+    }
+}
+
+/// The files of a model folder beside its weights, in the order in which they are fetched.
+const SMALL_FILES: [&str; 8] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A hub and the cache in front of it.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    options: HubOptions,
+}
+
+impl Hub {
+    /// Nothing is asked yet.
+    ///
+    /// # Errors
+    /// If the cache's path cannot be made absolute, or the endpoint is no address.
+    pub fn new(mut options: HubOptions) -> Result<Hub> {
+        options.cache = std::path::absolute(&options.cache).map_err(|e| Error::io("find", &options.cache, e))?;
+        let address = options.endpoint.strip_prefix("https://").or(options.endpoint.strip_prefix("http://"));
+        if address.is_none_or(|a| {
+            a.trim_end_matches('/').is_empty() || a.contains(|c: char| c.is_whitespace() || c.is_control())
+        }) {
+            let message = format!(
+                "the hub's address {:?} does not begin with https:// or http://; check HF_ENDPOINT",
+                options.endpoint
+            );
+            return Err(Error::Invalid(message));
+        }
+        options.endpoint.truncate(options.endpoint.trim_end_matches('/').len());
+        Ok(Hub { options })
+    }
+
+    /// The folder, or the GGUF file, of a model: from the cache where it holds all of it, else downloaded. `main` and
+    /// other names that may move are looked up each time, unless offline or where the hub cannot be reached.
+    ///
+    /// # Errors
+    /// A sentence for a model, revision or file that is not there or not open to this user, a hub that cannot be
+    /// reached, a full disk, and content that is not what the hub announced.
+    pub fn fetch(&self, name: &HubName, report: &mut HubReport) -> Result<PathBuf> {
+        let cached = self.cached(name);
+        if self.options.offline {
+            return cached.map_err(|missing| self.refuse(name, Refusal::Offline { missing }));
+        }
+        let api = self.api().map_err(|refusal| self.refuse(name, refusal))?;
+        let (files, commit) = match (self.list(&api.repo(name.repo_at(&name.revision))), cached) {
+            (Ok(listing), _) => listing,
+            (Err(Refusal::Unreachable(reason)), Ok(path)) => {
+                let note = format!("cannot reach {} ({reason}); using {name} from the cache", self.options.endpoint);
+                report(HubEvent::Note(&note));
+                return Ok(path);
+            }
+            (Err(refusal), _) => return Err(self.refuse(name, refusal)),
+        };
+        let snapshot = self.cache(name, &commit).pointer_path(&commit);
+        let repo = api.repo(name.repo_at(&commit));
+        let mut get = |files: &[&str]| {
+            let download =
+                Download { hub: &self.options, name, api: &api, repo: &repo, snapshot: &snapshot, commit: &commit };
+            download.files(files, report).map_err(|refusal| self.refuse(name, refusal))
+        };
+        if let Some(file) = &name.file {
+            self.must_have(name, &files, file)?;
+            get(&[file])?;
+        } else {
+            let has = |file: &str| files.iter().any(|f| f == file);
+            let weights = if has(WEIGHTS) { WEIGHTS } else { INDEX };
+            if !has("config.json") || !has(weights) {
+                return Err(self.refuse(name, Refusal::NoModel { files }));
+            }
+            let small: Vec<&str> = SMALL_FILES
+                .into_iter()
+                .filter(|f| has(f))
+                .chain([INDEX].into_iter().filter(|_| weights == INDEX))
+                .collect();
+            get(&small)?;
+            let shards = shards(&snapshot)?;
+            for shard in &shards {
+                self.must_have(name, &files, shard)?;
+            }
+            get(&shards.iter().map(String::as_str).collect::<Vec<_>>())?;
+        }
+        // Only now does the revision's name lead to this commit: what is found in the cache is complete.
+        let noted = self.cache(name, &name.revision).create_ref(&commit);
+        noted.map_err(|e| {
+            self.refuse(name, Refusal::Disk { file: "refs".into(), bytes: commit.len() as u64, error: e })
+        })?;
+        Ok(name.file.as_ref().map_or(snapshot.clone(), |file| snapshot.join(file)))
+    }
+
+    /// The folder or file in the cache, or what is missing there.
+    fn cached(&self, name: &HubName) -> Result<PathBuf, Vec<String>> {
+        let cache = self.cache(name, &name.revision);
+        let refs = self.options.cache.join(name.repo_at("main").folder_name()).join("refs").join(&name.revision);
+        let commit = fs::read_to_string(refs).unwrap_or_else(|_| name.revision.clone());
+        let snapshot = cache.pointer_path(commit.trim());
+        let wanted = match &name.file {
+            Some(file) => vec![file.clone()],
+            None => match shards(&snapshot) {
+                Ok(shards) => ["config.json".to_string()].into_iter().chain(shards).collect(),
+                Err(_) => vec!["config.json".into(), WEIGHTS.into()],
+            },
+        };
+        let missing: Vec<String> = wanted.into_iter().filter(|f| !snapshot.join(f).is_file()).collect();
+        match (missing.is_empty(), &name.file) {
+            (false, _) => Err(missing),
+            (true, Some(file)) => Ok(snapshot.join(file)),
+            (true, None) => Ok(snapshot),
+        }
+    }
+
+    fn cache(&self, name: &HubName, revision: &str) -> CacheRepo {
+        Cache::new(self.options.cache.clone()).repo(name.repo_at(revision))
+    }
+
+    fn api(&self) -> Result<Api, Refusal> {
+        let builder = ApiBuilder::from_cache(Cache::new(self.options.cache.clone()))
+            .with_endpoint(self.options.endpoint.clone())
+            .with_token(self.options.token.clone())
+            .with_user_agent("danlu", env!("CARGO_PKG_VERSION"));
+        builder.build().map_err(Refusal::of)
+    }
+
+    /// The repository's files, and the commit that its revision stands for.
+    fn list(&self, repo: &ApiRepo) -> Result<(Vec<String>, String), Refusal> {
+        // With its headers, a refusal says more than its number.
+        let request =
+            repo.info_request().config().http_status_as_error(false).timeout_global(Some(Duration::from_secs(30)));
+        let mut answer = request.build().call().map_err(Refusal::of_transfer)?;
+        let code = answer.headers().get("x-error-code").and_then(|v| v.to_str().ok()).unwrap_or_default().to_string();
+        if answer.status().as_u16() != 200 {
+            return Err(Refusal::Status { status: answer.status().as_u16(), code, file: None });
+        }
+        let info: hf_hub::api::RepoInfo =
+            answer.body_mut().with_config().limit(64 << 20).read_json().map_err(Refusal::of_transfer)?;
+        let commit = info.sha;
+        if commit.is_empty() || !commit.chars().all(|c| c.is_ascii_alphanumeric()) {
+            return Err(Refusal::Nonsense(format!("names the commit {commit:?}")));
+        }
+        Ok((info.siblings.into_iter().map(|s| s.rfilename).filter(|f| is_safe(f)).collect(), commit))
+    }
+
+    fn must_have(&self, name: &HubName, files: &[String], file: &str) -> Result<()> {
+        match files.iter().any(|f| f == file) {
+            true => Ok(()),
+            false => Err(self.refuse(name, Refusal::NoFile { file: file.into(), files: files.to_vec() })),
+        }
+    }
+
+    fn refuse(&self, name: &HubName, refusal: Refusal) -> Error {
+        Error::Invalid(refusal.sentence(&self.options, name))
+    }
+}
+
+/// The files that hold a model folder's weights: one, or those that its index names.
+fn shards(folder: &Path) -> Result<Vec<String>> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: std::collections::BTreeMap<String, String>,
+    }
+    let file = folder.join(INDEX);
+    let Ok(bytes) = fs::read(&file) else { return Ok(vec![WEIGHTS.into()]) };
+    let not_one = |what: &str| Error::file(&file, format!("is not an index of weights: {what}"));
+    let index: Index = serde_json::from_slice(&bytes).map_err(|e| not_one(&e.to_string()))?;
+    let mut shards: Vec<String> = index.weight_map.into_values().collect();
+    shards.sort();
+    shards.dedup();
+    match shards.iter().find(|s| !is_safe(s)) {
+        Some(shard) => Err(not_one(&format!("it names the file {shard:?}"))),
+        None => Ok(shards),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for (text, repo, revision, file) in [
+            ("org/model", "org/model", "main", None),
+            ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B", "main", None),
+            ("org/model@v1.0", "org/model", "v1.0", None),
+            ("org/model@refs/pr/1", "org/model", "refs/pr/1", None),
+            ("org/model:a-Q4_0.gguf", "org/model", "main", Some("a-Q4_0.gguf")),
+            ("org/model@abc123:sub/a.GGUF", "org/model", "abc123", Some("sub/a.GGUF")),
+        ] {
+            let name = HubName::parse(text).unwrap_or_else(|| panic!("{text}"));
+            assert_eq!((&*name.repo, &*name.revision, name.file.as_deref()), (repo, revision, file), "{text}");
+            assert_eq!(name.to_string(), text);
+        }
+        for text in [
+            "",
+            "model",
+            "/org/model",
+            "./org/model",
+            "../model",
+            "~/model",
+            "org/model/",
+            "a/b/c",
+            "org/model@",
+            "org/../x",
+            "org/model@../../x",
+            "org/model@/x",
+            "org/model:x.bin",
+            "org/model:../x.gguf",
+            "org/model:/x.gguf",
+            "-org/model",
+            "org/mo del",
+            r"C:\models\x.gguf",
+            "C:/models/x.gguf",
+            "https://hub/org/model",
+            "org/model:",
+            "org/m..l",
+        ] {
+            assert_eq!(HubName::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_checked() {
+        for endpoint in ["", "hub.example", "ftp://hub", "https://", "http://a b"] {
+            let options = HubOptions {
+                endpoint: endpoint.into(),
+                cache: "cache".into(),
+                token: None,
+                offline: false,
+                retry_wait: Duration::ZERO,
+            };
+            let message = Hub::new(options).unwrap_err().to_string();
+            let expected =
+                format!("the hub's address {endpoint:?} does not begin with https:// or http://; check HF_ENDPOINT");
+            assert_eq!(message, expected);
+        }
+    }
+}
