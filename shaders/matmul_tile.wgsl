@@ -3,15 +3,23 @@
 // The bindings may be windows into the tensors: see `Params`, which matmul_rows.wgsl shares.
 struct Params {
     m: u32, n: u32, k: u32, // sizes that this dispatch covers
-    row_a: u32, row_b: u32, row_c: u32, // elements from one stored row to the next
-    batch_a: u32, batch_b: u32, batch_c: u32, // elements from one matrix to the next
-    skip_a: u32, skip_b: u32, skip_c: u32, // element of the binding at which the first matrix starts
+    row_a: u32, row_b: u32, row_c: u32, // words from one stored row to the next
+    batch_a: u32, batch_b: u32, batch_c: u32, // words from one matrix to the next
+    skip_a: u32, skip_b: u32, skip_c: u32, // word of the binding at which the first matrix starts
     whole_a: u32, whole_c: u32, // element of the tensor at which the binding starts: what hooks are told
     first: u32, last: u32, // of several dispatches that add up along k
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
+#if PACKED
+@group(0) @binding(2) var<storage, read> b: array<u32>;
+fn word(at: u32) -> u32 {
+    return b[at];
+}
+#import lib/weight.wgsl
+#else
 @group(0) @binding(2) var<storage, read> b: array<f32>;
+#endif
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 #hook prologue
 #hook epilogue
@@ -35,6 +43,26 @@ fn load_a(base: u32, i: u32, k: u32) -> f32 {
     return prologue(a[at], params.whole_a + at);
 }
 
+#if PACKED
+// Four elements of a row of b, into the tile. Where k lies beyond the sum they meet zeros of a.
+fn stage_b(base: u32, k0: u32, j0: u32, e: u32) {
+#if TB
+    let j = e / (TILE_K / 4u);
+    let k = e % (TILE_K / 4u) * 4u;
+    let v = weight4(base + min(j0 + j, params.n - 1u) * params.row_b, k0 + k, params.k);
+    for (var d = 0u; d < 4u; d++) {
+        tile_b[(k + d) * (TILE_N + 1u) + j] = v[d];
+    }
+#else
+    let j = e % (TILE_N / 4u) * 4u;
+    let k = e / (TILE_N / 4u);
+    let v = weight4(base + min(k0 + k, params.k - 1u) * params.row_b, j0 + j, params.n);
+    for (var d = 0u; d < 4u; d++) {
+        tile_b[k * (TILE_N + 1u) + j + d] = v[d];
+    }
+#endif
+}
+#else
 fn load_b(base: u32, k: u32, j: u32) -> f32 {
     if j >= params.n || k >= params.k {
         return 0.0;
@@ -45,6 +73,7 @@ fn load_b(base: u32, k: u32, j: u32) -> f32 {
     return b[base + k * params.row_b + j];
 #endif
 }
+#endif
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -68,6 +97,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #endif
             tile_a[kk * (TILE_M + 1u) + i] = load_a(base_a, row + i, k + kk);
         }
+#if PACKED
+        for (var e = lane; e < TILE_K * TILE_N / 4u; e += LANES) {
+            stage_b(base_b, k, column, e);
+        }
+#else
         for (var e = lane; e < TILE_K * TILE_N; e += LANES) {
 #if TB
             let j = e / TILE_K;
@@ -78,6 +112,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #endif
             tile_b[kk * (TILE_N + 1u) + j] = load_b(base_b, k + kk, column + j);
         }
+#endif
         workgroupBarrier();
         for (var kk = 0u; kk < TILE_K; kk++) {
             var bs: array<f32, PER_N>;

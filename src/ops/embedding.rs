@@ -1,12 +1,13 @@
 //! Rows of a table, looked up by token. V vocabulary, D width.
 
-use super::EmbeddingGrad;
 use super::windows::{Window, ranges, rows_per_binding};
+use super::{EmbeddingGrad, weight};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
 
-/// Token embedding: table f32 `[V,D]`, tokens u32 `[..]` to `[..,D]`. A token outside the vocabulary gives zeros.
+/// Token embedding: table `[V,D]` of any dtype of weights, tokens u32 `[..]` to f32 `[..,D]`. A token outside the vocabulary
+/// gives zeros. No gradient flows into a table that is not f32.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding;
 
@@ -19,9 +20,8 @@ impl Op for Embedding {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         let [table, tokens] = inputs else { return Err("takes two inputs: table and tokens".into()) };
-        let (&[_, d], DType::F32) = (table.shape.dims(), table.dtype) else {
-            return Err(format!("the table must be f32 [V,D], not {table}"));
-        };
+        let &[_, d] = table.shape.dims() else { return Err(format!("the table must be [V,D], not {table}")) };
+        weight::check("the table", table)?;
         if tokens.dtype != DType::U32 {
             return Err(format!("tokens must be u32, not {tokens}"));
         }
@@ -30,6 +30,9 @@ impl Op for Embedding {
 
     fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
         let Some(dy) = dy[0] else { return Ok(vec![None, None]) };
+        if g.ty(node.inputs[0]).dtype.is_packed() {
+            return Ok(vec![None, None]);
+        }
         let vocab = g.dims(node.inputs[0])[0];
         Ok(vec![Some(g.apply1(EmbeddingGrad { vocab }, &[dy, node.inputs[1]])?), None])
     }
@@ -37,17 +40,21 @@ impl Op for Embedding {
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let (vocab, d) = (io.inputs[0].shape.rows(), io.inputs[0].shape.last());
         let rows = io.inputs[1].shape.elements();
-        let mut kernel = Kernel::new("embedding", "elements").constant("WORKGROUP", WORKGROUP);
+        let dtype = io.inputs[0].dtype;
+        let row = weight::words(dtype, d);
+        let kernel = Kernel::new("embedding", "elements").constant("WORKGROUP", WORKGROUP);
+        let mut kernel = weight::header(kernel, dtype);
         // Each dispatch writes the rows whose token lies in its part of the table; the first also those that lie nowhere.
         for r in ranges(rows, rows_per_binding(rows, d, limits)) {
             let out = Window::new(r.start * d..r.end * d, limits);
-            for v in ranges(vocab, rows_per_binding(vocab, d, limits)) {
-                let table = Window::new(v.start * d..v.end * d, limits);
-                let mut dispatch = Dispatch::new(spread((r.len() * d).div_ceil(WORKGROUP), limits))
+            for v in ranges(vocab, rows_per_binding(vocab, row, limits)) {
+                let table = Window::new(v.start * row..v.end * row, limits);
+                let mut dispatch = Dispatch::new(spread((r.len() * d.div_ceil(4)).div_ceil(WORKGROUP), limits))
                     .bind("tokens", Operand::Input(1), 0, io.inputs[1].bytes())
                     .param("first_row", r.start)
-                    .param("count", r.len() * d)
+                    .param("count", r.len())
                     .param("columns", d)
+                    .param("row_table", row)
                     .param("vocab", vocab)
                     .param("first_token", v.start)
                     .param("end_token", v.end)
@@ -61,7 +68,8 @@ impl Op for Embedding {
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        Cost { flops: 0, bytes: 2 * io.outputs[0].bytes() + io.inputs[1].bytes() }
+        let rows = io.inputs[1].shape.elements() as u64;
+        Cost { flops: 0, bytes: rows * io.inputs[0].row_bytes() + io.outputs[0].bytes() + io.inputs[1].bytes() }
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {

@@ -12,12 +12,15 @@ mod embedding_grad;
 mod gaps;
 mod linear_cross_entropy;
 mod matmul;
+mod matmul_kernels;
 mod rms_norm;
 mod rms_norm_grad;
 mod rope;
 mod sum_squares;
 pub mod table;
 mod table_training;
+mod table_weights;
+mod weight;
 mod windows;
 
 pub use adamw::AdamW;

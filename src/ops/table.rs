@@ -114,7 +114,8 @@ pub fn below<const N: usize>(dims: [usize; N], n: usize) -> (TensorType, Draw) {
 
 /// Every row.
 pub fn table() -> Vec<Case> {
-    [elementwise(), matmul(), norm(), position(), embedding(), super::table_training::rows()].concat()
+    let weights = super::table_weights::rows();
+    [elementwise(), matmul(), weights, norm(), position(), embedding(), super::table_training::rows()].concat()
 }
 
 fn elementwise() -> Vec<Case> {

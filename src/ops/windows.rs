@@ -1,12 +1,13 @@
-//! Parts of tensors that fit a binding: what keeps kernels within the adapter's limits.
+//! Parts of tensors that fit a binding: what keeps kernels within the adapter's limits. All are counted in words of four
+//! bytes, which are elements where the dtype is f32 or u32.
 
 use crate::base::Limits;
 use crate::graph::{Dispatch, Operand};
 use std::ops::Range;
 
 /// Rows that one binding can hold wherever the first of them starts: all of them where the tensor fits whole.
-pub fn rows_per_binding(rows: usize, row_elements: usize, limits: &Limits) -> usize {
-    let row_bytes = (row_elements as u64 * 4).max(1);
+pub fn rows_per_binding(rows: usize, row_words: usize, limits: &Limits) -> usize {
+    let row_bytes = (row_words as u64 * 4).max(1);
     if rows as u64 * row_bytes <= limits.max_binding_bytes {
         return rows.max(1);
     }
@@ -19,23 +20,23 @@ pub fn ranges(count: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
     (0..count).step_by(step.max(1)).map(move |start| start..count.min(start + step))
 }
 
-/// A range of 4-byte elements as a binding, whose offset must be aligned.
+/// A range of words as a binding, whose offset must be aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// First element that is bound.
+    /// First word that is bound.
     pub start: usize,
-    /// Elements between that and the first that was asked for.
+    /// Words between that and the first that was asked for.
     pub skip: usize,
-    /// Elements bound.
+    /// Words bound.
     pub count: usize,
 }
 
 impl Window {
-    /// The binding that covers these elements.
-    pub fn new(elements: Range<usize>, limits: &Limits) -> Self {
+    /// The binding that covers these words.
+    pub fn new(words: Range<usize>, limits: &Limits) -> Self {
         let align = (limits.binding_alignment / 4).max(1) as usize;
-        let start = elements.start / align * align;
-        Window { start, skip: elements.start - start, count: elements.end - start }
+        let start = words.start / align * align;
+        Window { start, skip: words.start - start, count: words.end - start }
     }
 
     /// Binds this part of an operand.

@@ -1,0 +1,41 @@
+// weight: four neighbouring elements of a weight's row, whatever its dtype (src/base/packed.rs says what blocks hold).
+// The importing file says `fn word(at: u32) -> u32`, a word of the weight; the header names the dtype. A row begins at
+// word `row` and has `width` elements; where k lies beyond them, valid neighbours are read instead.
+#if BLOCK_32
+#import lib/weight_32.wgsl
+#endif
+#if BLOCK_256
+#import lib/weight_256.wgsl
+#endif
+
+fn bytes(w: u32) -> vec4<u32> {
+    return vec4(w) >> vec4(0u, 8u, 16u, 24u);
+}
+
+#if F32
+fn weight4(row: u32, k: u32, width: u32) -> vec4<f32> {
+    let at = vec4(row) + min(vec4(k) + vec4(0u, 1u, 2u, 3u), vec4(width - 1u));
+    return bitcast<vec4<f32>>(vec4(word(at.x), word(at.y), word(at.z), word(at.w)));
+}
+#endif
+#if F16
+fn weight4(row: u32, k: u32, width: u32) -> vec4<f32> {
+    let at = vec2(row) + min(vec2(k / 2u) + vec2(0u, 1u), vec2(width / 2u - 1u));
+    return vec4(unpack2x16float(word(at.x)), unpack2x16float(word(at.y)));
+}
+#endif
+#if BF16
+fn weight4(row: u32, k: u32, width: u32) -> vec4<f32> {
+    let at = vec2(row) + min(vec2(k / 2u) + vec2(0u, 1u), vec2(width / 2u - 1u));
+    let w = vec2(word(at.x), word(at.y));
+    return bitcast<vec4<f32>>(vec4(w.x << 16u, w.x & 0xffff0000u, w.y << 16u, w.y & 0xffff0000u));
+}
+#endif
+#if BLOCK
+// Blocks: scale times quant plus offset, where scale and offset are those of 16 elements.
+fn weight4(row: u32, k: u32, width: u32) -> vec4<f32> {
+    let at = min(k, width - 4u);
+    let scale = weight_scale(row, at);
+    return vec4<f32>(weight_quants(row, at)) * scale.x + scale.y;
+}
+#endif

@@ -1,0 +1,83 @@
+// weight_256: GGUF's blocks of 256 (`_K`), whose 16 or 32 elements have scales of their own, quantised themselves.
+
+// Byte `i` of the weight from word `at` on.
+fn byte(at: u32, i: u32) -> u32 {
+    return word(at + i / 4u) >> (i % 4u * 8u) & 255u;
+}
+
+fn four(w: vec4<u32>) -> vec4<i32> {
+    return bitcast<vec4<i32>>(w);
+}
+
+#if Q2_K
+fn weight_scale(row: u32, k: u32) -> vec2<f32> {
+    let at = row + k / 256u * 21u;
+    let scale = byte(at, k % 256u / 16u);
+    return unpack2x16float(word(at + 20u)) * vec2(f32(scale & 15u), -f32(scale >> 4u));
+}
+
+fn weight_quants(row: u32, k: u32) -> vec4<i32> {
+    let at = row + k / 256u * 21u + 4u + k % 256u / 128u * 8u + k % 32u / 4u;
+    return four(bytes(word(at) >> (k % 128u / 32u * 2u)) & vec4(3u));
+}
+#endif
+#if Q3_K
+fn weight_scale(row: u32, k: u32) -> vec2<f32> {
+    let at = row + k / 256u * 28u;
+    let s = k % 256u / 16u;
+    let low = byte(at + 24u, s % 8u) >> (s / 8u * 4u) & 15u;
+    let high = byte(at + 26u, s % 4u) >> (s / 4u * 2u) & 3u;
+    return vec2(unpack2x16float(word(at + 27u)).x * f32(i32(low | high << 4u) - 32), 0.0);
+}
+
+fn weight_quants(row: u32, k: u32) -> vec4<i32> {
+    let at = row + k / 256u * 28u;
+    let low = bytes(word(at + 8u + k % 256u / 128u * 8u + k % 32u / 4u) >> (k % 128u / 32u * 2u)) & vec4(3u);
+    let high = bytes(word(at + k % 32u / 4u) >> (k % 256u / 32u)) & vec4(1u);
+    return four(low | high << vec4(2u)) - vec4(4);
+}
+#endif
+#if SIX_BIT_SCALES
+// Q4_K and Q5_K: eight scales and eight minima of six bits in the three words after the first.
+fn weight_scale(row: u32, k: u32) -> vec2<f32> {
+    let at = row + k / 256u * WORDS;
+    let j = k % 256u / 32u;
+    let w = vec3(word(at + 1u), word(at + 2u), word(at + 3u)) >> vec3(j % 4u * 8u);
+    let first = w.xy & vec2(63u);
+    let second = vec2(w.z & 15u, w.z >> 4u & 15u) | (w.xy >> vec2(6u) & vec2(3u)) << vec2(4u);
+    let scale = vec2<f32>(bitcast<vec2<i32>>(select(second, first, j < 4u)));
+    return unpack2x16float(word(at)) * vec2(scale.x, -scale.y);
+}
+
+fn weight_quants(row: u32, k: u32) -> vec4<i32> {
+    let at = row + k / 256u * WORDS;
+    let j = k % 256u / 32u;
+    let low = bytes(word(at + WORDS - 32u + k % 256u / 64u * 8u + k % 32u / 4u) >> (j % 2u * 4u)) & vec4(15u);
+#if HIGH_BITS
+    return four(low | (bytes(word(at + 4u + k % 32u / 4u) >> j) & vec4(1u)) << vec4(4u));
+#else
+    return four(low);
+#endif
+}
+#if HIGH_BITS
+const WORDS = 44u;
+#else
+const WORDS = 36u;
+#endif
+#endif
+#if Q6_K
+fn weight_scale(row: u32, k: u32) -> vec2<f32> {
+    let at = row + k / 256u * 53u;
+    let scale = i32(byte(at + 48u, k % 256u / 16u) << 24u) >> 24u;
+    return vec2(unpack2x16float(word(at + 52u)).x * f32(scale), 0.0);
+}
+
+fn weight_quants(row: u32, k: u32) -> vec4<i32> {
+    let half = k % 256u / 128u;
+    let part = k % 128u / 32u;
+    let at = row + k / 256u * 53u + k % 32u / 4u;
+    let low = bytes(word(at + half * 16u + part % 2u * 8u) >> (part / 2u * 4u)) & vec4(15u);
+    let high = bytes(word(at + 32u + half * 8u) >> (part * 2u)) & vec4(3u);
+    return four(low | high << vec4(4u)) - vec4(32);
+}
+#endif

@@ -1,0 +1,156 @@
+//! Kernels of [`MatMul`]: its candidates, and the dispatches of each.
+
+use super::matmul::{MatMul, Sizes};
+use super::weight;
+use super::windows::{Window, ranges, rows_per_binding};
+use crate::base::{DType, Limits};
+use crate::graph::{Dispatch, Io, Kernel, Operand};
+use std::ops::Range;
+
+/// A candidate's shader and the tile of C that one of its workgroups makes.
+pub(super) struct Tier {
+    kernel: Kernel,
+    tile: [usize; 2],
+}
+
+/// Columns of one lane of `matmul_rows.wgsl`, measured on lavapipe; VECTOR_B and PACKED rely on its being 4.
+const ROWS_COLUMNS: usize = 4;
+
+/// The product of one node, its operands counted in words.
+struct Product {
+    sizes: Sizes,
+    /// B's dtype.
+    dtype: DType,
+    /// Stored rows of A and B, and the words of one.
+    a: [usize; 2],
+    b: [usize; 2],
+}
+
+impl Product {
+    fn of(op: &MatMul, io: &Io) -> Self {
+        let (sizes, dtype) = (op.io_sizes(io), io.inputs[1].dtype);
+        let a = if op.transpose_a { [sizes.k, sizes.m] } else { [sizes.m, sizes.k] };
+        let (rows, row) = if op.transpose_b { (sizes.n, sizes.k) } else { (sizes.k, sizes.n) };
+        Product { sizes, dtype, a, b: [rows, weight::words(dtype, row)] }
+    }
+}
+
+impl MatMul {
+    /// Candidates in the order in which they are expected to be fast.
+    pub(super) fn tiers(&self, io: &Io, limits: &Limits) -> Vec<Tier> {
+        let (s, dtype) = (self.io_sizes(io), io.inputs[1].dtype);
+        let tile = |m: usize, n: usize| Tier {
+            kernel: self
+                .layout("matmul_tile", format!("tile_{m}x{n}"), dtype)
+                .constant("TILE_M", m)
+                .constant("TILE_N", n)
+                .constant("TILE_K", 16),
+            tile: [m, n],
+        };
+        let mut tiers = Vec::new();
+        // The rows kernel hands values from lane to lane of a workgroup of eight, which must lie in one subgroup.
+        if limits.is_cpu && limits.min_subgroup >= 8 {
+            let groups = if s.m <= 8 { 1 } else { 2 };
+            let vector_a = s.k.is_multiple_of(4) && (!self.transpose_a || s.m.is_multiple_of(4));
+            let row_b = if self.transpose_b { s.k } else { s.n };
+            let vector_b = !dtype.is_packed() && row_b.is_multiple_of(4);
+            let kernel = self
+                .layout("matmul_rows", format!("rows_{}x{ROWS_COLUMNS}", 8 * groups), dtype)
+                .constant("GROUPS", groups)
+                .constant("COLUMNS", ROWS_COLUMNS)
+                .constant("VECTOR_A", usize::from(vector_a))
+                .constant("VECTOR_B", usize::from(vector_b))
+                .constant("FOUR_B", usize::from(vector_b || dtype.is_packed()))
+                .constant("TAIL", usize::from(!s.k.is_multiple_of(4)));
+            tiers.push(Tier { kernel, tile: [8 * groups, 8 * ROWS_COLUMNS] });
+        }
+        // Each dtype has pipelines of its own, which take time to compile: for packed ones the same tiles everywhere.
+        let large = if limits.is_cpu && !dtype.is_packed() { tile(128, 64) } else { tile(64, 64) };
+        tiers.extend([large, tile(32, 32)]);
+        tiers
+    }
+
+    fn layout(&self, shader: &'static str, variant: String, dtype: DType) -> Kernel {
+        let flags = (usize::from(self.transpose_a), usize::from(self.transpose_b));
+        let kernel = Kernel::new(shader, variant).constant("TA", flags.0).constant("TB", flags.1);
+        if dtype.is_packed() { weight::header(kernel.constant("PACKED", 1), dtype) } else { kernel }
+    }
+
+    /// The dispatches that cover the product, each within the limits.
+    pub(super) fn dispatches(&self, tier: Tier, io: &Io, limits: &Limits) -> Kernel {
+        let p = Product::of(self, io);
+        let s = p.sizes;
+        let max = limits.max_workgroups as usize;
+        // Operands are bound by stored rows: those of A are M or K, those of B K or N, those of C M.
+        let fit = |[rows, row]: [usize; 2]| rows_per_binding(rows, row, limits);
+        let (fit_a, fit_b, fit_c) = (fit(p.a), fit(p.b), fit([s.m, s.n]));
+        let mut step_m = fit_c.min(max * tier.tile[0]);
+        let (mut step_n, mut step_k) = (s.n.min(max * tier.tile[1]), s.k);
+        if self.transpose_a {
+            step_k = step_k.min(fit_a);
+        } else {
+            step_m = step_m.min(fit_a);
+        }
+        if self.transpose_b {
+            step_n = step_n.min(fit_b);
+        } else {
+            step_k = step_k.min(fit_b);
+        }
+        // Vector loads run along k, along m of a transposed A, and along rows of B, which may be blocks: so only the last
+        // part may end within one.
+        let (four, block) = (4, p.dtype.block().elements.max(4));
+        let whole =
+            |step: usize, all: usize, unit: usize| if step < all { (step / unit * unit).max(unit) } else { step };
+        step_k = whole(step_k, s.k, if self.transpose_b { block } else { four });
+        step_m = whole(step_m, s.m, if self.transpose_a { four } else { 1 });
+        step_n = whole(step_n, s.n, if self.transpose_b { 1 } else { block });
+        // A batch stays together where no matrix is cut; else one matrix at a time.
+        let matrix = (p.a[0] * p.a[1]).max(p.b[0] * p.b[1]).max(s.m * s.n);
+        let together = (step_m, step_n, step_k) == (s.m, s.n, s.k);
+        let step_batch = if together { rows_per_binding(s.batch, matrix, limits).min(max) } else { 1 };
+        let mut kernel = tier.kernel;
+        for batch in ranges(s.batch, step_batch) {
+            for m in ranges(s.m, step_m) {
+                for n in ranges(s.n, step_n) {
+                    for k in ranges(s.k, step_k) {
+                        kernel = kernel.dispatch(self.part(&p, [&batch, &m, &n, &k], tier.tile, limits));
+                    }
+                }
+            }
+        }
+        kernel
+    }
+
+    /// One dispatch: these matrices, rows, columns, and this range of the sum.
+    fn part(&self, p: &Product, [batch, m, n, k]: [&Range<usize>; 4], tile: [usize; 2], limits: &Limits) -> Dispatch {
+        let s = p.sizes;
+        let (a_rows, a_cols) = if self.transpose_a { (k, m) } else { (m, k) };
+        let (b_rows, b_cols) = if self.transpose_b { (n, k) } else { (k, n) };
+        let window = |rows: &Range<usize>, [all, row]: [usize; 2]| {
+            let last = (batch.end - 1) * all * row;
+            Window::new(batch.start * all * row + rows.start * row..last + rows.end * row, limits)
+        };
+        let (a, b, c) = (window(a_rows, p.a), window(b_rows, p.b), window(m, [s.m, s.n]));
+        let groups = [n.len().div_ceil(tile[1]), m.len().div_ceil(tile[0]), batch.len()];
+        let mut d = Dispatch::new(groups.map(|x| x as u32))
+            .param("m", m.len())
+            .param("n", n.len())
+            .param("k", k.len())
+            .param("row_a", p.a[1])
+            .param("row_b", p.b[1])
+            .param("row_c", s.n)
+            .param("batch_a", p.a[0] * p.a[1])
+            .param("batch_b", p.b[0] * p.b[1])
+            .param("batch_c", s.m * s.n)
+            .param("skip_a", a.skip + a_cols.start)
+            .param("skip_b", b.skip + weight::words(p.dtype, b_cols.start))
+            .param("skip_c", c.skip + n.start)
+            .param("whole_a", a.start)
+            .param("whole_c", c.start)
+            .param("first", usize::from(k.start == 0))
+            .param("last", usize::from(k.end == s.k));
+        d = a.bind(d, "a", Operand::Input(0));
+        d = b.bind(d, "b", Operand::Input(1));
+        c.bind(d, "c", Operand::Output(0))
+    }
+}

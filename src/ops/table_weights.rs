@@ -1,0 +1,31 @@
+//! Rows of the operators' table with weights in each dtype that a file may have.
+
+use super::table::{Case, Draw, below, normal};
+use super::{Embedding, MatMul};
+use crate::base::{DType, TensorType};
+
+/// Random blocks.
+fn packed<const N: usize>(dtype: DType, dims: [usize; N]) -> (TensorType, Draw) {
+    (TensorType { shape: dims.into(), dtype }, Draw::Normal)
+}
+
+pub(super) fn rows() -> Vec<Case> {
+    DType::WEIGHTS.into_iter().filter(|d| d.is_packed()).flat_map(of).collect()
+}
+
+fn of(dtype: DType) -> Vec<Case> {
+    let linear = MatMul::linear();
+    let by_rows = MatMul { transpose_b: false, ..MatMul::linear() };
+    // One block a row and several; of pairs also rows that do not divide by four.
+    let one = dtype.block().elements;
+    let (odd, some) = if one == 2 { (38, 172) } else { (one, 3 * one) };
+    let note = |what: &str| format!("{dtype} {what}");
+    vec![
+        Case::new(&note("one row"), linear.clone(), &[normal([1, some]), packed(dtype, [37, some])]),
+        Case::new(&note("linear"), linear.clone(), &[normal([3, 3, odd]), packed(dtype, [9, odd])]).wrt(&[0]),
+        Case::new(&note("batched"), linear.clone(), &[normal([2, 3, odd]), packed(dtype, [2, 5, odd])]),
+        Case::new(&note("many rows"), linear, &[normal([67, some]), packed(dtype, [70, some])]),
+        Case::new(&note("by rows"), by_rows, &[normal([19, 13]), packed(dtype, [13, odd])]).wrt(&[0]),
+        Case::new(&note("table"), Embedding, &[packed(dtype, [37, odd]), below([2, 9], 41)]),
+    ]
+}
