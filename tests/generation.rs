@@ -12,6 +12,7 @@ use danlu::infer::{Finish, Generator, Sampling};
 use danlu::model::Llama;
 use danlu::run::{Executor, States, f32s};
 use pollster::block_on;
+use std::sync::Arc;
 
 /// Longer than two of the generator's chunks.
 const LENGTH: usize = 80;
@@ -34,7 +35,7 @@ fn open(name: &str) -> Golden {
 
 fn generator(gpu: &Gpu, golden: &Golden, context: usize) -> Generator {
     let llama = Llama::new(golden.config.clone());
-    block_on(Generator::new(gpu, &llama, &golden.layout, states(gpu, golden), context)).unwrap()
+    block_on(Generator::new(gpu, &llama, Arc::new(golden.layout.clone()), states(gpu, golden), context)).unwrap()
 }
 
 /// The graph of all logits of `LENGTH` tokens.
@@ -161,7 +162,7 @@ fn a_full_context_ends_a_text_and_refuses_more() {
     // No more positions than the model was made for.
     let llama = Llama::new(golden.config.clone());
     let states = states(&gpu, &golden);
-    let generator = block_on(Generator::new(&gpu, &llama, &golden.layout, states, 1 << 20)).unwrap();
+    let generator = block_on(Generator::new(&gpu, &llama, Arc::new(golden.layout.clone()), states, 1 << 20)).unwrap();
     assert_eq!(generator.context(), golden.config.max_position_embeddings);
 }
 

@@ -161,7 +161,8 @@ fn what_is_saved_tells_the_same_story() {
     }
     let sampling = Sampling { seed: recipe.seed, ..Sampling::default() };
     let tell = |model: &Llama, layout: &ParamLayout, states: States, tokenizer: &Tokenizer| {
-        let mut generator = block_on(Generator::new(&gpu, model, layout, states, recipe.seq)).unwrap();
+        let mut generator =
+            block_on(Generator::new(&gpu, model, Arc::new(layout.clone()), states, recipe.seq)).unwrap();
         let mut tokens = tokenizer.encode_prompt(&recipe.prompt).unwrap();
         let (prompt, count) = (tokens.clone(), recipe.seq - tokens.len());
         let receive = |token| {

@@ -7,10 +7,11 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Graph;
 use crate::model::Llama;
-use crate::nn::ParamLayout;
+use crate::nn::Declare;
 use crate::run::{Executor, States, check_memory, f32s};
-use crate::store::{load_config, load_folder};
+use crate::store::{Checkpoint, Loaded};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Tokens of one prefill run.
 const CHUNK: usize = 32;
@@ -32,7 +33,7 @@ pub enum Finish {
 pub struct Generator {
     gpu: Gpu,
     model: Llama,
-    layout: ParamLayout,
+    params: Arc<dyn Declare>,
     states: States,
     single: Executor,
     chunk: Option<Executor>,
@@ -45,9 +46,9 @@ impl Generator {
     ///
     /// # Errors
     /// [`Error::Memory`] with the bytes of parameters, caches and scratch.
-    fn check(gpu: &Gpu, model: &Llama, layout: &ParamLayout, context: usize) -> Result<()> {
+    fn check(gpu: &Gpu, model: &Llama, params: &dyn Declare, context: usize) -> Result<()> {
         let context = context.clamp(1, model.config().max_position_embeddings);
-        check_memory(gpu, &[&plan(gpu, model, layout, context, 1)?], &States::new(gpu))
+        check_memory(gpu, &[&plan(gpu, model, params, context, 1)?], &States::new(gpu))
     }
 
     /// Plans decoding for texts of up to `context` tokens. `states` holds the parameters; the caches join them.
@@ -57,32 +58,39 @@ impl Generator {
     pub async fn new(
         gpu: &Gpu,
         model: &Llama,
-        layout: &ParamLayout,
+        params: Arc<dyn Declare>,
         mut states: States,
         context: usize,
     ) -> Result<Self> {
         let context = context.clamp(1, model.config().max_position_embeddings);
-        let single = executor(gpu, model, layout, &mut states, context, 1).await?;
-        let (gpu, model, layout) = (gpu.clone(), model.clone(), layout.clone());
-        Ok(Generator { gpu, model, layout, states, single, chunk: None, context, position: 0 })
+        let single = executor(gpu, model, &*params, &mut states, context, 1).await?;
+        let (gpu, model) = (gpu.clone(), model.clone());
+        Ok(Generator { gpu, model, params, states, single, chunk: None, context, position: 0 })
     }
 
-    /// A model folder in Hugging Face's form, for texts of up to `context` tokens.
+    /// A model on disk, for texts of up to `context` tokens; `progress` hears how far its weights have come.
     ///
     /// # Errors
-    /// If the folder's configuration or weights cannot be read or do not fit each other, the adapter has no room, or it
-    /// refuses a kernel.
-    pub async fn open(gpu: &Gpu, folder: &Path, context: usize) -> Result<Generator> {
-        let model = Llama::new(load_config(folder)?);
-        let layout = ParamLayout::new(model.param_specs(), gpu.limits().max_buffer_bytes);
-        Generator::check(gpu, &model, &layout, context)?;
+    /// If the weights do not fit the configuration or cannot be read, the adapter has no room, or it refuses a kernel.
+    pub async fn load(
+        gpu: &Gpu,
+        checkpoint: &Checkpoint,
+        context: usize,
+        progress: &mut dyn FnMut(Loaded),
+    ) -> Result<Generator> {
+        let (model, frozen) = (checkpoint.model(), checkpoint.frozen()?);
+        Generator::check(gpu, model, &frozen, context)?;
         let mut states = States::new(gpu);
-        for (i, page) in load_folder(folder, model.config(), &layout)?.iter().enumerate() {
-            let (name, bytes): (String, &[u8]) = (format!("param.{i}"), bytemuck::cast_slice(page));
-            states.buffer(&name, bytes.len() as u64).await?;
-            states.write(&name, 0, bytes).await?;
-        }
-        Generator::new(gpu, &model, &layout, states, context).await
+        checkpoint.stream(&mut states, &frozen, progress).await?;
+        Generator::new(gpu, model, Arc::new(frozen), states, context).await
+    }
+
+    /// A Hugging Face folder or a GGUF file, for texts of up to `context` tokens.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`] and [`Generator::load`].
+    pub async fn open(gpu: &Gpu, path: &Path, context: usize) -> Result<Generator> {
+        Generator::load(gpu, &Checkpoint::open(path)?, context, &mut |_| {}).await
     }
 
     /// Tokens that the cache can hold.
@@ -116,7 +124,7 @@ impl Generator {
             let (now, after) = rest.split_at(if whole { CHUNK } else { 1 });
             if whole && self.chunk.is_none() {
                 let (gpu, states) = (self.gpu.clone(), &mut self.states);
-                self.chunk = Some(executor(&gpu, &self.model, &self.layout, states, self.context, CHUNK).await?);
+                self.chunk = Some(executor(&gpu, &self.model, &*self.params, states, self.context, CHUNK).await?);
             }
             let run = if whole { self.chunk.as_mut().expect("made above") } else { &mut self.single };
             run.set("tokens", now)?;
@@ -166,18 +174,18 @@ impl Generator {
 async fn executor(
     gpu: &Gpu,
     model: &Llama,
-    layout: &ParamLayout,
+    params: &dyn Declare,
     states: &mut States,
     context: usize,
     tokens: usize,
 ) -> Result<Executor> {
-    Executor::new(gpu, &plan(gpu, model, layout, context, tokens)?, states).await
+    Executor::new(gpu, &plan(gpu, model, params, context, tokens)?, states).await
 }
 
 /// The plan that decodes `tokens` tokens at a time.
-fn plan(gpu: &Gpu, model: &Llama, layout: &ParamLayout, context: usize, tokens: usize) -> Result<Plan> {
+fn plan(gpu: &Gpu, model: &Llama, params: &dyn Declare, context: usize, tokens: usize) -> Result<Plan> {
     let mut g = Graph::new();
-    let params = layout.declare(&mut g)?;
+    let params = params.declare(&mut g)?;
     let ids = g.input("tokens", TensorType::u32([1, tokens]));
     let position = g.input("position", TensorType::u32([1]));
     let caches = model.caches(&mut g, 1, context);

@@ -19,3 +19,4 @@ pub use llama::Llama;
 pub use presets::{DEFAULT_PRESET, PRESETS, find_config};
 pub use rope::{Frequencies, RopeConfig, RopeScaling};
 pub use source::Source;
+pub use specs::{EMBEDDING, OUTPUT};

@@ -5,9 +5,9 @@ use super::{ModelConfig, Norms, QkNorm, Source};
 use crate::nn::{Init, ParamSpec};
 
 /// The embedding `[V,D]`.
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The output projection `[V,D]`, where it is not the embedding.
-pub(super) const OUTPUT: &str = "lm_head.weight";
+pub const OUTPUT: &str = "lm_head.weight";
 /// The gain `[D]` of the last norm.
 pub(super) const NORM: &str = "model.norm.weight";
 

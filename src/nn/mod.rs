@@ -1,9 +1,11 @@
 //! What models are built of: parameters and where they lie, and layers as functions over a graph.
 
 mod attention;
+mod frozen;
 mod layers;
 mod params;
 
 pub use attention::{AttentionKind, AttentionWeights, Heads, KvCache, Positions, attention};
+pub use frozen::{Declare, Frozen};
 pub use layers::{Linear, MlpWeights, linear, mlp, rms_norm};
 pub use params::{Init, Page, ParamLayout, ParamSpec, Params};

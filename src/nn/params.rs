@@ -61,7 +61,7 @@ pub struct ParamLayout {
 /// The parameters in one graph.
 #[derive(Debug, Clone)]
 pub struct Params {
-    /// The states, one for each page.
+    /// The states, one for each page; none where the parameters are frozen.
     pub pages: Vec<Value>,
     /// A view of each parameter, in the order of [`ParamLayout::specs`].
     pub views: Vec<Value>,
@@ -69,6 +69,15 @@ pub struct Params {
 }
 
 impl Params {
+    /// Parameters that are states themselves, and lie in no pages.
+    pub(super) fn frozen(values: Vec<(String, Value)>) -> Params {
+        Params {
+            pages: Vec::new(),
+            views: values.iter().map(|(_, v)| *v).collect(),
+            by_name: values.into_iter().collect(),
+        }
+    }
+
     /// The parameter of this name.
     ///
     /// # Errors

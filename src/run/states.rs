@@ -50,6 +50,11 @@ impl States {
         self.gpu.read(self.get(name)?.whole()).await
     }
 
+    /// The device that they are on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     /// Bytes of all states together.
     pub fn bytes(&self) -> u64 {
         self.buffers.values().map(Buffer::bytes).sum()

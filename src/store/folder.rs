@@ -1,8 +1,9 @@
 //! A model as a Hugging Face folder: config.json, generation_config.json, model.safetensors, and whatever files the
 //! tokenizer wants beside them. `transformers` opens what is written here.
 
+use super::Checkpoint;
 use super::atomic::{Staged, create_folder};
-use super::safetensors::{Weights, stage_safetensors};
+use super::safetensors::stage_safetensors;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::nn::ParamLayout;
@@ -53,17 +54,10 @@ pub fn load_config(folder: &Path) -> Result<ModelConfig> {
     ModelConfig::read(&file)
 }
 
-/// Reads the weights of a model folder into pages of `layout`. Left aside are an output projection beside a tied
-/// embedding, and the rotary frequencies that old folders carry.
+/// Reads the weights of a model folder, of this configuration, into pages of `layout`.
 ///
 /// # Errors
-/// If weights are missing, too many, of another shape or dtype, or the files are torn.
+/// As [`Checkpoint::read_pages`].
 pub fn load_folder(folder: &Path, config: &ModelConfig, layout: &ParamLayout) -> Result<Vec<Vec<f32>>> {
-    let weights = Weights::open(folder)?;
-    let mut pages = layout.zeros();
-    let wanted: Vec<_> =
-        layout.tensors_mut(&mut pages).into_iter().map(|(s, data)| (s.name.as_str(), &s.shape, data)).collect();
-    let tied = config.tie_word_embeddings;
-    weights.read(wanted, |name| name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight"))?;
-    Ok(pages)
+    Checkpoint::folder(folder, config.clone())?.read_pages(layout)
 }

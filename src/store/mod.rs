@@ -1,11 +1,20 @@
-//! What lies on disk: files that are whole or absent, safetensors, and Hugging Face model folders.
+//! What lies on disk: files that are whole or absent, safetensors, GGUF, Hugging Face folders, and any of them as a
+//! checkpoint whose weights stream to the device.
 
 pub mod atomic;
+mod checkpoint;
 mod folder;
+pub mod gguf;
 mod header;
 mod hub;
 mod safetensors;
+mod stream;
+mod tensors;
+mod weights;
 
+pub use checkpoint::{Checkpoint, Origin};
 pub use folder::{FolderFile, load_config, load_folder, save_folder};
 pub use hub::{Hub, HubEvent, HubName, HubOptions, HubReport};
-pub use safetensors::{Weights, stage_safetensors, write_safetensors};
+pub use safetensors::{read_text, stage_safetensors, write_safetensors};
+pub use stream::Loaded;
+pub use tensors::{Tensor, Tensors};

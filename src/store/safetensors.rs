@@ -1,17 +1,18 @@
-//! Weights in safetensors files: written in f32, read from f32, f16 and bf16, whole or in shards.
+//! Weights in safetensors files: written in f32, read whole or in shards, every number of the header checked.
 
 use super::atomic::Staged;
 use super::header::header;
-use crate::base::Shape;
+use super::tensors::{Entry, Stored, file_bytes, no_overlaps};
+use crate::base::{DType, Shape};
 use crate::error::{Error, Result};
-use half::{bf16, f16};
-use memmap2::Mmap;
-use rayon::prelude::*;
-use safetensors::{Dtype, SafeTensors};
-use std::collections::BTreeMap;
-use std::fs::File;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// Longest header that is believed: that of a model of ten thousand tensors takes one MB.
+const MOST_HEADER: u64 = 32 << 20;
+/// Longest index of shards that is believed.
+const MOST_INDEX: u64 = 64 << 20;
 
 /// Writes f32 tensors to one file, straight from where they lie, and gives it its name in the end.
 ///
@@ -45,90 +46,9 @@ fn write_f32(writer: &mut dyn Write, data: &[f32]) -> std::io::Result<()> {
     data.iter().try_for_each(|x| writer.write_all(&x.to_le_bytes()))
 }
 
-/// Tensors of one safetensors file, or of the shards that a `model.safetensors.index.json` lists.
-#[derive(Debug)]
-pub struct Weights {
-    /// The file or index, for messages.
-    path: PathBuf,
-    shards: Vec<(PathBuf, Mmap)>,
-    /// Shard of each tensor.
-    tensors: BTreeMap<String, usize>,
-}
-
-impl Weights {
-    /// Opens a safetensors file, an index of shards, or a folder that holds either.
-    ///
-    /// # Errors
-    /// If there is none, it is torn or cut off, or a shard is missing.
-    pub fn open(path: &Path) -> Result<Weights> {
-        if path.is_dir() {
-            let candidates = ["model.safetensors", "model.safetensors.index.json"].map(|name| path.join(name));
-            let found = candidates.iter().find(|file| file.exists());
-            let missing = || Error::file(path, "holds neither model.safetensors nor model.safetensors.index.json");
-            return Weights::open(found.ok_or_else(missing)?);
-        }
-        let files = if path.extension().is_some_and(|e| e == "json") { shards(path)? } else { vec![path.into()] };
-        let (mut shards, mut tensors) = (Vec::new(), BTreeMap::new());
-        for (i, file) in files.into_iter().enumerate() {
-            let map = map(&file)?;
-            for name in parse(&file, &map)?.names() {
-                if tensors.insert(name.to_string(), i).is_some() {
-                    return Err(Error::file(path, format!("tensor {name} stands in two shards; download it again")));
-                }
-            }
-            shards.push((file, map));
-        }
-        Ok(Weights { path: path.into(), shards, tensors })
-    }
-
-    /// Names of all tensors, sorted.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
-    }
-
-    /// Reads tensors into f32 slices, in parallel, after checking that all are there with the right shapes.
-    ///
-    /// # Errors
-    /// If one is missing, has another shape, or a dtype that is not F32, F16 or BF16; or if the file holds a tensor
-    /// that is not wanted and that `ignored` does not name.
-    pub fn read(&self, wanted: Vec<(&str, &Shape, &mut [f32])>, ignored: impl Fn(&str) -> bool) -> Result<()> {
-        let names: std::collections::HashSet<&str> = wanted.iter().map(|(name, ..)| *name).collect();
-        let missing: Vec<&str> = wanted.iter().map(|(n, ..)| *n).filter(|n| !self.tensors.contains_key(*n)).collect();
-        self.refuse("lacks", &missing, "these are not the weights of this config.json")?;
-        let extra: Vec<&str> = self.names().filter(|n| !names.contains(n) && !ignored(n)).collect();
-        self.refuse("holds more than the model has:", &extra, "this config.json describes another model")?;
-        let parsed = self.shards.iter().map(|(file, map)| parse(file, map)).collect::<Result<Vec<_>>>()?;
-        for (name, shape, _) in &wanted {
-            let shard = self.tensors[*name];
-            let view = parsed[shard].tensor(name).map_err(|e| torn(&self.shards[shard].0, &e))?;
-            let fail = |message| Err(Error::file(&self.shards[shard].0, message));
-            if view.shape() != shape.dims() {
-                let have = Shape::from(view.shape());
-                return fail(format!(
-                    "tensor {name} is {have} where config.json says {shape}; one of the two is wrong"
-                ));
-            }
-            if !matches!(view.dtype(), Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-                return fail(format!("tensor {name} is {:?}; only F32, F16 and BF16 can be read", view.dtype()));
-            }
-        }
-        wanted.into_par_iter().for_each(|(name, _, out)| {
-            let view = parsed[self.tensors[name]].tensor(name).expect("checked above");
-            widen(view.dtype(), view.data(), out);
-        });
-        Ok(())
-    }
-
-    fn refuse(&self, verb: &str, names: &[&str], why: &str) -> Result<()> {
-        let Some(first) = names.first() else { return Ok(()) };
-        let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
-        Err(Error::file(&self.path, format!("{verb} tensor {first}{more}; {why}")))
-    }
-}
-
 /// Files that an index lists, each once, beside it.
-fn shards(index: &Path) -> Result<Vec<PathBuf>> {
-    let text = std::fs::read_to_string(index).map_err(|e| Error::io("read", index, e))?;
+pub(super) fn shards(index: &Path) -> Result<Vec<PathBuf>> {
+    let text = read_text(index, MOST_INDEX)?;
     let fail = |why: String| Error::file(index, format!("is not an index of shards ({why}); download it again"));
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
     let map = json["weight_map"].as_object().ok_or_else(|| fail("\"weight_map\" is missing".into()))?;
@@ -141,31 +61,119 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     Ok(files.into_iter().map(|file| index.with_file_name(file)).collect())
 }
 
-fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
-    // SAFETY: the mapping is read-only; a file that others cut short while it is read ends the program, as with every
-    // reader that maps weights.
-    unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))
+/// Reads a text file of at most `most` bytes.
+///
+/// # Errors
+/// If it is longer, not UTF-8, or cannot be read.
+pub fn read_text(path: &Path, most: u64) -> Result<String> {
+    let length = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
+    if length > most {
+        let message = format!("has {length} bytes; none is longer than {most}: this is something else");
+        return Err(Error::file(path, message));
+    }
+    std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))
 }
 
-fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
-    SafeTensors::deserialize(bytes).map_err(|e| torn(path, &e))
+/// The tensors of a file and where they lie.
+///
+/// # Errors
+/// With tensor and offset, for whatever is wrong.
+pub(super) fn read(path: &Path, bytes: &[u8]) -> Result<Vec<Entry>> {
+    let torn = |why: String| {
+        let message = format!("is not a whole safetensors file ({why}); it was cut off or damaged: fetch it again");
+        Error::file(path, message)
+    };
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(torn(format!("it has {} bytes", bytes.len())));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > MOST_HEADER || length > rest.len() as u64 {
+        return Err(torn(format!("its header should have {length} bytes, and {} follow", rest.len())));
+    }
+    let (text, data) = rest.split_at(length as usize);
+    let rows = parse(text).map_err(|e| torn(format!("the header at byte 8: {e}")))?;
+    let start = bytes.len() - data.len();
+    let mut entries = Vec::new();
+    for (name, row) in rows {
+        let entry = place(row, start, data.len()).map_err(|why| torn(format!("tensor {name}: {why}")))?;
+        entries.push(Entry { name, ..entry });
+    }
+    no_overlaps(path, &mut entries)?;
+    // What no tensor claims was claimed by one that is lost.
+    let mut at = start;
+    for entry in &entries {
+        if entry.bytes.start != at {
+            return Err(torn(format!("no tensor has the bytes from {at} on, before {}", entry.name)));
+        }
+        at = entry.bytes.end;
+    }
+    if at != bytes.len() {
+        return Err(torn(format!("no tensor has the bytes from {at} on")));
+    }
+    Ok(entries)
 }
 
-fn torn(path: &Path, why: &dyn std::fmt::Display) -> Error {
-    Error::file(path, format!("is not a whole safetensors file ({why}); it was cut off or damaged: fetch it again"))
+/// What a header says of one tensor.
+#[derive(serde::Deserialize)]
+struct Row {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [usize; 2],
 }
 
-fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
-    let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-    match dtype {
-        Dtype::F16 => out.iter_mut().zip(pairs()).for_each(|(x, b)| *x = f16::from_le_bytes(b).to_f32()),
-        Dtype::BF16 => out.iter_mut().zip(pairs()).for_each(|(x, b)| *x = bf16::from_le_bytes(b).to_f32()),
-        _ => {
-            let words = bytes.chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]);
-            out.iter_mut().zip(words).for_each(|(x, b)| *x = f32::from_le_bytes(b));
+fn place(row: Row, start: usize, length: usize) -> Result<Entry, String> {
+    let [from, to] = row.data_offsets;
+    if from > to || to > length {
+        return Err(format!("its bytes {from} to {to} are not among the {length} of the data from byte {start} on"));
+    }
+    let shape = Shape::from(row.shape);
+    let dtype = match row.dtype.as_str() {
+        "F32" => Ok(DType::F32),
+        "F16" => Ok(DType::F16),
+        "BF16" => Ok(DType::BF16),
+        _ => Err(row.dtype),
+    };
+    // Of a dtype that is not ours nobody reads the bytes.
+    let expected = dtype.as_ref().map_or(Some((to - from) as u64), |d| file_bytes(*d, &shape));
+    if expected != Some((to - from) as u64) {
+        return Err(format!("at byte {}, it has {} bytes for the shape {shape}", start + from, to - from));
+    }
+    Ok(Entry { name: String::new(), stored: Stored { shape, dtype }, bytes: start + from..start + to })
+}
+
+/// The rows of a header, doubled ones too, which a map would hide.
+fn parse(text: &[u8]) -> serde_json::Result<Vec<(String, Row)>> {
+    struct Rows;
+    impl<'de> Visitor<'de> for Rows {
+        type Value = Vec<(String, Row)>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            f.write_str("an object of tensors")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut rows = Vec::new();
+            while let Some(name) = map.next_key::<String>()? {
+                if name == "__metadata__" {
+                    map.next_value::<IgnoredAny>()?;
+                } else {
+                    rows.push((name, map.next_value()?));
+                }
+            }
+            Ok(rows)
         }
     }
+    impl<'de> DeserializeSeed<'de> for Rows {
+        type Value = Vec<(String, Row)>;
+
+        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+            deserializer.deserialize_map(self)
+        }
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let rows = Rows.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(rows)
 }
 
 #[cfg(test)]

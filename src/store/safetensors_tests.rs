@@ -1,6 +1,12 @@
 //! Round trips, and what is wrong in files of weights, one row a mistake.
 
 use super::*;
+use crate::model::Source;
+use crate::nn::{Init, ParamSpec};
+use crate::store::tensors::Tensors;
+use crate::store::weights::Wanted;
+use half::{bf16, f16};
+use safetensors::Dtype;
 
 type Tensor = (&'static str, Shape, Vec<f32>);
 
@@ -14,10 +20,20 @@ fn write(path: &Path, tensors: &[Tensor]) {
 }
 
 fn read(path: &Path, wanted: &[(&'static str, Shape)]) -> Result<Vec<Vec<f32>>> {
-    let mut data: Vec<Vec<f32>> = wanted.iter().map(|(_, s)| vec![f32::NAN; s.elements()]).collect();
-    let rows = wanted.iter().zip(&mut data).map(|((n, s), d)| (*n, s, d.as_mut_slice())).collect();
-    Weights::open(path)?.read(rows, |_| false)?;
-    Ok(data)
+    let spec = |(name, shape): &(&str, Shape)| {
+        let (name, shape) = (name.to_string(), shape.clone());
+        ParamSpec { name, shape, decay: true, init: Init::Ones }
+    };
+    let specs: Vec<ParamSpec> = wanted.iter().map(spec).collect();
+    let tensors = Tensors::open_safetensors(path)?;
+    let sources = |name: &str| vec![Source::whole(name)];
+    let found = Wanted { sources: &sources, ignored: &|_| false, config: "config.json" };
+    let values = tensors.find(&specs, &found)?.into_iter().map(|weight| {
+        let mut data = vec![f32::NAN; weight.shape.elements()];
+        weight.write(0..weight.rows(), DType::F32, bytemuck::cast_slice_mut(&mut data));
+        data
+    });
+    Ok(values.collect())
 }
 
 fn wanted() -> Vec<(&'static str, Shape)> {
@@ -81,8 +97,8 @@ fn every_mistake_has_its_sentence() {
     let view = safetensors::tensor::TensorView::new(Dtype::I64, vec![1], &[0; 8]).unwrap();
     std::fs::write(&file, safetensors::serialize([("a", view)], None).unwrap()).unwrap();
     let message = read(&file, &[("a", [1].into())]).unwrap_err().to_string();
-    assert!(message.ends_with("tensor a is I64; only F32, F16 and BF16 can be read"), "{message}");
-    let message = Weights::open(folder.path()).unwrap_err().to_string();
+    assert!(message.ends_with("tensor a at byte 64 is I64; only these can be read: f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k"), "{message}");
+    let message = Tensors::open_safetensors(folder.path()).unwrap_err().to_string();
     assert!(message.ends_with("holds neither model.safetensors nor model.safetensors.index.json"), "{message}");
 }
 
@@ -110,11 +126,11 @@ fn an_index_cannot_reach_out_of_its_folder() {
         (r#"{}"#, "(\"weight_map\" is missing)"),
     ] {
         std::fs::write(&index, text).unwrap();
-        let message = Weights::open(folder.path()).unwrap_err().to_string();
+        let message = Tensors::open_safetensors(folder.path()).unwrap_err().to_string();
         assert_eq!(message, format!("{}: is not an index of shards {why}; download it again", index.display()));
     }
     std::fs::write(&index, r#"{"weight_map": {"a": "a.safetensors"}}"#).unwrap();
-    let message = Weights::open(folder.path()).unwrap_err().to_string();
+    let message = Tensors::open_safetensors(folder.path()).unwrap_err().to_string();
     assert!(
         message.starts_with(&format!("cannot read {}: ", folder.path().join("a.safetensors").display())),
         "{message}"

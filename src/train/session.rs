@@ -7,6 +7,7 @@ use crate::infer::{Generator, Sampling};
 use crate::store::{FolderFile, save_folder};
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -116,7 +117,7 @@ async fn sample(
 ) -> Result<String> {
     if kept.is_none() {
         let (model, layout) = (&trainer.model, &trainer.layout);
-        *kept = Some(Generator::new(gpu, model, layout, trainer.states.clone(), recipe.seq).await?);
+        *kept = Some(Generator::new(gpu, model, Arc::new(layout.clone()), trainer.states.clone(), recipe.seq).await?);
     }
     let generator = kept.as_mut().expect("made above");
     generator.reset();

@@ -1,0 +1,206 @@
+//! A model on disk, whatever its format: a Hugging Face folder or a GGUF file, opened in one way.
+
+use super::gguf::{self, Metadata};
+use super::safetensors::read_text;
+use super::stream::{Loaded, stream};
+use super::tensors::Tensors;
+use super::weights::{Wanted, Weight};
+use crate::base::{DType, TensorType};
+use crate::error::{Error, Result};
+use crate::graph::Op;
+use crate::model::{EMBEDDING, Llama, ModelConfig, OUTPUT, Source};
+use crate::nn::{Frozen, ParamLayout, ParamSpec};
+use crate::ops::{Embedding, MatMul};
+use crate::run::States;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// Longest config.json that is believed.
+const MOST_CONFIG: u64 = 4 << 20;
+
+/// A model on disk: its configuration, its tensors, and where its tokenizer is.
+#[derive(Debug)]
+pub struct Checkpoint {
+    model: Llama,
+    tensors: Tensors,
+    origin: Origin,
+}
+
+/// Where a model comes from.
+#[derive(Debug)]
+pub enum Origin {
+    /// A Hugging Face folder: its tokenizer and templates are files in it.
+    Folder(PathBuf),
+    /// A GGUF file: they are in its metadata.
+    Gguf(Metadata),
+}
+
+impl Checkpoint {
+    /// Opens a GGUF file, a Hugging Face folder, or a folder that holds a single GGUF file and no config.json. Reads
+    /// the configuration and the table of tensors; the weights stay on disk.
+    ///
+    /// # Errors
+    /// If it is none of these, or what it holds is damaged, no model, or one that we do not run.
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        match resolve(path)? {
+            Kind::Folder(folder) => Checkpoint::folder(&folder, read_config(&folder)?),
+            Kind::Gguf(file) => {
+                let (tensors, metadata) = Tensors::open_gguf(&file)?;
+                let config = Value::Object(gguf::config(&metadata, &tensors)?).to_string();
+                let model = Llama::new(ModelConfig::parse(&config, &file)?);
+                Ok(Checkpoint { model, tensors, origin: Origin::Gguf(metadata) })
+            }
+        }
+    }
+
+    /// A Hugging Face folder whose configuration is known.
+    pub(super) fn folder(folder: &Path, config: ModelConfig) -> Result<Checkpoint> {
+        let tensors = Tensors::open_safetensors(folder)?;
+        Ok(Checkpoint { model: Llama::new(config), tensors, origin: Origin::Folder(folder.into()) })
+    }
+
+    /// The model that the configuration describes.
+    pub fn model(&self) -> &Llama {
+        &self.model
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &ModelConfig {
+        self.model.config()
+    }
+
+    /// Its tensors, under the file's names.
+    pub fn tensors(&self) -> &Tensors {
+        &self.tensors
+    }
+
+    /// Where its tokenizer is.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// Where the file keeps a parameter.
+    pub(super) fn sources(&self, name: &str) -> Vec<Source> {
+        match &self.origin {
+            Origin::Folder(_) => self.model.sources(name),
+            Origin::Gguf(metadata) => {
+                let architecture = gguf::architecture(metadata).expect("checked as it was opened");
+                gguf::sources(architecture, self.config(), name)
+            }
+        }
+    }
+
+    pub(super) fn find<'a>(&'a self, specs: &'a [ParamSpec]) -> Result<Vec<Weight<'a>>> {
+        let tied = self.config().tie_word_embeddings;
+        let folder = matches!(self.origin, Origin::Folder(_));
+        let ignored = |name: &str| match folder {
+            true => name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight"),
+            false => gguf::is_extra(name),
+        };
+        let config = if folder { "config.json" } else { "metadata" };
+        self.tensors.find(specs, &Wanted { sources: &|name| self.sources(name), ignored: &ignored, config })
+    }
+
+    /// Reads the weights into pages of f32, as training wants them.
+    ///
+    /// # Errors
+    /// If weights are missing, too many, of another shape or a dtype that cannot be read.
+    pub fn read_pages(&self, layout: &ParamLayout) -> Result<Vec<Vec<f32>>> {
+        let weights = self.find(layout.specs())?;
+        let mut pages = layout.zeros();
+        for (weight, (_, data)) in weights.iter().zip(layout.tensors_mut(&mut pages)) {
+            weight.write(0..weight.rows(), DType::F32, bytemuck::cast_slice_mut(data));
+        }
+        Ok(pages)
+    }
+
+    /// Names and types of the weights as the device will hold them: each in the dtype that it has on disk where the
+    /// operators that read it take that, else in f32. Norms and biases are f32.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_pages`].
+    pub fn frozen(&self) -> Result<Frozen> {
+        let specs = self.model.param_specs();
+        let weights = self.find(&specs)?;
+        Ok(Frozen::new(weights.iter().map(|w| (w.name.to_string(), self.device_type(w))).collect()))
+    }
+
+    /// Streams the weights to the device, into states of their names and of the types of `frozen`.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_pages`]; also if a weight is larger than the largest buffer, or the device has no room.
+    pub async fn stream(&self, states: &mut States, frozen: &Frozen, progress: &mut dyn FnMut(Loaded)) -> Result<()> {
+        let specs = self.model.param_specs();
+        let weights = self.find(&specs)?;
+        let types: Vec<TensorType> = frozen.params().iter().map(|(_, ty)| ty.clone()).collect();
+        let gpu = states.gpu().clone();
+        stream(&gpu, states, &weights, &types, progress).await
+    }
+
+    /// The type of a weight on the device: its own dtype where every operator that reads such a weight takes it.
+    fn device_type(&self, weight: &Weight) -> TensorType {
+        let (own, wide) = (weight.ty(), TensorType::f32(weight.shape.dims()));
+        // The rows of such a head are scaled in the graph, which takes f32.
+        let scaled = weight.name == OUTPUT && self.config().family.unit_head;
+        if own.shape.rank() < 2 || !own.has_whole_blocks() || scaled {
+            return wide;
+        }
+        let row = TensorType::f32([1, own.shape.last()]);
+        let linear = MatMul::linear().infer(&[&row, &own]).is_ok();
+        let table = weight.name != EMBEDDING || Embedding.infer(&[&own, &TensorType::u32([1])]).is_ok();
+        if linear && table { own } else { wide }
+    }
+}
+
+/// What a path leads to.
+enum Kind {
+    Folder(PathBuf),
+    Gguf(PathBuf),
+}
+
+fn resolve(path: &Path) -> Result<Kind> {
+    if path.is_file() {
+        let folder = path.parent().filter(|_| path.file_name().is_some_and(|n| n == "config.json"));
+        return Ok(folder.map_or_else(|| Kind::Gguf(path.into()), |f| Kind::Folder(f.into())));
+    }
+    if !path.is_dir() {
+        return Err(Error::file(path, "is neither a model folder nor a GGUF file: there is nothing of that name"));
+    }
+    if path.join("config.json").is_file() {
+        return Ok(Kind::Folder(path.into()));
+    }
+    let entries = std::fs::read_dir(path).map_err(|e| Error::io("read", path, e))?;
+    let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
+    files.retain(|f| f.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")));
+    match files.as_slice() {
+        [one] => Ok(Kind::Gguf(one.clone())),
+        [] => Err(Error::file(path, "is not a model folder: it holds neither config.json nor a GGUF file")),
+        many => {
+            let message = format!("holds {} GGUF files and no config.json; name the one that you want", many.len());
+            Err(Error::file(path, message))
+        }
+    }
+}
+
+/// The configuration of a folder; what generation_config.json says of the tokens that end a text counts before it, as it
+/// does for `transformers`.
+fn read_config(folder: &Path) -> Result<ModelConfig> {
+    let file = folder.join("config.json");
+    let text = read_text(&file, MOST_CONFIG)?;
+    let generation = folder.join("generation_config.json");
+    if !generation.is_file() {
+        return ModelConfig::parse(&text, &file);
+    }
+    let parse = |text: &str, path: &Path, what: &str| -> Result<Map<String, Value>> {
+        serde_json::from_str(text)
+            .map_err(|e| Error::file(path, format!("is not a JSON object ({e}); give a Hugging Face {what}")))
+    };
+    let mut map = parse(&text, &file, "config.json")?;
+    let more = parse(&read_text(&generation, MOST_CONFIG)?, &generation, "generation_config.json")?;
+    for key in ["bos_token_id", "eos_token_id"] {
+        if let Some(value) = more.get(key).filter(|v| !v.is_null()) {
+            map.insert(key.into(), value.clone());
+        }
+    }
+    ModelConfig::parse(&Value::Object(map).to_string(), &file)
+}

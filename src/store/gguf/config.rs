@@ -1,0 +1,287 @@
+//! The configuration that a GGUF file's metadata describe, as Hugging Face would write it. What is absent takes the value
+//! that llama.cpp gives it, or is read off the shapes of the tensors.
+
+use super::Metadata;
+use crate::error::{Error, Result};
+use crate::store::tensors::Tensors;
+use serde_json::{Map, Value, json};
+
+/// GGUF's architectures: `general.architecture`, Hugging Face's class and model type.
+const ARCHITECTURES: [(&str, &str, &str); 8] = [
+    ("llama", "LlamaForCausalLM", "llama"),
+    ("qwen2", "Qwen2ForCausalLM", "qwen2"),
+    ("qwen3", "Qwen3ForCausalLM", "qwen3"),
+    ("qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe"),
+    ("phi3", "Phi3ForCausalLM", "phi3"),
+    ("baichuan", "BaichuanForCausalLM", "baichuan"),
+    ("smollm3", "SmolLM3ForCausalLM", "smollm3"),
+    ("olmo2", "Olmo2ForCausalLM", "olmo2"),
+];
+
+/// Texts of tokens that end a turn, though the file may only name another one as the end of a text.
+const ENDS: [&str; 8] =
+    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>"];
+
+/// Type of a control token in `tokenizer.ggml.token_type`.
+const CONTROL: f64 = 3.0;
+
+/// A file's metadata under the prefix of its architecture.
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    architecture: &'a str,
+    tensors: &'a Tensors,
+}
+
+/// The architecture that the file names.
+///
+/// # Errors
+/// If it names none, or one that is not known.
+pub(in crate::store) fn architecture(metadata: &Metadata) -> Result<&str> {
+    let known: Vec<&str> = ARCHITECTURES.iter().map(|(name, ..)| *name).collect();
+    let fail = |why: String| Error::file(metadata.path(), format!("{why}; known: {}", known.join(", ")));
+    match metadata.string("general.architecture")? {
+        Some(name) if known.contains(&name) => Ok(name),
+        Some(name) => Err(fail(format!("the architecture {name:?} (general.architecture) is not known"))),
+        None => Err(fail("general.architecture is missing: it names no model".into())),
+    }
+}
+
+/// The configuration, with Hugging Face's keys.
+///
+/// # Errors
+/// If the architecture is not known, a key that cannot be guessed is missing, or one has another type.
+pub(in crate::store) fn config(metadata: &Metadata, tensors: &Tensors) -> Result<Map<String, Value>> {
+    let architecture = architecture(metadata)?;
+    let keys = Keys { metadata, architecture, tensors };
+    let mut map = Map::new();
+    keys.sizes(&mut map)?;
+    keys.attention(&mut map)?;
+    keys.experts(&mut map)?;
+    keys.rope(&mut map)?;
+    keys.tokens(&mut map)?;
+    let row = ARCHITECTURES.iter().find(|(a, ..)| *a == architecture);
+    let &(_, mut class, mut kind) = row.expect("an architecture that is known");
+    if architecture == "llama" && map.contains_key("num_local_experts") {
+        (class, kind) = ("MixtralForCausalLM", "mixtral");
+    } else if architecture == "llama" && map.contains_key("sliding_window") {
+        (class, kind) = ("MistralForCausalLM", "mistral");
+    }
+    // Baichuan's 13B is told from its 7B by the name of this key alone; llama.cpp tells them by their layers.
+    if architecture == "baichuan" && map["num_hidden_layers"] == 40 {
+        let positions = map.remove("max_position_embeddings");
+        map.insert("model_max_length".into(), positions.unwrap_or_default());
+    }
+    map.insert("architectures".into(), json!([class]));
+    map.insert("model_type".into(), json!(kind));
+    map.insert("hidden_act".into(), json!("silu"));
+    Ok(map)
+}
+
+impl Keys<'_> {
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture)
+    }
+
+    fn uint(&self, name: &str) -> Result<Option<u64>> {
+        self.metadata.uint(&self.key(name))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<f64>> {
+        self.metadata.number(&self.key(name))
+    }
+
+    /// A number, or an array that holds it once a layer.
+    fn uniform(&self, name: &str) -> Result<Option<u64>> {
+        let key = self.key(name);
+        if !matches!(self.metadata.get(&key), Some(super::Value::Array(_))) {
+            return self.metadata.uint(&key);
+        }
+        let values = self.metadata.numbers(&key)?.unwrap_or_default();
+        match values.first() {
+            Some(first) if values.iter().all(|v| v == first) && *first >= 0.0 => Ok(Some(*first as u64)),
+            _ => {
+                let message = format!("{key} differs from layer to layer; only models of equal layers are known");
+                Err(Error::file(self.metadata.path(), message))
+            }
+        }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::file(self.metadata.path(), format!("{} is missing; convert the model anew", self.key(name)))
+    }
+
+    fn dims(&self, tensor: &str) -> Option<&[usize]> {
+        self.tensors.get(tensor).map(|t| t.shape.dims())
+    }
+
+    fn sizes(&self, map: &mut Map<String, Value>) -> Result<()> {
+        let table = self.dims("token_embd.weight");
+        let table = table.filter(|d| d.len() == 2).ok_or_else(|| {
+            Error::file(self.metadata.path(), "holds no token_embd.weight of two dims: it is a vocabulary, no model")
+        })?;
+        let hidden = self.uint("embedding_length")?.unwrap_or(table[1] as u64);
+        let layers = self.uint("block_count")?.ok_or_else(|| self.missing("block_count"))?;
+        let inner = self.uniform("feed_forward_length")?.or_else(|| {
+            let dims = self.dims("blk.0.ffn_down.weight")?;
+            dims.last().map(|&f| f as u64)
+        });
+        let inner = match inner {
+            Some(inner) => Some(inner),
+            None => self.uint("expert_feed_forward_length")?,
+        };
+        map.insert("vocab_size".into(), json!(table[0]));
+        map.insert("hidden_size".into(), json!(hidden));
+        map.insert("num_hidden_layers".into(), json!(layers));
+        map.insert("intermediate_size".into(), json!(inner.ok_or_else(|| self.missing("feed_forward_length"))?));
+        map.insert("max_position_embeddings".into(), json!(self.uint("context_length")?.unwrap_or(2048)));
+        map.insert("tie_word_embeddings".into(), json!(self.tensors.get("output.weight").is_none()));
+        Ok(())
+    }
+
+    fn attention(&self, map: &mut Map<String, Value>) -> Result<()> {
+        let heads = self.uniform("attention.head_count")?.ok_or_else(|| self.missing("attention.head_count"))?;
+        let kv_heads = self.uniform("attention.head_count_kv")?.unwrap_or(heads);
+        map.insert("num_attention_heads".into(), json!(heads));
+        map.insert("num_key_value_heads".into(), json!(kv_heads));
+        if let Some(width) = self.uint("attention.key_length")? {
+            map.insert("head_dim".into(), json!(width));
+            let values = self.uint("attention.value_length")?.unwrap_or(width);
+            if values != width {
+                let message = format!("its keys are {width} wide and its values {values}; only equal widths are known");
+                return Err(Error::file(self.metadata.path(), message));
+            }
+        }
+        let eps = self.number("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5);
+        // Written as f32; the nearest decimal is what was meant.
+        map.insert("rms_norm_eps".into(), decimal(eps));
+        let window = self.uint("attention.sliding_window")?.filter(|w| *w > 0);
+        if let (Some(window), "llama" | "phi3") = (window, self.architecture) {
+            map.insert("sliding_window".into(), json!(window));
+        }
+        if self.architecture == "llama" && self.tensors.get("blk.0.attn_q.bias").is_some() {
+            map.insert("attention_bias".into(), json!(true));
+        }
+        Ok(())
+    }
+
+    fn experts(&self, map: &mut Map<String, Value>) -> Result<()> {
+        let Some(count) = self.uint("expert_count")?.filter(|n| *n > 0) else { return Ok(()) };
+        let used = self.uint("expert_used_count")?.ok_or_else(|| self.missing("expert_used_count"))?;
+        let name = if self.architecture == "llama" { "num_local_experts" } else { "num_experts" };
+        map.insert(name.into(), json!(count));
+        map.insert("num_experts_per_tok".into(), json!(used));
+        if self.architecture != "llama" {
+            let inner = self.uint("expert_feed_forward_length")?;
+            map.insert("moe_intermediate_size".into(), json!(inner));
+            // llama.cpp normalises the chosen experts' weights, as every published one of these does.
+            map.insert("norm_topk_prob".into(), json!(true));
+            map.insert("decoder_sparse_step".into(), json!(1));
+            map.insert("mlp_only_layers".into(), json!([]));
+        }
+        Ok(())
+    }
+
+    fn rope(&self, map: &mut Map<String, Value>) -> Result<()> {
+        map.insert("rope_theta".into(), decimal(self.number("rope.freq_base")?.unwrap_or(10_000.0)));
+        if self.architecture == "smollm3" {
+            map.insert("no_rope_layer_interval".into(), json!(4));
+        }
+        let (heads, hidden) = (map["num_attention_heads"].as_u64(), map["hidden_size"].as_u64());
+        let width = map.get("head_dim").and_then(Value::as_u64);
+        let width = width.or_else(|| hidden?.checked_div(heads?));
+        if let (Some(turned), Some(width)) = (self.uint("rope.dimension_count")?, width) {
+            if turned != width && width > 0 {
+                map.insert("partial_rotary_factor".into(), json!(turned as f64 / width as f64));
+            }
+        }
+        if let Some(scaling) = self.scaling(map)? {
+            map.insert("rope_scaling".into(), scaling);
+        }
+        Ok(())
+    }
+
+    fn scaling(&self, map: &Map<String, Value>) -> Result<Option<Value>> {
+        let original = self.uint("rope.scaling.original_context_length")?;
+        if let Some(factors) = self.factors("rope_freqs.weight")? {
+            let theta = map["rope_theta"].as_f64().unwrap_or(10_000.0);
+            let context = original.or(map["max_position_embeddings"].as_u64()).unwrap_or(8192);
+            return Ok(Some(super::scaling::llama3(&factors, theta, context)));
+        }
+        if let (Some(long), Some(short)) =
+            (self.factors("rope_factors_long.weight")?, self.factors("rope_factors_short.weight")?)
+        {
+            let attention = self.number("rope.scaling.attn_factor")?;
+            return Ok(Some(json!({
+                "rope_type": "longrope", "long_factor": long, "short_factor": short,
+                "original_max_position_embeddings": original, "attention_factor": attention.map(decimal),
+            })));
+        }
+        let kind = self.metadata.string(&self.key("rope.scaling.type"))?;
+        let factor = match self.number("rope.scaling.factor")? {
+            Some(factor) => Some(factor),
+            None => self.number("rope.scale_linear")?,
+        };
+        let Some(factor) = factor.filter(|f| *f != 0.0 && *f != 1.0) else { return Ok(None) };
+        match kind.unwrap_or("linear") {
+            "none" => Ok(None),
+            "linear" => Ok(Some(json!({"rope_type": "linear", "factor": decimal(factor)}))),
+            "yarn" => Ok(Some(json!({
+                "rope_type": "yarn", "factor": decimal(factor), "original_max_position_embeddings": original,
+                "attention_factor": self.number("rope.scaling.attn_factor")?.map(decimal),
+                "beta_fast": self.number("rope.scaling.yarn_beta_fast")?.map(decimal),
+                "beta_slow": self.number("rope.scaling.yarn_beta_slow")?.map(decimal),
+            }))),
+            other => {
+                let message =
+                    format!("{} is {other:?}; known: none, linear, yarn, longrope", self.key("rope.scaling.type"));
+                Err(Error::file(self.metadata.path(), message))
+            }
+        }
+    }
+
+    /// The values of a small vector.
+    fn factors(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let Some(tensor) = self.tensors.get(name) else { return Ok(None) };
+        if tensor.shape.rank() != 1 || tensor.shape.last() > 1 << 12 || tensor.dtype()?.block().elements > 2 {
+            return Err(tensor.fail("should hold a factor for every rotated pair of dims, in F32"));
+        }
+        let mut values = vec![0.0; tensor.shape.last()];
+        crate::store::tensors::widen(tensor.dtype()?, tensor.bytes, &mut values);
+        Ok(Some(values))
+    }
+
+    /// The tokens that begin and end a text.
+    fn tokens(&self, map: &mut Map<String, Value>) -> Result<()> {
+        // What llama.cpp takes for a SentencePiece vocabulary that names none.
+        let sentence_piece = self.metadata.string("tokenizer.ggml.model")? == Some("llama");
+        let id = |name: &str, default: u64| -> Result<Option<u64>> {
+            let found = self.metadata.uint(&format!("tokenizer.ggml.{name}"))?;
+            Ok(found.or(sentence_piece.then_some(default)))
+        };
+        let vocab = map["vocab_size"].as_u64().unwrap_or(0);
+        let real = |id: &u64| *id < vocab;
+        let bos = id("bos_token_id", 1)?.filter(real);
+        let mut ends: Vec<u64> = id("eos_token_id", 2)?.filter(real).into_iter().collect();
+        for name in ["eot_token_id", "eom_token_id"] {
+            ends.extend(self.metadata.uint(&format!("tokenizer.ggml.{name}"))?.filter(real));
+        }
+        let texts = self.metadata.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
+        let types = self.metadata.numbers("tokenizer.ggml.token_type")?.unwrap_or_default();
+        for (i, (text, kind)) in texts.iter().zip(types).enumerate() {
+            if kind == CONTROL && ENDS.contains(text) && real(&(i as u64)) {
+                ends.push(i as u64);
+            }
+        }
+        let mut seen = std::collections::HashSet::new();
+        ends.retain(|id| seen.insert(*id));
+        map.insert("bos_token_id".into(), json!(bos));
+        map.insert("eos_token_id".into(), json!(ends));
+        Ok(())
+    }
+}
+
+/// A number that was written in single precision, as its shortest decimal.
+fn decimal(x: f64) -> Value {
+    let short: f64 = (x as f32).to_string().parse().unwrap_or(x);
+    if f64::from(x as f32) == x { json!(short) } else { json!(x) }
+}

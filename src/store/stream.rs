@@ -1,0 +1,134 @@
+//! Weights on their way from mapped files to the device: tensor by tensor, through staging memory of fixed size, so that
+//! no weight is ever whole in host memory beside its map.
+
+use super::weights::Weight;
+use crate::base::TensorType;
+use crate::error::{Error, Result};
+use crate::gpu::{Buffer, Gpu};
+use crate::run::States;
+use std::ops::Range;
+
+/// Bytes of a staging slot, of which there are [`SLOTS`], beside one such piece on the host.
+const STAGING: usize = 16 << 20;
+/// Slots: one is filled while the device copies from the others.
+const SLOTS: usize = 2;
+
+/// How far loading has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loaded {
+    /// Bytes on the device.
+    pub done: u64,
+    /// Bytes of all weights.
+    pub total: u64,
+}
+
+/// Rows of a weight, and where in a slot they lie.
+struct Part {
+    weight: usize,
+    rows: Range<usize>,
+    /// First byte in the weight's state.
+    to: u64,
+    at: usize,
+    bytes: usize,
+}
+
+/// Puts weights into states of their names and of the types given.
+///
+/// # Errors
+/// If a weight is larger than the largest buffer, or the device has no room or failed.
+pub(super) async fn stream(
+    gpu: &Gpu,
+    states: &mut States,
+    weights: &[Weight<'_>],
+    types: &[TensorType],
+    progress: &mut dyn FnMut(Loaded),
+) -> Result<()> {
+    let largest = gpu.limits().max_buffer_bytes;
+    for (weight, ty) in weights.iter().zip(types) {
+        if ty.bytes() > largest {
+            let (name, bytes, adapter) = (weight.name, ty.bytes(), &gpu.report().name);
+            return Err(Error::Invalid(format!(
+                "{name} takes {bytes} bytes and {adapter} has no buffer above {largest}: \
+                 take a smaller or more quantised model, or another adapter (danlu doctor lists them)"
+            )));
+        }
+    }
+    let mut buffers = Vec::new();
+    for (weight, ty) in weights.iter().zip(types) {
+        buffers.push(states.buffer(weight.name, ty.bytes()).await?);
+    }
+    let mut loaded = Loaded { done: 0, total: types.iter().map(TensorType::bytes).sum() };
+    progress(loaded);
+    let mut staging = Staging::new(gpu, loaded.total).await?;
+    let mut parts: Vec<Part> = Vec::new();
+    let mut used = 0;
+    for (i, (weight, ty)) in weights.iter().zip(types).enumerate() {
+        let count = weight.rows();
+        let row = ty.bytes() as usize / count;
+        let mut next = 0;
+        while next < count {
+            let fit = (staging.bytes.len() - used) / row;
+            if fit == 0 && used == 0 {
+                return Err(Error::Invalid(format!("a row of {} takes {row} bytes, over {STAGING}", weight.name)));
+            }
+            let rows = next..count.min(next + fit);
+            if !rows.is_empty() {
+                let bytes = rows.len() * row;
+                weight.write(rows.clone(), ty.dtype, &mut staging.bytes[used..used + bytes]);
+                parts.push(Part { weight: i, to: (rows.start * row) as u64, rows, at: used, bytes });
+                next += parts[parts.len() - 1].rows.len();
+                used += bytes;
+            }
+            if next < count {
+                staging.send(gpu, &buffers, &mut parts, &mut used, &mut loaded).await?;
+                progress(loaded);
+            }
+        }
+    }
+    staging.send(gpu, &buffers, &mut parts, &mut used, &mut loaded).await?;
+    progress(loaded);
+    gpu.finish().await
+}
+
+/// Host memory in which a piece is made, and the slots that it leaves through.
+struct Staging {
+    bytes: Vec<u8>,
+    slots: Vec<crate::gpu::Upload>,
+    sent: usize,
+}
+
+impl Staging {
+    async fn new(gpu: &Gpu, total: u64) -> Result<Staging> {
+        let bytes = total.min(STAGING as u64).max(4);
+        let mut slots = Vec::new();
+        for _ in 0..SLOTS {
+            slots.push(gpu.upload(bytes).await?);
+        }
+        Ok(Staging { bytes: vec![0; bytes as usize], slots, sent: 0 })
+    }
+
+    async fn send(
+        &mut self,
+        gpu: &Gpu,
+        buffers: &[Buffer],
+        parts: &mut Vec<Part>,
+        used: &mut usize,
+        loaded: &mut Loaded,
+    ) -> Result<()> {
+        if *used == 0 {
+            return Ok(());
+        }
+        let slot = &self.slots[self.sent % SLOTS];
+        self.sent += 1;
+        slot.fill(gpu, &self.bytes[..*used]).await?;
+        let mut submission = gpu.submission();
+        for part in parts.drain(..) {
+            let range = buffers[part.weight].range(part.to, part.bytes as u64);
+            submission.copy_in(slot, part.at as u64, range)?;
+            loaded.done += part.bytes as u64;
+        }
+        submission.submit()?;
+        *used = 0;
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! Named tensors on disk, memory-mapped: what safetensors and GGUF files have in common.
+
+use super::gguf;
+use super::safetensors;
+use crate::base::{DType, Shape, packed};
+use crate::error::{Error, Result};
+use memmap2::Mmap;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// What a file says of a tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Stored {
+    pub shape: Shape,
+    /// Its dtype, or the file's name for one that no weight has.
+    pub dtype: Result<DType, String>,
+}
+
+impl Stored {
+    pub fn new(shape: Shape, dtype: DType) -> Stored {
+        Stored { shape, dtype: Ok(dtype) }
+    }
+}
+
+/// A tensor of one file and where its bytes lie, within that file and its neighbours' bounds.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub name: String,
+    pub stored: Stored,
+    pub bytes: Range<usize>,
+}
+
+/// Bytes in a file of a tensor; nothing where that overflows, is none, or a row is not whole blocks. Narrow rows may be
+/// odd, since in files a half is no block.
+pub(super) fn file_bytes(dtype: DType, shape: &Shape) -> Option<u64> {
+    let elements = shape.dims().iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n > 0)?;
+    let bytes = match dtype {
+        DType::F16 | DType::BF16 => elements.checked_mul(2)?,
+        _ => {
+            let block = dtype.block();
+            let whole = shape.last().is_multiple_of(block.elements);
+            (elements / block.elements).checked_mul(block.file_bytes).filter(|_| whole)?
+        }
+    };
+    // No buffer, file or sum of such sizes comes near this; so sums of a few of them never overflow.
+    (bytes < 1 << 48).then_some(bytes as u64)
+}
+
+/// Sorts tensors by place and refuses two that share a byte, or a name.
+pub(super) fn no_overlaps(path: &Path, entries: &mut [Entry]) -> Result<()> {
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    if let Some(pair) = entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        let name = &pair[0].name;
+        return Err(Error::file(
+            path,
+            format!("tensor {name} stands there twice; the file is damaged: fetch it again"),
+        ));
+    }
+    entries.sort_by_key(|e| (e.bytes.start, e.bytes.end));
+    for pair in entries.windows(2) {
+        if pair[1].bytes.start < pair[0].bytes.end {
+            let (a, b, at) = (&pair[0].name, &pair[1].name, pair[1].bytes.start);
+            let message = format!("tensors {a} and {b} overlap at byte {at}; the file is damaged: fetch it again");
+            return Err(Error::file(path, message));
+        }
+    }
+    Ok(())
+}
+
+/// A tensor as it lies in a mapped file.
+#[derive(Debug, Clone, Copy)]
+pub struct Tensor<'a> {
+    /// The file's name for it.
+    pub name: &'a str,
+    /// Its shape, outermost dim first.
+    pub shape: &'a Shape,
+    /// Its bytes, as the file has them.
+    pub bytes: &'a [u8],
+    /// The file.
+    pub file: &'a Path,
+    /// First of its bytes in the file.
+    pub offset: usize,
+    stored: &'a Stored,
+}
+
+impl Tensor<'_> {
+    /// Its dtype, as the file names it.
+    pub fn dtype_name(&self) -> &str {
+        match &self.stored.dtype {
+            Ok(dtype) => dtype.name(),
+            Err(name) => name,
+        }
+    }
+
+    /// Its dtype.
+    ///
+    /// # Errors
+    /// If no weight has it.
+    pub fn dtype(&self) -> Result<DType> {
+        self.stored.dtype.clone().map_err(|name| {
+            let known = DType::WEIGHTS.map(DType::name).join(", ");
+            self.fail(format!("is {name}; only these can be read: {known}"))
+        })
+    }
+
+    /// The bytes of some rows, counted over all dims but the innermost.
+    pub fn rows(&self, rows: Range<usize>) -> &[u8] {
+        let row = self.bytes.len() / self.row_count();
+        &self.bytes[rows.start * row..rows.end * row]
+    }
+
+    /// Number of rows. A vector has one element a row, so that its elements can be picked.
+    pub fn row_count(&self) -> usize {
+        if self.shape.rank() == 1 { self.shape.last() } else { self.shape.rows() }
+    }
+
+    /// An error about it, with file, name and offset.
+    pub(super) fn fail(&self, what: impl std::fmt::Display) -> Error {
+        Error::file(self.file, format!("tensor {} at byte {} {what}", self.name, self.offset))
+    }
+}
+
+/// The values of elements as a file holds them.
+pub(super) fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    use half::{bf16, f16};
+    // Narrow rows may be odd in files, which blocks are not.
+    let pairs = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+    match dtype {
+        DType::F16 => out.iter_mut().zip(pairs()).for_each(|(x, b)| *x = f16::from_le_bytes(b).to_f32()),
+        DType::BF16 => out.iter_mut().zip(pairs()).for_each(|(x, b)| *x = bf16::from_le_bytes(b).to_f32()),
+        _ => packed::decode(dtype, bytes, out),
+    }
+}
+
+/// All tensors of a model, in one file or in shards.
+#[derive(Debug)]
+pub struct Tensors {
+    /// The file or index, for messages.
+    path: PathBuf,
+    files: Vec<(PathBuf, Mmap)>,
+    entries: BTreeMap<String, (usize, Stored, Range<usize>)>,
+}
+
+impl Tensors {
+    /// Opens a GGUF file, for its tensors and its metadata.
+    ///
+    /// # Errors
+    /// With file, tensor or key, and offset, for whatever is wrong in it.
+    pub fn open_gguf(path: &Path) -> Result<(Tensors, gguf::Metadata)> {
+        let map = map(path)?;
+        let (metadata, entries) = gguf::read(path, &map)?;
+        let mut tensors = Tensors { path: path.into(), files: Vec::new(), entries: BTreeMap::new() };
+        tensors.add(path.into(), map, entries)?;
+        Ok((tensors, metadata))
+    }
+
+    /// Opens a safetensors file, an index of shards, or a folder that holds either.
+    ///
+    /// # Errors
+    /// If there is none, it is torn or cut off, or a shard is missing.
+    pub fn open_safetensors(path: &Path) -> Result<Tensors> {
+        if path.is_dir() {
+            let candidates = ["model.safetensors", "model.safetensors.index.json"].map(|name| path.join(name));
+            let found = candidates.iter().find(|file| file.exists());
+            let missing = || Error::file(path, "holds neither model.safetensors nor model.safetensors.index.json");
+            return Tensors::open_safetensors(found.ok_or_else(missing)?);
+        }
+        let index = path.extension().is_some_and(|e| e == "json");
+        let files = if index { safetensors::shards(path)? } else { vec![path.into()] };
+        let mut tensors = Tensors { path: path.into(), files: Vec::new(), entries: BTreeMap::new() };
+        for file in files {
+            let map = map(&file)?;
+            let entries = safetensors::read(&file, &map)?;
+            tensors.add(file, map, entries)?;
+        }
+        Ok(tensors)
+    }
+
+    fn add(&mut self, path: PathBuf, map: Mmap, entries: Vec<Entry>) -> Result<()> {
+        for Entry { name, stored, bytes } in entries {
+            if self.entries.insert(name.clone(), (self.files.len(), stored, bytes)).is_some() {
+                let message = format!("tensor {name} stands in two shards; download it again");
+                return Err(Error::file(&self.path, message));
+            }
+        }
+        self.files.push((path, map));
+        Ok(())
+    }
+
+    /// The file, or the index of the files.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|(path, _)| path.as_path())
+    }
+
+    /// All tensors, by name.
+    pub fn iter(&self) -> impl Iterator<Item = Tensor<'_>> {
+        self.entries.iter().map(|(name, entry)| self.tensor(name, entry))
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<Tensor<'_>> {
+        self.entries.get_key_value(name).map(|(name, entry)| self.tensor(name, entry))
+    }
+
+    fn tensor<'a>(&'a self, name: &'a str, entry: &'a (usize, Stored, Range<usize>)) -> Tensor<'a> {
+        let (file, stored, range) = entry;
+        let (path, map) = &self.files[*file];
+        let (bytes, offset) = (&map[range.clone()], range.start);
+        Tensor { name, shape: &stored.shape, bytes, file: path, offset, stored }
+    }
+}
+
+fn map(path: &Path) -> Result<Mmap> {
+    let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+    // SAFETY: the mapping is read-only; a file that others cut short while it is read ends the program, as with every
+    // reader that maps weights.
+    unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))
+}

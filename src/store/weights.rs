@@ -1,0 +1,153 @@
+//! A model's parameters as they lie on disk: which rows of which tensors make each, checked before a byte is read.
+
+use super::tensors::{Tensor, Tensors, widen};
+use crate::base::{DType, Shape, TensorType, packed};
+use crate::error::{Error, Result};
+use crate::model::Source;
+use crate::nn::ParamSpec;
+use rayon::prelude::*;
+use std::collections::HashSet;
+use std::ops::Range;
+
+/// What a model looks for in its tensors.
+pub(super) struct Wanted<'a> {
+    /// Where the file keeps a parameter.
+    pub sources: &'a dyn Fn(&str) -> Vec<Source>,
+    /// Tensors that may stand in the file though no parameter is made of them.
+    pub ignored: &'a dyn Fn(&str) -> bool,
+    /// What says how the model is built, for messages: config.json, or the file's metadata.
+    pub config: &'a str,
+}
+
+/// Rows of a tensor.
+#[derive(Debug)]
+struct Piece<'a> {
+    tensor: Tensor<'a>,
+    dtype: DType,
+    rows: Range<usize>,
+    interleaved_heads: Option<usize>,
+}
+
+/// A parameter on disk.
+#[derive(Debug)]
+pub(super) struct Weight<'a> {
+    pub name: &'a str,
+    pub shape: &'a Shape,
+    /// The dtype of all that it is made of; f32 where that differs.
+    pub dtype: DType,
+    pieces: Vec<Piece<'a>>,
+}
+
+impl Tensors {
+    /// Finds every parameter, and refuses a file that lacks one or holds more.
+    pub(super) fn find<'a>(&'a self, specs: &'a [ParamSpec], wanted: &Wanted<'_>) -> Result<Vec<Weight<'a>>> {
+        let sources: Vec<Vec<Source>> = specs.iter().map(|s| (wanted.sources)(&s.name)).collect();
+        let names: HashSet<&str> = sources.iter().flatten().map(|s| s.tensor.as_str()).collect();
+        let mut missing: Vec<&str> = names.iter().copied().filter(|n| self.get(n).is_none()).collect();
+        missing.sort_unstable();
+        let config = wanted.config;
+        self.refuse("lacks", &missing, &format!("these are not the weights of this {config}"))?;
+        let extra: Vec<&str> =
+            self.iter().map(|t| t.name).filter(|n| !names.contains(n) && !(wanted.ignored)(n)).collect();
+        self.refuse("holds more than the model has:", &extra, &format!("this {config} describes another model"))?;
+        specs.iter().zip(&sources).map(|(spec, sources)| self.weight(spec, sources, config)).collect()
+    }
+
+    fn refuse(&self, verb: &str, names: &[&str], why: &str) -> Result<()> {
+        let Some(first) = names.first() else { return Ok(()) };
+        let more = if names.len() > 1 { format!(" and {} more", names.len() - 1) } else { String::new() };
+        Err(Error::file(self.path(), format!("{verb} tensor {first}{more}; {why}")))
+    }
+
+    fn weight<'a>(&'a self, spec: &'a ParamSpec, sources: &[Source], config: &str) -> Result<Weight<'a>> {
+        let shape = &spec.shape;
+        let mut pieces = Vec::new();
+        for source in sources {
+            let tensor = self.get(&source.tensor).expect("none is missing");
+            let dtype = tensor.dtype()?;
+            let count = tensor.row_count();
+            let rows = source.rows.clone().unwrap_or(0..count);
+            if rows.start >= rows.end || rows.end > count {
+                return Err(tensor.fail(format!("has {count} rows where {} to {} are wanted", rows.start, rows.end)));
+            }
+            if source.interleaved_heads.is_some_and(|heads| heads == 0 || rows.len() % (2 * heads) != 0) {
+                return Err(tensor.fail(format!("has {} rows, which are no even number a head", rows.len())));
+            }
+            pieces.push(Piece { tensor, dtype, rows, interleaved_heads: source.interleaved_heads });
+        }
+        let wrong = |have: String| {
+            let file = pieces.first().map_or(self.path(), |p| p.tensor.file);
+            let name = sources.first().map_or(spec.name.as_str(), |s| s.tensor.as_str());
+            let message = format!("tensor {name} is {have} where {config} says {shape}; one of the two is wrong");
+            Error::file(file, message)
+        };
+        let (rows, width) = if shape.rank() == 1 { (shape.last(), 1) } else { (shape.rows(), shape.last()) };
+        let fits = |p: &Piece| p.tensor.shape.elements() / p.tensor.row_count() == width;
+        match pieces.as_slice() {
+            [one] if one.rows.len() == one.tensor.row_count() && one.tensor.shape != shape => {
+                return Err(wrong(one.tensor.shape.to_string()));
+            }
+            many if !many.iter().all(fits) || many.iter().map(|p| p.rows.len()).sum::<usize>() != rows => {
+                let parts: Vec<String> =
+                    many.iter().map(|p| format!("{} rows of {}", p.rows.len(), p.tensor.shape)).collect();
+                return Err(wrong(parts.join(" and ")));
+            }
+            _ => {}
+        }
+        let first = pieces.first().map_or(DType::F32, |p| p.dtype);
+        let dtype = if pieces.iter().all(|p| p.dtype == first) { first } else { DType::F32 };
+        Ok(Weight { name: &spec.name, shape, dtype, pieces })
+    }
+}
+
+impl Weight<'_> {
+    /// Its type where its own dtype is kept.
+    pub fn ty(&self) -> TensorType {
+        TensorType { shape: self.shape.clone(), dtype: self.dtype }
+    }
+
+    /// Number of rows; a vector's are its elements.
+    pub fn rows(&self) -> usize {
+        self.pieces.iter().map(|p| p.rows.len()).sum()
+    }
+
+    /// The rows that make it, as the files have them: row by row the tensor's dtype and bytes.
+    fn row(&self, mut row: usize) -> (DType, &[u8]) {
+        for piece in &self.pieces {
+            if row < piece.rows.len() {
+                let stored =
+                    piece.rows.start + piece.interleaved_heads.map_or(row, |h| stored_row(row, piece.rows.len() / h));
+                return (piece.dtype, piece.tensor.rows(stored..stored + 1));
+            }
+            row -= piece.rows.len();
+        }
+        unreachable!("a row beyond the last")
+    }
+
+    /// Some rows in the device's form of `dtype`: the weight's own, or f32. `out` has room for just these.
+    pub fn write(&self, rows: Range<usize>, dtype: DType, out: &mut [u8]) {
+        let bytes = out.len() / rows.len();
+        out.par_chunks_exact_mut(bytes).with_min_len(16).zip(rows.into_par_iter().with_min_len(16)).for_each(
+            |(out, row)| match self.row(row) {
+                (stored, from) if stored == dtype && dtype != DType::F32 => packed::to_device(dtype, from, out),
+                (DType::F32, from) => out.copy_from_slice(from),
+                (stored, from) => match bytemuck::try_cast_slice_mut(out) {
+                    Ok(wide) => widen(stored, from, wide),
+                    // Staging memory need not be aligned.
+                    Err(_) => {
+                        let mut wide = vec![0.0; out.len() / 4];
+                        widen(stored, from, &mut wide);
+                        out.copy_from_slice(bytemuck::cast_slice(&wide));
+                    }
+                },
+            },
+        );
+    }
+}
+
+/// Where the row that we keep at `row` stands in heads of `width` rows stored for interleaved rotation.
+fn stored_row(row: usize, width: usize) -> usize {
+    let (head, at) = (row / width, row % width);
+    let (half, i) = (at / (width / 2), at % (width / 2));
+    head * width + 2 * i + half
+}
