@@ -47,7 +47,7 @@ impl Generator {
     /// # Errors
     /// [`Error::Memory`] with the bytes of parameters, caches and scratch.
     fn check(gpu: &Gpu, model: &Llama, params: &dyn Declare, context: usize) -> Result<()> {
-        let context = context.clamp(1, model.config().max_position_embeddings);
+        let context = context.clamp(1, model.config().max_context());
         check_memory(gpu, &[&plan(gpu, model, params, context, 1)?], &States::new(gpu))
     }
 
@@ -62,7 +62,7 @@ impl Generator {
         mut states: States,
         context: usize,
     ) -> Result<Self> {
-        let context = context.clamp(1, model.config().max_position_embeddings);
+        let context = context.clamp(1, model.config().max_context());
         let single = executor(gpu, model, &*params, &mut states, context, 1).await?;
         let (gpu, model) = (gpu.clone(), model.clone());
         Ok(Generator { gpu, model, params, states, single, chunk: None, context, position: 0 })

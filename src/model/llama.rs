@@ -3,7 +3,7 @@
 
 use super::specs::{EMBEDDING, NORM, OUTPUT};
 use super::{ModelConfig, Norms, QkNorm, Source};
-use crate::base::{DType, TensorType};
+use crate::base::TensorType;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
 use crate::nn::{
@@ -106,8 +106,7 @@ impl Llama {
     /// The matrix `[V,D]` that makes logits.
     fn output_weight(&self, g: &mut Graph, params: &Params) -> Result<Value> {
         let weight = params.get(if self.config.tie_word_embeddings { EMBEDDING } else { OUTPUT })?;
-        // Frozen narrow weights were scaled when they were loaded.
-        if !self.config.family.unit_head || g.ty(weight).dtype != DType::F32 {
+        if !self.config.family.unit_head {
             return Ok(weight);
         }
         // A row of unit length is one of unit root mean square, over the root of its width. Rows of zeros stay zeros.

@@ -42,6 +42,7 @@ impl ModelConfig {
         let heads = keys.size("num_attention_heads", None)?;
         let hidden_size = keys.size("hidden_size", None)?;
         let vocab_size = keys.size_up_to("vocab_size", None, 1 << 24)?;
+        let intermediate_size = keys.size("intermediate_size", None)?;
         let layers = keys.size_up_to("num_hidden_layers", None, 4096)?;
         let head_dim = keys.head_dim(hidden_size, heads, defaults.head_dim)?;
         let positions = if family.alibi { "model_max_length" } else { "max_position_embeddings" };
@@ -52,7 +53,7 @@ impl ModelConfig {
             family,
             vocab_size,
             hidden_size,
-            intermediate_size: keys.size("intermediate_size", None)?,
+            intermediate_size,
             num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: keys.size("num_key_value_heads", Some(kv_default.unwrap_or(heads)))?,

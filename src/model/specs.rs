@@ -1,7 +1,7 @@
 //! The parameters of a model: their names and shapes, and where a family's own files keep them. Names are those of
 //! Hugging Face's LLaMA, also where a family packs several parameters into one tensor.
 
-use super::{ModelConfig, Norms, QkNorm, Source};
+use super::{ExpertRule, Experts, ModelConfig, Norms, QkNorm, Source};
 use crate::nn::{Init, ParamSpec};
 
 /// The embedding `[V,D]`.
@@ -10,6 +10,10 @@ pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const OUTPUT: &str = "lm_head.weight";
 /// The gain `[D]` of the last norm.
 pub(super) const NORM: &str = "model.norm.weight";
+/// The router of a layer's experts.
+const ROUTER: &str = "mlp.gate.weight";
+/// What Mixtral calls its block of experts.
+const MIXTRAL: &str = "block_sparse_moe.";
 
 impl ModelConfig {
     /// The parameters under their canonical names. Matrices are decayed and drawn from a normal distribution with the
@@ -20,7 +24,11 @@ impl ModelConfig {
         for layer in 0..self.num_hidden_layers {
             let first = specs.len();
             self.attention_specs(&mut specs);
-            self.mlp_specs(&mut specs);
+            specs.push(gain(self.norm_names()[1], d));
+            match self.experts.filter(|_| self.layers[layer].sparse) {
+                Some(experts) => self.expert_specs(&mut specs, &experts),
+                None => self.mlp_specs(&mut specs),
+            }
             for spec in &mut specs[first..] {
                 spec.name = format!("model.layers.{layer}.{}", spec.name);
             }
@@ -58,10 +66,19 @@ impl ModelConfig {
 
     fn mlp_specs(&self, specs: &mut Vec<ParamSpec>) {
         let (d, f) = (self.hidden_size, self.intermediate_size);
-        specs.push(gain(self.norm_names()[1], d));
         self.linear(specs, "mlp.gate_proj", [f, d], self.biases.mlp);
         self.linear(specs, "mlp.up_proj", [f, d], self.biases.mlp);
         self.linear(specs, "mlp.down_proj", [d, f], self.biases.mlp);
+    }
+
+    /// The router `[E,D]`, and the matrices of all experts in one, `[E,F,D]` or `[E,D,F]`.
+    fn expert_specs(&self, specs: &mut Vec<ParamSpec>, experts: &Experts) {
+        let (d, e, f) = (self.hidden_size, experts.count, experts.intermediate_size);
+        specs.push(self.matrix(ROUTER.into(), e, d));
+        for (name, rows, columns) in [("gate_proj", f, d), ("up_proj", f, d), ("down_proj", d, f)] {
+            let name = format!("mlp.experts.{name}.weight");
+            specs.push(ParamSpec { shape: [e, rows, columns].into(), ..self.matrix(name, rows, columns) });
+        }
     }
 
     fn linear(&self, specs: &mut Vec<ParamSpec>, name: &str, [rows, columns]: [usize; 2], bias: bool) {
@@ -82,7 +99,31 @@ impl ModelConfig {
 
     /// Where a parameter lies in files of this model's family: pieces that are its rows in order.
     pub fn sources(&self, name: &str) -> Vec<Source> {
-        self.packed_source(name).map_or_else(|| vec![Source::whole(name)], |source| vec![source])
+        self.expert_sources(name)
+            .or_else(|| self.packed_source(name).map(|source| vec![source]))
+            .unwrap_or_else(|| vec![Source::whole(name)])
+    }
+
+    /// One tensor an expert, and the router.
+    fn expert_sources(&self, name: &str) -> Option<Vec<Source>> {
+        let experts = self.experts?;
+        let (layer, rest) = split_layer(name)?;
+        let mixtral = self.family.experts == ExpertRule::Mixtral;
+        if rest == ROUTER {
+            return Some(vec![Source::whole(if mixtral {
+                format!("{layer}{MIXTRAL}gate.weight")
+            } else {
+                name.into()
+            })]);
+        }
+        let part = rest.strip_prefix("mlp.experts.")?;
+        let own = |expert| match part {
+            _ if !mixtral => format!("{layer}mlp.experts.{expert}.{part}"),
+            "gate_proj.weight" => format!("{layer}{MIXTRAL}experts.{expert}.w1.weight"),
+            "up_proj.weight" => format!("{layer}{MIXTRAL}experts.{expert}.w3.weight"),
+            _ => format!("{layer}{MIXTRAL}experts.{expert}.w2.weight"),
+        };
+        Some((0..experts.count).map(|expert| Source::whole(own(expert))).collect())
     }
 
     /// The rows of a packed tensor that are this parameter.

@@ -4,9 +4,12 @@
 use super::Checkpoint;
 use super::atomic::{Staged, create_folder};
 use super::safetensors::stage_safetensors;
+use crate::base::Shape;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::nn::ParamLayout;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A further file of the folder, such as tokenizer.json.
@@ -31,8 +34,8 @@ pub fn save_folder(
     files: &[FolderFile],
 ) -> Result<()> {
     create_folder(folder)?;
-    let mut tensors: Vec<_> = layout.tensors(pages).map(|(s, data)| (s.name.as_str(), &s.shape, data)).collect();
-    tensors.sort_by_key(|(name, ..)| *name);
+    let stored = stored(config, layout, pages);
+    let tensors: Vec<_> = stored.iter().map(|(name, (shape, data))| (name.as_str(), shape, data.as_ref())).collect();
     let mut staged = vec![stage_safetensors(&folder.join("model.safetensors"), &tensors)?];
     let (config, generation) = (config.to_json(), config.generation_json());
     let own = [("config.json", config.as_bytes()), ("generation_config.json", generation.as_bytes())];
@@ -40,6 +43,36 @@ pub fn save_folder(
         staged.push(Staged::write(&folder.join(name), content.len() as u64, |w| w.write_all(content))?);
     }
     staged.into_iter().try_for_each(Staged::commit)
+}
+
+/// The tensors of the family's own files, by name: what [`ModelConfig::sources`] says, the other way round.
+fn stored<'a>(
+    config: &ModelConfig,
+    layout: &'a ParamLayout,
+    pages: &'a [Vec<f32>],
+) -> BTreeMap<String, (Shape, Cow<'a, [f32]>)> {
+    let mut whole = BTreeMap::new();
+    let mut packed: BTreeMap<String, BTreeMap<usize, (&Shape, &[f32])>> = BTreeMap::new();
+    for (spec, data) in layout.tensors(pages) {
+        let (dims, sources) = (spec.shape.dims(), config.sources(&spec.name));
+        // Several tensors for one parameter are its outermost dim.
+        let piece = if sources.len() > 1 { Shape::from(&dims[1..]) } else { spec.shape.clone() };
+        for (source, data) in sources.iter().zip(data.chunks(piece.elements())) {
+            match &source.rows {
+                None => drop(whole.insert(source.tensor.clone(), (piece.clone(), Cow::Borrowed(data)))),
+                Some(rows) => {
+                    packed.entry(source.tensor.clone()).or_default().insert(rows.start, (&spec.shape, data));
+                }
+            }
+        }
+    }
+    for (name, parts) in packed {
+        let mut dims = parts.values().next().map_or(vec![], |(shape, _)| shape.dims().to_vec());
+        dims[0] = parts.values().map(|(shape, _)| shape.dims()[0]).sum();
+        let data = parts.into_values().flat_map(|(_, data)| data.iter().copied()).collect();
+        whole.insert(name, (dims.as_slice().into(), Cow::Owned(data)));
+    }
+    whole
 }
 
 /// Reads the configuration of a model folder.

@@ -34,7 +34,7 @@ impl Golden {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name);
         let config = load_config(&folder).unwrap();
         // Small pages, so that parameters lie in several.
-        let layout = ParamLayout::new(Llama::new(config.clone()).param_specs(), 16 << 10);
+        let layout = ParamLayout::new(Llama::new(config.clone()).param_specs(), 8 << 10);
         assert!(layout.pages().len() > 2);
         let pages = load_folder(&folder, &config, &layout).unwrap();
         let numbers = read_numbers(&folder.join("golden.safetensors"));
