@@ -2,9 +2,9 @@
 
 use danlu::base::{Limits, TensorType};
 use danlu::compile::{First, compile};
-use danlu::gpu::{Gpu, Selector};
+use danlu::gpu::{Compile, Gpu, Selector};
 use danlu::graph::{Concat, Graph, Map};
-use danlu::run::{Executor, States, f32s};
+use danlu::run::{Executor, States, compile_early, f32s};
 
 #[test]
 fn a_graph_runs_twice_with_other_inputs() {
@@ -49,4 +49,25 @@ fn limits_are_respected_in_the_plan() {
     assert!(message.to_string().contains("wants 268435456 bytes"), "{message}");
     let plan = compile(&g, &Limits::default(), &mut First).unwrap();
     assert_eq!(plan.steps[0].dispatches.len(), 2);
+}
+
+#[test]
+fn compiling_early_changes_nothing_and_passes_over_what_does_not_compile() {
+    pollster::block_on(async {
+        let gpu = Gpu::open(&Selector::default()).await.unwrap();
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([3, 64]));
+        let y = g.apply1(Map::scale(2.0), &[x]).unwrap();
+        let sum = g.sum_to(y, &TensorType::f32([64])).unwrap();
+        g.output("sum", sum);
+        let plan = compile(&g, gpu.limits(), &mut First).unwrap();
+        assert_eq!(compile_early(&gpu, &plan), plan.steps.len());
+        let mut run = Executor::new(&gpu, &plan, &mut States::new(&gpu)).await.unwrap();
+        run.set("x", &[1.5f32; 192]).unwrap();
+        assert_eq!(f32s(&run.run().await.unwrap(), "sum"), [9.0; 64]);
+        let shader = |text: &str| Compile { label: "t".into(), text: text.into(), bindings: Vec::new() };
+        let shaders = [shader("@compute @workgroup_size(1) fn main() {}"), shader("fn main() { undefined(); }")];
+        assert_eq!(gpu.compile_early(&shaders, 2), 1);
+        gpu.check().unwrap();
+    });
 }

@@ -5,8 +5,8 @@ use super::{AdapterArgs, paths};
 use crate::data::SMALLEST_VOCAB;
 use crate::gpu::Gpu;
 use crate::model::find_config;
-use crate::run::{TuneMode, Tuner};
-use crate::train::{Event, Prepared, Recipe, Trainer, check_fits, prepare, run, save};
+use crate::run::{TuneMode, Tuner, compile_early};
+use crate::train::{Event, Prepared, Recipe, Trainer, check_fits, optimizer, prepare, run, save, train_plan};
 use anyhow::{Context, Result};
 use clap::Args;
 use std::io::Write;
@@ -101,7 +101,11 @@ pub async fn train(args: TrainArgs) -> Result<()> {
     // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
     config.vocab_size = config.vocab_size.min(SMALLEST_VOCAB);
     check_fits(&gpu, &recipe, &config)?;
-    let prepared = prepare(&recipe, &paths::cache(), observer.as_mut())?;
+    // A fresh driver compiles for seconds: meanwhile the stories are written.
+    let prepared = std::thread::scope(|scope| {
+        scope.spawn(|| compile_step(&gpu, &recipe, args.tune));
+        prepare(&recipe, &paths::cache(), observer.as_mut())
+    })?;
     check_fits(&gpu, &recipe, &prepared.config)?;
     let stop = stop_on_signal()?;
     let mut tuner = Tuner::new(&gpu, args.tune, Some(&paths::cache()));
@@ -126,6 +130,18 @@ pub async fn train(args: TrainArgs) -> Result<()> {
     });
     run(&gpu, &recipe, &prepared, &mut trainer, step_limit, &stop, observer.as_mut()).await?;
     Ok(())
+}
+
+/// Compiles what a training step will most probably run: whatever the tokenizer's vocabulary turns out to be, and without
+/// measuring, since the data are being read beside it.
+fn compile_step(gpu: &Gpu, recipe: &Recipe, tune: TuneMode) {
+    let mut tuner = Tuner::new(gpu, tune.min(TuneMode::Cached), None);
+    let plan = find_config(&recipe.config)
+        .and_then(|config| train_plan(&config, recipe.batch, recipe.seq, &optimizer(recipe), gpu.limits(), &mut tuner));
+    // Whatever is wrong with the plan is said where it is run.
+    if let Ok(plan) = plan {
+        compile_early(gpu, &plan);
+    }
 }
 
 /// Set by Ctrl-C, which until here, where there is nothing to save, has simply ended the program. A second one leaves

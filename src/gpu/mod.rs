@@ -7,6 +7,7 @@ mod pipeline;
 mod profile;
 mod queue;
 mod wait;
+mod warm;
 
 pub use adapter::{AdapterReport, Selector, host_memory, list};
 pub use buffer::{Buffer, Range, Readback, Upload};
@@ -14,3 +15,4 @@ pub use device::Gpu;
 pub use pipeline::{Access, BindGroup, Pipeline};
 pub use profile::time;
 pub use queue::{PassTimes, Submission, Ticket};
+pub use warm::Compile;

@@ -5,7 +5,7 @@ use super::bind::params_bytes;
 use crate::base::TensorType;
 use crate::compile::{BufferKind, Plan, PlanDispatch, Step, Wire, human_bytes};
 use crate::error::{Error, Result};
-use crate::gpu::{BindGroup, Buffer, Gpu, Pipeline, Range, Readback, Upload};
+use crate::gpu::{BindGroup, Buffer, Compile, Gpu, Pipeline, Range, Readback, Upload};
 use crate::shader::{Source, assemble};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -281,6 +281,16 @@ fn compile(gpu: &Gpu, sources: &[Source]) -> Result<()> {
     distinct.into_par_iter().try_for_each(|source| {
         pollster::block_on(gpu.pipeline(&source.shader, &source.text, &source.layout())).map(|_| ())
     })
+}
+
+/// Compiles what a plan runs, on all cores, before it is needed: a driver may take a second for one shader. Gives the
+/// number of shaders. A plan that differs from the later one costs time and changes nothing.
+pub fn compile_early(gpu: &Gpu, plan: &Plan) -> usize {
+    let sources = plan.steps.iter().filter_map(|s| assemble(s.shader, &s.constants, &s.hooks).ok());
+    let distinct: BTreeMap<String, Source> = sources.map(|s| (s.text.clone(), s)).collect();
+    let compile = |s: Source| Compile { bindings: s.layout(), label: s.shader, text: s.text };
+    let shaders: Vec<Compile> = distinct.into_values().map(compile).collect();
+    gpu.compile_early(&shaders, std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 fn ranges<'a>(
