@@ -29,6 +29,11 @@ pub struct Limits {
     pub memory_bytes: Option<u64>,
 }
 
+impl Limits {
+    /// Largest buffer that is ever used, whatever an adapter offers: kernels count elements in 32 bits.
+    pub const COUNTABLE_BYTES: u64 = (1 << 34) - (1 << 16);
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits {

@@ -43,8 +43,8 @@ pub fn plan(args: PlanArgs) -> Result<()> {
     let limits = match args.adapter.adapter {
         _ if args.measure => return pollster::block_on(measure(&args, &recipe, &config)),
         Some(_) => pollster::block_on(crate::gpu::Gpu::open(&args.adapter.selector()))?.limits().clone(),
-        // Buffers of any size: whether the model fits a real adapter is then for the reader to see.
-        None => Limits { max_buffer_bytes: 1 << 40, ..Limits::default() },
+        // The largest buffers: whether the model fits a real adapter is then for the reader to see.
+        None => Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() },
     };
     let plan = train_plan(&config, args.batch, args.seq, &optimizer(&recipe), &limits, &mut First)?;
     if args.json {

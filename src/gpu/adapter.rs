@@ -163,7 +163,7 @@ pub(super) fn limits(l: &wgpu::Limits, info: &wgpu::AdapterInfo) -> Limits {
     Limits {
         // Windows over a tensor start at multiples of the alignment, so their length is one too.
         max_binding_bytes: max_binding_bytes / u64::from(alignment) * u64::from(alignment),
-        max_buffer_bytes: l.max_buffer_size,
+        max_buffer_bytes: l.max_buffer_size.min(Limits::COUNTABLE_BYTES),
         binding_alignment: u64::from(alignment),
         max_storage_bindings: l.max_storage_buffers_per_shader_stage,
         max_workgroups: l.max_compute_workgroups_per_dimension,

@@ -212,6 +212,18 @@ fn plans_are_text_and_json() {
     assert_eq!(device, total("arena_bytes") + total("state_bytes") + total("other_bytes"));
 }
 
+/// 28 GiB of parameters, more than one buffer counts.
+#[test]
+fn every_preset_can_be_planned() {
+    let place = Place::new();
+    for preset in ["story-1m", "story-4m", "smollm2-135m", "tinyllama-1.1b", "llama-3-8b"] {
+        let plan = place.danlu(&format!("plan --config {preset} --batch 1 --seq 128")).assert().success().stderr("");
+        assert!(stdout(&plan).contains("\ntotal: "), "{preset}");
+    }
+    let refused = stderr(&place.danlu("plan --batch 65536 --seq 512").assert().code(1));
+    assert!(refused.lines().count() == 1 && refused.contains("a buffer of this adapter offers"), "{refused}");
+}
+
 #[test]
 fn every_command_explains_itself() {
     let place = Place::new();
