@@ -6,9 +6,8 @@ use crate::compile::human_bytes;
 use crate::gpu::{AdapterReport, Gpu, Selector, list};
 use crate::graph::{Io, Kernel};
 use crate::ops::table::{Case, table};
-use crate::run::{Roofline, TuneMode, Tuner, run_kernel};
+use crate::run::{Roofline, TuneMode, Tuner, compile_all, run_kernel};
 use crate::shader::assemble;
-use rayon::prelude::*;
 use serde::Serialize;
 use std::io::Write;
 
@@ -118,7 +117,7 @@ fn describe(a: &AdapterReport, out: &mut impl Write) -> std::io::Result<()> {
     let memory = l.memory_bytes.map_or_else(|| "not known".to_string(), |b| format!("{} free", human_bytes(b)));
     writeln!(out, "adapter {}: {}", a.number, a.name)?;
     writeln!(out, "  type       {}, through {}", a.device_type, a.backend)?;
-    writeln!(out, "  driver     {} {}", a.driver, a.driver_info)?;
+    writeln!(out, "  driver     {}", a.driver_line())?;
     writeln!(out, "  subgroups  {} to {} invocations", l.min_subgroup, l.max_subgroup)?;
     writeln!(out, "  memory     {memory}")?;
     writeln!(
@@ -154,13 +153,9 @@ async fn self_test(gpu: &Gpu) -> anyhow::Result<SelfTest> {
             rows.push((case, io, kernels));
         }
     }
-    // Compiling is most of the time, and drivers do it on as many threads as they are given. What fails here fails
-    // again below, where it is reported.
-    rows.par_iter().flat_map(|(_, _, kernels)| kernels).for_each(|kernel| {
-        if let Ok(source) = assemble(kernel.shader, &kernel.constants, &kernel.hooks) {
-            let _ = pollster::block_on(gpu.pipeline(kernel.shader, &source.text, &source.layout()));
-        }
-    });
+    // Compiling is most of the time. What fails here fails again below, where it is reported.
+    let kernels = rows.iter().flat_map(|(_, _, kernels)| kernels);
+    compile_all(gpu, kernels.filter_map(|k| assemble(k.shader, &k.constants, &k.hooks).ok()));
     for (case, io, kernels) in &rows {
         let inputs = case.draw(1);
         let expected = case.op.reference(&inputs);

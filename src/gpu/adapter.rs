@@ -27,16 +27,18 @@ pub struct AdapterReport {
 impl AdapterReport {
     /// The key under which measurements are kept.
     pub fn id(&self) -> AdapterId {
-        let driver = format!("{} {}", self.driver, self.driver_info).trim().to_string();
-        AdapterId { name: self.name.clone(), driver, backend: self.backend.clone() }
+        AdapterId { name: self.name.clone(), driver: self.driver_line(), backend: self.backend.clone() }
+    }
+
+    /// The driver and its version; either may be empty.
+    pub fn driver_line(&self) -> String {
+        format!("{} {}", self.driver, self.driver_info).trim().to_string()
     }
 
     /// One line for lists and messages.
     pub fn line(&self) -> String {
-        format!(
-            "{}: {} ({}, {}, {} {})",
-            self.number, self.name, self.device_type, self.backend, self.driver, self.driver_info
-        )
+        let driver = self.driver_line();
+        format!("{}: {} ({}, {}, {driver})", self.number, self.name, self.device_type, self.backend)
     }
 }
 

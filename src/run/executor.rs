@@ -283,10 +283,14 @@ fn compile(gpu: &Gpu, sources: &[Source]) -> Result<()> {
     })
 }
 
-/// Compiles what a plan runs, on all cores, before it is needed: a driver may take a second for one shader. Gives the
-/// number of shaders. A plan that differs from the later one costs time and changes nothing.
+/// Compiles what a plan runs before it is needed: a driver may take a second for one shader. Gives the number of shaders.
+/// A plan that differs from the later one costs time and changes nothing.
 pub fn compile_early(gpu: &Gpu, plan: &Plan) -> usize {
-    let sources = plan.steps.iter().filter_map(|s| assemble(s.shader, &s.constants, &s.hooks).ok());
+    compile_all(gpu, plan.steps.iter().filter_map(|s| assemble(s.shader, &s.constants, &s.hooks).ok()))
+}
+
+/// Compiles shaders on all cores; gives the number of those that went well.
+pub fn compile_all(gpu: &Gpu, sources: impl Iterator<Item = Source>) -> usize {
     let distinct: BTreeMap<String, Source> = sources.map(|s| (s.text.clone(), s)).collect();
     let compile = |s: Source| Compile { bindings: s.layout(), label: s.shader, text: s.text };
     let shaders: Vec<Compile> = distinct.into_values().map(compile).collect();

@@ -10,7 +10,7 @@ mod states;
 mod tuner;
 
 pub use bind::{check_range, params_bytes, resolve};
-pub use executor::{Executor, Outputs, check_memory, compile_early, f32s};
+pub use executor::{Executor, Outputs, check_memory, compile_all, compile_early, f32s};
 pub use kernel::{race_kernel, run_kernel, time_kernel};
 pub use records::{Barred, KernelId, Key, Records, Row};
 pub use roofline::Roofline;
