@@ -12,6 +12,7 @@ mod mapped;
 mod shard;
 mod story;
 mod stream;
+mod template;
 mod tokenizer;
 
 pub use corpus::{Corpus, Piece, Pieces};
@@ -19,4 +20,5 @@ pub use loader::{Loader, LoaderOptions, LoaderState};
 pub use shard::Shard;
 pub use story::StoryGrammar;
 pub use stream::StreamDecoder;
+pub use template::{ChatTemplate, Json, Message, RenderOptions, Rendered};
 pub use tokenizer::{END_OF_TEXT, SMALLEST_VOCAB, Tokenizer, Vocabulary};

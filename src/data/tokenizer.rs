@@ -1,5 +1,7 @@
 //! Text ↔ token ids: a byte-level BPE trained on the spot, or any Hugging Face `tokenizer.json`.
 
+mod beside;
+mod gguf;
 mod pre;
 mod vocabulary;
 
@@ -34,6 +36,7 @@ pub struct Tokenizer {
     inner: Inner,
     bos: Option<u32>,
     eos: Option<u32>,
+    eot: Option<u32>,
     vocab_size: usize,
     adds_bos: bool,
     config: Map<String, Value>,
@@ -82,7 +85,7 @@ impl Tokenizer {
     }
 
     /// Opens a `tokenizer.json`, or the folder it lies in. A `tokenizer_config.json` beside it names the special tokens;
-    /// without one they are found by their usual names.
+    /// without one they are found by their usual names. Chat templates are read along.
     ///
     /// # Errors
     /// A sentence for a file that is missing or that is no tokenizer.
@@ -98,12 +101,7 @@ impl Tokenizer {
         let bytes = std::fs::read(&file).map_err(|e| Error::io("read", &file, e))?;
         let not_one = |error: String| Error::file(&file, format!("is not a tokenizer.json that can be used: {error}"));
         let inner = Inner::from_bytes(&bytes).map_err(|error| not_one(error.to_string()))?;
-        let beside = file.with_file_name("tokenizer_config.json");
-        let config = match std::fs::read(&beside) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| Error::file(&beside, format!("is not a JSON object: {error}")))?,
-            Err(_) => Map::new(),
-        };
+        let config = beside::read_config(file.parent().unwrap_or(Path::new("")))?;
         Self::finish(inner, config).map_err(|error| not_one(error.to_string()))
     }
 
@@ -129,7 +127,7 @@ impl Tokenizer {
             hasher.update(&id.map_or(u64::MAX, u64::from).to_le_bytes());
         }
         let hash = hasher.finish();
-        Ok(Tokenizer { inner, bos, eos, vocab_size: highest, adds_bos, config, hash })
+        Ok(Tokenizer { inner, bos, eos, eot: None, vocab_size: highest, adds_bos, config, hash })
     }
 
     /// How many rows an embedding needs: the highest id plus one.

@@ -238,7 +238,7 @@ fn assemble(v: &Vocabulary, pre: Option<&Pre>, merges: Merges) -> tokenizers::Re
             json!({"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens});
         inner.with_post_processor(Some(serde_json::from_value::<TemplateProcessing>(template)?));
     }
-    Tokenizer::finish(inner, v.config())
+    Ok(Tokenizer { eot: v.eot, ..Tokenizer::finish(inner, v.config())? })
 }
 
 #[cfg(test)]

@@ -1,0 +1,280 @@
+//! Chat templates: a conversation → the text that the model was trained to go on from, by the model's own Jinja template,
+//! rendered as `transformers` renders it. Which tokens that text becomes is the tokenizer's matter.
+
+mod date;
+mod indent;
+mod json;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::{Environment, ErrorKind, State, context};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+use super::Tokenizer;
+use crate::error::{Error, Result};
+use date::strftime;
+
+/// A value of any shape that JSON has, its keys in the order they were given in.
+pub type Json = Value;
+
+/// For models without a template: names before the turns, as in a play. It is no format that any model was trained on, so
+/// whoever uses it should say so.
+const FALLBACK: &str = "\
+{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}
+{{- message.content | trim + '\\n\\n' -}}
+{%- else -%}
+{{- message.role | capitalize + ': ' + message.content | trim + '\\n' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- 'Assistant:' -}}
+{%- endif -%}";
+
+/// What one rendering may compute, about as many steps of a template: far above any conversation, and still a bound on
+/// what a template from somewhere can do.
+const FUEL: u64 = 20_000_000;
+
+/// Marks around what `{% generation %}` blocks give, until the text is whole. Unicode keeps both from ever being characters.
+const OPEN: char = '\u{fdd0}';
+const CLOSE: char = '\u{fdd1}';
+
+/// Names of a message's chain of thought; templates read the first or the second (as `transformers` fills them in).
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// One turn: a role, its content, and whatever else a template may read, such as `tool_calls`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Json", into = "Json")]
+pub struct Message(Json);
+
+impl Message {
+    /// A turn of plain text.
+    pub fn new(role: &str, content: &str) -> Message {
+        Message(Value::from_pairs([("role", role), ("content", content)]))
+    }
+
+    /// Who speaks: "system", "user", "assistant", or what else the template knows.
+    pub fn role(&self) -> String {
+        self.field("role").to_string()
+    }
+
+    /// What is said, as text. A content of several parts gives the text of the parts.
+    pub fn content(&self) -> String {
+        let content = self.field("content");
+        match content.kind() {
+            ValueKind::String => content.to_string(),
+            ValueKind::Seq => content
+                .try_iter()
+                .map(|parts| parts.map(|part| part.get_attr("text").unwrap_or_default().to_string()).collect())
+                .unwrap_or_default(),
+            _ => String::new(),
+        }
+    }
+
+    fn field(&self, name: &str) -> Value {
+        self.0.get_attr(name).unwrap_or_default()
+    }
+
+    /// The message as templates see it: without what is null, and with the reasoning under each of its names.
+    fn plain(&self) -> Value {
+        let keys = self.0.try_iter().map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+        let mut fields: Vec<(Value, Value)> =
+            keys.into_iter().map(|key| (key.clone(), self.0.get_item(&key).unwrap_or_default())).collect();
+        fields.retain(|(_, value)| !value.is_none());
+        let reasoning = REASONING.iter().map(|name| self.field(name)).find(|v| !v.is_none() && !v.is_undefined());
+        if let Some(reasoning) = reasoning {
+            if fields.iter().all(|(key, _)| key.as_str() != Some("thinking")) {
+                fields.insert(0, (Value::from("thinking"), reasoning.clone()));
+            }
+            fields.retain(|(key, _)| key.as_str() != Some("reasoning_content"));
+            fields.push((Value::from("reasoning_content"), reasoning));
+        }
+        Value::from_pairs(fields)
+    }
+}
+
+impl TryFrom<Json> for Message {
+    type Error = String;
+
+    fn try_from(value: Json) -> Result<Message, String> {
+        let message = Message(value);
+        match message.0.kind() {
+            ValueKind::Map if message.field("role").kind() == ValueKind::String => Ok(message),
+            _ => Err("a message is an object with a \"role\" of text, and usually a \"content\"".into()),
+        }
+    }
+}
+
+impl From<Message> for Json {
+    fn from(message: Message) -> Json {
+        message.0
+    }
+}
+
+/// What a template is told besides the messages.
+#[derive(Debug, Clone, Default)]
+pub struct RenderOptions {
+    /// End with whatever begins an answer.
+    pub add_generation_prompt: bool,
+    /// Functions that the model may call, as a list of JSON schemas.
+    pub tools: Option<Json>,
+    /// Now, in seconds since the beginning of 1970: what a template that writes the date writes. It is the caller's, so
+    /// that the same conversation gives the same text.
+    pub now: i64,
+    /// Further variables that a template may know, such as `enable_thinking`.
+    pub variables: Vec<(String, Json)>,
+}
+
+/// A conversation as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    /// The text, special tokens written out; to be encoded without adding any.
+    pub text: String,
+    /// Where in it the assistant speaks (bytes), if the template marks that with `{% generation %}`.
+    pub answers: Vec<Range<usize>>,
+}
+
+/// A compiled template with the special tokens that it may write.
+#[derive(Debug, Clone)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    special: Vec<(String, String)>,
+    fallback: bool,
+}
+
+impl ChatTemplate {
+    /// Compiles a template. `special` are names and texts of special tokens, such as `bos_token`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with line and reason if the text is no template.
+    pub fn new(source: &str, special: Vec<(String, String)>) -> Result<ChatTemplate> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| explain(&error))?);
+        environment.set_fuel(Some(FUEL));
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("indent", indent::indent);
+        environment.add_filter("tojson", json::tojson);
+        environment.add_function("raise_exception", raise);
+        environment.add_function("generation", generation);
+        environment.add_template_owned("chat", with_calls(source)).map_err(|error| explain(&error))?;
+        Ok(ChatTemplate { environment, special, fallback: false })
+    }
+
+    /// The template that a model came with, or a plain one if it came with none. Some models have one of their own for
+    /// conversations with tools.
+    ///
+    /// # Errors
+    /// Those of [`ChatTemplate::new`].
+    pub fn of(tokenizer: &Tokenizer, tools: bool) -> Result<ChatTemplate> {
+        let special = tokenizer.special_tokens();
+        match tokenizer.chat_template(tools) {
+            Some(source) => Self::new(source, special),
+            None => Ok(ChatTemplate { fallback: true, ..Self::new(FALLBACK, special)? }),
+        }
+    }
+
+    /// True for the plain template of a model that came with none.
+    pub fn is_fallback(&self) -> bool {
+        self.fallback
+    }
+
+    /// Renders a conversation.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] in the template's own words where it refuses the conversation (roles that do not alternate, a
+    /// system message it has no place for), and with the line where it fails.
+    pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
+        let mut variables: Vec<(String, Value)> =
+            self.special.iter().map(|(name, text)| (name.clone(), Value::from(text.as_str()))).collect();
+        let messages: Vec<Value> = messages.iter().map(Message::plain).collect();
+        let now = options.now;
+        let clock = Value::from_function(move |format: &str| strftime(format, now));
+        variables.extend(
+            [
+                ("messages", Value::from(messages)),
+                ("tools", options.tools.clone().unwrap_or(Value::from(()))),
+                ("documents", Value::from(())),
+                ("add_generation_prompt", Value::from(options.add_generation_prompt)),
+                ("strftime_now", clock),
+            ]
+            .map(|(name, value)| (name.to_string(), value)),
+        );
+        variables.extend(options.variables.iter().cloned());
+        let template = self.environment.get_template("chat").map_err(|error| explain(&error))?;
+        let marked = template.render(context! { ..Value::from_pairs(variables) }).map_err(|error| explain(&error))?;
+        Ok(unmark(&marked))
+    }
+}
+
+/// The words of `raise_exception`, carried through the engine's own error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+fn raise(message: String) -> Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Refusal(message)))
+}
+
+/// Wraps what a `{% generation %}` block gives into marks.
+fn generation(state: &mut State, arguments: Kwargs) -> Result<String, minijinja::Error> {
+    let body = arguments.get::<Value>("caller")?.call(state, &[])?;
+    Ok(format!("{OPEN}{body}{CLOSE}"))
+}
+
+/// A template whose `{% generation %}` blocks are calls of the function of that name: the engine knows no further tags, and
+/// a call has the same scope and the same white space around it.
+fn with_calls(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at);
+        out.push_str(before);
+        let Some(end) = tag.find("%}") else { break };
+        let inside = &tag[2..end];
+        let word = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
+        out.push_str("{%");
+        match word {
+            "generation" => out.push_str(&inside.replace(word, " call generation() ")),
+            "endgeneration" => out.push_str(&inside.replace(word, " endcall ")),
+            _ => out.push_str(inside),
+        }
+        out.push_str("%}");
+        rest = &tag[end + 2..];
+    }
+    out + rest
+}
+
+/// Takes the marks out and keeps where they were.
+fn unmark(marked: &str) -> Rendered {
+    let mut rendered = Rendered { text: String::with_capacity(marked.len()), answers: Vec::new() };
+    let mut start = None;
+    for c in marked.chars() {
+        match c {
+            OPEN => start = Some(rendered.text.len()),
+            CLOSE => rendered.answers.extend(start.take().map(|start| start..rendered.text.len())),
+            c => rendered.text.push(c),
+        }
+    }
+    rendered
+}
+
+/// The engine's error as a sentence of ours.
+fn explain(error: &minijinja::Error) -> Error {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(now) = cause {
+        if let Some(Refusal(words)) = now.downcast_ref() {
+            return Error::Invalid(format!("the model's chat template refuses the conversation: {words}"));
+        }
+        cause = now.source();
+    }
+    let line = error.line().map_or(String::new(), |line| format!(", line {line}"));
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
+    Error::Invalid(format!("the model's chat template fails{line}: {detail}"))
+}
+
+#[cfg(test)]
+mod tests;

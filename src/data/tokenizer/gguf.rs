@@ -1,0 +1,69 @@
+//! A model's tokenizer, wherever the model keeps it: files beside the weights, or keys of a GGUF file.
+
+use super::{Tokenizer, Vocabulary};
+use crate::error::{Error, Result};
+use crate::store::gguf::Metadata;
+use crate::store::{Checkpoint, Origin};
+
+impl Vocabulary {
+    /// The vocabulary that a GGUF file holds.
+    ///
+    /// # Errors
+    /// If there is none, or a key holds another type than it should.
+    pub fn from_metadata(metadata: &Metadata) -> Result<Vocabulary> {
+        let key = |name: &str| format!("tokenizer.ggml.{name}");
+        let Some(model) = metadata.string(&key("model"))? else {
+            return Err(Error::file(metadata.path(), "holds no tokenizer: the key tokenizer.ggml.model is missing"));
+        };
+        let text = |name: &str| Ok::<_, Error>(metadata.string(&key(name))?.map(str::to_string));
+        let texts = |name: &str| -> Result<Vec<String>> {
+            Ok(metadata.strings(&key(name))?.unwrap_or_default().into_iter().map(str::to_string).collect())
+        };
+        let numbers = |name: &str| Ok::<_, Error>(metadata.numbers(&key(name))?.unwrap_or_default());
+        // Some writers put −1 for a token that there is none of; an id beyond all others is refused later.
+        let id = |name: &str| match metadata.number(&key(name))? {
+            Some(id) if id >= 0.0 => Ok::<_, Error>(Some(id as u32)),
+            _ => Ok(None),
+        };
+        Ok(Vocabulary {
+            model: model.to_string(),
+            pre: text("pre")?,
+            tokens: texts("tokens")?,
+            scores: numbers("scores")?.into_iter().map(|score| score as f32).collect(),
+            types: numbers("token_type")?.into_iter().map(|kind| kind as i32).collect(),
+            merges: texts("merges")?,
+            bos: id("bos_token_id")?,
+            eos: id("eos_token_id")?,
+            eot: id("eot_token_id")?,
+            unknown: id("unknown_token_id")?,
+            add_bos: metadata.flag(&key("add_bos_token"))?,
+            add_eos: metadata.flag(&key("add_eos_token"))?,
+            add_space_prefix: metadata.flag(&key("add_space_prefix"))?,
+            special_strips_right: metadata.string("general.architecture")? == Some("phi3"),
+            chat_template: metadata.string("tokenizer.chat_template")?.map(str::to_string),
+        })
+    }
+}
+
+impl Tokenizer {
+    /// The tokenizer of a model on disk.
+    ///
+    /// # Errors
+    /// If there is none, it cannot be used, or it has more tokens than the model.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Tokenizer> {
+        let (tokenizer, file) = match checkpoint.origin() {
+            Origin::Folder(folder) => (Tokenizer::open(folder)?, folder.join("tokenizer.json")),
+            Origin::Gguf(metadata) => {
+                let vocabulary = Vocabulary::from_metadata(metadata)?;
+                let inside = |error: Error| Error::file(metadata.path(), error.to_string());
+                (Tokenizer::from_vocabulary(vocabulary).map_err(inside)?, metadata.path().to_path_buf())
+            }
+        };
+        let (tokens, rows) = (tokenizer.vocab_size(), checkpoint.config().vocab_size);
+        if tokens > rows {
+            let message = format!("has {tokens} tokens, and the model's configuration {rows}: one of the two is another model's");
+            return Err(Error::file(file, message));
+        }
+        Ok(tokenizer)
+    }
+}
