@@ -3,6 +3,9 @@
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
+/// What else ends a line for Python.
+const LINE_ENDS: [char; 9] = ['\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
+
 /// Indents every line but the first (unless `first`) by a number of spaces or a text; empty lines only if `blank`.
 pub(super) fn indent(
     text: &str,
@@ -26,7 +29,7 @@ pub(super) fn indent(
         },
     };
     let mut out = String::with_capacity(text.len());
-    for (at, line) in text.replace("\r\n", "\n").replace('\r', "\n").split('\n').enumerate() {
+    for (at, line) in text.replace("\r\n", "\n").replace(LINE_ENDS, "\n").split('\n').enumerate() {
         if at > 0 {
             out.push('\n');
         }

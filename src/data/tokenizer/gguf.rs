@@ -61,7 +61,8 @@ impl Tokenizer {
         };
         let (tokens, rows) = (tokenizer.vocab_size(), checkpoint.config().vocab_size);
         if tokens > rows {
-            let message = format!("has {tokens} tokens, and the model's configuration {rows}: one of the two is another model's");
+            let message =
+                format!("has {tokens} tokens, and the model's configuration {rows}: one of the two is another model's");
             return Err(Error::file(file, message));
         }
         Ok(tokenizer)

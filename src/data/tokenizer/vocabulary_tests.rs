@@ -3,11 +3,10 @@
 use super::*;
 use crate::base::Rng;
 use crate::data::StreamDecoder;
+use crate::store::Tensors;
+use crate::store::gguf::{Array, Metadata, Value as Stored};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-
-#[path = "vocabulary_tests/reader.rs"]
-mod reader;
 
 /// A file of the shared folder, or a loud word that it is not there.
 fn shared(path: &str) -> Option<PathBuf> {
@@ -17,6 +16,11 @@ fn shared(path: &str) -> Option<PathBuf> {
         return None;
     }
     Some(path)
+}
+
+fn read(path: &Path) -> Vocabulary {
+    let (_, metadata) = Tensors::open_gguf(path).unwrap();
+    Vocabulary::from_metadata(&metadata).unwrap()
 }
 
 fn strings<const N: usize>(list: [&str; N]) -> Vec<String> {
@@ -190,7 +194,7 @@ fn published_vectors_come_out_exactly() {
     for name in ["llama-spm", "llama-bpe", "gpt-2", "qwen2"] {
         let Some(path) = shared(&format!("tokenizers/gguf-vocab/ggml-vocab-{name}.gguf")) else { return };
         let beside = |ending: &str| std::fs::read_to_string(format!("{}.{ending}", path.display())).unwrap();
-        let tokenizer = Tokenizer::from_vocabulary(reader::read(&path)).unwrap();
+        let tokenizer = Tokenizer::from_vocabulary(read(&path)).unwrap();
         let (inp, out) = (beside("inp"), beside("out"));
         let texts = inp.split("\n__ggml_vocab_test__\n");
         let mut seen = 0;
@@ -264,7 +268,7 @@ fn pieces_are_those_of_a_brute_force_search() {
         "models/llama2-tiny-random/llama-2-tiny-random.gguf",
         "models/stories260K/derived/stories260K-q8_0.gguf",
     ] {
-        vocabularies.extend(shared(path).map(|file| (path, reader::read(&file))));
+        vocabularies.extend(shared(path).map(|file| (path, read(&file))));
     }
     for (name, vocabulary) in vocabularies {
         let tokenizer = Tokenizer::from_vocabulary(vocabulary.clone()).unwrap();
@@ -286,7 +290,7 @@ fn files_of_one_vocabulary_agree() {
         ("models/stories260K/derived/hf-f32", "models/stories260K/derived/stories260K-f16.gguf", Some(1)),
     ] {
         let (Some(folder), Some(file)) = (shared(folder), shared(file)) else { return };
-        let vocabulary = reader::read(&file);
+        let vocabulary = read(&file);
         let one = Tokenizer::open(folder).unwrap();
         let two = Tokenizer::from_vocabulary(vocabulary.clone()).unwrap();
         assert_eq!(two.encode_prompt("a").unwrap().first().copied().filter(|_| bos.is_some()), bos);
@@ -304,7 +308,7 @@ fn files_of_one_vocabulary_agree() {
 #[test]
 fn an_old_file_opens_with_the_defaults_of_llama_cpp() {
     let Some(path) = shared("models/llama2-tiny-random/llama-2-tiny-random.gguf") else { return };
-    let vocabulary = reader::read(&path);
+    let vocabulary = read(&path);
     assert_eq!((vocabulary.pre.as_deref(), vocabulary.add_bos, vocabulary.add_space_prefix), (None, None, None));
     let tokenizer = Tokenizer::from_vocabulary(vocabulary).unwrap();
     assert_eq!(tokenizer.encode_prompt("Hello world").unwrap(), [1, 15043, 3186]);
@@ -325,8 +329,28 @@ fn a_stream_holds_back_half_a_character() {
 #[test]
 fn a_vocabulary_of_128_thousand_opens_quickly() {
     let Some(path) = shared("tokenizers/gguf-vocab/ggml-vocab-llama-bpe.gguf") else { return };
-    let vocabulary = reader::read(&path);
+    let vocabulary = read(&path);
     let start = std::time::Instant::now();
     Tokenizer::from_vocabulary(vocabulary).unwrap();
     assert!(start.elapsed().as_secs() < 20, "took {:?}", start.elapsed());
+}
+
+/// Keys of the wrong type, and none at all.
+#[test]
+fn metadata_without_a_vocabulary_is_refused() {
+    let mut metadata = Metadata::new(Path::new("m.gguf"));
+    let said = |metadata: &Metadata| Vocabulary::from_metadata(metadata).unwrap_err().to_string();
+    assert_eq!(said(&metadata), "m.gguf: holds no tokenizer: the key tokenizer.ggml.model is missing");
+    metadata.set("tokenizer.ggml.model", Stored::String("llama".into()));
+    metadata.set("tokenizer.ggml.tokens", Stored::Array(Array::f32s(&[1.0])));
+    assert!(
+        said(&metadata).starts_with("m.gguf: the key tokenizer.ggml.tokens must hold texts"),
+        "{}",
+        said(&metadata)
+    );
+    metadata.set("tokenizer.ggml.tokens", Stored::Array(Array::strings(["<unk>", "a"].into_iter())));
+    metadata.set("tokenizer.ggml.token_type", Stored::Array(Array::i32s(&[2, 1])));
+    metadata.set("tokenizer.ggml.bos_token_id", Stored::u32(7));
+    let vocabulary = Vocabulary::from_metadata(&metadata).unwrap();
+    assert_eq!((vocabulary.tokens.len(), vocabulary.types.as_slice(), vocabulary.bos), (2, &[2, 1][..], Some(7)));
 }
