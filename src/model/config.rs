@@ -28,7 +28,7 @@ pub struct LayerConfig {
 }
 
 /// The experts of the layers that have some.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Experts {
     /// How many there are.
     pub count: usize,
@@ -38,6 +38,9 @@ pub struct Experts {
     pub intermediate_size: usize,
     /// True where the weights of those visited are made to sum to one.
     pub normalise: bool,
+    /// How much of their balance (`nn::load_balancing_loss`) is part of the loss: `router_aux_loss_coef` where
+    /// `output_router_logits` is set, as `transformers` has it, and else 0.
+    pub balance: f64,
 }
 
 /// A model's configuration; the names of sizes are those of Hugging Face's `LlamaConfig`.

@@ -5,10 +5,10 @@ use super::specs::{EMBEDDING, NORM, OUTPUT};
 use super::{ModelConfig, Norms, QkNorm, Source};
 use crate::base::TensorType;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Map, Value};
 use crate::nn::{
-    AttentionKind, AttentionWeights, Heads, KvCache, Linear, MlpWeights, ParamSpec, Params, Positions, attention,
-    linear, mlp, rms_norm,
+    AttentionKind, AttentionWeights, Heads, KvCache, Linear, MlpWeights, MoeKind, MoeWeights, ParamSpec, Params,
+    Positions, Routing, attention, linear, load_balancing_loss, mlp, moe, rms_norm,
 };
 use crate::ops::{Embedding, LinearCrossEntropy, Mask};
 
@@ -40,16 +40,26 @@ impl Llama {
     }
 
     /// Mean cross-entropy, in nats, of tokens u32 `[B,T]` against targets u32 `[B,T]` (each the token that follows, or
-    /// [`crate::ops::IGNORE`]): `[1]`. Logits never exist whole.
+    /// [`crate::ops::IGNORE`]): `[1]`. Logits never exist whole. Where the configuration says so, the experts' balance
+    /// is part of it.
     ///
     /// # Errors
     /// If a shape does not fit.
     pub fn loss(&self, g: &mut Graph, params: &Params, tokens: Value, targets: Value) -> Result<Value> {
         let rows = g.ty(tokens).shape.elements();
-        let x = self.hidden_from_start(g, params, tokens)?;
+        let (x, routings) = self.hidden_from_start(g, params, tokens)?;
         let chunk = LinearCrossEntropy::chunk_for(rows);
         let weight = self.output_weight(g, params)?;
-        g.scope("output", |g| Ok(g.apply(LinearCrossEntropy { chunk }, &[x, weight, targets])?[0]))
+        let loss = g.scope("output", |g| Ok(g.apply(LinearCrossEntropy { chunk }, &[x, weight, targets])?[0]))?;
+        let share = self.config.experts.map_or(0.0, |experts| experts.balance);
+        if share == 0.0 || routings.is_empty() {
+            return Ok(loss);
+        }
+        g.scope("balance", |g| {
+            let balance = load_balancing_loss(g, &routings)?;
+            let balance = g.apply1(Map::scale(share as f32), &[balance])?;
+            g.add(loss, balance)
+        })
     }
 
     /// Logits `[B,T,V]` of tokens u32 `[B,T]`, whole: for tests and short texts.
@@ -57,7 +67,7 @@ impl Llama {
     /// # Errors
     /// If a shape does not fit.
     pub fn logits(&self, g: &mut Graph, params: &Params, tokens: Value) -> Result<Value> {
-        let x = self.hidden_from_start(g, params, tokens)?;
+        let (x, _) = self.hidden_from_start(g, params, tokens)?;
         let weight = self.output_weight(g, params)?;
         g.scope("output", |g| linear(g, x, weight))
     }
@@ -90,7 +100,7 @@ impl Llama {
         caches: &[KvCache],
     ) -> Result<Value> {
         let positions = caches.first().map_or(1, |cache| g.dims(cache.keys)[1]);
-        let x = self.hidden(g, params, tokens, first, positions, Some(caches))?;
+        let (x, _) = self.hidden(g, params, tokens, first, positions, Some(caches))?;
         let weight = self.output_weight(g, params)?;
         let count = g.ty(tokens).shape.elements();
         g.scope("output", |g| {
@@ -118,13 +128,13 @@ impl Llama {
         })
     }
 
-    fn hidden_from_start(&self, g: &mut Graph, params: &Params, tokens: Value) -> Result<Value> {
+    fn hidden_from_start(&self, g: &mut Graph, params: &Params, tokens: Value) -> Result<(Value, Vec<Routing>)> {
         let first = g.constant("position", TensorType::u32([1]), 0u32.to_le_bytes().to_vec());
         let time = g.ty(tokens).shape.last();
         self.hidden(g, params, tokens, first, time, None)
     }
 
-    /// The residual stream after the last norm, `[B,T,D]`.
+    /// The residual stream after the last norm, `[B,T,D]`, and what the routers of layers with experts said.
     fn hidden(
         &self,
         g: &mut Graph,
@@ -133,16 +143,20 @@ impl Llama {
         first: Value,
         positions: usize,
         caches: Option<&[KvCache]>,
-    ) -> Result<Value> {
+    ) -> Result<(Value, Vec<Routing>)> {
         let c = &self.config;
         let turn = c.frequencies(positions);
         let at = Positions::new(g, &turn.inverse, turn.attention, positions, first);
         let mut x = g.apply1(Embedding, &[params.get(EMBEDDING)?, tokens])?;
+        let mut routings = Vec::new();
         for layer in 0..c.num_hidden_layers {
             let cache = caches.map(|caches| caches[layer]);
-            x = g.scope(format!("layers.{layer}"), |g| self.layer(g, params, layer, x, at, cache))?;
+            let (y, routing) = g.scope(format!("layers.{layer}"), |g| self.layer(g, params, layer, x, at, cache))?;
+            x = y;
+            routings.extend(routing);
         }
-        g.scope("norm", |g| rms_norm(g, x, params.get(NORM)?, c.rms_norm_eps))
+        let x = g.scope("norm", |g| rms_norm(g, x, params.get(NORM)?, c.rms_norm_eps))?;
+        Ok((x, routings))
     }
 
     fn layer(
@@ -153,7 +167,7 @@ impl Llama {
         x: Value,
         at: Positions,
         cache: Option<KvCache>,
-    ) -> Result<Value> {
+    ) -> Result<(Value, Option<Routing>)> {
         let c = &self.config;
         let get = |part: &str| params.get(&format!("model.layers.{layer}.{part}"));
         let [first, second] = c.norm_names();
@@ -168,14 +182,22 @@ impl Llama {
             self.residual(g, x, get(first)?, |g, x| attention(g, x, &weights, kind, at, cache))
         })?;
         g.scope("mlp", |g| {
-            let biased = |name| linear_of(&get, name, c.biases.mlp);
-            let weights = MlpWeights {
-                gate: biased("mlp.gate_proj")?,
-                up: biased("mlp.up_proj")?,
-                down: biased("mlp.down_proj")?,
-            };
-            self.residual(g, x, get(second)?, |g, x| mlp(g, x, &weights))
+            let mut routing = None;
+            let experts = c.experts.filter(|_| c.layers[layer].sparse);
+            let y = self.residual(g, x, get(second)?, |g, x| {
+                let Some(experts) = experts else { return mlp(g, x, &self.mlp_weights(&get)?) };
+                let kind = MoeKind { choices: experts.per_token, normalise: experts.normalise };
+                let (y, said) = moe(g, x, &moe_weights(&get)?, kind)?;
+                routing = Some(said);
+                Ok(y)
+            })?;
+            Ok((y, routing))
         })
+    }
+
+    fn mlp_weights(&self, get: &dyn Fn(&str) -> Result<Value>) -> Result<MlpWeights> {
+        let biased = |name| linear_of(get, name, self.config.biases.mlp);
+        Ok(MlpWeights { gate: biased("mlp.gate_proj")?, up: biased("mlp.up_proj")?, down: biased("mlp.down_proj")? })
     }
 
     fn attention_weights(&self, get: &dyn Fn(&str) -> Result<Value>) -> Result<AttentionWeights> {
@@ -212,6 +234,16 @@ impl Llama {
         };
         g.add(x, y)
     }
+}
+
+/// The experts of a layer, each matrix for all of them.
+fn moe_weights(get: &dyn Fn(&str) -> Result<Value>) -> Result<MoeWeights> {
+    Ok(MoeWeights {
+        router: get("mlp.gate.weight")?,
+        gate: get("mlp.experts.gate_proj.weight")?,
+        up: get("mlp.experts.up_proj.weight")?,
+        down: get("mlp.experts.down_proj.weight")?,
+    })
 }
 
 /// The linear layer of this name within a layer.

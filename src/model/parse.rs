@@ -249,12 +249,22 @@ impl Keys<'_> {
             per_token: self.size("num_experts_per_tok", per_token)?,
             intermediate_size: self.size(width, None)?,
             normalise,
+            balance: self.balance()?,
         };
         if experts.per_token > experts.count {
             let what = format!("there are only \"{count}\" = {} experts", experts.count);
             return Err(self.refuse("num_experts_per_tok", &experts.per_token.into(), what));
         }
         Ok(Some(experts))
+    }
+
+    /// The share of the experts' balance in the loss.
+    fn balance(&self) -> Result<f64> {
+        let key = "router_aux_loss_coef";
+        if !self.flag("output_router_logits", false)? || self.get(key).is_some_and(|v| v.as_f64() == Some(0.0)) {
+            return Ok(0.0);
+        }
+        self.positive(key, 0.001)
     }
 
     fn head_dim(&self, hidden: usize, heads: usize, default: Option<usize>) -> Result<usize> {

@@ -113,6 +113,8 @@ impl ModelConfig {
         }
         if let Some(experts) = self.experts {
             set("num_experts_per_tok", experts.per_token.into());
+            set("output_router_logits", (experts.balance > 0.0).into());
+            set("router_aux_loss_coef", experts.balance.into());
             match family.experts {
                 ExpertRule::Never | ExpertRule::Mixtral => {
                     set("num_local_experts", experts.count.into());

@@ -3,9 +3,11 @@
 mod attention;
 mod frozen;
 mod layers;
+mod moe;
 mod params;
 
 pub use attention::{AttentionKind, AttentionWeights, Heads, KvCache, Positions, attention};
 pub use frozen::{Declare, Frozen};
 pub use layers::{Linear, MlpWeights, linear, mlp, rms_norm};
+pub use moe::{MoeKind, MoeWeights, Routing, load_balancing_loss, moe, router_z_loss};
 pub use params::{Init, Page, ParamLayout, ParamSpec, Params};

@@ -114,8 +114,9 @@ pub fn below<const N: usize>(dims: [usize; N], n: usize) -> (TensorType, Draw) {
 
 /// Every row.
 pub fn table() -> Vec<Case> {
-    let weights = super::table_weights::rows();
-    [elementwise(), matmul(), weights, norm(), position(), embedding(), super::table_training::rows()].concat()
+    let own = [elementwise(), matmul(), norm(), position(), embedding()].concat();
+    let others = [super::table_weights::rows(), super::table_training::rows(), super::table_experts::rows()].concat();
+    [own, others].concat()
 }
 
 fn elementwise() -> Vec<Case> {
