@@ -5,13 +5,14 @@ use danlu::base::{Limits, TensorType};
 use danlu::compile::{Plan, compile};
 use danlu::gpu::{Gpu, Selector};
 use danlu::graph::Graph;
-use danlu::model::find_config;
+use danlu::model::{ModelConfig, find_config};
 use danlu::ops::MatMul;
 use danlu::run::{Executor, States, TuneMode, Tuner};
 use danlu::train::{Recipe, optimizer, train_plan};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use pollster::block_on;
+use std::path::Path;
 use std::sync::LazyLock;
 
 static GPU: LazyLock<Gpu> = LazyLock::new(|| {
@@ -47,6 +48,27 @@ fn train_step(bencher: Bencher, (preset, batch, seq): (&str, usize, usize)) {
     bench(bencher, |limits, tuner| {
         let config = find_config(preset).unwrap();
         train_plan(&config, batch, seq, &optimizer(&Recipe::default()), limits, tuner).unwrap()
+    });
+}
+
+/// Training steps of a model with eight experts, of which a token visits two, and of the one without that computes as much.
+#[divan::bench(args = ["experts", "dense"], max_time = 20, sample_size = 1)]
+fn experts_step(bencher: Bencher, kind: &str) {
+    let config = serde_json::json!({
+        "model_type": if kind == "dense" { "mistral" } else { "mixtral" },
+        "vocab_size": 1024,
+        "hidden_size": 256,
+        "intermediate_size": if kind == "dense" { 1024 } else { 512 },
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "sliding_window": null,
+    });
+    bench(bencher, |limits, tuner| {
+        let config = ModelConfig::parse(&config.to_string(), Path::new("config.json")).unwrap();
+        train_plan(&config, 2, 128, &optimizer(&Recipe::default()), limits, tuner).unwrap()
     });
 }
 

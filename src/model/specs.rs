@@ -126,6 +126,26 @@ impl ModelConfig {
         Some((0..experts.count).map(|expert| Source::whole(own(expert))).collect())
     }
 
+    /// Where a folder keeps a parameter of a layer's experts that `transformers` 5 wrote in its own form: all experts
+    /// stacked, gate and up of each in one.
+    pub fn stacked_sources(&self, name: &str) -> Option<Vec<Source>> {
+        let experts = self.experts?;
+        let (layer, rest) = split_layer(name)?;
+        let f = experts.intermediate_size;
+        let halves = |first: usize| {
+            let part = |expert| 2 * f * expert + first..2 * f * expert + first + f;
+            let tensor = format!("{layer}mlp.experts.gate_up_proj");
+            (0..experts.count).map(|expert| Source::rows(tensor.clone(), part(expert))).collect()
+        };
+        match rest {
+            ROUTER => Some(vec![Source::whole(name)]),
+            "mlp.experts.gate_proj.weight" => Some(halves(0)),
+            "mlp.experts.up_proj.weight" => Some(halves(f)),
+            "mlp.experts.down_proj.weight" => Some(vec![Source::whole(format!("{layer}mlp.experts.down_proj"))]),
+            _ => None,
+        }
+    }
+
     /// The rows of a packed tensor that are this parameter.
     fn packed_source(&self, name: &str) -> Option<Source> {
         // "model.layers.7." + "self_attn.q_proj" + "." + "weight"

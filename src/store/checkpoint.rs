@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::graph::Op;
 use crate::model::{EMBEDDING, Llama, ModelConfig, OUTPUT, Source};
 use crate::nn::{Frozen, ParamLayout, ParamSpec};
-use crate::ops::{Embedding, MatMul};
+use crate::ops::{Embedding, ExpertLinear, MatMul};
 use crate::run::States;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -82,7 +82,10 @@ impl Checkpoint {
     /// Where the file keeps a parameter.
     pub(super) fn sources(&self, name: &str) -> Vec<Source> {
         match &self.origin {
-            Origin::Folder(_) => self.model.sources(name),
+            Origin::Folder(_) => {
+                let there = |sources: &Vec<Source>| sources.iter().all(|s| self.tensors.get(&s.tensor).is_some());
+                self.config().stacked_sources(name).filter(there).unwrap_or_else(|| self.model.sources(name))
+            }
             Origin::Gguf(metadata) => {
                 let architecture = gguf::architecture(metadata).expect("checked as it was opened");
                 gguf::sources(architecture, self.config(), name)
@@ -146,7 +149,15 @@ impl Checkpoint {
             return wide;
         }
         let row = TensorType::f32([1, own.shape.last()]);
-        let linear = MatMul::linear().infer(&[&row, &own]).is_ok();
+        let linear = match own.shape.dims() {
+            // The matrices of all experts.
+            &[experts, _, _] => {
+                let (ids, order) = (TensorType::u32([1, 1]), TensorType::u32([1]));
+                let starts = TensorType::u32([experts + 1]);
+                ExpertLinear { back: false }.infer(&[&row, &own, &ids, &order, &starts]).is_ok()
+            }
+            _ => MatMul::linear().infer(&[&row, &own]).is_ok(),
+        };
         let table = weight.name != EMBEDDING || Embedding.infer(&[&own, &TensorType::u32([1])]).is_ok();
         if linear && table { own } else { wide }
     }
