@@ -17,5 +17,6 @@ pub mod store;
 pub mod data;
 pub mod optim;
 pub mod infer;
+pub mod eval;
 pub mod train;
 pub mod cli;

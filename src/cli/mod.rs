@@ -16,6 +16,7 @@ macro_rules! tell {
 
 mod advice;
 pub mod doctor;
+mod eval;
 mod generate;
 mod hub;
 mod paths;
@@ -43,6 +44,8 @@ enum Command {
     Train(Box<train::TrainArgs>),
     /// Continue a text with a model folder.
     Generate(GenerateArgs),
+    /// Measure a model: perplexity of a text, multiple choice, cloze.
+    Eval(eval::EvalArgs),
     /// Print what a training step will do, take and cost, without doing it.
     Plan(plan::PlanArgs),
     /// List adapters, measure the chosen one, and test every kernel on it.
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Train(args) => pollster::block_on(train::train(*args)),
         Command::Generate(args) => pollster::block_on(generate(args)),
+        Command::Eval(args) => pollster::block_on(eval::eval(args)),
         Command::Plan(args) => plan::plan(args),
         Command::Doctor(args) => match pollster::block_on(doctor::doctor(args, &mut std::io::stdout().lock())) {
             Ok(true) => Ok(()),

@@ -2,6 +2,8 @@
 
 mod generator;
 mod sample;
+mod score;
 
 pub use generator::{Finish, Generator};
 pub use sample::{Sampler, Sampling};
+pub use score::{Passage, Scorer, TokenScore};

@@ -5,12 +5,12 @@ use super::specs::{EMBEDDING, NORM, OUTPUT};
 use super::{ModelConfig, Norms, QkNorm, Source};
 use crate::base::TensorType;
 use crate::error::Result;
-use crate::graph::{Graph, Map, Value};
+use crate::graph::{Concat, Graph, Map, Slice, Value};
 use crate::nn::{
     AttentionKind, AttentionWeights, Heads, KvCache, Linear, MlpWeights, MoeKind, MoeWeights, ParamSpec, Params,
     Positions, Routing, attention, linear, load_balancing_loss, mlp, moe, rms_norm,
 };
-use crate::ops::{Embedding, LinearCrossEntropy, Mask};
+use crate::ops::{CrossEntropyUpdate, Embedding, LinearCrossEntropy, Mask};
 
 /// A model of the family: what parameters it has, and what it computes.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +70,39 @@ impl Llama {
         let (x, _) = self.hidden_from_start(g, params, tokens)?;
         let weight = self.output_weight(g, params)?;
         g.scope("output", |g| linear(g, x, weight))
+    }
+
+    /// What the model says of `targets` (u32 `[R]`), each after the token that `rows` (u32 `[R]`) points at, counted as
+    /// b·T + t among tokens u32 `[B,T]`: f32 `[R,3]` of the largest logit, the sum of exp(logit - largest), and the
+    /// target's logit. Logits exist for a few rows at a time only.
+    ///
+    /// # Errors
+    /// If a shape does not fit.
+    pub fn score(&self, g: &mut Graph, params: &Params, tokens: Value, rows: Value, targets: Value) -> Result<Value> {
+        let (count, d) = (g.ty(tokens).shape.elements(), self.config.hidden_size);
+        let x = self.hidden_from_start(g, params, tokens)?;
+        let weight = self.output_weight(g, params)?;
+        g.scope("output", |g| {
+            let x = g.reshape(x, [count, d])?;
+            let x = g.apply1(Embedding, &[x, rows])?;
+            let rows = g.dims(x)[0];
+            // By rows and not by words: a chunk of a packed weight would be a view into blocks.
+            let chunk = ((16 << 20) / (4 * self.config.vocab_size) / 64 * 64).max(64);
+            let (mut parts, mut starts) = (Vec::new(), Vec::new());
+            for start in (0..rows).step_by(chunk) {
+                let n = chunk.min(rows - start);
+                let x = g.apply1(Slice { start: start * d, shape: [n, d].into() }, &[x])?;
+                let targets = g.apply1(Slice { start, shape: [n].into() }, &[targets])?;
+                let logits = linear(g, x, weight)?;
+                parts.push(g.apply1(CrossEntropyUpdate { start: 0 }, &[logits, targets])?);
+                starts.push(3 * start);
+            }
+            let stats = match parts[..] {
+                [all] => all,
+                _ => g.apply1(Concat { starts, elements: 3 * rows }, &parts)?,
+            };
+            g.reshape(stats, [rows, 3])
+        })
     }
 
     /// Declares the caches of one graph: states `cache.k.<layer>` and `cache.v.<layer>`, each `[B,S,K,C]`.

@@ -3,6 +3,7 @@
 
 pub mod golden;
 pub mod interpret;
+pub mod scores;
 pub mod spread;
 
 use danlu::gpu::{Gpu, Selector};

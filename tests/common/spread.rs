@@ -43,6 +43,11 @@ impl Spread {
         Spread { exact, deviations, worst: (0.0, String::new()) }
     }
 
+    /// The deviation of each element of a result.
+    pub fn deviations(&self, name: &str) -> &[f64] {
+        &self.deviations[name]
+    }
+
     /// Holds a result to its bars around `expected`, which is itself known within `known`.
     pub fn check(&mut self, name: &str, got: &[f64], expected: &[f64], known: f64) {
         assert_eq!(got.len(), self.deviations[name].len(), "{name}");

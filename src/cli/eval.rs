@@ -1,0 +1,161 @@
+//! `danlu eval`: perplexity of texts, and scores of multiple-choice and cloze items.
+
+use super::{AdapterArgs, hub};
+use crate::data::Tokenizer;
+use crate::error::Error;
+use crate::eval::{Perplexity, Report, Task, Windows, evaluate, perplexity, read_items};
+use crate::gpu::Gpu;
+use crate::infer::Scorer;
+use crate::store::{Checkpoint, Origin};
+use anyhow::{Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Tokens that a model sees at once where it could see more and nothing is said.
+const CONTEXT: usize = 2048;
+
+/// Flags of `danlu eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Model folder, GGUF file, or a name on the hub: org/model[@revision][:file.gguf].
+    #[arg(long, value_name = "PATH|NAME")]
+    model: PathBuf,
+    /// Text file whose perplexity is measured; may be given again.
+    #[arg(long, value_name = "FILE")]
+    text: Vec<PathBuf>,
+    /// JSONL file of items in the form of HellaSwag, ARC or LAMBADA; may be given again.
+    #[arg(long, value_name = "FILE")]
+    items: Vec<PathBuf>,
+    /// Texts: tokens of a window [default: the model's context, at most 2048].
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Texts: tokens by which the window moves [default: half the window].
+    #[arg(long, value_name = "N")]
+    stride: Option<usize>,
+    /// Only the first N items of a file, the first N windows of a text.
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Items: how many others stand before each, with their answers.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    shots: usize,
+    /// Items: seed by which those are drawn.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Tokens that run at once.
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    batch_tokens: usize,
+    /// One JSON object for each file, on standard output.
+    #[arg(long)]
+    json: bool,
+    /// Which adapter to compute on.
+    #[command(flatten)]
+    adapter: AdapterArgs,
+}
+
+/// One file's result.
+#[derive(serde::Serialize)]
+struct Line<'a, R: serde::Serialize> {
+    model: String,
+    file: &'a Path,
+    seconds: f64,
+    #[serde(flatten)]
+    result: R,
+}
+
+/// Scores what the flags name.
+pub async fn eval(args: EvalArgs) -> Result<()> {
+    if args.text.is_empty() && args.items.is_empty() {
+        bail!("nothing to evaluate: give --text FILE for perplexity, or --items FILE for multiple choice and cloze");
+    }
+    if args.limit == Some(0) {
+        bail!("--limit 0 leaves nothing to evaluate; give 1 or more");
+    }
+    // What can be wrong with files is said before a model is loaded.
+    let read = |file: &PathBuf| std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e));
+    let texts = args.text.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let tasks = args.items.iter().map(|file| read_items(file, args.limit)).collect::<Result<Vec<_>, _>>()?;
+    let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
+    let tokenizer = match checkpoint.origin() {
+        Origin::Folder(folder) => Tokenizer::open(folder)?,
+        Origin::Gguf(_) => bail!("{}: its tokenizer cannot be read yet", args.model.display()),
+    };
+    let gpu = Gpu::open(&args.adapter.selector()).await?;
+    let bar = bar("loading {bar:32} {bytes}/{total_bytes}");
+    let mut scorer = Scorer::load(&gpu, &checkpoint, args.batch_tokens, &mut |loaded| {
+        bar.set_length(loaded.total);
+        bar.set_position(loaded.done);
+    })
+    .await?;
+    bar.finish_and_clear();
+    let most = checkpoint.config().max_position_embeddings;
+    let context = args.context.unwrap_or(most.min(CONTEXT));
+    let windows = Windows { context, stride: args.stride.unwrap_or(context.div_ceil(2)) };
+    for (file, text) in args.text.iter().zip(&texts) {
+        let started = Instant::now();
+        let (bar, mut show) = scoring("windows");
+        let result = perplexity(&mut scorer, &tokenizer, text, windows, args.limit, &mut show).await;
+        bar.finish_and_clear();
+        let result = result.map_err(|e| anyhow::Error::from(e).context(file.display().to_string()))?;
+        args.print(file, started, &result, || say_perplexity(file, &result));
+    }
+    for (file, (form, items)) in args.items.iter().zip(&tasks) {
+        let started = Instant::now();
+        let task = Task { file, form: *form, items, shots: args.shots, seed: args.seed };
+        if !args.json {
+            tell!("{}: {} items in the form of {form}", file.display(), items.len());
+        }
+        let (bar, mut show) = scoring("choices");
+        let result = evaluate(&mut scorer, &tokenizer, &task, &mut show).await;
+        bar.finish_and_clear();
+        let result = result?;
+        args.print(file, started, &result, || say_report(file, &result));
+    }
+    Ok(())
+}
+
+impl EvalArgs {
+    fn print(&self, file: &Path, started: Instant, result: &impl serde::Serialize, say: impl FnOnce()) {
+        if !self.json {
+            return say();
+        }
+        let model = self.model.display().to_string();
+        let line = Line { model, file, seconds: started.elapsed().as_secs_f64(), result };
+        say!("{}", serde_json::to_string(&line).expect("figures serialise"));
+    }
+}
+
+fn bar(template: &str) -> ProgressBar {
+    ProgressBar::new(0).with_style(ProgressStyle::with_template(template).expect("a valid template"))
+}
+
+/// A bar, and what moves it.
+fn scoring(what: &str) -> (ProgressBar, impl FnMut(usize, usize)) {
+    let bar = bar(&format!("scoring {{bar:32}} {{pos}}/{{len}} {what}, eta {{eta}}"));
+    let moved = bar.clone();
+    (bar, move |done, total| {
+        moved.set_length(total as u64);
+        moved.set_position(done as u64);
+    })
+}
+
+fn say_perplexity(file: &Path, p: &Perplexity) {
+    say!("{}: {} tokens, {} words, {} bytes", file.display(), p.tokens, p.words, p.bytes);
+    say!("  window           {} tokens, moved by {}", p.context, p.stride);
+    say!("  perplexity       {:.4} ± {:.4} a token", p.perplexity, p.perplexity_stderr);
+    say!("  word perplexity  {:.4}", p.word_perplexity);
+    say!("  bits per byte    {:.4}", p.bits_per_byte);
+}
+
+fn say_report(file: &Path, report: &Report) {
+    let cut = match report.truncated {
+        0 => String::new(),
+        n => format!(", {n} of them cut at the front to fit the context"),
+    };
+    say!("{}: {} items, {} shots{cut}", file.display(), report.items, report.shots);
+    for metric in &report.metrics {
+        let error = metric.stderr.map_or(String::new(), |e| format!(" ± {e:.4}"));
+        say!("  {:<12} {:.4}{error}", metric.name, metric.value);
+    }
+}

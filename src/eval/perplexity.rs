@@ -1,0 +1,166 @@
+//! Perplexity of a text by a window that slides over it, as `transformers` describes it ("Perplexity of fixed-length
+//! models"): the window moves on by `stride` tokens, and of each window only those count that none before held.
+
+use crate::data::Tokenizer;
+use crate::error::{Error, Result};
+use crate::infer::{Passage, Scorer};
+use serde::Serialize;
+
+/// How a text is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Windows {
+    /// Tokens that the model sees at once.
+    pub context: usize,
+    /// Tokens between the beginnings of two windows: every scored token has at least `context - stride` before it, but
+    /// those of the first window. At `context` itself windows do not overlap, and the first token of each is not scored.
+    pub stride: usize,
+}
+
+impl Windows {
+    /// Windows over so many tokens: begin, end, and the first token that counts.
+    pub fn over(self, tokens: usize) -> Vec<(usize, usize, usize)> {
+        let (mut windows, mut scored) = (Vec::new(), 1);
+        for begin in (0..tokens).step_by(self.stride) {
+            let end = tokens.min(begin + self.context);
+            let first = scored.max(begin + 1);
+            if first < end {
+                windows.push((begin, end, first));
+            }
+            scored = end;
+            if end == tokens {
+                break;
+            }
+        }
+        windows
+    }
+}
+
+/// What a text costs a model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Perplexity {
+    /// Tokens that were scored.
+    pub tokens: usize,
+    /// Bytes of the text whose tokens they are.
+    pub bytes: usize,
+    /// Words of it: what white space parts.
+    pub words: usize,
+    /// Sum of -ln p over the tokens.
+    pub nats: f64,
+    /// exp(nats / tokens).
+    pub perplexity: f64,
+    /// Standard error of the perplexity, as if tokens were independent.
+    pub perplexity_stderr: f64,
+    /// nats / ln 2 / bytes.
+    pub bits_per_byte: f64,
+    /// exp(nats / words).
+    pub word_perplexity: f64,
+    /// The window.
+    pub context: usize,
+    /// What it moved by.
+    pub stride: usize,
+}
+
+/// Scores a text, or its first `limit` windows. `progress` hears how many windows of how many are done.
+///
+/// # Errors
+/// If the text has fewer than two tokens, the windows do not fit the model, or the device failed.
+pub async fn perplexity(
+    scorer: &mut Scorer,
+    tokenizer: &Tokenizer,
+    text: &str,
+    windows: Windows,
+    limit: Option<usize>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Perplexity> {
+    let (most, Windows { context, stride }) = (scorer.model().config().max_position_embeddings, windows);
+    if context < 2 || context > most || stride == 0 || stride > context {
+        return Err(Error::Invalid(format!(
+            "a window of {context} tokens that moves by {stride} cannot be used: the window has 2 to {most} tokens with this \
+             model, and it moves by 1 to {context}"
+        )));
+    }
+    let tokens = tokenizer.encode_prompt(text)?;
+    let mut parts = windows.over(tokens.len());
+    let all = parts.len();
+    parts.truncate(limit.unwrap_or(usize::MAX));
+    let Some(&(_, end, _)) = parts.last() else {
+        return Err(Error::Invalid(format!(
+            "the text has {} tokens; two are the least that can be scored",
+            tokens.len()
+        )));
+    };
+    let passage = |&(begin, end, first): &(usize, usize, usize)| Passage {
+        tokens: tokens[begin..end].to_vec(),
+        from: first - begin,
+    };
+    let passages: Vec<Passage> = parts.iter().map(passage).collect();
+    let scores = scorer.score(&passages, progress).await?;
+    // Without the tokens after the last window, the text is shorter.
+    let part = if parts.len() < all { tokenizer.decode(&tokens[..end])? } else { text.to_string() };
+    let nats: Vec<f64> = scores.iter().flatten().map(|s| -s.log_prob).collect();
+    Ok(Perplexity::of(&nats, &part, windows))
+}
+
+impl Perplexity {
+    fn of(nats: &[f64], text: &str, windows: Windows) -> Perplexity {
+        let (tokens, words, sum) = (nats.len(), text.split_whitespace().count(), nats.iter().sum::<f64>());
+        let mean = sum / tokens as f64;
+        Perplexity {
+            tokens,
+            bytes: text.len(),
+            words,
+            nats: sum,
+            perplexity: mean.exp(),
+            // The error of a function is that of its argument times its slope.
+            perplexity_stderr: mean.exp() * super::harness::standard_error(nats).unwrap_or(0.0),
+            bits_per_byte: sum / std::f64::consts::LN_2 / text.len() as f64,
+            word_perplexity: (sum / words as f64).exp(),
+            context: windows.context,
+            stride: windows.stride,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn windows_of_the_documentation() {
+        // transformers: max_length 4, stride 2, ten tokens.
+        let windows = Windows { context: 4, stride: 2 }.over(10);
+        assert_eq!(windows, [(0, 4, 1), (2, 6, 4), (4, 8, 6), (6, 10, 8)]);
+        assert_eq!(Windows { context: 4, stride: 4 }.over(10), [(0, 4, 1), (4, 8, 5), (8, 10, 9)]);
+        assert_eq!(Windows { context: 4, stride: 4 }.over(9), [(0, 4, 1), (4, 8, 5)]);
+        assert_eq!(Windows { context: 4, stride: 1 }.over(3), [(0, 3, 1)]);
+        assert_eq!(Windows { context: 4, stride: 1 }.over(1), []);
+    }
+
+    proptest! {
+        #[test]
+        fn each_token_counts_once_with_enough_before_it(tokens in 0usize..200, context in 2usize..40, part in 0usize..40) {
+            let stride = 1 + part % context;
+            let mut counted = vec![0; tokens];
+            for (begin, end, first) in (Windows { context, stride }).over(tokens) {
+                prop_assert!(begin < first && first < end && end <= tokens && end - begin <= context);
+                prop_assert!(begin == 0 || first - begin >= (context - stride).max(1));
+                counted[first..end].iter_mut().for_each(|c| *c += 1);
+            }
+            for (token, count) in counted.into_iter().enumerate() {
+                let alone = token == 0 || (stride == context && token % stride == 0);
+                prop_assert_eq!(count, usize::from(!alone), "token {}", token);
+            }
+        }
+    }
+
+    #[test]
+    fn sums() {
+        let p = Perplexity::of(&[1.0, 2.0, 3.0], "two words", Windows { context: 4, stride: 2 });
+        assert_eq!((p.tokens, p.words, p.bytes, p.nats), (3, 2, 9, 6.0));
+        assert!((p.perplexity - 2f64.exp()).abs() < 1e-12);
+        assert!((p.perplexity_stderr - 2f64.exp() / 3f64.sqrt()).abs() < 1e-12);
+        assert!((p.bits_per_byte - 6.0 / 2f64.ln() / 9.0).abs() < 1e-12);
+        assert!((p.word_perplexity - 3f64.exp()).abs() < 1e-12);
+    }
+}
