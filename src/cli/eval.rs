@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::eval::{Perplexity, Report, Task, Windows, evaluate, perplexity, read_items};
 use crate::gpu::Gpu;
 use crate::infer::Scorer;
-use crate::store::{Checkpoint, Origin};
+use crate::store::Checkpoint;
 use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -77,10 +77,7 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
     let texts = args.text.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let tasks = args.items.iter().map(|file| read_items(file, args.limit)).collect::<Result<Vec<_>, _>>()?;
     let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
-    let tokenizer = match checkpoint.origin() {
-        Origin::Folder(folder) => Tokenizer::open(folder)?,
-        Origin::Gguf(_) => bail!("{}: its tokenizer cannot be read yet", args.model.display()),
-    };
+    let tokenizer = Tokenizer::of(&checkpoint)?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
     let bar = bar("loading {bar:32} {bytes}/{total_bytes}");
     let mut scorer = Scorer::load(&gpu, &checkpoint, args.batch_tokens, &mut |loaded| {
