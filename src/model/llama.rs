@@ -80,7 +80,7 @@ impl Llama {
     /// If a shape does not fit.
     pub fn score(&self, g: &mut Graph, params: &Params, tokens: Value, rows: Value, targets: Value) -> Result<Value> {
         let (count, d) = (g.ty(tokens).shape.elements(), self.config.hidden_size);
-        let x = self.hidden_from_start(g, params, tokens)?;
+        let (x, _) = self.hidden_from_start(g, params, tokens)?;
         let weight = self.output_weight(g, params)?;
         g.scope("output", |g| {
             let x = g.reshape(x, [count, d])?;
