@@ -1,16 +1,18 @@
-// attention: o = softmax(scale * q k^T) v over keys j <= position + t; one lane is one query, keys stream by.
+// attention: o = softmax(scale * q k^T) v over the keys that a query sees (lib/query.wgsl); one lane is one query, keys stream by.
 // Queries of one kv head are numbered t * GROUP + g, so that the lanes of a workgroup see nearly the same keys and load
 // each at one address. C4 = C / 4. The softmax is online: max, sum and accumulator are rescaled as larger scores come.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32 }
+struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> k: array<Cell>;
+@group(0) @binding(3) var<storage, read> v: array<Cell>;
 @group(0) @binding(4) var<storage, read> position: array<u32>;
 @group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 
 const MASKED = -3.0e38;
+#import lib/cache.wgsl
+#import lib/query.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -20,9 +22,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let t = row / GROUP;
     let head = group.y * GROUP + row % GROUP;
     let q_at = ((group.z * params.queries + t) * params.heads + head) * C4;
-    let first = position[0];
+    let first = first_position(group.z);
+    let last = last_key(first + t);
     let last_row = min(group.x * WORKGROUP + WORKGROUP, rows) - 1u;
-    let end = min(first + last_row / GROUP + 1u, params.keys);
+    let begin = first_key(last_key(first + group.x * WORKGROUP / GROUP));
+    let end = last_key(first + last_row / GROUP) + 1u;
     let stride = kv_heads * C4;
     let base = group.z * params.keys * stride + group.y * C4;
 
@@ -33,7 +37,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     var largest = MASKED;
     var sum = 0.0;
-    for (var j = 0u; j < end; j += 4u) {
+    for (var j = begin; j < end; j += 4u) {
         let k0 = base + j * stride;
         let k1 = base + min(j + 1u, end - 1u) * stride;
         let k2 = base + min(j + 2u, end - 1u) * stride;
@@ -41,17 +45,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var s = vec4<f32>();
         for (var c = 0u; c < C4; c++) {
             let x = query[c];
-            s += vec4(dot(x, k[k0 + c]), dot(x, k[k1 + c]), dot(x, k[k2 + c]), dot(x, k[k3 + c]));
+            s += vec4(dot(x, k4(k0 + c)), dot(x, k4(k1 + c)), dot(x, k4(k2 + c)), dot(x, k4(k3 + c)));
         }
         let at = vec4(j, j + 1u, j + 2u, j + 3u);
-        s = select(vec4(MASKED), s, at < vec4(min(first + t + 1u, end)));
+#if ALIBI
+        s += slope(head) * (vec4<f32>(at) - f32(last));
+#endif
+        s = select(vec4(MASKED), s, (at <= vec4(last)) & (at >= vec4(first_key(last))));
         let m = max(largest, max(max(s.x, s.y), max(s.z, s.w)));
         let rescale = exp(largest - m);
         let p = exp(s - m);
         sum = sum * rescale + (p.x + p.y) + (p.z + p.w);
         largest = m;
         for (var c = 0u; c < C4; c++) {
-            acc[c] = acc[c] * rescale + (p.x * v[k0 + c] + p.y * v[k1 + c]) + (p.z * v[k2 + c] + p.w * v[k3 + c]);
+            acc[c] = acc[c] * rescale + (p.x * v4(k0 + c) + p.y * v4(k1 + c)) + (p.z * v4(k2 + c) + p.w * v4(k3 + c));
         }
     }
     if group.x * WORKGROUP + lane < rows {

@@ -1,6 +1,6 @@
 // attention_grad_key_value: dk and dv of attention; one lane is one key, the queries of its heads that see it stream by.
 // p = exp(s - lse), dv = sum of p * dy, ds = p * (dy . v - delta), dk = scale * sum of ds * q.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32 }
+struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
@@ -10,6 +10,7 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32 }
 @group(0) @binding(6) var<storage, read> position: array<u32>;
 @group(0) @binding(7) var<storage, read_write> dk: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read_write> dv: array<vec4<f32>>;
+#import lib/query.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -17,8 +18,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let j0 = group.x * WORKGROUP;
     let j = min(j0 + lane, params.keys - 1u);
     let k_at = ((group.z * params.keys + j) * kv_heads + group.y) * C4;
-    let first = position[0];
+    let first = first_position(group.z);
     let start = max(j0, first) - first;
+    let end = end_query(first, min(j0 + WORKGROUP, params.keys) - 1u);
     let stride = params.heads * C4;
 
     var key: array<vec4<f32>, C4>;
@@ -33,7 +35,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let head = group.y * GROUP + g;
         let base = group.z * params.queries * stride + head * C4;
         let row = (group.z * params.heads + head) * params.queries;
-        for (var t = start; t < params.queries; t += 2u) {
+        for (var t = start; t < end; t += 2u) {
             let t1 = min(t + 1u, params.queries - 1u);
             let q0 = base + t * stride;
             let q1 = base + t1 * stride;
@@ -45,7 +47,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             let a = stats[row + t];
             let b = stats[row + t1];
-            let seen = vec2(j <= first + t, j <= first + t + 1u && t + 1u < params.queries);
+            let last = vec2(last_key(first + t), last_key(first + t1));
+#if ALIBI
+            s += slope(head) * (f32(j) - vec2<f32>(last));
+#endif
+            let seen = vec2(sees(last.x, j), sees(last.y, j) && t + 1u < end);
             let p = select(vec2(0.0), exp(s - vec2(a.x, b.x)), seen);
             let ds = p * (dp - vec2(a.y, b.y)) * params.scale;
             for (var c = 0u; c < C4; c++) {

@@ -1,7 +1,7 @@
 // attention_grad_key_value_rows: attention_grad_key_value.wgsl for adapters whose subgroups have at least 8 lanes and
 // are a CPU's SIMD registers: ROWS keys a lane; of every 8 queries it loads one and hands it to the others; sums stand
 // in dk and dv.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32 }
+struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, entry: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
@@ -12,14 +12,16 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32 }
 @group(0) @binding(7) var<storage, read_write> dk: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read_write> dv: array<vec4<f32>>;
 #import lib/eight.wgsl
+#import lib/query.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let width = params.width / 4u;
-    let first = position[0];
+    let first = first_position(group.z);
     let kv_heads = params.heads / GROUP;
     let j0 = group.x * WORKGROUP * ROWS;
     let start = max(j0, first) - first;
+    let end = end_query(first, min(j0 + WORKGROUP * ROWS, params.keys) - 1u);
     let last = params.queries - 1u;
     let stride = params.heads * width;
 
@@ -39,7 +41,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let head = group.y * GROUP + g;
         let base = group.z * params.queries * stride + head * width;
         let row = (group.z * params.heads + head) * params.queries;
-        for (var t = start; t < params.queries; t += 8u) {
+        for (var t = start; t < end; t += 8u) {
             var s: array<array<vec4<f32>, 2>, ROWS>;
             var dp: array<array<vec4<f32>, 2>, ROWS>;
             let at_query = base + min(t + lane, last) * stride;
@@ -70,8 +72,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let z2 = z[4u * n + 2u];
                 let z3 = z[4u * n + 3u];
                 for (var r = 0u; r < ROWS; r++) {
-                    let seen = (vec4(key[r]) <= vec4(first) + i) & (i <= vec4(last));
-                    let p = select(vec4(0.0), exp(s[r][n] * params.scale - vec4(z0.x, z1.x, z2.x, z3.x)), seen);
+                    let at = min(vec4(first) + i, vec4(params.keys - 1u));
+                    var score = s[r][n] * params.scale;
+#if ALIBI
+                    score += slope(head) * (f32(key[r]) - vec4<f32>(at));
+#endif
+#if WINDOW
+                    let near = vec4(key[r] + WINDOW) > at;
+#else
+                    let near = vec4(true);
+#endif
+                    let seen = (vec4(key[r]) <= at) & (i < vec4(end)) & near;
+                    let p = select(vec4(0.0), exp(score - vec4(z0.x, z1.x, z2.x, z3.x)), seen);
                     dp[r][n] = p * (dp[r][n] - vec4(z0.y, z1.y, z2.y, z3.y)) * params.scale;
                     s[r][n] = p;
                 }

@@ -1,6 +1,6 @@
 // attention_grad_query: dq of attention; one lane is one query, numbered as in attention.wgsl, keys stream by.
 // p = exp(s - lse), ds = p * (dy . v - delta), dq = scale * sum of ds * k.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32 }
+struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
@@ -9,6 +9,7 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32 }
 @group(0) @binding(5) var<storage, read> stats: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read> position: array<u32>;
 @group(0) @binding(7) var<storage, read_write> dq: array<vec4<f32>>;
+#import lib/query.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -18,9 +19,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let t = row / GROUP;
     let head = group.y * GROUP + row % GROUP;
     let q_at = ((group.z * params.queries + t) * params.heads + head) * C4;
-    let first = position[0];
+    let first = first_position(group.z);
+    let last = last_key(first + t);
     let last_row = min(group.x * WORKGROUP + WORKGROUP, rows) - 1u;
-    let end = min(first + last_row / GROUP + 1u, params.keys);
+    let begin = first_key(last_key(first + group.x * WORKGROUP / GROUP));
+    let end = last_key(first + last_row / GROUP) + 1u;
     let stride = kv_heads * C4;
     let base = group.z * params.keys * stride + group.y * C4;
     let stat = stats[(group.z * params.heads + head) * params.queries + t];
@@ -32,7 +35,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         query[c] = q[q_at + c] * params.scale;
         dout[c] = dy[q_at + c];
     }
-    for (var j = 0u; j < end; j += 4u) {
+    for (var j = begin; j < end; j += 4u) {
         let k0 = base + j * stride;
         let k1 = base + min(j + 1u, end - 1u) * stride;
         let k2 = base + min(j + 2u, end - 1u) * stride;
@@ -46,8 +49,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             dp += vec4(dot(y, v[k0 + c]), dot(y, v[k1 + c]), dot(y, v[k2 + c]), dot(y, v[k3 + c]));
         }
         let at = vec4(j, j + 1u, j + 2u, j + 3u);
+#if ALIBI
+        s += slope(head) * (vec4<f32>(at) - f32(last));
+#endif
         let ds = exp(s - stat.x) * (dp - stat.y) * params.scale;
-        let w = select(vec4(0.0), ds, at < vec4(min(first + t + 1u, end)));
+        let w = select(vec4(0.0), ds, (at <= vec4(last)) & (at >= vec4(first_key(last))));
         for (var c = 0u; c < C4; c++) {
             acc[c] += (w.x * k[k0 + c] + w.y * k[k1 + c]) + (w.z * k[k2 + c] + w.w * k[k3 + c]);
         }

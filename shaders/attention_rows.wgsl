@@ -1,46 +1,49 @@
 // attention_rows: attention.wgsl for adapters whose subgroups have at least 8 lanes and are a CPU's SIMD registers. A
 // lane has ROWS queries; of every 8 keys it loads one and hands it to the others; the accumulator stands in o itself:
 // loads, registers and code stay few.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32 }
+struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, entry: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> k: array<Cell>;
+@group(0) @binding(3) var<storage, read> v: array<Cell>;
 @group(0) @binding(4) var<storage, read> position: array<u32>;
 @group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
 
 const MASKED = -3.0e38;
+#import lib/cache.wgsl
 #import lib/eight.wgsl
+#import lib/query.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let rows = params.queries * GROUP;
     let width = params.width / 4u;
-    let first = position[0];
+    let first = first_position(group.z);
     let row0 = group.x * WORKGROUP * ROWS;
-    let end = min(first + (min(row0 + WORKGROUP * ROWS, rows) - 1u) / GROUP + 1u, params.keys);
+    let begin = first_key(last_key(first + row0 / GROUP));
+    let end = last_key(first + (min(row0 + WORKGROUP * ROWS, rows) - 1u) / GROUP) + 1u;
     let stride = params.heads / GROUP * width;
     let base = group.z * params.keys * stride + group.y * width;
 
     var at: array<u32, ROWS>;
-    var seen: array<u32, ROWS>;
+    var last: array<u32, ROWS>;
     var largest: array<f32, ROWS>;
     var sum: array<f32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
         let row = min(row0 + r * WORKGROUP + lane, rows - 1u);
         at[r] = ((group.z * params.queries + row / GROUP) * params.heads + group.y * GROUP + row % GROUP) * width;
-        seen[r] = min(first + row / GROUP + 1u, end);
+        last[r] = last_key(first + row / GROUP);
         largest[r] = MASKED;
     }
-    for (var j = 0u; j < end; j += 8u) {
+    for (var j = begin; j < end; j += 8u) {
         var s: array<array<vec4<f32>, 2>, ROWS>;
         var rescale: array<f32, ROWS>;
         let at_key = base + min(j + lane, end - 1u) * stride;
         for (var c = 0u; c < width; c++) {
             var x: array<vec4<f32>, ROWS>;
             for (var r = 0u; r < ROWS; r++) { x[r] = q[at[r] + c]; }
-            let key = eight(k[at_key + c]);
+            let key = eight(k4(at_key + c));
             for (var r = 0u; r < ROWS; r++) {
                 s[r][0] += vec4(dot(x[r], key[0]), dot(x[r], key[1]), dot(x[r], key[2]), dot(x[r], key[3]));
                 s[r][1] += vec4(dot(x[r], key[4]), dot(x[r], key[5]), dot(x[r], key[6]), dot(x[r], key[7]));
@@ -49,8 +52,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var r = 0u; r < ROWS; r++) {
             var m = largest[r];
             for (var n = 0u; n < 2u; n++) {
-                let i = j + 4u * n;
-                let scores = select(vec4(MASKED), s[r][n] * params.scale, vec4(i, i + 1u, i + 2u, i + 3u) < vec4(seen[r]));
+                let i = vec4(j + 4u * n) + vec4(0u, 1u, 2u, 3u);
+                var scores = s[r][n] * params.scale;
+#if ALIBI
+                scores += slope(group.y * GROUP + (row0 + r * WORKGROUP + lane) % GROUP) * (vec4<f32>(i) - f32(last[r]));
+#endif
+                scores = select(vec4(MASKED), scores, (i <= vec4(last[r])) & (i >= vec4(first_key(last[r]))));
                 s[r][n] = scores;
                 m = max(m, max(max(scores.x, scores.y), max(scores.z, scores.w)));
             }
@@ -65,14 +72,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         for (var c = 0u; c < width; c++) {
             var total: array<vec4<f32>, ROWS>;
-            let value = eight(v[at_key + c]);
+            let value = eight(v4(at_key + c));
             for (var r = 0u; r < ROWS; r++) {
                 let p = s[r][0];
                 let w = s[r][1];
                 total[r] = ((p.x * value[0] + p.y * value[1]) + (p.z * value[2] + p.w * value[3]))
                     + ((w.x * value[4] + w.y * value[5]) + (w.z * value[6] + w.w * value[7]));
                 if row0 + r * WORKGROUP + lane < rows {
-                    if j > 0u { total[r] += o[at[r] + c] * rescale[r]; }
+                    if j > begin { total[r] += o[at[r] + c] * rescale[r]; }
                     o[at[r] + c] = total[r];
                 }
             }

@@ -31,7 +31,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         y[start + 2u * i + 1u] = x[start + 2u * i + 1u];
         return;
     }
-    let position = min(offset[0] + row % params.time, params.positions - 1u);
+#if EACH
+    let begin = offset[row / params.time];
+#else
+    let begin = offset[0];
+#endif
+    let position = min(begin + row % params.time, params.positions - 1u);
     let angle = position * params.half_turned + i;
 #if VECTOR
     let first = table[2u * angle];

@@ -2,7 +2,7 @@
 
 mod common;
 
-use danlu::base::{Array, Limits, Rng, TensorType, Tolerance};
+use danlu::base::{Array, Limits, Rng, TensorType};
 use danlu::gpu::{Gpu, Selector};
 use danlu::graph::{Io, Map, Op, SumRows};
 use danlu::run::{run_kernel, time_kernel};
@@ -26,7 +26,7 @@ fn check(gpu: &Gpu, limits: &Limits, op: &dyn Op, inputs: &[TensorType]) {
         common::check_kernel(&kernel);
         let got = block_on(run_kernel(gpu, &kernel, &io, &arrays, &op.writes())).unwrap();
         for (y, r) in got.iter().zip(&expected) {
-            Tolerance::f32(op.reduction(&io)).check(y, r).unwrap_or_else(|e| panic!("{op:?} {}: {e}", kernel.variant));
+            op.tolerance(&io).check(y, r).unwrap_or_else(|e| panic!("{op:?} {}: {e}", kernel.variant));
         }
     }
 }

@@ -6,7 +6,7 @@ mod common;
 
 use common::golden::{Golden, Sources, Step, TEN_STEPS, forward_backward, interpret};
 use common::interpret::Interpreter;
-use danlu::base::{Array, TensorType};
+use danlu::base::{Array, DType, TensorType};
 use danlu::graph::Graph;
 use danlu::model::Llama;
 use danlu::nn::ParamLayout;
@@ -79,7 +79,7 @@ fn decode(golden: &Golden, sources: &mut Sources, tokens: Array, position: usize
     let input = g.input("tokens", tokens.ty.clone());
     let first = g.input("position", TensorType::u32([1]));
     let selected = rows.as_ref().map(|rows| g.input("rows", TensorType::u32([rows.len()])));
-    let caches = llama.caches(&mut g, tokens.dims()[0], CACHE);
+    let caches = llama.caches(&mut g, tokens.dims()[0], CACHE, DType::F32);
     let logits = llama.decode(&mut g, &params, input, first, selected, &caches).unwrap();
     for (i, cache) in caches.iter().enumerate() {
         for (name, value) in [("k", cache.keys), ("v", cache.values)] {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::interpret::Interpreter;
-use danlu::base::{Array, Limits, Tolerance};
+use danlu::base::{Array, Limits};
 use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Kernel, SumRows, Value, gradients};
 use danlu::ops::table::{Case, Draw, table};
@@ -60,7 +60,7 @@ fn check(gpu: &Gpu, case: &Case, kernel: &Kernel, seed: u64) {
     let expected = case.op.reference(&inputs);
     assert_eq!(got.len(), expected.len(), "{label}: number of results");
     for (i, (y, r)) in got.iter().zip(&expected).enumerate() {
-        let bar = Tolerance::f32(case.op.reduction(&io));
+        let bar = case.op.tolerance(&io);
         bar.check(y, r).unwrap_or_else(|e| panic!("{label}, result {i}: {e}"));
     }
 }

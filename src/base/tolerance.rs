@@ -1,6 +1,6 @@
 //! The bar that a kernel's result must meet, derived from the dtype and the length of its reductions.
 
-use super::Array;
+use super::{Array, DType};
 
 /// `|y - r| <= c * eps * sqrt(K) * rms(r)` elementwise, and a normalised mean-square bar; K is the reduction length.
 #[derive(Debug, Clone, Copy)]
@@ -11,17 +11,33 @@ pub struct Tolerance {
     pub epsilon: f64,
     /// Length of the longest reduction.
     pub reduction: usize,
+    /// What storing the result in a narrow dtype adds, as a share of the largest element.
+    pub storing: f64,
 }
 
 impl Tolerance {
     /// The bar for strict f32 with reductions of length `reduction`.
     pub fn f32(reduction: usize) -> Self {
-        Tolerance { c: 16.0, epsilon: f32::EPSILON as f64, reduction: reduction.max(1) }
+        Tolerance { c: 16.0, epsilon: f32::EPSILON as f64, reduction: reduction.max(1), storing: 0.0 }
+    }
+
+    /// The bar for a result that is rounded to this dtype as it is stored. f16 keeps 11 bits, and WGSL lets an adapter
+    /// round either way. Q8_0's nearest multiple of a block's scale is half a scale away at most, and the scale, a 127th
+    /// of the block's largest element, is an f16 itself. Other dtypes are only read.
+    pub fn stored_as(self, dtype: DType) -> Self {
+        let storing = match dtype {
+            DType::F16 => f64::powi(2.0, -10),
+            DType::Q8_0 => (1.0 + f64::powi(2.0, -10)) / 254.0,
+            _ => 0.0,
+        };
+        Tolerance { storing, ..self }
     }
 
     /// Largest admissible elementwise error for a result whose reference is `r`.
     pub fn bound(&self, r: &Array) -> f64 {
-        self.c * self.epsilon * (self.reduction as f64).sqrt() * r.rms()
+        let largest = || r.data.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
+        let storing = if self.storing > 0.0 { self.storing * largest() } else { 0.0 };
+        self.c * self.epsilon * (self.reduction as f64).sqrt() * r.rms() + storing
     }
 
     /// `Ok` if `y` meets the bar against `r`, else a sentence that names the worst element.

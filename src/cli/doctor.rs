@@ -1,7 +1,6 @@
 //! `danlu doctor`: what adapters there are, how fast the chosen one is, whether it computes right, and what would help.
 
 use super::advice::advice;
-use crate::base::Tolerance;
 use crate::compile::human_bytes;
 use crate::gpu::{AdapterReport, Gpu, Selector, list};
 use crate::graph::{Io, Kernel};
@@ -159,7 +158,7 @@ async fn self_test(gpu: &Gpu) -> anyhow::Result<SelfTest> {
     for (case, io, kernels) in &rows {
         let inputs = case.draw(1);
         let expected = case.op.reference(&inputs);
-        let bar = Tolerance::f32(case.op.reduction(io));
+        let bar = case.op.tolerance(io);
         test.rows += 1;
         for kernel in kernels {
             test.kernels += 1;

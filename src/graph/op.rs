@@ -1,7 +1,7 @@
 //! What an operator must say of itself.
 
 use super::{Graph, Kernel, Value};
-use crate::base::{Array, Limits, TensorType};
+use crate::base::{Array, Limits, TensorType, Tolerance};
 use crate::error::Result;
 use std::fmt::Debug;
 
@@ -119,5 +119,10 @@ pub trait Op: Debug + Send + Sync + 'static {
     fn reduction(&self, io: &Io) -> usize {
         let _ = io;
         1
+    }
+
+    /// How far results may lie from the reference's.
+    fn tolerance(&self, io: &Io) -> Tolerance {
+        Tolerance::f32(self.reduction(io))
     }
 }

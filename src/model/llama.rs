@@ -3,7 +3,7 @@
 
 use super::specs::{EMBEDDING, NORM, OUTPUT};
 use super::{ModelConfig, Norms, QkNorm, Source};
-use crate::base::TensorType;
+use crate::base::{DType, TensorType};
 use crate::error::Result;
 use crate::graph::{Concat, Graph, Map, Slice, Value};
 use crate::nn::{
@@ -105,10 +105,11 @@ impl Llama {
         })
     }
 
-    /// Declares the caches of one graph: states `cache.k.<layer>` and `cache.v.<layer>`, each `[B,S,K,C]`.
-    pub fn caches(&self, g: &mut Graph, batch: usize, positions: usize) -> Vec<KvCache> {
+    /// Declares the caches of one graph: states `cache.k.<layer>` and `cache.v.<layer>`, each `[B,S,K,C]` of this
+    /// dtype: f32, f16 or q8_0.
+    pub fn caches(&self, g: &mut Graph, batch: usize, positions: usize, dtype: DType) -> Vec<KvCache> {
         let c = &self.config;
-        let ty = TensorType::f32([batch, positions, c.num_key_value_heads, c.head_dim]);
+        let ty = TensorType { shape: [batch, positions, c.num_key_value_heads, c.head_dim].into(), dtype };
         let cache = |layer: usize| KvCache {
             keys: g.state(&format!("cache.k.{layer}"), ty.clone()),
             values: g.state(&format!("cache.v.{layer}"), ty.clone()),
@@ -116,7 +117,7 @@ impl Llama {
         (0..c.num_hidden_layers).map(cache).collect()
     }
 
-    /// Logits `[N,V]` of some of the tokens u32 `[B,T]`, which stand at `first` (u32 `[1]`) and after it; keys and
+    /// Logits `[N,V]` of some of the tokens u32 `[B,T]`, which stand at `first` (u32 `[1]` or `[B]`) and after it; keys and
     /// values of earlier ones lie in the caches, those of these are added. `rows` u32 `[N]` says which tokens, counted
     /// as b·T + t; without it, all B·T. Tokens that merely fill up T may follow the real ones: later tokens overwrite
     /// what they leave in the caches before anything reads it.

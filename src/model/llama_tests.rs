@@ -2,7 +2,7 @@
 //! PyTorch in tests/.
 
 use super::*;
-use crate::base::Limits;
+use crate::base::{DType, Limits};
 use crate::compile::{First, compile};
 use crate::model::{PRESETS, find_config};
 use crate::nn::ParamLayout;
@@ -53,7 +53,7 @@ fn shapes_of_loss_logits_and_decoding() {
         let tokens = g.input("tokens", TensorType::u32([3, 4]));
         let first = g.input("position", TensorType::u32([1]));
         let rows = g.input("rows", TensorType::u32([3]));
-        let caches = llama.caches(&mut g, 3, 20);
+        let caches = llama.caches(&mut g, 3, 20, DType::F32);
         let all = llama.decode(&mut g, &params, tokens, first, None, &caches).unwrap();
         let last = llama.decode(&mut g, &params, tokens, first, Some(rows), &caches).unwrap();
         assert_eq!((g.dims(all), g.dims(last)), (&[12, 1024][..], &[3, 1024][..]));
@@ -69,7 +69,7 @@ fn a_decoding_step_compiles() {
     let params = layout.declare(&mut g).unwrap();
     let tokens = g.input("tokens", TensorType::u32([1, 1]));
     let first = g.input("position", TensorType::u32([1]));
-    let caches = llama.caches(&mut g, 1, 256);
+    let caches = llama.caches(&mut g, 1, 256, DType::F32);
     let logits = llama.decode(&mut g, &params, tokens, first, None, &caches).unwrap();
     g.output("logits", logits);
     compile(&g, &Limits::default(), &mut First).unwrap();

@@ -6,7 +6,7 @@ use super::layers::{Linear, rms_norm};
 use crate::base::TensorType;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
-use crate::ops::{Attention, CacheWrite, Mask, Rope, rope_table};
+use crate::ops::{Attention, CacheWrite, Mask, Rope, cached_attention, rope_table};
 
 /// Weights of an attention block.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +54,7 @@ pub struct AttentionKind {
 pub struct Positions {
     /// Cosines and sines `[S,R/2,2]`, R being the elements of a head that turn.
     pub table: Value,
-    /// Position of the first of the T tokens: u32 `[1]`.
+    /// Position of the first of the T tokens: u32 `[1]`, or `[B]` with one for each sequence.
     pub first: Value,
 }
 
@@ -98,14 +98,16 @@ pub fn attention(
         if rotary { g.apply1(Rope { inverse: false }, &[y, at.table, at.first]) } else { Ok(y) }
     };
     let q = g.scope("q", |g| project(g, &weights.q, weights.q_norm, heads.queries, kind.rotary))?;
-    let mut k = g.scope("k", |g| project(g, &weights.k, weights.k_norm, heads.keys, kind.rotary))?;
-    let mut v = g.scope("v", |g| project(g, &weights.v, None, heads.keys, false))?;
-    if let Some(cache) = cache {
-        g.apply(CacheWrite, &[k, cache.keys, at.first])?;
-        g.apply(CacheWrite, &[v, cache.values, at.first])?;
-        (k, v) = (cache.keys, cache.values);
-    }
-    let y = g.apply(Attention { mask: kind.mask }, &[q, k, v, at.first])?[0];
+    let k = g.scope("k", |g| project(g, &weights.k, weights.k_norm, heads.keys, kind.rotary))?;
+    let v = g.scope("v", |g| project(g, &weights.v, None, heads.keys, false))?;
+    let y = match cache {
+        Some(cache) => {
+            g.apply(CacheWrite, &[k, cache.keys, at.first])?;
+            g.apply(CacheWrite, &[v, cache.values, at.first])?;
+            cached_attention(g, kind.mask, &[q, cache.keys, cache.values, at.first])?
+        }
+        None => g.apply(Attention { mask: kind.mask }, &[q, k, v, at.first])?[0],
+    };
     let y = g.reshape(y, [b, t, heads.queries * heads.width])?;
     g.scope("o", |g| weights.o.apply(g, y))
 }

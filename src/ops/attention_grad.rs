@@ -2,12 +2,14 @@
 //! (Dao et al., 2022, algorithm 4), once for dq with queries fixed and once for dk and dv with keys fixed, so that every
 //! sum has one owner and a fixed order. Legend as in `attention.rs`.
 
-use super::attention::{Mask, Sizes, check_position, scores};
-use crate::base::{Array, Limits, TensorType};
+use super::attention_sizes::{Sizes, check_position, scores};
+use super::mask::Mask;
+use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Io, Kernel, Op, Operand};
 
-/// dq `[B,T,H,C]` from q, k, v, dy `[B,T,H,C]`, stats `[B,H,T,2]` (of [`super::AttentionDelta`]) and position u32 `[1]`.
+/// dq `[B,T,H,C]` from q, k, v, dy `[B,T,H,C]`, stats `[B,H,T,2]` (of [`super::AttentionDelta`]) and
+/// position u32 `[1]` or `[B]`; all floats are f32.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AttentionGradQuery {
     /// As in the forward pass.
@@ -30,13 +32,17 @@ const INPUTS: [(&str, Operand); 6] = [
     ("position", Operand::Input(5)),
 ];
 
-fn check(inputs: &[&TensorType]) -> Result<Sizes, String> {
+fn check(mask: Mask, inputs: &[&TensorType]) -> Result<Sizes, String> {
     let [q, k, v, dy, stats, position] = inputs else { return Err("takes q, k, v, dy, stats and position".into()) };
     let z = Sizes::of(q, k, v)?;
     if dy != q || **stats != TensorType::f32([z.b, z.h, z.t, 2]) {
         return Err("dy must have q's shape and stats [B,H,T,2]".into());
     }
-    check_position(position)?;
+    if k.dtype != DType::F32 {
+        return Err(format!("gradients flow to f32 keys and values, not to {k}"));
+    }
+    mask.check()?;
+    check_position(position, z.b)?;
     Ok(z)
 }
 
@@ -50,17 +56,17 @@ fn names(outputs: &[&'static str]) -> Vec<(&'static str, Operand)> {
 }
 
 /// dq, dk and dv in f64.
-fn reference(inputs: &[Array]) -> [Array; 3] {
+fn reference(mask: Mask, inputs: &[Array]) -> [Array; 3] {
     let [q, k, v, dy, stats, position] = inputs else { unreachable!("checked when the node was made") };
     let z = Sizes::of(&q.ty, &k.ty, &v.ty).expect("checked when the node was made");
     let scale = 1.0 / (z.c as f64).sqrt();
     let zeros = |x: &Array| Array::zeros(x.ty.shape.clone());
     let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(v));
-    z.each_query(position.data[0] as usize, |b, t, h, keys| {
+    z.each_query(mask, position, |b, t, h, keys| {
         let at = z.q_at(b, t, h);
         let row = 2 * ((b * z.h + h) * z.t + t);
         let (lse, delta) = (stats.data[row], stats.data[row + 1]);
-        for (s, score) in scores(&z, q, k, at, (b, h), keys).into_iter().enumerate() {
+        for (s, score) in keys.clone().zip(scores(&z, mask, [q, k], at, (b, h), keys)) {
             let p = (score - lse).exp();
             let key = z.k_at(b, s, h);
             let dp: f64 = (0..z.c).map(|c| dy.data[at + c] * v.data[key + c]).sum();
@@ -81,13 +87,20 @@ impl Op for AttentionGradQuery {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        check(inputs)?;
+        check(self.mask, inputs)?;
         Ok(vec![inputs[0].clone()])
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let z = sizes(io);
-        z.kernels(["attention_grad_query", "attention_grad_query_rows"], io, limits, z.t * z.group(), &names(&["dq"]))
+        z.kernels(
+            ["attention_grad_query", "attention_grad_query_rows"],
+            io,
+            limits,
+            self.mask,
+            z.t * z.group(),
+            &names(&["dq"]),
+        )
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -101,7 +114,7 @@ impl Op for AttentionGradQuery {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let [dq, ..] = reference(inputs);
+        let [dq, ..] = reference(self.mask, inputs);
         vec![dq]
     }
 }
@@ -112,13 +125,20 @@ impl Op for AttentionGradKeyValue {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        check(inputs)?;
+        check(self.mask, inputs)?;
         Ok(vec![inputs[1].clone(), inputs[2].clone()])
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let z = sizes(io);
-        z.kernels(["attention_grad_key_value", "attention_grad_key_value_rows"], io, limits, z.s, &names(&["dk", "dv"]))
+        z.kernels(
+            ["attention_grad_key_value", "attention_grad_key_value_rows"],
+            io,
+            limits,
+            self.mask,
+            z.s,
+            &names(&["dk", "dv"]),
+        )
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -132,7 +152,7 @@ impl Op for AttentionGradKeyValue {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let [_, dk, dv] = reference(inputs);
+        let [_, dk, dv] = reference(self.mask, inputs);
         vec![dk, dv]
     }
 }

@@ -8,8 +8,8 @@ use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value
 
 /// Rotary position embedding (Su et al., 2021) in Hugging Face's pairing: of the first R elements of a head, element i
 /// turns with element i + R/2; the others stay. Inputs: x f32 `[B,T,H,C]`, table f32 `[S,R/2,2]` from [`rope_table`],
-/// offset u32 `[1]`: the position of the first of the T tokens. Output as x. Positions beyond the table are taken as its
-/// last; callers keep offset + T <= S.
+/// offset u32 `[1]` or `[B]`: the position of the first of the T tokens, of all sequences or of each. Output as x. Positions
+/// beyond the table are taken as its last; callers keep offset + T <= S.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Turns the other way, by the same factor: what the backward pass does.
@@ -38,7 +38,7 @@ impl Op for Rope {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         let [x, table, offset] = inputs else { return Err("takes three inputs: x, table and offset".into()) };
-        let &[_, t, _, c] = x.shape.dims() else { return Err(format!("x must be f32 [B,T,H,C], not {x}")) };
+        let &[b, t, _, c] = x.shape.dims() else { return Err(format!("x must be f32 [B,T,H,C], not {x}")) };
         if x.dtype != DType::F32 || c == 0 || c % 2 != 0 {
             return Err(format!("x must be f32 [B,T,H,C] with an even C, not {x}"));
         }
@@ -49,9 +49,7 @@ impl Op for Rope {
                 return Err(format!("the table must be f32 [S,R/2,2] with S >= {t} and R/2 <= {half}, not {table}"));
             }
         }
-        if **offset != TensorType::u32([1]) {
-            return Err(format!("the offset must be u32[1], not {offset}"));
-        }
+        super::attention_sizes::check_position(offset, b)?;
         Ok(vec![(*x).clone()])
     }
 
@@ -68,6 +66,7 @@ impl Op for Rope {
         let item = if item(turned) == 4 { item(c / 2) } else { 1 };
         let mut kernel =
             Kernel::new("rope", "pairs").constant("WORKGROUP", WORKGROUP).constant("VECTOR", usize::from(item == 4));
+        kernel = super::attention_sizes::each(kernel, Some(&io.inputs[2]));
         // A row is one token: all its heads.
         for r in ranges(b * t, rows_per_binding(b * t, h * c, limits)) {
             let w = Window::new(r.start * h * c..r.end * h * c, limits);
@@ -95,12 +94,13 @@ impl Op for Rope {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let (x, table, offset) = (&inputs[0], &inputs[1], inputs[2].data[0] as usize);
+        let (x, table, offset) = (&inputs[0], &inputs[1], &inputs[2].data);
         let &[_, t, h, c] = x.dims() else { unreachable!("checked when the node was made") };
         let half = table.dims()[1];
         let mut y = x.clone();
         for (head, (x, y)) in x.data.chunks(c).zip(y.data.chunks_mut(c)).enumerate() {
-            let position = (offset + head / h % t).min(table.dims()[0] - 1);
+            let first = offset[(head / h / t).min(offset.len() - 1)] as usize;
+            let position = (first + head / h % t).min(table.dims()[0] - 1);
             for i in 0..half {
                 let at = (position * half + i) * 2;
                 let (cos, sin) = (table.data[at], table.data[at + 1] * if self.inverse { -1.0 } else { 1.0 });

@@ -115,7 +115,13 @@ pub fn below<const N: usize>(dims: [usize; N], n: usize) -> (TensorType, Draw) {
 /// Every row.
 pub fn table() -> Vec<Case> {
     let own = [elementwise(), matmul(), norm(), position(), embedding()].concat();
-    let others = [super::table_weights::rows(), super::table_training::rows(), super::table_experts::rows()].concat();
+    let others = [
+        super::table_weights::rows(),
+        super::table_training::rows(),
+        super::table_experts::rows(),
+        super::table_attention::rows(),
+    ]
+    .concat();
     [own, others].concat()
 }
 
@@ -170,9 +176,11 @@ fn position() -> Vec<Case> {
         (TensorType::f32([9, pairs, 2]), Draw::Given(angles))
     };
     let at = |p: usize| (TensorType::u32([1]), Draw::Given(vec![p as f64]));
+    let each = (TensorType::u32([2]), Draw::Given(vec![3.0, 1.0]));
     vec![
         Case::new("", turns.clone(), &[normal([2, 5, 3, 6]), table(3, 1.0), at(0)]).wrt(&[0]),
         Case::new("offset", turns.clone(), &[normal([1, 4, 2, 6]), table(3, 1.0), at(5)]).wrt(&[0]),
+        Case::new("positions", turns.clone(), &[normal([2, 5, 3, 6]), table(3, 1.0), each]).wrt(&[0]),
         Case::new("wide", turns.clone(), &[normal([2, 9, 20, 6]), table(3, 1.0), at(0)]),
         Case::new("inverse", inverse.clone(), &[normal([2, 5, 3, 6]), table(3, 1.0), at(2)]).wrt(&[0]),
         Case::new("partial", turns.clone(), &[normal([2, 5, 3, 10]), table(3, 1.2), at(1)]).wrt(&[0]),

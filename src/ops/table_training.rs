@@ -1,10 +1,9 @@
-//! Rows of the table for what is special to training and decoding: attention, the loss, the optimizer, the cache.
+//! Rows of the table for what is special to training: the loss and the optimizer.
 
 use super::table::{Case, Draw, below, normal, positive};
 use super::{
-    AdamW, Attention, AttentionDelta, AttentionGradKeyValue, AttentionGradQuery, CacheWrite, CrossEntropyGrad,
-    CrossEntropyLoss, CrossEntropyUpdate, GlobalNorm, IGNORE, LinearCrossEntropy, LinearCrossEntropyGrad, SumParts,
-    SumSquares,
+    AdamW, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, GlobalNorm, IGNORE, LinearCrossEntropy,
+    LinearCrossEntropyGrad, SumParts, SumSquares,
 };
 use crate::base::TensorType;
 
@@ -12,71 +11,11 @@ type Input = (TensorType, Draw);
 
 /// These rows.
 pub(super) fn rows() -> Vec<Case> {
-    [attention(), attention_grad(), cache(), cross_entropy(), linear_cross_entropy(), optimizer()].concat()
-}
-
-fn at(position: usize) -> Input {
-    (TensorType::u32([1]), Draw::Given(vec![position as f64]))
+    [cross_entropy(), linear_cross_entropy(), optimizer()].concat()
 }
 
 fn given<const N: usize>(dims: [usize; N], values: &[f64]) -> Input {
     (TensorType::f32(dims), Draw::Given(values.to_vec()))
-}
-
-/// Inputs of an attention of T queries from `position` on and S keys.
-fn qkv([b, t, s, h, k, c]: [usize; 6], position: usize) -> [Input; 4] {
-    [normal([b, t, h, c]), normal([b, s, k, c]), normal([b, s, k, c]), at(position)]
-}
-
-fn attention() -> Vec<Case> {
-    let case = |note, sizes, position| Case::new(note, Attention::default(), &qkv(sizes, position));
-    vec![
-        case("one token", [2, 1, 1, 3, 1, 8], 0),
-        case("", [2, 7, 7, 4, 4, 8], 0).wrt(&[0, 1, 2]),
-        case("grouped", [1, 9, 9, 6, 2, 16], 0).wrt(&[0, 1, 2]),
-        case("two tiles", [2, 33, 33, 3, 1, 16], 0),
-        case("long", [1, 65, 65, 3, 1, 32], 0),
-        case("wide", [1, 17, 17, 4, 1, 80], 0),
-        case("widest", [1, 9, 9, 2, 1, 256], 0),
-        case("decoding", [2, 1, 65, 9, 3, 64], 40),
-        case("decoding, full", [1, 1, 33, 4, 4, 8], 32),
-        case("prefill", [2, 7, 33, 3, 1, 8], 11),
-        case("beyond the cache", [1, 5, 7, 2, 1, 8], 5),
-    ]
-}
-
-fn attention_grad() -> Vec<Case> {
-    let inputs = |[b, t, s, h, k, c]: [usize; 6], position: usize| {
-        let [q, k, v, position] = qkv([b, t, s, h, k, c], position);
-        // lse is drawn, not computed: only then probabilities do not sum to one, which no kernel may rely on.
-        let stats = (TensorType::f32([b, h, t, 2]), Draw::Normal);
-        [q, k, v, normal([b, t, h, c]), stats, position]
-    };
-    let mut cases = vec![
-        Case::new("", AttentionDelta, &[normal([2, 5, 3, 12]), normal([2, 5, 3, 12]), normal([2, 3, 5])]),
-        Case::new("wide", AttentionDelta, &[normal([1, 33, 2, 80]), normal([1, 33, 2, 80]), normal([1, 2, 33])]),
-    ];
-    for (note, sizes, position) in [
-        ("one token", [2, 1, 1, 3, 1, 8], 0),
-        ("", [2, 7, 7, 4, 4, 8], 0),
-        ("two tiles", [2, 33, 33, 3, 1, 16], 0),
-        ("long", [1, 65, 65, 3, 1, 32], 0),
-        ("prefill", [2, 7, 33, 3, 1, 8], 11),
-    ] {
-        cases.push(Case::new(note, AttentionGradQuery::default(), &inputs(sizes, position)));
-        cases.push(Case::new(note, AttentionGradKeyValue::default(), &inputs(sizes, position)));
-    }
-    cases
-}
-
-fn cache() -> Vec<Case> {
-    let inputs = |position| [normal([2, 3, 2, 5]), normal([2, 9, 2, 5]), at(position)];
-    vec![
-        Case::new("", CacheWrite, &inputs(4)),
-        Case::new("over the end", CacheWrite, &inputs(7)),
-        Case::new("beyond the end", CacheWrite, &inputs(9)),
-        Case::new("one token", CacheWrite, &[normal([1, 1, 3, 64]), normal([1, 33, 3, 64]), at(32)]),
-    ]
 }
 
 /// Targets below `n`, every third of them ignored.

@@ -1,7 +1,7 @@
 //! Small versions of a node, to time a kernel in milliseconds and to prove it right.
 
 use super::run_kernel;
-use crate::base::{Array, DType, Limits, Rng, TensorType, Tolerance, packed};
+use crate::base::{Array, DType, Limits, Rng, TensorType, packed};
 use crate::gpu::Gpu;
 use crate::graph::{Cost, Io, Kernel, Op};
 
@@ -89,7 +89,7 @@ pub(super) async fn prove(gpu: &Gpu, op: &dyn Op, io: &Io, i: usize) -> Result<(
         inputs = draw(&small, true);
         expected = run(&kernels[0], &inputs).await?;
     }
-    let bar = Tolerance::f32(op.reduction(&small));
+    let bar = op.tolerance(&small);
     for (k, (mut y, mut r)) in run(&kernels[i], &inputs).await?.into_iter().zip(expected).enumerate() {
         for (a, b) in y.data.iter_mut().zip(&mut r.data) {
             if a.is_nan() && b.is_nan() {

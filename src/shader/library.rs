@@ -10,11 +10,14 @@ macro_rules! table {
 const TABLE: &[(&str, &str)] = table![
     "adamw",
     "attention",
+    "attention_combine",
     "attention_delta",
     "attention_grad_key_value",
     "attention_grad_key_value_rows",
     "attention_grad_query",
     "attention_grad_query_rows",
+    "attention_part",
+    "attention_part_eight",
     "attention_rows",
     "cache_write",
     "cross_entropy_grad",
@@ -28,11 +31,14 @@ const TABLE: &[(&str, &str)] = table![
     "expert_linear_rows",
     "expert_linear_tile",
     "expert_order",
+    "lib/cache",
     "lib/eight",
     "lib/expert_tiles",
     "lib/expert_weight",
     "lib/gaps",
     "lib/item",
+    "lib/part",
+    "lib/query",
     "lib/reduce",
     "lib/weight",
     "lib/weight_256",
@@ -54,6 +60,7 @@ const TABLE: &[(&str, &str)] = table![
     "sum_parts",
     "sum_rows",
     "sum_squares",
+    "top_k",
 ];
 
 /// Text of a shader, or `None` if there is none of this name (such as `map`, or `lib/x` for a shared part).

@@ -23,7 +23,10 @@ impl Noise {
     /// the length of the operator's sums; where there are none it is ε·|r|, for then each element is rounded by itself.
     /// Zeros stay: sums of nothing, such as the gradients of tokens that do not occur, have no rounding error.
     fn disturb(&mut self, op: &dyn Op, io: &Io, array: &mut Array) {
-        if array.ty.dtype != DType::F32 || op.view(io).is_some() {
+        if array.ty.dtype != DType::F32 {
+            return self.store(op.tolerance(io).storing, array);
+        }
+        if op.view(io).is_some() {
             return;
         }
         let (epsilon, rms) = (self.size * f64::from(f32::EPSILON), array.rms());
@@ -31,6 +34,17 @@ impl Noise {
         for x in array.data.iter_mut().filter(|x| **x != 0.0) {
             let unit = if reduction > 1 { (reduction as f64).sqrt() * rms } else { x.abs() };
             *x += epsilon * unit * self.rng.normal();
+        }
+    }
+}
+
+impl Noise {
+    /// The same for what is rounded to a narrow dtype as it is stored: an error anywhere within the share that
+    /// `base::Tolerance` allows has a root of three less deviation.
+    fn store(&mut self, share: f64, array: &mut Array) {
+        let largest = array.data.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
+        for x in array.data.iter_mut().filter(|x| **x != 0.0) {
+            *x += share * largest / 3.0_f64.sqrt() * self.rng.normal();
         }
     }
 }

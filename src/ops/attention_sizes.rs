@@ -1,0 +1,215 @@
+//! What attention's operators share: sizes, dispatches, and the scores of their references.
+//!
+//! Legend: B batch, T queries, S keys, H query heads, K kv heads (H is a multiple of K), C head width.
+
+use super::mask::Mask;
+use crate::base::{Array, DType, Limits, TensorType};
+use crate::error::Result;
+use crate::graph::{Dispatch, Io, Kernel, Operand};
+use std::ops::Range;
+
+/// Sizes of one attention, shared with its gradients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sizes {
+    pub b: usize,
+    pub t: usize,
+    pub s: usize,
+    pub h: usize,
+    pub k: usize,
+    pub c: usize,
+}
+
+impl Sizes {
+    /// Sizes from q `[B,T,H,C]`, k and v `[B,S,K,C]`, or what is wrong with them.
+    pub fn of(q: &TensorType, k: &TensorType, v: &TensorType) -> Result<Sizes, String> {
+        let (&[b, t, h, c], &[kb, s, kh, kc]) = (q.shape.dims(), k.shape.dims()) else {
+            return Err("q must be [B,T,H,C], k and v [B,S,K,C]".into());
+        };
+        if q.dtype != DType::F32 || k != v || kb != b || kc != c {
+            return Err("q must be f32, k and v of one type, all of one batch and head width".into());
+        }
+        check_cache(k)?;
+        if kh == 0 || h % kh != 0 {
+            return Err(format!("{h} query heads are not a multiple of {kh} key heads"));
+        }
+        if b * t * s == 0 || c % 4 != 0 || c == 0 || c > 256 {
+            return Err(format!("head width {c} is not a multiple of 4 up to 256, or a size is 0"));
+        }
+        Ok(Sizes { b, t, s, h, k: kh, c })
+    }
+
+    /// Query heads that share one kv head.
+    pub fn group(&self) -> usize {
+        self.h / self.k
+    }
+
+    /// Pairs of query and key that attend, over batch and heads, if the first query is at `position`.
+    fn pairs_from(&self, position: usize) -> u64 {
+        (self.b * self.h) as u64 * (0..self.t).map(|t| (position + t + 1).min(self.s) as u64).sum::<u64>()
+    }
+
+    /// Pairs as far as the shapes tell: the last query sees the last key.
+    pub fn pairs(&self) -> u64 {
+        self.pairs_from(self.s.saturating_sub(self.t))
+    }
+
+    /// Element of q at (b, t, h, 0).
+    pub fn q_at(&self, b: usize, t: usize, h: usize) -> usize {
+        ((b * self.t + t) * self.h + h) * self.c
+    }
+
+    /// Element of k at (b, s, kv head of h, 0).
+    pub fn k_at(&self, b: usize, s: usize, h: usize) -> usize {
+        ((b * self.s + s) * self.k + h / self.group()) * self.c
+    }
+
+    /// Calls `f(b, t, h, keys)` for every query, with the keys that it sees.
+    pub fn each_query(&self, mask: Mask, position: &Array, mut f: impl FnMut(usize, usize, usize, Range<usize>)) {
+        for b in 0..self.b {
+            let first = position.data[b.min(position.data.len() - 1)] as usize;
+            for t in 0..self.t {
+                for h in 0..self.h {
+                    f(b, t, h, mask.keys(first + t, self.s));
+                }
+            }
+        }
+    }
+
+    /// Batch entries of one dispatch: as many as bindings allow, in steps that keep offsets aligned (one entry is a
+    /// multiple of 4 bytes, so that 64 entries always are of 256). `widest` is what the widest other operand has an entry.
+    pub fn batches(&self, limits: &Limits, widest: usize) -> usize {
+        let keys = 4 * self.c * self.s * self.k;
+        let entry = keys.max(4 * self.c * self.t * self.h).max(8 * self.h * self.t).max(4 * widest) as u64;
+        let fit = (limits.max_binding_bytes / entry).max(1) as usize;
+        if fit >= self.b { self.b } else { (fit / 64 * 64).max(1) }
+    }
+
+    /// A dispatch for batch entries `first .. first + count`, with the sizes as params and each named operand bound to
+    /// those entries' share of it.
+    pub fn dispatch(
+        &self,
+        io: &Io,
+        rows: usize,
+        first: usize,
+        count: usize,
+        names: &[(&'static str, Operand)],
+    ) -> Dispatch {
+        let mut d = Dispatch::new([rows as u32, self.k as u32, count as u32])
+            .param("queries", self.t)
+            .param("keys", self.s)
+            .param("heads", self.h)
+            .param("entry", first)
+            .param("scale", 1.0 / (self.c as f32).sqrt());
+        for &(name, operand) in names {
+            let ty = match operand {
+                Operand::Input(i) => &io.inputs[i],
+                Operand::Output(i) => &io.outputs[i],
+            };
+            let entry = ty.bytes() / self.b as u64;
+            d = match ty.dtype {
+                DType::U32 => d.bind(name, operand, 0, ty.bytes()),
+                _ => d.bind(name, operand, first as u64 * entry, count as u64 * entry),
+            };
+        }
+        d
+    }
+
+    /// The kernel for `rows` rows that are owned by lanes: with sums in registers, of `shader`; or, where lanes are those
+    /// of a CPU, with sums in memory, of `simd`.
+    pub fn kernels(
+        &self,
+        [shader, simd]: [&'static str; 2],
+        io: &Io,
+        limits: &Limits,
+        mask: Mask,
+        rows: usize,
+        names: &[(&'static str, Operand)],
+    ) -> Vec<Kernel> {
+        let base = |shader, variant: String, lanes| {
+            let kernel = Kernel::new(shader, variant).constant("WORKGROUP", lanes).constant("GROUP", self.group());
+            cache_constants(io.inputs[1].dtype, each(mask.constants(kernel, self.h), io.inputs.last()))
+        };
+        // The rows kernels hand values from lane to lane of a workgroup of eight, which must lie in one subgroup.
+        if limits.is_cpu && limits.min_subgroup >= 8 {
+            // Fewer rows a lane where they would stay empty.
+            let r = [4, 2, 1].into_iter().find(|r| rows > 8 * (r / 2)).unwrap_or(1);
+            let kernel = base(simd, format!("rows_{r}x8"), 8).constant("ROWS", r);
+            return vec![self.dispatches(kernel, io, limits, rows.div_ceil(8 * r), names, Some(self.c))];
+        }
+        let kernel = base(shader, "lanes_64".into(), 64).constant("C4", self.c / 4);
+        vec![self.dispatches(kernel, io, limits, rows.div_ceil(64), names, None)]
+    }
+
+    fn dispatches(
+        &self,
+        mut kernel: Kernel,
+        io: &Io,
+        limits: &Limits,
+        groups: usize,
+        names: &[(&'static str, Operand)],
+        width: Option<usize>,
+    ) -> Kernel {
+        let step = self.batches(limits, 0);
+        for first in (0..self.b).step_by(step) {
+            let mut d = self.dispatch(io, groups, first, step.min(self.b - first), names);
+            if let Some(width) = width {
+                d = d.param("width", width);
+            }
+            kernel = kernel.dispatch(d);
+        }
+        kernel
+    }
+}
+
+/// Checks the type of positions: one for all of `b` sequences, or one for each.
+pub(super) fn check_position(position: &TensorType, b: usize) -> Result<(), String> {
+    if *position == TensorType::u32([1]) || *position == TensorType::u32([b]) {
+        return Ok(());
+    }
+    Err(format!(
+        "the position is {position}, not u32[1]{}",
+        if b > 1 { format!(" or u32[{b}]") } else { String::new() }
+    ))
+}
+
+/// Checks the type of keys or values `[B,S,K,C]`: f32, f16, or Q8_0, whose blocks run along a token's K·C elements.
+pub(super) fn check_cache(ty: &TensorType) -> Result<(), String> {
+    let dims = ty.shape.dims();
+    let (row, block) = (dims[2..].iter().product::<usize>(), ty.dtype.block().elements);
+    match ty.dtype {
+        DType::F32 | DType::F16 | DType::Q8_0 if row.is_multiple_of(block) => Ok(()),
+        DType::F16 | DType::Q8_0 => Err(format!(
+            "a {} cache needs key heads whose widths sum up to a multiple of {block}, not {row}; take a wider cache",
+            ty.dtype
+        )),
+        dtype => Err(format!("keys and values may be f32, f16 or q8_0, not {dtype}")),
+    }
+}
+
+/// Adds the header constant that tells `lib/query.wgsl` of a position for each sequence.
+pub(super) fn each(kernel: Kernel, position: Option<&TensorType>) -> Kernel {
+    if position.is_some_and(|ty| ty.shape.elements() > 1) { kernel.constant("EACH", 1) } else { kernel }
+}
+
+/// Adds the header constant that tells `lib/cache.wgsl` of a narrow dtype.
+pub(super) fn cache_constants(dtype: DType, kernel: Kernel) -> Kernel {
+    match dtype {
+        DType::F16 => kernel.constant("HALF", 1),
+        DType::Q8_0 => kernel.constant("BYTES", 1),
+        _ => kernel,
+    }
+}
+
+/// Scaled and biased scores of the query at element `at` of q against the keys that it sees.
+pub(super) fn scores(
+    z: &Sizes,
+    mask: Mask,
+    [q, k]: [&Array; 2],
+    at: usize,
+    (b, h): (usize, usize),
+    keys: Range<usize>,
+) -> Vec<f64> {
+    let (scale, slope, last) = (1.0 / (z.c as f64).sqrt(), mask.slope(h, z.h), keys.end - 1);
+    let dot = |s: usize| (0..z.c).map(|c| q.data[at + c] * k.data[z.k_at(b, s, h) + c]).sum::<f64>();
+    keys.map(|s| dot(s) * scale - slope * (last - s) as f64).collect()
+}

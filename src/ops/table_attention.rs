@@ -1,0 +1,196 @@
+//! Rows of the table for attention and its cache (masks, positions of each sequence, narrow caches) and for sampling.
+
+use super::table::{Case, Draw, normal};
+use super::{
+    Attention, AttentionCombine, AttentionDelta, AttentionGradKeyValue, AttentionGradQuery, AttentionPart, CacheWrite,
+    Mask, TopK,
+};
+use crate::base::{DType, TensorType};
+
+type Input = (TensorType, Draw);
+
+/// These rows.
+pub(super) fn rows() -> Vec<Case> {
+    [attention(), masked(), narrow(), parts(), attention_grad(), cache(), largest()].concat()
+}
+
+/// Positions: one, or one for each sequence.
+fn at(positions: &[usize]) -> Input {
+    (TensorType::u32([positions.len()]), Draw::Given(positions.iter().map(|&p| p as f64).collect()))
+}
+
+/// Inputs of an attention of T queries from their positions on and S keys.
+fn qkv([b, t, s, h, k, c]: [usize; 6], positions: &[usize]) -> [Input; 4] {
+    [normal([b, t, h, c]), normal([b, s, k, c]), normal([b, s, k, c]), at(positions)]
+}
+
+fn window(window: usize) -> Mask {
+    Mask { window: Some(window), alibi: false }
+}
+
+const ALIBI: Mask = Mask { window: None, alibi: true };
+const BOTH: Mask = Mask { window: Some(6), alibi: true };
+
+fn attention() -> Vec<Case> {
+    let case = |note, sizes, position| Case::new(note, Attention::default(), &qkv(sizes, &[position]));
+    vec![
+        case("one token", [2, 1, 1, 3, 1, 8], 0),
+        case("", [2, 7, 7, 4, 4, 8], 0).wrt(&[0, 1, 2]),
+        case("grouped", [1, 9, 9, 6, 2, 16], 0).wrt(&[0, 1, 2]),
+        case("two tiles", [2, 33, 33, 3, 1, 16], 0),
+        case("long", [1, 65, 65, 3, 1, 32], 0),
+        case("wide", [1, 17, 17, 4, 1, 80], 0),
+        case("widest", [1, 9, 9, 2, 1, 256], 0),
+        case("decoding", [2, 1, 65, 9, 3, 64], 40),
+        case("decoding, full", [1, 1, 33, 4, 4, 8], 32),
+        case("prefill", [2, 7, 33, 3, 1, 8], 11),
+        case("beyond the cache", [1, 5, 7, 2, 1, 8], 5),
+        Case::new("positions", Attention::default(), &qkv([3, 2, 33, 4, 2, 8], &[0, 31, 12])),
+    ]
+}
+
+/// What the masks are tried on: shorter and longer than a window of 6, over several tiles, heads that are no power of
+/// two, queries beyond the last key, and sequences at positions of their own. One group and width: few pipelines.
+fn places() -> Vec<(&'static str, [usize; 6], Vec<usize>)> {
+    vec![
+        ("short", [1, 5, 5, 3, 1, 8], vec![0]),
+        ("", [2, 33, 33, 6, 2, 8], vec![0]),
+        ("prefill", [2, 7, 41, 3, 1, 8], vec![29]),
+        ("decoding", [2, 1, 65, 9, 3, 8], vec![40]),
+        ("beyond", [1, 5, 7, 3, 1, 8], vec![5]),
+        ("positions", [3, 70, 90, 3, 1, 8], vec![0, 19, 7]),
+    ]
+}
+
+fn masked() -> Vec<Case> {
+    let mut cases = vec![
+        Case::new("window", Attention { mask: window(3) }, &qkv([2, 7, 7, 4, 4, 8], &[0])).wrt(&[0, 1, 2]),
+        Case::new("alibi", Attention { mask: ALIBI }, &qkv([1, 9, 9, 6, 2, 16], &[0])).wrt(&[0, 1, 2]),
+        Case::new("window of one", Attention { mask: window(1) }, &qkv([1, 9, 9, 2, 1, 8], &[0])),
+        Case::new("wide window", Attention { mask: window(100) }, &qkv([1, 9, 9, 2, 1, 8], &[0])),
+    ];
+    for (name, mask) in [("window", window(6)), ("alibi", ALIBI), ("window and alibi", BOTH)] {
+        for (note, sizes, positions) in places() {
+            cases.push(Case::new(&format!("{name} {note}"), Attention { mask }, &qkv(sizes, &positions)));
+        }
+    }
+    cases
+}
+
+/// Keys and values of a narrow dtype, and heads that blocks of 32 elements do not respect.
+fn narrow() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in [DType::F16, DType::Q8_0] {
+        let mut case = |note: &str, mask, sizes, positions: &[usize]| {
+            let mut inputs = qkv(sizes, positions);
+            inputs[1].0.dtype = dtype;
+            inputs[2].0.dtype = dtype;
+            cases.push(Case::new(&format!("{dtype} {note}"), Attention { mask }, &inputs));
+        };
+        case("decoding", Mask::default(), [2, 1, 65, 9, 3, 64], &[40, 64]);
+        case("prefill", Mask::default(), [2, 17, 33, 8, 4, 8], &[11]);
+        case("window", BOTH, [1, 9, 20, 4, 4, 40], &[8]);
+    }
+    cases
+}
+
+fn parts() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut case = |note: &str, mask, parts, dtype, sizes, positions: &[usize]| {
+        let mut inputs = qkv(sizes, positions);
+        inputs[1].0.dtype = dtype;
+        inputs[2].0.dtype = dtype;
+        cases.push(Case::new(note, AttentionPart { mask, parts }, &inputs));
+    };
+    let (plain, f32) = (Mask::default(), DType::F32);
+    case("", plain, 3, f32, [1, 1, 100, 9, 3, 64], &[99]);
+    case("first token", plain, 3, f32, [1, 1, 100, 9, 3, 64], &[0]);
+    case("some empty", plain, 4, f32, [2, 2, 65, 2, 1, 80], &[17]);
+    case("positions", plain, 2, f32, [3, 1, 300, 4, 4, 8], &[299, 0, 140]);
+    case("widest", plain, 2, f32, [1, 1, 40, 2, 1, 256], &[39]);
+    case("window", Mask { window: Some(50), alibi: true }, 3, f32, [1, 3, 100, 6, 2, 16], &[80]);
+    case("f16", plain, 3, DType::F16, [1, 1, 100, 9, 3, 64], &[99]);
+    case("q8_0", BOTH, 2, DType::Q8_0, [1, 1, 40, 8, 4, 8], &[39]);
+    // Of the second row's parts two are empty.
+    let stats = [0.5, 2.0, -1.0, 3.0, 4.0, 1.5, 0.0, 0.0, -9.0, 2.0, 0.0, 0.0];
+    let stats = (TensorType::f32([1, 2, 1, 3, 2]), Draw::Given(stats.to_vec()));
+    cases.push(Case::new("", AttentionCombine, &[normal([1, 2, 1, 3, 12]), stats]));
+    cases
+}
+
+fn attention_grad() -> Vec<Case> {
+    let inputs = |[b, t, s, h, k, c]: [usize; 6], positions: &[usize]| {
+        let [q, k, v, position] = qkv([b, t, s, h, k, c], positions);
+        // lse is drawn, not computed: only then probabilities do not sum to one, which no kernel may rely on.
+        let stats = (TensorType::f32([b, h, t, 2]), Draw::Normal);
+        [q, k, v, normal([b, t, h, c]), stats, position]
+    };
+    let mut cases = vec![
+        Case::new("", AttentionDelta, &[normal([2, 5, 3, 12]), normal([2, 5, 3, 12]), normal([2, 3, 5])]),
+        Case::new("wide", AttentionDelta, &[normal([1, 33, 2, 80]), normal([1, 33, 2, 80]), normal([1, 2, 33])]),
+    ];
+    let mut both = |note: &str, mask, sizes, positions: &[usize]| {
+        cases.push(Case::new(note, AttentionGradQuery { mask }, &inputs(sizes, positions)));
+        cases.push(Case::new(note, AttentionGradKeyValue { mask }, &inputs(sizes, positions)));
+    };
+    for (note, sizes, position) in [
+        ("one token", [2, 1, 1, 3, 1, 8], 0),
+        ("", [2, 7, 7, 4, 4, 8], 0),
+        ("two tiles", [2, 33, 33, 3, 1, 16], 0),
+        ("long", [1, 65, 65, 3, 1, 32], 0),
+        ("prefill", [2, 7, 33, 3, 1, 8], 11),
+    ] {
+        both(note, Mask::default(), sizes, &[position]);
+    }
+    for (name, mask) in [("window", window(6)), ("alibi", ALIBI), ("window and alibi", BOTH)] {
+        for (note, sizes, positions) in places() {
+            both(&format!("{name} {note}"), mask, sizes, &positions);
+        }
+    }
+    cases
+}
+
+fn cache() -> Vec<Case> {
+    let inputs = |positions: &[usize]| [normal([2, 3, 2, 5]), normal([2, 9, 2, 5]), at(positions)];
+    let mut cases = vec![
+        Case::new("", CacheWrite, &inputs(&[4])),
+        Case::new("over the end", CacheWrite, &inputs(&[7])),
+        Case::new("beyond the end", CacheWrite, &inputs(&[9])),
+        Case::new("positions", CacheWrite, &inputs(&[1, 7])),
+        Case::new("one token", CacheWrite, &[normal([1, 1, 3, 64]), normal([1, 33, 3, 64]), at(&[32])]),
+    ];
+    for dtype in [DType::F16, DType::Q8_0] {
+        let mut case = |note: &str, [b, t, s, k, c]: [usize; 5], positions: &[usize]| {
+            let cache = (TensorType { shape: [b, s, k, c].into(), dtype }, Draw::Normal);
+            cases.push(Case::new(
+                &format!("{dtype} {note}"),
+                CacheWrite,
+                &[normal([b, t, k, c]), cache, at(positions)],
+            ));
+        };
+        case("", [2, 5, 9, 3, 64], &[2]);
+        case("small heads", [2, 3, 9, 4, 8], &[1, 8]);
+        case("wide heads", [1, 1, 4, 2, 80], &[3]);
+    }
+    // Zeros have no scale, and half precision ends where these begin.
+    for (note, dtype, value) in
+        [("zeros", DType::Q8_0, 0.0), ("tiny", DType::Q8_0, 3e-7), ("huge", DType::F16, 65_000.0)]
+    {
+        let x = (TensorType::f32([1, 1, 1, 32]), Draw::Given(vec![value; 32]));
+        let cache = (TensorType { shape: [1, 2, 1, 32].into(), dtype }, Draw::Normal);
+        cases.push(Case::new(note, CacheWrite, &[x, cache, at(&[1])]));
+    }
+    cases
+}
+
+fn largest() -> Vec<Case> {
+    // Few values over many columns: the ids say how ties are broken, also between chunks and within one.
+    let ties = (0..2 * 3000).map(|i: usize| (i * i % 7) as f64).collect();
+    let ties = (TensorType::f32([2, 3000]), Draw::Given(ties));
+    vec![
+        Case::new("", TopK { k: 5 }, &[normal([3, 100])]),
+        Case::new("all", TopK { k: 17 }, &[normal([2, 17])]),
+        Case::new("one", TopK { k: 1 }, &[normal([1, 5000])]),
+        Case::new("ties", TopK { k: 40 }, &[ties]),
+    ]
+}
