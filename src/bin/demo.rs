@@ -1,18 +1,21 @@
-//! Tells a story with the small model that the repository holds.
+//! Tells a story with the small model that the repository holds, or continues a text with any other.
 
 use clap::Parser;
 use danlu::cli::{AdapterArgs, GenerateArgs, generate, report};
 
-/// Tells a story with a small model that Danlu trained itself.
+/// Tells a story with a small model that Danlu trained itself, or continues a text with any model.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Demo {
     /// How the story begins.
     #[arg(default_value = "One day")]
     prompt: String,
-    /// Model folder; any that Danlu runs.
+    /// Model folder, GGUF file, or name on the hub.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"))]
     model: std::path::PathBuf,
+    /// Most tokens to add. The small model was trained on passages of 128, and loses the thread beyond.
+    #[arg(long, default_value_t = 120)]
+    tokens: usize,
     /// Another seed, another story.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -21,8 +24,9 @@ struct Demo {
 }
 
 fn main() -> std::process::ExitCode {
-    let Demo { prompt, model, seed, adapter } = Demo::parse();
-    // The model was trained on passages of 128 tokens, and loses the thread beyond.
-    let args = GenerateArgs { model, prompt, tokens: 120, temperature: 0.7, top_k: 0, top_p: 0.95, seed, adapter };
+    let Demo { prompt, model, tokens, seed, adapter } = Demo::parse();
+    let mut args = GenerateArgs::new(model, prompt);
+    (args.tokens, args.adapter) = (tokens, adapter);
+    (args.sampling.temperature, args.sampling.seed) = (0.7, seed);
     report(pollster::block_on(generate(args)))
 }

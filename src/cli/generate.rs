@@ -1,74 +1,179 @@
 //! `danlu generate`, and the demo's engine.
 
-use super::{AdapterArgs, hub};
-use crate::data::{StreamDecoder, Tokenizer};
+use super::sampling::{CacheArgs, SamplingArgs};
+use super::text::{Growing, Watch};
+use super::{AdapterArgs, batch, hub};
+use crate::compile::human_bytes;
+use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::infer::{Finish, Generator, Sampling};
-use crate::store::load_config;
+use crate::infer::{Finish, Generator, Options};
+use crate::store::{Checkpoint, Loaded};
 use anyhow::Result;
-use clap::Args;
-use std::io::Write;
-use std::path::PathBuf;
+use clap::{Args, Parser};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 
 /// Flags of `danlu generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Model folder in Hugging Face's form, or its name on the hub: org/model[@revision].
-    #[arg(long, value_name = "FOLDER|NAME")]
+    /// Model folder in Hugging Face's form, GGUF file, or name on the hub: org/model[@revision][:file.gguf].
+    #[arg(long, value_name = "PATH|NAME")]
     pub model: PathBuf,
-    /// Text to continue.
-    #[arg(long)]
-    pub prompt: String,
+    /// What to continue.
+    #[command(flatten)]
+    pub source: Source,
     /// Most tokens to add.
     #[arg(long, default_value_t = 200, value_name = "N")]
     pub tokens: usize,
-    /// Divides the logits; 0 takes the likeliest token.
-    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
-    pub temperature: f32,
-    /// Draw from this many likeliest tokens; 0 for all.
-    #[arg(long, default_value_t = 0)]
-    pub top_k: usize,
-    /// Draw from the likeliest tokens that sum up to this probability.
-    #[arg(long, default_value_t = 0.95, allow_negative_numbers = true)]
-    pub top_p: f32,
-    /// Seed of the draws.
-    #[arg(long, default_value_t = 0)]
-    pub seed: u64,
+    /// How they are picked.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// What they are kept in.
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// The text ends before this; may be given again.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// One JSON object at the end, in place of the text as it comes.
+    #[arg(long)]
+    pub json: bool,
+    /// With --batch-file: where the results go, one JSON object a line [default: standard output].
+    #[arg(long, value_name = "FILE", requires = "batch_file")]
+    pub out: Option<PathBuf>,
+    /// With --batch-file: texts at a time.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub batch: usize,
     /// Which adapter to compute on.
     #[command(flatten)]
     pub adapter: AdapterArgs,
 }
 
+/// Where prompts come from: one of these.
+#[derive(Debug, Default, Args)]
+#[group(required = true, multiple = false)]
+pub struct Source {
+    /// Text to continue; - reads it from standard input.
+    #[arg(long, allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// File with the text to continue; - is standard input.
+    #[arg(long, value_name = "FILE")]
+    pub prompt_file: Option<PathBuf>,
+    /// JSONL file with a prompt a line: {"prompt": TEXT}, beside it any of "tokens", "temperature", "top_k", "top_p",
+    /// "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "stop", "id"; - is
+    /// standard input.
+    #[arg(long, value_name = "FILE")]
+    pub batch_file: Option<PathBuf>,
+}
+
+/// For the demo: the flags of a command line, as the parser fills them in.
+#[derive(Parser)]
+struct Parsed {
+    #[command(flatten)]
+    args: GenerateArgs,
+}
+
+impl GenerateArgs {
+    /// The flags as they are if nothing but these two is given.
+    pub fn new(model: PathBuf, prompt: String) -> GenerateArgs {
+        let mut args = Parsed::parse_from(["generate", "--model=", "--prompt="]).args;
+        args.model = model;
+        args.source.prompt = Some(prompt);
+        args
+    }
+}
+
 /// Prints prompt and continuation as the tokens come.
 pub async fn generate(args: GenerateArgs) -> Result<()> {
-    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
-    sampling.check()?;
-    let model = hub::resolve(&args.model)?;
-    let config = load_config(&model)?;
-    let tokenizer = Tokenizer::open(model.join("tokenizer.json"))?;
-    let prompt = tokenizer.encode_prompt(&args.prompt)?;
-    if tokenizer.vocab_size() > config.vocab_size {
-        let (tokens, rows) = (tokenizer.vocab_size(), config.vocab_size);
-        let message =
-            format!("has {tokens} tokens, and the model's config.json {rows}: one of the two is another model's");
-        return Err(Error::file(model.join("tokenizer.json"), message).into());
+    let sampling = args.sampling.sampling()?;
+    let path = hub::resolve(&args.model)?;
+    if let Some(file) = &args.source.batch_file {
+        return batch::run(&args, &path, file, sampling).await;
     }
+    let text = args.source.read()?;
+    let checkpoint = Checkpoint::open(&path)?;
+    let tokenizer = Tokenizer::of(&checkpoint)?;
+    let prompt = tokenizer.encode_prompt(&text)?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
-    let mut generator = Generator::open(&gpu, &model, prompt.len().saturating_add(args.tokens)).await?;
-    let mut decoder = StreamDecoder::new(&tokenizer, &prompt);
+    let options = args.cache.options(1, prompt.len().saturating_add(args.tokens));
+    let mut generator = load(&gpu, &checkpoint, options).await?;
     let mut out = std::io::stdout();
-    let say = |out: &mut std::io::Stdout, text: &str| {
+    let mut say = |text: &str| {
         // A reader that left, such as `head`, is no error of ours.
-        out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+        args.json || out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
     };
-    say(&mut out, &args.prompt);
-    let finish =
-        generator.generate(&prompt, args.tokens, &sampling, |token| Ok(say(&mut out, &decoder.push(token)?))).await?;
-    say(&mut out, &decoder.finish()?);
-    say(&mut out, "\n");
+    let (mut growing, mut watch) = (Growing::new(&tokenizer, &prompt, args.stop.clone()), Watch::start());
+    say(&text);
+    let receive = |token| {
+        watch.token();
+        let listens = say(&growing.push(token)?);
+        Ok(listens && !growing.stopped)
+    };
+    let finish = generator.generate(&prompt, args.tokens, &sampling, receive).await?;
+    let (summary, seconds) = (watch.summary(prompt.len(), growing.tokens), watch.seconds());
+    say(&growing.finish()?);
+    say("\n");
+    if args.json {
+        let (reason, tokens, text_of) = (growing.reason(finish), growing.tokens, &growing.text);
+        say!(
+            "{}",
+            json!({"prompt": text, "text": text_of, "finish": reason, "prompt_tokens": prompt.len(), "tokens": tokens,
+                "seconds": seconds})
+        );
+    }
     if finish == Finish::ContextFull {
         tell!("danlu: the model's context of {} tokens is full", generator.context());
     }
+    tell_summary(&generator, &summary);
     Ok(())
+}
+
+/// Says how fast it was, and what the cache takes.
+pub(super) fn tell_summary(generator: &Generator, summary: &str) {
+    let (bytes, dtype) = generator.cache();
+    let (bytes, context) = (human_bytes(bytes), generator.context());
+    tell!("danlu: {summary}; KV cache of {context} tokens in {dtype}: {bytes}");
+}
+
+/// Loads a model, with a bar where somebody watches.
+///
+/// # Errors
+/// As [`Generator::load`].
+pub(super) async fn load(gpu: &Gpu, checkpoint: &Checkpoint, options: Options) -> Result<Generator> {
+    let bar = ProgressBar::no_length();
+    let style = ProgressStyle::with_template("loading {bar:32} {bytes}/{total_bytes}");
+    bar.set_style(style.expect("the template is sound"));
+    let mut show = |loaded: Loaded| {
+        bar.set_length(loaded.total);
+        bar.set_position(loaded.done);
+    };
+    let generator = Generator::load(gpu, checkpoint, options, &mut show).await;
+    bar.finish_and_clear();
+    Ok(generator?)
+}
+
+impl Source {
+    fn read(&self) -> Result<String, Error> {
+        match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) if text == "-" => read_text(Path::new("-")),
+            (Some(text), _) => Ok(text.clone()),
+            (None, Some(file)) => read_text(file),
+            (None, None) => Err(Error::Invalid("there is no prompt; give --prompt TEXT or --prompt-file FILE".into())),
+        }
+    }
+}
+
+/// A text file, or standard input.
+///
+/// # Errors
+/// If it cannot be read or is no UTF-8.
+pub(super) fn read_text(file: &Path) -> Result<String, Error> {
+    if file != Path::new("-") {
+        return std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e));
+    }
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).map_err(|e| Error::io("read", "standard input", e))?;
+    Ok(text)
 }

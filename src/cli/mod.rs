@@ -15,6 +15,7 @@ macro_rules! tell {
 }
 
 mod advice;
+mod batch;
 pub mod doctor;
 mod eval;
 mod generate;
@@ -22,6 +23,8 @@ mod hub;
 mod paths;
 mod plan;
 mod progress;
+mod sampling;
+mod text;
 mod train;
 
 pub use generate::{GenerateArgs, generate};
@@ -43,7 +46,7 @@ enum Command {
     /// Train a model from scratch: without arguments a small one, on embedded stories.
     Train(Box<train::TrainArgs>),
     /// Continue a text with a model folder.
-    Generate(GenerateArgs),
+    Generate(Box<GenerateArgs>),
     /// Measure a model: perplexity of a text, multiple choice, cloze.
     Eval(eval::EvalArgs),
     /// Print what a training step will do, take and cost, without doing it.
@@ -75,7 +78,7 @@ impl AdapterArgs {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Train(args) => pollster::block_on(train::train(*args)),
-        Command::Generate(args) => pollster::block_on(generate(args)),
+        Command::Generate(args) => pollster::block_on(generate(*args)),
         Command::Eval(args) => pollster::block_on(eval::eval(args)),
         Command::Plan(args) => plan::plan(args),
         Command::Doctor(args) => match pollster::block_on(doctor::doctor(args, &mut std::io::stdout().lock())) {

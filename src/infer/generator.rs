@@ -1,57 +1,34 @@
-//! A model that continues text: the prompt goes in by chunks, then one token at a time, over a KV cache.
+//! A model that continues texts: prompts go in by chunks, then one token at a time, over a KV cache that is planned in
+//! advance.
 
-use super::{Sampler, Sampling};
-use crate::base::TensorType;
-use crate::compile::{First, Plan, compile};
+use super::passes::{Likely, Passes};
+use super::{Finish, Options, Overflow, Request, Sampler, Sampling};
+use crate::base::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::graph::Graph;
 use crate::model::Llama;
 use crate::nn::Declare;
-use crate::run::{Executor, States, check_memory, f32s};
+use crate::run::States;
 use crate::store::{Checkpoint, Loaded};
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Tokens of one prefill run.
-const CHUNK: usize = 32;
-
-/// Why a text ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
-    /// The model said so.
-    EndOfText,
-    /// As many tokens as were asked for.
-    Length,
-    /// The KV cache is full.
-    ContextFull,
-    /// The receiver of the tokens wanted no more.
-    Stopped,
+/// Sequences over a KV cache.
+pub struct Generator {
+    passes: Passes,
 }
 
-/// One sequence over a KV cache.
-pub struct Generator {
-    gpu: Gpu,
-    model: Llama,
-    params: Arc<dyn Declare>,
-    states: States,
-    single: Executor,
-    chunk: Option<Executor>,
-    context: usize,
-    position: usize,
+/// A text under way in one of the sequences.
+struct Job {
+    request: usize,
+    sampler: Sampler,
+    left: usize,
 }
 
 impl Generator {
-    /// Refuses a model that is too big for the adapter, before anything is allocated or read.
-    ///
-    /// # Errors
-    /// [`Error::Memory`] with the bytes of parameters, caches and scratch.
-    fn check(gpu: &Gpu, model: &Llama, params: &dyn Declare, context: usize) -> Result<()> {
-        let context = context.clamp(1, model.config().max_context());
-        check_memory(gpu, &[&plan(gpu, model, params, context, 1)?], &States::new(gpu))
-    }
-
-    /// Plans decoding for texts of up to `context` tokens. `states` holds the parameters; the caches join them.
+    /// Plans decoding. `states` holds the parameters; the caches join them. Of a number alone, one text of up to so many
+    /// tokens.
     ///
     /// # Errors
     /// If the adapter has no room, or refuses a kernel.
@@ -59,51 +36,77 @@ impl Generator {
         gpu: &Gpu,
         model: &Llama,
         params: Arc<dyn Declare>,
-        mut states: States,
-        context: usize,
+        states: States,
+        options: impl Into<Options>,
     ) -> Result<Self> {
-        let context = context.clamp(1, model.config().max_context());
-        let single = executor(gpu, model, &*params, &mut states, context, 1).await?;
-        let (gpu, model) = (gpu.clone(), model.clone());
-        Ok(Generator { gpu, model, params, states, single, chunk: None, context, position: 0 })
+        let options = options.into().for_model(model.config());
+        Ok(Generator { passes: Passes::new(gpu, model, params, states, options).await? })
     }
 
-    /// A model on disk, for texts of up to `context` tokens; `progress` hears how far its weights have come.
+    /// A model on disk; `progress` hears how far its weights have come. Refuses a model that is too big for the adapter
+    /// before anything is allocated or read.
     ///
     /// # Errors
     /// If the weights do not fit the configuration or cannot be read, the adapter has no room, or it refuses a kernel.
     pub async fn load(
         gpu: &Gpu,
         checkpoint: &Checkpoint,
-        context: usize,
+        options: impl Into<Options>,
         progress: &mut dyn FnMut(Loaded),
     ) -> Result<Generator> {
         let (model, frozen) = (checkpoint.model(), checkpoint.frozen()?);
-        Generator::check(gpu, model, &frozen, context)?;
+        let options = options.into().for_model(model.config());
+        Passes::check(gpu, model, &frozen, &options)?;
         let mut states = States::new(gpu);
         checkpoint.stream(&mut states, &frozen, progress).await?;
-        Generator::new(gpu, model, Arc::new(frozen), states, context).await
+        Generator::new(gpu, model, Arc::new(frozen), states, options).await
     }
 
-    /// A Hugging Face folder or a GGUF file, for texts of up to `context` tokens.
+    /// A Hugging Face folder or a GGUF file.
     ///
     /// # Errors
     /// As [`Checkpoint::open`] and [`Generator::load`].
-    pub async fn open(gpu: &Gpu, path: &Path, context: usize) -> Result<Generator> {
-        Generator::load(gpu, &Checkpoint::open(path)?, context, &mut |_| {}).await
+    pub async fn open(gpu: &Gpu, path: &Path, options: impl Into<Options>) -> Result<Generator> {
+        Generator::load(gpu, &Checkpoint::open(path)?, options, &mut |_| {}).await
     }
 
-    /// Tokens that the cache can hold.
+    /// Tokens that the cache of one sequence can hold.
     pub fn context(&self) -> usize {
-        self.context
+        self.passes.options().context
     }
 
-    /// Forgets the text so far.
+    /// Sequences at a time.
+    pub fn batch(&self) -> usize {
+        self.passes.options().batch
+    }
+
+    /// Bytes of the KV cache, and its dtype.
+    pub fn cache(&self) -> (u64, DType) {
+        let options = self.passes.options();
+        (options.cache_bytes(self.passes.model().config()), options.cache)
+    }
+
+    /// The tokens that the first sequence's cache holds: the text so far, but for the last token handed out.
+    pub fn text(&self) -> &[u32] {
+        self.passes.text(0)
+    }
+
+    /// Tokens that the model was fed so far: what was found in the cache is not among them.
+    pub fn fed(&self) -> u64 {
+        self.passes.fed()
+    }
+
+    /// Forgets all texts, as is necessary where weights changed.
     pub fn reset(&mut self) {
-        self.position = 0;
+        (0..self.batch()).for_each(|sequence| self.passes.truncate(sequence, 0));
     }
 
-    /// Appends tokens to the text and gives the logits of what may follow, one a vocabulary entry.
+    /// Forgets what follows the first `length` tokens of the first sequence.
+    pub fn truncate(&mut self, length: usize) {
+        self.passes.truncate(0, length);
+    }
+
+    /// Appends tokens to the text of the first sequence and gives the logits of what may follow, one a vocabulary entry.
     ///
     /// # Errors
     /// If there are no tokens, more than the cache holds, or the device failed.
@@ -111,33 +114,19 @@ impl Generator {
         if tokens.is_empty() {
             return Err(Error::Invalid("the prompt is empty; give at least one token".into()));
         }
-        if self.position + tokens.len() > self.context {
-            let (n, context) = (self.position + tokens.len(), self.context);
-            return Err(Error::Invalid(format!(
-                "the text has {n} tokens and the model's context holds {context}; shorten the prompt"
-            )));
+        let mut pending = vec![Vec::new(); self.batch()];
+        pending[0] = tokens.to_vec();
+        let mut logits = None;
+        while !pending[0].is_empty() {
+            logits = self.passes.feed(&mut pending, None).await?;
         }
-        let mut logits = Vec::new();
-        let mut rest = tokens;
-        while !rest.is_empty() {
-            let whole = rest.len() >= CHUNK;
-            let (now, after) = rest.split_at(if whole { CHUNK } else { 1 });
-            if whole && self.chunk.is_none() {
-                let (gpu, states) = (self.gpu.clone(), &mut self.states);
-                self.chunk = Some(executor(&gpu, &self.model, &*self.params, states, self.context, CHUNK).await?);
-            }
-            let run = if whole { self.chunk.as_mut().expect("made above") } else { &mut self.single };
-            run.set("tokens", now)?;
-            run.set("position", &[self.position as u32])?;
-            logits = f32s(&run.run().await?, "logits");
-            self.position += now.len();
-            rest = after;
-        }
+        let Some(Likely::All(mut logits)) = logits else { unreachable!("the last run came to the end") };
+        logits.truncate(self.passes.model().config().vocab_size);
         Ok(logits)
     }
 
-    /// Continues the text by `prompt` and then by up to `count` tokens, each handed to `receive`, until that says to stop.
-    /// The last token handed out is not part of the text yet: to go on later, begin the next prompt with it.
+    /// Continues a text, which `prompt` is the whole of, by up to `count` tokens, each handed to `receive`, until that says
+    /// to stop. What the cache still holds of the prompt from an earlier call is not computed again.
     ///
     /// # Errors
     /// As [`Generator::feed`], and whatever `receive` fails with.
@@ -148,50 +137,111 @@ impl Generator {
         sampling: &Sampling,
         mut receive: impl FnMut(u32) -> Result<bool>,
     ) -> Result<Finish> {
-        sampling.check()?;
-        let mut sampler = Sampler::new(sampling.clone());
-        let mut logits = self.feed(prompt).await?;
-        for left in (0..count).rev() {
-            let token = sampler.pick(&logits)?;
-            if self.model.config().eos_token_ids.contains(&token) {
-                return Ok(Finish::EndOfText);
+        let request = Request { prompt: prompt.to_vec(), count, sampling: sampling.clone() };
+        let mut finishes = self.generate_batch(&[request], |_, token| receive(token)).await?;
+        finishes.pop().expect("one result a request")
+    }
+
+    /// Continues many texts, as many at a time as the generator was planned for: whenever one ends, the next begins in its
+    /// place. A request that cannot be met is an error of its own and does not touch the others. A text depends on its
+    /// request alone, not on what else is in the batch, as far as the kernels' order of sums does not.
+    ///
+    /// # Errors
+    /// If the device failed, and whatever `receive` fails with.
+    pub async fn generate_batch(
+        &mut self,
+        requests: &[Request],
+        mut receive: impl FnMut(usize, u32) -> Result<bool>,
+    ) -> Result<Vec<Result<Finish>>> {
+        let mut waiting: VecDeque<usize> = (0..requests.len()).collect();
+        let mut finishes: Vec<Option<Result<Finish>>> = requests.iter().map(|_| None).collect();
+        let mut jobs: Vec<Option<Job>> = (0..self.batch()).map(|_| None).collect();
+        let mut pending = vec![Vec::new(); self.batch()];
+        loop {
+            while let Some(&request) = waiting.front().filter(|_| jobs.iter().any(Option::is_none)) {
+                waiting.pop_front();
+                match self.begin(&jobs, &requests[request]) {
+                    Ok((sequence, tokens)) => {
+                        let Request { prompt, count, sampling } = &requests[request];
+                        let sampler = Sampler::new(sampling.clone(), prompt);
+                        jobs[sequence] = Some(Job { request, sampler, left: *count });
+                        pending[sequence] = tokens;
+                    }
+                    Err(error) => finishes[request] = Some(Err(error)),
+                }
             }
-            if !receive(token)? {
-                return Ok(Finish::Stopped);
-            }
-            if left == 0 {
+            if jobs.iter().all(Option::is_none) {
                 break;
             }
-            if self.position == self.context {
-                return Ok(Finish::ContextFull);
+            let needs = jobs.iter().flatten().map(|job| job.sampler.needs().ok_or(())).collect::<Result<Vec<_>, ()>>();
+            let needs = needs.ok().and_then(|needs| needs.into_iter().max());
+            let Some(likely) = self.passes.feed(&mut pending, needs).await? else { continue };
+            for b in 0..jobs.len() {
+                let Some(job) = jobs[b].as_mut().filter(|_| pending[b].is_empty()) else { continue };
+                match self.next(job, b, &likely, &mut receive)? {
+                    Next::Feed(tokens) => pending[b] = tokens,
+                    Next::End(finish) => {
+                        finishes[job.request] = Some(Ok(finish));
+                        jobs[b] = None;
+                    }
+                }
             }
-            logits = self.feed(&[token]).await?;
         }
-        Ok(Finish::Length)
+        Ok(finishes.into_iter().map(|finish| finish.expect("every request ends")).collect())
+    }
+
+    /// Gives a request the free sequence that holds most of its text already, and says what is left to feed.
+    fn begin(&mut self, jobs: &[Option<Job>], request: &Request) -> Result<(usize, Vec<u32>)> {
+        request.sampling.check()?;
+        let free = (0..jobs.len()).filter(|&b| jobs[b].is_none());
+        // Of equals the first.
+        let common = |&b: &usize| (self.passes.common(b, &request.prompt), std::cmp::Reverse(b));
+        let sequence = free.max_by_key(common).expect("the caller saw a free one");
+        Ok((sequence, self.passes.begin(sequence, &request.prompt)?))
+    }
+
+    /// What follows from what is likely behind a text.
+    fn next(
+        &mut self,
+        job: &mut Job,
+        sequence: usize,
+        likely: &Likely,
+        receive: &mut impl FnMut(usize, u32) -> Result<bool>,
+    ) -> Result<Next> {
+        if job.left == 0 {
+            return Ok(Next::End(Finish::Length));
+        }
+        let row = |len: usize| sequence * len / self.batch()..(sequence + 1) * len / self.batch();
+        let token = match likely {
+            Likely::All(logits) => job.sampler.pick(&logits[row(logits.len())])?,
+            Likely::Few(few) => job.sampler.pick_of(&few[row(few.len())])?,
+        };
+        if self.passes.model().config().eos_token_ids.contains(&token) {
+            return Ok(Next::End(Finish::EndOfText));
+        }
+        if !receive(job.request, token)? {
+            return Ok(Next::End(Finish::Stopped));
+        }
+        job.left -= 1;
+        let text = self.passes.text(sequence);
+        if job.left == 0 {
+            return Ok(Next::End(Finish::Length));
+        }
+        if text.len() < self.context() {
+            return Ok(Next::Feed(vec![token]));
+        }
+        if self.passes.options().overflow == Overflow::Stop || self.context() < 2 {
+            return Ok(Next::End(Finish::ContextFull));
+        }
+        let mut kept = self.passes.options().shifted(text);
+        kept.push(token);
+        self.passes.truncate(sequence, 0);
+        Ok(Next::Feed(kept))
     }
 }
 
-async fn executor(
-    gpu: &Gpu,
-    model: &Llama,
-    params: &dyn Declare,
-    states: &mut States,
-    context: usize,
-    tokens: usize,
-) -> Result<Executor> {
-    Executor::new(gpu, &plan(gpu, model, params, context, tokens)?, states).await
-}
-
-/// The plan that decodes `tokens` tokens at a time.
-fn plan(gpu: &Gpu, model: &Llama, params: &dyn Declare, context: usize, tokens: usize) -> Result<Plan> {
-    let mut g = Graph::new();
-    let params = params.declare(&mut g)?;
-    let ids = g.input("tokens", TensorType::u32([1, tokens]));
-    let position = g.input("position", TensorType::u32([1]));
-    let caches = model.caches(&mut g, 1, context);
-    let last = g.constant("last", TensorType::u32([1]), (tokens as u32 - 1).to_le_bytes().to_vec());
-    let rows = (tokens > 1).then_some(last);
-    let logits = model.decode(&mut g, &params, ids, position, rows, &caches)?;
-    g.output("logits", logits);
-    compile(&g, gpu.limits(), &mut First)
+/// How a text goes on.
+enum Next {
+    Feed(Vec<u32>),
+    End(Finish),
 }

@@ -43,7 +43,8 @@ pub struct Executor {
     image: Vec<u8>,
     output_bytes: u64,
     slots: Vec<Slot>,
-    pending: VecDeque<usize>,
+    /// Runs whose results were not taken: the slot, and which outputs were asked for.
+    pending: VecDeque<(usize, Vec<usize>)>,
     runs: usize,
     allocated: u64,
 }
@@ -133,6 +134,11 @@ impl Executor {
     /// # Errors
     /// If the device failed, or results were left untaken.
     pub async fn submit(&mut self) -> Result<()> {
+        self.submit_for((0..self.outputs.len()).collect()).await
+    }
+
+    /// [`Executor::submit`], of which only some outputs will be read.
+    async fn submit_for(&mut self, wanted: Vec<usize>) -> Result<()> {
         if self.pending.len() == SLOTS {
             return Err(Error::Graph("results of earlier runs were not taken".into()));
         }
@@ -151,12 +157,12 @@ impl Executor {
                 submission = self.gpu.submission();
             }
         }
-        for (wire, offset) in &self.outputs {
+        for (wire, offset) in wanted.iter().map(|&i| &self.outputs[i]) {
             let range = self.buffers[wire.buffer].range(wire.offset, wire.ty.bytes());
             submission.copy_out_at(range, &slot.readback, *offset)?;
         }
         submission.submit()?;
-        self.pending.push_back(at);
+        self.pending.push_back((at, wanted));
         Ok(())
     }
 
@@ -165,10 +171,11 @@ impl Executor {
     /// # Errors
     /// If nothing is in flight, or the device failed.
     pub async fn outputs(&mut self) -> Result<Outputs> {
-        let at = self.pending.pop_front().ok_or_else(|| Error::Graph("no run is in flight".into()))?;
+        let (at, wanted) = self.pending.pop_front().ok_or_else(|| Error::Graph("no run is in flight".into()))?;
         let take = |bytes: &[u8]| {
             let part = |wire: &Wire, offset: u64| bytes[offset as usize..][..wire.ty.bytes() as usize].to_vec();
-            self.outputs.iter().map(|(wire, offset)| (wire.name.clone(), part(wire, *offset))).collect()
+            let outputs = wanted.iter().map(|&i| &self.outputs[i]);
+            outputs.map(|(wire, offset)| (wire.name.clone(), part(wire, *offset))).collect()
         };
         self.slots[at].readback.read(&self.gpu, self.output_bytes, take).await
     }
@@ -197,6 +204,16 @@ impl Executor {
     /// As [`Executor::submit`] and [`Executor::outputs`].
     pub async fn run(&mut self) -> Result<Outputs> {
         self.submit().await?;
+        self.outputs().await
+    }
+
+    /// One run and those of its results that are named; with no name there is nothing to wait for.
+    ///
+    /// # Errors
+    /// As [`Executor::run`].
+    pub async fn run_for(&mut self, names: &[&str]) -> Result<Outputs> {
+        let named = |i: &usize| names.contains(&self.outputs[*i].0.name.as_str());
+        self.submit_for((0..self.outputs.len()).filter(named).collect()).await?;
         self.outputs().await
     }
 }

@@ -1,0 +1,98 @@
+//! What a generator is planned for, what it is asked, and how a text ends.
+
+use super::Sampling;
+use crate::base::{DType, TensorType};
+use crate::model::ModelConfig;
+
+/// What happens when a text fills the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// The text ends, with [`Finish::ContextFull`]. A prompt that does not fit is refused.
+    #[default]
+    Stop,
+    /// Of the text, the first token and the newest half of the context stay; they are fed again, and the text goes on.
+    /// Of a prompt that does not fit, the same remains.
+    Shift,
+}
+
+/// What a [`super::Generator`] is planned for: nothing more is allocated later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Tokens that each sequence can hold; at most what the model was made for.
+    pub context: usize,
+    /// Sequences at a time.
+    pub batch: usize,
+    /// Dtype of the KV cache: f32, f16 or q8_0.
+    pub cache: DType,
+    /// What happens when a sequence is full.
+    pub overflow: Overflow,
+}
+
+impl From<usize> for Options {
+    /// One sequence of this many tokens over a cache in f32.
+    fn from(context: usize) -> Self {
+        Options { context, batch: 1, cache: DType::F32, overflow: Overflow::Stop }
+    }
+}
+
+impl Options {
+    /// The same with what the model and common sense allow.
+    pub(super) fn for_model(mut self, config: &ModelConfig) -> Self {
+        self.context = self.context.clamp(1, config.max_context().max(1));
+        self.batch = self.batch.max(1);
+        self
+    }
+
+    /// Bytes of the KV cache of a model.
+    pub fn cache_bytes(&self, config: &ModelConfig) -> u64 {
+        let dims = [self.batch, self.context, config.num_key_value_heads, config.head_dim];
+        let ty = TensorType { shape: dims.into(), dtype: self.cache };
+        2 * config.num_hidden_layers as u64 * ty.bytes()
+    }
+
+    /// What stays of a text that is too long.
+    pub(super) fn shifted(&self, text: &[u32]) -> Vec<u32> {
+        let keep = (self.context / 2).min(text.len());
+        let first = text.iter().take(keep.min(1));
+        first.chain(&text[text.len() - keep.saturating_sub(1)..]).copied().collect()
+    }
+}
+
+/// One text to continue.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// The text so far.
+    pub prompt: Vec<u32>,
+    /// Most tokens to add.
+    pub count: usize,
+    /// How they are picked.
+    pub sampling: Sampling,
+}
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The model said so.
+    EndOfText,
+    /// As many tokens as were asked for.
+    Length,
+    /// The KV cache is full.
+    ContextFull,
+    /// The receiver of the tokens wanted no more.
+    Stopped,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_context_and_the_first_token_stay() {
+        let text: Vec<u32> = (0..20).collect();
+        let shifted = |context: usize, length: usize| Options::from(context).shifted(&text[..length]);
+        assert_eq!(shifted(10, 10), [0, 6, 7, 8, 9]);
+        assert_eq!(shifted(10, 20), [0, 16, 17, 18, 19]);
+        assert_eq!(shifted(3, 3), [0]);
+        assert!(shifted(1, 1).is_empty());
+    }
+}

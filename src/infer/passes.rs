@@ -1,0 +1,250 @@
+//! Runs of the model over a KV cache, planned for a few numbers of tokens at a time.
+//!
+//! B sequences, T tokens of each in one run, V vocabulary. Every run feeds up to T tokens of every sequence, each at the
+//! sequence's own position; those that have fewer, or none, are filled up on the right. What the filling leaves in the
+//! cache stands behind the sequence's end, where later tokens overwrite it before anything reads it.
+
+use super::{Options, Overflow};
+use crate::base::TensorType;
+use crate::compile::{First, Plan, compile};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::graph::Graph;
+use crate::model::Llama;
+use crate::nn::Declare;
+use crate::ops::TopK;
+use crate::run::{Executor, States, check_memory, f32s};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Numbers of tokens that runs are planned for, when they are first needed.
+const SIZES: [usize; 4] = [1, 8, 32, 128];
+/// Tokens of all sequences in one run at most, unless it is one of each: what a run needs beside the cache stays small.
+const MOST_TOKENS: usize = 1024;
+
+/// How many of the likeliest tokens are found on the device: with 128,000 logits a token, reading all of them back takes
+/// half a megabyte.
+const TOP: usize = 64;
+
+/// What may follow, of each sequence.
+pub(super) enum Likely {
+    /// Logits of all tokens, `[B,V]`.
+    All(Vec<f32>),
+    /// The likeliest tokens, descending: logits and ids.
+    Few(Vec<(f32, u32)>),
+}
+
+/// The runs of one model.
+pub(super) struct Passes {
+    gpu: Gpu,
+    model: Llama,
+    params: Arc<dyn Declare>,
+    states: States,
+    options: Options,
+    runs: BTreeMap<usize, Executor>,
+    /// What each sequence's cache holds.
+    texts: Vec<Vec<u32>>,
+    fed: u64,
+    /// How many of the likeliest tokens each run gives apart.
+    top: usize,
+}
+
+impl Passes {
+    /// Refuses what is too big for the adapter before anything is allocated or read.
+    pub(super) fn check(gpu: &Gpu, model: &Llama, params: &dyn Declare, options: &Options) -> Result<()> {
+        let config = model.config();
+        let layer = options.cache_bytes(config) / (2 * options.batch * config.num_hidden_layers.max(1)) as u64;
+        let limit = gpu.limits().max_binding_bytes;
+        if layer > limit {
+            let (context, most) = (options.context, options.context as u64 * limit / layer.max(1));
+            return Err(Error::Invalid(format!(
+                "a context of {context} tokens in a {} cache is beyond what this adapter binds at a time, which is {most} \
+                 tokens; choose a smaller context or a narrower cache",
+                options.cache
+            )));
+        }
+        check_memory(gpu, &[&plan(gpu, model, params, options, 1)?], &States::new(gpu))
+    }
+
+    pub(super) async fn new(
+        gpu: &Gpu,
+        model: &Llama,
+        params: Arc<dyn Declare>,
+        states: States,
+        options: Options,
+    ) -> Result<Passes> {
+        let (texts, top) = (vec![Vec::new(); options.batch], top(model));
+        let (gpu, model) = (gpu.clone(), model.clone());
+        let mut passes = Passes { gpu, model, params, states, options, runs: BTreeMap::new(), texts, fed: 0, top };
+        passes.run_of(1).await?;
+        Ok(passes)
+    }
+
+    pub(super) fn model(&self) -> &Llama {
+        &self.model
+    }
+
+    pub(super) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(super) fn text(&self, sequence: usize) -> &[u32] {
+        &self.texts[sequence]
+    }
+
+    /// Tokens fed so far, fillings left out.
+    pub(super) fn fed(&self) -> u64 {
+        self.fed
+    }
+
+    /// Forgets what a sequence holds beyond its first `length` tokens.
+    pub(super) fn truncate(&mut self, sequence: usize, length: usize) {
+        self.texts[sequence].truncate(length);
+    }
+
+    /// Makes a sequence hold the beginning of `text`, as much as it holds already, but not all; gives what is left to
+    /// feed.
+    pub(super) fn begin(&mut self, sequence: usize, text: &[u32]) -> Result<Vec<u32>> {
+        if text.is_empty() {
+            return Err(Error::Invalid("the prompt is empty; give at least one token".into()));
+        }
+        let text = self.fitting(text)?;
+        let common = self.common(sequence, &text);
+        self.truncate(sequence, common);
+        Ok(text[common..].to_vec())
+    }
+
+    /// How much of a text a sequence holds; not all, since its last token must be fed to know what follows.
+    pub(super) fn common(&self, sequence: usize, text: &[u32]) -> usize {
+        let same = self.texts[sequence].iter().zip(text).take_while(|(a, b)| a == b).count();
+        same.min(text.len().saturating_sub(1))
+    }
+
+    /// A text that fits the context, or what the overflow's rule leaves of it.
+    fn fitting(&self, text: &[u32]) -> Result<Vec<u32>> {
+        let (n, context) = (text.len(), self.options.context);
+        match self.options.overflow {
+            _ if n <= context => Ok(text.to_vec()),
+            Overflow::Shift if context > 1 => Ok(self.options.shifted(text)),
+            _ => Err(too_long(n, context)),
+        }
+    }
+
+    /// Feeds the first of each sequence's pending tokens, as many as one run takes, and removes them. If that was the last
+    /// of a sequence's, gives what may follow; rows of sequences that are not at their end say nothing. Of the logits no
+    /// more are read back than the `needs` likeliest, where that is known and few.
+    ///
+    /// # Errors
+    /// If a sequence would hold more than the context, or the device fails.
+    pub(super) async fn feed(&mut self, pending: &mut [Vec<u32>], needs: Option<usize>) -> Result<Option<Likely>> {
+        let (batch, context) = (self.options.batch, self.options.context);
+        for (text, new) in self.texts.iter().zip(pending.iter()) {
+            if text.len() + new.len() > context {
+                return Err(too_long(text.len() + new.len(), context));
+            }
+        }
+        let time = size(pending.iter().map(Vec::len).max().unwrap_or(0), batch);
+        let wanted = pending.iter().any(|new| (1..=time).contains(&new.len()));
+        let (mut tokens, mut rows) = (vec![0_u32; batch * time], vec![0_u32; batch]);
+        for (b, new) in pending.iter().enumerate() {
+            let count = new.len().min(time);
+            tokens[b * time..b * time + count].copy_from_slice(&new[..count]);
+            rows[b] = (b * time + count.max(1) - 1) as u32;
+        }
+        let positions: Vec<u32> = self.texts.iter().map(|text| text.len() as u32).collect();
+        let top = self.top;
+        let run = self.run_of(time).await?;
+        run.set("tokens", &tokens)?;
+        run.set("position", &positions)?;
+        run.set("rows", &rows)?;
+        let few = needs.is_some_and(|needs| needs <= top);
+        let names: &[&str] = match (wanted, few) {
+            (false, _) => &[],
+            (true, true) => &["top.values", "top.ids"],
+            (true, false) => &["logits"],
+        };
+        let outputs = run.run_for(names).await?;
+        for (text, new) in self.texts.iter_mut().zip(pending) {
+            let count = new.len().min(time);
+            text.extend(new.drain(..count));
+            self.fed += count as u64;
+        }
+        let ids = || outputs["top.ids"].chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
+        Ok(wanted.then(|| match few {
+            true => Likely::Few(f32s(&outputs, "top.values").into_iter().zip(ids()).collect()),
+            false => Likely::All(f32s(&outputs, "logits")),
+        }))
+    }
+
+    async fn run_of(&mut self, time: usize) -> Result<&mut Executor> {
+        if !self.runs.contains_key(&time) {
+            let plan = plan(&self.gpu, &self.model, &*self.params, &self.options, time)?;
+            let run = Executor::new(&self.gpu, &plan, &mut self.states).await?;
+            self.runs.insert(time, run);
+        }
+        Ok(self.runs.get_mut(&time).expect("made above"))
+    }
+}
+
+fn too_long(n: usize, context: usize) -> Error {
+    Error::Invalid(format!("the text has {n} tokens and the model's context holds {context}; shorten the prompt"))
+}
+
+/// Tokens of the next run where `pending` are left: all of them if that wastes less than half of it, else as many whole
+/// ones as there are.
+fn size(pending: usize, batch: usize) -> usize {
+    let sizes = || SIZES.into_iter().filter(|&size| size == 1 || size * batch <= MOST_TOKENS);
+    let below = sizes().filter(|&size| size <= pending).max().unwrap_or(1);
+    match sizes().find(|&size| size >= pending) {
+        // Below eight, one run costs little more than one token does.
+        Some(above) if 2 * pending > above || pending < 8 => above,
+        _ => below,
+    }
+}
+
+fn top(model: &Llama) -> usize {
+    TOP.min(model.config().vocab_size)
+}
+
+/// The plan that feeds `time` tokens of each sequence.
+fn plan(gpu: &Gpu, model: &Llama, params: &dyn Declare, options: &Options, time: usize) -> Result<Plan> {
+    let batch = options.batch;
+    let mut g = Graph::new();
+    let params = params.declare(&mut g)?;
+    let ids = g.input("tokens", TensorType::u32([batch, time]));
+    let position = g.input("position", TensorType::u32([batch]));
+    let rows = g.input("rows", TensorType::u32([batch]));
+    let caches = model.caches(&mut g, batch, options.context, options.cache);
+    let logits = model.decode(&mut g, &params, ids, position, (time > 1).then_some(rows), &caches)?;
+    let likeliest = g.apply(TopK { k: top(model) }, &[logits])?;
+    g.output("logits", logits);
+    g.output("top.values", likeliest[0]);
+    g.output("top.ids", likeliest[1]);
+    compile(&g, gpu.limits(), &mut First)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_takes_few_runs() {
+        let sizes = |mut pending: usize, batch: usize| {
+            let mut taken = Vec::new();
+            while pending > 0 {
+                let size = size(pending, batch);
+                taken.push(size);
+                pending -= size.min(pending);
+            }
+            taken
+        };
+        assert_eq!(sizes(1, 1), [1]);
+        assert_eq!(sizes(5, 1), [8]);
+        assert_eq!(sizes(544, 1), [128, 128, 128, 128, 32]);
+        assert_eq!(sizes(50, 1), [32, 32]);
+        assert_eq!(sizes(43, 1), [32, 8, 8]);
+        assert_eq!(sizes(100, 1), [128]);
+        assert_eq!(sizes(200, 30), [32, 32, 32, 32, 32, 32, 8]);
+        assert_eq!(sizes(3, 2000), [1, 1, 1]);
+    }
+}
