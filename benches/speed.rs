@@ -1,7 +1,7 @@
-//! The figures of docs/benchmarks.md that are Danlu's own: matmul and whole training steps, on the adapter
+//! The figures of docs/benchmarks.md that are Danlu's own: matmul, weights of every dtype and whole training steps, on the adapter
 //! that `DANLU_ADAPTER` names or the automatic one. Items are floating-point operations: Gitem/s are GFLOP/s.
 
-use danlu::base::{Limits, TensorType};
+use danlu::base::{DType, Limits, TensorType};
 use danlu::compile::{Plan, compile};
 use danlu::gpu::{Gpu, Selector};
 use danlu::graph::Graph;
@@ -38,6 +38,20 @@ fn matmul(bencher: Bencher, n: usize) {
         // One number comes back, so that the transfer of the product is not part of the figure.
         let c = g.sum_to(c, &TensorType::f32([1])).unwrap();
         g.output("sum", c);
+        compile(&g, limits, tuner).unwrap()
+    });
+}
+
+/// Rows of x by a weight of `[1536,768]` in each dtype: decoding takes one row, prefill many.
+#[divan::bench(args = DType::WEIGHTS, consts = [1, 4, 128], max_time = 2)]
+fn linear<const M: usize>(bencher: Bencher, dtype: DType) {
+    bench(bencher, |limits, tuner| {
+        let mut g = Graph::new();
+        let w = TensorType { shape: [1536, 768].into(), dtype };
+        let (x, w) = (g.input("x", TensorType::f32([M, 768])), g.state("w", w));
+        let y = g.apply1(MatMul::linear(), &[x, w]).unwrap();
+        let y = g.sum_to(y, &TensorType::f32([1])).unwrap();
+        g.output("sum", y);
         compile(&g, limits, tuner).unwrap()
     });
 }

@@ -1,9 +1,8 @@
 // matmul_rows: c = op(a) op(b) for adapters whose subgroups have at least 8 lanes and are a CPU's SIMD registers
 // (lavapipe). A lane makes COLUMNS neighbouring columns of 8 GROUPS rows; it loads one row of op(a) in eight and hands
 // it to the others, so that one load serves many multiply-adds. Not for subgroups of 4: matmul_tile is.
-// TA: a is [k,m]; TB: b is [n,k]. VECTOR_A: a as vec4 (k % 4 = 0, and with TA m % 4 = 0). FOUR_B: b by four elements of a
-// row, either PACKED (lib/weight.wgsl) or VECTOR_B, as vec4 (TB and k % 4 = 0, or not TB, n % 4 = 0 and COLUMNS = 4).
-// TAIL: k % 4 may not be 0.
+// TA: a is [k,m]; TB: b is [n,k]. VECTOR_A: a as vec4 (k % 4 = 0, and with TA m % 4 = 0). VECTOR_B: b by four elements of
+// a row (lib/four_b.wgsl: packed, or rows of b divide by four), and COLUMNS = 4 if not TB. TAIL: k % 4 may not be 0.
 struct Params { // as in matmul_tile.wgsl
     m: u32, n: u32, k: u32,
     row_a: u32, row_b: u32, row_c: u32,
@@ -18,18 +17,10 @@ struct Params { // as in matmul_tile.wgsl
 #else
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 #endif
-#if PACKED
-@group(0) @binding(2) var<storage, read> b: array<u32>;
-fn word(at: u32) -> u32 {
-    return b[at];
-}
-#import lib/weight.wgsl
-#else
 #if VECTOR_B
-@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
+#import lib/four_b.wgsl
 #else
 @group(0) @binding(2) var<storage, read> b: array<f32>;
-#endif
 #endif
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 #import lib/eight.wgsl
@@ -77,23 +68,7 @@ fn load_a(base: u32, first: u32, k: u32, lane: u32) -> array<vec4<f32>, 8> {
 }
 #endif
 
-#if FOUR_B
-// Four elements of row r of b, from column s of b on. Beyond the edges valid neighbours are read.
-fn four_b(base: u32, r: u32, s: u32) -> vec4<f32> {
-#if PACKED
-#if TB
-    return weight4(base + r * params.row_b, s, params.k);
-#else
-    return weight4(base + r * params.row_b, s, params.n);
-#endif
-#else
-#if TB
-    return b[(base + r * params.row_b + s) / 4u];
-#else
-    return b[(base + r * params.row_b + min(s, params.n - 4u)) / 4u];
-#endif
-#endif
-}
+#if VECTOR_B
 #else
 fn at_b(base: u32, column: u32, k: u32) -> f32 {
 #if TAIL
@@ -119,17 +94,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var k = 0u; k < params.k; k += 4u) {
         // bs[j] holds four k of column j. Edges read a valid neighbour; the store below is guarded.
         var bs: array<vec4<f32>, COLUMNS>;
-#if FOUR_B
+#if VECTOR_B
 #if TB
         for (var j = 0u; j < COLUMNS; j++) {
-            bs[j] = four_b(base_b, min(column + j, params.n - 1u), k);
+            bs[j] = weight4(base_b + min(column + j, params.n - 1u) * params.row_b, k, params.k);
         }
 #else
         for (var d = 0u; d < 4u; d++) {
 #if TAIL
-            let v = select(vec4<f32>(), four_b(base_b, min(k + d, params.k - 1u), column), k + d < params.k);
+            let v = select(vec4<f32>(), weight4(base_b + min(k + d, params.k - 1u) * params.row_b, column, params.n), k + d < params.k);
 #else
-            let v = four_b(base_b, k + d, column);
+            let v = weight4(base_b + (k + d) * params.row_b, column, params.n);
 #endif
             bs[0][d] = v.x;
             bs[1][d] = v.y;

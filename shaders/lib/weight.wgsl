@@ -1,6 +1,6 @@
-// weight: four neighbouring elements of a weight's row, whatever its dtype (src/base/packed.rs says what blocks hold).
-// The importing file says `fn word(at: u32) -> u32`, a word of the weight; the header names the dtype. A row begins at
-// word `row` and has `width` elements; where k lies beyond them, valid neighbours are read instead.
+// weight: elements of a weight's row, whatever its dtype (src/base/packed.rs says what blocks hold). The importing file
+// says `fn word(at: u32) -> u32`, a word of the weight; the header names the dtype. A row begins at word `row` and has
+// `width` elements; where k lies beyond them, valid neighbours are read instead.
 #if BLOCK_32
 #import lib/weight_32.wgsl
 #endif
@@ -8,8 +8,12 @@
 #import lib/weight_256.wgsl
 #endif
 
+// The four bytes of a word, and small integers as floats: for AVX2 only signed ones are one instruction.
 fn bytes(w: u32) -> vec4<u32> {
     return vec4(w) >> vec4(0u, 8u, 16u, 24u);
+}
+fn floats(w: vec4<u32>) -> vec4<f32> {
+    return vec4<f32>(bitcast<vec4<i32>>(w));
 }
 
 #if F32
@@ -32,10 +36,10 @@ fn weight4(row: u32, k: u32, width: u32) -> vec4<f32> {
 }
 #endif
 #if BLOCK
-// Blocks: scale times quant plus offset, where scale and offset are those of 16 elements.
+// Blocks: an element is scale times quant plus offset; weight_scale gives scale and offset of the 16 elements around k.
 fn weight4(row: u32, k: u32, width: u32) -> vec4<f32> {
     let at = min(k, width - 4u);
     let scale = weight_scale(row, at);
-    return vec4<f32>(weight_quants(row, at)) * scale.x + scale.y;
+    return weight_quants(row, at) * scale.x + scale.y;
 }
 #endif

@@ -5,8 +5,13 @@ fn byte(at: u32, i: u32) -> u32 {
     return word(at + i / 4u) >> (i % 4u * 8u) & 255u;
 }
 
-fn four(w: vec4<u32>) -> vec4<i32> {
-    return bitcast<vec4<i32>>(w);
+// The quants of 32 elements, of which no two share a word.
+fn weight_quants32(row: u32, k: u32) -> array<vec4<f32>, 8> {
+    var q: array<vec4<f32>, 8>;
+    for (var i = 0u; i < 8u; i++) {
+        q[i] = weight_quants(row, k + 4u * i);
+    }
+    return q;
 }
 
 #if Q2_K
@@ -16,9 +21,9 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     return unpack2x16float(word(at + 20u)) * vec2(f32(scale & 15u), -f32(scale >> 4u));
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<i32> {
+fn weight_quants(row: u32, k: u32) -> vec4<f32> {
     let at = row + k / 256u * 21u + 4u + k % 256u / 128u * 8u + k % 32u / 4u;
-    return four(bytes(word(at) >> (k % 128u / 32u * 2u)) & vec4(3u));
+    return floats(bytes(word(at) >> (k % 128u / 32u * 2u)) & vec4(3u));
 }
 #endif
 #if Q3_K
@@ -27,14 +32,15 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     let s = k % 256u / 16u;
     let low = byte(at + 24u, s % 8u) >> (s / 8u * 4u) & 15u;
     let high = byte(at + 26u, s % 4u) >> (s / 4u * 2u) & 3u;
-    return vec2(unpack2x16float(word(at + 27u)).x * f32(i32(low | high << 4u) - 32), 0.0);
+    let scale = unpack2x16float(word(at + 27u)).x * f32(i32(low | high << 4u) - 32);
+    return vec2(scale, -4.0 * scale);
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<i32> {
+fn weight_quants(row: u32, k: u32) -> vec4<f32> {
     let at = row + k / 256u * 28u;
     let low = bytes(word(at + 8u + k % 256u / 128u * 8u + k % 32u / 4u) >> (k % 128u / 32u * 2u)) & vec4(3u);
     let high = bytes(word(at + k % 32u / 4u) >> (k % 256u / 32u)) & vec4(1u);
-    return four(low | high << vec4(2u)) - vec4(4);
+    return floats(low | high << vec4(2u));
 }
 #endif
 #if SIX_BIT_SCALES
@@ -49,14 +55,14 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     return unpack2x16float(word(at)) * vec2(scale.x, -scale.y);
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<i32> {
+fn weight_quants(row: u32, k: u32) -> vec4<f32> {
     let at = row + k / 256u * WORDS;
     let j = k % 256u / 32u;
     let low = bytes(word(at + WORDS - 32u + k % 256u / 64u * 8u + k % 32u / 4u) >> (j % 2u * 4u)) & vec4(15u);
 #if HIGH_BITS
-    return four(low | (bytes(word(at + 4u + k % 32u / 4u) >> j) & vec4(1u)) << vec4(4u));
+    return floats(low | (bytes(word(at + 4u + k % 32u / 4u) >> j) & vec4(1u)) << vec4(4u));
 #else
-    return four(low);
+    return floats(low);
 #endif
 }
 #if HIGH_BITS
@@ -68,16 +74,17 @@ const WORDS = 36u;
 #if Q6_K
 fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     let at = row + k / 256u * 53u;
-    let scale = i32(byte(at + 48u, k % 256u / 16u) << 24u) >> 24u;
-    return vec2(unpack2x16float(word(at + 52u)).x * f32(scale), 0.0);
+    let signed = i32(byte(at + 48u, k % 256u / 16u) << 24u) >> 24u;
+    let scale = unpack2x16float(word(at + 52u)).x * f32(signed);
+    return vec2(scale, -32.0 * scale);
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<i32> {
+fn weight_quants(row: u32, k: u32) -> vec4<f32> {
     let half = k % 256u / 128u;
     let part = k % 128u / 32u;
     let at = row + k / 256u * 53u + k % 32u / 4u;
     let low = bytes(word(at + half * 16u + part % 2u * 8u) >> (part / 2u * 4u)) & vec4(15u);
     let high = bytes(word(at + 32u + half * 8u) >> (part * 2u)) & vec4(3u);
-    return four(low | high << vec4(4u)) - vec4(32);
+    return floats(low | high << vec4(4u));
 }
 #endif

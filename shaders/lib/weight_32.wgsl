@@ -5,41 +5,61 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     return vec2(unpack2x16float(word(row + k / 32u * 9u)).x, 0.0);
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<i32> {
-    return bitcast<vec4<i32>>(vec4(word(row + k / 32u * 9u + 1u + k % 32u / 4u)) << vec4(24u, 16u, 8u, 0u)) >> vec4(24u);
+fn weight_quants(row: u32, k: u32) -> vec4<f32> {
+    let w = vec4(word(row + k / 32u * 9u + 1u + k % 32u / 4u)) << vec4(24u, 16u, 8u, 0u);
+    return vec4<f32>(bitcast<vec4<i32>>(w) >> vec4(24u));
+}
+
+fn weight_quants32(row: u32, k: u32) -> array<vec4<f32>, 8> {
+    var q: array<vec4<f32>, 8>;
+    for (var i = 0u; i < 8u; i++) {
+        q[i] = weight_quants(row, k + 4u * i);
+    }
+    return q;
 }
 #else
 #if HIGH_BITS
 const WORDS = 6u;
+const CENTRE = 16.0;
 #else
 const WORDS = 5u;
+const CENTRE = 8.0;
 #endif
 
-// The centre of quants without a minimum is in weight_quants, which is exact.
 fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     let v = unpack2x16float(word(row + k / 32u * WORDS));
 #if MINIMUM
     return v;
 #else
-    return vec2(v.x, 0.0);
+    return vec2(v.x, -CENTRE * v.x);
 #endif
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<i32> {
-    let at = row + k / 32u * WORDS;
-    let low = bytes(word(at + WORDS - 4u + k % 16u / 4u) >> (k % 32u / 16u * 4u)) & vec4(15u);
+// Low nibbles of a word of quants, with the fifth bits that `high` has of them from its lowest on.
+fn nibbles(quants: u32, high: u32) -> vec4<f32> {
+    let low = bytes(quants) & vec4(15u);
 #if HIGH_BITS
-    let high = (vec4(word(at + 1u)) >> (vec4(k % 32u) + vec4(0u, 1u, 2u, 3u)) & vec4(1u)) << vec4(4u);
-    let quants = bitcast<vec4<i32>>(low | high);
-    let centre = 16;
+    return floats(low | (vec4(high) >> vec4(0u, 1u, 2u, 3u) & vec4(1u)) << vec4(4u));
 #else
-    let quants = bitcast<vec4<i32>>(low);
-    let centre = 8;
+    return floats(low);
 #endif
-#if MINIMUM
-    return quants;
-#else
-    return quants - vec4(centre);
-#endif
+}
+
+fn weight_quants(row: u32, k: u32) -> vec4<f32> {
+    let at = row + k / 32u * WORDS;
+    return nibbles(word(at + WORDS - 4u + k % 16u / 4u) >> (k % 32u / 16u * 4u), word(at + 1u) >> (k % 32u));
+}
+
+// The quants of a block: each word is loaded once.
+fn weight_quants32(row: u32, k: u32) -> array<vec4<f32>, 8> {
+    let at = row + k / 32u * WORDS;
+    let high = word(at + 1u);
+    var q: array<vec4<f32>, 8>;
+    for (var i = 0u; i < 4u; i++) {
+        let w = word(at + WORDS - 4u + i);
+        q[i] = nibbles(w, high >> (4u * i));
+        q[i + 4u] = nibbles(w >> 4u, high >> (4u * i + 16u));
+    }
+    return q;
 }
 #endif

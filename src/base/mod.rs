@@ -3,6 +3,8 @@
 mod array;
 mod limits;
 pub mod packed;
+#[cfg(test)]
+mod packed_tests;
 mod rng;
 mod tensor_type;
 mod tolerance;

@@ -13,7 +13,13 @@ pub(super) struct Tier {
     tile: [usize; 2],
 }
 
-/// Columns of one lane of `matmul_rows.wgsl`, measured on lavapipe; VECTOR_B and PACKED rely on its being 4.
+impl Tier {
+    fn constant(self, name: &'static str, value: usize) -> Self {
+        Tier { kernel: self.kernel.constant(name, value), ..self }
+    }
+}
+
+/// Columns of one lane of `matmul_rows.wgsl`, measured on lavapipe; VECTOR_B relies on its being 4.
 const ROWS_COLUMNS: usize = 4;
 
 /// The product of one node, its operands counted in words.
@@ -39,41 +45,52 @@ impl MatMul {
     /// Candidates in the order in which they are expected to be fast.
     pub(super) fn tiers(&self, io: &Io, limits: &Limits) -> Vec<Tier> {
         let (s, dtype) = (self.io_sizes(io), io.inputs[1].dtype);
-        let tile = |m: usize, n: usize| Tier {
-            kernel: self
-                .layout("matmul_tile", format!("tile_{m}x{n}"), dtype)
-                .constant("TILE_M", m)
-                .constant("TILE_N", n)
-                .constant("TILE_K", 16),
-            tile: [m, n],
-        };
+        // Kernels that hand values from lane to lane of a workgroup of eight, which must lie in one subgroup.
+        let hands_on = limits.is_cpu && limits.min_subgroup >= 8;
+        let is_linear = self.transpose_b && !self.transpose_a && s.k.is_multiple_of(4);
         let mut tiers = Vec::new();
-        // The rows kernel hands values from lane to lane of a workgroup of eight, which must lie in one subgroup.
-        if limits.is_cpu && limits.min_subgroup >= 8 {
-            let groups = if s.m <= 8 { 1 } else { 2 };
-            let vector_a = s.k.is_multiple_of(4) && (!self.transpose_a || s.m.is_multiple_of(4));
-            let row_b = if self.transpose_b { s.k } else { s.n };
-            let vector_b = !dtype.is_packed() && row_b.is_multiple_of(4);
-            let kernel = self
-                .layout("matmul_rows", format!("rows_{}x{ROWS_COLUMNS}", 8 * groups), dtype)
-                .constant("GROUPS", groups)
-                .constant("COLUMNS", ROWS_COLUMNS)
-                .constant("VECTOR_A", usize::from(vector_a))
-                .constant("VECTOR_B", usize::from(vector_b))
-                .constant("FOUR_B", usize::from(vector_b || dtype.is_packed()))
-                .constant("TAIL", usize::from(!s.k.is_multiple_of(4)));
-            tiers.push(Tier { kernel, tile: [8 * groups, 8 * ROWS_COLUMNS] });
+        if hands_on && is_linear && s.m <= 4 {
+            let rows = s.m.next_power_of_two();
+            let tier = self.tier("matvec_lanes", format!("lanes_{rows}"), dtype, [rows, 8]);
+            tiers.push(tier.constant("ROWS", rows));
         }
-        // Each dtype has pipelines of its own, which take time to compile: for packed ones the same tiles everywhere.
-        let large = if limits.is_cpu && !dtype.is_packed() { tile(128, 64) } else { tile(64, 64) };
-        tiers.extend([large, tile(32, 32)]);
+        if hands_on {
+            tiers.push(self.rows(s, dtype));
+        } else if is_linear && s.m <= 8 {
+            // So many lanes share a row that each has some four blocks of it.
+            let (rows, lanes) = (s.m.next_power_of_two(), (s.k / 128).next_power_of_two().clamp(4, 32));
+            let tier = self.tier("matvec_groups", format!("groups_{rows}"), dtype, [rows, 64 / lanes]);
+            tiers.push(tier.constant("ROWS", rows).constant("LANES", lanes));
+        }
+        // Every dtype has pipelines of its own, which take time to compile: packed ones have no more than they need.
+        if !(hands_on && dtype.is_packed()) {
+            let large = if limits.is_cpu && !dtype.is_packed() { [128, 64] } else { [64, 64] };
+            tiers.extend([large, [32, 32]].map(|[m, n]| {
+                let tier = self.tier("matmul_tile", format!("tile_{m}x{n}"), dtype, [m, n]);
+                tier.constant("TILE_M", m).constant("TILE_N", n).constant("TILE_K", 16)
+            }));
+        }
         tiers
     }
 
-    fn layout(&self, shader: &'static str, variant: String, dtype: DType) -> Kernel {
+    fn rows(&self, s: Sizes, dtype: DType) -> Tier {
+        let groups = if s.m <= 8 { 1 } else { 2 };
+        let vector_a = s.k.is_multiple_of(4) && (!self.transpose_a || s.m.is_multiple_of(4));
+        let vector_b = dtype.is_packed() || if self.transpose_b { s.k } else { s.n }.is_multiple_of(4);
+        let name = format!("rows_{}x{ROWS_COLUMNS}", 8 * groups);
+        self.tier("matmul_rows", name, dtype, [8 * groups, 8 * ROWS_COLUMNS])
+            .constant("GROUPS", groups)
+            .constant("COLUMNS", ROWS_COLUMNS)
+            .constant("VECTOR_A", usize::from(vector_a))
+            .constant("VECTOR_B", usize::from(vector_b))
+            .constant("TAIL", usize::from(!s.k.is_multiple_of(4)))
+    }
+
+    fn tier(&self, shader: &'static str, variant: String, dtype: DType, tile: [usize; 2]) -> Tier {
         let flags = (usize::from(self.transpose_a), usize::from(self.transpose_b));
         let kernel = Kernel::new(shader, variant).constant("TA", flags.0).constant("TB", flags.1);
-        if dtype.is_packed() { weight::header(kernel.constant("PACKED", 1), dtype) } else { kernel }
+        let is_packed = dtype.is_packed();
+        Tier { kernel: if is_packed { weight::header(kernel.constant("PACKED", 1), dtype) } else { kernel }, tile }
     }
 
     /// The dispatches that cover the product, each within the limits.

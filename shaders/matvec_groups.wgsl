@@ -1,0 +1,67 @@
+// matvec_groups: c = a b' for few rows of a, on GPUs. LANES lanes of a workgroup of 64 walk along one row of b together,
+// each over blocks or quads of its own, and then add up in shared memory: right for any subgroup size.
+struct Params { // as in matmul_tile.wgsl; k is never cut, so this is the first and the last part
+    m: u32, n: u32, k: u32,
+    row_a: u32, row_b: u32, row_c: u32,
+    batch_a: u32, batch_b: u32, batch_c: u32,
+    skip_a: u32, skip_b: u32, skip_c: u32,
+    whole_a: u32, whole_c: u32,
+    first: u32, last: u32,
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> c: array<f32>;
+#import lib/product.wgsl
+#import lib/four_a.wgsl
+#hook prologue
+#hook epilogue
+
+var<workgroup> sums: array<f32, 64 * ROWS>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let along = lane % LANES;
+    let column = group.x * (64u / LANES) + lane / LANES;
+    let first = group.y * ROWS;
+    let base_a = params.skip_a + group.z * params.batch_a;
+    // Edges read a valid neighbour; the store below is guarded.
+    let row_b = params.skip_b + group.z * params.batch_b + min(column, params.n - 1u) * params.row_b;
+#if BLOCK
+    // A lane takes whole blocks, of which neighbours lie side by side.
+    let begin = 32u * along;
+    let step = 4u;
+#else
+    let begin = 4u * along;
+    let step = 4u * LANES;
+#endif
+    var acc: array<f32, ROWS>;
+    for (var k = begin; k < params.k; k += 32u * LANES) {
+        let w = stored(row_b, k, step, params.k);
+        for (var r = 0u; r < ROWS; r++) {
+            var x: array<vec4<f32>, 8>;
+            for (var i = 0u; i < 8u; i++) {
+                x[i] = four_a(base_a + min(first + r, params.m - 1u) * params.row_a, k + step * i);
+            }
+            let low = sum4((x[0] + x[1]) + (x[2] + x[3]));
+            let high = sum4((x[4] + x[5]) + (x[6] + x[7]));
+            acc[r] += product(w, x, vec2(low, high));
+        }
+    }
+    for (var r = 0u; r < ROWS; r++) {
+        sums[64u * r + lane] = acc[r];
+    }
+    for (var width = LANES / 2u; width > 0u; width = width / 2u) {
+        workgroupBarrier();
+        if along < width {
+            for (var r = 0u; r < ROWS; r++) {
+                sums[64u * r + lane] += sums[64u * r + lane + width];
+            }
+        }
+    }
+    if along == 0u && column < params.n {
+        for (var r = 0u; r < min(ROWS, params.m - first); r++) {
+            let at = params.skip_c + group.z * params.batch_c + (first + r) * params.row_c + column;
+            c[at] = epilogue(sums[64u * r + lane], params.whole_c + at);
+        }
+    }
+}
