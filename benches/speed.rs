@@ -1,5 +1,5 @@
-//! The figures of docs/benchmarks.md that are Danlu's own: matmul, weights of every dtype and whole training steps, on the adapter
-//! that `DANLU_ADAPTER` names or the automatic one. Items are floating-point operations: Gitem/s are GFLOP/s.
+//! The figures of docs/benchmarks.md that are Danlu's own: matmul, weights of every dtype and whole training steps, on
+//! the adapter that `DANLU_ADAPTER` names or the automatic one. Items are floating-point operations: Gitem/s are GFLOP/s.
 
 use danlu::base::{DType, Limits, TensorType};
 use danlu::compile::{Plan, compile};

@@ -49,7 +49,8 @@ impl MatMul {
         let hands_on = limits.is_cpu && limits.min_subgroup >= 8;
         let is_linear = self.transpose_b && !self.transpose_a && s.k.is_multiple_of(4);
         let mut tiers = Vec::new();
-        if hands_on && is_linear && s.m <= 4 {
+        // Measured: beyond these the rows kernel is faster.
+        if hands_on && is_linear && s.m <= if dtype.is_packed() { 4 } else { 2 } {
             let rows = s.m.next_power_of_two();
             let tier = self.tier("matvec_lanes", format!("lanes_{rows}"), dtype, [rows, 8]);
             tiers.push(tier.constant("ROWS", rows));
