@@ -114,10 +114,13 @@ fn on_the_device(gpu: &Gpu, golden: &Golden) -> Numbers {
 }
 
 #[test]
-fn every_family_has_a_row() {
+fn every_family_has_a_golden_and_a_line() {
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/families.md")).unwrap();
     for family in FAMILIES {
         let row = ROWS.iter().find(|(_, name, _)| *name == family.name);
         assert!(row.is_some(), "no golden for {}; add one to tests/goldens/families.py", family.name);
+        let line = format!("| {} | `{}` |", family.models, family.architectures[0]);
+        assert!(page.contains(&line), "docs/families.md has no line {line}");
     }
 }
 

@@ -192,3 +192,39 @@ fn a_run_asked_to_stop_saves_what_it_has() {
     let saved = load_folder(&recipe.out, &load_config(&recipe.out).unwrap(), &trainer.layout).unwrap();
     assert!(saved == block_on(trainer.pages()).unwrap());
 }
+
+/// Families that store otherwise, or have parameters that LLaMA has not: every one of them is trained, and what is saved
+/// is what was trained.
+#[test]
+fn families_are_trained_and_saved_in_their_own_form() {
+    let gpu = common::gpu();
+    for (row, stored) in [
+        ("qwen2", "model.layers.0.self_attn.k_proj.bias"),
+        ("olmo2", "model.layers.0.post_feedforward_layernorm.weight"),
+        ("qwen3-moe", "model.layers.0.mlp.experts.5.down_proj.weight"),
+        ("phi3", "model.layers.0.self_attn.qkv_proj.weight"),
+        ("baichuan2-13b", "model.layers.0.self_attn.W_pack.weight"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = Recipe { steps: 3, ..recipe(folder.path(), 5) };
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/families").join(row);
+        let text = std::fs::read_to_string(golden.join("config.json")).unwrap();
+        let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        // What a byte-level tokenizer needs.
+        config["vocab_size"] = 300.into();
+        std::fs::write(&recipe.config, config.to_string()).unwrap();
+        let (told, prepared, trainer) = train(&gpu, &recipe, folder.path(), None);
+        assert_eq!((told.interrupted, prepared.config.family.name), (Some(false), row));
+
+        let fresh = trainer.layout.init(recipe.seed);
+        let trained = block_on(trainer.pages()).unwrap();
+        for ((spec, before), (_, after)) in trainer.layout.tensors(&fresh).zip(trainer.layout.tensors(&trained)) {
+            assert_ne!(before, after, "{row}: {} was not trained", spec.name);
+        }
+        let config = load_config(&recipe.out).unwrap();
+        assert_eq!(config, prepared.config);
+        assert!(load_folder(&recipe.out, &config, &trainer.layout).unwrap() == trained, "{row}");
+        let bytes = std::fs::read(recipe.out.join("model.safetensors")).unwrap();
+        assert!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(stored).is_ok(), "{row} lacks {stored}");
+    }
+}

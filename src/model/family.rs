@@ -327,3 +327,7 @@ impl Serialize for Family {
         serializer.serialize_str(self.name)
     }
 }
+
+#[cfg(test)]
+#[path = "family_tests.rs"]
+mod tests;

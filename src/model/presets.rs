@@ -8,11 +8,15 @@ use std::path::Path;
 pub const DEFAULT_PRESET: &str = "story-1m";
 
 /// Name and config.json of every preset.
-pub const PRESETS: [(&str, &str); 5] = [
+pub const PRESETS: [(&str, &str); 9] = [
     ("story-1m", include_str!("../../models/story-1m/config.json")),
     ("story-4m", include_str!("../../models/story-4m/config.json")),
     ("smollm2-135m", include_str!("../../models/smollm2-135m/config.json")),
+    ("qwen2.5-0.5b", include_str!("../../models/qwen2.5-0.5b/config.json")),
+    ("qwen3-0.6b", include_str!("../../models/qwen3-0.6b/config.json")),
     ("tinyllama-1.1b", include_str!("../../models/tinyllama-1.1b/config.json")),
+    ("llama-3.2-1b", include_str!("../../models/llama-3.2-1b/config.json")),
+    ("smollm3-3b", include_str!("../../models/smollm3-3b/config.json")),
     ("llama-3-8b", include_str!("../../models/llama-3-8b/config.json")),
 ];
 
@@ -54,7 +58,11 @@ mod tests {
             ("story-1m", 869_504),
             ("story-4m", 4_213_504),
             ("smollm2-135m", 134_515_008),
+            ("qwen2.5-0.5b", 494_032_768),
+            ("qwen3-0.6b", 596_049_920),
             ("tinyllama-1.1b", 1_100_048_384),
+            ("llama-3.2-1b", 1_235_814_400),
+            ("smollm3-3b", 3_075_098_624),
             ("llama-3-8b", 8_030_261_248),
         ];
         assert_eq!(counts, expected);
@@ -66,7 +74,8 @@ mod tests {
         assert_eq!(
             find_config("gpt-5").unwrap_err().to_string(),
             "\"gpt-5\" is neither a preset nor a config.json nor a folder with one; \
-             presets: story-1m, story-4m, smollm2-135m, tinyllama-1.1b, llama-3-8b"
+             presets: story-1m, story-4m, smollm2-135m, qwen2.5-0.5b, qwen3-0.6b, tinyllama-1.1b, llama-3.2-1b, \
+             smollm3-3b, llama-3-8b"
         );
     }
 
