@@ -39,9 +39,6 @@ const ROWS: &[(&str, &str, &str)] = &[
     ("baichuan2-13b", "baichuan2-13b", "both"),
 ];
 
-/// Rows whose operators are not there yet.
-const WAITING: &[&str] = &["mistral", "qwen2", "phi3-long", "baichuan-13b", "baichuan2-13b"];
-
 fn folder(row: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/families").join(row)
 }
@@ -51,10 +48,6 @@ fn each_row(check: impl Fn(&str, &str)) {
     let failed: Vec<&str> = ROWS
         .iter()
         .filter(|(row, family, _)| {
-            if WAITING.contains(row) {
-                eprintln!("SKIPPED: {row}");
-                return false;
-            }
             println!("{row}");
             catch_unwind(AssertUnwindSafe(|| check(row, family))).is_err()
         })
