@@ -8,7 +8,7 @@ use danlu::graph::Graph;
 use danlu::model::{ModelConfig, find_config};
 use danlu::ops::MatMul;
 use danlu::run::{Executor, States, TuneMode, Tuner};
-use danlu::train::{Recipe, optimizer, train_plan};
+use danlu::train::{Recipe, fill, optimizer, train_plan};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use pollster::block_on;
@@ -22,9 +22,20 @@ static GPU: LazyLock<Gpu> = LazyLock::new(|| {
 
 /// Times runs of what `plan` makes, from submission to the outputs on the host.
 fn bench(bencher: Bencher, plan: impl FnOnce(&Limits, &mut Tuner) -> Plan) {
+    bench_with(bencher, plan, |_, _| {});
+}
+
+/// The same after `fill`.
+fn bench_with(
+    bencher: Bencher,
+    plan: impl FnOnce(&Limits, &mut Tuner) -> Plan,
+    fill: impl FnOnce(&mut Executor, &States),
+) {
     let mut tuner = Tuner::new(&GPU, TuneMode::Full, None);
     let plan = plan(GPU.limits(), &mut tuner);
-    let mut executor = block_on(Executor::new(&GPU, &plan, &mut States::new(&GPU))).unwrap();
+    let mut states = States::new(&GPU);
+    let mut executor = block_on(Executor::new(&GPU, &plan, &mut states)).unwrap();
+    fill(&mut executor, &states);
     block_on(executor.run()).unwrap();
     bencher.counter(ItemsCount::new(plan.totals().flops)).bench_local(|| block_on(executor.run()).unwrap());
 }
@@ -80,10 +91,11 @@ fn experts_step(bencher: Bencher, kind: &str) {
         "num_experts_per_tok": 2,
         "sliding_window": null,
     });
-    bench(bencher, |limits, tuner| {
-        let config = ModelConfig::parse(&config.to_string(), Path::new("config.json")).unwrap();
+    let config = ModelConfig::parse(&config.to_string(), Path::new("config.json")).unwrap();
+    let plan = |limits: &Limits, tuner: &mut Tuner| {
         train_plan(&config, 2, 128, &optimizer(&Recipe::default()), limits, tuner).unwrap()
-    });
+    };
+    bench_with(bencher, plan, |executor, states| block_on(fill(&config, executor, states)).unwrap());
 }
 
 fn main() {

@@ -5,7 +5,7 @@ struct Params { // as in expert_grad_tile.wgsl
     rows: u32, columns: u32,
     expert_w: u32, skip_w: u32,
     row_x: u32, skip_x: u32, row_y: u32, skip_y: u32,
-    per_row: u32, first_row: u32,
+    first_row: u32,
     slots: u32, first_slot: u32, end_slot: u32,
     experts: u32, first_expert: u32, end_expert: u32,
     first: u32,
@@ -51,16 +51,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let column = (group.x * 8u + lane) * 4u;
     var acc: array<vec4<f32>, 8 * GROUPS>;
     for (var place = places.first; place < places.end; place += 4u) {
-        // Slots beyond the last repeat it, times zero.
-        var xs: array<vec4<f32>, 4>;
-        for (var d = 0u; d < 4u; d++) {
-            let slot = order[min(place + d, places.end - 1u)];
-            xs[d] = four_x(params.skip_x + (slot / params.per_row - params.first_row) * params.row_x, column);
-        }
-        // Lanes 0 to 3 load four rows of one slot each, lanes 4 to 7 the next four rows.
+        // Lanes 0 to 3 load four rows of one slot each, lanes 4 to 7 the next four rows. Slots beyond the last repeat it,
+        // times zero.
         let own = place + lane % 4u;
         let slot = order[min(own, places.end - 1u)];
         let base_y = params.skip_y + (slot - params.first_slot) * params.row_y;
+        let base_x = params.skip_x + (slot / PER_ROW - params.first_row) * params.row_x;
+        let xs = array<vec4<f32>, 4>(four_x(subgroupBroadcast(base_x, 0u), column),
+            four_x(subgroupBroadcast(base_x, 1u), column), four_x(subgroupBroadcast(base_x, 2u), column),
+            four_x(subgroupBroadcast(base_x, 3u), column));
         for (var g = 0u; g < GROUPS; g++) {
             let v = select(vec4<f32>(), four_dy(base_y, row + g * 8u + lane / 4u * 4u), own < places.end);
             let l = eight(v);

@@ -1,11 +1,11 @@
 // expert_grad_tile: towards an expert's matrix: dw[expert, n, k] = sum over its slots of dy[slot, n] x[slot's row, k], slots
 // in order. For GPUs: a workgroup of 16 x 16 lanes makes TILE_M x TILE_N of one matrix, in steps of TILE_K slots staged in
-// shared memory. See `Params`, which expert_grad_rows.wgsl shares.
+// shared memory. PER_ROW slots share a row of x. See `Params`, which expert_grad_rows.wgsl shares.
 struct Params {
     rows: u32, columns: u32, // of a matrix in this dispatch
     expert_w: u32, skip_w: u32, // elements of dw: expert to expert, up to the first row
     row_x: u32, skip_x: u32, row_y: u32, skip_y: u32, // elements
-    per_row: u32, first_row: u32, // slots that share a row of x; the first row that is bound
+    first_row: u32, // of x: the first that is bound
     slots: u32, first_slot: u32, end_slot: u32, // all of them, and those that are bound
     experts: u32, first_expert: u32, end_expert: u32,
     first: u32, // of several dispatches that add up along the slots
@@ -48,7 +48,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let k = e / TILE_N;
             var v = 0.0;
             if place + k < places.end && column + j < params.columns {
-                let from_row = order[place + k] / params.per_row - params.first_row;
+                let from_row = order[place + k] / PER_ROW - params.first_row;
                 v = x[params.skip_x + from_row * params.row_x + column + j];
             }
             tile_x[k * (TILE_N + 1u) + j] = v;

@@ -4,7 +4,7 @@ struct Params {
     columns: u32, sum: u32, width: u32,
     row_w: u32, expert_w: u32, skip_w: u32,
     row_x: u32, skip_x: u32, row_y: u32, skip_y: u32, whole_y: u32,
-    per_row: u32, first_row: u32,
+    first_row: u32,
     first_slot: u32,
     experts: u32, first_expert: u32, end_expert: u32,
 }
@@ -26,7 +26,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let base_w = params.skip_w + (expert - params.first_expert) * params.expert_w;
-    let base_x = params.skip_x + (slot / params.per_row - params.first_row) * params.row_x;
+    let base_x = params.skip_x + (slot / PER_ROW - params.first_row) * params.row_x;
     let column = group.x * COLUMNS;
     // Ids that are no expert make zeros.
     let sum = select(params.sum, 0u, expert == params.experts);

@@ -5,7 +5,7 @@ struct Params { // as in expert_linear_tile.wgsl
     columns: u32, sum: u32, width: u32,
     row_w: u32, expert_w: u32, skip_w: u32,
     row_x: u32, skip_x: u32, row_y: u32, skip_y: u32, whole_y: u32,
-    per_row: u32, first_row: u32,
+    first_row: u32,
     slots: u32, first_slot: u32, end_slot: u32,
     experts: u32, first_expert: u32, end_expert: u32,
     first: u32, last: u32,
@@ -49,7 +49,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     var base_x: array<u32, GROUPS>;
     for (var g = 0u; g < GROUPS; g++) {
         let slot = order[min(tile.first + g * 8u + lane, tile.end - 1u)];
-        base_x[g] = params.skip_x + (slot / params.per_row - params.first_row) * params.row_x;
+        base_x[g] = params.skip_x + (slot / PER_ROW - params.first_row) * params.row_x;
     }
     // Ids that are no expert make zeros.
     let sum = select(params.sum, 0u, tile.expert == params.experts);

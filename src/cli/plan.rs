@@ -7,7 +7,7 @@ use crate::gpu::Gpu;
 use crate::model::ModelConfig;
 use crate::model::find_config;
 use crate::run::{Executor, States};
-use crate::train::{Recipe, optimizer, train_plan};
+use crate::train::{Recipe, fill, optimizer, train_plan};
 use anyhow::Result;
 use clap::Args;
 use std::collections::BTreeMap;
@@ -69,7 +69,9 @@ fn json(plan: &Plan, seconds: Option<&[f64]>) -> Result<String> {
 async fn measure(args: &PlanArgs, recipe: &Recipe, config: &ModelConfig) -> Result<()> {
     let gpu = Gpu::open(&args.adapter.selector()).await?;
     let plan = train_plan(config, args.batch, args.seq, &optimizer(recipe), gpu.limits(), &mut First)?;
-    let mut executor = Executor::new(&gpu, &plan, &mut States::new(&gpu)).await?;
+    let mut states = States::new(&gpu);
+    let mut executor = Executor::new(&gpu, &plan, &mut states).await?;
+    fill(config, &mut executor, &states).await?;
     let warm = std::time::Instant::now();
     executor.run().await?;
     tell!("first run {:.3} s", warm.elapsed().as_secs_f64());

@@ -163,7 +163,8 @@ impl Op for ExpertLinear {
         let Tier { mut kernel, tile } = self.tier(&s, io, limits);
         let most = if tile[0] == 1 { limits.max_workgroups as usize / s.choices } else { usize::MAX };
         let row_ranges = s.row_ranges(self.columns(&s), most, limits);
-        kernel = kernel.constant("WINDOW", usize::from(row_ranges.len() > 1));
+        let window = usize::from(row_ranges.len() > 1);
+        kernel = kernel.constant("WINDOW", window).constant("PER_ROW", s.per_row);
         for rows in &row_ranges {
             for (experts, stored) in s.expert_ranges(weight::words(io.inputs[1].dtype, s.matrix[1]), limits) {
                 kernel = kernel.dispatch(self.part(&s, io, tile, [rows, &experts, &stored], limits));

@@ -85,7 +85,8 @@ impl Op for ExpertLinearGrad {
         let s = io_sizes(io);
         let Tier { mut kernel, tile } = tier(&s, limits);
         let row_ranges = s.row_ranges(s.matrix[0], usize::MAX, limits);
-        kernel = kernel.constant("WINDOW", usize::from(row_ranges.len() > 1));
+        let window = usize::from(row_ranges.len() > 1);
+        kernel = kernel.constant("WINDOW", window).constant("PER_ROW", s.per_row);
         for rows in &row_ranges {
             for (experts, stored) in s.expert_ranges(s.matrix[1], limits) {
                 kernel = kernel.dispatch(part(&s, tile, [rows, &experts, &stored], limits));

@@ -39,9 +39,9 @@ impl Sizes {
         if ids.dtype != DType::U32 || !sorted {
             return Err("ids must be u32 [R,k], order u32 [R·k] and starts u32 [E+1]".into());
         }
-        let (per_row, width) = match x.shape.dims() {
-            &[r, width] if r == rows => (choices, width),
-            &[r, c, width] if (r, c) == (rows, choices) => (1, width),
+        let (per_row, width) = match *x.shape.dims() {
+            [r, width] if r == rows => (choices, width),
+            [r, c, width] if (r, c) == (rows, choices) => (1, width),
             _ => return Err(format!("x must be [R,..] or [R,k,..] with the rows of ids, not {x}")),
         };
         if x.dtype != DType::F32 || experts * n * k * rows * choices == 0 {
@@ -83,11 +83,7 @@ impl Sizes {
     pub(super) fn bind_x(&self, d: Dispatch, rows: &Range<usize>, column: usize, limits: &Limits) -> Dispatch {
         let of_row = self.choices / self.per_row;
         let x = Window::new(rows.start * of_row * self.width..rows.end * of_row * self.width, limits);
-        let d = d
-            .param("row_x", self.width)
-            .param("skip_x", x.skip + column)
-            .param("per_row", self.per_row)
-            .param("first_row", rows.start * of_row);
+        let d = d.param("row_x", self.width).param("skip_x", x.skip + column).param("first_row", rows.start * of_row);
         x.bind(d, "x", Operand::Input(0))
     }
 

@@ -1,7 +1,7 @@
 //! The device's side of training: one plan for a step, one for validation, and the states that they share.
 
 use super::{Prepared, Recipe};
-use crate::base::TensorType;
+use crate::base::{Rng, TensorType};
 use crate::compile::{Chooser, First, Plan, compile};
 use crate::data::Loader;
 use crate::error::{Error, Result};
@@ -98,6 +98,24 @@ pub fn train_plan(
     let model = Llama::new(config.clone());
     let layout = ParamLayout::new(model.param_specs(), limits.max_buffer_bytes);
     compile(&graph(&model, &layout, batch, seq, Some(optimizer))?, limits, chooser)
+}
+
+/// Gives a plan of [`train_plan`] fresh parameters and some tokens, so that it can be timed: how long experts take
+/// depends on which tokens choose them.
+///
+/// # Errors
+/// If the device fails.
+pub async fn fill(config: &ModelConfig, executor: &mut Executor, states: &States) -> Result<()> {
+    let limits = states.gpu().limits();
+    let layout = ParamLayout::new(Llama::new(config.clone()).param_specs(), limits.max_buffer_bytes);
+    for (i, page) in layout.init(0).iter().enumerate() {
+        states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page)).await?;
+    }
+    let count = executor.input("tokens").map_or(0, |ty| ty.shape.elements());
+    let mut rng = Rng::new(0, 0);
+    let tokens: Vec<u32> = (0..count).map(|_| rng.below(config.vocab_size) as u32).collect();
+    executor.set("tokens", &tokens)?;
+    executor.set("targets", &tokens)
 }
 
 /// Refuses a run that is too big for the adapter, before anything is allocated or measured.
