@@ -5,6 +5,7 @@ mod limits;
 pub mod packed;
 #[cfg(test)]
 mod packed_tests;
+pub mod quantise;
 mod rng;
 mod tensor_type;
 mod tolerance;

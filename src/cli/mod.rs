@@ -16,10 +16,12 @@ macro_rules! tell {
 
 mod advice;
 mod batch;
+mod convert;
 pub mod doctor;
 mod eval;
 mod generate;
 mod hub;
+mod inspect;
 mod paths;
 mod plan;
 mod progress;
@@ -49,6 +51,10 @@ enum Command {
     Generate(Box<GenerateArgs>),
     /// Measure a model: perplexity of a text, multiple choice, cloze.
     Eval(eval::EvalArgs),
+    /// Show what a model on disk is: configuration, metadata, tensors.
+    Inspect(inspect::InspectArgs),
+    /// Write a model in another format or dtype.
+    Convert(convert::ConvertArgs),
     /// Print what a training step will do, take and cost, without doing it.
     Plan(plan::PlanArgs),
     /// List adapters, measure the chosen one, and test every kernel on it.
@@ -80,6 +86,8 @@ pub fn main() -> ExitCode {
         Command::Train(args) => pollster::block_on(train::train(*args)),
         Command::Generate(args) => pollster::block_on(generate(*args)),
         Command::Eval(args) => pollster::block_on(eval::eval(args)),
+        Command::Inspect(args) => inspect::inspect(args),
+        Command::Convert(args) => convert::convert(args),
         Command::Plan(args) => plan::plan(args),
         Command::Doctor(args) => match pollster::block_on(doctor::doctor(args, &mut std::io::stdout().lock())) {
             Ok(true) => Ok(()),

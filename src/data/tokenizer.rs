@@ -1,6 +1,7 @@
 //! Text ↔ token ids: a byte-level BPE trained on the spot, or any Hugging Face `tokenizer.json`.
 
 mod beside;
+mod export;
 mod gguf;
 mod pre;
 mod vocabulary;

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// Longest config.json that is believed.
-const MOST_CONFIG: u64 = 4 << 20;
+pub(super) const MOST_CONFIG: u64 = 4 << 20;
 
 /// A model on disk: its configuration, its tensors, and where its tokenizer is.
 #[derive(Debug)]

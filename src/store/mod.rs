@@ -3,16 +3,19 @@
 
 pub mod atomic;
 mod checkpoint;
+mod convert;
 mod folder;
 pub mod gguf;
 mod header;
 mod hub;
+mod layout;
 mod safetensors;
 mod stream;
 mod tensors;
 mod weights;
 
 pub use checkpoint::{Checkpoint, Origin};
+pub use convert::Converted;
 pub use folder::{FolderFile, load_config, load_folder, save_folder};
 pub use hub::{Hub, HubEvent, HubName, HubOptions, HubReport};
 pub use safetensors::{read_text, stage_safetensors, write_safetensors};

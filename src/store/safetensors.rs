@@ -27,7 +27,7 @@ pub fn write_safetensors(path: &Path, tensors: &[(&str, &Shape, &[f32])]) -> Res
 /// # Errors
 /// As [`Staged::write`].
 pub fn stage_safetensors(path: &Path, tensors: &[(&str, &Shape, &[f32])]) -> Result<Staged> {
-    let header = header(tensors.iter().map(|(name, shape, _)| (*name, *shape)));
+    let header = header(tensors.iter().map(|(name, shape, data)| (*name, *shape, DType::F32, data.len() as u64 * 4)));
     let bytes = tensors.iter().map(|(_, _, data)| data.len() as u64 * 4).sum::<u64>() + header.len() as u64;
     Staged::write(path, bytes, |writer| {
         writer.write_all(&header)?;

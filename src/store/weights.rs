@@ -111,8 +111,8 @@ impl Weight<'_> {
         self.pieces.iter().map(|p| p.rows.len()).sum()
     }
 
-    /// The rows that make it, as the files have them: row by row the tensor's dtype and bytes.
-    fn row(&self, mut row: usize) -> (DType, &[u8]) {
+    /// One of its rows as the file has it: dtype and bytes.
+    pub fn row(&self, mut row: usize) -> (DType, &[u8]) {
         for piece in &self.pieces {
             if row < piece.rows.len() {
                 let stored =
@@ -146,8 +146,14 @@ impl Weight<'_> {
 }
 
 /// Where the row that we keep at `row` stands in heads of `width` rows stored for interleaved rotation.
-fn stored_row(row: usize, width: usize) -> usize {
+pub(super) fn stored_row(row: usize, width: usize) -> usize {
     let (head, at) = (row / width, row % width);
     let (half, i) = (at / (width / 2), at % (width / 2));
     head * width + 2 * i + half
+}
+
+/// The inverse: where the row that is stored at `row` stands with us.
+pub(super) fn kept_row(row: usize, width: usize) -> usize {
+    let (head, at) = (row / width, row % width);
+    head * width + at % 2 * (width / 2) + at / 2
 }

@@ -7,7 +7,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::tokenizer::SplitDelimiterBehavior;
 
 /// GPT-2's words (Radford et al., 2019): contractions, letters, numbers, and the rest, each with the space before it.
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// Llama 3's words: numbers in groups of three, line ends apart.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen 2's words: Llama 3's, with every digit alone.
@@ -52,6 +52,12 @@ impl Pre {
     /// The way of this name.
     pub(super) fn named(name: &str) -> Option<&'static Pre> {
         KNOWN.iter().find(|pre| pre.names.contains(&name))
+    }
+
+    /// The name of the way that cuts by these expressions.
+    pub(super) fn called(cuts: &[String], ignores_merges: bool) -> Option<&'static str> {
+        let same = |pre: &&Pre| pre.cuts == cuts && pre.ignores_merges == ignores_merges;
+        KNOWN.iter().find(same).or_else(|| KNOWN.iter().find(|pre| pre.cuts == cuts)).map(|pre| pre.names[0])
     }
 
     /// Every name, for a message.

@@ -210,10 +210,10 @@ impl Keys<'_> {
         if let (Some(long), Some(short)) =
             (self.factors("rope_factors_long.weight")?, self.factors("rope_factors_short.weight")?)
         {
-            let attention = self.number("rope.scaling.attn_factor")?;
+            let attention = self.number("rope.scaling.attn_factor")?.unwrap_or(1.0);
             return Ok(Some(json!({
                 "rope_type": "longrope", "long_factor": long, "short_factor": short,
-                "original_max_position_embeddings": original, "attention_factor": attention.map(decimal),
+                "original_max_position_embeddings": original, "attention_factor": decimal(attention),
             })));
         }
         let kind = self.metadata.string(&self.key("rope.scaling.type"))?;
@@ -227,7 +227,8 @@ impl Keys<'_> {
             "linear" => Ok(Some(json!({"rope_type": "linear", "factor": decimal(factor)}))),
             "yarn" => Ok(Some(json!({
                 "rope_type": "yarn", "factor": decimal(factor), "original_max_position_embeddings": original,
-                "attention_factor": self.number("rope.scaling.attn_factor")?.map(decimal),
+                // GGUF's factor comes on top of YaRN's own (Peng et al., 2023, equation 22); ours takes its place.
+                "attention_factor": self.number("rope.scaling.attn_factor")?.map(|f| f * yarn_attention(factor)),
                 "beta_fast": self.number("rope.scaling.yarn_beta_fast")?.map(decimal),
                 "beta_slow": self.number("rope.scaling.yarn_beta_slow")?.map(decimal),
             }))),
@@ -254,16 +255,21 @@ impl Keys<'_> {
     fn tokens(&self, map: &mut Map<String, Value>) -> Result<()> {
         // What llama.cpp takes for a SentencePiece vocabulary that names none.
         let sentence_piece = self.metadata.string("tokenizer.ggml.model")? == Some("llama");
+        // Some writers put −1 for a token that there is none of.
+        let named = |name: &str| -> Result<Option<u64>> {
+            let found = self.metadata.number(&format!("tokenizer.ggml.{name}"))?;
+            Ok(found.filter(|id| *id >= 0.0).map(|id| id as u64))
+        };
         let id = |name: &str, default: u64| -> Result<Option<u64>> {
-            let found = self.metadata.uint(&format!("tokenizer.ggml.{name}"))?;
-            Ok(found.or(sentence_piece.then_some(default)))
+            let absent = self.metadata.get(&format!("tokenizer.ggml.{name}")).is_none();
+            Ok(if absent { Some(default).filter(|_| sentence_piece) } else { named(name)? })
         };
         let vocab = map["vocab_size"].as_u64().unwrap_or(0);
         let real = |id: &u64| *id < vocab;
         let bos = id("bos_token_id", 1)?.filter(real);
         let mut ends: Vec<u64> = id("eos_token_id", 2)?.filter(real).into_iter().collect();
         for name in ["eot_token_id", "eom_token_id"] {
-            ends.extend(self.metadata.uint(&format!("tokenizer.ggml.{name}"))?.filter(real));
+            ends.extend(named(name)?.filter(real));
         }
         let texts = self.metadata.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
         let types = self.metadata.numbers("tokenizer.ggml.token_type")?.unwrap_or_default();
@@ -278,6 +284,11 @@ impl Keys<'_> {
         map.insert("eos_token_id".into(), json!(ends));
         Ok(())
     }
+}
+
+/// YaRN's scale of queries and keys for a stretch by `factor`.
+pub(super) fn yarn_attention(factor: f64) -> f64 {
+    0.1 * factor.ln() + 1.0
 }
 
 /// A number that was written in single precision, as its shortest decimal.

@@ -1,12 +1,16 @@
 //! GGUF files, versions 2 and 3: metadata and tensors of a model in one file.
 
 mod config;
+mod describe;
 mod metadata;
 mod names;
 mod read;
 mod scaling;
+mod write;
 
 pub(super) use config::{architecture, config};
+pub(super) use describe::{architecture as architecture_of, describe, rope_tensors, set_file_type};
 pub use metadata::{Array, Kind, Metadata, Value};
-pub(super) use names::{is_extra, sources};
+pub(super) use names::{is_extra, sources, tensor_name};
 pub(super) use read::read;
+pub(super) use write::{Row, head, padding};

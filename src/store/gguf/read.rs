@@ -8,9 +8,12 @@ use crate::store::tensors::{Entry, Stored, file_bytes, no_overlaps};
 use std::path::Path;
 
 /// Tensors are aligned to this many bytes where the file says nothing.
-const ALIGNMENT: u64 = 32;
+pub(super) const ALIGNMENT: u64 = 32;
 /// Longest metadata that is believed: the largest vocabularies take some 30 MB.
 const MOST_METADATA: usize = 128 << 20;
+/// Most tensors and keys that are believed; their tables are the only memory that is taken by a file's word.
+const MOST_TENSORS: u64 = 1 << 18;
+const MOST_KEYS: u64 = 1 << 14;
 /// Arrays may hold arrays, to this depth.
 const DEEPEST: usize = 4;
 
@@ -55,8 +58,7 @@ const TYPES: [(u32, Option<DType>, &str); 36] = [
 ];
 
 /// GGUF's number of a dtype.
-#[cfg(test)]
-pub(in crate::store) fn type_number(dtype: DType) -> u32 {
+pub(super) fn type_number(dtype: DType) -> u32 {
     let row = TYPES.iter().find(|(_, d, _)| *d == Some(dtype));
     row.expect("GGUF has every dtype of a weight").0
 }
@@ -81,6 +83,12 @@ pub(in crate::store) fn read(path: &Path, bytes: &[u8]) -> Result<(Metadata, Vec
         ));
     }
     let (tensors, keys) = (r.u64()?, r.u64()?);
+    for (count, what, most) in [(tensors, "tensors", MOST_TENSORS), (keys, "keys", MOST_KEYS)] {
+        if count > most {
+            let message = format!("claims to hold {count} {what}; no real model has more than {most}");
+            return Err(Error::file(path, message + ": it is damaged"));
+        }
+    }
     let metadata = r.metadata(keys)?;
     let mut rows = Vec::new();
     for i in 0..tensors {

@@ -1,0 +1,11 @@
+//! Fuzz target: see `gguf` in drive.rs.
+#![no_main]
+
+#[path = "../drive.rs"]
+#[allow(dead_code)]
+mod drive;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    thread_local!(static FOLDER: tempfile::TempDir = tempfile::tempdir().expect("a temporary folder"));
+    FOLDER.with(|folder| drive::gguf(folder.path(), bytes));
+});

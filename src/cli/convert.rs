@@ -1,0 +1,112 @@
+//! `danlu convert`: GGUF ↔ Hugging Face folders, other dtypes, quantisation.
+
+use crate::base::DType;
+use crate::base::quantise::ENCODED;
+use crate::compile::human_bytes;
+use crate::data::Tokenizer;
+use crate::error::Error;
+use crate::store::gguf::Metadata;
+use crate::store::{Checkpoint, FolderFile, Origin};
+use anyhow::Result;
+use clap::Args;
+use std::path::{Path, PathBuf};
+
+/// Flags of `danlu convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// Model folder or GGUF file to read.
+    #[arg(value_name = "IN")]
+    from: PathBuf,
+    /// What to write: a file whose name ends with .gguf, or else a Hugging Face folder.
+    #[arg(value_name = "OUT")]
+    to: PathBuf,
+    /// Dtype of the matrices: f32, f16, bf16, and in GGUF files q8_0, q4_0, q4_1. Without it they keep theirs, but that
+    /// quantised ones become f32 in a folder. Norms and biases of a GGUF file are f32; a quantised one's embedding and
+    /// output are q8_0.
+    #[arg(long, value_name = "DTYPE", value_parser = dtype)]
+    dtype: Option<DType>,
+    /// Overwrite what is there.
+    #[arg(long)]
+    force: bool,
+}
+
+fn dtype(name: &str) -> Result<DType, String> {
+    let known = ENCODED.map(DType::name);
+    let found = ENCODED.into_iter().find(|d| d.name() == name.to_lowercase());
+    found.ok_or_else(|| format!("choose one of {}", known.join(", ")))
+}
+
+/// Converts, and says what was written.
+pub fn convert(args: ConvertArgs) -> Result<()> {
+    let to_gguf = args.to.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let taken = if to_gguf { args.to.clone() } else { args.to.join("config.json") };
+    if taken.exists() && !args.force {
+        return Err(Error::file(&args.to, "is there already; give another name, or --force to overwrite it").into());
+    }
+    let checkpoint = Checkpoint::open(&args.from)?;
+    refuse_itself(&checkpoint, &args.to)?;
+    let written = if to_gguf {
+        let vocabulary = vocabulary(&checkpoint)?;
+        checkpoint.write_gguf(&args.to, args.dtype, &vocabulary)?
+    } else {
+        let files = tokenizer_files(&checkpoint)?;
+        let files: Vec<FolderFile> = files
+            .iter()
+            .map(|(name, content)| FolderFile { name: name.as_str(), content: content.as_slice() })
+            .collect();
+        checkpoint.write_folder(&args.to, args.dtype, &files)?
+    };
+    let dtypes: Vec<String> = written.dtypes.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
+    say!("{}: {}, tensors: {}", args.to.display(), human_bytes(written.bytes), dtypes.join(", "));
+    Ok(())
+}
+
+/// What is mapped must not be written over.
+fn refuse_itself(checkpoint: &Checkpoint, to: &Path) -> Result<()> {
+    let Ok(to) = to.canonicalize() else { return Ok(()) };
+    for file in checkpoint.tensors().files() {
+        let file = file.canonicalize()?;
+        if file == to || file.parent() == Some(&to) && !to.is_file() {
+            return Err(Error::file(to, "is what is read; write to another place").into());
+        }
+    }
+    Ok(())
+}
+
+/// The vocabulary's keys, which a GGUF file has already.
+fn vocabulary(checkpoint: &Checkpoint) -> Result<Metadata> {
+    let Origin::Folder(folder) = checkpoint.origin() else { return Ok(Metadata::default()) };
+    if !folder.join("tokenizer.json").is_file() {
+        tell!("danlu: {} holds no tokenizer.json; the GGUF file will hold no vocabulary", folder.display());
+        return Ok(Metadata::default());
+    }
+    Ok(Tokenizer::open(folder)?.gguf_keys(checkpoint.config().vocab_size)?)
+}
+
+/// Files of the tokenizer: a folder's as they are, a GGUF file's as made from its vocabulary.
+fn tokenizer_files(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>> {
+    match checkpoint.origin() {
+        Origin::Gguf(metadata) => {
+            if metadata.get("tokenizer.ggml.tokens").is_none() {
+                tell!("danlu: the file holds no vocabulary; the folder will hold no tokenizer");
+                return Ok(Vec::new());
+            }
+            Ok(Tokenizer::of(checkpoint)?.files(checkpoint.config().max_position_embeddings)?)
+        }
+        Origin::Folder(folder) => {
+            let names = [
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "tokenizer.model",
+                "special_tokens_map.json",
+                "chat_template.jinja",
+            ];
+            let mut files = Vec::new();
+            for name in names.into_iter().filter(|name| folder.join(name).is_file()) {
+                let path = folder.join(name);
+                files.push((name.to_string(), std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?));
+            }
+            Ok(files)
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! `danlu inspect`: what a model on disk is, without loading it.
+
+use crate::compile::human_bytes;
+use crate::store::gguf::{Array, Metadata, Value};
+use crate::store::{Checkpoint, Origin, Tensors};
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Map, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Elements of an array that are shown.
+const SHOWN: usize = 4;
+/// Characters of a text that are shown.
+const LONGEST: usize = 72;
+
+/// Flags of `danlu inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// Model folder or GGUF file.
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints configuration, metadata, tensors and totals.
+pub fn inspect(args: InspectArgs) -> Result<()> {
+    let checkpoint = Checkpoint::open(&args.path)?;
+    let metadata = match checkpoint.origin() {
+        Origin::Gguf(metadata) => Some(metadata),
+        Origin::Folder(_) => None,
+    };
+    if args.json {
+        say!("{}", serde_json::to_string_pretty(&describe(&checkpoint, metadata))?);
+        return Ok(());
+    }
+    say!("{}", checkpoint.tensors().path().display());
+    say!("\n{}", config(&checkpoint));
+    if let Some(metadata) = metadata {
+        say!("\nmetadata");
+        for (key, value) in metadata.iter() {
+            say!("  {key} = {}", shorten(value));
+        }
+    }
+    say!("\n{}", table(checkpoint.tensors()));
+    // Said last, so that all of the above is seen though the weights be another model's.
+    let frozen = checkpoint.frozen()?;
+    say!("on the device: {}", human_bytes(frozen.bytes()));
+    Ok(())
+}
+
+/// The configuration in a few lines.
+fn config(checkpoint: &Checkpoint) -> String {
+    let c = checkpoint.config();
+    let mut lines = vec![
+        format!("{} of {} parameters", c.family.models, c.parameters()),
+        format!(
+            "{} layers of width {}, {} query heads and {} key heads of {}, feed-forward {}",
+            c.num_hidden_layers,
+            c.hidden_size,
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+            c.intermediate_size
+        ),
+        format!(
+            "vocabulary {}{}, context {}",
+            c.vocab_size,
+            if c.tie_word_embeddings { " (tied)" } else { "" },
+            c.max_position_embeddings
+        ),
+        format!("rotary base {}, norm epsilon {:e}", c.rope.theta, c.rms_norm_eps),
+        format!("begins with token {:?}, ends with {:?}", c.bos_token_id, c.eos_token_ids),
+    ];
+    if let Some(experts) = c.experts {
+        lines.push(format!("{} experts, {} a token", experts.count, experts.per_token));
+    }
+    lines.join("\n")
+}
+
+/// All tensors, and sums by dtype.
+fn table(tensors: &Tensors) -> String {
+    let width = tensors.iter().map(|t| t.name.len()).max().unwrap_or(0).max(6);
+    let mut text = format!("{:<width$}  {:<6} {:>14}  shape\n", "tensor", "dtype", "bytes");
+    for t in tensors.iter() {
+        text += &format!("{:<width$}  {:<6} {:>14}  {}\n", t.name, t.dtype_name(), t.bytes.len(), t.shape);
+    }
+    for (dtype, (count, bytes)) in sums(tensors) {
+        text += &format!("\n{count} tensors of {dtype}: {}", human_bytes(bytes));
+    }
+    let (count, bytes) = total(tensors);
+    text + &format!("\n{count} tensors in all: {} ({bytes} bytes)", human_bytes(bytes))
+}
+
+fn sums(tensors: &Tensors) -> BTreeMap<String, (usize, u64)> {
+    let mut sums: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    for t in tensors.iter() {
+        let sum = sums.entry(t.dtype_name().to_string()).or_default();
+        *sum = (sum.0 + 1, sum.1 + t.bytes.len() as u64);
+    }
+    sums
+}
+
+fn total(tensors: &Tensors) -> (usize, u64) {
+    sums(tensors).values().fold((0, 0), |(n, b), (count, bytes)| (n + count, b + bytes))
+}
+
+/// A value in one line.
+fn shorten(value: &Value) -> String {
+    let text = |text: &str| {
+        let short: String = text.chars().take(LONGEST).collect();
+        format!("{short:?}{}", if short.len() < text.len() { "…" } else { "" })
+    };
+    match value {
+        Value::Int(x, _) => x.to_string(),
+        Value::Float(x, _) => format!("{}", *x as f32),
+        Value::Bool(x) => x.to_string(),
+        Value::String(x) => text(x),
+        Value::Array(array) => {
+            let texts = array.texts().map(|t| t.take(SHOWN).map(text).collect::<Vec<_>>());
+            let shown = texts.or_else(|| Some(array.numbers()?.take(SHOWN).map(|x| x.to_string()).collect()));
+            let more = if array.count > SHOWN { ", …" } else { "" };
+            format!("{} of {:?}: [{}{more}]", array.count, array.kind, shown.unwrap_or_default().join(", "))
+        }
+    }
+}
+
+fn describe(checkpoint: &Checkpoint, metadata: Option<&Metadata>) -> serde_json::Value {
+    let tensors: Vec<_> = checkpoint
+        .tensors()
+        .iter()
+        .map(|t| {
+            json!({"name": t.name, "dtype": t.dtype_name(), "shape": t.shape.dims(), "bytes": t.bytes.len(),
+                   "file": t.file, "offset": t.offset})
+        })
+        .collect();
+    let (count, bytes) = total(checkpoint.tensors());
+    let entries = metadata.map(|m| m.iter().map(|(k, v)| (k.to_string(), value_json(v))).collect::<Map<_, _>>());
+    json!({
+        "path": checkpoint.tensors().path(),
+        "config": checkpoint.config(),
+        "parameters": checkpoint.config().parameters(),
+        "metadata": entries,
+        "tensors": tensors,
+        "totals": {"tensors": count, "bytes": bytes, "by_dtype": sums(checkpoint.tensors())},
+    })
+}
+
+/// A value as JSON; of a long array, how many there are and the first few.
+fn value_json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::Int(x, _) => json!(*x as i64),
+        Value::Float(x, _) => json!(x),
+        Value::Bool(x) => json!(x),
+        Value::String(x) => json!(x),
+        Value::Array(array) => json!({"count": array.count, "first": first(array)}),
+    }
+}
+
+fn first(array: &Array) -> serde_json::Value {
+    let texts = array.texts().map(|t| t.take(SHOWN).map(|t| json!(t)).collect());
+    let numbers = || array.numbers().map(|n| n.take(SHOWN).map(|x| json!(x)).collect());
+    serde_json::Value::Array(texts.or_else(numbers).unwrap_or_default())
+}

@@ -1,0 +1,138 @@
+//! The metadata and small tensors by which a GGUF file describes a model: the inverse of `config.rs`.
+
+use super::config::yarn_attention;
+use super::{Metadata, Value};
+use crate::base::DType;
+use crate::error::{Error, Result};
+use crate::model::{ExpertRule, ModelConfig, RopeScaling};
+use std::path::Path;
+
+/// GGUF's architecture for a row of the table of families.
+///
+/// # Errors
+/// If GGUF has none that computes the same.
+pub(in crate::store) fn architecture(config: &ModelConfig) -> Result<&'static str> {
+    let known = match config.family.model_type {
+        "llama" | "mistral" | "mixtral" => Some("llama"),
+        "qwen2" => Some("qwen2"),
+        "qwen3" => Some("qwen3"),
+        "qwen3_moe" => Some("qwen3moe"),
+        "phi3" => Some("phi3"),
+        "baichuan" => Some("baichuan"),
+        "smollm3" => Some("smollm3"),
+        "olmo2" => Some("olmo2"),
+        _ => None,
+    };
+    known.ok_or_else(|| Error::Invalid(format!("GGUF has no architecture for {}", config.family.name)))
+}
+
+/// GGUF's number for files whose matrices are mostly of a dtype (`general.file_type`).
+fn file_type(dtype: DType) -> u32 {
+    match dtype {
+        DType::F16 => 1,
+        DType::Q4_0 => 2,
+        DType::Q4_1 => 3,
+        DType::Q8_0 => 7,
+        DType::Q5_0 => 8,
+        DType::Q5_1 => 9,
+        DType::Q2K => 10,
+        DType::Q3K => 12,
+        DType::Q4K => 15,
+        DType::Q5K => 17,
+        DType::Q6K => 18,
+        DType::BF16 => 32,
+        DType::F32 | DType::U32 => 0,
+    }
+}
+
+/// Says of what dtype the matrices mostly are.
+pub(in crate::store) fn set_file_type(metadata: &mut Metadata, dtype: DType) {
+    metadata.set("general.file_type", Value::u32(file_type(dtype)));
+    if dtype.block().elements > 2 {
+        metadata.set("general.quantization_version", Value::u32(2));
+    }
+}
+
+/// The keys that describe a model.
+///
+/// # Errors
+/// If GGUF has no architecture for it.
+pub(in crate::store) fn describe(config: &ModelConfig, name: &str, path: &Path) -> Result<Metadata> {
+    let architecture = architecture(config)?;
+    let mut metadata = Metadata::new(path);
+    metadata.set("general.architecture", Value::String(architecture.into()));
+    metadata.set("general.name", Value::String(name.into()));
+    let mut set = |key: &str, value: Value| {
+        metadata.set(&format!("{architecture}.{key}"), value);
+    };
+    let count = |n: usize| Value::u32(n as u32);
+    set("context_length", count(config.max_position_embeddings));
+    set("embedding_length", count(config.hidden_size));
+    set("block_count", count(config.num_hidden_layers));
+    set("feed_forward_length", count(config.intermediate_size));
+    set("attention.head_count", count(config.num_attention_heads));
+    set("attention.head_count_kv", count(config.num_key_value_heads));
+    set("attention.key_length", count(config.head_dim));
+    set("attention.value_length", count(config.head_dim));
+    set("attention.layer_norm_rms_epsilon", Value::f32(config.rms_norm_eps as f32));
+    set("vocab_size", count(config.vocab_size));
+    if let Some(window) = config.layers.iter().find_map(|l| l.window) {
+        set("attention.sliding_window", count(window));
+    }
+    if let Some(experts) = config.experts {
+        set("expert_count", count(experts.count));
+        set("expert_used_count", count(experts.per_token));
+        if config.family.experts == ExpertRule::Qwen {
+            set("expert_feed_forward_length", count(experts.intermediate_size));
+        }
+    }
+    set("rope.dimension_count", count(config.rope.width));
+    set("rope.freq_base", Value::f32(config.rope.theta as f32));
+    rope_scaling(&config.rope.scaling, &mut set);
+    Ok(metadata)
+}
+
+fn rope_scaling(scaling: &RopeScaling, set: &mut dyn FnMut(&str, Value)) {
+    let text = |kind: &str| Value::String(kind.into());
+    let number = |x: f64| Value::f32(x as f32);
+    match *scaling {
+        // GGUF has no dynamic scaling, which changes nothing within the model's own context.
+        RopeScaling::Default | RopeScaling::Dynamic { .. } | RopeScaling::Llama3 { .. } => {}
+        RopeScaling::Linear { factor } => {
+            set("rope.scaling.type", text("linear"));
+            set("rope.scaling.factor", number(factor));
+        }
+        RopeScaling::Yarn { factor, original, fast, slow, attention, .. } => {
+            set("rope.scaling.type", text("yarn"));
+            set("rope.scaling.factor", number(factor));
+            set("rope.scaling.original_context_length", Value::u32(original as u32));
+            set("rope.scaling.yarn_beta_fast", number(fast));
+            set("rope.scaling.yarn_beta_slow", number(slow));
+            let extra = (attention / yarn_attention(factor)) as f32;
+            if extra != 1.0 {
+                set("rope.scaling.attn_factor", Value::f32(extra));
+            }
+        }
+        RopeScaling::Long { original, attention, .. } => {
+            set("rope.scaling.original_context_length", Value::u32(original as u32));
+            set("rope.scaling.attn_factor", number(attention));
+        }
+    }
+}
+
+/// The vectors of rotary factors that stand among the tensors.
+pub(in crate::store) fn rope_tensors(config: &ModelConfig) -> Vec<(&'static str, Vec<f32>)> {
+    let narrow = |values: &[f64]| values.iter().map(|&x| x as f32).collect::<Vec<_>>();
+    match &config.rope.scaling {
+        RopeScaling::Llama3 { .. } => {
+            let plain = crate::model::RopeConfig { scaling: RopeScaling::Default, ..config.rope.clone() };
+            let of = |rope: &crate::model::RopeConfig| rope.frequencies(1, config.max_position_embeddings).inverse;
+            let divisors: Vec<f64> = of(&plain).iter().zip(of(&config.rope)).map(|(a, b)| a / b).collect();
+            vec![("rope_freqs.weight", narrow(&divisors))]
+        }
+        RopeScaling::Long { short, long, .. } => {
+            vec![("rope_factors_long.weight", narrow(long)), ("rope_factors_short.weight", narrow(short))]
+        }
+        _ => vec![],
+    }
+}

@@ -1,0 +1,184 @@
+//! Files of strangers: cut off, with flipped bytes, with numbers that lie. Whatever is opened ends in a sentence or in a
+//! right answer, in little time, and never in a panic.
+
+use danlu::base::DType;
+use danlu::store::gguf::{Array, Metadata, Value};
+use danlu::store::{Checkpoint, Tensors};
+use proptest::prelude::*;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+const CONFIG: &str = r#"{"architectures":["LlamaForCausalLM"],"model_type":"llama","vocab_size":8,"hidden_size":8,
+"intermediate_size":12,"num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"max_position_embeddings":16,
+"tie_word_embeddings":true,"bos_token_id":1,"eos_token_id":2,"torch_dtype":"float32"}"#;
+
+/// A whole little model as a folder, and the same as a GGUF file.
+fn model() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let rows: [(&str, &[usize]); 11] = [
+        ("model.embed_tokens.weight", &[8, 8]),
+        ("model.layers.0.input_layernorm.weight", &[8]),
+        ("model.layers.0.mlp.down_proj.weight", &[8, 12]),
+        ("model.layers.0.mlp.gate_proj.weight", &[12, 8]),
+        ("model.layers.0.mlp.up_proj.weight", &[12, 8]),
+        ("model.layers.0.post_attention_layernorm.weight", &[8]),
+        ("model.layers.0.self_attn.k_proj.weight", &[4, 8]),
+        ("model.layers.0.self_attn.o_proj.weight", &[8, 8]),
+        ("model.layers.0.self_attn.q_proj.weight", &[8, 8]),
+        ("model.layers.0.self_attn.v_proj.weight", &[4, 8]),
+        ("model.norm.weight", &[8]),
+    ];
+    let values: Vec<f32> = (0..96).map(|i| i as f32 * 0.01 - 0.3).collect();
+    let shapes: Vec<danlu::base::Shape> = rows.iter().map(|(_, dims)| (*dims).into()).collect();
+    let tensors: Vec<_> =
+        rows.iter().zip(&shapes).map(|((name, _), shape)| (*name, shape, &values[..shape.elements()])).collect();
+    danlu::store::write_safetensors(&folder.path().join("model.safetensors"), &tensors).unwrap();
+    std::fs::write(folder.path().join("config.json"), CONFIG).unwrap();
+    let file = folder.path().join("model.gguf");
+    let mut vocabulary = Metadata::new(&file);
+    let tokens = ["<unk>", "<s>", "</s>", "a", "b", "c", "d", "e"];
+    vocabulary.set("tokenizer.ggml.model", Value::String("llama".into()));
+    vocabulary.set("tokenizer.ggml.tokens", Value::Array(Array::strings(tokens.into_iter())));
+    vocabulary.set("tokenizer.ggml.token_type", Value::Array(Array::i32s(&[2, 3, 3, 1, 1, 1, 1, 1])));
+    Checkpoint::open(folder.path()).unwrap().write_gguf(&file, Some(DType::F16), &vocabulary).unwrap();
+    (folder, file)
+}
+
+/// Opens it and looks at every byte of every tensor; an error has to say which file.
+fn look(path: &Path) -> Result<usize, String> {
+    let look = || -> danlu::error::Result<usize> {
+        let checkpoint = Checkpoint::open(path)?;
+        checkpoint.frozen()?;
+        Ok(checkpoint.tensors().iter().map(|t| t.bytes.iter().map(|&b| usize::from(b)).sum::<usize>()).sum())
+    };
+    look().map_err(|error| {
+        let text = error.to_string();
+        let folder = path.parent().unwrap().to_str().unwrap();
+        assert!(text.contains(folder), "no file is named: {text}");
+        text
+    })
+}
+
+#[test]
+fn a_gguf_file_cut_at_any_byte_is_refused() {
+    let (_folder, file) = model();
+    let whole = std::fs::read(&file).unwrap();
+    let sum = look(&file).unwrap();
+    let last = Tensors::open_gguf(&file).unwrap().0.iter().map(|t| t.offset + t.bytes.len()).max().unwrap();
+    for length in 0..whole.len() {
+        std::fs::write(&file, &whole[..length]).unwrap();
+        match look(&file) {
+            Ok(same) => assert!(length >= last && same == sum, "{length} bytes of {} were taken", whole.len()),
+            Err(text) => assert!(text.ends_with("fetch it again") || length < 4, "{length}: {text}"),
+        }
+    }
+}
+
+#[test]
+fn every_lie_of_a_gguf_file_has_its_sentence() {
+    let (_folder, file) = model();
+    let whole = std::fs::read(&file).unwrap();
+    let find = |text: &str| whole.windows(text.len()).position(|w| w == text.as_bytes()).unwrap();
+    // The entry of a tensor: name, rank, dims, type, offset.
+    let entry = find("blk.0.attn_q.weight") + "blk.0.attn_q.weight".len();
+    let key = find("llama.block_count");
+    let rows: [(usize, &[u8], &str); 14] = [
+        (0, b"GGML", "is not a GGUF file: it does not begin with GGUF"),
+        (4, &[1, 0, 0, 0], "is GGUF version 1; versions 2 and 3 can be read: convert it anew"),
+        (4, &[0, 0, 0, 3], "is a big-endian GGUF file; only little-endian ones can be read"),
+        (8, &[0xff; 8], "tensors; no real model has more than"),
+        (16, &[0xff; 8], "keys; no real model has more than"),
+        (key - 8, &[0xff; 8], "18446744073709551615 bytes are wanted and"),
+        (key + 17, &[99, 0, 0, 0], "there is no type of value 99"),
+        (key, b"llama.head__count", "llama.block_count is missing; convert the model anew"),
+        (entry, &[5, 0, 0, 0], "tensor blk.0.attn_q.weight, at byte"),
+        (entry + 4, &[0xff; 8], "elements of f16 are none, too many, or no whole blocks a row"),
+        (entry + 4, &[0; 8], "elements of f16 are none, too many, or no whole blocks a row"),
+        (entry + 20, &[23, 0, 0, 0], "tensor blk.0.attn_q.weight is of type IQ4_XS; these can be read: F32, F16, Q4_0"),
+        (entry + 24, &[0, 0, 0, 0, 0, 0, 0, 0xf0], "reach beyond the file's"),
+        (entry + 24, &[0; 8], "overlap at byte"),
+    ];
+    for (at, bytes, message) in rows {
+        let mut lie = whole.clone();
+        lie[at..at + bytes.len()].copy_from_slice(bytes);
+        std::fs::write(&file, lie).unwrap();
+        let text = look(&file).expect_err(message);
+        assert!(text.contains(message), "{text}\nbut should say: {message}");
+    }
+    let mut twice = whole.clone();
+    let other = find("blk.0.attn_k.weight");
+    twice[other..other + 19].copy_from_slice(b"blk.0.attn_q.weight");
+    std::fs::write(&file, twice).unwrap();
+    assert!(look(&file).unwrap_err().contains("tensor blk.0.attn_q.weight stands there twice"));
+}
+
+#[test]
+fn long_headers_are_refused_before_they_are_read() {
+    let (folder, _) = model();
+    let spaces = " ".repeat(100 << 20);
+    let write = |name: &str, text: &[u8]| std::fs::write(folder.path().join(name), text).unwrap();
+    let started = std::time::Instant::now();
+    write("config.json", spaces.as_bytes());
+    assert!(look(folder.path()).unwrap_err().contains("none is longer than"));
+    write("config.json", CONFIG.as_bytes());
+    write("generation_config.json", spaces.as_bytes());
+    assert!(look(folder.path()).unwrap_err().contains("none is longer than"));
+    std::fs::remove_file(folder.path().join("generation_config.json")).unwrap();
+    let header = [&(spaces.len() as u64).to_le_bytes()[..], spaces.as_bytes()].concat();
+    write("model.safetensors", &header);
+    assert!(look(folder.path()).unwrap_err().contains("is not a whole safetensors file (its header should have"));
+    std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    write("model.safetensors.index.json", spaces.as_bytes());
+    assert!(look(folder.path()).unwrap_err().contains("none is longer than"));
+    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+}
+
+/// Bytes of a file, some of them changed, some cut away.
+fn damaged(whole: Vec<u8>, head: usize) -> impl Strategy<Value = Vec<u8>> {
+    // Most flips go where numbers are; the weights themselves may be anything.
+    let flip = (0..head.min(whole.len()), any::<u8>());
+    (prop::collection::vec(flip, 1..6), 0..whole.len() * 4).prop_map(move |(flips, length)| {
+        let mut bytes = whole.clone();
+        flips.into_iter().for_each(|(at, byte)| bytes[at] = byte);
+        bytes.truncate(length);
+        bytes
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_damage_to_a_file_is_a_panic(seed in any::<u64>(), which in 0..3usize) {
+        let (folder, file) = model();
+        let (path, opened) = match which {
+            0 => (file.clone(), file),
+            1 => (folder.path().join("model.safetensors"), folder.path().to_path_buf()),
+            _ => (folder.path().join("config.json"), folder.path().to_path_buf()),
+        };
+        let whole = std::fs::read(&path).unwrap();
+        let mut runner = proptest::test_runner::TestRunner::new_with_rng(
+            ProptestConfig::default(),
+            proptest::test_runner::TestRng::from_seed(
+                proptest::test_runner::RngAlgorithm::ChaCha,
+                &[seed.to_le_bytes(); 4].concat(),
+            ),
+        );
+        for _ in 0..8 {
+            let tree = damaged(whole.clone(), 3000).new_tree(&mut runner).unwrap();
+            std::fs::write(&path, tree.current()).unwrap();
+            let _ = look(&opened);
+        }
+    }
+
+    #[test]
+    fn an_index_of_anything_is_no_panic(text in "\\PC{0,200}", name in "[a-z./\\\\]{0,12}") {
+        let (folder, _) = model();
+        std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+        let index = folder.path().join("model.safetensors.index.json");
+        for content in [text, serde_json::json!({"weight_map": {"a": name}}).to_string()] {
+            std::fs::write(&index, content).unwrap();
+            prop_assert!(look(folder.path()).is_err());
+        }
+    }
+}
