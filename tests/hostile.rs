@@ -133,42 +133,30 @@ fn long_headers_are_refused_before_they_are_read() {
     assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
 }
 
-/// Bytes of a file, some of them changed, some cut away.
-fn damaged(whole: Vec<u8>, head: usize) -> impl Strategy<Value = Vec<u8>> {
-    // Most flips go where numbers are; the weights themselves may be anything.
-    let flip = (0..head.min(whole.len()), any::<u8>());
-    (prop::collection::vec(flip, 1..6), 0..whole.len() * 4).prop_map(move |(flips, length)| {
-        let mut bytes = whole.clone();
-        flips.into_iter().for_each(|(at, byte)| bytes[at] = byte);
-        bytes.truncate(length);
-        bytes
-    })
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_damage_to_a_file_is_a_panic(seed in any::<u64>(), which in 0..3usize) {
+    fn no_damage_to_a_file_is_a_panic(
+        which in 0..3usize,
+        // Most flips go where numbers are; the weights themselves may be anything.
+        flips in prop::collection::vec((0..3000usize, any::<u8>()), 0..6),
+        length in 0..12_000usize,
+    ) {
         let (folder, file) = model();
         let (path, opened) = match which {
             0 => (file.clone(), file),
             1 => (folder.path().join("model.safetensors"), folder.path().to_path_buf()),
             _ => (folder.path().join("config.json"), folder.path().to_path_buf()),
         };
-        let whole = std::fs::read(&path).unwrap();
-        let mut runner = proptest::test_runner::TestRunner::new_with_rng(
-            ProptestConfig::default(),
-            proptest::test_runner::TestRng::from_seed(
-                proptest::test_runner::RngAlgorithm::ChaCha,
-                &[seed.to_le_bytes(); 4].concat(),
-            ),
-        );
-        for _ in 0..8 {
-            let tree = damaged(whole.clone(), 3000).new_tree(&mut runner).unwrap();
-            std::fs::write(&path, tree.current()).unwrap();
-            let _ = look(&opened);
+        let mut bytes = std::fs::read(&path).unwrap();
+        for (at, byte) in flips {
+            let at = at % bytes.len();
+            bytes[at] = byte;
         }
+        bytes.truncate(length);
+        std::fs::write(&path, bytes).unwrap();
+        let _ = look(&opened);
     }
 
     #[test]

@@ -9,6 +9,9 @@ use rayon::prelude::*;
 use std::collections::HashSet;
 use std::ops::Range;
 
+/// After so many missing tensors no more are looked for.
+const MANY: usize = 10_000;
+
 /// What a model looks for in its tensors.
 pub(super) struct Wanted<'a> {
     /// Where the file keeps a parameter.
@@ -41,16 +44,26 @@ pub(super) struct Weight<'a> {
 impl Tensors {
     /// Finds every parameter, and refuses a file that lacks one or holds more.
     pub(super) fn find<'a>(&'a self, specs: &'a [ParamSpec], wanted: &Wanted<'_>) -> Result<Vec<Weight<'a>>> {
-        let sources: Vec<Vec<Source>> = specs.iter().map(|s| (wanted.sources)(&s.name)).collect();
-        let names: HashSet<&str> = sources.iter().flatten().map(|s| s.tensor.as_str()).collect();
-        let mut missing: Vec<&str> = names.iter().copied().filter(|n| self.get(n).is_none()).collect();
+        let (mut names, mut missing) = (HashSet::new(), Vec::new());
+        for source in specs.iter().flat_map(|s| (wanted.sources)(&s.name)) {
+            if self.get(&source.tensor).is_none() {
+                missing.push(source.tensor);
+            } else {
+                names.insert(source.tensor);
+            }
+            // A configuration may claim millions of experts; nobody wants to wait until all of them are missed.
+            if missing.len() == MANY {
+                break;
+            }
+        }
         missing.sort_unstable();
         let config = wanted.config;
+        let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
         self.refuse("lacks", &missing, &format!("these are not the weights of this {config}"))?;
         let extra: Vec<&str> =
-            self.iter().map(|t| t.name).filter(|n| !names.contains(n) && !(wanted.ignored)(n)).collect();
+            self.iter().map(|t| t.name).filter(|n| !names.contains(*n) && !(wanted.ignored)(n)).collect();
         self.refuse("holds more than the model has:", &extra, &format!("this {config} describes another model"))?;
-        specs.iter().zip(&sources).map(|(spec, sources)| self.weight(spec, sources, config)).collect()
+        specs.iter().map(|spec| self.weight(spec, &(wanted.sources)(&spec.name), config)).collect()
     }
 
     fn refuse(&self, verb: &str, names: &[&str], why: &str) -> Result<()> {
@@ -65,6 +78,9 @@ impl Tensors {
         for source in sources {
             let tensor = self.get(&source.tensor).expect("none is missing");
             let dtype = tensor.dtype()?;
+            if tensor.shape.rank() == 1 && dtype.block().elements > 2 {
+                return Err(tensor.fail(format!("is a vector of {dtype}; vectors are f32, f16 or bf16")));
+            }
             let count = tensor.row_count();
             let rows = source.rows.clone().unwrap_or(0..count);
             if rows.start >= rows.end || rows.end > count {
