@@ -31,6 +31,9 @@ const EOS_NAMES: [&str; 6] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>
 /// The same for the beginning of text. `<|endoftext|>` is one only where a config says so.
 const BOS_NAMES: [&str; 3] = ["<|begin_of_text|>", "<s>", "<bos>"];
 
+/// Longest tokenizer.json that is believed; the largest published ones have some 35 MB.
+const MOST_BYTES: u64 = 96 << 20;
+
 /// A tokenizer and its special tokens.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
@@ -99,9 +102,11 @@ impl Tokenizer {
                 "no such file; a tokenizer is a tokenizer.json or the folder that holds one",
             ));
         }
-        let bytes = std::fs::read(&file).map_err(|e| Error::io("read", &file, e))?;
+        let text = crate::store::read_text(&file, MOST_BYTES)?;
         let not_one = |error: String| Error::file(&file, format!("is not a tokenizer.json that can be used: {error}"));
-        let inner = Inner::from_bytes(&bytes).map_err(|error| not_one(error.to_string()))?;
+        // The library panics on some JSON that is broken off, so that is found first.
+        serde_json::from_str::<serde::de::IgnoredAny>(&text).map_err(|error| not_one(error.to_string()))?;
+        let inner = Inner::from_bytes(&text).map_err(|error| not_one(error.to_string()))?;
         let config = beside::read_config(file.parent().unwrap_or(Path::new("")))?;
         Self::finish(inner, config).map_err(|error| not_one(error.to_string()))
     }

@@ -34,6 +34,11 @@ impl Staged {
         Ok(staged)
     }
 
+    /// The name under which it lies until then.
+    pub fn temporary(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Gives the file its name, in place of any other of that name.
     ///
     /// # Errors

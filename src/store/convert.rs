@@ -72,6 +72,12 @@ impl Checkpoint {
             }
             Ok(())
         })?;
+        // Read back, so that no file bears its name that says another model than this.
+        if let Some(what) = gguf::lost(config, Checkpoint::open(staged.temporary())?.config()) {
+            let message =
+                format!("a GGUF file cannot say {what} ({}); keep the Hugging Face folder", config.family.name);
+            return Err(Error::file(path, message));
+        }
         staged.commit()?;
         Ok(Converted { bytes, dtypes: count(&targets) })
     }

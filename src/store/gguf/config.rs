@@ -66,10 +66,8 @@ pub(in crate::store) fn config(metadata: &Metadata, tensors: &Tensors) -> Result
     } else if architecture == "llama" && map.contains_key("sliding_window") {
         (class, kind) = ("MistralForCausalLM", "mistral");
     }
-    // Baichuan's 13B is told from its 7B by the name of this key alone; llama.cpp tells them by their layers.
-    if architecture == "baichuan" && map["num_hidden_layers"] == 40 {
-        let positions = map.remove("max_position_embeddings");
-        map.insert("model_max_length".into(), positions.unwrap_or_default());
+    if architecture == "baichuan" {
+        keys.baichuan(&mut map)?;
     }
     map.insert("architectures".into(), json!([class]));
     map.insert("model_type".into(), json!(kind));
@@ -158,8 +156,25 @@ impl Keys<'_> {
         if let (Some(window), "llama" | "phi3") = (window, self.architecture) {
             map.insert("sliding_window".into(), json!(window));
         }
-        if self.architecture == "llama" && self.tensors.get("blk.0.attn_q.bias").is_some() {
-            map.insert("attention_bias".into(), json!(true));
+        // Qwen 2 always has biases, and no key that says so.
+        for (tensor, key) in [("blk.0.attn_q.bias", "attention_bias"), ("blk.0.ffn_up.bias", "mlp_bias")] {
+            if self.architecture != "qwen2" && self.tensors.get(tensor).is_some() {
+                map.insert(key.into(), json!(true));
+            }
+        }
+        Ok(())
+    }
+
+    /// What tells Baichuan's models apart: the name of a key, and the weight of a loss. llama.cpp goes by the number of
+    /// layers for the first and wants heads scaled beforehand for the second; files of ours say both.
+    fn baichuan(&self, map: &mut Map<String, Value>) -> Result<()> {
+        let alibi = self.number("attention.max_alibi_bias")?.map_or(map["num_hidden_layers"] == 40, |bias| bias > 0.0);
+        if alibi {
+            let positions = map.remove("max_position_embeddings");
+            map.insert("model_max_length".into(), positions.unwrap_or_default());
+        }
+        if self.metadata.flag(&self.key("unit_head"))? == Some(true) {
+            map.insert("z_loss_weight".into(), json!(0));
         }
         Ok(())
     }

@@ -86,6 +86,10 @@ pub(in crate::store) fn describe(config: &ModelConfig, name: &str, path: &Path) 
             set("expert_feed_forward_length", count(experts.intermediate_size));
         }
     }
+    if architecture == "baichuan" {
+        set("attention.max_alibi_bias", Value::f32(if config.family.alibi { 8.0 } else { 0.0 }));
+        set("unit_head", Value::Bool(config.family.unit_head));
+    }
     set("rope.dimension_count", count(config.rope.width));
     set("rope.freq_base", Value::f32(config.rope.theta as f32));
     rope_scaling(&config.rope.scaling, &mut set);
@@ -118,6 +122,34 @@ fn rope_scaling(scaling: &RopeScaling, set: &mut dyn FnMut(&str, Value)) {
             set("rope.scaling.attn_factor", number(attention));
         }
     }
+}
+
+/// What of a model is lost in `read`, the configuration that a file of it says; nothing if both compute the same.
+pub(in crate::store) fn lost(config: &ModelConfig, read: &ModelConfig) -> Option<&'static str> {
+    let sizes =
+        |c: &ModelConfig| [c.hidden_size, c.head_dim, c.num_attention_heads, c.num_key_value_heads, c.vocab_size];
+    let experts = |c: &ModelConfig| c.experts.map(|e| (e.count, e.per_token, e.intermediate_size, e.normalise));
+    let norms = |c: &ModelConfig| (c.norms(), c.qk_norm(), c.rms_norm_eps as f32);
+    let head = |c: &ModelConfig| (c.tie_word_embeddings, c.family.unit_head);
+    // Single precision is what GGUF has.
+    let turn = |planned: usize| {
+        let (a, b) = (config.frequencies(planned), read.frequencies(planned));
+        let near = |a: f64, b: f64| (a - b).abs() <= 1e-6 * a.abs();
+        a.inverse.len() == b.inverse.len()
+            && near(a.attention, b.attention)
+            && a.inverse.iter().zip(&b.inverse).all(|(a, b)| near(*a, *b))
+    };
+    let turns = config.family.alibi || [1, config.max_position_embeddings].into_iter().all(turn);
+    let rows = [
+        (sizes(config) == sizes(read), "its sizes"),
+        (config.layers == read.layers, "which layers have a window, rotation or experts"),
+        (experts(config) == experts(read), "its experts"),
+        (config.biases == read.biases, "its biases"),
+        (norms(config) == norms(read), "its norms"),
+        (head(config) == head(read), "its output projection"),
+        (config.family.alibi == read.family.alibi && turns, "its positions"),
+    ];
+    rows.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
 }
 
 /// The vectors of rotary factors that stand among the tensors.
