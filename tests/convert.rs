@@ -154,3 +154,44 @@ fn tokenizers_keep_their_ids_in_gguf() {
     let message = "this tokenizer cannot be written into a GGUF file: it has 32000 tokens for 5 rows of the embedding";
     assert_eq!(too_few.to_string(), message);
 }
+
+/// The commands as a person types them.
+#[test]
+fn the_commands_convert_inspect_and_refuse() {
+    let out = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let command = std::process::Command::new(env!("CARGO_BIN_EXE_danlu")).current_dir(&out).args(args).output();
+        let done = command.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (done.status.code(), text(done.stdout), text(done.stderr))
+    };
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/gqa");
+    let (code, text, notes) = run(&["convert", golden, "m.gguf", "--dtype", "f16"]);
+    assert_eq!(code, Some(0), "{notes}");
+    assert!(text.starts_with("m.gguf: ") && text.contains(" f16"), "{text}");
+    assert!(notes.contains("holds no tokenizer.json; the GGUF file will hold no vocabulary"), "{notes}");
+    let (code, _, text) = run(&["convert", golden, "m.gguf"]);
+    assert_eq!(code, Some(1));
+    assert_eq!(text, "danlu: m.gguf: is there already; give another name, or --force to overwrite it\n");
+    let (code, _, text) = run(&["convert", "m.gguf", "m.gguf", "--force"]);
+    assert!(code == Some(1) && text.ends_with("m.gguf: is what is read; write to another place\n"), "{text}");
+    let (code, _, text) = run(&["convert", golden, "folder", "--dtype", "q8_0"]);
+    assert!(code == Some(1) && text.contains("write a .gguf file for quantised weights"), "{text}");
+    assert_eq!(run(&["convert", golden, "m.gguf", "--force"]).0, Some(0));
+    assert_eq!(run(&["convert", "m.gguf", "folder"]).0, Some(0));
+
+    let (code, text, _) = run(&["inspect", "m.gguf", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(code, Some(0));
+    assert_eq!(json["metadata"]["general.architecture"], "llama");
+    let tensors = json["tensors"].as_array().unwrap();
+    assert_eq!(json["totals"]["tensors"], tensors.len());
+    assert_eq!(json["totals"]["bytes"], tensors.iter().map(|t| t["bytes"].as_u64().unwrap()).sum::<u64>());
+    let (code, text, _) = run(&["inspect", "folder"]);
+    assert!(
+        code == Some(0) && text.contains("model.embed_tokens.weight") && text.contains("on the device: "),
+        "{text}"
+    );
+    let (code, _, text) = run(&["inspect", "nothing"]);
+    assert!(code == Some(1) && text.contains("is neither a model folder nor a GGUF file"), "{text}");
+}
