@@ -7,7 +7,7 @@
 
 One JSON object a line, with the names of `danlu eval --json`. The perplexity is the loop of transformers' page
 "Perplexity of fixed-length models"; items are scored one by one, without batches or padding, by the rules of
-lm-evaluation-harness (`hellaswag`, `arc_easy`, `lambada_openai`; HFLM.loglikelihood). Everything in float64.
+lm-evaluation-harness (`hellaswag`, `arc_easy`, `lambada_openai`; HFLM.loglikelihood). In float64, or --dtype.
 
 The figures of tests/eval/expected.json are its output:
 
@@ -133,10 +133,11 @@ def main():
     parser.add_argument("--items", action="append", default=[], help="JSONL file")
     parser.add_argument("--context", type=int, default=256, help="tokens of a window")
     parser.add_argument("--stride", type=int, default=128, help="tokens by which it moves")
+    parser.add_argument("--dtype", default="float64", help="float64 or float32")
     parser.add_argument("--limit", type=int, help="first items of a file, first windows of a text")
     args = parser.parse_args()
     extra = {"gguf_file": args.gguf} if args.gguf else {}
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float64, **extra).eval()
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype), **extra).eval()
     own = os.path.join(args.model, "tokenizer.json")
     if os.path.exists(own):
         tokenizer = Tokenizer.from_file(own)

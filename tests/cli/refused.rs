@@ -169,3 +169,35 @@ fn places() {
     refused(command, &["cannot write to the cache folder /proc/none; set DANLU_CACHE to another"]);
     assert!(!exists(place.path("o")));
 }
+
+#[test]
+fn models_and_what_is_to_be_evaluated() {
+    let place = Place::new();
+    let offline = |line: &str| {
+        let mut command = place.danlu(line);
+        command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", place.path("hf")).env_remove("HF_HUB_CACHE");
+        command
+    };
+    place.write("a.txt", "text");
+    place.write("a.jsonl", "{\"prompt\": 1}\n");
+    refused(
+        offline("eval --model org/model --text a.txt"),
+        &[
+            "there is no file or folder org/model here, and from the hub: org/model is not whole in the cache ",
+            "it lacks config.json, model.safetensors; nothing may be downloaded: unset HF_HUB_OFFLINE once",
+        ],
+    );
+    refused(
+        offline("eval --model gone --text a.txt"),
+        &[
+            "gone: no such file or folder, and no name on a hub, which is org/model, org/model@revision or org/model:file.gguf",
+        ],
+    );
+    refused(offline("eval --model m"), &["nothing to evaluate: give --text FILE for perplexity, or --items FILE"]);
+    refused(offline("eval --model m --text a.txt --limit 0"), &["--limit 0 leaves nothing to evaluate"]);
+    refused(offline("eval --model m --text gone.txt"), &["cannot read gone.txt: "]);
+    refused(offline("eval --model m --items a.jsonl"), &["a.jsonl: line 1: has the keys prompt, which is no form"]);
+    let mut far = place.danlu("eval --model org/model --text a.txt");
+    far.env("HF_ENDPOINT", "hub.example").env("HF_HOME", place.path("hf"));
+    refused(far, &["the hub's address \"hub.example\" does not begin with https:// or http://; check HF_ENDPOINT"]);
+}

@@ -68,6 +68,24 @@ fn flags_override_the_recipe() {
 }
 
 #[test]
+fn a_trained_model_is_evaluated() {
+    let Some(place) = trained("m") else { return };
+    place.write("items.jsonl", "{\"text\": \"The cat sat on the mat\"}\n".repeat(3));
+    let line = "eval --model m --text text.txt --items items.jsonl --limit 2 --context 16 --batch-tokens 32";
+    let said = stdout(&place.danlu(line).assert().success());
+    let parts =
+        ["text.txt: ", "16 tokens, moved by 8", " a token", "bits per byte", "items.jsonl: 2 items, 0 shots", "acc"];
+    for part in parts {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let said = stdout(&place.danlu(&format!("{line} --json")).assert().success());
+    let lines: Vec<serde_json::Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0]["perplexity"].as_f64().unwrap() > 1.0 && lines[0]["model"] == "m");
+    assert!(lines[1]["form"] == "lambada" && lines[1]["metrics"][1]["name"] == "perplexity");
+}
+
+#[test]
 fn generation_repeats_and_refuses() {
     let Some(place) = trained("m") else { return };
     let text =
@@ -229,7 +247,11 @@ fn every_command_explains_itself() {
     let place = Place::new();
     let help = |line: &str| stdout(&place.danlu(line).assert().success().stderr(""));
     for (line, parts) in [
-        ("--help", "train generate plan doctor"),
+        ("--help", "train generate eval plan doctor"),
+        (
+            "eval --help",
+            "--model --text --items --context --stride --limit --shots --seed --batch-tokens --json --adapter",
+        ),
         (
             "train --help",
             "--config --data --tokenizer --recipe --steps --batch --seq --lr --seed --out --quiet --log-format",
