@@ -142,6 +142,9 @@ fn beyond_the_context_a_text_ends_or_goes_on_with_its_newer_half() {
     let all = [&long.prompt[..], &text].concat();
     let kept = Request { prompt: [&all[..1], &all[9..17]].concat(), count: 8, ..long.clone() };
     assert_eq!(alone(&mut generator(&gpu, &golden, 16), &kept).1, text[7..15]);
+    // A context smaller than the smallest chunk.
+    let small = request(&golden, 5, 2, Sampling::greedy());
+    assert_eq!(alone(&mut generator(&gpu, &golden, 6), &small), alone(&mut generator(&gpu, &golden, 16), &small));
     // A prompt that is too long keeps the same.
     let prompt = Request { count: 3, ..request(&golden, 40, 3, Sampling::greedy()) };
     let cut = Request { prompt: [&prompt.prompt[..1], &prompt.prompt[33..]].concat(), ..prompt.clone() };

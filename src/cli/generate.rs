@@ -78,7 +78,7 @@ struct Parsed {
 impl GenerateArgs {
     /// The flags as they are if nothing but these two is given.
     pub fn new(model: PathBuf, prompt: String) -> GenerateArgs {
-        let mut args = Parsed::parse_from(["generate", "--model=", "--prompt="]).args;
+        let mut args = Parsed::parse_from(["generate", "--model=x", "--prompt="]).args;
         args.model = model;
         args.source.prompt = Some(prompt);
         args

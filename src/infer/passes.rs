@@ -143,7 +143,7 @@ impl Passes {
                 return Err(too_long(text.len() + new.len(), context));
             }
         }
-        let time = size(pending.iter().map(Vec::len).max().unwrap_or(0), batch);
+        let time = size(pending.iter().map(Vec::len).max().unwrap_or(0), batch, context);
         let wanted = pending.iter().any(|new| (1..=time).contains(&new.len()));
         let (mut tokens, mut rows) = (vec![0_u32; batch * time], vec![0_u32; batch]);
         for (b, new) in pending.iter().enumerate() {
@@ -190,10 +190,10 @@ fn too_long(n: usize, context: usize) -> Error {
     Error::Invalid(format!("the text has {n} tokens and the model's context holds {context}; shorten the prompt"))
 }
 
-/// Tokens of the next run where `pending` are left: all of them if that wastes less than half of it, else as many whole
+/// Tokens of the next run where `pending` are left, none longer than the context: all of them if that wastes less than half of it, else as many whole
 /// ones as there are.
-fn size(pending: usize, batch: usize) -> usize {
-    let sizes = || SIZES.into_iter().filter(|&size| size == 1 || size * batch <= MOST_TOKENS);
+fn size(pending: usize, batch: usize, context: usize) -> usize {
+    let sizes = || SIZES.into_iter().filter(|&size| size == 1 || size * batch <= MOST_TOKENS && size <= context);
     let below = sizes().filter(|&size| size <= pending).max().unwrap_or(1);
     match sizes().find(|&size| size >= pending) {
         // Below eight, one run costs little more than one token does.
@@ -229,22 +229,24 @@ mod tests {
 
     #[test]
     fn a_prompt_takes_few_runs() {
-        let sizes = |mut pending: usize, batch: usize| {
+        let sizes = |mut pending: usize, batch: usize, context: usize| {
             let mut taken = Vec::new();
             while pending > 0 {
-                let size = size(pending, batch);
+                let size = size(pending, batch, context);
                 taken.push(size);
                 pending -= size.min(pending);
             }
             taken
         };
-        assert_eq!(sizes(1, 1), [1]);
-        assert_eq!(sizes(5, 1), [8]);
-        assert_eq!(sizes(544, 1), [128, 128, 128, 128, 32]);
-        assert_eq!(sizes(50, 1), [32, 32]);
-        assert_eq!(sizes(43, 1), [32, 8, 8]);
-        assert_eq!(sizes(100, 1), [128]);
-        assert_eq!(sizes(200, 30), [32, 32, 32, 32, 32, 32, 8]);
-        assert_eq!(sizes(3, 2000), [1, 1, 1]);
+        assert_eq!(sizes(1, 1, 1000), [1]);
+        assert_eq!(sizes(5, 1, 1000), [8]);
+        assert_eq!(sizes(544, 1, 1000), [128, 128, 128, 128, 32]);
+        assert_eq!(sizes(50, 1, 1000), [32, 32]);
+        assert_eq!(sizes(43, 1, 1000), [32, 8, 8]);
+        assert_eq!(sizes(100, 1, 1000), [128]);
+        assert_eq!(sizes(200, 30, 1000), [32, 32, 32, 32, 32, 32, 8]);
+        assert_eq!(sizes(3, 2000, 1000), [1, 1, 1]);
+        assert_eq!(sizes(5, 1, 6), [1; 5]);
+        assert_eq!(sizes(20, 1, 20), [8, 8, 8]);
     }
 }

@@ -9,7 +9,8 @@ use std::process::{Command as Process, Stdio};
 const FILES: [&str; 5] =
     ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
 
-fn trained(out: &str) -> Option<Place> {
+/// A place with a model that was trained for three steps.
+pub fn trained(out: &str) -> Option<Place> {
     let place = Place::new();
     has_adapter().then(|| {
         place.train(&format!("--out {out} --quiet")).assert().success();
@@ -102,7 +103,7 @@ fn generation_repeats_and_refuses() {
     refused("generate --model m --prompt a --top-p 1.5", "top-p 1.5 is not above 0 and at most 1");
     refused("generate --model gone --prompt a", "gone: no such file or folder, and no name on a hub");
     for (name, part) in [
-        ("config.json", "holds no config.json"),
+        ("config.json", "it holds neither config.json nor a GGUF file"),
         ("tokenizer.json", "tokenizer.json: no such file"),
         ("model.safetensors", "holds neither model.safetensors nor"),
     ] {

@@ -1,0 +1,112 @@
+//! `danlu generate` with prompts from everywhere, several at a time, and the ends of texts.
+
+use super::runs::trained;
+use super::{Place, stderr, stdout};
+use serde_json::Value;
+use std::fs;
+
+fn text(place: &Place, flags: &str) -> String {
+    stdout(&place.danlu(&format!("generate --model m {flags}")).assert().success())
+}
+
+fn json(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+}
+
+#[test]
+fn prompts_come_from_flags_files_and_standard_input() {
+    let Some(place) = trained("m") else { return };
+    place.write("prompt.txt", "The cat");
+    let expected = text(&place, "--prompt-file prompt.txt --tokens 8");
+    assert!(expected.starts_with("The cat"), "{expected}");
+    for flags in ["--prompt -", "--prompt-file -"] {
+        let done = place.danlu(&format!("generate --model m {flags} --tokens 8")).write_stdin("The cat").assert();
+        assert_eq!(stdout(&done.success()), expected, "{flags}");
+    }
+    let said = stderr(&place.danlu("generate --model m --prompt-file gone.txt").assert().code(1));
+    assert!(said.contains("cannot read gone.txt: No such file"), "{said}");
+    let said = stderr(&place.danlu("generate --model m").assert().code(2));
+    assert!(said.contains("--prompt <PROMPT>|--prompt-file <FILE>|--batch-file <FILE>"), "{said}");
+    place.danlu("generate --model m --prompt a --prompt-file prompt.txt").assert().code(2);
+}
+
+#[test]
+fn settings_act_and_json_tells_all() {
+    let Some(place) = trained("m") else { return };
+    let flags = "--prompt The --tokens 9 --temperature 0 --json";
+    let tell = |more: &str| json(&text(&place, &format!("{flags} {more}"))).pop().unwrap();
+    let plain = tell("");
+    assert_eq!((&plain["finish"], &plain["tokens"]), (&"length".into(), &9.into()));
+    assert!(
+        plain["prompt"] == "The" && plain["prompt_tokens"].as_u64() > Some(0) && plain["seconds"].as_f64() > Some(0.0)
+    );
+    let said = plain["text"].as_str().unwrap();
+    // A string from the middle ends the text before it.
+    let at = said.char_indices().nth(said.chars().count() / 2).unwrap().0;
+    let stop = said[at..].split_whitespace().next().unwrap_or("x");
+    let stopped = tell(&format!("--stop {stop}"));
+    assert_eq!((&stopped["finish"], &stopped["text"]), (&"stop".into(), &said[..said.find(stop).unwrap()].into()));
+    // A bias that outweighs everything says the same token always.
+    let biased = tell("--logit-bias 40=1000");
+    let one = biased["text"].as_str().unwrap().chars().next().unwrap();
+    assert!(biased["text"].as_str().unwrap().chars().all(|c| c == one), "{biased}");
+    assert_ne!(tell("--repetition-penalty 50")["text"], plain["text"]);
+    // The model has 32 positions; a shifted text goes on beyond them.
+    let full = json(&text(&place, "--prompt The --tokens 60 --temperature 0 --json")).pop().unwrap();
+    assert_eq!(full["finish"], "context_full");
+    let on = json(&text(&place, "--prompt The --tokens 60 --temperature 0 --json --context-full shift")).pop().unwrap();
+    assert_eq!((&on["finish"], &on["tokens"]), (&"length".into(), &60.into()));
+    let done = place.danlu("generate --model m --prompt The --tokens 4 --kv-cache f16 --context 20").assert().success();
+    let said = stderr(&done);
+    assert!(said.contains("tok/s") && said.contains("KV cache of 20 tokens in f16: 640 B"), "{said}");
+    for (flags, part) in [
+        ("--min-p 2", "min-p 2 is not between 0 and 1"),
+        ("--repetition-penalty 0", "repetition penalty 0 is not a number above 0"),
+        ("--logit-bias x=1", "--logit-bias x=1 is not ID=BIAS"),
+        ("--kv-cache q8", "a q8_0 cache needs key heads whose widths sum up to a multiple of 32, not 8"),
+    ] {
+        let said = stderr(&place.danlu(&format!("generate --model m --prompt a {flags}")).assert().code(1));
+        assert!(said.lines().count() == 1 && said.contains(part), "{flags}: {said}");
+    }
+}
+
+#[test]
+fn a_batch_keeps_its_order_and_names_the_lines_that_fail() {
+    let Some(place) = trained("m") else { return };
+    let long = "The cat sat on the mat. ".repeat(20);
+    place.write(
+        "in.jsonl",
+        format!(
+            "{}\n\n{}\n{}\n{}\n{}\n{}\n",
+            r#"{"prompt": "The", "tokens": 9, "seed": 3, "id": "first"}"#,
+            r#"{"prompt": "A dog", "tokens": 3, "temperature": 0}"#,
+            r#"{"prompt": "The", "colour": "red"}"#,
+            r#"{"prompt": "The", "top_p": 7}"#,
+            serde_json::json!({"prompt": long}),
+            r#"{"prompt": "A", "tokens": 5, "temperature": 0, "stop": ["e", "a", "o", "i", "u", " "]}"#,
+        ),
+    );
+    let done = place.danlu("generate --model m --batch-file in.jsonl --out out.jsonl --batch 2").assert().code(1);
+    let said = stderr(&done);
+    for part in [
+        "in.jsonl, line 4: is no object with a \"prompt\" and settings of known names: unknown field `colour`",
+        "in.jsonl, line 5: top-p 7 is not above 0 and at most 1",
+        "tokens and the model's context holds 32; shorten the prompt",
+        "danlu: 3 of 6 lines of in.jsonl failed",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let results = json(&fs::read_to_string(place.path("out.jsonl")).unwrap());
+    assert_eq!(results.iter().map(|r| r["line"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3, 4, 5, 6, 7]);
+    assert!(results[2..5].iter().all(|r| r["error"].is_string()), "{results:?}");
+    assert!(results[0]["id"] == "first" && results[0]["tokens"] == 9 && results[1]["tokens"] == 3);
+    // Each is the text that its prompt has alone.
+    let first = text(&place, "--prompt The --tokens 9 --seed 3");
+    assert_eq!(first.trim_end_matches('\n'), format!("The{}", results[0]["text"].as_str().unwrap()));
+    let stdin = fs::read_to_string(place.path("in.jsonl")).unwrap().lines().next().unwrap().to_string();
+    let done = place.danlu("generate --model m --batch-file -").write_stdin(stdin).assert().success();
+    assert_eq!(json(&stdout(&done))[0]["text"], results[0]["text"]);
+    place.write("empty.jsonl", "\n");
+    let said = stderr(&place.danlu("generate --model m --batch-file empty.jsonl").assert().code(1));
+    assert!(said.contains("empty.jsonl: holds no lines"), "{said}");
+}
