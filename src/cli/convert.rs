@@ -1,5 +1,6 @@
 //! `danlu convert`: GGUF ↔ Hugging Face folders, other dtypes, quantisation.
 
+use super::hub;
 use crate::base::DType;
 use crate::base::quantise::ENCODED;
 use crate::compile::human_bytes;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Flags of `danlu convert`.
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// Model folder or GGUF file to read.
+    /// Model folder or GGUF file to read, or a name on the hub: org/model[@revision][:file.gguf].
     #[arg(value_name = "IN")]
     from: PathBuf,
     /// What to write: a file whose name ends with .gguf, or else a Hugging Face folder.
@@ -43,7 +44,7 @@ pub fn convert(args: ConvertArgs) -> Result<()> {
     if taken.exists() && !args.force {
         return Err(Error::file(&args.to, "is there already; give another name, or --force to overwrite it").into());
     }
-    let checkpoint = Checkpoint::open(&args.from)?;
+    let checkpoint = Checkpoint::open(&hub::resolve(&args.from)?)?;
     refuse_itself(&checkpoint, &args.to)?;
     let written = if to_gguf {
         let vocabulary = vocabulary(&checkpoint)?;

@@ -1,5 +1,6 @@
 //! `danlu inspect`: what a model on disk is, without loading it.
 
+use super::hub;
 use crate::compile::human_bytes;
 use crate::store::gguf::{Array, Metadata, Value};
 use crate::store::{Checkpoint, Origin, Tensors};
@@ -17,8 +18,8 @@ const LONGEST: usize = 72;
 /// Flags of `danlu inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// Model folder or GGUF file.
-    #[arg(value_name = "PATH")]
+    /// Model folder, GGUF file, or name on the hub: org/model[@revision][:file.gguf].
+    #[arg(value_name = "PATH|NAME")]
     path: PathBuf,
     /// Print JSON.
     #[arg(long)]
@@ -27,7 +28,7 @@ pub struct InspectArgs {
 
 /// Prints configuration, metadata, tensors and totals.
 pub fn inspect(args: InspectArgs) -> Result<()> {
-    let checkpoint = Checkpoint::open(&args.path)?;
+    let checkpoint = Checkpoint::open(&hub::resolve(&args.path)?)?;
     let metadata = match checkpoint.origin() {
         Origin::Gguf(metadata) => Some(metadata),
         Origin::Folder(_) => None,
