@@ -58,7 +58,8 @@ async fn train() -> anyhow::Result<()> {
     save(&recipe.out, &prepared, &trainer, &trainer.pages().await?)?;
     println!("saved to {}\n", recipe.out.display());
 
-    let mut generator = Generator::new(&gpu, &trainer.model, &trainer.layout, trainer.states.clone(), 64).await?;
+    let layout = std::sync::Arc::new(trainer.layout.clone());
+    let mut generator = Generator::new(&gpu, &trainer.model, layout, trainer.states.clone(), 64).await?;
     let prompt = prepared.tokenizer.encode_prompt(&recipe.prompt)?;
     let mut tokens = prompt.clone();
     generator
