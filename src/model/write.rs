@@ -26,6 +26,8 @@ impl ModelConfig {
         set("hidden_act", "silu".into());
         set("bos_token_id", self.bos_token_id.into());
         set("eos_token_id", self.eos_json());
+        // Some families of `transformers` else take a token that a small vocabulary has not.
+        set("pad_token_id", Value::Null);
         set("initializer_range", self.initializer_range.into());
         set("torch_dtype", "float32".into());
         self.write_rope(&mut map);
