@@ -49,9 +49,9 @@ pub fn config(_folder: &Path, bytes: &[u8]) {
 pub fn tokenizer(folder: &Path, bytes: &[u8]) {
     let path = folder.join("tokenizer.json");
     std::fs::write(&path, bytes).expect("a temporary file");
-    if let Ok(tokenizer) = Tokenizer::open(&path) {
-        if let Ok(ids) = tokenizer.encode("a b\u{e9}\n  <|x|>") {
-            let _ = tokenizer.decode(&ids);
-        }
+    if let Ok(tokenizer) = Tokenizer::open(&path)
+        && let Ok(ids) = tokenizer.encode("a b\u{e9}\n  <|x|>")
+    {
+        let _ = tokenizer.decode(&ids);
     }
 }

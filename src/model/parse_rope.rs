@@ -30,7 +30,7 @@ pub(super) fn rope(keys: &Keys, family: &Family, sizes: &Sizes) -> Result<RopeCo
         None => keys.positive("partial_rotary_factor", 1.0)?,
     };
     let width = (sizes.head_dim as f64 * share) as usize;
-    if share > 1.0 || width < 2 || width % 2 != 0 {
+    if share > 1.0 || width < 2 || !width.is_multiple_of(2) {
         let what = format!("it must make an even number of the {} elements of a head turn", sizes.head_dim);
         return Err(keys.refuse("partial_rotary_factor", &share.into(), what));
     }

@@ -218,10 +218,10 @@ fn by_brute_force(v: &Vocabulary, text: &str) -> Vec<u32> {
         let mut best: Option<(f32, usize)> = None;
         for at in 1..symbols.len() {
             let joined = ids.get(format!("{}{}", symbols[at - 1], symbols[at]).as_str());
-            if let Some(score) = joined.map(|&id| v.scores[id as usize]) {
-                if best.is_none_or(|(most, _)| score > most) {
-                    best = Some((score, at));
-                }
+            if let Some(score) = joined.map(|&id| v.scores[id as usize])
+                && best.is_none_or(|(most, _)| score > most)
+            {
+                best = Some((score, at));
             }
         }
         let Some((_, at)) = best else { break };

@@ -204,10 +204,11 @@ impl Keys<'_> {
         let (heads, hidden) = (map["num_attention_heads"].as_u64(), map["hidden_size"].as_u64());
         let width = map.get("head_dim").and_then(Value::as_u64);
         let width = width.or_else(|| hidden?.checked_div(heads?));
-        if let (Some(turned), Some(width)) = (self.uint("rope.dimension_count")?, width) {
-            if turned != width && width > 0 {
-                map.insert("partial_rotary_factor".into(), json!(turned as f64 / width as f64));
-            }
+        if let (Some(turned), Some(width)) = (self.uint("rope.dimension_count")?, width)
+            && turned != width
+            && width > 0
+        {
+            map.insert("partial_rotary_factor".into(), json!(turned as f64 / width as f64));
         }
         if let Some(scaling) = self.scaling(map)? {
             map.insert("rope_scaling".into(), scaling);
