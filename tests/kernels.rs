@@ -2,11 +2,15 @@
 
 mod common;
 
-use danlu::base::{Array, Limits, Rng, TensorType};
+use common::interpret::Interpreter;
+use danlu::base::{Array, DType, Limits, Rng, TensorType, Tolerance, packed};
+use danlu::compile::{First, compile};
 use danlu::gpu::{Gpu, Selector};
-use danlu::graph::{Io, Map, Op, SumRows};
-use danlu::run::{run_kernel, time_kernel};
+use danlu::graph::{Graph, Io, Map, Op, SumRows};
+use danlu::ops::MatMul;
+use danlu::run::{Executor, States, run_kernel, time_kernel};
 use pollster::block_on;
+use std::collections::HashMap;
 
 fn random(ty: &TensorType, seed: u64) -> Array {
     let mut rng = Rng::new(seed, 0);
@@ -165,4 +169,35 @@ fn pipelines_are_made_on_several_threads_and_shared() {
     });
     assert!(std::sync::Arc::ptr_eq(&made[0], &make(32)) && std::sync::Arc::ptr_eq(&made[0], &made[3]));
     assert!(!std::sync::Arc::ptr_eq(&made[0], &made[1]));
+}
+
+/// Epilogues and prologues are fused to products with packed weights as to others: x/2 · Wᵀ + r, by few rows and many.
+#[test]
+fn packed_products_have_hooks() {
+    let gpu = common::gpu();
+    let w = TensorType { shape: [70, 96].into(), dtype: DType::Q4_1 };
+    for rows in [1, 20] {
+        let mut g = Graph::new();
+        let (x, r) = (TensorType::f32([rows, 96]), TensorType::f32([rows, 70]));
+        let sources = [("x", &x), ("w", &w), ("r", &r)];
+        let [x, w, r] = sources.map(|(name, ty)| g.input(name, ty.clone()));
+        let half = g.apply1(Map::scale(0.5), &[x]).unwrap();
+        let product = g.apply1(MatMul::linear(), &[half, w]).unwrap();
+        let y = g.add(product, r).unwrap();
+        g.output("y", y);
+        let plan = compile(&g, gpu.limits(), &mut First).unwrap();
+        let hooks: Vec<&str> = plan.steps.iter().flat_map(|s| &s.hooks).map(|h| h.name).collect();
+        assert_eq!((plan.steps.len(), hooks.len()), (1, 2), "{hooks:?}");
+        let mut run = block_on(Executor::new(&gpu, &plan, &mut States::new(&gpu))).unwrap();
+        let mut arrays = HashMap::new();
+        for (i, (name, ty)) in sources.into_iter().enumerate() {
+            let mut rng = Rng::new(7, i as u64);
+            let bytes = packed::random(ty.dtype, ty.shape.elements(), &mut rng);
+            run.set(name, &bytes).unwrap();
+            arrays.insert(name.to_string(), Array::from_bytes(ty.clone(), &bytes));
+        }
+        let got = Array::from_bytes(g.ty(y).clone(), &block_on(run.run()).unwrap()["y"]);
+        let expected = Interpreter::run(&g, &arrays).get(y).clone();
+        Tolerance::f32(96).check(&got, &expected).unwrap_or_else(|e| panic!("{rows} rows: {e}"));
+    }
 }
