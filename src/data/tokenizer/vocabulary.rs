@@ -144,12 +144,18 @@ impl Vocabulary {
 
     /// The merges that the file lists.
     fn listed_merges(&self) -> Result<Merges> {
+        let tokens: HashSet<&str> = self.tokens.iter().map(String::as_str).collect();
         let merge = |(rank, line): (usize, &String)| {
+            let refuse =
+                |what: String| Err(Error::Invalid(format!("merge {rank} of tokenizer.ggml.merges, {line:?}, {what}")));
             // A token may begin with a space, so the parting one is looked for after the first character.
             let first = line.chars().next().map_or(0, char::len_utf8);
-            match line[first..].find(' ') {
-                Some(at) => Ok((line[..first + at].to_string(), line[first + at + 1..].to_string())),
-                None => Err(Error::Invalid(format!("merge {rank} of tokenizer.ggml.merges is no pair: {line:?}"))),
+            let Some(at) = line[first..].find(' ') else { return refuse("is no pair of tokens".into()) };
+            let (left, right) = (&line[..first + at], &line[first + at + 1..]);
+            let joined = format!("{left}{right}");
+            match [left, right, &joined].into_iter().find(|part| !tokens.contains(part)) {
+                Some(part) => refuse(format!("needs the token {part:?}, which is not there")),
+                None => Ok((left.to_string(), right.to_string())),
             }
         };
         self.merges.iter().enumerate().map(merge).collect()

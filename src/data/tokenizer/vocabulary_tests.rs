@@ -156,11 +156,11 @@ fn what_is_no_vocabulary_is_refused_with_a_sentence() {
         ),
         (
             Vocabulary { merges: strings(["t h", "alone"]), ..bytes() },
-            "merge 1 of tokenizer.ggml.merges is no pair: \"alone\"",
+            "merge 1 of tokenizer.ggml.merges, \"alone\", is no pair of tokens",
         ),
         (
             Vocabulary { merges: strings(["t x"]), ..bytes() },
-            "the vocabulary cannot be used: Token `tx` out of vocabulary",
+            "merge 0 of tokenizer.ggml.merges, \"t x\", needs the token \"tx\", which is not there",
         ),
         (
             Vocabulary { tokens: vec!["x".repeat(5000)], scores: vec![], types: vec![], ..pieces() },
@@ -353,4 +353,45 @@ fn metadata_without_a_vocabulary_is_refused() {
     metadata.set("tokenizer.ggml.bos_token_id", Stored::u32(7));
     let vocabulary = Vocabulary::from_metadata(&metadata).unwrap();
     assert_eq!((vocabulary.tokens.len(), vocabulary.types.as_slice(), vocabulary.bos), (2, &[2, 1][..], Some(7)));
+}
+
+proptest::proptest! {
+    /// Whatever a file says: a tokenizer that works, or a sentence; never a panic.
+    #[test]
+    fn hostile_vocabularies_do_not_panic(
+        model in "llama|gpt2",
+        pre in proptest::option::of("default|llama-bpe|deepseek-llm|smollm"),
+        tokens in proptest::collection::vec("[ab▁Ġ é]{0,3}|<0x(41|C3|A9)>|<s>", 0..14),
+        scores in proptest::collection::vec(proptest::num::f32::ANY, 0..14),
+        types in proptest::collection::vec(-1..8, 0..14),
+        pairs in proptest::collection::vec((0..14usize, 0..14usize), 0..8),
+        odd in proptest::option::of("[ab ]{0,4}"),
+        ids in proptest::array::uniform4(proptest::option::of(0..16u32)),
+        flags in proptest::array::uniform4(proptest::option::of(proptest::bool::ANY)),
+        text in "[ab▁Ġ é<s>0x41火]{0,12}",
+    ) {
+        let count = tokens.len();
+        let fit = |length: usize| if length % 3 == 0 { 0 } else { count };
+        let (mut scores, mut types) = (scores, types);
+        scores.resize(fit(scores.len()), 0.0);
+        types.resize(fit(types.len()), 1);
+        let token = |at: usize| tokens.get(at % count.max(1)).cloned().unwrap_or_default();
+        let mut merges: Vec<String> = pairs.iter().map(|&(a, b)| format!("{} {}", token(a), token(b))).collect();
+        merges.extend(odd);
+        let vocabulary = Vocabulary {
+            model, pre, scores, types, merges,
+            tokens: tokens.clone(),
+            bos: ids[0], eos: ids[1], eot: ids[2], unknown: ids[3],
+            add_bos: flags[0], add_eos: flags[1], add_space_prefix: flags[2],
+            special_strips_right: flags[3].unwrap_or(false),
+            chat_template: None,
+        };
+        if let Ok(tokenizer) = Tokenizer::from_vocabulary(vocabulary) {
+            if let Ok(ids) = tokenizer.encode_prompt(&text) {
+                tokenizer.decode(&ids).unwrap();
+            }
+            tokenizer.decode(&(0..20).collect::<Vec<u32>>()).unwrap();
+            tokenizer.turn_ends();
+        }
+    }
 }
