@@ -1,11 +1,11 @@
 //! `danlu generate --batch-file`: many prompts, one a line of JSON, several at a time, and their results in order.
 
 use super::generate::{GenerateArgs, load, read_text, tell_summary};
-use super::text::{Growing, Watch};
+use super::text::Watch;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::infer::{Request, Sampling};
+use crate::infer::{Growing, Request, Sampling};
 use crate::store::Checkpoint;
 use anyhow::{Result, anyhow, bail};
 use serde::Deserialize;

@@ -1,13 +1,13 @@
 //! `danlu generate`, and the demo's engine.
 
 use super::sampling::{CacheArgs, SamplingArgs};
-use super::text::{Growing, Watch};
+use super::text::Watch;
 use super::{AdapterArgs, batch, hub};
 use crate::compile::human_bytes;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::infer::{Finish, Generator, Options};
+use crate::infer::{Finish, Generator, Growing, Options};
 use crate::store::{Checkpoint, Loaded};
 use anyhow::Result;
 use clap::{Args, Parser};

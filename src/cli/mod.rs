@@ -16,6 +16,7 @@ macro_rules! tell {
 
 mod advice;
 mod batch;
+mod chat;
 mod convert;
 pub mod doctor;
 mod eval;
@@ -51,6 +52,8 @@ enum Command {
     Generate(Box<GenerateArgs>),
     /// Measure a model: perplexity of a text, multiple choice, cloze.
     Eval(eval::EvalArgs),
+    /// Talk with a model: at the terminal, or by a script of lines.
+    Chat(Box<chat::ChatArgs>),
     /// Show what a model on disk is: configuration, metadata, tensors.
     Inspect(inspect::InspectArgs),
     /// Write a model in another format or dtype.
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => pollster::block_on(train::train(*args)),
         Command::Generate(args) => pollster::block_on(generate(*args)),
         Command::Eval(args) => pollster::block_on(eval::eval(args)),
+        Command::Chat(args) => pollster::block_on(chat::chat(*args)),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Convert(args) => convert::convert(args),
         Command::Plan(args) => plan::plan(args),

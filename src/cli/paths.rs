@@ -1,4 +1,4 @@
-//! Where Danlu keeps what it can make again: tokenised data and measurements.
+//! Where Danlu keeps what it can make again, tokenised data and measurements, and the little that it cannot.
 
 use std::path::PathBuf;
 
@@ -19,6 +19,19 @@ pub fn cache() -> PathBuf {
         };
         base.unwrap_or_else(std::env::temp_dir).join("danlu")
     })
+}
+
+/// The folder for what only a person can make again, such as the lines typed: in the platform's place for such data.
+pub fn data() -> PathBuf {
+    let home = || var("HOME").or_else(|| var("USERPROFILE"));
+    let base = if cfg!(windows) {
+        var("APPDATA")
+    } else if cfg!(target_os = "macos") {
+        home().map(|home| home.join("Library/Application Support"))
+    } else {
+        var("XDG_DATA_HOME").or_else(|| home().map(|home| home.join(".local/share")))
+    };
+    base.unwrap_or_else(std::env::temp_dir).join("danlu")
 }
 
 /// Where Hugging Face's tools keep what they download, unless told otherwise: on every platform by the same rule.

@@ -46,14 +46,6 @@ impl<'a> StreamDecoder<'a> {
     /// # Errors
     /// Those of [`Tokenizer::decode`].
     pub fn finish(self) -> Result<String> {
-        self.rest()
-    }
-
-    /// What [`StreamDecoder::finish`] would give.
-    ///
-    /// # Errors
-    /// Those of [`Tokenizer::decode`].
-    pub fn rest(&self) -> Result<String> {
         let (context, all) = self.decode()?;
         Ok(all.get(context..).unwrap_or("").to_string())
     }

@@ -1,6 +1,8 @@
 //! Generation: the KV cache's plan, sampling, and the stream of tokens; and how likely given tokens are.
 
+mod conversation;
 mod generator;
+mod growing;
 mod options;
 mod passes;
 mod sample;
@@ -8,7 +10,9 @@ mod sampling;
 mod score;
 mod stop;
 
+pub use conversation::{Answer, Conversation};
 pub use generator::Generator;
+pub use growing::Growing;
 pub use options::{Finish, Options, Overflow, Request};
 pub use sample::Sampler;
 pub use sampling::Sampling;

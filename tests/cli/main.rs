@@ -1,5 +1,6 @@
 //! The commands as a person types them: what they print, what they leave on disk, and how they refuse.
 
+mod chat;
 mod generating;
 mod refused;
 mod runs;
