@@ -61,7 +61,7 @@ fn settings_and_commands_are_heard() {
     let out = stdout(&done);
     assert!(out.starts_with("/system [TEXT]"), "{out}");
     assert!(
-        out.contains("temperature 0, top-k 0, top-p 0.95, seed 5, tokens 3\nthere is no system message\nHm.\n"),
+        out.contains("temperature 0, top-k 0, top-p 0.95, min-p 0, repetition-penalty 1, seed 5, tokens 3\nthere is no system message\nHm.\n"),
         "{out}"
     );
     assert!(out.ends_with(" of 256 tokens, 1 messages\n"), "{out}");

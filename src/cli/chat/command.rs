@@ -13,7 +13,7 @@ pub(super) const HELP: &str = "\
 /clear              forget the conversation, but for the system message
 /save FILE          write the conversation as JSON
 /load FILE          go on with one that was saved
-/set [NAME VALUE]   temperature, top-k, top-p, seed, tokens
+/set [NAME VALUE]   temperature, top-k, top-p, min-p, repetition-penalty, seed, tokens
 /tokens             how full the context is
 /quit               leave; so does Ctrl-D
 A line that ends with \\ goes on in the next one; so does everything between two \"\"\".";
@@ -40,6 +40,8 @@ pub(super) enum Setting {
     Temperature(f32),
     TopK(usize),
     TopP(f32),
+    MinP(f32),
+    RepetitionPenalty(f32),
     Seed(u64),
     Tokens(usize),
 }
@@ -85,9 +87,13 @@ impl Setting {
             "temperature" => Setting::Temperature(number(name, value)?),
             "top-k" => Setting::TopK(number(name, value)?),
             "top-p" => Setting::TopP(number(name, value)?),
+            "min-p" => Setting::MinP(number(name, value)?),
+            "repetition-penalty" => Setting::RepetitionPenalty(number(name, value)?),
             "seed" => Setting::Seed(number(name, value)?),
             "tokens" => Setting::Tokens(number(name, value)?),
-            _ => bail!("there is no setting {name:?}; known are temperature, top-k, top-p, seed, tokens"),
+            _ => bail!(
+                "there is no setting {name:?}; known are temperature, top-k, top-p, min-p, repetition-penalty, seed, tokens"
+            ),
         })
     }
 
@@ -97,6 +103,8 @@ impl Setting {
             Setting::Temperature(value) => sampling.temperature = value,
             Setting::TopK(value) => sampling.top_k = value,
             Setting::TopP(value) => sampling.top_p = value,
+            Setting::MinP(value) => sampling.min_p = value,
+            Setting::RepetitionPenalty(value) => sampling.repetition_penalty = value,
             Setting::Seed(value) => sampling.seed = value,
             Setting::Tokens(value) => *tokens = value,
         }
@@ -136,7 +144,10 @@ mod tests {
             ("/load", "/load needs the name of a file"),
             ("/set temperature", "/set temperature needs a number, and \"\" is none"),
             ("/set seed -1", "/set seed needs a number, and \"-1\" is none"),
-            ("/set heat 3", "there is no setting \"heat\"; known are temperature, top-k, top-p, seed, tokens"),
+            (
+                "/set heat 3",
+                "there is no setting \"heat\"; known are temperature, top-k, top-p, min-p, repetition-penalty, seed, tokens",
+            ),
         ] {
             assert_eq!(Command::parse(text).unwrap_err().to_string(), expected);
         }
