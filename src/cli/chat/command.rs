@@ -113,7 +113,10 @@ impl Setting {
 
 /// What `/set` prints.
 pub(super) fn settings(s: &Sampling, tokens: usize) -> String {
-    format!("temperature {}, top-k {}, top-p {}, seed {}, tokens {tokens}", s.temperature, s.top_k, s.top_p, s.seed)
+    format!(
+        "temperature {}, top-k {}, top-p {}, min-p {}, repetition-penalty {}, seed {}, tokens {tokens}",
+        s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed
+    )
 }
 
 #[cfg(test)]
