@@ -193,5 +193,5 @@ fn the_commands_convert_inspect_and_refuse() {
         "{text}"
     );
     let (code, _, text) = run(&["inspect", "nothing"]);
-    assert!(code == Some(1) && text.contains("is neither a model folder nor a GGUF file"), "{text}");
+    assert!(code == Some(1) && text.contains("nothing: no such file or folder, and no name on a hub"), "{text}");
 }
