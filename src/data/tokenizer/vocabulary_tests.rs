@@ -371,7 +371,7 @@ proptest::proptest! {
         text in "[ab▁Ġ é<s>0x41火]{0,12}",
     ) {
         let count = tokens.len();
-        let fit = |length: usize| if length % 3 == 0 { 0 } else { count };
+        let fit = |length: usize| if length.is_multiple_of(3) { 0 } else { count };
         let (mut scores, mut types) = (scores, types);
         scores.resize(fit(scores.len()), 0.0);
         types.resize(fit(types.len()), 1);
