@@ -154,7 +154,8 @@ fn a_full_context_ends_a_text_and_refuses_more() {
     let after = block_on(generator.feed(&tokens[15..16])).unwrap();
     assert_ne!(before, after, "a refused prompt leaves the text as it was");
     generator.reset();
-    assert_eq!(block_on(generator.feed(&tokens[..16])).unwrap(), after, "the same text in one piece");
+    assert_eq!(block_on(generator.feed(&tokens[..15])).unwrap(), before);
+    assert_eq!(block_on(generator.feed(&tokens[15..16])).unwrap(), after, "the same pieces without the refused one");
     generator.reset();
     let message = block_on(generator.feed(&[])).unwrap_err().to_string();
     assert!(message.contains("the prompt is empty"), "{message}");

@@ -98,11 +98,13 @@ mod tests {
                         // The far end of Q4_0 has seven steps where the near one has eight.
                         DType::Q4_0 => largest / 8.0,
                         DType::Q4_1 => range / 15.0 / 2.0,
-                        DType::BF16 => largest * 2f32.powi(-9),
-                        DType::F16 => largest * 2f32.powi(-12),
+                        // Eight and eleven significant bits: a step is 2⁻⁷ and 2⁻¹⁰ of the power of two below.
+                        DType::BF16 => largest * 2f32.powi(-8),
+                        DType::F16 => largest * 2f32.powi(-11),
                         _ => 0.0,
                     };
-                    let scales = if dtype == DType::F32 { 0.0 } else { (largest + range) * 2f32.powi(-11) };
+                    let scaled = !matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+                    let scales = if scaled { (largest + range) * 2f32.powi(-11) } else { 0.0 };
                     for (x, y) in x.iter().zip(y) {
                         assert!((x - y).abs() <= half_step + scales, "{dtype}: {x} became {y}");
                     }

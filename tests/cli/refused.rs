@@ -51,7 +51,7 @@ fn configurations() {
             "it must divide \"num_attention_heads\" = 2: 1, 2",
         ),
         ("\"hidden_size\": 16", "\"hidden_size\": 0", "\"hidden_size\" is 0; it must be a whole number from 1"),
-        ("LlamaForCausalLM", "GPT2LMHeadModel", "this architecture is not known; known: LlamaForCausalLM"),
+        ("LlamaForCausalLM", "GPT2LMHeadModel", "this architecture is not known; known: BaiChuanForCausalLM, "),
         ("{", "", "bad.json: is not a JSON object"),
     ];
     for (from, to, part) in changes {
