@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 /// Flags of `danlu generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Model folder in Hugging Face's form, GGUF file, or name on the hub: org/model[@revision][:file.gguf].
+    /// Model folder in Hugging Face's form, GGUF file, or name on the hub: org/model, org/model@revision or org/model:file.gguf.
     #[arg(long, value_name = "PATH|NAME")]
     pub model: PathBuf,
     /// What to continue.
