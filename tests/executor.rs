@@ -5,6 +5,7 @@ use danlu::compile::{First, compile};
 use danlu::gpu::{Compile, Gpu, Selector};
 use danlu::graph::{Concat, Graph, Map};
 use danlu::run::{Executor, States, compile_early, f32s};
+use std::sync::atomic::AtomicBool;
 
 #[test]
 fn a_graph_runs_twice_with_other_inputs() {
@@ -61,13 +62,15 @@ fn compiling_early_changes_nothing_and_passes_over_what_does_not_compile() {
         let sum = g.sum_to(y, &TensorType::f32([64])).unwrap();
         g.output("sum", sum);
         let plan = compile(&g, gpu.limits(), &mut First).unwrap();
-        assert_eq!(compile_early(&gpu, &plan), plan.steps.len());
+        let early = |stop| compile_early(&gpu, &plan, &AtomicBool::new(stop));
+        assert_eq!((early(true), early(false), early(false)), (0, plan.steps.len(), 0));
         let mut run = Executor::new(&gpu, &plan, &mut States::new(&gpu)).await.unwrap();
         run.set("x", &[1.5f32; 192]).unwrap();
         assert_eq!(f32s(&run.run().await.unwrap(), "sum"), [9.0; 64]);
         let shader = |text: &str| Compile { label: "t".into(), text: text.into(), bindings: Vec::new() };
         let shaders = [shader("@compute @workgroup_size(1) fn main() {}"), shader("fn main() { undefined(); }")];
-        assert_eq!(gpu.compile_early(&shaders, 2), 1);
+        assert_eq!(gpu.compile_early(&shaders, 2, &AtomicBool::new(false)), 1);
+        assert!(gpu.allocations().is_none_or(|all| all.iter().all(|(name, _)| name != "nothing")));
         gpu.check().unwrap();
     });
 }

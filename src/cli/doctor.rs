@@ -154,7 +154,8 @@ async fn self_test(gpu: &Gpu) -> anyhow::Result<SelfTest> {
     }
     // Compiling is most of the time. What fails here fails again below, where it is reported.
     let kernels = rows.iter().flat_map(|(_, _, kernels)| kernels);
-    compile_all(gpu, kernels.filter_map(|k| assemble(k.shader, &k.constants, &k.hooks).ok()));
+    let sources = kernels.filter_map(|k| assemble(k.shader, &k.constants, &k.hooks).ok());
+    compile_all(gpu, &sources.collect::<Vec<_>>());
     for (case, io, kernels) in &rows {
         let inputs = case.draw(1);
         let expected = case.op.reference(&inputs);

@@ -102,9 +102,12 @@ pub async fn train(args: TrainArgs) -> Result<()> {
     config.vocab_size = config.vocab_size.min(SMALLEST_VOCAB);
     check_fits(&gpu, &recipe, &config)?;
     // A fresh driver compiles for seconds: meanwhile the stories are written.
+    let refused = AtomicBool::new(false);
     let prepared = std::thread::scope(|scope| {
-        scope.spawn(|| compile_step(&gpu, &recipe, args.tune));
-        prepare(&recipe, &paths::cache(), observer.as_mut())
+        scope.spawn(|| compile_step(&gpu, &recipe, args.tune, &refused));
+        let prepared = prepare(&recipe, &paths::cache(), observer.as_mut());
+        refused.store(prepared.is_err(), Ordering::Relaxed);
+        prepared
     })?;
     check_fits(&gpu, &recipe, &prepared.config)?;
     let stop = stop_on_signal()?;
@@ -134,13 +137,13 @@ pub async fn train(args: TrainArgs) -> Result<()> {
 
 /// Compiles what a training step will most probably run: whatever the tokenizer's vocabulary turns out to be, and without
 /// measuring, since the data are being read beside it.
-fn compile_step(gpu: &Gpu, recipe: &Recipe, tune: TuneMode) {
+fn compile_step(gpu: &Gpu, recipe: &Recipe, tune: TuneMode, stop: &AtomicBool) {
     let mut tuner = Tuner::new(gpu, tune.min(TuneMode::Cached), None);
     let plan = find_config(&recipe.config)
         .and_then(|config| train_plan(&config, recipe.batch, recipe.seq, &optimizer(recipe), gpu.limits(), &mut tuner));
     // Whatever is wrong with the plan is said where it is run.
     if let Ok(plan) = plan {
-        compile_early(gpu, &plan);
+        compile_early(gpu, &plan, stop);
     }
 }
 

@@ -9,6 +9,7 @@ use crate::gpu::{BindGroup, Buffer, Compile, Gpu, Pipeline, Range, Readback, Upl
 use crate::shader::{Source, assemble};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Runs in flight: the host prepares one while the device computes another, and reads results one late.
 const SLOTS: usize = 2;
@@ -244,11 +245,12 @@ pub fn check_memory(gpu: &Gpu, plans: &[&Plan], states: &States) -> Result<()> {
     Err(Error::Memory { what, wanted, had, adapter: gpu.report().name.clone(), advice })
 }
 
-/// Pipelines, compiled in parallel, and for each dispatch its bind group.
+/// Pipelines, compiled on all cores, and for each dispatch its bind group.
 async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<Vec<Launch>> {
     let sources: Vec<Source> =
         plan.steps.iter().map(|s| assemble(s.shader, &s.constants, &s.hooks)).collect::<Result<_>>()?;
-    compile(gpu, &sources)?;
+    // What cannot be compiled is reported below, by its step.
+    compile_all(gpu, &sources);
     let alignment = gpu.limits().binding_alignment;
     let mut params: Vec<u8> = Vec::new();
     let mut offsets = Vec::new();
@@ -289,29 +291,24 @@ async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<Vec<Laun
     Ok(launches)
 }
 
-/// Fills the device's pipeline cache on all cores: a driver may take a second for one shader.
-fn compile(gpu: &Gpu, sources: &[Source]) -> Result<()> {
-    use rayon::prelude::*;
-    let mut distinct: Vec<&Source> = sources.iter().collect();
-    distinct.sort_by(|a, b| a.text.cmp(&b.text));
-    distinct.dedup_by(|a, b| a.text == b.text);
-    distinct.into_par_iter().try_for_each(|source| {
-        pollster::block_on(gpu.pipeline(&source.shader, &source.text, &source.layout())).map(|_| ())
-    })
+/// Compiles what a plan runs before it is needed; gives the number of shaders. A plan that differs from the later one
+/// costs time and changes nothing; so does setting `stop`, after which no further shader is begun.
+pub fn compile_early(gpu: &Gpu, plan: &Plan, stop: &AtomicBool) -> usize {
+    let assembled = plan.steps.iter().filter_map(|s| assemble(s.shader, &s.constants, &s.hooks).ok());
+    compile_some(gpu, &assembled.collect::<Vec<_>>(), stop)
 }
 
-/// Compiles what a plan runs before it is needed: a driver may take a second for one shader. Gives the number of shaders.
-/// A plan that differs from the later one costs time and changes nothing.
-pub fn compile_early(gpu: &Gpu, plan: &Plan) -> usize {
-    compile_all(gpu, plan.steps.iter().filter_map(|s| assemble(s.shader, &s.constants, &s.hooks).ok()))
+/// Compiles shaders on all cores, since a driver may take a second for one; gives the number of those that are new and
+/// went well.
+pub fn compile_all(gpu: &Gpu, sources: &[Source]) -> usize {
+    compile_some(gpu, sources, &AtomicBool::new(false))
 }
 
-/// Compiles shaders on all cores; gives the number of those that went well.
-pub fn compile_all(gpu: &Gpu, sources: impl Iterator<Item = Source>) -> usize {
-    let distinct: BTreeMap<String, Source> = sources.map(|s| (s.text.clone(), s)).collect();
-    let compile = |s: Source| Compile { bindings: s.layout(), label: s.shader, text: s.text };
+fn compile_some(gpu: &Gpu, sources: &[Source], stop: &AtomicBool) -> usize {
+    let distinct: BTreeMap<&str, &Source> = sources.iter().map(|s| (s.text.as_str(), s)).collect();
+    let compile = |s: &Source| Compile { label: s.shader.clone(), text: s.text.clone(), bindings: s.layout() };
     let shaders: Vec<Compile> = distinct.into_values().map(compile).collect();
-    gpu.compile_early(&shaders, std::thread::available_parallelism().map_or(1, usize::from))
+    gpu.compile_early(&shaders, std::thread::available_parallelism().map_or(1, usize::from), stop)
 }
 
 fn ranges<'a>(
