@@ -75,7 +75,9 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
     // What can be wrong with files is said before a model is loaded.
     let read = |file: &PathBuf| std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e));
     let texts = args.text.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let tasks = args.items.iter().map(|file| read_items(file, args.limit)).collect::<Result<Vec<_>, _>>()?;
+    // Shots are drawn from all items, whatever part of them is scored.
+    let wanted = if args.shots == 0 { args.limit } else { None };
+    let tasks = args.items.iter().map(|file| read_items(file, wanted)).collect::<Result<Vec<_>, _>>()?;
     let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
@@ -99,9 +101,9 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
     }
     for (file, (form, items)) in args.items.iter().zip(&tasks) {
         let started = Instant::now();
-        let task = Task { file, form: *form, items, shots: args.shots, seed: args.seed };
+        let task = Task { file, form: *form, items, limit: args.limit, shots: args.shots, seed: args.seed };
         if !args.json {
-            tell!("{}: {} items in the form of {form}", file.display(), items.len());
+            tell!("{}: items in the form of {form}", file.display());
         }
         let (bar, mut show) = scoring("choices");
         let result = evaluate(&mut scorer, &tokenizer, &task, &mut show).await;

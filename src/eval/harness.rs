@@ -18,6 +18,8 @@ pub struct Task<'a> {
     pub form: Form,
     /// The items.
     pub items: &'a [Item],
+    /// Scores only this many of them, the first ones; the others may still stand before those.
+    pub limit: Option<usize>,
     /// How many other items, with their answers, stand before each.
     pub shots: usize,
     /// Which they are is drawn from this.
@@ -70,7 +72,8 @@ pub async fn evaluate(
     }
     let most = scorer.model().config().max_position_embeddings;
     let (mut passages, mut truncated) = (Vec::new(), 0);
-    for (i, item) in task.items.iter().enumerate() {
+    let scored = &task.items[..task.limit.map_or(task.items.len(), |n| n.min(task.items.len()))];
+    for (i, item) in scored.iter().enumerate() {
         let context = task.prompt(i);
         let mut cut = false;
         for choice in &item.choices {
@@ -96,9 +99,9 @@ pub async fn evaluate(
         greedy: tokens.iter().all(|t| t.greedy),
     });
     let answers: Vec<Vec<Choice>> =
-        task.items.iter().map(|item| scores.by_ref().take(item.choices.len()).collect()).collect();
-    let metrics = if task.form == Form::Lambada { cloze(&answers) } else { multiple_choice(task.items, &answers) };
-    Ok(Report { form: task.form, items: task.items.len(), shots: task.shots, truncated, metrics })
+        scored.iter().map(|item| scores.by_ref().take(item.choices.len()).collect()).collect();
+    let metrics = if task.form == Form::Lambada { cloze(&answers) } else { multiple_choice(scored, &answers) };
+    Ok(Report { form: task.form, items: scored.len(), shots: task.shots, truncated, metrics })
 }
 
 /// What the model says of one choice.

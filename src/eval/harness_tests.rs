@@ -30,7 +30,7 @@ fn white_space_goes_to_the_continuation() {
 #[test]
 fn shots_are_others_and_always_the_same() {
     let items: Vec<Item> = (0..5).map(|i| item(&format!("Q{i}"), &["yes", "no"], i % 2)).collect();
-    let task = |shots, seed| Task { file: Path::new("x"), form: Form::Arc, items: &items, shots, seed };
+    let task = |shots, seed| Task { file: Path::new("x"), form: Form::Arc, items: &items, limit: None, shots, seed };
     assert_eq!(task(0, 0).prompt(3), "Q3");
     let prompt = task(4, 1).prompt(2);
     let mut parts: Vec<&str> = prompt.split("\n\n").collect();

@@ -97,7 +97,7 @@ fn figures_are_those_of_transformers() {
 fn check(model: &mut Model, file: &str) {
     let path = root().join(file);
     let (form, items) = read_items(&path, None).unwrap();
-    let task = Task { file: &path, form, items: &items, shots: 0, seed: 0 };
+    let task = Task { file: &path, form, items: &items, limit: None, shots: 0, seed: 0 };
     let report = block_on(evaluate(&mut model.scorer, &model.tokenizer, &task, &mut |_, _| {})).unwrap();
     let expected = model.expected(file);
     assert_eq!((report.items as u64, report.truncated), (expected["items"].as_u64().unwrap(), 0));
@@ -148,10 +148,12 @@ fn limits_shots_and_what_does_not_fit() {
     }
     let path = root().join("tests/eval/lambada.jsonl");
     let (form, mut items) = read_items(&path, Some(3)).unwrap();
-    let mut score = |items: &[danlu::eval::Item], shots| {
-        let task = Task { file: &path, form, items, shots, seed: 1 };
+    let mut limited = |items: &[danlu::eval::Item], limit, shots| {
+        let task = Task { file: &path, form, items, limit, shots, seed: 1 };
         block_on(evaluate(scorer, tokenizer, &task, &mut |_, _| {})).map_err(|e| e.to_string())
     };
+    assert_eq!(limited(&items, Some(1), 2).unwrap().items, 1, "shots come from all items");
+    let mut score = |items: &[danlu::eval::Item], shots| limited(items, None, shots);
     let (none, one) = (score(&items, 0).unwrap(), score(&items, 1).unwrap());
     assert_eq!((none.items, one.items, one.shots), (3, 3, 1));
     assert_ne!(none.metrics[1], one.metrics[1], "what stands before matters");
