@@ -198,3 +198,33 @@ fn a_seed_repeats_a_text_and_the_end_is_kept_to_itself() {
     let message = block_on(generator.generate(&prompt, 1, &impossible, |_| Ok(true))).unwrap_err().to_string();
     assert!(message.contains("top-p 0 is not above 0 and at most 1"), "{message}");
 }
+
+#[test]
+fn a_long_prompt_can_be_given_up_and_taken_up_again() {
+    let gpu = common::gpu();
+    let mut golden = open("gqa");
+    golden.config.max_position_embeddings = 512;
+    let mut generator = generator(&gpu, &golden, 512);
+    let prompt = random_tokens(&golden, 400);
+    let mut runs = 0;
+    let two = || {
+        runs += 1;
+        runs < 3
+    };
+    assert!(!block_on(generator.read(&prompt, two)).unwrap());
+    assert_eq!(generator.text(), &prompt[..256]);
+    assert!(block_on(generator.read(&prompt, || true)).unwrap());
+    let read = generator.text().len();
+    assert!(read < prompt.len() && prompt[..read] == *generator.text());
+    let mut tell = |most| {
+        let mut text = Vec::new();
+        let receive = |token| {
+            text.push(token);
+            Ok(true)
+        };
+        block_on(generator.generate(&prompt, most, &Sampling::greedy(), receive)).unwrap();
+        (text, generator.fed())
+    };
+    let (text, fed) = tell(3);
+    assert_eq!((text.len(), fed), (3, prompt.len() as u64 + 2), "no token is read twice");
+}

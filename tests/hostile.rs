@@ -82,7 +82,8 @@ fn every_lie_of_a_gguf_file_has_its_sentence() {
     // The entry of a tensor: name, rank, dims, type, offset.
     let entry = find("blk.0.attn_q.weight") + "blk.0.attn_q.weight".len();
     let key = find("llama.block_count");
-    let rows: [(usize, &[u8], &str); 14] = [
+    let base = find("llama.rope.freq_base") + "llama.rope.freq_base".len();
+    let rows: [(usize, &[u8], &str); 16] = [
         (0, b"GGML", "is not a GGUF file: it does not begin with GGUF"),
         (4, &[1, 0, 0, 0], "is GGUF version 1; versions 2 and 3 can be read: convert it anew"),
         (4, &[0, 0, 0, 3], "is a big-endian GGUF file; only little-endian ones can be read"),
@@ -91,6 +92,8 @@ fn every_lie_of_a_gguf_file_has_its_sentence() {
         (key - 8, &[0xff; 8], "18446744073709551615 bytes are wanted and"),
         (key + 17, &[99, 0, 0, 0], "there is no type of value 99"),
         (key, b"llama.head__count", "llama.block_count is missing; convert the model anew"),
+        (key + 21, &[0; 4], "\"llama.block_count\" (num_hidden_layers) is 0; it must be a whole number from 1"),
+        (base + 4, &[0, 0, 0xc0, 0x7f], "the key llama.rope.freq_base is NaN; it must be a finite number"),
         (entry, &[5, 0, 0, 0], "tensor blk.0.attn_q.weight, at byte"),
         (entry + 4, &[0xff; 8], "elements of f16 are none, too many, or no whole blocks a row"),
         (entry + 4, &[0; 8], "elements of f16 are none, too many, or no whole blocks a row"),

@@ -3,7 +3,7 @@
 mod command;
 mod input;
 
-use super::sampling::{CacheArgs, SamplingArgs};
+use super::sampling::{Cache, CacheArgs, Full, SamplingArgs};
 use super::{AdapterArgs, generate, hub, paths};
 use crate::data::{ChatTemplate, Json, Message, RenderOptions, Tokenizer};
 use crate::gpu::Gpu;
@@ -38,9 +38,15 @@ pub struct ChatArgs {
     /// How tokens are picked.
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// What the conversation is kept in.
-    #[command(flatten)]
-    cache: CacheArgs,
+    /// An answer ends before this; may be given again.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    stop: Vec<String>,
+    /// Tokens that the conversation can have; its oldest turns make room [default: the model's, at most 4096].
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// What the KV cache holds: q8 takes little more than a quarter of f32.
+    #[arg(long, value_enum, default_value_t = Cache::F32, value_name = "DTYPE")]
+    kv_cache: Cache,
     /// Functions that the template may offer to the model: a JSON list of their schemas.
     #[arg(long, value_name = "FILE")]
     tools: Option<PathBuf>,
@@ -63,7 +69,9 @@ pub async fn chat(args: ChatArgs) -> Result<()> {
     let tokenizer = Tokenizer::of(&checkpoint)?;
     let template = ChatTemplate::of(&tokenizer, tools.is_some())?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
-    let options = args.cache.options(1, checkpoint.config().max_context().min(CONTEXT));
+    // The conversation drops its oldest turns itself, so that the cache never has to.
+    let cache = CacheArgs { context: args.context, kv_cache: args.kv_cache, context_full: Full::Stop };
+    let options = cache.options(1, checkpoint.config().max_context().min(CONTEXT));
     let generator = generate::load(&gpu, &checkpoint, options).await?;
     if template.is_fallback() {
         tell!(
@@ -74,6 +82,7 @@ pub async fn chat(args: ChatArgs) -> Result<()> {
     let history = args.history.unwrap_or_else(|| paths::data().join("chat_history"));
     let mut input = Input::new(std::io::stdin().is_terminal(), &history)?;
     let mut conversation = Conversation::new(generator, tokenizer, template);
+    conversation.set_stops(args.stop);
     conversation.set_system(args.system.as_deref());
     if input.is_terminal() {
         let context = conversation.context();
@@ -137,14 +146,16 @@ impl Chat {
 
     async fn answer(&mut self) -> Result<()> {
         self.render.now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs() as i64);
-        let mut out = std::io::stdout();
+        let mut out = super::out::Out;
         let mut listens = true;
         let signals = self.signals.clone();
         signals.begin();
         let start = Instant::now();
         let mut first = None;
         let answer = self.conversation.answer(&self.sampling, self.tokens, &self.render, |text| {
-            first.get_or_insert_with(Instant::now);
+            if !text.is_empty() {
+                first.get_or_insert_with(Instant::now);
+            }
             listens = out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok();
             listens && !signals.asked()
         });
@@ -161,6 +172,9 @@ impl Chat {
         match answer.finish {
             Finish::Length => tell!("danlu: the answer was cut at {} tokens; --tokens or /set tokens", answer.tokens),
             Finish::ContextFull => tell!("danlu: the answer was cut: the context is full"),
+            Finish::Stopped if listens && answer.tokens == 0 => {
+                tell!("danlu: stopped before the first word; /retry asks again, /undo takes the question back");
+            }
             Finish::Stopped if listens => tell!("danlu: stopped"),
             _ => {}
         }

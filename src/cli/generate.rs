@@ -99,7 +99,7 @@ pub async fn generate(args: GenerateArgs) -> Result<()> {
     let gpu = Gpu::open(&args.adapter.selector()).await?;
     let options = args.cache.options(1, prompt.len().saturating_add(args.tokens));
     let mut generator = load(&gpu, &checkpoint, options).await?;
-    let mut out = std::io::stdout();
+    let mut out = super::out::Out;
     let mut say = |text: &str| {
         // A reader that left, such as `head`, is no error of ours.
         args.json || out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()

@@ -18,6 +18,10 @@ pub fn resolve(argument: &Path) -> Result<PathBuf> {
     if argument.exists() {
         return Ok(argument.to_path_buf());
     }
+    let text = argument.to_string_lossy().to_ascii_lowercase();
+    if text.ends_with(".gguf") && !text.contains(':') {
+        bail!("{}: there is no such file; a file of a model on a hub is named org/model:file.gguf", argument.display());
+    }
     let Some(name) = argument.to_str().and_then(HubName::parse) else {
         bail!(
             "{}: no such file or folder, and no name on a hub, which is org/model, org/model@revision or \

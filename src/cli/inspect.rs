@@ -73,12 +73,26 @@ fn config(checkpoint: &Checkpoint) -> String {
             c.max_position_embeddings
         ),
         format!("rotary base {}, norm epsilon {:e}", c.rope.theta, c.rms_norm_eps),
-        format!("begins with token {:?}, ends with {:?}", c.bos_token_id, c.eos_token_ids),
+        ends(c.bos_token_id, &c.eos_token_ids),
     ];
     if let Some(experts) = c.experts {
         lines.push(format!("{} experts, {} a token", experts.count, experts.per_token));
     }
     lines.join("\n")
+}
+
+/// Which tokens begin and end a text.
+fn ends(begin: Option<u32>, ends: &[u32]) -> String {
+    let begin = begin.map_or("no token".into(), |id| format!("token {id}"));
+    let ends = match ends {
+        [] => "with none: as many tokens are written as are asked for".into(),
+        [end] => format!("with {end}"),
+        [ends @ .., last] => {
+            let ends: Vec<String> = ends.iter().map(u32::to_string).collect();
+            format!("with {} or {last}", ends.join(", "))
+        }
+    };
+    format!("a text begins with {begin} and ends {ends}")
 }
 
 /// All tensors, and sums by dtype.
@@ -164,4 +178,15 @@ fn first(array: &Array) -> serde_json::Value {
     let texts = array.texts().map(|t| t.take(SHOWN).map(|t| json!(t)).collect());
     let numbers = || array.numbers().map(|n| n.take(SHOWN).map(|x| json!(x)).collect());
     serde_json::Value::Array(texts.or_else(numbers).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn ends_are_said_in_words() {
+        assert_eq!(super::ends(Some(1), &[2]), "a text begins with token 1 and ends with 2");
+        assert_eq!(super::ends(Some(1), &[2, 7, 9]), "a text begins with token 1 and ends with 2, 7 or 9");
+        let none = "a text begins with no token and ends with none: as many tokens are written as are asked for";
+        assert_eq!(super::ends(None, &[]), none);
+    }
 }

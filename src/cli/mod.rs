@@ -1,13 +1,11 @@
 //! The command line: thin commands over the library. Only here, and in the binaries, is anything printed.
 
-/// Prints a line on standard output. A reader that left, such as `head`, is no error of ours and ends no training.
+/// Prints a line on standard output; [`report`] says at the end if it could not be written.
 macro_rules! say {
-    ($($text:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*)));
-    }};
+    ($($text:tt)*) => { $crate::cli::out::line(format_args!($($text)*)) };
 }
 
-/// The same on standard error.
+/// Prints a line on standard error.
 macro_rules! tell {
     ($($text:tt)*) => {{
         let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($text)*)));
@@ -23,6 +21,7 @@ mod eval;
 mod generate;
 mod hub;
 mod inspect;
+mod out;
 mod paths;
 mod plan;
 mod progress;
@@ -48,7 +47,7 @@ struct Cli {
 enum Command {
     /// Train a model from scratch: without arguments a small one, on embedded stories.
     Train(Box<train::TrainArgs>),
-    /// Continue a text with a model folder.
+    /// Continue a text with a model: a folder, a GGUF file or a hub name.
     Generate(Box<GenerateArgs>),
     /// Measure a model: perplexity of a text, multiple choice, cloze.
     Eval(eval::EvalArgs),
@@ -93,7 +92,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(args),
         Command::Convert(args) => convert::convert(args),
         Command::Plan(args) => plan::plan(args),
-        Command::Doctor(args) => match pollster::block_on(doctor::doctor(args, &mut std::io::stdout().lock())) {
+        Command::Doctor(args) => match pollster::block_on(doctor::doctor(args, &mut out::Out)) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,
             Err(error) => Err(error),
@@ -104,9 +103,9 @@ pub fn main() -> ExitCode {
 
 /// Prints an error as one sentence; gives the exit code.
 pub fn report(done: anyhow::Result<()>) -> ExitCode {
-    match done {
+    let done = done.or_else(|error| if reader_left(&error) { Ok(()) } else { Err(error) });
+    match done.and_then(|()| out::failure().map_or(Ok(()), |text| Err(anyhow::anyhow!(text)))) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if reader_left(&error) => ExitCode::SUCCESS,
         Err(error) => {
             tell!("danlu: {}", sentence(&error));
             ExitCode::FAILURE

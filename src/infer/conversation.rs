@@ -31,6 +31,7 @@ pub struct Conversation {
     tokenizer: Tokenizer,
     template: ChatTemplate,
     ends: Vec<u32>,
+    stops: Vec<String>,
     messages: Vec<Message>,
     /// Messages that no longer fit: so many after the system message are left out.
     dropped: usize,
@@ -40,7 +41,16 @@ impl Conversation {
     /// An empty conversation.
     pub fn new(generator: Generator, tokenizer: Tokenizer, template: ChatTemplate) -> Conversation {
         let ends = tokenizer.turn_ends();
-        Conversation { generator, tokenizer, template, ends, messages: Vec::new(), dropped: 0 }
+        let mut conversation =
+            Conversation { generator, tokenizer, template, ends, stops: vec![], messages: Vec::new(), dropped: 0 };
+        conversation.set_stops(Vec::new());
+        conversation
+    }
+
+    /// Answers end before any of these texts.
+    pub fn set_stops(&mut self, mut stops: Vec<String>) {
+        stops.extend(NEXT_SPEAKER.map(String::from).into_iter().filter(|_| self.template.is_fallback()));
+        self.stops = stops;
     }
 
     /// All messages so far, those that no longer fit included.
@@ -91,8 +101,8 @@ impl Conversation {
         if kept.is_empty() { Ok(0) } else { Ok(self.encode(&kept, &options)?.len()) }
     }
 
-    /// Lets the model answer, and keeps what it says as a message. `receive` hears the text as it comes, until it says to
-    /// stop. Where the conversation does not fit into the context, its oldest turns are left out, but for the system
+    /// Lets the model answer, and keeps what it says as a message. `receive` hears the text as it comes, and an empty one
+    /// now and then while the model still reads, until it says to stop. Where the conversation does not fit into the context, its oldest turns are left out, but for the system
     /// message.
     ///
     /// # Errors
@@ -112,8 +122,12 @@ impl Conversation {
         // At least the last token is fed again: what follows it is asked for.
         let common = self.generator.text().iter().zip(&prompt).take_while(|(held, new)| held == new).count();
         let reused = common.min(prompt.len() - 1);
-        let stops = NEXT_SPEAKER.map(String::from).into_iter().filter(|_| self.template.is_fallback()).collect();
-        let mut growing = Growing::new(&self.tokenizer, &prompt, stops);
+        if !self.generator.read(&prompt, || receive("")).await? {
+            let (text, finish) = (String::new(), Finish::Stopped);
+            self.messages.push(Message::new("assistant", &text));
+            return Ok(Answer { text, finish, tokens: 0, prompt: prompt.len(), reused, dropped });
+        }
+        let mut growing = Growing::new(&self.tokenizer, &prompt, self.stops.clone());
         let mut speech = Speech { text: String::new(), receive: &mut receive };
         let mut closed = false;
         let ends = &self.ends;

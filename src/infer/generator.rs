@@ -1,7 +1,7 @@
 //! A model that continues texts: prompts go in by chunks, then one token at a time, over a KV cache that is planned in
 //! advance.
 
-use super::passes::{Likely, Passes};
+use super::passes::{LARGEST, Likely, Passes};
 use super::{Finish, Options, Overflow, Request, Sampler, Sampling};
 use crate::base::DType;
 use crate::error::{Error, Result};
@@ -123,6 +123,23 @@ impl Generator {
         let Some(Likely::All(mut logits)) = logits else { unreachable!("the last run came to the end") };
         logits.truncate(self.passes.model().config().vocab_size);
         Ok(logits)
+    }
+
+    /// Makes the first sequence hold the beginning of a text, run by run, as long as `going` allows, so that a long one can
+    /// be given up; what is left is one run for [`Generator::generate`]. False if it was given up.
+    ///
+    /// # Errors
+    /// As [`Generator::feed`].
+    pub async fn read(&mut self, text: &[u32], mut going: impl FnMut() -> bool) -> Result<bool> {
+        let mut pending = vec![Vec::new(); self.batch()];
+        pending[0] = self.passes.begin(0, text)?;
+        while pending[0].len() > LARGEST {
+            if !going() {
+                return Ok(false);
+            }
+            self.passes.feed(&mut pending, None).await?;
+        }
+        Ok(going())
     }
 
     /// Continues a text, which `prompt` is the whole of, by up to `count` tokens, each handed to `receive`, until that says

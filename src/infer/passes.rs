@@ -18,7 +18,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Numbers of tokens that runs are planned for, when they are first needed.
-const SIZES: [usize; 4] = [1, 8, 32, 128];
+const SIZES: [usize; 4] = [1, 8, 32, LARGEST];
+/// Most tokens of a sequence in one run.
+pub(super) const LARGEST: usize = 128;
 /// Tokens of all sequences in one run at most, unless it is one of each: what a run needs beside the cache stays small.
 const MOST_TOKENS: usize = 1024;
 

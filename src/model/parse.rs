@@ -8,7 +8,11 @@ use super::parse_rope::{Sizes, rope};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::Path;
+
+/// Longest config.json that is read.
+const LONGEST: u64 = 4 << 20;
 
 impl ModelConfig {
     /// Reads and checks a config.json.
@@ -16,8 +20,14 @@ impl ModelConfig {
     /// # Errors
     /// If the file cannot be read, is not JSON, or describes a model that we do not run.
     pub fn read(path: &Path) -> Result<ModelConfig> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-        ModelConfig::parse(&text, path)
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(path).map_err(|e| Error::io("read", path, e))?;
+        file.take(LONGEST).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
+        if bytes.starts_with(b"GGUF") {
+            return Err(Error::file(path, "is a GGUF file and no config.json; give a Hugging Face config.json"));
+        }
+        let binary = |_| Error::file(path, "is no config.json: it is not UTF-8 text; give a Hugging Face config.json");
+        ModelConfig::parse(&String::from_utf8(bytes).map_err(binary)?, path)
     }
 
     /// Checks the text of a config.json; `path` is for the messages.

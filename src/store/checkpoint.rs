@@ -47,7 +47,8 @@ impl Checkpoint {
             Kind::Gguf(file) => {
                 let (tensors, metadata) = Tensors::open_gguf(&file)?;
                 let config = Value::Object(gguf::config(&metadata, &tensors)?).to_string();
-                let model = Llama::new(ModelConfig::parse(&config, &file)?);
+                let parsed = ModelConfig::parse(&config, &file).map_err(|e| gguf::own_keys(e, &metadata))?;
+                let model = Llama::new(parsed);
                 Ok(Checkpoint { model, tensors, origin: Origin::Gguf(metadata) })
             }
         }

@@ -164,7 +164,7 @@ impl Tensors {
         if path.is_dir() {
             let candidates = ["model.safetensors", "model.safetensors.index.json"].map(|name| path.join(name));
             let found = candidates.iter().find(|file| file.exists());
-            let missing = || Error::file(path, "holds neither model.safetensors nor model.safetensors.index.json");
+            let missing = || Error::file(path, missing_weights(path));
             return Tensors::open_safetensors(found.ok_or_else(missing)?);
         }
         let index = path.extension().is_some_and(|e| e == "json");
@@ -222,4 +222,13 @@ fn map(path: &Path) -> Result<Mmap> {
     // SAFETY: the mapping is read-only; a file that others cut short while it is read ends the program, as with every
     // reader that maps weights.
     unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))
+}
+
+/// What a folder without safetensors is told.
+fn missing_weights(folder: &Path) -> String {
+    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"].into_iter().find(|f| folder.join(f).exists());
+    let advice = pickled.map_or(String::new(), |file| {
+        format!("; its {file} is PyTorch's own form, which is not read: save the model as safetensors, or fetch it so")
+    });
+    format!("holds neither model.safetensors nor model.safetensors.index.json{advice}")
 }

@@ -51,6 +51,22 @@ fn lines_are_answered_saved_and_read_again() {
 }
 
 #[test]
+fn an_answer_ends_before_a_stop() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let tell = |flags: &str| {
+        let done = place.chat(&format!("--temperature 0 --tokens 12 {flags}"), "Tell me about a fox.\n").assert();
+        stdout(&done.success())
+    };
+    let whole = tell("");
+    let word = whole.split_whitespace().nth(2).unwrap();
+    let stopped = tell(&format!("--stop {word}"));
+    assert_eq!(stopped.trim_end_matches('\n'), &whole[..whole.find(word).unwrap()]);
+}
+
+#[test]
 fn settings_and_commands_are_heard() {
     if !has_adapter() {
         return;

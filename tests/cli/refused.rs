@@ -59,6 +59,14 @@ fn configurations() {
         refused(place.train("--config bad.json --out o"), &["bad.json", part]);
         refused(place.danlu("plan --config bad.json"), &["bad.json", part]);
     }
+    let binary: [(&str, &[u8], &str); 2] = [
+        ("x.gguf", b"GGUF\x03\0\0\0", "is a GGUF file and no config.json"),
+        ("bytes.json", b"{\xff}", "is no config.json: it is not UTF-8 text"),
+    ];
+    for (name, content, part) in binary {
+        place.write(name, content);
+        refused(place.danlu(&format!("plan --config {name}")), &[name, part]);
+    }
     for name in ["story-1n", "gone.json"] {
         refused(place.train(&format!("--config {name}")), &[name, "presets: story-1m, story-4m, smollm2-135m"]);
     }
@@ -192,6 +200,17 @@ fn models_and_what_is_to_be_evaluated() {
         &[
             "gone: no such file or folder, and no name on a hub, which is org/model, org/model@revision or org/model:file.gguf",
         ],
+    );
+    refused(
+        offline("inspect org/model.gguf"),
+        &["org/model.gguf: there is no such file; a file of a model on a hub is named org/model:file.gguf"],
+    );
+    std::fs::create_dir(place.path("pickled")).unwrap();
+    place.write("pickled/config.json", TINY);
+    place.write("pickled/pytorch_model.bin", "");
+    refused(
+        offline("inspect pickled"),
+        &["pickled: holds neither model.safetensors nor", "pytorch_model.bin is PyTorch's own form, which is not read"],
     );
     refused(offline("eval --model m"), &["nothing to evaluate: give --text FILE for perplexity, or --items FILE"]);
     refused(offline("eval --model m --text a.txt --limit 0"), &["--limit 0 leaves nothing to evaluate"]);

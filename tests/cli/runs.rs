@@ -210,6 +210,30 @@ fn a_reader_that_leaves_stops_nothing() {
     assert!(place.names("n") == FILES && place.names("o") == FILES);
 }
 
+/// `/dev/full` is Linux's: every write to it fails.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_behind_standard_output_is_said() {
+    let place = Place::new();
+    let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny");
+    let mut lines = vec!["plan".to_string(), "plan --json".to_string(), format!("inspect {tiny}")];
+    if super::has_adapter() {
+        lines.push(format!("generate --model {tiny} --prompt One --tokens 2"));
+    }
+    for line in lines {
+        let mut command = Process::new(env!("CARGO_BIN_EXE_danlu"));
+        command.args(line.split(' ')).current_dir(place.folder.path()).env("DANLU_CACHE", place.path("cache"));
+        if let (Ok(adapter), true) = (std::env::var("DANLU_ADAPTER"), line.starts_with("generate")) {
+            command.args(["--adapter", &adapter]);
+        }
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let done = command.stdout(full).output().unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert!(done.status.code() == Some(1), "{line}: {said}");
+        assert!(said.contains("danlu: cannot write to standard output: "), "{line}: {said}");
+    }
+}
+
 #[test]
 fn plans_are_text_and_json() {
     let place = Place::new();

@@ -25,6 +25,38 @@ const ENDS: [&str; 8] =
 /// Type of a control token in `tokenizer.ggml.token_type`.
 const CONTROL: f64 = 3.0;
 
+/// Hugging Face's keys, and GGUF's for the same, which follow the architecture's name.
+const NAMES: [(&str, &str); 15] = [
+    ("num_hidden_layers", "block_count"),
+    ("hidden_size", "embedding_length"),
+    ("intermediate_size", "feed_forward_length"),
+    ("num_attention_heads", "attention.head_count"),
+    ("num_key_value_heads", "attention.head_count_kv"),
+    ("head_dim", "attention.key_length"),
+    ("max_position_embeddings", "context_length"),
+    ("model_max_length", "context_length"),
+    ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+    ("rope_theta", "rope.freq_base"),
+    ("sliding_window", "attention.sliding_window"),
+    ("num_local_experts", "expert_count"),
+    ("num_experts", "expert_count"),
+    ("num_experts_per_tok", "expert_used_count"),
+    ("moe_intermediate_size", "expert_feed_forward_length"),
+];
+
+/// An error about the configuration that [`config`] gave, with the keys that the file itself has.
+pub(in crate::store) fn own_keys(error: Error, metadata: &Metadata) -> Error {
+    match (error, architecture(metadata)) {
+        (Error::File { path, message }, Ok(architecture)) => {
+            let name = |text: String, (theirs, own): &(&str, &str)| {
+                text.replace(&format!("\"{theirs}\""), &format!("\"{architecture}.{own}\" ({theirs})"))
+            };
+            Error::File { path, message: NAMES.iter().fold(message, name) }
+        }
+        (error, _) => error,
+    }
+}
+
 /// A file's metadata under the prefix of its architecture.
 struct Keys<'a> {
     metadata: &'a Metadata,

@@ -237,16 +237,20 @@ impl Metadata {
         })
     }
 
-    /// A number.
+    /// A number that is one: neither infinite nor NaN.
     ///
     /// # Errors
     /// As [`Metadata::string`].
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a number", |v| match v {
+        let number = self.typed(key, "a number", |v| match v {
             Value::Float(x, _) => Some(*x),
             Value::Int(x, _) => Some(*x as f64),
             _ => None,
-        })
+        })?;
+        match number.filter(|x| !x.is_finite()) {
+            None => Ok(number),
+            Some(x) => Err(Error::file(&self.path, format!("the key {key} is {x}; it must be a finite number"))),
+        }
     }
 
     /// True or false.

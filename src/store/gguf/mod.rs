@@ -8,7 +8,7 @@ mod read;
 mod scaling;
 mod write;
 
-pub(super) use config::{architecture, config};
+pub(super) use config::{architecture, config, own_keys};
 pub(super) use describe::{architecture as architecture_of, describe, lost, rope_tensors, set_file_type};
 pub use metadata::{Array, Kind, Metadata, Value};
 pub(super) use names::{is_extra, sources, tensor_name};
