@@ -86,7 +86,7 @@ fn a_text_is_the_same_alone_and_in_a_batch() {
         for _ in 0..2 {
             for (i, (request, (finish, text))) in requests.iter().zip(together(&mut many, &requests)).enumerate() {
                 match i {
-                    5 => assert!(finish.unwrap_err().contains("200 tokens and the model's context holds 128")),
+                    5 => assert!(finish.unwrap_err().contains("200 tokens and the context holds 128")),
                     6 => assert!(finish.unwrap_err().contains("top-p 2 is not above 0 and at most 1")),
                     _ => assert_eq!((finish.unwrap(), text), alone(&mut one, request), "batch {batch}, request {i}"),
                 }

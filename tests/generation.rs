@@ -147,10 +147,7 @@ fn a_full_context_ends_a_text_and_refuses_more() {
     generator.reset();
     let before = block_on(generator.feed(&tokens[..15])).unwrap();
     let message = block_on(generator.feed(&tokens[15..])).unwrap_err().to_string();
-    assert!(
-        message.contains("the text has 17 tokens and the model's context holds 16; shorten the prompt"),
-        "{message}"
-    );
+    assert!(message.contains("the text has 17 tokens and the context holds 16; shorten the prompt"), "{message}");
     let after = block_on(generator.feed(&tokens[15..16])).unwrap();
     assert_ne!(before, after, "a refused prompt leaves the text as it was");
     generator.reset();

@@ -66,12 +66,14 @@ pub async fn chat(args: ChatArgs) -> Result<()> {
     let sampling = args.sampling.sampling()?;
     let (tools, variables) = (args.tools.as_deref().map(read_tools).transpose()?, variables(&args.variables)?);
     let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
+    sampling.check_for(checkpoint.config().vocab_size)?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
     let template = ChatTemplate::of(&tokenizer, tools.is_some())?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
     // The conversation drops its oldest turns itself, so that the cache never has to.
     let cache = CacheArgs { context: args.context, kv_cache: args.kv_cache, context_full: Full::Stop };
-    let options = cache.options(1, checkpoint.config().max_context().min(CONTEXT));
+    let most = checkpoint.config().max_context();
+    let options = cache.options(1, most.min(CONTEXT), most);
     let generator = generate::load(&gpu, &checkpoint, options).await?;
     if template.is_fallback() {
         tell!(

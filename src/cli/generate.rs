@@ -10,6 +10,7 @@ use crate::gpu::Gpu;
 use crate::infer::{Finish, Generator, Growing, Options};
 use crate::store::{Checkpoint, Loaded};
 use anyhow::Result;
+use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use clap::{Args, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -35,16 +36,17 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub cache: CacheArgs,
     /// The text ends before this; may be given again.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     pub stop: Vec<String>,
     /// One JSON object at the end, in place of the text as it comes.
     #[arg(long)]
     pub json: bool,
     /// With --batch-file: where the results go, one JSON object a line [default: standard output].
-    #[arg(long, value_name = "FILE", requires = "batch_file")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file"])]
     pub out: Option<PathBuf>,
     /// With --batch-file: texts at a time.
-    #[arg(long, default_value_t = 8, value_name = "N")]
+    #[arg(long, default_value_t = 8, value_name = "N", conflicts_with_all = ["prompt", "prompt_file"],
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub batch: usize,
     /// Which adapter to compute on.
     #[command(flatten)]
@@ -88,16 +90,18 @@ impl GenerateArgs {
 /// Prints prompt and continuation as the tokens come.
 pub async fn generate(args: GenerateArgs) -> Result<()> {
     let sampling = args.sampling.sampling()?;
-    let path = hub::resolve(&args.model)?;
     if let Some(file) = &args.source.batch_file {
-        return batch::run(&args, &path, file, sampling).await;
+        return batch::run(&args, file, sampling).await;
     }
     let text = args.source.read()?;
-    let checkpoint = Checkpoint::open(&path)?;
+    let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
+    sampling.check_for(checkpoint.config().vocab_size)?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
     let prompt = tokenizer.encode_prompt(&text)?;
+    let wanted = prompt.len().saturating_add(args.tokens);
+    let options = args.cache.options(1, wanted, checkpoint.config().max_context());
+    options.check_prompt(&prompt, checkpoint.config())?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
-    let options = args.cache.options(1, prompt.len().saturating_add(args.tokens));
     let mut generator = load(&gpu, &checkpoint, options).await?;
     let mut out = super::out::Out;
     let mut say = |text: &str| {
@@ -112,14 +116,15 @@ pub async fn generate(args: GenerateArgs) -> Result<()> {
         Ok(listens && !growing.stopped)
     };
     let finish = generator.generate(&prompt, args.tokens, &sampling, receive).await?;
-    let (summary, seconds) = (watch.summary(prompt.len(), growing.tokens), watch.seconds());
+    let fed = generator.kept(prompt.len());
+    let (summary, seconds) = (watch.summary(fed, growing.tokens), watch.seconds());
     say(&growing.finish()?);
     say("\n");
     if args.json {
         let (reason, tokens, text_of) = (growing.reason(finish), growing.tokens, &growing.text);
         say!(
             "{}",
-            json!({"prompt": text, "text": text_of, "finish": reason, "prompt_tokens": prompt.len(), "tokens": tokens,
+            json!({"prompt": text, "text": text_of, "finish": reason, "prompt_tokens": fed, "tokens": tokens,
                 "seconds": seconds})
         );
     }
@@ -171,9 +176,18 @@ impl Source {
 /// If it cannot be read or is no UTF-8.
 pub(super) fn read_text(file: &Path) -> Result<String, Error> {
     if file != Path::new("-") {
-        return std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e));
+        let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
+        return Ok(without_mark(text));
     }
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).map_err(|e| Error::io("read", "standard input", e))?;
-    Ok(text)
+    Ok(without_mark(text))
+}
+
+/// Some editors begin a file with a mark that says it is UTF-8; it is no part of the text.
+fn without_mark(mut text: String) -> String {
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    text
 }

@@ -3,6 +3,7 @@
 use crate::base::DType;
 use crate::infer::{Options, Overflow, Sampling};
 use anyhow::{Result, bail};
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 
 /// How tokens are picked.
@@ -69,7 +70,7 @@ impl SamplingArgs {
 #[derive(Debug, Clone, Args)]
 pub struct CacheArgs {
     /// Tokens that a text can have, its prompt among them [default: as many as are asked for].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     pub context: Option<usize>,
     /// What the KV cache holds: q8 takes little more than a quarter of f32.
     #[arg(long, value_enum, default_value_t = Cache::F32, value_name = "DTYPE")]
@@ -97,14 +98,18 @@ pub enum Full {
 }
 
 impl CacheArgs {
-    /// Options for `batch` texts at a time that want `wanted` tokens each.
-    pub fn options(&self, batch: usize, wanted: usize) -> Options {
+    /// Options for `batch` texts at a time that want `wanted` tokens each, of a model made for `most`; says it where more
+    /// were asked for.
+    pub fn options(&self, batch: usize, wanted: usize, most: usize) -> Options {
+        if let Some(context) = self.context.filter(|&context| context > most) {
+            tell!("danlu: --context {context} is more than the model was made for: lowered to {most}");
+        }
         let cache = match self.kv_cache {
             Cache::F32 => DType::F32,
             Cache::F16 => DType::F16,
             Cache::Q8 => DType::Q8_0,
         };
         let overflow = if self.context_full == Full::Shift { Overflow::Shift } else { Overflow::Stop };
-        Options { context: self.context.unwrap_or(wanted), batch, cache, overflow }
+        Options { context: self.context.unwrap_or(wanted).min(most), batch, cache, overflow }
     }
 }

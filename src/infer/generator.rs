@@ -2,7 +2,7 @@
 //! advance.
 
 use super::passes::{LARGEST, Likely, Passes};
-use super::{Finish, Options, Overflow, Request, Sampler, Sampling};
+use super::{Finish, News, Options, Overflow, Request, Sampler, Sampling};
 use crate::base::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -96,6 +96,12 @@ impl Generator {
         self.passes.fed()
     }
 
+    /// How many of a prompt's tokens are computed where it is longer than the context: what a shift leaves of it.
+    pub fn kept(&self, prompt: usize) -> usize {
+        let context = self.context();
+        if prompt <= context { prompt } else { context / 2 }
+    }
+
     /// Forgets all texts, as is necessary where weights changed.
     pub fn reset(&mut self) {
         (0..self.batch()).for_each(|sequence| self.passes.truncate(sequence, 0));
@@ -170,8 +176,28 @@ impl Generator {
         requests: &[Request],
         mut receive: impl FnMut(usize, u32) -> Result<bool>,
     ) -> Result<Vec<Result<Finish>>> {
-        let mut waiting: VecDeque<usize> = (0..requests.len()).collect();
         let mut finishes: Vec<Option<Result<Finish>>> = requests.iter().map(|_| None).collect();
+        let hear = |request: usize, news: News| match news {
+            News::Token(token) => receive(request, token),
+            News::End(finish) => {
+                finishes[request] = Some(finish);
+                Ok(true)
+            }
+        };
+        self.generate_each(requests, hear).await?;
+        Ok(finishes.into_iter().map(|finish| finish.expect("every request ends")).collect())
+    }
+
+    /// The same, hearing of each text's end when it comes; what is answered to that does not matter.
+    ///
+    /// # Errors
+    /// As [`Generator::generate_batch`].
+    pub async fn generate_each(
+        &mut self,
+        requests: &[Request],
+        mut hear: impl FnMut(usize, News) -> Result<bool>,
+    ) -> Result<()> {
+        let mut waiting: VecDeque<usize> = (0..requests.len()).collect();
         let mut jobs: Vec<Option<Job>> = (0..self.batch()).map(|_| None).collect();
         let mut pending = vec![Vec::new(); self.batch()];
         loop {
@@ -184,7 +210,9 @@ impl Generator {
                         jobs[sequence] = Some(Job { request, sampler, left: *count });
                         pending[sequence] = tokens;
                     }
-                    Err(error) => finishes[request] = Some(Err(error)),
+                    Err(error) => {
+                        hear(request, News::End(Err(error)))?;
+                    }
                 }
             }
             if jobs.iter().all(Option::is_none) {
@@ -195,21 +223,21 @@ impl Generator {
             let Some(likely) = self.passes.feed(&mut pending, needs).await? else { continue };
             for b in 0..jobs.len() {
                 let Some(job) = jobs[b].as_mut().filter(|_| pending[b].is_empty()) else { continue };
-                match self.next(job, b, &likely, &mut receive)? {
+                match self.next(job, b, &likely, &mut hear)? {
                     Next::Feed(tokens) => pending[b] = tokens,
                     Next::End(finish) => {
-                        finishes[job.request] = Some(Ok(finish));
+                        hear(job.request, News::End(Ok(finish)))?;
                         jobs[b] = None;
                     }
                 }
             }
         }
-        Ok(finishes.into_iter().map(|finish| finish.expect("every request ends")).collect())
+        Ok(())
     }
 
     /// Gives a request the free sequence that holds most of its text already, and says what is left to feed.
     fn begin(&mut self, jobs: &[Option<Job>], request: &Request) -> Result<(usize, Vec<u32>)> {
-        request.sampling.check()?;
+        request.sampling.check_for(self.passes.model().config().vocab_size)?;
         let free = (0..jobs.len()).filter(|&b| jobs[b].is_none());
         // Of equals the first.
         let common = |&b: &usize| (self.passes.common(b, &request.prompt), std::cmp::Reverse(b));
@@ -223,7 +251,7 @@ impl Generator {
         job: &mut Job,
         sequence: usize,
         likely: &Likely,
-        receive: &mut impl FnMut(usize, u32) -> Result<bool>,
+        hear: &mut impl FnMut(usize, News) -> Result<bool>,
     ) -> Result<Next> {
         if job.left == 0 {
             return Ok(Next::End(Finish::Length));
@@ -236,7 +264,7 @@ impl Generator {
         if self.passes.model().config().eos_token_ids.contains(&token) {
             return Ok(Next::End(Finish::EndOfText));
         }
-        if !receive(job.request, token)? {
+        if !hear(job.request, News::Token(token))? {
             return Ok(Next::End(Finish::Stopped));
         }
         job.left -= 1;

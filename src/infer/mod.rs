@@ -13,7 +13,7 @@ mod stop;
 pub use conversation::{Answer, Conversation};
 pub use generator::Generator;
 pub use growing::Growing;
-pub use options::{Finish, Options, Overflow, Request};
+pub use options::{Finish, News, Options, Overflow, Request};
 pub use sample::Sampler;
 pub use sampling::Sampling;
 pub use score::{Passage, Scorer, TokenScore};

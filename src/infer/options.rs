@@ -2,6 +2,7 @@
 
 use super::Sampling;
 use crate::base::{DType, TensorType};
+use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 
 /// What happens when a text fills the KV cache.
@@ -50,6 +51,29 @@ impl Options {
         2 * config.num_hidden_layers as u64 * ty.bytes()
     }
 
+    /// # Errors
+    /// If a prompt is empty, or too long for the context where that does not shift.
+    pub fn check_prompt(&self, prompt: &[u32], config: &ModelConfig) -> Result<()> {
+        if prompt.is_empty() {
+            return Err(Error::Invalid("the prompt is empty; give at least one token".into()));
+        }
+        let options = self.clone().for_model(config);
+        match options.overflow {
+            _ if prompt.len() <= options.context => Ok(()),
+            Overflow::Shift if options.context > 1 => Ok(()),
+            _ => Err(options.too_long(prompt.len(), config)),
+        }
+    }
+
+    pub(super) fn too_long(&self, tokens: usize, config: &ModelConfig) -> Error {
+        let (context, most) = (self.context, config.max_context());
+        let raise = if context < most { format!(", raise --context (up to {most})") } else { String::new() };
+        let shift = if self.overflow == Overflow::Stop { ", or give --context-full shift" } else { "" };
+        Error::Invalid(format!(
+            "the text has {tokens} tokens and the context holds {context}; shorten the prompt{raise}{shift}"
+        ))
+    }
+
     /// What stays of a text that is too long.
     pub(super) fn shifted(&self, text: &[u32]) -> Vec<u32> {
         let keep = (self.context / 2).min(text.len());
@@ -80,6 +104,15 @@ pub enum Finish {
     ContextFull,
     /// The receiver of the tokens wanted no more.
     Stopped,
+}
+
+/// What there is to hear of a text under way.
+#[derive(Debug)]
+pub enum News {
+    /// Its next token; answered with whether more are wanted.
+    Token(u32),
+    /// It ended, or could not be begun.
+    End(Result<Finish>),
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! sequence's own position; those that have fewer, or none, are filled up on the right. What the filling leaves in the
 //! cache stands behind the sequence's end, where later tokens overwrite it before anything reads it.
 
-use super::{Options, Overflow};
+use super::Options;
 use crate::base::TensorType;
 use crate::compile::{First, Plan, compile};
 use crate::error::{Error, Result};
@@ -107,10 +107,8 @@ impl Passes {
     /// Makes a sequence hold the beginning of `text`, as much as it holds already, but not all; gives what is left to
     /// feed.
     pub(super) fn begin(&mut self, sequence: usize, text: &[u32]) -> Result<Vec<u32>> {
-        if text.is_empty() {
-            return Err(Error::Invalid("the prompt is empty; give at least one token".into()));
-        }
-        let text = self.fitting(text)?;
+        self.options.check_prompt(text, self.model.config())?;
+        let text = if text.len() <= self.options.context { text.to_vec() } else { self.options.shifted(text) };
         let common = self.common(sequence, &text);
         self.truncate(sequence, common);
         Ok(text[common..].to_vec())
@@ -120,16 +118,6 @@ impl Passes {
     pub(super) fn common(&self, sequence: usize, text: &[u32]) -> usize {
         let same = self.texts[sequence].iter().zip(text).take_while(|(a, b)| a == b).count();
         same.min(text.len().saturating_sub(1))
-    }
-
-    /// A text that fits the context, or what the overflow's rule leaves of it.
-    fn fitting(&self, text: &[u32]) -> Result<Vec<u32>> {
-        let (n, context) = (text.len(), self.options.context);
-        match self.options.overflow {
-            _ if n <= context => Ok(text.to_vec()),
-            Overflow::Shift if context > 1 => Ok(self.options.shifted(text)),
-            _ => Err(too_long(n, context)),
-        }
     }
 
     /// Feeds the first of each sequence's pending tokens, as many as one run takes, and removes them. If that was the last
@@ -142,7 +130,7 @@ impl Passes {
         let (batch, context) = (self.options.batch, self.options.context);
         for (text, new) in self.texts.iter().zip(pending.iter()) {
             if text.len() + new.len() > context {
-                return Err(too_long(text.len() + new.len(), context));
+                return Err(self.options.too_long(text.len() + new.len(), self.model.config()));
             }
         }
         let time = size(pending.iter().map(Vec::len).max().unwrap_or(0), batch, context);
@@ -186,10 +174,6 @@ impl Passes {
         }
         Ok(self.runs.get_mut(&time).expect("made above"))
     }
-}
-
-fn too_long(n: usize, context: usize) -> Error {
-    Error::Invalid(format!("the text has {n} tokens and the model's context holds {context}; shorten the prompt"))
 }
 
 /// Tokens of the next run where `pending` are left, none longer than the context: all of them if that wastes less than half of it, else as many whole

@@ -74,8 +74,23 @@ impl Sampling {
                 return fail(format!("{name} penalty {value} is not a number"));
             }
         }
-        match self.logit_bias.iter().find(|(_, bias)| bias.is_nan()) {
-            Some((id, bias)) => fail(format!("the bias of token {id} is {bias}, which is not a number")),
+        match self.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {
+            Some((id, bias)) => fail(format!("the bias of token {id} is {bias}, which is no finite number")),
+            None => Ok(()),
+        }
+    }
+
+    /// The same for a model of so many tokens.
+    ///
+    /// # Errors
+    /// As [`Sampling::check`], or if a token with a bias is not among them.
+    pub fn check_for(&self, vocabulary: usize) -> Result<()> {
+        self.check()?;
+        match self.logit_bias.keys().find(|&&id| id as usize >= vocabulary) {
+            Some(id) => Err(Error::Invalid(format!(
+                "a bias for token {id}: the model has {vocabulary} tokens, 0 to {}",
+                vocabulary.saturating_sub(1)
+            ))),
             None => Ok(()),
         }
     }
@@ -113,11 +128,19 @@ mod tests {
             (Sampling { presence_penalty: f32::INFINITY, ..base() }, "presence penalty inf is not a number"),
             (Sampling { frequency_penalty: f32::NAN, ..base() }, "frequency penalty NaN is not a number"),
             (Sampling { logit_bias: [(7, f32::NAN)].into(), ..base() }, "the bias of token 7 is NaN"),
+            (
+                Sampling { logit_bias: [(7, f32::INFINITY)].into(), ..base() },
+                "token 7 is inf, which is no finite number",
+            ),
         ] {
             let said = sampling.check().unwrap_err().to_string();
             assert!(said.contains(message), "{said}");
         }
         base().check().unwrap();
+        let biased = Sampling { logit_bias: [(7, 1.0)].into(), ..base() };
+        biased.check_for(8).unwrap();
+        let said = biased.check_for(7).unwrap_err().to_string();
+        assert!(said.contains("token 7: the model has 7 tokens, 0 to 6"), "{said}");
         Sampling::greedy().check().unwrap();
     }
 }

@@ -28,6 +28,12 @@ fn prompts_come_from_flags_files_and_standard_input() {
     let said = stderr(&place.danlu("generate --model m").assert().code(2));
     assert!(said.contains("--prompt <PROMPT>|--prompt-file <FILE>|--batch-file <FILE>"), "{said}");
     place.danlu("generate --model m --prompt a --prompt-file prompt.txt").assert().code(2);
+    place.write("prompt.txt", "\u{feff}The cat");
+    assert_eq!(text(&place, "--prompt-file prompt.txt --tokens 8"), expected, "a mark of the encoding is no text");
+    for flags in ["--out x", "--batch 2", "--stop=", "--context 0"] {
+        place.danlu(&format!("generate --model m --prompt a {flags}")).assert().code(2).stdout("");
+    }
+    place.danlu("generate --model m --batch-file prompt.txt --batch 0").assert().code(2);
 }
 
 #[test]
@@ -56,6 +62,12 @@ fn settings_act_and_json_tells_all() {
     assert_eq!(full["finish"], "context_full");
     let on = json(&text(&place, "--prompt The --tokens 60 --temperature 0 --json --context-full shift")).pop().unwrap();
     assert_eq!((&on["finish"], &on["tokens"]), (&"length".into(), &60.into()));
+    // Of a prompt that is too long, what is computed is counted.
+    let long = place.danlu("generate --model m --prompt-file - --tokens 1 --json --context 99 --context-full shift");
+    let done = { long }.write_stdin("The cat sat on the mat. ".repeat(20)).assert().success();
+    assert_eq!(json(&stdout(&done))[0]["prompt_tokens"], 16);
+    let said = stderr(&done);
+    assert!(said.contains("--context 99 is more than the model was made for: lowered to 32"), "{said}");
     let done = place.danlu("generate --model m --prompt The --tokens 4 --kv-cache f16 --context 20").assert().success();
     let said = stderr(&done);
     assert!(said.contains("tok/s") && said.contains("KV cache of 20 tokens in f16: 640 B"), "{said}");
@@ -63,9 +75,14 @@ fn settings_act_and_json_tells_all() {
         ("--min-p 2", "min-p 2 is not between 0 and 1"),
         ("--repetition-penalty 0", "repetition penalty 0 is not a number above 0"),
         ("--logit-bias x=1", "--logit-bias x=1 is not ID=BIAS"),
+        ("--logit-bias 5=inf", "the bias of token 5 is inf, which is no finite number"),
+        ("--logit-bias 4000000000=1", "a bias for token 4000000000: the model has "),
+        ("--context 1", "the context holds 1; shorten the prompt, raise --context (up to 32), or give --context-full"),
         ("--kv-cache q8", "a q8_0 cache needs key heads whose widths sum up to a multiple of 32, not 8"),
     ] {
-        let said = stderr(&place.danlu(&format!("generate --model m --prompt a {flags}")).assert().code(1));
+        // Nothing is echoed of a prompt that is refused.
+        let done = place.danlu(&format!("generate --model m --prompt ab {flags}")).assert().code(1).stdout("");
+        let said = stderr(&done);
         assert!(said.lines().count() == 1 && said.contains(part), "{flags}: {said}");
     }
 }
@@ -77,10 +94,10 @@ fn a_batch_keeps_its_order_and_names_the_lines_that_fail() {
     place.write(
         "in.jsonl",
         format!(
-            "{}\n\n{}\n{}\n{}\n{}\n{}\n",
+            "\u{feff}{}\n\n{}\n{}\n{}\n{}\n{}\n",
             r#"{"prompt": "The", "tokens": 9, "seed": 3, "id": "first"}"#,
             r#"{"prompt": "A dog", "tokens": 3, "temperature": 0}"#,
-            r#"{"prompt": "The", "colour": "red"}"#,
+            r#"{"prompt": "The", "colour": "red", "id": 7}"#,
             r#"{"prompt": "The", "top_p": 7}"#,
             serde_json::json!({"prompt": long}),
             r#"{"prompt": "A", "tokens": 5, "temperature": 0, "stop": ["e", "a", "o", "i", "u", " "]}"#,
@@ -89,9 +106,9 @@ fn a_batch_keeps_its_order_and_names_the_lines_that_fail() {
     let done = place.danlu("generate --model m --batch-file in.jsonl --out out.jsonl --batch 2").assert().code(1);
     let said = stderr(&done);
     for part in [
-        "in.jsonl, line 4: is no object with a \"prompt\" and settings of known names: unknown field `colour`",
+        "in.jsonl, line 4: \"colour\" is no setting; there are \"prompt\", ",
         "in.jsonl, line 5: top-p 7 is not above 0 and at most 1",
-        "tokens and the model's context holds 32; shorten the prompt",
+        "tokens and the context holds 32; shorten the prompt",
         "danlu: 3 of 6 lines of in.jsonl failed",
     ] {
         assert!(said.contains(part), "{part}: {said}");
@@ -99,6 +116,7 @@ fn a_batch_keeps_its_order_and_names_the_lines_that_fail() {
     let results = json(&fs::read_to_string(place.path("out.jsonl")).unwrap());
     assert_eq!(results.iter().map(|r| r["line"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3, 4, 5, 6, 7]);
     assert!(results[2..5].iter().all(|r| r["error"].is_string()), "{results:?}");
+    assert_eq!(results[2]["id"], 7);
     assert!(results[0]["id"] == "first" && results[0]["tokens"] == 9 && results[1]["tokens"] == 3);
     // Each is the text that its prompt has alone.
     let first = text(&place, "--prompt The --tokens 9 --seed 3");
@@ -106,6 +124,18 @@ fn a_batch_keeps_its_order_and_names_the_lines_that_fail() {
     let stdin = fs::read_to_string(place.path("in.jsonl")).unwrap().lines().next().unwrap().to_string();
     let done = place.danlu("generate --model m --batch-file -").write_stdin(stdin).assert().success();
     assert_eq!(json(&stdout(&done))[0]["text"], results[0]["text"]);
+    let before = fs::read(place.path("in.jsonl")).unwrap();
+    for (out, part) in [("in.jsonl", "--out in.jsonl is the batch file itself"), ("gone/x", "cannot write gone/x")] {
+        let flags = format!("--batch-file in.jsonl --out {out}");
+        // The model is not even looked for.
+        let said = stderr(&place.danlu(&format!("generate --model gone {flags}")).assert().code(1));
+        assert!(said.lines().count() == 1 && said.contains(part), "{said}");
+    }
+    assert_eq!(fs::read(place.path("in.jsonl")).unwrap(), before);
+    let wrong = r#"{"prompt": "A", "stop": 3}"#;
+    let said = stderr(&place.danlu("generate --model m --batch-file -").write_stdin(wrong).assert().code(1));
+    let part = "standard input, line 1: \"stop\" is 3; it should be a text or a list of texts";
+    assert!(said.contains(part), "{said}");
     place.write("empty.jsonl", "\n");
     let said = stderr(&place.danlu("generate --model m --batch-file empty.jsonl").assert().code(1));
     assert!(said.contains("empty.jsonl: holds no lines"), "{said}");
