@@ -140,3 +140,32 @@ fn a_batch_keeps_its_order_and_names_the_lines_that_fail() {
     let said = stderr(&place.danlu("generate --model m --batch-file empty.jsonl").assert().code(1));
     assert!(said.contains("empty.jsonl: holds no lines"), "{said}");
 }
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_leaves_the_finished_lines_of_a_batch() {
+    use std::process::{Command, Stdio};
+    let Some(place) = trained("m") else { return };
+    let long = r#"{"prompt": "A", "tokens": 100000000}"#;
+    place.write("in.jsonl", format!("{}\n{long}\n{}\n", r#"{"prompt": "A", "tokens": 1}"#, "{}"));
+    let flags = "--model m --batch-file in.jsonl --out out.jsonl --context-full shift --logit-bias 40=1000";
+    let command = place.danlu(&format!("generate {flags}"));
+    let mut run = Command::new(env!("CARGO_BIN_EXE_danlu"))
+        .args(command.get_args())
+        .current_dir(place.folder.path())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = || fs::read_to_string(place.path("out.jsonl")).map_or(0, |text| text.lines().count());
+    while lines() == 0 {
+        assert_eq!(run.try_wait().unwrap(), None, "it ended");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
+    let done = run.wait_with_output().unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(130), "{said}");
+    assert!(said.contains("stopped: the results of 2 of 3 lines are in out.jsonl"), "{said}");
+    let results = json(&fs::read_to_string(place.path("out.jsonl")).unwrap());
+    assert_eq!(results.iter().map(|r| r["line"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3], "{results:?}");
+}
