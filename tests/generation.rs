@@ -156,6 +156,14 @@ fn a_full_context_ends_a_text_and_refuses_more() {
     generator.reset();
     let message = block_on(generator.feed(&[])).unwrap_err().to_string();
     assert!(message.contains("the prompt is empty"), "{message}");
+    let unknown = golden.config.vocab_size as u32;
+    let message = block_on(generator.feed(&[unknown])).unwrap_err().to_string();
+    assert_eq!(
+        message,
+        format!(
+            "the text holds token {unknown}, and the model knows {unknown}: tokenizer and model are not of one kind"
+        )
+    );
 
     // No more positions than the model was made for.
     let llama = Llama::new(golden.config.clone());

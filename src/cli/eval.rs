@@ -88,7 +88,7 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
     })
     .await?;
     bar.finish_and_clear();
-    let most = checkpoint.config().max_position_embeddings;
+    let most = checkpoint.config().max_context();
     let context = args.context.unwrap_or(most.min(CONTEXT));
     let windows = Windows { context, stride: args.stride.unwrap_or(context.div_ceil(2)) };
     for (file, text) in args.text.iter().zip(&texts) {

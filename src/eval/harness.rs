@@ -70,7 +70,7 @@ pub async fn evaluate(
         let (items, shots) = (task.items.len(), task.shots);
         return Err(Error::file(task.file, format!("has {items} items, too few to put {shots} others before each")));
     }
-    let most = scorer.model().config().max_position_embeddings;
+    let most = scorer.model().config().max_context();
     let (mut passages, mut truncated) = (Vec::new(), 0);
     let scored = &task.items[..task.limit.map_or(task.items.len(), |n| n.min(task.items.len()))];
     for (i, item) in scored.iter().enumerate() {

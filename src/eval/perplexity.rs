@@ -72,7 +72,7 @@ pub async fn perplexity(
     limit: Option<usize>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Perplexity> {
-    let (most, Windows { context, stride }) = (scorer.model().config().max_position_embeddings, windows);
+    let (most, Windows { context, stride }) = (scorer.model().config().max_context(), windows);
     if context < 2 || context > most || stride == 0 || stride > context {
         return Err(Error::Invalid(format!(
             "a window of {context} tokens that moves by {stride} cannot be used: the window has 2 to {most} tokens with this \

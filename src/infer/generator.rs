@@ -120,6 +120,7 @@ impl Generator {
         if tokens.is_empty() {
             return Err(Error::Invalid("the prompt is empty; give at least one token".into()));
         }
+        self.passes.model().config().check_tokens(tokens)?;
         let mut pending = vec![Vec::new(); self.batch()];
         pending[0] = tokens.to_vec();
         let mut logits = None;

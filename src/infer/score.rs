@@ -113,7 +113,7 @@ impl Scorer {
         let mut scores = vec![Vec::new(); passages.len()];
         let mut pending: VecDeque<Batch> = VecDeque::new();
         let mut done = 0;
-        for batch in batches(passages, self.batch_tokens, self.model.config().max_position_embeddings) {
+        for batch in batches(passages, self.batch_tokens, self.model.config().max_context()) {
             let same = self.run.as_ref().is_some_and(|(sizes, _)| *sizes == batch.sizes);
             while !pending.is_empty() && (!same || pending.len() == SLOTS) {
                 self.collect(&mut pending, passages, &mut scores, &mut done).await?;
@@ -169,19 +169,14 @@ impl Scorer {
 
     fn check(&self, passage: &Passage) -> Result<()> {
         let (n, from, config) = (passage.tokens.len(), passage.from, self.model.config());
-        let (most, vocabulary) = (config.max_position_embeddings, config.vocab_size);
+        let most = config.max_context();
         if from == 0 || from >= n || n > most + 1 {
             return Err(Error::Invalid(format!(
                 "a text of {n} tokens that is scored from token {from} on cannot be: it begins to be scored at 1 or later, and \
                  before its last token there are at most {most} with this model"
             )));
         }
-        match passage.tokens.iter().find(|t| **t as usize >= vocabulary) {
-            Some(token) => Err(Error::Invalid(format!(
-                "the text holds token {token}, and the model knows {vocabulary}: tokenizer and model are not of one kind"
-            ))),
-            None => Ok(()),
-        }
+        config.check_tokens(&passage.tokens)
     }
 }
 

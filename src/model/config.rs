@@ -3,6 +3,7 @@
 
 use super::family::{Family, Norms, QkNorm};
 use super::rope::{Frequencies, RopeConfig};
+use crate::error::{Error, Result};
 use serde::Serialize;
 
 /// Which linear layers have biases.
@@ -85,6 +86,20 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Refuses tokens that the model has no embedding for: the device would take zeros for them.
+    ///
+    /// # Errors
+    /// A sentence that names the first of them.
+    pub fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        match tokens.iter().find(|&&token| token as usize >= self.vocab_size) {
+            None => Ok(()),
+            Some(token) => Err(Error::Invalid(format!(
+                "the text holds token {token}, and the model knows {}: tokenizer and model are not of one kind",
+                self.vocab_size
+            ))),
+        }
+    }
+
     /// H·C: width of all query heads together.
     pub fn query_size(&self) -> usize {
         self.num_attention_heads * self.head_dim
