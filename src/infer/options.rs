@@ -16,7 +16,8 @@ pub enum Overflow {
     Shift,
 }
 
-/// What a [`super::Generator`] is planned for: nothing more is allocated later.
+/// What a [`super::Generator`] is planned for. Caches and the run of single tokens are allocated at once; runs of more
+/// tokens when a text first needs them, and kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Tokens that each sequence can hold; at most what the model was made for.

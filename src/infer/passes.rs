@@ -52,7 +52,8 @@ pub(super) struct Passes {
 }
 
 impl Passes {
-    /// Refuses what is too big for the adapter before anything is allocated or read.
+    /// Refuses what is too big for the adapter before anything is allocated or read: weights, caches and the run of single
+    /// tokens. Longer runs are planned when they are first needed.
     pub(super) fn check(gpu: &Gpu, model: &Llama, params: &dyn Declare, options: &Options) -> Result<()> {
         let config = model.config();
         let layer = options.cache_bytes(config) / (2 * options.batch * config.num_hidden_layers.max(1)) as u64;

@@ -46,10 +46,6 @@ fn check(mask: Mask, inputs: &[&TensorType]) -> Result<Sizes, String> {
     Ok(z)
 }
 
-fn sizes(io: &Io) -> Sizes {
-    Sizes::of(&io.inputs[0], &io.inputs[1], &io.inputs[2]).expect("checked when the node was made")
-}
-
 fn names(outputs: &[&'static str]) -> Vec<(&'static str, Operand)> {
     let outputs = outputs.iter().enumerate().map(|(i, &name)| (name, Operand::Output(i)));
     INPUTS.into_iter().chain(outputs).collect()
@@ -92,7 +88,7 @@ impl Op for AttentionGradQuery {
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let z = sizes(io);
+        let z = Sizes::of_io(io);
         z.kernels(
             ["attention_grad_query", "attention_grad_query_rows"],
             io,
@@ -104,12 +100,12 @@ impl Op for AttentionGradQuery {
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let z = sizes(io);
+        let z = Sizes::of_io(io);
         Cost { flops: 6 * z.c as u64 * z.pairs(), bytes: io.bytes() }
     }
 
     fn reduction(&self, io: &Io) -> usize {
-        let z = sizes(io);
+        let z = Sizes::of_io(io);
         z.c + z.s
     }
 
@@ -130,7 +126,7 @@ impl Op for AttentionGradKeyValue {
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let z = sizes(io);
+        let z = Sizes::of_io(io);
         z.kernels(
             ["attention_grad_key_value", "attention_grad_key_value_rows"],
             io,
@@ -142,12 +138,12 @@ impl Op for AttentionGradKeyValue {
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let z = sizes(io);
+        let z = Sizes::of_io(io);
         Cost { flops: 8 * z.c as u64 * z.pairs(), bytes: io.bytes() }
     }
 
     fn reduction(&self, io: &Io) -> usize {
-        let z = sizes(io);
+        let z = Sizes::of_io(io);
         z.c + z.t * z.group()
     }
 

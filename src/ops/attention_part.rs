@@ -67,7 +67,7 @@ impl Op for AttentionPart {
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let z = Sizes::of(&io.inputs[0], &io.inputs[1], &io.inputs[2]).expect("checked when the node was made");
+        let z = Sizes::of_io(io);
         let names = [
             ("q", Operand::Input(0)),
             ("k", Operand::Input(1)),
@@ -97,12 +97,11 @@ impl Op for AttentionPart {
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let z = Sizes::of(&io.inputs[0], &io.inputs[1], &io.inputs[2]).expect("checked when the node was made");
-        Cost { flops: 4 * z.c as u64 * z.pairs(), bytes: io.bytes() }
+        Sizes::of_io(io).forward_cost(io)
     }
 
     fn reduction(&self, io: &Io) -> usize {
-        io.inputs[0].shape.last() + io.inputs[1].shape.dims()[1]
+        Sizes::of_io(io).forward_reduction()
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {

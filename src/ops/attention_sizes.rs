@@ -5,7 +5,7 @@
 use super::mask::Mask;
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
-use crate::graph::{Dispatch, Io, Kernel, Operand};
+use crate::graph::{Cost, Dispatch, Io, Kernel, Operand};
 use std::ops::Range;
 
 /// Sizes of one attention, shared with its gradients.
@@ -43,14 +43,26 @@ impl Sizes {
         self.h / self.k
     }
 
-    /// Pairs of query and key that attend, over batch and heads, if the first query is at `position`.
-    fn pairs_from(&self, position: usize) -> u64 {
+    /// Sizes of a node whose first inputs are q, k and v.
+    pub fn of_io(io: &Io) -> Sizes {
+        Sizes::of(&io.inputs[0], &io.inputs[1], &io.inputs[2]).expect("checked when the node was made")
+    }
+
+    /// Pairs of query and key that attend, over batch and heads, as far as the shapes tell: the last query sees the last
+    /// key.
+    pub fn pairs(&self) -> u64 {
+        let position = self.s.saturating_sub(self.t);
         (self.b * self.h) as u64 * (0..self.t).map(|t| (position + t + 1).min(self.s) as u64).sum::<u64>()
     }
 
-    /// Pairs as far as the shapes tell: the last query sees the last key.
-    pub fn pairs(&self) -> u64 {
-        self.pairs_from(self.s.saturating_sub(self.t))
+    /// What the forward pass costs, whole or by parts of the keys.
+    pub fn forward_cost(&self, io: &Io) -> Cost {
+        Cost { flops: 4 * self.c as u64 * self.pairs(), bytes: io.bytes() }
+    }
+
+    /// Length of the sums behind an output of the forward pass: along a head, then along the keys.
+    pub fn forward_reduction(&self) -> usize {
+        self.c + self.s
     }
 
     /// Element of q at (b, t, h, 0).
