@@ -204,6 +204,15 @@ fn roofline_is_remembered() {
     println!("remembered: {:?}", start.elapsed());
 }
 
+/// What a file says is what was written, to the last bit of a float: serde_json rounds to the next but one unless told.
+#[test]
+fn json_keeps_floats_to_the_last_bit() {
+    for value in [9318735446.606325_f64, 9318735446.606323, 23410407062.043972, 0.1, 1e-5, f64::MIN_POSITIVE] {
+        let text = serde_json::to_string(&value).unwrap();
+        assert_eq!(serde_json::from_str::<f64>(&text).unwrap(), value, "{text}");
+    }
+}
+
 /// Measures the table that ships, for the adapter under test: `cargo test --release --test tuner write_table -- --ignored`.
 #[test]
 #[ignore = "writes src/run/tuned.json; run it on an otherwise idle machine"]
