@@ -95,6 +95,40 @@ fn a_text_is_the_same_alone_and_in_a_batch() {
     }
 }
 
+/// A token whose embedding is damaged spoils the texts that hold it and no others, not even those that come after in its place.
+#[test]
+fn a_text_without_numbers_ends_alone() {
+    const BAD: u32 = 7;
+    let gpu = common::gpu();
+    let whole = open("gqa");
+    let mut golden = open("gqa");
+    let width = golden.config.hidden_size;
+    let tensors = golden.layout.tensors_mut(&mut golden.pages);
+    let (_, table) = tensors.into_iter().find(|(spec, _)| spec.name == "model.embed_tokens.weight").unwrap();
+    table[BAD as usize * width..][..width].fill(f32::NAN);
+    // By the likeliest few tokens, and by the logits of all.
+    for sampling in [Sampling::greedy(), sampling(3)] {
+        let mut requests: Vec<Request> =
+            [(9, 12), (40, 9), (5, 9), (30, 4)].map(|(n, m)| request(&golden, n, m, sampling.clone())).to_vec();
+        for request in &mut requests {
+            request.prompt.iter_mut().filter(|token| **token == BAD).for_each(|token| *token = 8);
+        }
+        requests[1].prompt[3] = BAD;
+        let mut one = generator(&gpu, &whole, 128);
+        let mut many = generator(&gpu, &golden, Options { batch: 2, ..128.into() });
+        for (i, (request, (finish, text))) in requests.iter().zip(together(&mut many, &requests)).enumerate() {
+            if i == 1 {
+                let said = "device: the model gave no finite logit; its weights may be damaged";
+                assert_eq!((finish.unwrap_err().as_str(), text.as_slice()), (said, [].as_slice()));
+                continue;
+            }
+            let expected = alone(&mut one, request);
+            assert!(!expected.1.contains(&BAD), "choose another token");
+            assert_eq!((finish.unwrap(), text), expected, "request {i}");
+        }
+    }
+}
+
 #[test]
 fn what_the_cache_holds_is_not_computed_again() {
     let gpu = common::gpu();

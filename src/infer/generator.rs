@@ -167,7 +167,8 @@ impl Generator {
     }
 
     /// Continues many texts, as many at a time as the generator was planned for: whenever one ends, the next begins in its
-    /// place. A request that cannot be met is an error of its own and does not touch the others. A text depends on its
+    /// place. A request that cannot be met, or whose logits stop being numbers, is an error of its own and does not touch the
+    /// others. A text depends on its
     /// request alone, not on what else is in the batch, as far as the kernels' order of sums does not.
     ///
     /// # Errors
@@ -227,8 +228,13 @@ impl Generator {
                 match self.next(job, b, &likely, &mut hear)? {
                     Next::Feed(tokens) => pending[b] = tokens,
                     Next::End(finish) => {
-                        hear(job.request, News::End(Ok(finish)))?;
+                        let request = job.request;
                         jobs[b] = None;
+                        if finish.is_err() {
+                            // Nothing is built on what such a text left in the cache.
+                            self.passes.truncate(b, 0);
+                        }
+                        hear(request, News::End(finish))?;
                     }
                 }
             }
@@ -255,29 +261,34 @@ impl Generator {
         hear: &mut impl FnMut(usize, News) -> Result<bool>,
     ) -> Result<Next> {
         if job.left == 0 {
-            return Ok(Next::End(Finish::Length));
+            return Ok(Next::End(Ok(Finish::Length)));
         }
         let row = |len: usize| sequence * len / self.batch()..(sequence + 1) * len / self.batch();
         let token = match likely {
-            Likely::All(logits) => job.sampler.pick(&logits[row(logits.len())])?,
-            Likely::Few(few) => job.sampler.pick_of(&few[row(few.len())])?,
+            Likely::All(logits) => job.sampler.pick(&logits[row(logits.len())]),
+            Likely::Few(few) => job.sampler.pick_of(&few[row(few.len())]),
+        };
+        // One text that the model has no numbers for ends; the others go on.
+        let token = match token {
+            Ok(token) => token,
+            Err(error) => return Ok(Next::End(Err(error))),
         };
         if self.passes.model().config().eos_token_ids.contains(&token) {
-            return Ok(Next::End(Finish::EndOfText));
+            return Ok(Next::End(Ok(Finish::EndOfText)));
         }
         if !hear(job.request, News::Token(token))? {
-            return Ok(Next::End(Finish::Stopped));
+            return Ok(Next::End(Ok(Finish::Stopped)));
         }
         job.left -= 1;
         let text = self.passes.text(sequence);
         if job.left == 0 {
-            return Ok(Next::End(Finish::Length));
+            return Ok(Next::End(Ok(Finish::Length)));
         }
         if text.len() < self.context() {
             return Ok(Next::Feed(vec![token]));
         }
         if self.passes.options().overflow == Overflow::Stop || self.context() < 2 {
-            return Ok(Next::End(Finish::ContextFull));
+            return Ok(Next::End(Ok(Finish::ContextFull)));
         }
         let mut kept = self.passes.options().shifted(text);
         kept.push(token);
@@ -289,5 +300,5 @@ impl Generator {
 /// How a text goes on.
 enum Next {
     Feed(Vec<u32>),
-    End(Finish),
+    End(Result<Finish>),
 }

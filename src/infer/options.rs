@@ -113,7 +113,7 @@ pub enum Finish {
 pub enum News {
     /// Its next token; answered with whether more are wanted.
     Token(u32),
-    /// It ended, or could not be begun.
+    /// It ended, could not be begun, or the model had no numbers for it.
     End(Result<Finish>),
 }
 
