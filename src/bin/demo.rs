@@ -10,6 +10,9 @@ struct Demo {
     /// How the story begins.
     #[arg(default_value = "One day")]
     prompt: String,
+    /// The same, as `danlu generate` wants it.
+    #[arg(long = "prompt", value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "prompt")]
+    begin: Option<String>,
     /// Model folder, GGUF file, or name on the hub.
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"))]
     model: std::path::PathBuf,
@@ -24,9 +27,9 @@ struct Demo {
 }
 
 fn main() -> std::process::ExitCode {
-    let Demo { prompt, model, tokens, seed, adapter } = Demo::parse();
-    let mut args = GenerateArgs::new(model, prompt);
+    let Demo { prompt, begin, model, tokens, seed, adapter } = Demo::parse();
+    let mut args = GenerateArgs::new(model, begin.unwrap_or(prompt));
     (args.tokens, args.adapter) = (tokens, adapter);
-    (args.sampling.temperature, args.sampling.seed) = (0.7, seed);
+    (args.sampling.otherwise.temperature, args.sampling.seed) = (0.7, seed);
     report(pollster::block_on(generate(args)))
 }

@@ -9,7 +9,7 @@ use super::text::Watch;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::infer::{Generator, Growing, News, Request, Sampling};
+use crate::infer::{Generator, Growing, News, Request};
 use crate::store::Checkpoint;
 use anyhow::{Context, Result, bail};
 use line::{Defaults, Entry, Line};
@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Continues the prompts of a file.
-pub(super) async fn run(args: &GenerateArgs, file: &Path, flags: Sampling) -> Result<()> {
+pub(super) async fn run(args: &GenerateArgs, file: &Path) -> Result<()> {
     if let Some(out) = &args.out {
         results::check(out, file)?;
     }
@@ -27,9 +27,9 @@ pub(super) async fn run(args: &GenerateArgs, file: &Path, flags: Sampling) -> Re
     let name = if file == Path::new("-") { "standard input".to_string() } else { file.display().to_string() };
     let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
     let vocabulary = checkpoint.config().vocab_size;
-    flags.check_for(vocabulary)?;
+    let sampling = args.sampling.sampling_for(&checkpoint, args.json)?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
-    let defaults = Defaults { args, sampling: &flags, tokenizer: &tokenizer, vocabulary };
+    let defaults = Defaults { args, sampling: &sampling, tokenizer: &tokenizer, vocabulary };
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let lines: Vec<Line> = lines.map(|(i, line)| defaults.read(i + 1, line)).collect();
     if lines.is_empty() {

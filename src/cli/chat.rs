@@ -63,10 +63,10 @@ pub struct ChatArgs {
 
 /// Talks until the input ends.
 pub async fn chat(args: ChatArgs) -> Result<()> {
-    let sampling = args.sampling.sampling()?;
+    args.sampling.sampling()?;
     let (tools, variables) = (args.tools.as_deref().map(read_tools).transpose()?, variables(&args.variables)?);
     let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
-    sampling.check_for(checkpoint.config().vocab_size)?;
+    let sampling = args.sampling.sampling_for(&checkpoint, false)?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
     let template = ChatTemplate::of(&tokenizer, tools.is_some())?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;

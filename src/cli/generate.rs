@@ -89,13 +89,13 @@ impl GenerateArgs {
 
 /// Prints prompt and continuation as the tokens come.
 pub async fn generate(args: GenerateArgs) -> Result<()> {
-    let sampling = args.sampling.sampling()?;
+    args.sampling.sampling()?;
     if let Some(file) = &args.source.batch_file {
-        return batch::run(&args, file, sampling).await;
+        return batch::run(&args, file).await;
     }
     let text = args.source.read()?;
     let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
-    sampling.check_for(checkpoint.config().vocab_size)?;
+    let sampling = args.sampling.sampling_for(&checkpoint, args.json)?;
     let tokenizer = Tokenizer::of(&checkpoint)?;
     let prompt = tokenizer.encode_prompt(&text)?;
     let wanted = prompt.len().saturating_add(args.tokens);

@@ -9,6 +9,7 @@ mod sample;
 mod sampling;
 mod score;
 mod stop;
+mod suggested;
 
 pub use conversation::{Answer, Conversation};
 pub use generator::Generator;
@@ -18,3 +19,4 @@ pub use sample::Sampler;
 pub use sampling::Sampling;
 pub use score::{Passage, Scorer, TokenScore};
 pub use stop::Stops;
+pub use suggested::Suggested;

@@ -1,5 +1,6 @@
 //! A model on disk, whatever its format: a Hugging Face folder or a GGUF file, opened in one way.
 
+use super::generation;
 use super::gguf::{self, Metadata};
 use super::safetensors::read_text;
 use super::stream::{Loaded, stream};
@@ -73,6 +74,18 @@ impl Checkpoint {
     /// Its tensors, under the file's names.
     pub fn tensors(&self) -> &Tensors {
         &self.tensors
+    }
+
+    /// How its makers would have its texts made: what its generation_config.json says, or a GGUF file in its place. Empty
+    /// where they said nothing. `infer` makes settings of it.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is no JSON object.
+    pub fn generation(&self) -> Result<Map<String, Value>> {
+        match &self.origin {
+            Origin::Folder(folder) => generation::of_folder(folder),
+            Origin::Gguf(metadata) => Ok(generation::of_gguf(metadata)),
+        }
     }
 
     /// Where its tokenizer is.
@@ -199,18 +212,14 @@ fn resolve(path: &Path) -> Result<Kind> {
 fn read_config(folder: &Path) -> Result<ModelConfig> {
     let file = folder.join("config.json");
     let text = read_text(&file, MOST_CONFIG)?;
-    let generation = folder.join("generation_config.json");
-    if !generation.is_file() {
+    let generation = generation::of_folder(folder)?;
+    if generation.is_empty() {
         return ModelConfig::parse(&text, &file);
     }
-    let parse = |text: &str, path: &Path, what: &str| -> Result<Map<String, Value>> {
-        serde_json::from_str(text)
-            .map_err(|e| Error::file(path, format!("is not a JSON object ({e}); give a Hugging Face {what}")))
-    };
-    let mut map = parse(&text, &file, "config.json")?;
-    let more = parse(&read_text(&generation, MOST_CONFIG)?, &generation, "generation_config.json")?;
+    let mut map: Map<String, Value> = serde_json::from_str(&text)
+        .map_err(|e| Error::file(&file, format!("is not a JSON object ({e}); give a Hugging Face config.json")))?;
     for key in ["bos_token_id", "eos_token_id"] {
-        if let Some(value) = more.get(key).filter(|v| !v.is_null()) {
+        if let Some(value) = generation.get(key).filter(|v| !v.is_null()) {
             map.insert(key.into(), value.clone());
         }
     }

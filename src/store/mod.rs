@@ -5,6 +5,7 @@ pub mod atomic;
 mod checkpoint;
 mod convert;
 mod folder;
+mod generation;
 pub mod gguf;
 mod header;
 mod hub;

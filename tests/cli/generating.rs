@@ -88,6 +88,49 @@ fn settings_act_and_json_tells_all() {
 }
 
 #[test]
+fn a_model_brings_its_own_settings_and_flags_go_before_them() {
+    let Some(place) = trained("m") else { return };
+    let run = |flags: &str| {
+        let done = place.danlu(&format!("generate --model m --prompt The --tokens 12 {flags}")).assert().success();
+        (stdout(&done), stderr(&done))
+    };
+    let flags = "--temperature 1.5 --top-k 7 --top-p 1 --min-p 0.01 --repetition-penalty 1.25";
+    let (plain, (hot, said), greedy) = (run("").0, run(flags), run("--temperature 0").0);
+    assert!(hot != plain && greedy != plain && !said.contains("generation_config.json"), "{said}");
+    let suggests = |settings: &str| {
+        place.write("m/generation_config.json", format!("{{\"bos_token_id\": 0, \"eos_token_id\": 0, {settings}}}"));
+    };
+    suggests(
+        r#""do_sample": true, "temperature": 1.5, "top_k": 7, "top_p": 1.0, "min_p": 0.01, "repetition_penalty": 1.25"#,
+    );
+    let (text, said) = run("");
+    assert_eq!(text, hot);
+    let line = "danlu: by the model's generation_config.json: temperature 1.5, top-k 7, top-p 1.0, min-p 0.01, repetition \
+        penalty 1.25\n";
+    assert!(said.starts_with(line), "{said}");
+    assert_eq!(run("--temperature 0 --repetition-penalty 1").0, greedy);
+    let (text, said) = run("--temperature 0.8 --top-k 0 --top-p 0.95 --min-p 0 --repetition-penalty 1");
+    assert!(text == plain && !said.contains("generation_config.json"), "{said}");
+    assert!(!run("--json").1.contains("generation_config.json"));
+    place.write("in.jsonl", r#"{"prompt": "The", "tokens": 12}"#);
+    let done = place.danlu("generate --model m --batch-file in.jsonl").assert().success();
+    assert_eq!(format!("The{}\n", json(&stdout(&done))[0]["text"].as_str().unwrap()), hot);
+    let done = place.danlu("chat --model m").write_stdin("/set\n").assert().success();
+    assert!(stdout(&done).starts_with("temperature 1.5, top-k 7, top-p 1, min-p 0.01, "), "{}", stdout(&done));
+    assert!(stderr(&done).contains("by the model's generation_config.json: temperature 1.5, "), "{}", stderr(&done));
+    suggests(r#""do_sample": false, "temperature": 1.5"#);
+    assert_eq!(run("").0, greedy);
+    assert_eq!(run("--temperature 0.8").0, plain);
+    suggests(r#""temperature": -1, "top_k": "many""#);
+    let (text, said) = run("");
+    let ignored = "danlu: of the model's generation_config.json, this is ignored: ";
+    for what in ["temperature -1 is not a number from 0 up", "top-k is \"many\", which is no whole number from 0 up"] {
+        assert!(said.contains(&format!("{ignored}{what}")), "{said}");
+    }
+    assert_eq!(text, plain);
+}
+
+#[test]
 fn a_batch_keeps_its_order_and_names_the_lines_that_fail() {
     let Some(place) = trained("m") else { return };
     let long = "The cat sat on the mat. ".repeat(20);
