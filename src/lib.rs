@@ -19,4 +19,5 @@ pub mod optim;
 pub mod infer;
 pub mod eval;
 pub mod train;
+pub mod bench;
 pub mod cli;

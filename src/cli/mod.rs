@@ -14,6 +14,7 @@ macro_rules! tell {
 
 mod advice;
 mod batch;
+mod bench;
 mod chat;
 mod convert;
 pub mod doctor;
@@ -24,6 +25,7 @@ mod inspect;
 mod out;
 mod paths;
 mod plan;
+mod profile;
 mod progress;
 mod sampling;
 mod text;
@@ -59,6 +61,10 @@ enum Command {
     Convert(convert::ConvertArgs),
     /// Print what a training step will do, take and cost, without doing it.
     Plan(plan::PlanArgs),
+    /// Measure the device's limits, and every kernel and whole steps against them.
+    Bench(bench::BenchArgs),
+    /// Record where the time of training steps or of generation goes, on the device and on the host.
+    Profile(profile::ProfileArgs),
     /// List adapters, measure the chosen one, and test every kernel on it.
     Doctor(doctor::DoctorArgs),
 }
@@ -92,6 +98,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(args),
         Command::Convert(args) => convert::convert(args),
         Command::Plan(args) => plan::plan(args),
+        Command::Bench(args) => pollster::block_on(bench::bench(args)),
+        Command::Profile(args) => pollster::block_on(profile::profile(args)),
         Command::Doctor(args) => match pollster::block_on(doctor::doctor(args, &mut out::Out)) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::FAILURE,

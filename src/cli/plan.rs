@@ -1,16 +1,17 @@
 //! `danlu plan`.
 
+use super::profile::training_steps;
 use crate::base::Limits;
+use crate::bench::Profile;
 use crate::compile::First;
 use crate::compile::Plan;
 use crate::gpu::Gpu;
 use crate::model::ModelConfig;
 use crate::model::find_config;
-use crate::run::{Executor, States};
-use crate::train::{Recipe, fill, optimizer, train_plan};
+use crate::run::{TuneMode, Tuner};
+use crate::train::{Recipe, optimizer, train_plan};
 use anyhow::Result;
 use clap::Args;
-use std::collections::BTreeMap;
 
 /// Flags of `danlu plan`.
 #[derive(Debug, Args)]
@@ -65,42 +66,21 @@ fn json(plan: &Plan, seconds: Option<&[f64]>) -> Result<String> {
     Ok(serde_json::to_string_pretty(&value)?)
 }
 
-/// Times every step of the plan on the device and sums up by operator and kernel.
+/// Times every step of the plan on the device and sums up by operator and kernel. Each step runs the first candidate, as
+/// the printed plan says.
 async fn measure(args: &PlanArgs, recipe: &Recipe, config: &ModelConfig) -> Result<()> {
     let gpu = Gpu::open(&args.adapter.selector()).await?;
     let plan = train_plan(config, args.batch, args.seq, &optimizer(recipe), gpu.limits(), &mut First)?;
-    let mut states = States::new(&gpu);
-    let mut executor = Executor::new(&gpu, &plan, &mut states).await?;
-    fill(config, &mut executor, &states).await?;
-    let warm = std::time::Instant::now();
-    executor.run().await?;
-    tell!("first run {:.3} s", warm.elapsed().as_secs_f64());
-    let whole = std::time::Instant::now();
-    executor.run().await?;
-    let whole = whole.elapsed().as_secs_f64();
-    let seconds = executor.profile().await?;
+    let mut tuner = Tuner::new(&gpu, TuneMode::Full, None);
+    let recorded = training_steps(&gpu, &mut tuner, config, &plan, 1).await?;
     if args.json {
+        let mut seconds = vec![0.0; plan.steps.len()];
+        recorded.runs.iter().flat_map(|r| &r.device).for_each(|s| seconds[s.step] += s.end - s.begin);
         say!("{}", json(&plan, Some(&seconds))?);
         return Ok(());
     }
-    say!("{}", table(&plan, &seconds));
-    let gflop = plan.totals().flops as f64 / 1e9;
+    Profile::of(&recorded.runs, &recorded.roofline).iter().for_each(|profile| say!("{profile}"));
+    let (gflop, whole) = (plan.totals().flops as f64 / 1e9, recorded.undisturbed.1);
     say!("one run undisturbed: {whole:.4} s, {:.1} GFLOP/s", gflop / whole);
     Ok(())
-}
-
-fn table(plan: &Plan, seconds: &[f64]) -> String {
-    let mut sums: BTreeMap<String, (f64, u64, u64, usize)> = BTreeMap::new();
-    for (step, &s) in plan.steps.iter().zip(seconds) {
-        let sum = sums.entry(format!("{} {}", step.op, step.variant)).or_default();
-        *sum = (sum.0 + s, sum.1 + step.flops, sum.2 + step.bytes, sum.3 + 1);
-    }
-    let mut rows: Vec<_> = sums.into_iter().collect();
-    rows.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-    let mut text = format!("{:<44} {:>6} {:>10} {:>9} {:>8}\n", "operator, kernel", "steps", "ms", "GFLOP/s", "GB/s");
-    for (name, (s, flops, bytes, count)) in rows {
-        let (ms, rate, bandwidth) = (s * 1e3, flops as f64 / s / 1e9, bytes as f64 / s / 1e9);
-        text += &format!("{name:<44} {count:>6} {ms:>10.2} {rate:>9.2} {bandwidth:>8.2}\n");
-    }
-    text
 }

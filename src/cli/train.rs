@@ -1,11 +1,11 @@
 //! `danlu train`.
 
 use super::progress::{LogFormat, observer};
-use super::{AdapterArgs, paths};
+use super::{AdapterArgs, paths, profile};
 use crate::data::SMALLEST_VOCAB;
 use crate::gpu::Gpu;
 use crate::model::find_config;
-use crate::run::{TuneMode, Tuner, compile_early};
+use crate::run::{Recorder, TuneMode, Tuner, compile_early};
 use crate::train::{Event, Prepared, Recipe, Trainer, check_fits, optimizer, prepare, run, save, train_plan};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -13,6 +13,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The steps that `--profile` records: the first pays for page faults and the driver's lazy work.
+const PROFILED: std::ops::Range<usize> = 1..11;
 
 /// Flags of `danlu train`; each overrides the recipe's key of the same name.
 #[derive(Debug, Args)]
@@ -62,6 +65,10 @@ pub struct TrainArgs {
     /// Also write the initial model, tokens.bin and val.bin there, for comparison with another trainer.
     #[arg(long, value_name = "FOLDER")]
     dump: Option<PathBuf>,
+    /// Record the ten steps after the first: a table of where their time goes at the end, and there a trace that
+    /// ui.perfetto.dev opens.
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
     #[command(flatten)]
     adapter: AdapterArgs,
 }
@@ -131,8 +138,12 @@ pub async fn train(args: TrainArgs) -> Result<()> {
         step_limit,
         steps: recipe.steps,
     });
+    let recorder = Recorder::of(PROFILED);
+    if args.profile.is_some() {
+        trainer.record(Some(&recorder));
+    }
     run(&gpu, &recipe, &prepared, &mut trainer, step_limit, &stop, observer.as_mut()).await?;
-    Ok(())
+    args.profile.as_deref().map_or(Ok(()), |file| profile::conclude(&gpu, &recorder, &roofline, file))
 }
 
 /// Compiles what a training step will most probably run: whatever the tokenizer's vocabulary turns out to be, and without

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::Llama;
 use crate::nn::Declare;
-use crate::run::States;
+use crate::run::{Recorder, States};
 use crate::store::{Checkpoint, Loaded};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -68,6 +68,11 @@ impl Generator {
     /// As [`Checkpoint::open`] and [`Generator::load`].
     pub async fn open(gpu: &Gpu, path: &Path, options: impl Into<Options>) -> Result<Generator> {
         Generator::load(gpu, &Checkpoint::open(path)?, options, &mut |_| {}).await
+    }
+
+    /// From now on tells `recorder` what every run does when; with `None` no longer.
+    pub fn record(&mut self, recorder: Option<&Recorder>) {
+        self.passes.record(recorder);
     }
 
     /// Tokens that the cache of one sequence can hold.

@@ -15,6 +15,7 @@ pub use conversation::{Answer, Conversation};
 pub use generator::Generator;
 pub use growing::Growing;
 pub use options::{Finish, News, Options, Overflow, Request};
+pub use passes::decode_graph;
 pub use sample::Sampler;
 pub use sampling::Sampling;
 pub use score::{Passage, Scorer, TokenScore};

@@ -13,7 +13,7 @@ use crate::graph::Graph;
 use crate::model::Llama;
 use crate::nn::Declare;
 use crate::ops::TopK;
-use crate::run::{Executor, States, check_memory, f32s};
+use crate::run::{Executor, Recorder, States, check_memory, f32s};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -44,6 +44,7 @@ pub(super) struct Passes {
     states: States,
     options: Options,
     runs: BTreeMap<usize, Executor>,
+    recorder: Option<Recorder>,
     /// What each sequence's cache holds.
     texts: Vec<Vec<u32>>,
     fed: u64,
@@ -78,9 +79,18 @@ impl Passes {
     ) -> Result<Passes> {
         let (texts, top) = (vec![Vec::new(); options.batch], top(model));
         let (gpu, model) = (gpu.clone(), model.clone());
-        let mut passes = Passes { gpu, model, params, states, options, runs: BTreeMap::new(), texts, fed: 0, top };
+        let mut passes =
+            Passes { gpu, model, params, states, options, runs: BTreeMap::new(), recorder: None, texts, fed: 0, top };
         passes.run_of(1).await?;
         Ok(passes)
+    }
+
+    /// From now on tells `recorder` of every run.
+    pub(super) fn record(&mut self, recorder: Option<&Recorder>) {
+        self.recorder = recorder.cloned();
+        for (&time, run) in &mut self.runs {
+            run.record(recorder, &plan_name(time));
+        }
     }
 
     pub(super) fn model(&self) -> &Llama {
@@ -170,7 +180,8 @@ impl Passes {
     async fn run_of(&mut self, time: usize) -> Result<&mut Executor> {
         if !self.runs.contains_key(&time) {
             let plan = plan(&self.gpu, &self.model, &*self.params, &self.options, time)?;
-            let run = Executor::new(&self.gpu, &plan, &mut self.states).await?;
+            let mut run = Executor::new(&self.gpu, &plan, &mut self.states).await?;
+            run.record(self.recorder.as_ref(), &plan_name(time));
             self.runs.insert(time, run);
         }
         Ok(self.runs.get_mut(&time).expect("made above"))
@@ -189,12 +200,25 @@ fn size(pending: usize, batch: usize, context: usize) -> usize {
     }
 }
 
+/// What recordings call the run of `time` tokens.
+fn plan_name(time: usize) -> String {
+    if time == 1 { "decode".into() } else { format!("prefill of {time}") }
+}
+
 fn top(model: &Llama) -> usize {
     TOP.min(model.config().vocab_size)
 }
 
 /// The plan that feeds `time` tokens of each sequence.
 fn plan(gpu: &Gpu, model: &Llama, params: &dyn Declare, options: &Options, time: usize) -> Result<Plan> {
+    compile(&decode_graph(model, params, options, time)?, gpu.limits(), &mut First)
+}
+
+/// The graph of one run over the KV cache, which feeds `time` tokens of each sequence.
+///
+/// # Errors
+/// If the parameters are not the model's.
+pub fn decode_graph(model: &Llama, params: &dyn Declare, options: &Options, time: usize) -> Result<Graph> {
     let batch = options.batch;
     let mut g = Graph::new();
     let params = params.declare(&mut g)?;
@@ -207,7 +231,7 @@ fn plan(gpu: &Gpu, model: &Llama, params: &dyn Declare, options: &Options, time:
     g.output("logits", logits);
     g.output("top.values", likeliest[0]);
     g.output("top.ids", likeliest[1]);
-    compile(&g, gpu.limits(), &mut First)
+    Ok(g)
 }
 
 #[cfg(test)]

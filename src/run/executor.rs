@@ -1,11 +1,12 @@
 //! Runs a plan: everything is made once; a run uploads its small inputs, encodes, submits, and allocates nothing.
 
-use super::States;
 use super::bind::params_bytes;
+use super::recorder::{Doing, Log, Recorder, StepInfo};
+use super::{States, Timing};
 use crate::base::TensorType;
 use crate::compile::{BufferKind, Plan, PlanDispatch, Step, Wire, human_bytes};
 use crate::error::{Error, Result};
-use crate::gpu::{BindGroup, Buffer, Compile, Gpu, Pipeline, Range, Readback, Upload};
+use crate::gpu::{BindGroup, Buffer, Compile, Gpu, Pipeline, Range, Readback, Submission, Upload};
 use crate::shader::{Source, assemble};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -23,6 +24,8 @@ struct Launch {
     workgroups: [u32; 3],
     /// Which step of the plan it belongs to.
     step: usize,
+    /// It is the last of its step.
+    ends: bool,
     /// A submission ends after this dispatch.
     last: bool,
 }
@@ -45,9 +48,11 @@ pub struct Executor {
     output_bytes: u64,
     slots: Vec<Slot>,
     /// Runs whose results were not taken: the slot, and which outputs were asked for.
-    pending: VecDeque<(usize, Vec<usize>)>,
+    pending: VecDeque<(usize, Vec<usize>, Log)>,
     runs: usize,
     allocated: u64,
+    steps: Arc<[StepInfo]>,
+    recorder: Option<(Recorder, Arc<str>)>,
 }
 
 /// The bytes of a run's outputs, by name.
@@ -102,6 +107,8 @@ impl Executor {
             pending,
             runs: 0,
             allocated,
+            steps: plan.steps.iter().map(StepInfo::from).collect(),
+            recorder: None,
         })
     }
 
@@ -146,24 +153,27 @@ impl Executor {
         let at = self.runs % SLOTS;
         self.runs += 1;
         let slot = &self.slots[at];
-        let mut submission = self.gpu.submission();
+        let mut log = Log::begin(self.recorder.as_ref().map(|(recorder, _)| recorder));
+        let mut submission = log.submission(&self.gpu).await?;
         if let (Some(b), false) = (self.input_buffer, self.image.is_empty()) {
             slot.upload.fill(&self.gpu, &self.image).await?;
             submission.copy_in(&slot.upload, 0, self.buffers[b].whole())?;
         }
+        log.did(Doing::Upload);
         for launch in &self.launches {
             submission.dispatch(&launch.pipeline, &launch.group, launch.workgroups);
-            if launch.last {
-                submission.submit()?;
-                submission = self.gpu.submission();
+            let full = launch.ends && log.step(&mut submission, launch.step);
+            if launch.last || full {
+                log.submit(submission, &self.gpu).await?;
+                submission = log.submission(&self.gpu).await?;
             }
         }
         for (wire, offset) in wanted.iter().map(|&i| &self.outputs[i]) {
             let range = self.buffers[wire.buffer].range(wire.offset, wire.ty.bytes());
             submission.copy_out_at(range, &slot.readback, *offset)?;
         }
-        submission.submit()?;
-        self.pending.push_back((at, wanted));
+        log.submit(submission, &self.gpu).await?;
+        self.pending.push_back((at, wanted, log));
         Ok(())
     }
 
@@ -172,31 +182,37 @@ impl Executor {
     /// # Errors
     /// If nothing is in flight, or the device failed.
     pub async fn outputs(&mut self) -> Result<Outputs> {
-        let (at, wanted) = self.pending.pop_front().ok_or_else(|| Error::Graph("no run is in flight".into()))?;
+        let (at, wanted, mut log) =
+            self.pending.pop_front().ok_or_else(|| Error::Graph("no run is in flight".into()))?;
         let take = |bytes: &[u8]| {
             let part = |wire: &Wire, offset: u64| bytes[offset as usize..][..wire.ty.bytes() as usize].to_vec();
             let outputs = wanted.iter().map(|&i| &self.outputs[i]);
             outputs.map(|(wire, offset)| (wire.name.clone(), part(wire, *offset))).collect()
         };
-        self.slots[at].readback.read(&self.gpu, self.output_bytes, take).await
+        log.wait(&self.gpu).await?;
+        let outputs = self.slots[at].readback.read(&self.gpu, self.output_bytes, take).await?;
+        if let Some((_, plan)) = &self.recorder {
+            log.end(&self.gpu, plan, &self.steps).await?;
+        }
+        Ok(outputs)
     }
 
-    /// Runs the plan once, waiting for each dispatch: seconds by step of the plan, waiting included (some 50 µs each).
-    /// States change as in any run.
+    /// From now on tells `recorder` what every run does when, as runs of the plan `name`; or, with `None`, no longer.
+    pub fn record(&mut self, recorder: Option<&Recorder>, name: &str) {
+        self.recorder = recorder.map(|recorder| (recorder.clone(), name.into()));
+    }
+
+    /// How long one step of the plan takes with what its buffers hold now, measured `runs` times; each time it is repeated
+    /// until two milliseconds are full. States change as if the step had run so often.
     ///
     /// # Errors
     /// If the device failed.
-    pub async fn profile(&mut self) -> Result<Vec<f64>> {
-        let mut seconds = Vec::new();
-        for launch in &self.launches {
-            let started = std::time::Instant::now();
-            let mut submission = self.gpu.submission();
-            submission.dispatch(&launch.pipeline, &launch.group, launch.workgroups);
-            submission.submit()?.wait(&self.gpu).await?;
-            seconds.resize(launch.step + 1, 0.0);
-            seconds[launch.step] += started.elapsed().as_secs_f64();
-        }
-        Ok(seconds)
+    pub async fn time_step(&self, step: usize, runs: usize) -> Result<Timing> {
+        let launches = || self.launches.iter().filter(|launch| launch.step == step);
+        let record = |submission: &mut Submission| {
+            launches().for_each(|l| submission.dispatch(&l.pipeline, &l.group, l.workgroups));
+        };
+        Timing::measure(&self.gpu, runs, record).await
     }
 
     /// One run and its results.
@@ -285,7 +301,10 @@ async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<Vec<Laun
             }
             let group = gpu.bind(&pipeline, &ranges).await?;
             let (pipeline, workgroups) = (pipeline.clone(), dispatch.workgroups);
-            launches.push(Launch { pipeline, group, workgroups, step: index, last: false });
+            launches.push(Launch { pipeline, group, workgroups, step: index, ends: false, last: false });
+        }
+        if let Some(launch) = launches.last_mut() {
+            launch.ends = true;
         }
     }
     Ok(launches)

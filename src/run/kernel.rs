@@ -1,9 +1,10 @@
 //! One kernel alone, on buffers of its own between guard words: for operator tests, the self-test and the tuner.
 
 use super::bind::{check_range, params_bytes, resolve};
+use super::timing::{self, Timing, repeats};
 use crate::base::{Array, DType, TensorType};
 use crate::error::{Error, Result};
-use crate::gpu::{BindGroup, Buffer, Gpu, Pipeline, Submission, time};
+use crate::gpu::{BindGroup, Buffer, Gpu, Pipeline, Submission};
 use crate::graph::{Io, Kernel, Operand};
 use crate::shader::assemble;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ const GUARD: [u8; 4] = 0xDEAD_BEEF_u32.to_le_bytes();
 const POISON: [u8; 4] = 0x7FC0_DEAD_u32.to_le_bytes();
 
 /// A kernel with its buffers, ready to be recorded.
-struct Prepared {
+pub(super) struct Prepared {
     inputs: Vec<Buffer>,
     outputs: Vec<Buffer>,
     steps: Vec<(Arc<Pipeline>, BindGroup, [u32; 3])>,
@@ -66,7 +67,7 @@ impl Prepared {
         Ok(made)
     }
 
-    fn record(&self, submission: &mut Submission) {
+    pub(super) fn record(&self, submission: &mut Submission) {
         for (pipeline, group, workgroups) in &self.steps {
             submission.dispatch(pipeline, group, *workgroups);
         }
@@ -135,26 +136,12 @@ pub async fn run_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, inputs: &[Array], w
 }
 
 /// A kernel with buffers of numbers in (-0.5, 0.5); integer ones hold zeros.
-async fn filled(gpu: &Gpu, kernel: &Kernel, io: &Io) -> Result<Prepared> {
+pub(super) async fn filled(gpu: &Gpu, kernel: &Kernel, io: &Io) -> Result<Prepared> {
     let prepared = Prepared::new(gpu, kernel, io).await?;
     for (buffer, ty) in prepared.inputs.iter().zip(&io.inputs).filter(|(_, ty)| ty.dtype == DType::F32) {
         prepared.fill(gpu, buffer, &small_numbers(ty.shape.elements())).await?;
     }
     Ok(prepared)
-}
-
-/// Mean seconds of `repeat` runs in one submission.
-async fn measure(gpu: &Gpu, prepared: &Prepared, repeat: usize) -> Result<f64> {
-    let record = |s: &mut Submission| {
-        (0..repeat).for_each(|_| prepared.record(s));
-        Ok(())
-    };
-    time(gpu, record).await.map(|t| t / repeat as f64)
-}
-
-/// Runs that fill two milliseconds.
-fn repeats(seconds: f64) -> usize {
-    (2e-3 / seconds.max(1e-6)).clamp(1.0, 1000.0) as usize
 }
 
 /// [`time_kernel`] in haste, for a choice between kernels: one run to warm up and the better of two measurements; fewer
@@ -166,15 +153,15 @@ pub async fn race_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, best: Option<f64>)
     let prepared = filled(gpu, kernel, io).await?;
     let best = best.unwrap_or(f64::INFINITY);
     // The first run also pays for page faults and the driver's lazy work, so it is given more.
-    let warm = measure(gpu, &prepared, 1).await?;
+    let warm = timing::mean(gpu, 1, |s| prepared.record(s)).await?;
     if warm > 8.0 * best {
         return Ok(warm);
     }
-    let first = measure(gpu, &prepared, repeats(warm)).await?;
+    let first = timing::mean(gpu, repeats(warm), |s| prepared.record(s)).await?;
     if first > 2.0 * best {
         return Ok(first);
     }
-    Ok(first.min(measure(gpu, &prepared, repeats(first)).await?))
+    Ok(first.min(timing::mean(gpu, repeats(first), |s| prepared.record(s)).await?))
 }
 
 /// Seconds that one run of a kernel takes on this device: the median over `runs` measurements, each of as many runs as
@@ -184,14 +171,7 @@ pub async fn race_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, best: Option<f64>)
 /// As [`run_kernel`].
 pub async fn time_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, runs: usize) -> Result<f64> {
     let prepared = filled(gpu, kernel, io).await?;
-    // The first run pays for page faults and the driver's lazy work.
-    let first = measure(gpu, &prepared, 1).await?.min(measure(gpu, &prepared, 1).await?);
-    let mut times = Vec::new();
-    for _ in 0..runs.max(1) {
-        times.push(measure(gpu, &prepared, repeats(first)).await?);
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok(Timing::measure(gpu, runs, |s| prepared.record(s)).await?.median)
 }
 
 /// Numbers in (-0.5, 0.5) without a pattern that a cache or a compressor could use.

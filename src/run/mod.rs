@@ -3,16 +3,22 @@
 mod bind;
 mod executor;
 mod kernel;
+mod machine;
 mod probe;
+mod recorder;
 mod records;
 mod roofline;
 mod states;
+mod timing;
 mod tuner;
 
 pub use bind::{check_range, params_bytes, resolve};
 pub use executor::{Executor, Outputs, check_memory, compile_all, compile_early, f32s};
 pub use kernel::{race_kernel, run_kernel, time_kernel};
+pub use machine::{Ceiling, Machine};
+pub use recorder::{DeviceSpan, Doing, HostSpan, Recorder, Run, StepInfo};
 pub use records::{Barred, KernelId, Key, Records, Row};
 pub use roofline::Roofline;
 pub use states::States;
+pub use timing::Timing;
 pub use tuner::{TuneMode, Tuner};

@@ -43,7 +43,12 @@ impl Roofline {
 
     /// Seconds that a step takes at least: its work or its traffic, whichever is longer.
     pub fn step_seconds(&self, step: &Step) -> f64 {
-        (step.flops as f64 / self.flops_per_second).max(step.bytes as f64 / self.bytes_per_second)
+        self.cost_seconds(step.flops, step.bytes)
+    }
+
+    /// Seconds that this much work and traffic takes at least, whichever is longer.
+    pub fn cost_seconds(&self, flops: u64, bytes: u64) -> f64 {
+        (flops as f64 / self.flops_per_second).max(bytes as f64 / self.bytes_per_second)
     }
 
     /// Seconds that one run of a plan takes at least: the sum over its steps.

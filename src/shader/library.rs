@@ -9,6 +9,7 @@ macro_rules! table {
 /// Sorted by name.
 const TABLE: &[(&str, &str)] = table![
     "adamw",
+    "arithmetic",
     "attention",
     "attention_combine",
     "attention_delta",

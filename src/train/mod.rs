@@ -10,4 +10,4 @@ pub use event::{Event, Observer};
 pub use prepare::{Prepared, prepare};
 pub use recipe::Recipe;
 pub use session::{run, save};
-pub use trainer::{StepResult, Trainer, check_fits, fill, optimizer, train_plan};
+pub use trainer::{StepResult, Trainer, check_fits, fill, optimizer, train_graph, train_plan};

@@ -10,7 +10,7 @@ use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{ParamLayout, Params};
 use crate::optim::{HYPER, Optimizer, Schedule};
-use crate::run::{Executor, Outputs, States, check_memory, f32s};
+use crate::run::{Executor, Outputs, Recorder, States, check_memory, f32s};
 
 /// A model and everything that changes while it is trained.
 pub struct Trainer {
@@ -95,9 +95,23 @@ pub fn train_plan(
     limits: &crate::base::Limits,
     chooser: &mut dyn Chooser,
 ) -> Result<Plan> {
+    compile(&train_graph(config, batch, seq, optimizer, limits)?, limits, chooser)
+}
+
+/// The graph that [`train_plan`] compiles.
+///
+/// # Errors
+/// If a step would take more operations than can be counted.
+pub fn train_graph(
+    config: &ModelConfig,
+    batch: usize,
+    seq: usize,
+    optimizer: &Optimizer,
+    limits: &crate::base::Limits,
+) -> Result<Graph> {
     let model = Llama::new(config.clone());
     let layout = ParamLayout::new(model.param_specs(), limits.max_buffer_bytes);
-    compile(&graph(&model, &layout, batch, seq, Some(optimizer))?, limits, chooser)
+    graph(&model, &layout, batch, seq, Some(optimizer))
 }
 
 /// Gives a plan of [`train_plan`] fresh parameters and some tokens, so that it can be timed: how long experts take
@@ -167,6 +181,11 @@ impl Trainer {
         let trainer =
             Trainer { model, layout, states, optimizer, schedule, train, eval, loader, inputs, targets, submitted: 0 };
         Ok((trainer, plan))
+    }
+
+    /// From now on tells `recorder` what every step does when; with `None` no longer.
+    pub fn record(&mut self, recorder: Option<&Recorder>) {
+        self.train.record(recorder, "train step");
     }
 
     /// Steps submitted so far.

@@ -2,6 +2,7 @@
 
 mod chat;
 mod generating;
+mod measuring;
 mod refused;
 mod runs;
 

@@ -1,0 +1,20 @@
+//! How fast kernels and whole steps are against what the device can do: what is measured, the report, its comparison with
+//! an earlier one, and its pictures. The measuring itself is in `run`.
+
+mod case;
+mod compare;
+mod measure;
+mod profile;
+mod report;
+mod suite;
+mod svg;
+mod trace;
+
+pub use case::{Case, Scope};
+pub use compare::{Comparison, Move, Verdict, compare};
+pub use measure::{Settings, measure, probe};
+pub use profile::{HostRow, Profile, ProfileRow};
+pub use report::{Entry, Report, kept_path};
+pub use suite::suite;
+pub use svg::roofline_svg;
+pub use trace::trace_json;

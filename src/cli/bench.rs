@@ -1,0 +1,112 @@
+//! `danlu bench`.
+
+use super::{AdapterArgs, paths};
+use crate::bench::{Report, Settings, compare, kept_path, measure, roofline_svg, suite};
+use crate::error::Error;
+use crate::gpu::Gpu;
+use crate::run::{TuneMode, Tuner};
+use crate::store::atomic::{create_folder, write_file};
+use anyhow::{Result, bail};
+use clap::Args;
+use indicatif::ProgressBar;
+use std::path::{Path, PathBuf};
+
+/// Flags of `danlu bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Only what has this in its name, such as `matmul`, `decode q4_0` or `train step`.
+    #[arg(value_name = "NAME")]
+    filter: Option<String>,
+    /// Smaller shapes and fewer runs: a minute on two cores.
+    #[arg(long)]
+    quick: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Also draw the roofline there.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Compare with what this folder keeps of the adapter; exit code 1 if something got slower beyond the noise.
+    #[arg(long, value_name = "FOLDER")]
+    kept: Option<PathBuf>,
+    /// Write what was found to the folder of --kept.
+    #[arg(long, requires = "kept", conflicts_with = "filter")]
+    keep: bool,
+    /// Changes up to this part are not worth a word.
+    #[arg(long, requires = "kept", value_name = "PART", default_value_t = 0.25, value_parser = part)]
+    threshold: f64,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|v: &f64| *v >= 0.0 && v.is_finite());
+    value.ok_or_else(|| format!("`{text}` is no number from 0 up, such as 0.25 for a quarter"))
+}
+
+/// Measures, prints and compares.
+pub async fn bench(args: BenchArgs) -> Result<()> {
+    let gpu = Gpu::open(&args.adapter.selector()).await?;
+    let kept = args.kept.as_deref().map(|folder| kept_path(folder, &gpu.report().id()));
+    // What cannot be read is said before a quarter of an hour is spent.
+    let before = match &kept {
+        Some(path) if path.exists() => Some(Report::read(path)?),
+        _ => None,
+    };
+    let mut tuner = Tuner::new(&gpu, TuneMode::Full, Some(&paths::cache()));
+    let cases = suite(gpu.limits(), args.quick)?;
+    let bar = ProgressBar::new_spinner();
+    let mut show = |name: &str| {
+        bar.set_message(name.to_string());
+        bar.tick();
+    };
+    let mut settings = Settings { quick: args.quick, filter: args.filter.iter().cloned().collect() };
+    let mut report = measure(&gpu, &mut tuner, &cases, &settings, &mut show).await?;
+    if let Some(before) = &before {
+        // What looks slower is measured once more: a neighbour's minute is no regression.
+        settings.filter = compare(before, &report, args.threshold).slower();
+        if !settings.filter.is_empty() {
+            report.take_better(measure(&gpu, &mut tuner, &cases, &settings, &mut show).await?);
+        }
+    }
+    bar.finish_and_clear();
+    if args.json {
+        say!("{}", report.to_json());
+    } else {
+        say!("{report}");
+    }
+    if let Some(file) = &args.svg {
+        write(file, &roofline_svg(&report))?;
+    }
+    conclude(&args, &report, before.as_ref(), kept.as_deref())
+}
+
+/// Says what moved, keeps what is to be kept, and fails if something got slower.
+fn conclude(args: &BenchArgs, report: &Report, before: Option<&Report>, kept: Option<&Path>) -> Result<()> {
+    let Some(path) = kept else { return Ok(()) };
+    if args.keep {
+        write(path, &report.to_json())?;
+        tell!("kept in {}", path.display());
+        return Ok(());
+    }
+    let Some(before) = before else {
+        tell!("nothing is kept of this adapter; --keep writes {}", path.display());
+        return Ok(());
+    };
+    let comparison = compare(before, report, args.threshold);
+    tell!("{}", comparison.to_string().trim_end());
+    match comparison.slower().len() {
+        0 => Ok(()),
+        n => bail!(Error::Invalid(format!(
+            "{n} of {} figures got slower; if that is meant, --keep",
+            comparison.moves.len()
+        ))),
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
+        create_folder(folder)?;
+    }
+    Ok(write_file(path, text.as_bytes())?)
+}
