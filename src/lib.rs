@@ -21,3 +21,7 @@ pub mod eval;
 pub mod train;
 pub mod bench;
 pub mod cli;
+
+#[cfg(test)]
+#[path = "../tests/common/shared.rs"]
+mod shared;

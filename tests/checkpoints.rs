@@ -3,22 +3,13 @@
 
 mod common;
 
+use common::shared::shared;
 use danlu::data::{StreamDecoder, Tokenizer};
 use danlu::infer::{Generator, Sampling};
 use danlu::run::States;
 use danlu::store::Checkpoint;
 use pollster::block_on;
-use std::path::PathBuf;
 use std::sync::Arc;
-
-/// Models that lie beside the checkout, if they do.
-fn models() -> Option<PathBuf> {
-    let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/models"));
-    if !folder.is_dir() {
-        eprintln!("skipped: {} is not there", folder.display());
-    }
-    folder.is_dir().then_some(folder)
-}
 
 /// The greedy text of the first listing in stories260K.md.
 fn story(folder: &std::path::Path) -> String {
@@ -43,7 +34,7 @@ fn tell(mut generator: Generator, tokenizer: &Tokenizer) -> String {
 
 #[test]
 fn stories260k_tells_its_story_in_every_form() {
-    let Some(folder) = models().map(|m| m.join("stories260K")) else { return };
+    let Some(folder) = shared("models/stories260K") else { return };
     let story = story(&folder);
     let gpu = common::gpu();
     let tokenizer = Tokenizer::open(folder.join("derived/hf-f32")).unwrap();

@@ -1,22 +1,17 @@
 //! Conversions: what goes from one format to another and back is the same to the byte; what is written is what other
 //! converters write; tokenizers keep their ids.
 
+#[path = "common/shared.rs"]
+mod shared;
+
 use danlu::base::DType;
 use danlu::data::{Tokenizer, Vocabulary};
 use danlu::nn::ParamLayout;
 use danlu::store::gguf::Metadata;
 use danlu::store::{Checkpoint, Tensors, gguf};
+use shared::shared;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
-/// Data that lie beside the checkout, if they do.
-fn shared(path: &str) -> Option<PathBuf> {
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data")).join(path);
-    if !path.exists() {
-        eprintln!("skipped: {} is not there", path.display());
-    }
-    path.exists().then_some(path)
-}
+use std::path::Path;
 
 /// dtype, shape and bytes of every tensor.
 fn content(tensors: &Tensors) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {

@@ -6,12 +6,12 @@ mod common;
 
 use common::golden::{Golden, Sources, Step, TEN_STEPS, forward_backward, interpret};
 use common::interpret::Interpreter;
+use common::shared::shared;
 use danlu::base::{Array, DType, TensorType};
 use danlu::graph::Graph;
 use danlu::model::Llama;
 use danlu::nn::ParamLayout;
 use danlu::store::{load_config, load_folder, save_folder};
-use std::path::{Path, PathBuf};
 
 /// Constants of the graph (the rotary table, epsilon, the betas) are f32 though the references compute in f64, so results
 /// carry a few dozen of f32's roundings, relative to the tensor's largest value.
@@ -131,12 +131,7 @@ fn decoding_gives_the_logits_of_the_whole() {
 
 #[test]
 fn a_folder_from_elsewhere_is_read_and_written_to_the_bit() {
-    let folder: PathBuf =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/models/stories260K/derived/hf-f32");
-    if !folder.is_dir() {
-        eprintln!("SKIPPED: {} is not here", folder.display());
-        return;
-    }
+    let Some(folder) = shared("models/stories260K/derived/hf-f32") else { return };
     let config = load_config(&folder).unwrap();
     assert_eq!((config.parameters(), config.num_key_value_heads, config.head_dim), (260_032, 4, 8));
     let layout = ParamLayout::new(Llama::new(config.clone()).param_specs(), 128 << 20);

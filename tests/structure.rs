@@ -199,6 +199,14 @@ fn the_library_neither_prints_nor_exits_nor_reads_the_environment() {
     none(complaints);
 }
 
+/// Else a test could skip where its data are required (`DANLU_TEST_DATA`).
+#[test]
+fn tests_find_data_beside_the_checkout_by_one_function() {
+    let files = ["src", "tests", "benches", "examples"].into_iter().flat_map(|f| files(f, "rs"));
+    let wrong = files.filter(|p| !p.ends_with("common/shared.rs") && !p.ends_with("structure.rs"));
+    none(wrong.filter(|p| read(p).contains("join(\"../shared")).map(|p| p.display().to_string()).collect());
+}
+
 #[test]
 fn files_are_short_and_say_what_they_are() {
     let mut complaints = Vec::new();

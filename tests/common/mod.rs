@@ -4,6 +4,7 @@
 pub mod golden;
 pub mod interpret;
 pub mod scores;
+pub mod shared;
 pub mod spread;
 
 use danlu::gpu::{Gpu, Selector};

@@ -5,6 +5,7 @@ mod common;
 
 use common::golden::Golden;
 use common::scores::log_probs;
+use common::shared::shared;
 use common::spread::Spread;
 use danlu::data::Tokenizer;
 use danlu::eval::{Form, Perplexity, Task, Windows, evaluate, perplexity, read_items};
@@ -15,7 +16,7 @@ use danlu::nn::ParamLayout;
 use danlu::store::{Checkpoint, load_config, load_folder};
 use pollster::block_on;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const WINDOWS: Windows = Windows { context: 64, stride: 24 };
 const STORIES: &str = "../shared/data/models/stories260K/derived/hf-f32";
@@ -34,11 +35,7 @@ struct Model {
 
 impl Model {
     fn open(gpu: &Gpu, name: &'static str) -> Option<Model> {
-        let folder: PathBuf = root().join(name);
-        if !folder.is_dir() {
-            eprintln!("SKIPPED: {} is not here", folder.display());
-            return None;
-        }
+        let folder = name.strip_prefix("../shared/data/").map_or_else(|| Some(root().join(name)), shared)?;
         let tokenizer = Tokenizer::open(&folder).unwrap();
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let scorer = block_on(Scorer::load(gpu, &checkpoint, 200, &mut |_| {})).unwrap();

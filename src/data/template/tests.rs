@@ -96,11 +96,7 @@ fn every_feature_is_rendered_as_jinja_does() {
 
 #[test]
 fn published_templates_are_rendered_as_transformers_does() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/tokenizers/chat-templates");
-    if !folder.exists() {
-        eprintln!("skipped: {} is not there", folder.display());
-        return;
-    }
+    let Some(folder) = crate::shared::shared("tokenizers/chat-templates") else { return };
     let cases: Cases = serde_json::from_str(&goldens("cases.json")).unwrap();
     let golden: Golden = serde_json::from_str(&goldens("golden.json")).unwrap();
     let mut wrong = Vec::new();

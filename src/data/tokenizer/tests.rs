@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::data::{StoryGrammar, StreamDecoder};
+use crate::shared::shared;
 
 /// Texts that break careless tokenizers: several scripts, joined emoji, combining marks, control characters, white space.
 const TEXTS: [&str; 7] = [
@@ -68,7 +69,7 @@ fn streamed(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32]) -> String {
 #[test]
 fn a_stream_gives_what_decoding_at_once_gives() {
     let mut tokenizers = vec![("trained", trained())];
-    tokenizers.extend(shared().into_iter().map(|(name, tokenizer, ..)| (name, tokenizer)));
+    tokenizers.extend(published().into_iter().map(|(name, tokenizer, ..)| (name, tokenizer)));
     for (name, tokenizer) in &tokenizers {
         for text in TEXTS {
             let ids = tokenizer.encode_prompt(text).unwrap();
@@ -146,9 +147,8 @@ fn what_is_no_tokenizer_is_refused_with_a_sentence() {
     assert!(broken.starts_with("DIR/tokenizer_config.json: is not a JSON object: "), "{broken}");
 }
 
-/// The tokenizers of published models, where the shared folder lies beside the repository: name, bos, eos, size.
-fn shared() -> Vec<(&'static str, Tokenizer, Option<&'static str>, &'static str, usize)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
+/// The tokenizers of published models, where they are: name, bos, eos, size.
+fn published() -> Vec<(&'static str, Tokenizer, Option<&'static str>, &'static str, usize)> {
     [
         ("tokenizers/llama2", Some("<s>"), "</s>", 32_000),
         ("tokenizers/llama3_1", Some("<|begin_of_text|>"), "<|end_of_text|>", 128_256),
@@ -156,14 +156,13 @@ fn shared() -> Vec<(&'static str, Tokenizer, Option<&'static str>, &'static str,
         ("models/stories260K/derived/hf-f32", Some("<s>"), "</s>", 512),
     ]
     .into_iter()
-    .filter(|(path, ..)| root.join(path).exists())
-    .map(|(path, bos, eos, size)| (path, Tokenizer::open(root.join(path)).unwrap(), bos, eos, size))
+    .filter_map(|(path, bos, eos, size)| Some((path, Tokenizer::open(shared(path)?).unwrap(), bos, eos, size)))
     .collect()
 }
 
 #[test]
 fn published_tokenizers_open_with_their_special_tokens() {
-    for (name, tokenizer, bos, eos, size) in shared() {
+    for (name, tokenizer, bos, eos, size) in published() {
         let token = |id: Option<u32>| id.and_then(|id| tokenizer.inner.id_to_token(id));
         assert_eq!(token(tokenizer.bos()).as_deref(), bos, "{name}");
         assert_eq!(token(tokenizer.eos()).as_deref(), Some(eos), "{name}");

@@ -3,20 +3,11 @@
 use super::*;
 use crate::base::Rng;
 use crate::data::StreamDecoder;
+use crate::shared::shared;
 use crate::store::Tensors;
 use crate::store::gguf::{Array, Metadata, Value as Stored};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-
-/// A file of the shared folder, or a loud word that it is not there.
-fn shared(path: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(path);
-    if !path.exists() {
-        eprintln!("skipped: {} is not there", path.display());
-        return None;
-    }
-    Some(path)
-}
+use std::path::Path;
 
 fn read(path: &Path) -> Vocabulary {
     let (_, metadata) = Tensors::open_gguf(path).unwrap();
@@ -161,6 +152,11 @@ fn what_is_no_vocabulary_is_refused_with_a_sentence() {
         (
             Vocabulary { merges: strings(["t x"]), ..bytes() },
             "merge 0 of tokenizer.ggml.merges, \"t x\", needs the token \"tx\", which is not there",
+        ),
+        (
+            Vocabulary { tokens: (1..700).map(|n| "x".repeat(n)).collect(), scores: vec![], types: vec![], ..pieces() },
+            "the tokens of tokenizer.ggml.tokens are joined from each other in more ways than a vocabulary's are: at token \
+             586 these take over 67108864 bytes",
         ),
         (
             Vocabulary { tokens: vec!["x".repeat(5000)], scores: vec![], types: vec![], ..pieces() },
