@@ -51,7 +51,8 @@ impl ExpertLinear {
     }
 
     /// The one candidate for these sizes: a choice by measurement would need ids that say how rows fall on experts.
-    fn tier(&self, s: &Sizes, io: &Io, limits: &Limits) -> Tier {
+    /// `fours`: parts of the matrices begin with multiples of four rows.
+    fn tier(&self, s: &Sizes, io: &Io, fours: bool, limits: &Limits) -> Tier {
         let w = &io.inputs[1];
         let vector = !w.dtype.is_packed() && w.shape.last().is_multiple_of(4);
         let make = |shader, variant: String| {
@@ -72,7 +73,7 @@ impl ExpertLinear {
             let groups = if s.per_expert() <= 8 { 1 } else { 2 };
             let kernel = make("expert_linear_rows", format!("rows_{}", 8 * groups))
                 .constant("GROUPS", groups)
-                .constant("VECTOR_X", usize::from(s.width.is_multiple_of(4)));
+                .constant("VECTOR_X", usize::from(s.width.is_multiple_of(4) && (fours || !self.back)));
             return Tier { kernel, tile: [8 * groups, 32] };
         }
         let m = s.per_expert().next_multiple_of(16).min(64);
@@ -160,14 +161,15 @@ impl Op for ExpertLinear {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let s = self.io_sizes(io);
-        let Tier { mut kernel, tile } = self.tier(&s, io, limits);
+        let parts = s.expert_ranges(weight::words(io.inputs[1].dtype, s.matrix[1]), limits);
+        let Tier { mut kernel, tile } = self.tier(&s, io, Sizes::come_in_fours(&parts), limits);
         let most = if tile[0] == 1 { limits.max_workgroups as usize / s.choices } else { usize::MAX };
         let row_ranges = s.row_ranges(self.columns(&s), most, limits);
         let window = usize::from(row_ranges.len() > 1);
         kernel = kernel.constant("WINDOW", window).constant("PER_ROW", s.per_row);
         for rows in &row_ranges {
-            for (experts, stored) in s.expert_ranges(weight::words(io.inputs[1].dtype, s.matrix[1]), limits) {
-                kernel = kernel.dispatch(self.part(&s, io, tile, [rows, &experts, &stored], limits));
+            for (experts, stored) in &parts {
+                kernel = kernel.dispatch(self.part(&s, io, tile, [rows, experts, stored], limits));
             }
         }
         vec![kernel]

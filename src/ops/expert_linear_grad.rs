@@ -35,13 +35,14 @@ fn io_sizes(io: &Io) -> Sizes {
     sizes(&io.inputs.iter().collect::<Vec<_>>()).expect("checked when the node was made")
 }
 
-fn tier(s: &Sizes, limits: &Limits) -> Tier {
+/// `fours`: parts of the matrices begin with multiples of four rows.
+fn tier(s: &Sizes, fours: bool, limits: &Limits) -> Tier {
     let [n, k] = s.matrix;
     if limits.is_cpu && limits.min_subgroup >= 8 {
         let groups = if n <= 8 { 1 } else { 2 };
         let kernel = Kernel::new("expert_grad_rows", format!("rows_{}", 8 * groups))
             .constant("GROUPS", groups)
-            .constant("VECTOR", usize::from(n.is_multiple_of(4) && k.is_multiple_of(4)));
+            .constant("VECTOR", usize::from(fours && n.is_multiple_of(4) && k.is_multiple_of(4)));
         return Tier { kernel, tile: [8 * groups, 32] };
     }
     let kernel = Kernel::new("expert_grad_tile", "tile_64x64")
@@ -83,13 +84,14 @@ impl Op for ExpertLinearGrad {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let s = io_sizes(io);
-        let Tier { mut kernel, tile } = tier(&s, limits);
+        let parts = s.expert_ranges(s.matrix[1], limits);
+        let Tier { mut kernel, tile } = tier(&s, Sizes::come_in_fours(&parts), limits);
         let row_ranges = s.row_ranges(s.matrix[0], usize::MAX, limits);
         let window = usize::from(row_ranges.len() > 1);
         kernel = kernel.constant("WINDOW", window).constant("PER_ROW", s.per_row);
         for rows in &row_ranges {
-            for (experts, stored) in s.expert_ranges(s.matrix[1], limits) {
-                kernel = kernel.dispatch(part(&s, tile, [rows, &experts, &stored], limits));
+            for (experts, stored) in &parts {
+                kernel = kernel.dispatch(part(&s, tile, [rows, experts, stored], limits));
             }
         }
         vec![kernel]

@@ -68,7 +68,7 @@ impl Sizes {
     }
 
     /// Ranges of experts, and of the stored rows of their matrices, that fit a binding: many whole experts, or a part of
-    /// one, whose rows come in fours.
+    /// one, whose rows come in fours where four fit.
     pub(super) fn expert_ranges(&self, row_words: usize, limits: &Limits) -> Vec<(Range<usize>, Range<usize>)> {
         let n = self.matrix[0];
         let fit = rows_per_binding(self.experts * n, row_words, limits);
@@ -77,6 +77,12 @@ impl Sizes {
         }
         let step = if fit >= 4 { fit / 4 * 4 } else { fit };
         (0..self.experts).flat_map(|e| ranges(n, step).map(move |rows| (e..e + 1, rows))).collect()
+    }
+
+    /// Whether every part of the matrices begins with a multiple of four rows, as kernels that read four rows' elements of
+    /// x or dy at a time want it.
+    pub(super) fn come_in_fours(parts: &[(Range<usize>, Range<usize>)]) -> bool {
+        parts.iter().all(|(_, stored)| stored.start.is_multiple_of(4))
     }
 
     /// Binds the part of x that these rows have, skipping `column` elements of each, and says where it is.

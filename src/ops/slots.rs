@@ -39,6 +39,18 @@ fn windows([r, k, d]: [usize; 3], limits: &Limits) -> impl Iterator<Item = (Rang
     })
 }
 
+/// A dispatch of so many items, which reads from the window x and writes to y: what `slot_sum` and `slot_scale` share.
+fn items(count: usize, [k, d]: [usize; 2], [x, weights, y]: [Window; 3], limits: &Limits) -> Dispatch {
+    let item = item(d);
+    Dispatch::new(spread(count.div_ceil(WORKGROUP), limits))
+        .param("count", count)
+        .param("columns", d / item)
+        .param("choices", k)
+        .param("skip_x", x.skip / item)
+        .param("skip_w", weights.skip)
+        .param("skip_y", y.skip / item)
+}
+
 impl Op for SlotSum {
     fn name(&self) -> &'static str {
         "slot_sum"
@@ -75,19 +87,11 @@ impl Op for SlotSum {
             .constant("VECTOR", usize::from(item == 4))
             .constant("WEIGHTS", usize::from(weighted));
         for (rows, [slots, weights, row]) in windows([r, k, d], limits) {
-            let count = rows.len() * d / item;
-            let mut dispatch = Dispatch::new(spread(count.div_ceil(WORKGROUP), limits))
-                .param("count", count)
-                .param("columns", d / item)
-                .param("choices", k)
-                .param("skip_x", slots.skip / item)
-                .param("skip_w", weights.skip)
-                .param("skip_y", row.skip / item);
-            dispatch = slots.bind(dispatch, "x", Operand::Input(0));
+            let mut dispatch = items(rows.len() * d / item, [k, d], [slots, weights, row], limits);
             if weighted {
                 dispatch = weights.bind(dispatch, "weights", Operand::Input(1));
             }
-            kernel = kernel.dispatch(row.bind(dispatch, "y", Operand::Output(0)));
+            kernel = kernel.dispatch(row.bind(slots.bind(dispatch, "x", Operand::Input(0)), "y", Operand::Output(0)));
         }
         vec![kernel]
     }
@@ -134,17 +138,9 @@ impl Op for SlotScale {
             .constant("WORKGROUP", WORKGROUP)
             .constant("VECTOR", usize::from(item == 4));
         for (rows, [slots, weights, row]) in windows([r, k, d], limits) {
-            let count = rows.len() * k * d / item;
-            let mut dispatch = Dispatch::new(spread(count.div_ceil(WORKGROUP), limits))
-                .param("count", count)
-                .param("columns", d / item)
-                .param("choices", k)
-                .param("skip_x", row.skip / item)
-                .param("skip_w", weights.skip)
-                .param("skip_y", slots.skip / item);
-            dispatch = row.bind(dispatch, "x", Operand::Input(0));
+            let mut dispatch = items(rows.len() * k * d / item, [k, d], [row, weights, slots], limits);
             dispatch = weights.bind(dispatch, "weights", Operand::Input(1));
-            kernel = kernel.dispatch(slots.bind(dispatch, "y", Operand::Output(0)));
+            kernel = kernel.dispatch(slots.bind(row.bind(dispatch, "x", Operand::Input(0)), "y", Operand::Output(0)));
         }
         vec![kernel]
     }

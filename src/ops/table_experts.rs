@@ -83,6 +83,7 @@ fn linear() -> Vec<Case> {
         case("back, out of range", true, normal([40, 2, 20]), [3, 20, 12], [40, 2], 5),
         case("back, wide", true, normal([70, 2, 68]), [3, 68, 36], [70, 2], 3),
         case("back, odd", true, normal([67, 1, 71]), [2, 71, 35], [67, 1], 2),
+        case("back, long rows", true, normal([12, 2, 8]), [3, 8, 320], [12, 2], 3),
         case("back, few", true, normal([3, 2, 40]), [4, 40, 16], [3, 2], 4),
     ];
     // How a dtype is decoded is tested with the linear layer: here some of each form suffice.
@@ -108,6 +109,7 @@ fn linear_grad() -> Vec<Case> {
         case("wide", normal([70, 36]), normal([70, 2, 68]), 3, [70, 2], 3),
         case("odd", normal([67, 35]), normal([67, 1, 71]), 2, [67, 1], 2),
         case("out of range", normal([33, 2, 20]), normal([33, 2, 24]), 5, [33, 2], 8),
+        case("long rows", normal([9, 2, 320]), normal([9, 2, 8]), 3, [9, 2], 3),
         case("idle experts", normal([5, 12]), normal([5, 1, 8]), 9, [5, 1], 4),
     ]
 }

@@ -40,6 +40,7 @@ const TABLE: &[(&str, &str)] = table![
     "lib/four_b",
     "lib/gaps",
     "lib/item",
+    "lib/matvec",
     "lib/part",
     "lib/product",
     "lib/query",
