@@ -24,6 +24,9 @@ use crate::error::{Error, Result};
 const SPACE: &str = "▁";
 /// No published token is a tenth as long. Merges are found by cutting tokens everywhere, so their length is bounded.
 const LONGEST: usize = 4096;
+/// Of all merges together, ten times those of a vocabulary of 256,000: runs of one letter, each longer by one, have as many
+/// as the cube of their length.
+const MERGED_BYTES: usize = 64 << 20;
 
 /// `tokenizer.ggml.token_type` of tokens that stand for something other than a piece of text.
 const UNKNOWN: i32 = 2;
@@ -121,13 +124,13 @@ impl Vocabulary {
     /// Pairs of pieces that join to a piece, the highest score first. SentencePiece has no list of merges: it joins
     /// whatever gives the piece of the highest score. Of equal scores the lower id comes first here, where SentencePiece
     /// takes whichever stands leftmost.
-    fn merges_from_scores(&self) -> Merges {
+    fn merges_from_scores(&self) -> Result<Merges> {
         let pieces: HashSet<&str> = self.tokens.iter().map(String::as_str).collect();
         let lengths: HashSet<usize> = pieces.iter().map(|piece| piece.len()).collect();
         let score = |id: usize| self.scores.get(id).copied().unwrap_or(0.0);
         let mut order: Vec<usize> = (0..self.tokens.len()).collect();
         order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
-        let mut merges = Merges::new();
+        let (mut merges, mut bytes) = (Merges::new(), 0);
         for id in order {
             let token = self.tokens[id].as_str();
             // The longer left part first: in a run of equal characters the leftmost pair is the one that has it.
@@ -136,10 +139,17 @@ impl Vocabulary {
                 let possible = lengths.contains(&left.len()) && lengths.contains(&right.len());
                 if possible && pieces.contains(left) && pieces.contains(right) {
                     merges.push((left.to_string(), right.to_string()));
+                    bytes += token.len();
                 }
             }
+            if bytes > MERGED_BYTES {
+                return Err(Error::Invalid(format!(
+                    "the tokens of tokenizer.ggml.tokens are joined from each other in more ways than a vocabulary's are: at \
+                     token {id} these take over {MERGED_BYTES} bytes"
+                )));
+            }
         }
-        merges
+        Ok(merges)
     }
 
     /// The merges that the file lists.
@@ -193,7 +203,7 @@ impl Tokenizer {
         let (vocabulary, pre) = vocabulary.complete()?;
         let merges = match pre {
             Some(_) => vocabulary.listed_merges()?,
-            None => vocabulary.merges_from_scores(),
+            None => vocabulary.merges_from_scores()?,
         };
         assemble(&vocabulary, pre, merges)
             .map_err(|error| Error::Invalid(format!("the vocabulary cannot be used: {error}")))
