@@ -149,6 +149,7 @@ impl CacheArgs {
             Cache::Q8 => DType::Q8_0,
         };
         let overflow = if self.context_full == Full::Shift { Overflow::Shift } else { Overflow::Stop };
-        Options { context: self.context.unwrap_or(wanted).min(most), batch, cache, overflow }
+        let tuning = Some(super::paths::cache());
+        Options { context: self.context.unwrap_or(wanted).min(most), batch, cache, overflow, tuning }
     }
 }

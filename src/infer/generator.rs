@@ -2,6 +2,7 @@
 //! advance.
 
 use super::passes::{LARGEST, Likely, Passes};
+use super::plans::plans;
 use super::{Finish, News, Options, Overflow, Request, Sampler, Sampling};
 use crate::base::DType;
 use crate::error::{Error, Result};
@@ -40,7 +41,8 @@ impl Generator {
         options: impl Into<Options>,
     ) -> Result<Self> {
         let options = options.into().for_model(model.config());
-        Ok(Generator { passes: Passes::new(gpu, model, params, states, options).await? })
+        let plans = plans(gpu, model, &*params, &states, &options)?;
+        Ok(Generator { passes: Passes::new(gpu, model, states, options, plans).await? })
     }
 
     /// A model on disk; `progress` hears how far its weights have come. Refuses a model that is too big for the adapter
@@ -56,10 +58,10 @@ impl Generator {
     ) -> Result<Generator> {
         let (model, frozen) = (checkpoint.model(), checkpoint.frozen()?);
         let options = options.into().for_model(model.config());
-        Passes::check(gpu, model, &frozen, &options)?;
         let mut states = States::new(gpu);
+        let plans = plans(gpu, model, &frozen, &states, &options)?;
         checkpoint.stream(&mut states, &frozen, progress).await?;
-        Generator::new(gpu, model, Arc::new(frozen), states, options).await
+        Ok(Generator { passes: Passes::new(gpu, model, states, options, plans).await? })
     }
 
     /// A Hugging Face folder or a GGUF file.

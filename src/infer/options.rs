@@ -4,6 +4,7 @@ use super::Sampling;
 use crate::base::{DType, TensorType};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
+use std::path::PathBuf;
 
 /// What happens when a text fills the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,8 +17,8 @@ pub enum Overflow {
     Shift,
 }
 
-/// What a [`super::Generator`] is planned for. Caches and the run of single tokens are allocated at once; runs of more
-/// tokens when a text first needs them, and kept.
+/// What a [`super::Generator`] is planned for. All runs are planned at once, and refused if they do not fit together; caches
+/// and the run of single tokens are allocated at once, runs of more tokens when a text first needs them, and kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Tokens that each sequence can hold; at most what the model was made for.
@@ -28,12 +29,14 @@ pub struct Options {
     pub cache: DType,
     /// What happens when a sequence is full.
     pub overflow: Overflow,
+    /// Where a [`crate::run::Tuner`] keeps what it measured: its choices of kernels are taken, and nothing is measured.
+    pub tuning: Option<PathBuf>,
 }
 
 impl From<usize> for Options {
     /// One sequence of this many tokens over a cache in f32.
     fn from(context: usize) -> Self {
-        Options { context, batch: 1, cache: DType::F32, overflow: Overflow::Stop }
+        Options { context, batch: 1, cache: DType::F32, overflow: Overflow::Stop, tuning: None }
     }
 }
 

@@ -5,28 +5,19 @@
 //! cache stands behind the sequence's end, where later tokens overwrite it before anything reads it.
 
 use super::Options;
-use crate::base::TensorType;
-use crate::compile::{First, Plan, compile};
-use crate::error::{Error, Result};
+use super::plans::{Plans, top};
+use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::graph::Graph;
 use crate::model::Llama;
-use crate::nn::Declare;
-use crate::ops::TopK;
-use crate::run::{Executor, Recorder, States, check_memory, f32s};
+use crate::run::{Executor, Recorder, States, f32s};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-/// Numbers of tokens that runs are planned for, when they are first needed.
+/// Numbers of tokens that there are runs for. All are planned at once; each is made when it is first needed.
 const SIZES: [usize; 4] = [1, 8, 32, LARGEST];
 /// Most tokens of a sequence in one run.
 pub(super) const LARGEST: usize = 128;
 /// Tokens of all sequences in one run at most, unless it is one of each: what a run needs beside the cache stays small.
 const MOST_TOKENS: usize = 1024;
-
-/// How many of the likeliest tokens are found on the device: with 128,000 logits a token, reading all of them back takes
-/// half a megabyte.
-const TOP: usize = 64;
 
 /// What may follow, of each sequence.
 pub(super) enum Likely {
@@ -40,9 +31,9 @@ pub(super) enum Likely {
 pub(super) struct Passes {
     gpu: Gpu,
     model: Llama,
-    params: Arc<dyn Declare>,
     states: States,
     options: Options,
+    plans: Plans,
     runs: BTreeMap<usize, Executor>,
     recorder: Option<Recorder>,
     /// What each sequence's cache holds.
@@ -53,34 +44,18 @@ pub(super) struct Passes {
 }
 
 impl Passes {
-    /// Refuses what is too big for the adapter before anything is allocated or read: weights, caches and the run of single
-    /// tokens. Longer runs are planned when they are first needed.
-    pub(super) fn check(gpu: &Gpu, model: &Llama, params: &dyn Declare, options: &Options) -> Result<()> {
-        let config = model.config();
-        let layer = options.cache_bytes(config) / (2 * options.batch * config.num_hidden_layers.max(1)) as u64;
-        let limit = gpu.limits().max_binding_bytes;
-        if layer > limit {
-            let (context, most) = (options.context, options.context as u64 * limit / layer.max(1));
-            return Err(Error::Invalid(format!(
-                "a context of {context} tokens in a {} cache is beyond what this adapter binds at a time, which is {most} \
-                 tokens; choose a smaller context or a narrower cache",
-                options.cache
-            )));
-        }
-        check_memory(gpu, &[&plan(gpu, model, params, options, 1)?], &States::new(gpu))
-    }
-
+    /// Over what [`plans`] gave for the same.
     pub(super) async fn new(
         gpu: &Gpu,
         model: &Llama,
-        params: Arc<dyn Declare>,
         states: States,
         options: Options,
+        plans: Plans,
     ) -> Result<Passes> {
         let (texts, top) = (vec![Vec::new(); options.batch], top(model));
         let (gpu, model) = (gpu.clone(), model.clone());
-        let mut passes =
-            Passes { gpu, model, params, states, options, runs: BTreeMap::new(), recorder: None, texts, fed: 0, top };
+        let (runs, recorder) = (BTreeMap::new(), None);
+        let mut passes = Passes { gpu, model, states, options, plans, runs, recorder, texts, fed: 0, top };
         passes.run_of(1).await?;
         Ok(passes)
     }
@@ -179,8 +154,7 @@ impl Passes {
 
     async fn run_of(&mut self, time: usize) -> Result<&mut Executor> {
         if !self.runs.contains_key(&time) {
-            let plan = plan(&self.gpu, &self.model, &*self.params, &self.options, time)?;
-            let mut run = Executor::new(&self.gpu, &plan, &mut self.states).await?;
+            let mut run = Executor::new(&self.gpu, &self.plans[&time], &mut self.states).await?;
             run.record(self.recorder.as_ref(), &plan_name(time));
             self.runs.insert(time, run);
         }
@@ -188,12 +162,16 @@ impl Passes {
     }
 }
 
+/// The numbers of tokens that there are runs for, ascending.
+pub(super) fn sizes(batch: usize, context: usize) -> impl Iterator<Item = usize> {
+    SIZES.into_iter().filter(move |&size| size == 1 || size * batch <= MOST_TOKENS && size <= context)
+}
+
 /// Tokens of the next run where `pending` are left, none longer than the context: all of them if that wastes less than half of it, else as many whole
 /// ones as there are.
 fn size(pending: usize, batch: usize, context: usize) -> usize {
-    let sizes = || SIZES.into_iter().filter(|&size| size == 1 || size * batch <= MOST_TOKENS && size <= context);
-    let below = sizes().filter(|&size| size <= pending).max().unwrap_or(1);
-    match sizes().find(|&size| size >= pending) {
+    let below = sizes(batch, context).filter(|&size| size <= pending).max().unwrap_or(1);
+    match sizes(batch, context).find(|&size| size >= pending) {
         // Below eight, one run costs little more than one token does.
         Some(above) if 2 * pending > above || pending < 8 => above,
         _ => below,
@@ -203,35 +181,6 @@ fn size(pending: usize, batch: usize, context: usize) -> usize {
 /// What recordings call the run of `time` tokens.
 fn plan_name(time: usize) -> String {
     if time == 1 { "decode".into() } else { format!("prefill of {time}") }
-}
-
-fn top(model: &Llama) -> usize {
-    TOP.min(model.config().vocab_size)
-}
-
-/// The plan that feeds `time` tokens of each sequence.
-fn plan(gpu: &Gpu, model: &Llama, params: &dyn Declare, options: &Options, time: usize) -> Result<Plan> {
-    compile(&decode_graph(model, params, options, time)?, gpu.limits(), &mut First)
-}
-
-/// The graph of one run over the KV cache, which feeds `time` tokens of each sequence.
-///
-/// # Errors
-/// If the parameters are not the model's.
-pub fn decode_graph(model: &Llama, params: &dyn Declare, options: &Options, time: usize) -> Result<Graph> {
-    let batch = options.batch;
-    let mut g = Graph::new();
-    let params = params.declare(&mut g)?;
-    let ids = g.input("tokens", TensorType::u32([batch, time]));
-    let position = g.input("position", TensorType::u32([batch]));
-    let rows = g.input("rows", TensorType::u32([batch]));
-    let caches = model.caches(&mut g, batch, options.context, options.cache);
-    let logits = model.decode(&mut g, &params, ids, position, (time > 1).then_some(rows), &caches)?;
-    let likeliest = g.apply(TopK { k: top(model) }, &[logits])?;
-    g.output("logits", logits);
-    g.output("top.values", likeliest[0]);
-    g.output("top.ids", likeliest[1]);
-    Ok(g)
 }
 
 #[cfg(test)]

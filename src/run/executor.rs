@@ -240,18 +240,20 @@ pub fn f32s(outputs: &Outputs, name: &str) -> Vec<f32> {
     outputs.get(name).map_or_else(Vec::new, |bytes| bytemuck::pod_collect_to_vec(bytes))
 }
 
+/// Bytes of all buffers of plans together, each state counted once, and those not that are `there` already.
+pub fn device_bytes<'a>(plans: impl IntoIterator<Item = &'a Plan>, there: &dyn Fn(&str) -> bool) -> u64 {
+    let mut seen = std::collections::BTreeSet::new();
+    let buffers = plans.into_iter().flat_map(|plan| &plan.buffers);
+    buffers.filter(|b| !matches!(&b.kind, BufferKind::State(n) if there(n) || !seen.insert(n))).map(|b| b.bytes).sum()
+}
+
 /// Refuses plans that together, each state counted once, want more than the adapter's memory, where that is known.
 ///
 /// # Errors
 /// [`Error::Memory`] with the bytes wanted and had.
 pub fn check_memory(gpu: &Gpu, plans: &[&Plan], states: &States) -> Result<()> {
     let Some(memory) = gpu.limits().memory_bytes else { return Ok(()) };
-    let mut seen = std::collections::BTreeSet::new();
-    let buffers = plans.iter().flat_map(|plan| &plan.buffers);
-    let wanted: u64 = buffers
-        .filter(|b| !matches!(&b.kind, BufferKind::State(n) if states.contains(n) || !seen.insert(n)))
-        .map(|b| b.bytes)
-        .sum();
+    let wanted = device_bytes(plans.iter().copied(), &|name| states.contains(name));
     let had = memory.saturating_sub(states.bytes());
     if wanted <= had {
         return Ok(());
