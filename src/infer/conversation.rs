@@ -119,9 +119,7 @@ impl Conversation {
         let encode = |messages: &[Message]| self.encode(messages, &options);
         let (prompt, dropped) = fit(&self.messages, self.dropped, self.context(), most, encode)?;
         self.dropped = dropped;
-        // At least the last token is fed again: what follows it is asked for.
-        let common = self.generator.text().iter().zip(&prompt).take_while(|(held, new)| held == new).count();
-        let reused = common.min(prompt.len() - 1);
+        let reused = self.generator.held(&prompt);
         if !self.generator.read(&prompt, || receive("")).await? {
             let (text, finish) = (String::new(), Finish::Stopped);
             self.messages.push(Message::new("assistant", &text));

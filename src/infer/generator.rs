@@ -103,6 +103,12 @@ impl Generator {
         self.passes.fed()
     }
 
+    /// How many tokens of a text the first sequence's cache holds: those that need not be fed again. Never all, since what
+    /// follows the last one is asked for.
+    pub fn held(&self, text: &[u32]) -> usize {
+        self.passes.common(0, text)
+    }
+
     /// How many of a prompt's tokens are computed where it is longer than the context: what a shift leaves of it.
     pub fn kept(&self, prompt: usize) -> usize {
         let context = self.context();

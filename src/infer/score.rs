@@ -113,7 +113,9 @@ impl Scorer {
         let mut scores = vec![Vec::new(); passages.len()];
         let mut pending: VecDeque<Batch> = VecDeque::new();
         let mut done = 0;
-        for batch in batches(passages, self.batch_tokens, self.model.config().max_context()) {
+        let config = self.model.config().clone();
+        let (most, alike) = (config.max_context(), |a, b| a == b || config.frequencies(a) == config.frequencies(b));
+        for batch in batches(passages, self.batch_tokens, most, &alike) {
             let same = self.run.as_ref().is_some_and(|(sizes, _)| *sizes == batch.sizes);
             while !pending.is_empty() && (!same || pending.len() == SLOTS) {
                 self.collect(&mut pending, passages, &mut scores, &mut done).await?;
@@ -180,16 +182,21 @@ impl Scorer {
     }
 }
 
-/// Sorts passages by length and puts neighbours together, so that little is padding.
-fn batches(passages: &[Passage], batch_tokens: usize, most: usize) -> Vec<Batch> {
+/// Sorts passages by length and puts neighbours together, so that little is padding, but only such whose lengths are
+/// `alike`, and padded to a length that is too: LongRoPE and dynamic scaling turn a text by its length.
+fn batches(passages: &[Passage], batch_tokens: usize, most: usize, alike: &dyn Fn(usize, usize) -> bool) -> Vec<Batch> {
+    // What the last token is scored by stands before it.
+    let length = |p: usize| passages[p].tokens.len() - 1;
     let mut order: Vec<usize> = (0..passages.len()).collect();
     order.sort_by_key(|&p| std::cmp::Reverse(passages[p].tokens.len()));
     let mut batches: Vec<Batch> = Vec::new();
     let mut rest = &order[..];
     while let Some(&longest) = rest.first() {
-        let time = (passages[longest].tokens.len() - 1).next_multiple_of(TIME_STEP).min(most);
+        let own = length(longest);
+        let time = Some(own.next_multiple_of(TIME_STEP).min(most)).filter(|&time| alike(time, own)).unwrap_or(own);
         let batch = (batch_tokens / time).clamp(1, order.len());
-        let (now, after) = rest.split_at(batch.min(rest.len()));
+        let together = rest.iter().take(batch).take_while(|&&p| alike(length(p), own)).count();
+        let (now, after) = rest.split_at(together);
         let scored: usize = now.iter().map(|&p| passages[p].tokens.len() - passages[p].from).sum();
         let sizes = Sizes { batch, time, rows: scored.next_multiple_of(ROW_STEP) };
         batches.push(Batch { sizes, passages: now.to_vec() });

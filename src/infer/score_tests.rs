@@ -10,7 +10,7 @@ fn passages(lengths: &[(usize, usize)]) -> Vec<Passage> {
 #[test]
 fn rows_point_at_the_token_before() {
     let passages = passages(&[(3, 1), (5, 4)]);
-    let batches = batches(&passages, 64, 1000);
+    let batches = batches(&passages, 64, 1000, &|_, _| true);
     let sizes = Sizes { batch: 2, time: 16, rows: 64 };
     assert_eq!(batches, [Batch { sizes, passages: vec![1, 0] }]);
     let [tokens, rows, targets] = inputs(&passages, &batches[0]);
@@ -22,7 +22,7 @@ fn rows_point_at_the_token_before() {
 
 #[test]
 fn a_plan_is_never_longer_than_the_context() {
-    let sizes = batches(&passages(&[(101, 100)]), 64, 100)[0].sizes;
+    let sizes = batches(&passages(&[(101, 100)]), 64, 100, &|_, _| true)[0].sizes;
     assert_eq!(sizes, Sizes { batch: 1, time: 100, rows: 128 });
 }
 
@@ -31,10 +31,11 @@ proptest! {
     fn every_passage_is_in_one_batch_that_holds_it(
         lengths in proptest::collection::vec((2usize..300, 1usize..300), 0..60),
         budget in 1usize..2000,
+        short in 1usize..300,
     ) {
         let lengths: Vec<(usize, usize)> = lengths.into_iter().map(|(n, s)| (n, s.min(n - 1))).collect();
         let passages = passages(&lengths);
-        let batches = batches(&passages, budget, 512);
+        let batches = batches(&passages, budget, 512, &|a, b| (a <= short) == (b <= short));
         let mut seen: Vec<usize> = batches.iter().flat_map(|b| b.passages.clone()).collect();
         seen.sort();
         prop_assert_eq!(seen, (0..passages.len()).collect::<Vec<_>>());
@@ -44,6 +45,8 @@ proptest! {
             prop_assert!(rows.len() == b.sizes.rows && targets.len() == b.sizes.rows);
             prop_assert!(b.sizes.batch == 1 || b.sizes.batch * b.sizes.time <= budget);
             prop_assert!(b.passages.len() <= b.sizes.batch);
+            // What is short is padded to something short.
+            prop_assert!(b.passages.iter().all(|&p| (passages[p].tokens.len() - 1 <= short) == (b.sizes.time <= short)));
         }
     }
 }
