@@ -11,7 +11,7 @@ lm-evaluation-harness (`hellaswag`, `arc_easy`, `lambada_openai`; HFLM.loglikeli
 
 The figures of tests/eval/expected.json are its output:
 
-    for model in models/tiny ../shared/data/models/stories260K/derived/hf-f32; do
+    for model in models/tiny FOLDER-OF-STORIES260K; do
         python3 scripts/reference_eval.py $model --text tests/eval/story.txt --context 64 --stride 24 \\
             --items tests/eval/hellaswag.jsonl --items tests/eval/arc.jsonl --items tests/eval/lambada.jsonl
     done

@@ -12,7 +12,8 @@ use danlu::gpu::Gpu;
 use danlu::infer::Generator;
 use danlu::model::FAMILIES;
 use danlu::run::{Executor, States, f32s};
-use danlu::store::{load_config, load_folder, save_folder};
+use danlu::store::gguf::Metadata;
+use danlu::store::{Checkpoint, load_config, load_folder, save_folder};
 use pollster::block_on;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ const ROWS: &[(&str, &str, &str)] = &[
     ("qwen2", "qwen2", "biases of queries, keys and values; a window from layer 1 on"),
     ("qwen3", "qwen3", "norms of each head; tied"),
     ("qwen3-moe", "qwen3-moe", "experts in the first layer only"),
+    ("qwen3-moe-all", "qwen3-moe", "experts in every layer; their weights sum to one"),
     ("smollm3", "smollm3", "the second layer is not turned"),
     ("phi3", "phi3", "packed projections; half of a head turns; the short factors"),
     ("phi3-long", "phi3", "the long factors; a window"),
@@ -137,23 +139,72 @@ fn logits_log_probabilities_and_every_gradient() {
 fn decoding_gives_the_logits_of_the_whole() {
     let gpu = common::gpu();
     each_row(|row, _| {
-        let golden = open(row);
-        let (tokens, v) = (golden.ids("tokens"), golden.config.vocab_size);
-        let length = tokens.dims()[1];
-        let ids: Vec<u32> = tokens.data[..length].iter().map(|&id| id as u32).collect();
-        let mut spread = Spread::new(exact(&golden));
-        let mut generator = block_on(Generator::open(&gpu, &folder(row), length)).unwrap();
-        assert_eq!(generator.context(), length, "the planned context decides on scaled positions");
-        let mut at = 0;
-        for piece in [5].into_iter().chain(vec![1; length - 5]) {
-            let logits = block_on(generator.feed(&ids[at..at + piece])).unwrap();
-            at += piece;
-            let first = (at - 1) * v;
-            let known = golden.get("distance.logits")[0];
-            spread.check_from("logits", first, &wide(logits), &golden.get("logits")[first..first + v], known);
-        }
-        println!("{row}: worst {:.3} of its bar, {}", spread.worst.0, spread.worst.1);
+        decodes(&gpu, row, &folder(row));
     });
+}
+
+/// Feeds the first prompt of a golden to the model of this path, which must give its logits.
+fn decodes(gpu: &Gpu, row: &str, path: &Path) {
+    let golden = open(row);
+    let (tokens, v) = (golden.ids("tokens"), golden.config.vocab_size);
+    let length = tokens.dims()[1];
+    let ids: Vec<u32> = tokens.data[..length].iter().map(|&id| id as u32).collect();
+    let mut spread = Spread::new(exact(&golden));
+    let mut generator = block_on(Generator::open(gpu, path, length)).unwrap();
+    assert_eq!(generator.context(), length, "the planned context decides on scaled positions");
+    let mut at = 0;
+    for piece in [5].into_iter().chain(vec![1; length - 5]) {
+        let logits = block_on(generator.feed(&ids[at..at + piece])).unwrap();
+        at += piece;
+        let first = (at - 1) * v;
+        let known = golden.get("distance.logits")[0];
+        spread.check_from("logits", first, &wide(logits), &golden.get("logits")[first..first + v], known);
+    }
+    println!("{}: worst {:.3} of its bar, {}", path.display(), spread.worst.0, spread.worst.1);
+}
+
+/// Files of the gguf package (tests/goldens/gguf_moe.py): experts stacked, and one of the two in parts.
+#[test]
+fn experts_of_gguf_files_give_the_same_logits() {
+    let gpu = common::gpu();
+    for (row, file) in [("mixtral", "stacked-00001-of-00003.gguf"), ("qwen3-moe-all", "stacked.gguf")] {
+        let (golden, path) = (open(row), folder(row).join(file));
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        assert_eq!(checkpoint.config().experts.map(|e| (e.count, e.per_token, e.normalise)), {
+            golden.config.experts.map(|e| (e.count, e.per_token, e.normalise))
+        });
+        assert!(checkpoint.read_pages(&golden.layout).unwrap() == golden.pages, "{row}: other weights");
+        decodes(&gpu, row, &path);
+    }
+}
+
+/// llama.cpp takes Baichuan 2's output projection as it is, so that its rows must have unit length in the file. We read
+/// such a file alike whether it says that they want scaling or not.
+#[test]
+fn heads_of_unit_rows_are_written_scaled_and_read_either_way() {
+    let gpu = common::gpu();
+    for row in ["baichuan2-7b", "baichuan2-13b"] {
+        let out = tempfile::tempdir().unwrap();
+        let file = out.path().join("m.gguf");
+        Checkpoint::open(&folder(row)).unwrap().write_gguf(&file, None, &Metadata::default()).unwrap();
+        let checkpoint = Checkpoint::open(&file).unwrap();
+        let head = checkpoint.tensors().get("output.weight").unwrap();
+        let rows: Vec<f32> = bytemuck::pod_collect_to_vec(head.bytes);
+        for unit in rows.chunks(head.shape.last()) {
+            let length: f64 = unit.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            // Each element is rounded once, by 2⁻²⁴ of itself at most.
+            assert!((length - 1.0).abs() <= 2f64.powi(-24), "{row}: a row of length {length}");
+        }
+        decodes(&gpu, row, &file);
+        let mut bytes = std::fs::read(&file).unwrap();
+        let key = b"baichuan.unit_head";
+        let at = bytes.windows(key.len()).position(|w| w == key).unwrap();
+        bytes[at..at + key.len()].copy_from_slice(b"baichuan.was_a_key");
+        let other = out.path().join("other.gguf");
+        std::fs::write(&other, bytes).unwrap();
+        assert!(!Checkpoint::open(&other).unwrap().config().family.unit_head);
+        decodes(&gpu, row, &other);
+    }
 }
 
 /// What is written has the names, shapes and bytes of what the family's own library wrote.

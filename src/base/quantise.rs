@@ -7,6 +7,18 @@ use half::{bf16, f16};
 /// Dtypes that numbers can be turned into here.
 pub const ENCODED: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1];
 
+/// True if a dtype has a number for one of this size, or a block for several of which this is the largest.
+pub fn holds(dtype: DType, size: f32) -> bool {
+    let scale = |x: f32| f16::from_f32(x).is_finite();
+    match dtype {
+        DType::BF16 => bf16::from_f32(size).is_finite(),
+        DType::F16 | DType::Q4_1 => scale(size),
+        DType::Q8_0 => scale(size / 127.0),
+        DType::Q4_0 => scale(size / 8.0),
+        _ => size.is_finite(),
+    }
+}
+
 /// Writes numbers as whole blocks of a file's form; narrow ones may be odd in number. `out` has room for just these.
 ///
 /// # Panics
@@ -110,6 +122,32 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// What is said to be held comes back finite, and what is said not to be does not.
+    #[test]
+    fn what_is_too_large_is_known() {
+        for dtype in ENCODED {
+            let mut size = 1.0f32;
+            while size.is_finite() {
+                for size in [size, size * 1.9999] {
+                    let mut x = [0.0; 32];
+                    x[7] = size;
+                    let (mut file, mut y) = (vec![0; dtype.file_size(32) as usize], [0.0; 32]);
+                    encode(dtype, &x, &mut file);
+                    packed::decode(dtype, &file, &mut y);
+                    // Minus infinity is Q4_1's lowest number then.
+                    x[7] = -size;
+                    let mut z = [0.0; 32];
+                    encode(dtype, &x, &mut file);
+                    packed::decode(dtype, &file, &mut z);
+                    let finite = y.iter().chain(&z).all(|y| y.is_finite());
+                    assert_eq!(finite, holds(dtype, size), "{dtype}: {size}");
+                }
+                size *= 2.0;
+            }
+            assert!(!holds(dtype, f32::NAN) && !holds(dtype, f32::INFINITY), "{dtype}");
         }
     }
 

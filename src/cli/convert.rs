@@ -7,10 +7,13 @@ use crate::compile::human_bytes;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::store::gguf::Metadata;
-use crate::store::{Checkpoint, FolderFile, Origin};
+use crate::store::{Checkpoint, FolderFile, Origin, SHARD_BYTES, TOKENIZER_FILES};
 use anyhow::Result;
 use clap::Args;
 use std::path::{Path, PathBuf};
+
+/// Folder of the templates that have names, where there are several.
+const TEMPLATES: &str = "additional_chat_templates";
 
 /// Flags of `danlu convert`.
 #[derive(Debug, Args)]
@@ -26,6 +29,10 @@ pub struct ConvertArgs {
     /// output are q8_0.
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
     dtype: Option<DType>,
+    /// Most bytes of one file of weights in a folder, such as 5GB, 500MB or 2GiB; a larger model lies in several
+    /// [default: 5GB].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    shard_size: Option<u64>,
     /// Overwrite what is there.
     #[arg(long)]
     force: bool,
@@ -37,9 +44,31 @@ fn dtype(name: &str) -> Result<DType, String> {
     found.ok_or_else(|| format!("choose one of {}", known.join(", ")))
 }
 
+/// A number of bytes, with a unit of powers of ten or two.
+fn size(text: &str) -> Result<u64, String> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let units = ["", "B", "KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB"];
+    let scales: [u64; 10] =
+        [1, 1, 1_000, 1_000_000, 1_000_000_000, 1_000_000_000_000, 1 << 10, 1 << 20, 1 << 30, 1 << 40];
+    let scale = units.iter().zip(scales).find(|(name, _)| name.eq_ignore_ascii_case(unit.trim()));
+    let number: Option<f64> = text[..text.len() - unit.len()].parse().ok();
+    let bytes = scale.zip(number).map(|((_, scale), number)| number * scale as f64);
+    bytes.filter(|b| *b >= 1.0).map(|b| b as u64).ok_or_else(|| "give a size such as 5GB, 500MB or 2GiB".into())
+}
+
 /// Converts, and says what was written.
 pub fn convert(args: ConvertArgs) -> Result<()> {
     let to_gguf = args.to.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    if to_gguf && args.to.is_dir() {
+        return Err(Error::file(&args.to, "is a folder, where a file is to be written; give another name").into());
+    }
+    if !to_gguf && args.to.exists() && !args.to.is_dir() {
+        let message = "is a file, where a folder is to be written; give another name, or one that ends with .gguf";
+        return Err(Error::file(&args.to, message).into());
+    }
+    if to_gguf && args.shard_size.is_some() {
+        return Err(Error::Invalid("--shard-size is for folders: a GGUF file is written whole".into()).into());
+    }
     let taken = if to_gguf { args.to.clone() } else { args.to.join("config.json") };
     if taken.exists() && !args.force {
         return Err(Error::file(&args.to, "is there already; give another name, or --force to overwrite it").into());
@@ -55,10 +84,11 @@ pub fn convert(args: ConvertArgs) -> Result<()> {
             .iter()
             .map(|(name, content)| FolderFile { name: name.as_str(), content: content.as_slice() })
             .collect();
-        checkpoint.write_folder(&args.to, args.dtype, &files)?
+        checkpoint.write_folder(&args.to, args.dtype, args.shard_size.unwrap_or(SHARD_BYTES), &files)?
     };
     let dtypes: Vec<String> = written.dtypes.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
-    say!("{}: {}, tensors: {}", args.to.display(), human_bytes(written.bytes), dtypes.join(", "));
+    let files = if written.files > 1 { format!(" in {} files", written.files) } else { String::new() };
+    say!("{}: {}{files}, tensors: {}", args.to.display(), human_bytes(written.bytes), dtypes.join(", "));
     Ok(())
 }
 
@@ -95,19 +125,28 @@ fn tokenizer_files(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>> {
             Ok(Tokenizer::of(checkpoint)?.files(checkpoint.config().max_position_embeddings)?)
         }
         Origin::Folder(folder) => {
-            let names = [
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "tokenizer.model",
-                "special_tokens_map.json",
-                "chat_template.jinja",
-            ];
-            let mut files = Vec::new();
-            for name in names.into_iter().filter(|name| folder.join(name).is_file()) {
-                let path = folder.join(name);
-                files.push((name.to_string(), std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?));
-            }
-            Ok(files)
+            let mut names: Vec<String> = TOKENIZER_FILES.map(String::from).into();
+            let more = std::fs::read_dir(folder.join(TEMPLATES)).into_iter().flatten().flatten();
+            names.extend(more.map(|entry| format!("{TEMPLATES}/{}", entry.file_name().to_string_lossy())));
+            let there = names.into_iter().map(|name| (folder.join(&name), name)).filter(|(path, _)| path.is_file());
+            let read = |(path, name): (PathBuf, String)| {
+                Ok((name, std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?))
+            };
+            there.map(read).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("5GB", 5_000_000_000), ("1.5kb", 1500), ("2 GiB", 2 << 30), ("70000", 70_000), ("9B", 9)]
+        {
+            assert_eq!(super::size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GB", "5XB", "0", "-5GB", "5.5.5MB", "0.1"] {
+            assert_eq!(super::size(text), Err("give a size such as 5GB, 500MB or 2GiB".into()), "{text}");
         }
     }
 }

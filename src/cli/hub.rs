@@ -1,7 +1,7 @@
 //! The `--model` of every command: a path, or a name on a hub, which is then downloaded.
 
 use super::paths;
-use crate::store::{Hub, HubEvent, HubName, HubOptions};
+use crate::store::{Hub, HubEvent, HubName, HubOptions, HubPart};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -29,8 +29,30 @@ pub fn resolve(argument: &Path) -> Result<PathBuf> {
             argument.display()
         );
     };
+    fetch(argument, &name, HubPart::Model)
+}
+
+/// The folder with a part of a model for an argument that names one on a hub; any other argument as it is, for whoever
+/// reads it to say what is wrong.
+///
+/// # Errors
+/// If the hub does not give it.
+pub fn resolve_part(argument: &Path, part: HubPart) -> Result<PathBuf> {
+    let name = argument.to_str().and_then(HubName::parse).filter(|name| name.file.is_none() && !argument.exists());
+    name.map_or_else(|| Ok(argument.into()), |name| fetch(argument, &name, part))
+}
+
+/// The same for `--config`, which may also be the name of a preset.
+///
+/// # Errors
+/// As [`resolve_part`].
+pub fn resolve_config(argument: &str) -> Result<String> {
+    Ok(resolve_part(Path::new(argument), HubPart::Config)?.to_string_lossy().into_owned())
+}
+
+fn fetch(argument: &Path, name: &HubName, part: HubPart) -> Result<PathBuf> {
     let mut bar = Bar { bar: ProgressBar::hidden(), total: 0 };
-    let found = Hub::new(options())?.fetch(&name, &mut |event| bar.show(event));
+    let found = Hub::new(options())?.fetch_part(name, part, &mut |event| bar.show(event));
     bar.bar.finish_and_clear();
     // Whoever mistyped a folder should not have to think of hubs.
     found.map_err(|e| anyhow::anyhow!("there is no file or folder {} here, and from the hub: {e}", argument.display()))

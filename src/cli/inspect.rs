@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::{Map, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Elements of an array that are shown.
 const SHOWN: usize = 4;
@@ -38,12 +38,16 @@ pub fn inspect(args: InspectArgs) -> Result<()> {
         return Ok(());
     }
     say!("{}", checkpoint.tensors().path().display());
-    say!("\n{}", config(&checkpoint));
+    say!("{}", parts(checkpoint.tensors()));
+    say!("{}", config(&checkpoint));
     if let Some(metadata) = metadata {
         say!("\nmetadata");
         for (key, value) in metadata.iter() {
             say!("  {key} = {}", shorten(value));
         }
+    }
+    if let Some(absent) = no_vocabulary(&checkpoint) {
+        say!("\n{absent}");
     }
     say!("\n{}", table(checkpoint.tensors()));
     // Said last, so that all of the above is seen though the weights be another model's.
@@ -52,11 +56,34 @@ pub fn inspect(args: InspectArgs) -> Result<()> {
     Ok(())
 }
 
+/// The files of a model that lies in several, a line each.
+fn parts(tensors: &Tensors) -> String {
+    let files: Vec<&Path> = tensors.files().collect();
+    if files.len() < 2 {
+        return String::new();
+    }
+    let part = |file: &&Path| {
+        let (name, held) = (file.file_name().unwrap_or_default(), tensors.iter().filter(|t| t.file == *file));
+        let (count, bytes) = held.fold((0, 0), |(n, b), t| (n + 1, b + t.bytes.len() as u64));
+        format!("  {}: {count} tensors, {}\n", name.to_string_lossy(), human_bytes(bytes))
+    };
+    format!("in {} files\n{}", files.len(), files.iter().map(part).collect::<String>())
+}
+
+/// A line for a model that comes without what turns text into tokens.
+fn no_vocabulary(checkpoint: &Checkpoint) -> Option<String> {
+    let (there, what) = match checkpoint.origin() {
+        Origin::Gguf(metadata) => (metadata.get("tokenizer.ggml.tokens").is_some(), "tokenizer.ggml.tokens"),
+        Origin::Folder(folder) => (folder.join("tokenizer.json").is_file(), "tokenizer.json"),
+    };
+    (!there).then(|| format!("no vocabulary: there is no {what}; text cannot be read or written with this model alone"))
+}
+
 /// The configuration in a few lines.
 fn config(checkpoint: &Checkpoint) -> String {
     let c = checkpoint.config();
     let mut lines = vec![
-        format!("{} of {} parameters", c.family.models, c.parameters()),
+        format!("{} parameters, family {} ({})", c.parameters(), c.family.name, c.family.models),
         format!(
             "{} layers of width {}, {} query heads and {} key heads of {}, feed-forward {}",
             c.num_hidden_layers,
@@ -155,6 +182,8 @@ fn describe(checkpoint: &Checkpoint, metadata: Option<&Metadata>) -> serde_json:
     let entries = metadata.map(|m| m.iter().map(|(k, v)| (k.to_string(), value_json(v))).collect::<Map<_, _>>());
     json!({
         "path": checkpoint.tensors().path(),
+        "files": checkpoint.tensors().files().collect::<Vec<_>>(),
+        "vocabulary": no_vocabulary(checkpoint).is_none(),
         "config": checkpoint.config(),
         "parameters": checkpoint.config().parameters(),
         "metadata": entries,

@@ -1,5 +1,6 @@
 //! `danlu plan`.
 
+use super::hub;
 use super::profile::training_steps;
 use crate::base::Limits;
 use crate::bench::Profile;
@@ -16,8 +17,8 @@ use clap::Args;
 /// Flags of `danlu plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// A preset, a config.json, or a folder that holds one.
-    #[arg(long, value_name = "PRESET|FILE", default_value = "story-1m")]
+    /// A preset, a config.json, a folder that holds one, or a name on the hub: org/model.
+    #[arg(long, value_name = "PRESET|FILE|NAME", default_value = "story-1m")]
     config: String,
     /// Sequences of one step.
     #[arg(long, default_value_t = 8)]
@@ -40,7 +41,7 @@ pub struct PlanArgs {
 pub fn plan(args: PlanArgs) -> Result<()> {
     let recipe = Recipe { batch: args.batch, seq: args.seq, ..Recipe::default() };
     recipe.check()?;
-    let config = find_config(&args.config)?;
+    let config = find_config(&hub::resolve_config(&args.config)?)?;
     let limits = match args.adapter.adapter {
         _ if args.measure => return pollster::block_on(measure(&args, &recipe, &config)),
         Some(_) => pollster::block_on(crate::gpu::Gpu::open(&args.adapter.selector()))?.limits().clone(),

@@ -1,11 +1,12 @@
 //! `danlu train`.
 
 use super::progress::{LogFormat, observer};
-use super::{AdapterArgs, paths, profile};
+use super::{AdapterArgs, hub, paths, profile};
 use crate::data::SMALLEST_VOCAB;
 use crate::gpu::Gpu;
 use crate::model::find_config;
 use crate::run::{Recorder, TuneMode, Tuner, compile_early};
+use crate::store::HubPart;
 use crate::train::{Event, Prepared, Recipe, Trainer, check_fits, optimizer, prepare, run, save, train_plan};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -23,14 +24,14 @@ pub struct TrainArgs {
     /// A TOML recipe; flags override its keys.
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
-    /// A preset, a config.json, or a folder that holds one [default: story-1m].
-    #[arg(long, value_name = "PRESET|FILE")]
+    /// A preset, a config.json, a folder that holds one, or a name on the hub: org/model [default: story-1m].
+    #[arg(long, value_name = "PRESET|FILE|NAME")]
     config: Option<String>,
     /// Text, JSONL with a `text` field, or a folder of them [default: embedded stories].
     #[arg(long, value_name = "FILE|FOLDER")]
     data: Option<PathBuf>,
-    /// An existing tokenizer.json [default: a BPE trained on the data].
-    #[arg(long, value_name = "FILE")]
+    /// An existing tokenizer.json, or a name on the hub [default: a BPE trained on the data].
+    #[arg(long, value_name = "FILE|NAME")]
     tokenizer: Option<PathBuf>,
     /// Optimizer steps.
     #[arg(long, allow_negative_numbers = true)]
@@ -92,6 +93,8 @@ impl TrainArgs {
         r.data = self.data.clone().or(r.data);
         r.tokenizer = self.tokenizer.clone().or(r.tokenizer);
         r.check()?;
+        r.config = hub::resolve_config(&r.config)?;
+        r.tokenizer = r.tokenizer.map(|t| hub::resolve_part(&t, HubPart::Tokenizer)).transpose()?;
         Ok(r)
     }
 }

@@ -102,7 +102,7 @@ impl Tokenizer {
                 "no such file; a tokenizer is a tokenizer.json or the folder that holds one",
             ));
         }
-        let text = crate::store::read_text(&file, MOST_BYTES)?;
+        let text = crate::base::read_text(&file, MOST_BYTES)?;
         let not_one = |error: String| Error::file(&file, format!("is not a tokenizer.json that can be used: {error}"));
         // The library panics on some JSON that is broken off, so that is found first.
         serde_json::from_str::<serde::de::IgnoredAny>(&text).map_err(|error| not_one(error.to_string()))?;

@@ -150,7 +150,10 @@ impl Llama {
     /// The matrix `[V,D]` that makes logits.
     fn output_weight(&self, g: &mut Graph, params: &Params) -> Result<Value> {
         let weight = params.get(if self.config.tie_word_embeddings { EMBEDDING } else { OUTPUT })?;
-        if !self.config.family.unit_head {
+        // Trained rows change with every step. Frozen ones are scaled once, as they are loaded (`store::Checkpoint`), but
+        // where the matrix is the embedding too.
+        let scaled = params.pages.is_empty() && !self.config.tie_word_embeddings;
+        if !self.config.family.unit_head || scaled {
             return Ok(weight);
         }
         // A row of unit length is one of unit root mean square, over the root of its width. Rows of zeros stay zeros.

@@ -16,6 +16,7 @@ mod write;
 pub use config::{Biases, Experts, LayerConfig, ModelConfig};
 pub use family::{BiasRule, Defaults, ExpertRule, FAMILIES, Family, Norms, Packed, QkNorm, WindowRule};
 pub use llama::Llama;
+pub use parse::{MOST_CONFIG, config_text};
 pub use presets::{DEFAULT_PRESET, PRESETS, find_config};
 pub use rope::{Frequencies, RopeConfig, RopeScaling};
 pub use source::Source;

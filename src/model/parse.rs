@@ -5,14 +5,14 @@ use super::config::{Biases, Experts, LayerConfig, ModelConfig};
 use super::family::{BiasRule, ExpertRule, FAMILIES, Family, WindowRule};
 use super::keys::{Keys, MAX_SIZE};
 use super::parse_rope::{Sizes, rope};
+use crate::base::read_bytes;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::path::Path;
 
-/// Longest config.json that is read.
-const LONGEST: u64 = 4 << 20;
+/// Longest config.json, or generation_config.json, that is believed.
+pub const MOST_CONFIG: u64 = 4 << 20;
 
 impl ModelConfig {
     /// Reads and checks a config.json.
@@ -20,14 +20,7 @@ impl ModelConfig {
     /// # Errors
     /// If the file cannot be read, is not JSON, or describes a model that we do not run.
     pub fn read(path: &Path) -> Result<ModelConfig> {
-        let mut bytes = Vec::new();
-        let file = std::fs::File::open(path).map_err(|e| Error::io("read", path, e))?;
-        file.take(LONGEST).read_to_end(&mut bytes).map_err(|e| Error::io("read", path, e))?;
-        if bytes.starts_with(b"GGUF") {
-            return Err(Error::file(path, "is a GGUF file and no config.json; give a Hugging Face config.json"));
-        }
-        let binary = |_| Error::file(path, "is no config.json: it is not UTF-8 text; give a Hugging Face config.json");
-        ModelConfig::parse(&String::from_utf8(bytes).map_err(binary)?, path)
+        ModelConfig::parse(&config_text(path)?, path)
     }
 
     /// Checks the text of a config.json; `path` is for the messages.
@@ -82,6 +75,19 @@ impl ModelConfig {
         keys.check_heads(&config)?;
         Ok(config)
     }
+}
+
+/// The text of a config.json.
+///
+/// # Errors
+/// If it cannot be read, is longer than [`MOST_CONFIG`], or something else.
+pub fn config_text(path: &Path) -> Result<String> {
+    let bytes = read_bytes(path, MOST_CONFIG)?;
+    if bytes.starts_with(b"GGUF") {
+        return Err(Error::file(path, "is a GGUF file and no config.json; give a Hugging Face config.json"));
+    }
+    let binary = |_| Error::file(path, "is no config.json: it is not UTF-8 text; give a Hugging Face config.json");
+    String::from_utf8(bytes).map_err(binary)
 }
 
 /// Names that are known, for messages.

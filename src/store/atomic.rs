@@ -94,6 +94,11 @@ fn folder_of(path: &Path) -> &Path {
 
 /// The system's answer as a sentence with what to do.
 fn explain(path: &Path, bytes: u64, error: io::Error) -> Error {
+    // What was to be written can be at fault too, and says so itself.
+    let error = match error.downcast::<Error>() {
+        Ok(own) => return own,
+        Err(error) => error,
+    };
     let folder = folder_of(path).display();
     let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge];
     let refused = [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem, ErrorKind::NotADirectory];

@@ -2,22 +2,18 @@
 
 use super::generation;
 use super::gguf::{self, Metadata};
-use super::safetensors::read_text;
 use super::stream::{Loaded, stream};
 use super::tensors::Tensors;
 use super::weights::{Wanted, Weight};
 use crate::base::{DType, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::Op;
-use crate::model::{EMBEDDING, Llama, ModelConfig, OUTPUT, Source};
+use crate::model::{EMBEDDING, Llama, ModelConfig, OUTPUT, Source, config_text};
 use crate::nn::{Frozen, ParamLayout, ParamSpec};
 use crate::ops::{Embedding, ExpertLinear, MatMul};
 use crate::run::States;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
-
-/// Longest config.json that is believed.
-pub(super) const MOST_CONFIG: u64 = 4 << 20;
 
 /// A model on disk: its configuration, its tensors, and where its tokenizer is.
 #[derive(Debug)]
@@ -37,8 +33,8 @@ pub enum Origin {
 }
 
 impl Checkpoint {
-    /// Opens a GGUF file, a Hugging Face folder, or a folder that holds a single GGUF file and no config.json. Reads
-    /// the configuration and the table of tensors; the weights stay on disk.
+    /// Opens a GGUF file (of a model in parts, any of them), a Hugging Face folder, or a folder that holds one GGUF model
+    /// and no config.json. Reads the configuration and the table of tensors; the weights stay on disk.
     ///
     /// # Errors
     /// If it is none of these, or what it holds is damaged, no model, or one that we do not run.
@@ -118,6 +114,14 @@ impl Checkpoint {
         self.tensors.find(specs, &Wanted { sources: &|name| self.sources(name), ignored: &ignored, config })
     }
 
+    /// The same for whoever cannot scale the rows of an output projection that wants them of unit length, as graphs of
+    /// frozen weights and other readers of GGUF files: they are scaled as they are read.
+    pub(super) fn find_scaled<'a>(&'a self, specs: &'a [ParamSpec]) -> Result<Vec<Weight<'a>>> {
+        let mut weights = self.find(specs)?;
+        weights.iter_mut().for_each(|w| w.unit = w.name == OUTPUT && self.config().family.unit_head);
+        Ok(weights)
+    }
+
     /// Reads the weights into pages of f32, as training wants them.
     ///
     /// # Errors
@@ -138,7 +142,7 @@ impl Checkpoint {
     /// As [`Checkpoint::read_pages`].
     pub fn frozen(&self) -> Result<Frozen> {
         let specs = self.model.param_specs();
-        let weights = self.find(&specs)?;
+        let weights = self.find_scaled(&specs)?;
         Ok(Frozen::new(weights.iter().map(|w| (w.name.to_string(), self.device_type(w))).collect()))
     }
 
@@ -148,7 +152,7 @@ impl Checkpoint {
     /// As [`Checkpoint::read_pages`]; also if a weight is larger than the largest buffer, or the device has no room.
     pub async fn stream(&self, states: &mut States, frozen: &Frozen, progress: &mut dyn FnMut(Loaded)) -> Result<()> {
         let specs = self.model.param_specs();
-        let weights = self.find(&specs)?;
+        let weights = self.find_scaled(&specs)?;
         let types: Vec<TensorType> = frozen.params().iter().map(|(_, ty)| ty.clone()).collect();
         let gpu = states.gpu().clone();
         stream(&gpu, states, &weights, &types, progress).await
@@ -157,9 +161,7 @@ impl Checkpoint {
     /// The type of a weight on the device: its own dtype where every operator that reads such a weight takes it.
     fn device_type(&self, weight: &Weight) -> TensorType {
         let (own, wide) = (weight.ty(), TensorType::f32(weight.shape.dims()));
-        // The rows of such a head are scaled in the graph, which takes f32.
-        let scaled = weight.name == OUTPUT && self.config().family.unit_head;
-        if own.shape.rank() < 2 || !own.has_whole_blocks() || scaled {
+        if own.shape.rank() < 2 || !own.has_whole_blocks() || weight.unit {
             return wide;
         }
         let row = TensorType::f32([1, own.shape.last()]);
@@ -184,7 +186,8 @@ enum Kind {
 }
 
 fn resolve(path: &Path) -> Result<Kind> {
-    if path.is_file() {
+    // A device or a pipe is refused where it is opened.
+    if path.exists() && !path.is_dir() {
         let folder = path.parent().filter(|_| path.file_name().is_some_and(|n| n == "config.json"));
         return Ok(folder.map_or_else(|| Kind::Gguf(path.into()), |f| Kind::Folder(f.into())));
     }
@@ -197,6 +200,12 @@ fn resolve(path: &Path) -> Result<Kind> {
     let entries = std::fs::read_dir(path).map_err(|e| Error::io("read", path, e))?;
     let mut files: Vec<PathBuf> = entries.filter_map(|e| Some(e.ok()?.path())).collect();
     files.retain(|f| f.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")));
+    files.sort();
+    let name = |file: &PathBuf| file.file_name().map(|n| n.to_string_lossy().into_owned());
+    let parts = files.first().and_then(name).and_then(|first| gguf::part_names(&first));
+    if parts.is_some_and(|parts| files.iter().map(name).eq(parts.into_iter().map(Some))) {
+        return Ok(Kind::Gguf(files.swap_remove(0)));
+    }
     match files.as_slice() {
         [one] => Ok(Kind::Gguf(one.clone())),
         [] => Err(Error::file(path, "is not a model folder: it holds neither config.json nor a GGUF file")),
@@ -211,7 +220,7 @@ fn resolve(path: &Path) -> Result<Kind> {
 /// does for `transformers`.
 fn read_config(folder: &Path) -> Result<ModelConfig> {
     let file = folder.join("config.json");
-    let text = read_text(&file, MOST_CONFIG)?;
+    let text = config_text(&file)?;
     let generation = generation::of_folder(folder)?;
     if generation.is_empty() {
         return ModelConfig::parse(&text, &file);

@@ -1,31 +1,33 @@
 //! From one format to another: GGUF and Hugging Face folders, with other dtypes if wanted. Weights go from the mapped file
 //! to the new one piece by piece.
 
+mod folder;
+
 use super::atomic::{Staged, create_folder};
 use super::checkpoint::{Checkpoint, Origin};
-use super::folder::FolderFile;
 use super::gguf::{self, Metadata};
-use super::header::header;
 use super::layout::{Target, targets};
 use super::weights::Weight;
 use crate::base::{DType, Shape, quantise::ENCODED};
 use crate::error::{Error, Result};
 use crate::model::{EMBEDDING, OUTPUT};
-use serde_json::Value;
 use std::path::Path;
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Converted {
-    /// Bytes of the file of weights.
+    /// Bytes of the files of weights.
     pub bytes: u64,
+    /// How many files of weights there are.
+    pub files: usize,
     /// How many tensors have which dtype.
     pub dtypes: Vec<(DType, usize)>,
 }
 
 impl Checkpoint {
     /// Writes a GGUF file. Matrices get `dtype`, or keep theirs; vectors are f32; embedding and output projection are no
-    /// narrower than Q8_0, and a matrix whose rows are no whole blocks becomes f16. `vocabulary` are the keys of the
+    /// narrower than Q8_0, and a matrix whose rows are no whole blocks becomes f16. The rows of an output projection that
+    /// the family scales to unit length are written scaled, since llama.cpp takes them as they are. `vocabulary` are the keys of the
     /// tokenizer where this is a folder; a GGUF file's own are kept.
     ///
     /// # Errors
@@ -45,7 +47,7 @@ impl Checkpoint {
             metadata.set(key, value.clone());
         });
         let specs = self.model().param_specs();
-        let weights = self.find(&specs)?;
+        let weights = self.find_scaled(&specs)?;
         let mut targets = targets(&weights, &|name| gguf::sources(architecture, config, name));
         for target in &mut targets {
             target.dtype = gguf_dtype(target, &weights, dtype);
@@ -60,6 +62,7 @@ impl Checkpoint {
             vectors.chain(targets.iter().map(|t| (t.name.as_str(), &t.shape, t.dtype, t.bytes()))).collect();
         let head = gguf::head(&metadata, &rows);
         let bytes = head.len() as u64 + rows.iter().map(|(.., bytes)| bytes.next_multiple_of(32)).sum::<u64>();
+        path.parent().filter(|folder| *folder != Path::new("")).map_or(Ok(()), create_folder)?;
         let staged = Staged::write(path, bytes, |writer| {
             writer.write_all(&head)?;
             for (_, _, values) in &extra {
@@ -79,71 +82,7 @@ impl Checkpoint {
             return Err(Error::file(path, message));
         }
         staged.commit()?;
-        Ok(Converted { bytes, dtypes: count(&targets) })
-    }
-
-    /// Writes a Hugging Face folder. Tensors get `dtype`: f32, f16 or bf16. Without one, matrices that have one of these
-    /// keep it, quantised ones become f32, and vectors that lose nothing by it are as narrow as the matrices. `files` are
-    /// those of the tokenizer.
-    ///
-    /// # Errors
-    /// As [`Checkpoint::write_gguf`].
-    pub fn write_folder(&self, folder: &Path, dtype: Option<DType>, files: &[FolderFile]) -> Result<Converted> {
-        check(dtype)?;
-        if let Some(dtype) = dtype.filter(|d| d.block().elements > 2) {
-            let what = "a Hugging Face folder holds f32, f16 or bf16; write a .gguf file for quantised weights";
-            return Err(Error::Invalid(format!("{dtype}: {what}")));
-        }
-        let config = self.config();
-        let specs = self.model().param_specs();
-        let weights = self.find(&specs)?;
-        let mut targets = targets(&weights, &|name| self.model().sources(name));
-        for target in &mut targets {
-            let own = target.stored(&weights).next().unwrap_or(DType::F32);
-            let narrow = own.block().elements <= 2 && target.stored(&weights).all(|d| d == own);
-            target.dtype = dtype.unwrap_or(if narrow { own } else { DType::F32 });
-        }
-        let matrices = most(&targets);
-        for target in targets.iter_mut().filter(|t| t.shape.rank() == 1 && dtype.is_none()) {
-            if matrices.block().elements == 2 && target.dtype == DType::F32 && target.survives(&weights, matrices) {
-                target.dtype = matrices;
-            }
-        }
-        targets.sort_by(|a, b| a.name.cmp(&b.name));
-        let head = header(targets.iter().map(|t| (t.name.as_str(), &t.shape, t.dtype, t.bytes())));
-        let bytes = head.len() as u64 + targets.iter().map(Target::bytes).sum::<u64>();
-        create_folder(folder)?;
-        let staged = Staged::write(&folder.join("model.safetensors"), bytes, |writer| {
-            writer.write_all(&head)?;
-            targets.iter().try_for_each(|target| target.write(&weights, writer))
-        })?;
-        let mut staged = vec![staged];
-        let (config, generation) = (self.config_json(most(&targets))?, config.generation_json());
-        let own = [("config.json", config.as_bytes()), ("generation_config.json", generation.as_bytes())];
-        for (name, content) in own.into_iter().chain(files.iter().map(|f| (f.name, f.content))) {
-            staged.push(Staged::write(&folder.join(name), content.len() as u64, |w| w.write_all(content))?);
-        }
-        staged.into_iter().try_for_each(Staged::commit)?;
-        Ok(Converted { bytes, dtypes: count(&targets) })
-    }
-
-    /// The config.json of a folder whose matrices have a dtype: a folder's own, with what it says of the dtype.
-    fn config_json(&self, dtype: DType) -> Result<String> {
-        let text = match self.origin() {
-            Origin::Folder(folder) => super::read_text(&folder.join("config.json"), super::checkpoint::MOST_CONFIG)?,
-            Origin::Gguf(_) => self.config().to_json(),
-        };
-        let mut json: Value = serde_json::from_str(&text).unwrap_or_default();
-        let name = match dtype {
-            DType::F16 => "float16",
-            DType::BF16 => "bfloat16",
-            _ => "float32",
-        };
-        json["torch_dtype"] = name.into();
-        if json.get("dtype").is_some() {
-            json["dtype"] = name.into();
-        }
-        Ok(serde_json::to_string_pretty(&json).unwrap_or(text) + "\n")
+        Ok(Converted { bytes, files: 1, dtypes: count(&targets) })
     }
 }
 

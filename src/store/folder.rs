@@ -12,10 +12,23 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// Files of a folder by which its tokenizer and templates are known, to us or to `transformers`.
+pub const TOKENIZER_FILES: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
 /// A further file of the folder, such as tokenizer.json.
 #[derive(Debug, Clone, Copy)]
 pub struct FolderFile<'a> {
-    /// Its name, without folders.
+    /// Its path below the folder: mostly just a name.
     pub name: &'a str,
     /// Its content.
     pub content: &'a [u8],

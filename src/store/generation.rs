@@ -1,9 +1,9 @@
 //! generation_config.json, and what a GGUF file has in its place: how a model's makers would have its texts made.
 
-use super::checkpoint::MOST_CONFIG;
 use super::gguf::Metadata;
-use super::safetensors::read_text;
+use crate::base::read_text;
 use crate::error::{Error, Result};
+use crate::model::MOST_CONFIG;
 use serde_json::{Map, Value};
 use std::path::Path;
 

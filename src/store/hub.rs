@@ -5,6 +5,9 @@
 mod download;
 mod refusal;
 
+use super::folder::TOKENIZER_FILES;
+use super::gguf::part_names;
+use super::shards::{INDEX, WEIGHTS, listed, weight_files};
 use crate::error::{Error, Result};
 use download::{Download, is_safe};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
@@ -96,19 +99,21 @@ impl fmt::Display for HubName {
     }
 }
 
-/// The files of a model folder beside its weights, in the order in which they are fetched.
-const SMALL_FILES: [&str; 8] = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-];
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+/// What of a model is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HubPart {
+    /// All of it.
+    Model,
+    /// config.json.
+    Config,
+    /// tokenizer.json and what lies beside it for the tokenizer.
+    Tokenizer,
+}
+
+/// The file, or all parts of the model of which it is one.
+fn parts(file: &str) -> Vec<String> {
+    part_names(file).unwrap_or_else(|| vec![file.into()])
+}
 
 /// A hub and the cache in front of it.
 #[derive(Debug, Clone)]
@@ -138,15 +143,28 @@ impl Hub {
     }
 
     /// The folder, or the GGUF file, of a model: from the cache where it holds all of it, else downloaded. `main` and
-    /// other names that may move are looked up each time, unless offline or where the hub cannot be reached.
+    /// other names that may move are looked up each time, unless offline or where the hub cannot be reached. Of a GGUF
+    /// model in parts, all come, whichever is named.
     ///
     /// # Errors
     /// A sentence for a model, revision or file that is not there or not open to this user, a hub that cannot be
     /// reached, a full disk, and content that is not what the hub announced.
     pub fn fetch(&self, name: &HubName, report: &mut HubReport) -> Result<PathBuf> {
-        let cached = self.cached(name);
+        self.fetch_part(name, HubPart::Model, report)
+    }
+
+    /// As [`Hub::fetch`], of less than a model: the folder holds at least that.
+    ///
+    /// # Errors
+    /// As [`Hub::fetch`].
+    pub fn fetch_part(&self, name: &HubName, part: HubPart, report: &mut HubReport) -> Result<PathBuf> {
+        let cached = self.cached(name, part);
         if self.options.offline {
             return cached.map_err(|missing| self.refuse(name, Refusal::Offline { missing }));
+        }
+        if cached.is_err() {
+            // Before anything is asked: whoever waits for gigabytes should not learn in the end that they had no place.
+            self.probe().map_err(|error| self.refuse(name, Refusal::disk("anything", 0, error)))?;
         }
         let api = self.api().map_err(|refusal| self.refuse(name, refusal))?;
         let (files, commit) = match (self.list(&api.repo(name.repo_at(&name.revision))), cached) {
@@ -165,49 +183,57 @@ impl Hub {
         };
         let snapshot = self.cache(name, &commit).pointer_path(&commit);
         let repo = api.repo(name.repo_at(&commit));
-        let mut get = |files: &[&str]| {
+        let mut get = |wanted: &[String]| {
+            if let Some(file) = wanted.iter().find(|file| !files.contains(file)) {
+                return Err(self.refuse(name, Refusal::NoFile { file: file.clone(), files: files.clone() }));
+            }
             let download =
                 Download { hub: &self.options, name, api: &api, repo: &repo, snapshot: &snapshot, commit: &commit };
-            download.files(files, report).map_err(|refusal| self.refuse(name, refusal))
+            download.files(wanted, report).map_err(|refusal| self.refuse(name, refusal))
         };
-        if let Some(file) = &name.file {
-            self.must_have(name, &files, file)?;
-            get(&[file])?;
-        } else {
-            let has = |file: &str| files.iter().any(|f| f == file);
-            let weights = if has(WEIGHTS) { WEIGHTS } else { INDEX };
-            if !has("config.json") || !has(weights) {
-                return Err(self.refuse(name, Refusal::NoModel { files }));
+        let there = |wanted: &[&str]| -> Vec<String> {
+            let listed = |file: &&&str| files.iter().any(|f| f == **file);
+            wanted.iter().filter(listed).map(|file| file.to_string()).collect()
+        };
+        match (part, &name.file) {
+            (_, Some(file)) => get(&parts(file))?,
+            (HubPart::Config, None) => get(&["config.json".into()])?,
+            (HubPart::Tokenizer, None) => {
+                get(&["tokenizer.json".into()])?;
+                get(&there(&TOKENIZER_FILES))?;
             }
-            let small: Vec<&str> = SMALL_FILES
-                .into_iter()
-                .filter(|f| has(f))
-                .chain([INDEX].into_iter().filter(|_| weights == INDEX))
-                .collect();
-            get(&small)?;
-            let shards = shards(&snapshot)?;
-            for shard in &shards {
-                self.must_have(name, &files, shard)?;
+            (HubPart::Model, None) => {
+                let weights = there(&[WEIGHTS, INDEX]).into_iter().next();
+                let Some(weights) = weights.filter(|_| files.iter().any(|f| f == "config.json")) else {
+                    return Err(self.refuse(name, Refusal::NoModel { files }));
+                };
+                get(&[there(&["config.json", "generation_config.json"]), there(&TOKENIZER_FILES)].concat())?;
+                get(std::slice::from_ref(&weights))?;
+                if weights == INDEX {
+                    get(&listed(&snapshot.join(INDEX))?)?;
+                }
             }
-            get(&shards.iter().map(String::as_str).collect::<Vec<_>>())?;
         }
-        // Only now does the revision's name lead to this commit: what is found in the cache is complete.
-        let noted = self.cache(name, &name.revision).create_ref(&commit);
-        noted.map_err(|e| {
-            self.refuse(name, Refusal::Disk { file: "refs".into(), bytes: commit.len() as u64, error: e })
-        })?;
+        // Only now does the revision's name lead to this commit: what is found in the cache is complete. A part of a
+        // model does not take the name from a whole one.
+        if part == HubPart::Model || self.cached(name, HubPart::Model).is_err() {
+            let noted = self.cache(name, &name.revision).create_ref(&commit);
+            noted.map_err(|e| self.refuse(name, Refusal::disk("refs", commit.len() as u64, e)))?;
+        }
         Ok(name.file.as_ref().map_or(snapshot.clone(), |file| snapshot.join(file)))
     }
 
     /// The folder or file in the cache, or what is missing there.
-    fn cached(&self, name: &HubName) -> Result<PathBuf, Vec<String>> {
+    fn cached(&self, name: &HubName, part: HubPart) -> Result<PathBuf, Vec<String>> {
         let cache = self.cache(name, &name.revision);
         let refs = self.options.cache.join(name.repo_at("main").folder_name()).join("refs").join(&name.revision);
         let commit = fs::read_to_string(refs).unwrap_or_else(|_| name.revision.clone());
         let snapshot = cache.pointer_path(commit.trim());
-        let wanted = match &name.file {
-            Some(file) => vec![file.clone()],
-            None => match shards(&snapshot) {
+        let wanted = match (part, &name.file) {
+            (_, Some(file)) => parts(file),
+            (HubPart::Config, None) => vec!["config.json".into()],
+            (HubPart::Tokenizer, None) => vec!["tokenizer.json".into()],
+            (HubPart::Model, None) => match weight_files(&snapshot) {
                 Ok(shards) => ["config.json".to_string()].into_iter().chain(shards).collect(),
                 Err(_) => vec!["config.json".into(), WEIGHTS.into()],
             },
@@ -218,6 +244,20 @@ impl Hub {
             (true, Some(file)) => Ok(snapshot.join(file)),
             (true, None) => Ok(snapshot),
         }
+    }
+
+    /// Makes the cache's folder and a file in it, and removes what it made: a name that is mistyped leaves nothing.
+    fn probe(&self) -> std::io::Result<()> {
+        let cache = &self.options.cache;
+        let absent: Vec<&Path> = cache.ancestors().take_while(|folder| !folder.exists()).collect();
+        let file = cache.join(format!("probe.{}.tmp", std::process::id()));
+        let tried = fs::create_dir_all(cache).and_then(|()| fs::File::create(&file)).map(drop);
+        let _ = fs::remove_file(&file);
+        for folder in absent {
+            // Fails where another program has put something there in the meantime, which is right.
+            let _ = fs::remove_dir(folder);
+        }
+        tried
     }
 
     fn cache(&self, name: &HubName, revision: &str) -> CacheRepo {
@@ -251,34 +291,8 @@ impl Hub {
         Ok((info.siblings.into_iter().map(|s| s.rfilename).filter(|f| is_safe(f)).collect(), commit))
     }
 
-    fn must_have(&self, name: &HubName, files: &[String], file: &str) -> Result<()> {
-        match files.iter().any(|f| f == file) {
-            true => Ok(()),
-            false => Err(self.refuse(name, Refusal::NoFile { file: file.into(), files: files.to_vec() })),
-        }
-    }
-
     fn refuse(&self, name: &HubName, refusal: Refusal) -> Error {
         Error::Invalid(refusal.sentence(&self.options, name))
-    }
-}
-
-/// The files that hold a model folder's weights: one, or those that its index names.
-fn shards(folder: &Path) -> Result<Vec<String>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: std::collections::BTreeMap<String, String>,
-    }
-    let file = folder.join(INDEX);
-    let Ok(bytes) = fs::read(&file) else { return Ok(vec![WEIGHTS.into()]) };
-    let not_one = |what: &str| Error::file(&file, format!("is not an index of weights: {what}"));
-    let index: Index = serde_json::from_slice(&bytes).map_err(|e| not_one(&e.to_string()))?;
-    let mut shards: Vec<String> = index.weight_map.into_values().collect();
-    shards.sort();
-    shards.dedup();
-    match shards.iter().find(|s| !is_safe(s)) {
-        Some(shard) => Err(not_one(&format!("it names the file {shard:?}"))),
-        None => Ok(shards),
     }
 }
 

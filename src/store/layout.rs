@@ -3,8 +3,9 @@
 
 use super::tensors::{file_bytes, widen};
 use super::weights::{Weight, kept_row, stored_row};
-use crate::base::quantise::encode;
+use crate::base::quantise::{encode, holds};
 use crate::base::{DType, Shape};
+use crate::error::Error;
 use crate::model::Source;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -83,16 +84,19 @@ impl Target {
         if self.shape.rank() == 1 { self.shape.last() } else { self.shape.rows() }
     }
 
-    /// Dtype and bytes of one row, as the source has them.
-    fn row<'a>(&self, weights: &'a [Weight], row: usize) -> (DType, &'a [u8]) {
+    /// The weight of which a row is, and the row there.
+    fn row<'a, 'w>(&self, weights: &'a [Weight<'w>], row: usize) -> (&'a Weight<'w>, usize) {
         let part = self.parts.iter().find(|p| p.to.contains(&row)).expect("parts cover the tensor");
         let (at, rows) = (row - part.to.start, part.to.len());
         let at = part.interleaved_heads.map_or(at, |heads| kept_row(at, rows / heads));
         debug_assert!(part.interleaved_heads.is_none_or(|h| stored_row(at, rows / h) == row - part.to.start));
-        weights[part.weight].row(part.from + at)
+        (&weights[part.weight], part.from + at)
     }
 
-    /// Writes it, piece by piece.
+    /// Writes it, piece by piece. Numbers that become another dtype must be finite, before and after.
+    ///
+    /// # Errors
+    /// If one is not, by an [`Error`] in the system's; or if it cannot be written.
     pub fn write(&self, weights: &[Weight], writer: &mut dyn Write) -> io::Result<()> {
         let (rows, mut at) = (self.rows(), 0);
         let row_bytes = (self.bytes() / rows as u64) as usize;
@@ -102,20 +106,41 @@ impl Target {
         while at < rows {
             let count = step.min(rows - at);
             let piece = &mut piece[..count * row_bytes];
-            piece.par_chunks_exact_mut(row_bytes).with_min_len(16).enumerate().for_each(|(i, out)| {
-                match self.row(weights, at + i) {
-                    (dtype, bytes) if dtype == self.dtype => out.copy_from_slice(bytes),
-                    (dtype, bytes) => {
-                        let mut wide = vec![0.0; width];
-                        widen(dtype, bytes, &mut wide);
-                        encode(self.dtype, &wide, out);
-                    }
-                }
-            });
+            let rows = piece.par_chunks_exact_mut(row_bytes).with_min_len(16).enumerate();
+            let wrong =
+                rows.map(|(i, out)| self.write_row(weights, at + i, width, out)).find_map_first(|row| row.err());
+            if let Some(error) = wrong {
+                return Err(io::Error::other(error));
+            }
             writer.write_all(piece)?;
             at += count;
         }
         Ok(())
+    }
+
+    fn write_row(&self, weights: &[Weight], row: usize, width: usize, out: &mut [u8]) -> Result<(), Error> {
+        let (weight, from) = self.row(weights, row);
+        let (dtype, bytes) = weight.row(from);
+        if dtype == self.dtype && !weight.unit {
+            out.copy_from_slice(bytes);
+            return Ok(());
+        }
+        let mut wide = vec![0.0; width];
+        weight.values(from, &mut wide);
+        // NaN is the largest of all here, and stays it.
+        let largest = wide.iter().fold(0.0f32, |m, x| if x.abs() > m || x.is_nan() { x.abs() } else { m });
+        if holds(self.dtype, largest) {
+            encode(self.dtype, &wide, out);
+            return Ok(());
+        }
+        let (column, x) = wide.iter().enumerate().find(|(_, x)| !holds(self.dtype, x.abs())).expect("the largest");
+        let what = match x.is_finite() {
+            true => format!("more than {} can hold; choose bf16 or f32", self.dtype),
+            false => "no number for a weight: the model is broken; fetch it again, or train it anew".into(),
+        };
+        let at = row * width + column;
+        let message = format!("tensor {}: its element {at} (row {row}, column {column}) is {x}, {what}", self.name);
+        Err(Error::file(weight.file(), message))
     }
 
     /// True if nothing is lost when its numbers become `dtype`, which is narrow.
@@ -123,9 +148,9 @@ impl Target {
         let rows = self.rows();
         let width = self.shape.elements() / rows;
         (0..rows).all(|row| {
-            let (stored, bytes) = self.row(weights, row);
+            let (weight, row) = self.row(weights, row);
             let (mut wide, mut narrow, mut again) = (vec![0.0; width], vec![0; 2 * width], vec![0.0f32; width]);
-            widen(stored, bytes, &mut wide);
+            weight.values(row, &mut wide);
             encode(dtype, &wide, &mut narrow);
             widen(dtype, &narrow, &mut again);
             wide.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits())

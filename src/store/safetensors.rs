@@ -7,12 +7,10 @@ use crate::base::{DType, Shape};
 use crate::error::{Error, Result};
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Longest header that is believed: that of a model of ten thousand tensors takes one MB.
 const MOST_HEADER: u64 = 32 << 20;
-/// Longest index of shards that is believed.
-const MOST_INDEX: u64 = 64 << 20;
 
 /// Writes f32 tensors to one file, straight from where they lie, and gives it its name in the end.
 ///
@@ -44,34 +42,6 @@ fn write_f32(writer: &mut dyn Write, data: &[f32]) -> std::io::Result<()> {
         return writer.write_all(bytemuck::cast_slice(data));
     }
     data.iter().try_for_each(|x| writer.write_all(&x.to_le_bytes()))
-}
-
-/// Files that an index lists, each once, beside it.
-pub(super) fn shards(index: &Path) -> Result<Vec<PathBuf>> {
-    let text = read_text(index, MOST_INDEX)?;
-    let fail = |why: String| Error::file(index, format!("is not an index of shards ({why}); download it again"));
-    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
-    let map = json["weight_map"].as_object().ok_or_else(|| fail("\"weight_map\" is missing".into()))?;
-    let mut files = std::collections::BTreeSet::new();
-    for (name, file) in map {
-        // A name with folders in it could reach outside the model's own folder.
-        let plain = file.as_str().filter(|f| Path::new(f).file_name().is_some_and(|n| n == *f));
-        files.insert(plain.ok_or_else(|| fail(format!("{name} lies in {file}")))?.to_string());
-    }
-    Ok(files.into_iter().map(|file| index.with_file_name(file)).collect())
-}
-
-/// Reads a text file of at most `most` bytes.
-///
-/// # Errors
-/// If it is longer, not UTF-8, or cannot be read.
-pub fn read_text(path: &Path, most: u64) -> Result<String> {
-    let length = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?.len();
-    if length > most {
-        let message = format!("has {length} bytes; none is longer than {most}: this is something else");
-        return Err(Error::file(path, message));
-    }
-    std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))
 }
 
 /// The tensors of a file and where they lie.

@@ -108,7 +108,10 @@ fn torn_files_are_refused_at_every_length() {
     let file = folder.path().join("m.safetensors");
     write(&file, &tensors());
     let whole = std::fs::read(&file).unwrap();
-    for length in 0..whole.len() {
+    std::fs::write(&file, "").unwrap();
+    let message = read(&file, &wanted()).expect_err("an empty file").to_string();
+    assert!(message.ends_with("is empty, it has 0 bytes: nothing of it has arrived; fetch it again"), "{message}");
+    for length in 1..whole.len() {
         std::fs::write(&file, &whole[..length]).unwrap();
         let message = read(&file, &wanted()).expect_err("a torn file").to_string();
         assert!(message.contains("is not a whole safetensors file ("), "{length} bytes: {message}");
@@ -122,6 +125,9 @@ fn an_index_cannot_reach_out_of_its_folder() {
     let index = folder.path().join("model.safetensors.index.json");
     for (text, why) in [
         (r#"{"weight_map": {"a": "../a.safetensors"}}"#, "(a lies in \"../a.safetensors\")"),
+        (r#"{"weight_map": {"a": "sub/a.safetensors"}}"#, "(a lies in \"sub/a.safetensors\")"),
+        (r#"{"weight_map": {"a": "sub\\a.safetensors"}}"#, "(a lies in \"sub\\\\a.safetensors\")"),
+        (r#"{"weight_map": {"a": ".."}}"#, "(a lies in \"..\")"),
         (r#"{"weight_map": {"a": 5}}"#, "(a lies in 5)"),
         (r#"{}"#, "(\"weight_map\" is missing)"),
     ] {

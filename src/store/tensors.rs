@@ -1,7 +1,7 @@
 //! Named tensors on disk, memory-mapped: what safetensors and GGUF files have in common.
 
 use super::gguf;
-use super::safetensors;
+use super::{safetensors, shards};
 use crate::base::{DType, Shape, packed};
 use crate::error::{Error, Result};
 use memmap2::Mmap;
@@ -144,15 +144,37 @@ pub struct Tensors {
 }
 
 impl Tensors {
-    /// Opens a GGUF file, for its tensors and its metadata.
+    /// Opens a GGUF file, or all parts of the model of which it is one, for its tensors and its metadata.
     ///
     /// # Errors
-    /// With file, tensor or key, and offset, for whatever is wrong in it.
+    /// With file, tensor or key, and offset, for whatever is wrong in it; if a part is missing or another model's.
     pub fn open_gguf(path: &Path) -> Result<(Tensors, gguf::Metadata)> {
         let map = map(path)?;
         let (metadata, entries) = gguf::read(path, &map)?;
+        if let Some(parts) = gguf::parts(path, &metadata)? {
+            return Tensors::open_parts(&parts);
+        }
         let mut tensors = Tensors { path: path.into(), files: Vec::new(), entries: BTreeMap::new() };
         tensors.add(path.into(), map, entries)?;
+        Ok((tensors, metadata))
+    }
+
+    fn open_parts(parts: &[PathBuf]) -> Result<(Tensors, gguf::Metadata)> {
+        let mut tensors = Tensors { path: parts[0].clone(), files: Vec::new(), entries: BTreeMap::new() };
+        let mut first = None;
+        for (i, part) in parts.iter().enumerate() {
+            if !part.is_file() {
+                let message = format!("is not there: it is part {} of {} of a model; fetch it too", i + 1, parts.len());
+                return Err(Error::file(part, message));
+            }
+            let map = map(part)?;
+            let (metadata, entries) = gguf::read(part, &map)?;
+            gguf::check_part(part, &metadata, i, parts.len())?;
+            tensors.add(part.clone(), map, entries)?;
+            first.get_or_insert(metadata);
+        }
+        let metadata = first.expect("a model has parts");
+        gguf::check_tensors(&parts[0], &metadata, tensors.entries.len())?;
         Ok((tensors, metadata))
     }
 
@@ -162,13 +184,17 @@ impl Tensors {
     /// If there is none, it is torn or cut off, or a shard is missing.
     pub fn open_safetensors(path: &Path) -> Result<Tensors> {
         if path.is_dir() {
-            let candidates = ["model.safetensors", "model.safetensors.index.json"].map(|name| path.join(name));
+            let candidates = [shards::WEIGHTS, shards::INDEX].map(|name| path.join(name));
             let found = candidates.iter().find(|file| file.exists());
             let missing = || Error::file(path, missing_weights(path));
             return Tensors::open_safetensors(found.ok_or_else(missing)?);
         }
         let index = path.extension().is_some_and(|e| e == "json");
-        let files = if index { safetensors::shards(path)? } else { vec![path.into()] };
+        let files = if index {
+            shards::listed(path)?.into_iter().map(|name| path.with_file_name(name)).collect()
+        } else {
+            vec![path.into()]
+        };
         let mut tensors = Tensors { path: path.into(), files: Vec::new(), entries: BTreeMap::new() };
         for file in files {
             let map = map(&file)?;
@@ -219,6 +245,13 @@ impl Tensors {
 
 fn map(path: &Path) -> Result<Mmap> {
     let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+    let about = file.metadata().map_err(|e| Error::io("read", path, e))?;
+    if !about.is_file() {
+        return Err(Error::file(path, "is no regular file but a device, a pipe or a folder; give a file of weights"));
+    }
+    if about.len() == 0 {
+        return Err(Error::file(path, "is empty, it has 0 bytes: nothing of it has arrived; fetch it again"));
+    }
     // SAFETY: the mapping is read-only; a file that others cut short while it is read ends the program, as with every
     // reader that maps weights.
     unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))

@@ -8,6 +8,7 @@ use crate::nn::ParamSpec;
 use rayon::prelude::*;
 use std::collections::HashSet;
 use std::ops::Range;
+use std::path::Path;
 
 /// After so many missing tensors no more are looked for.
 const MANY: usize = 10_000;
@@ -38,6 +39,8 @@ pub(super) struct Weight<'a> {
     pub shape: &'a Shape,
     /// The dtype of all that it is made of; f32 where that differs.
     pub dtype: DType,
+    /// True if its rows are to be scaled to unit length as they are read. They are f32 then, whatever they were.
+    pub unit: bool,
     pieces: Vec<Piece<'a>>,
 }
 
@@ -112,7 +115,7 @@ impl Tensors {
         }
         let first = pieces.first().map_or(DType::F32, |p| p.dtype);
         let dtype = if pieces.iter().all(|p| p.dtype == first) { first } else { DType::F32 };
-        Ok(Weight { name: &spec.name, shape, dtype, pieces })
+        Ok(Weight { name: &spec.name, shape, dtype, unit: false, pieces })
     }
 }
 
@@ -140,19 +143,36 @@ impl Weight<'_> {
         unreachable!("a row beyond the last")
     }
 
+    /// The numbers of one of its rows.
+    pub fn values(&self, row: usize, out: &mut [f32]) {
+        let (dtype, bytes) = self.row(row);
+        widen(dtype, bytes, out);
+        if self.unit {
+            // As torch.nn.functional.normalize, by which Baichuan 2's own code does it: rows of zeros stay zeros.
+            let length = out.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(1e-12);
+            out.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+        }
+    }
+
+    /// The file that holds the first of its rows.
+    pub fn file(&self) -> &Path {
+        self.pieces[0].tensor.file
+    }
+
     /// Some rows in the device's form of `dtype`: the weight's own, or f32. `out` has room for just these.
     pub fn write(&self, rows: Range<usize>, dtype: DType, out: &mut [u8]) {
         let bytes = out.len() / rows.len();
+        debug_assert!(!self.unit || dtype == DType::F32, "rows of unit length are f32");
         out.par_chunks_exact_mut(bytes).with_min_len(16).zip(rows.into_par_iter().with_min_len(16)).for_each(
             |(out, row)| match self.row(row) {
                 (stored, from) if stored == dtype && dtype != DType::F32 => packed::to_device(dtype, from, out),
-                (DType::F32, from) => out.copy_from_slice(from),
-                (stored, from) => match bytemuck::try_cast_slice_mut(out) {
-                    Ok(wide) => widen(stored, from, wide),
+                (DType::F32, from) if !self.unit => out.copy_from_slice(from),
+                _ => match bytemuck::try_cast_slice_mut(out) {
+                    Ok(wide) => self.values(row, wide),
                     // Staging memory need not be aligned.
                     Err(_) => {
                         let mut wide = vec![0.0; out.len() / 4];
-                        widen(stored, from, &mut wide);
+                        self.values(row, &mut wide);
                         out.copy_from_slice(bytemuck::cast_slice(&wide));
                     }
                 },

@@ -205,6 +205,16 @@ fn models_and_what_is_to_be_evaluated() {
         offline("inspect org/model.gguf"),
         &["org/model.gguf: there is no such file; a file of a model on a hub is named org/model:file.gguf"],
     );
+    // `train` wants less than a model, and looks for no more.
+    for (flag, file) in [("--config", "config.json"), ("--tokenizer", "tokenizer.json")] {
+        let mut command = place.train(&format!("{flag} org/model --out o"));
+        command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", place.path("hf")).env_remove("HF_HUB_CACHE");
+        let lacks = format!("it lacks {file}; nothing may be downloaded: unset HF_HUB_OFFLINE once");
+        refused(
+            command,
+            &["there is no file or folder org/model here, and from the hub: org/model is not whole", &lacks],
+        );
+    }
     std::fs::create_dir(place.path("pickled")).unwrap();
     place.write("pickled/config.json", TINY);
     place.write("pickled/pytorch_model.bin", "");

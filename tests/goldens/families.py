@@ -73,6 +73,10 @@ ROWS = {
     "baichuan-13b": ("Baichuan", {"alibi": True}, 12),
     "baichuan2-7b": ("Baichuan", {"unit_head": True}, 12),
     "baichuan2-13b": ("Baichuan", {"alibi": True, "unit_head": True}, 12),
+    # Experts in every layer, as a GGUF file can say them (gguf_moe.py).
+    "qwen3-moe-all": ("Qwen3Moe", SIZES | rope("default", 1e6) | {
+        "num_hidden_layers": 1, "head_dim": 8, "moe_intermediate_size": 8, "num_experts": 5, "num_experts_per_tok": 2,
+        "norm_topk_prob": True}, 12),
 }
 # Configuration and lengths of the text.
 FREQUENCIES = [

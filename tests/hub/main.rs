@@ -3,7 +3,7 @@
 
 mod stand_in;
 
-use danlu::store::{Hub, HubEvent, HubName, HubOptions};
+use danlu::store::{Hub, HubEvent, HubName, HubOptions, HubPart};
 use stand_in::{COMMIT, StandIn, sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -126,7 +126,8 @@ fn shards_are_those_that_the_index_names() {
             "part-4.safetensors",
             "org/model has no file part-4.safetensors; there is part-1.safetensors, part-2.safetensors, part-3.safetensors",
         ),
-        ("../config.json", "is not an index of weights: it names the file \"../config.json\""),
+        ("../config.json", "is not an index of shards (a lies in \"../config.json\"); download it again"),
+        ("sub/a.safetensors", "is not an index of shards (a lies in \"sub/a.safetensors\"); download it again"),
     ] {
         let index = format!(r#"{{"weight_map": {{"a": "{shard}"}}}}"#);
         let place =
@@ -156,6 +157,57 @@ fn one_file_of_many() {
         none,
         "org/model at HUB holds no model that can be read: that is a config.json with model.safetensors or its index, or \
          GGUF files; there is README.md"
+    );
+}
+
+#[test]
+fn of_a_model_in_parts_all_come() {
+    let files: [(&str, &[u8]); 3] =
+        [("q/m-00001-of-00002.gguf", b"GGUF 1"), ("q/m-00002-of-00002.gguf", b"GGUF 2"), ("m.gguf", b"other")];
+    let mut place = Place::with(&files);
+    let file = place.fetch("org/model:q/m-00002-of-00002.gguf").unwrap();
+    assert_eq!(file.file_name().unwrap(), "m-00002-of-00002.gguf");
+    assert_eq!(names(file.parent().unwrap()), ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]);
+    place.offline = true;
+    fs::remove_file(file.with_file_name("m-00001-of-00002.gguf")).unwrap();
+    let error = place.fetch("org/model:q/m-00002-of-00002.gguf").unwrap_err();
+    assert!(error.contains(" is not whole in the cache CACHE, it lacks q/m-00001-of-00002.gguf; "), "{error}");
+    let place = Place::with(&files[1..]);
+    let error = place.fetch("org/model:q/m-00002-of-00002.gguf").unwrap_err();
+    assert_eq!(error, "org/model has no file q/m-00001-of-00002.gguf; there is m.gguf, q/m-00002-of-00002.gguf");
+}
+
+/// For a configuration or a tokenizer no weights are downloaded, and the cache goes on to know the whole model.
+#[test]
+fn parts_of_a_model_come_alone() {
+    let mut place =
+        Place::with(&[&SMALL[..], &[("model.safetensors", b"w"), ("tokenizer_config.json", b"{}")]].concat());
+    let get = |place: &Place, part| {
+        let name = HubName::parse("org/model").unwrap();
+        Hub::new(place.options()).unwrap().fetch_part(&name, part, &mut |_| {}).map_err(|e| e.to_string())
+    };
+    let folder = get(&place, HubPart::Config).unwrap();
+    assert_eq!(names(&folder), ["config.json"]);
+    assert_eq!(get(&place, HubPart::Tokenizer).unwrap(), folder);
+    assert_eq!(names(&folder), ["config.json", "tokenizer.json", "tokenizer_config.json"]);
+    place.offline = true;
+    assert_eq!(get(&place, HubPart::Tokenizer).unwrap(), folder);
+    assert!(place.fetch("org/model").unwrap_err().contains("it lacks model.safetensors; "));
+
+    // Where an older commit is whole, the name leads there still.
+    place.offline = false;
+    place.fetch("org/model").unwrap();
+    let old = place.repository().join("snapshots/old");
+    fs::rename(&folder, &old).unwrap();
+    fs::write(place.repository().join("refs/main"), "old").unwrap();
+    assert_eq!(get(&place, HubPart::Config).unwrap(), folder);
+    place.offline = true;
+    assert_eq!(place.fetch("org/model").unwrap(), old);
+
+    let bare = Place::with(&[("config.json", b"{}")]);
+    assert_eq!(
+        get(&bare, HubPart::Tokenizer).unwrap_err(),
+        "org/model has no file tokenizer.json; there is config.json"
     );
 }
 
@@ -411,7 +463,8 @@ fn a_full_disk_and_a_cache_that_cannot_be_written() {
     let error = place.fetch("org/model").unwrap_err();
     assert_eq!(
         error,
-        "cannot keep config.json of org/model in CACHE (Not a directory (os error 20)); make that folder writable, or set \
-         HF_HOME to another"
+        "cannot keep anything of org/model in CACHE (File exists (os error 17)); make that folder writable, or set HF_HOME to \
+         another"
     );
+    assert!(place.hub.requests().is_empty(), "nothing is asked for what has no place");
 }

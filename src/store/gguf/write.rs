@@ -2,6 +2,7 @@
 
 use super::metadata::{Array, Kind, Metadata, Value};
 use super::read::{ALIGNMENT, type_number};
+use super::split::is_split_key;
 use crate::base::{DType, Shape};
 use std::io::{self, Write};
 
@@ -13,8 +14,8 @@ pub(in crate::store) fn head(metadata: &Metadata, rows: &[Row]) -> Vec<u8> {
     let mut out = b"GGUF".to_vec();
     out.extend(3u32.to_le_bytes());
     out.extend((rows.len() as u64).to_le_bytes());
-    // Ours is the alignment that holds where none is said.
-    let keys = || metadata.iter().filter(|(key, _)| *key != "general.alignment");
+    // Ours is the alignment that holds where none is said, and the file is whole.
+    let keys = || metadata.iter().filter(|(key, _)| *key != "general.alignment" && !is_split_key(key));
     out.extend((keys().count() as u64).to_le_bytes());
     for (key, value) in keys() {
         text(&mut out, key);

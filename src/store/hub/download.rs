@@ -46,7 +46,7 @@ pub(super) fn is_safe(path: &str) -> bool {
 
 impl Download<'_> {
     /// Gets those of the files that the cache does not hold.
-    pub fn files(&self, files: &[&str], report: &mut HubReport) -> Result<(), Refusal> {
+    pub fn files(&self, files: &[String], report: &mut HubReport) -> Result<(), Refusal> {
         let absent = files.iter().filter(|f| !self.snapshot.join(f).is_file());
         let announced = absent.map(|f| self.announced(f)).collect::<Result<Vec<_>, _>>()?;
         let total = announced.iter().map(|a| a.bytes).sum();
