@@ -286,7 +286,11 @@ fn parts_of_a_gguf_model_are_one() {
     let out = tempfile::tempdir().unwrap();
     let part = |i: usize| format!("stacked-0000{i}-of-00003.gguf");
     let own = |name: &str| out.path().join(name);
-    let fresh = || (1..=3).for_each(|i| drop(std::fs::copy(golden.join(part(i)), own(&part(i))).unwrap()));
+    let fresh = || {
+        for i in 1..=3 {
+            std::fs::copy(golden.join(part(i)), own(&part(i))).unwrap();
+        }
+    };
     let change = |name: &str, key: &str, value: &[u8]| {
         let mut bytes = std::fs::read(own(name)).unwrap();
         let at = bytes.windows(key.len()).position(|w| w == key.as_bytes()).unwrap() + key.len() + 4;
