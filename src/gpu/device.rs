@@ -60,6 +60,7 @@ impl Gpu {
         let wanted = wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::SUBGROUP
             | wgpu::Features::SHADER_F16
+            | wgpu::Features::SHADER_INT64
             | wgpu::Features::PIPELINE_CACHE;
         let required_limits = match restrict {
             None => adapter.limits(),
@@ -124,6 +125,11 @@ impl Gpu {
     /// True where shaders may `enable f16`.
     pub fn has_f16(&self) -> bool {
         self.inner.device.features().contains(wgpu::Features::SHADER_F16)
+    }
+
+    /// True where storage is better read by 64 bits.
+    pub(super) fn reads_wide(&self) -> bool {
+        self.limits().is_cpu && self.inner.device.features().contains(wgpu::Features::SHADER_INT64)
     }
 
     /// Device memory in use: the label of each buffer and the bytes that its allocation takes, as the allocator counts them;

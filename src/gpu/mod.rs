@@ -8,6 +8,7 @@ mod profile;
 mod queue;
 mod wait;
 mod warm;
+mod wide;
 
 pub use adapter::{AdapterReport, Selector, host_memory, list};
 pub use buffer::{Buffer, Range, Readback, Upload};

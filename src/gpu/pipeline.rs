@@ -59,6 +59,7 @@ impl Gpu {
             bind_group_layouts: &[Some(&layout)],
             immediate_size: 0,
         });
+        let text = if self.reads_wide() { super::wide::widen(text) } else { text.to_string() };
         let source = wgpu::ShaderSource::Wgsl(text.into());
         let module = wgpu::ShaderModuleDescriptor { label: Some(label), source };
         // SAFETY: every shader is ours, guards its own indices and ends its loops; the operator tests run each
