@@ -73,6 +73,7 @@ fn options() -> HubOptions {
         token: var("HF_TOKEN").or_else(from_file),
         offline: on("HF_HUB_OFFLINE") || on("TRANSFORMERS_OFFLINE"),
         retry_wait: Duration::from_secs(1),
+        stall: Duration::from_secs(60),
     }
 }
 

@@ -32,6 +32,8 @@ pub struct HubOptions {
     pub offline: bool,
     /// Wait before a broken download is taken up again; doubled each time that brings nothing.
     pub retry_wait: Duration,
+    /// A download that brings nothing for so long is broken off, and taken up again.
+    pub stall: Duration,
 }
 
 /// What happens while a model is fetched.
@@ -183,12 +185,13 @@ impl Hub {
         };
         let snapshot = self.cache(name, &commit).pointer_path(&commit);
         let repo = api.repo(name.repo_at(&commit));
+        let agent = self.agent();
         let mut get = |wanted: &[String]| {
             if let Some(file) = wanted.iter().find(|file| !files.contains(file)) {
                 return Err(self.refuse(name, Refusal::NoFile { file: file.clone(), files: files.clone() }));
             }
-            let download =
-                Download { hub: &self.options, name, api: &api, repo: &repo, snapshot: &snapshot, commit: &commit };
+            let (hub, api, repo, snapshot, commit) = (&self.options, &api, &repo, &snapshot, &commit);
+            let download = Download { hub, name, api, agent: &agent, repo, snapshot, commit };
             download.files(wanted, report).map_err(|refusal| self.refuse(name, refusal))
         };
         let there = |wanted: &[&str]| -> Vec<String> {
@@ -272,6 +275,17 @@ impl Hub {
         builder.build().map_err(Refusal::of)
     }
 
+    /// Carries files. The token goes along to the hub's own host only.
+    fn agent(&self) -> ureq::Agent {
+        let stall = Some(self.options.stall);
+        let config = ureq::Agent::config_builder()
+            .user_agent(concat!("danlu/", env!("CARGO_PKG_VERSION")))
+            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
+            .timeout_connect(stall)
+            .timeout_per_read(stall);
+        config.build().into()
+    }
+
     /// The repository's files, and the commit that its revision stands for.
     fn list(&self, repo: &ApiRepo) -> Result<(Vec<String>, String), Refusal> {
         // With its headers, a refusal says more than its number.
@@ -351,6 +365,7 @@ mod tests {
                 token: None,
                 offline: false,
                 retry_wait: Duration::ZERO,
+                stall: Duration::ZERO,
             };
             let message = Hub::new(options).unwrap_err().to_string();
             let expected =

@@ -124,7 +124,7 @@ fn generation_repeats_and_refuses() {
     let weights = fs::read(place.path("m/model.safetensors")).unwrap();
     for length in [0, 3000, weights.len() - 4] {
         place.write("m/model.safetensors", &weights[..length]);
-        refused("generate --model m --prompt a", "model.safetensors: is not a whole safetensors file");
+        refused("generate --model m --prompt a", "model.safetensors: is empty, it has 0 bytes");
     }
 }
 

@@ -42,6 +42,7 @@ impl Place {
             token: self.token.clone(),
             offline: self.offline,
             retry_wait: Duration::from_millis(1),
+            stall: Duration::from_millis(500),
         }
     }
 
@@ -258,12 +259,23 @@ fn a_later_run_takes_up_what_an_earlier_one_left() {
     assert!(whole() == weights());
     assert_eq!(place.ranges(), ["bytes=700000-", "bytes=0-"]);
 
-    // A server that knows no ranges sends all of it behind what is there.
+    // A server that knows no ranges sends all of it again.
     left(&weights()[..700_000]);
     place.hub.set(|b| b.ignores_ranges = true);
     let (found, notes) = place.fetch_noting("org/model");
     assert!(fs::read(found.unwrap().join("model.safetensors")).unwrap() == weights());
-    assert_eq!(notes, ["model.safetensors arrived damaged; downloading it once more"]);
+    assert_eq!(notes, [""; 0]);
+}
+
+/// A server that keeps the connection and sends nothing more.
+#[test]
+fn a_stalled_download_is_taken_up_again() {
+    let place = Place::new();
+    place.hub.set(|b| b.stalls = (1, 500_000));
+    let (folder, notes) = place.fetch_noting("org/model");
+    assert_eq!(fs::read(folder.unwrap().join("model.safetensors")).unwrap(), weights());
+    assert!(notes.len() == 1 && notes[0].starts_with("the connection broke (timeout: "), "{notes:?}");
+    assert_eq!(place.ranges(), ["bytes=0-", "bytes=500000-"]);
 }
 
 #[test]

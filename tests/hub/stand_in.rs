@@ -16,6 +16,8 @@ pub struct Behaviour {
     pub large: BTreeSet<String>,
     /// Cuts so many downloads after so many bytes; shorter ones come whole.
     pub cuts: (usize, usize),
+    /// Stops so many downloads after so many bytes, without a word.
+    pub stalls: (usize, usize),
     /// Gives the whole file, whatever range was asked for.
     pub ignores_ranges: bool,
     /// Damages so many downloads by one bit.
@@ -185,6 +187,15 @@ fn body(
     if !probe && b.cuts.0 > 0 && part.len() > b.cuts.1 {
         b.cuts.0 -= 1;
         return stream.write_all(&part[..b.cuts.1]);
+    }
+    if !probe && b.stalls.0 > 0 && part.len() > b.stalls.1 {
+        b.stalls.0 -= 1;
+        stream.write_all(&part[..b.stalls.1])?;
+        std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_secs(60));
+            drop(stream);
+        });
+        return Ok(());
     }
     stream.write_all(part)
 }

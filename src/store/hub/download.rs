@@ -1,13 +1,12 @@
-//! Files of one commit through hf-hub, and around it what it leaves out: sizes and digests are checked, a broken download
-//! is taken up again where it broke, and what a server says never becomes a path outside the cache.
+//! Files of one commit, into the cache that hf-hub lays out: sizes and digests are checked, a download that broke or stalled
+//! is taken up again where it did, and what a server says never becomes a path outside the cache.
 
 use super::refusal::Refusal;
 use super::{HubEvent, HubName, HubOptions, HubReport};
 use hf_hub::Cache;
-use hf_hub::api::Progress;
 use hf_hub::api::sync::{Api, ApiError, ApiRepo};
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Tries that bring nothing, one after the other, before we give up.
@@ -18,6 +17,8 @@ pub(super) struct Download<'a> {
     pub hub: &'a HubOptions,
     pub name: &'a HubName,
     pub api: &'a Api,
+    /// For the files themselves: hf-hub's own has no time limits.
+    pub agent: &'a ureq::Agent,
     /// At the commit, so that no file is of another even if the branch moves meanwhile.
     pub repo: &'a ApiRepo,
     pub snapshot: &'a Path,
@@ -80,16 +81,15 @@ impl Download<'_> {
         let blob = Cache::new(self.hub.cache.clone()).repo(self.name.repo_at(self.commit)).blob_path(&a.etag);
         let part = blob.with_extension("part");
         if fs::metadata(&part).is_ok_and(|m| m.is_file() && m.len() >= a.bytes) {
-            // hf-hub would ask for the bytes after the last, which no server gives.
+            // Asked for the bytes after the last, no server gives any.
             fs::remove_file(&part).map_err(|e| Refusal::disk(a.file, a.bytes, e))?;
         }
         for attempt in 0..2 {
-            self.transfer(a, &part, before, total, report)?;
+            self.transfer(a, &blob, before, total, report)?;
             match check(&blob, a) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return self.place(a, &blob).map_err(|e| Refusal::disk(a.file, a.bytes, e)),
                 Err(refusal) => {
                     // Nothing that is not what was announced stays where others would trust it.
-                    let _ = fs::remove_file(self.snapshot.join(a.file));
                     let _ = fs::remove_file(&blob);
                     if attempt == 1 {
                         return Err(refusal);
@@ -105,26 +105,74 @@ impl Download<'_> {
     fn transfer(
         &self,
         a: &Announced,
-        part: &Path,
+        blob: &Path,
         before: u64,
         total: u64,
         report: &mut HubReport,
     ) -> Result<(), Refusal> {
-        let size = || fs::metadata(part).map_or(0, |m| m.len());
+        let part = blob.with_extension("part");
+        let size = || fs::metadata(&part).map_or(0, |m| m.len());
         let mut reached = size();
         let mut idle = 0;
         loop {
-            let watch = Watch { report, file: a.file, before, done: 0, total };
-            // hf-hub's own retries forget, in one that resumes, where the file ends.
-            let refusal = match self.repo.download_with_progress(a.file, watch) {
-                Ok(_) => return Ok(()),
-                Err(error) => Refusal::of_file(a.file, a.bytes, error),
+            let mut watch = |done| report(HubEvent::Progress { file: a.file, done: before + done, total });
+            let refusal = match self.request(a, blob, &part, &mut watch) {
+                Ok(()) => return Ok(()),
+                Err(refusal) => refusal,
             };
             let now = size();
             idle = if now > reached { 0 } else { idle + 1 };
             reached = now;
             self.wait_or(refusal, idle, report)?;
         }
+    }
+
+    /// Asks for what is missing of a file, writes it behind what is there, and gives the whole its name.
+    fn request(&self, a: &Announced, blob: &Path, part: &Path, watch: &mut dyn FnMut(u64)) -> Result<(), Refusal> {
+        let disk = |e| Refusal::disk(a.file, a.bytes, e);
+        fs::create_dir_all(blob.parent().unwrap_or(Path::new("."))).map_err(disk)?;
+        // Whoever uses hf-hub on this cache holds the same lock.
+        let lock = File::create(blob.with_extension("lock")).map_err(disk)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(Refusal::Locked { file: a.file.into() }),
+            Err(TryLockError::Error(error)) => return Err(disk(error)),
+        }
+        let mut out = File::options().create(true).append(true).open(part).map_err(disk)?;
+        let mut done = out.metadata().map_err(disk)?.len();
+        let mut request = self.agent.get(self.repo.url(a.file)).header("Range", format!("bytes={done}-"));
+        if let Some(token) = &self.hub.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let answer = request.call().map_err(|e| Refusal::of_file(a.file, a.bytes, ApiError::RequestError(e.into())))?;
+        if done > 0 && answer.status().as_u16() != 206 {
+            // A server that knows no ranges sends all of it.
+            out.set_len(0).map_err(disk)?;
+            done = 0;
+        }
+        let mut body = answer.into_body().into_reader();
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            watch(done);
+            match body.read(&mut buffer).map_err(|e| Refusal::Unreachable(e.to_string()))? {
+                0 => break,
+                n => out.write_all(&buffer[..n]).map_err(disk)?,
+            }
+            done = out.metadata().map_or(done, |m| m.len());
+        }
+        fs::rename(part, blob).map_err(disk)
+    }
+
+    /// Lets the file's name lead to its content, as every tool that shares the cache expects it.
+    fn place(&self, a: &Announced, blob: &Path) -> io::Result<()> {
+        let pointer = self.snapshot.join(a.file);
+        fs::create_dir_all(pointer.parent().unwrap_or(self.snapshot))?;
+        // One that leads nowhere is in the way.
+        let _ = fs::remove_file(&pointer);
+        let up = "../".repeat(a.file.split('/').count() + 1);
+        // Where links are forbidden, as on Windows for most, the content itself takes the name.
+        let target = PathBuf::from(format!("{up}blobs/{}", a.etag));
+        link(&target, &pointer).or_else(|_| fs::rename(blob, &pointer))
     }
 
     /// Asks until there is an answer, or too often.
@@ -157,26 +205,14 @@ impl Download<'_> {
     }
 }
 
-/// Turns hf-hub's words about one file into ours about all.
-struct Watch<'a, 'r> {
-    report: &'a mut HubReport<'r>,
-    file: &'a str,
-    before: u64,
-    done: u64,
-    total: u64,
+#[cfg(unix)]
+fn link(target: &Path, pointer: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(target, pointer)
 }
 
-impl Progress for Watch<'_, '_> {
-    fn init(&mut self, _size: usize, _file: &str) {
-        self.done = 0;
-    }
-
-    fn update(&mut self, size: usize) {
-        self.done += size as u64;
-        (self.report)(HubEvent::Progress { file: self.file, done: self.before + self.done, total: self.total });
-    }
-
-    fn finish(&mut self) {}
+#[cfg(windows)]
+fn link(target: &Path, pointer: &Path) -> io::Result<()> {
+    std::os::windows::fs::symlink_file(target, pointer)
 }
 
 /// Holds a file to what was announced.
