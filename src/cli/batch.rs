@@ -3,9 +3,9 @@
 mod line;
 mod results;
 
-use super::generate::{GenerateArgs, load, read_text, tell_summary};
+use super::generate::{GenerateArgs, cut, load, read_text, tell_summary};
 use super::hub;
-use super::text::Watch;
+use super::text::{Watch, count};
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::gpu::Gpu;
@@ -109,6 +109,11 @@ async fn continue_all(
     let watch = Watch::start();
     let requests: Vec<Request> = entries.iter().map(|(_, e)| e.request.clone()).collect();
     let kept: Vec<usize> = requests.iter().map(|r| generator.kept(r.prompt.len())).collect();
+    for ((line, entry), &kept) in entries.iter().zip(&kept) {
+        if let Some(cut) = cut(entry.request.prompt.len(), kept) {
+            tell!("danlu: {name}, line {}: {cut}", line.number);
+        }
+    }
     let hear = |i: usize, news: News| -> Result<bool, Error> {
         let ((line, entry), text) = (entries[i], &mut texts[i]);
         let finish = match news {
@@ -135,8 +140,10 @@ async fn continue_all(
     // What texts have in common at their beginnings is not always computed again.
     let fed = generator.fed();
     let rate = fed as f64 / seconds.max(1e-9);
-    let summary =
-        format!("{} texts: {tokens} new tokens; {fed} tokens computed in {seconds:.2} s, {rate:.1} tok/s", texts.len());
+    let summary = format!(
+        "{}: {tokens} new tokens; {fed} tokens computed in {seconds:.2} s, {rate:.1} tok/s",
+        count(texts.len(), "text")
+    );
     tell_summary(&generator, &summary);
     Ok(())
 }

@@ -4,6 +4,7 @@ mod command;
 mod input;
 
 use super::sampling::{Cache, CacheArgs, Full, SamplingArgs};
+use super::text::{count, whole};
 use super::{AdapterArgs, generate, hub, paths};
 use crate::data::{ChatTemplate, Json, Message, RenderOptions, Tokenizer};
 use crate::gpu::Gpu;
@@ -11,6 +12,7 @@ use crate::infer::{Conversation, Finish, Sampling};
 use crate::store::{Checkpoint, atomic};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use command::{Command, HELP};
 use input::{Entry, Input};
 use serde::{Deserialize, Serialize};
@@ -33,16 +35,16 @@ pub struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
     /// Most tokens of an answer.
-    #[arg(long, default_value_t = 1024, value_name = "N")]
+    #[arg(long, default_value_t = 1024, value_name = "N", allow_negative_numbers = true, value_parser = whole)]
     tokens: usize,
     /// How tokens are picked.
     #[command(flatten)]
     sampling: SamplingArgs,
     /// An answer ends before this; may be given again.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
     /// Tokens that the conversation can have; its oldest turns make room [default: the model's, at most 4096].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     context: Option<usize>,
     /// What the KV cache holds: q8 takes little more than a quarter of f32.
     #[arg(long, value_enum, default_value_t = Cache::F32, value_name = "DTYPE")]
@@ -111,7 +113,7 @@ pub async fn chat(args: ChatArgs) -> Result<()> {
         match done {
             // A person sees what was wrong and goes on; a script that went wrong ends.
             Err(error) if input.is_terminal() => tell!("danlu: {}", super::sentence(&error)),
-            done => done?,
+            done => done.with_context(|| format!("standard input, line {}", input.line()))?,
         }
     }
     input.close()
@@ -121,6 +123,22 @@ pub async fn chat(args: ChatArgs) -> Result<()> {
 #[derive(Serialize, Deserialize)]
 struct Saved {
     messages: Vec<Message>,
+}
+
+/// Who can have said something.
+const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+
+fn check_roles(messages: &[Message]) -> Result<()> {
+    match messages.iter().enumerate().find(|(_, message)| !ROLES.contains(&message.role().as_str())) {
+        Some((i, message)) => {
+            bail!("message {} has the role {:?}; there are {}", i + 1, message.role(), ROLES.join(", "))
+        }
+        None => Ok(()),
+    }
+}
+
+fn gone(dropped: usize) -> String {
+    format!("{} {}", count(dropped, "message"), if dropped == 1 { "is" } else { "are" })
 }
 
 struct Chat {
@@ -168,7 +186,7 @@ impl Chat {
         say!("");
         if answer.dropped > self.dropped {
             let (dropped, context) = (answer.dropped, self.conversation.context());
-            tell!("danlu: the context of {context} tokens is full: the oldest {dropped} messages are no longer seen");
+            tell!("danlu: the context of {context} tokens is full: the oldest {} no longer seen", gone(dropped));
         }
         self.dropped = answer.dropped;
         match answer.finish {
@@ -207,13 +225,14 @@ impl Chat {
             Command::Save(file) => {
                 let saved = Saved { messages: self.conversation.messages().to_vec() };
                 atomic::write_file(&file, serde_json::to_string_pretty(&saved)?.as_bytes())?;
-                say!("{} messages in {}", saved.messages.len(), file.display());
+                say!("{} in {}", count(saved.messages.len(), "message"), file.display());
             }
             Command::Load(file) => {
                 let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
                 let saved: Saved = serde_json::from_str(&text)
                     .with_context(|| format!("{}: is no conversation that /save wrote", file.display()))?;
-                say!("{} messages", saved.messages.len());
+                check_roles(&saved.messages).with_context(|| file.display().to_string())?;
+                say!("{}", count(saved.messages.len(), "message"));
                 self.replace(saved.messages);
             }
             Command::Set(setting) => {
@@ -235,7 +254,7 @@ impl Chat {
             }
             Command::Tokens => {
                 let (tokens, context) = (self.conversation.tokens(&self.render)?, self.conversation.context());
-                say!("{tokens} of {context} tokens, {} messages", self.conversation.messages().len());
+                say!("{tokens} of {context} tokens, {}", count(self.conversation.messages().len(), "message"));
             }
         }
         Ok(())

@@ -1,5 +1,7 @@
 //! `danlu eval`: perplexity of texts, and scores of multiple-choice and cloze items.
 
+use super::progress::loading;
+use super::text::count;
 use super::{AdapterArgs, hub};
 use crate::data::Tokenizer;
 use crate::error::Error;
@@ -79,21 +81,21 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
     let wanted = if args.shots == 0 { args.limit } else { None };
     let tasks = args.items.iter().map(|file| read_items(file, wanted)).collect::<Result<Vec<_>, _>>()?;
     let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
-    let tokenizer = Tokenizer::of(&checkpoint)?;
-    let gpu = Gpu::open(&args.adapter.selector()).await?;
-    let bar = bar("loading {bar:32} {bytes}/{total_bytes}");
-    let mut scorer = Scorer::load(&gpu, &checkpoint, args.batch_tokens, &mut |loaded| {
-        bar.set_length(loaded.total);
-        bar.set_position(loaded.done);
-    })
-    .await?;
-    bar.finish_and_clear();
     let most = checkpoint.config().max_context();
     let context = args.context.unwrap_or(most.min(CONTEXT));
     let windows = Windows { context, stride: args.stride.unwrap_or(context.div_ceil(2)) };
+    if !args.text.is_empty() {
+        windows.check(most)?;
+    }
+    let tokenizer = Tokenizer::of(&checkpoint)?;
+    let gpu = Gpu::open(&args.adapter.selector()).await?;
+    let (bar, mut show) = loading();
+    let scorer = Scorer::load(&gpu, &checkpoint, args.batch_tokens, &mut show).await;
+    bar.finish_and_clear();
+    let mut scorer = scorer?;
     for (file, text) in args.text.iter().zip(&texts) {
         let started = Instant::now();
-        let (bar, mut show) = scoring("windows");
+        let (bar, mut show) = scoring("windows", file);
         let result = perplexity(&mut scorer, &tokenizer, text, windows, args.limit, &mut show).await;
         bar.finish_and_clear();
         let result = result.map_err(|e| anyhow::Error::from(e).context(file.display().to_string()))?;
@@ -102,10 +104,7 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
     for (file, (form, items)) in args.items.iter().zip(&tasks) {
         let started = Instant::now();
         let task = Task { file, form: *form, items, limit: args.limit, shots: args.shots, seed: args.seed };
-        if !args.json {
-            tell!("{}: items in the form of {form}", file.display());
-        }
-        let (bar, mut show) = scoring("choices");
+        let (bar, mut show) = scoring("choices", file);
         let result = evaluate(&mut scorer, &tokenizer, &task, &mut show).await;
         bar.finish_and_clear();
         let result = result?;
@@ -130,8 +129,8 @@ fn bar(template: &str) -> ProgressBar {
 }
 
 /// A bar, and what moves it.
-fn scoring(what: &str) -> (ProgressBar, impl FnMut(usize, usize)) {
-    let bar = bar(&format!("scoring {{bar:32}} {{pos}}/{{len}} {what}, eta {{eta}}"));
+fn scoring(what: &str, file: &Path) -> (ProgressBar, impl FnMut(usize, usize) + use<>) {
+    let bar = bar(&format!("scoring {{bar:32}} {{pos}}/{{len}} {what} of {}, eta {{eta}}", file.display()));
     let moved = bar.clone();
     (bar, move |done, total| {
         moved.set_length(total as u64);
@@ -140,7 +139,8 @@ fn scoring(what: &str) -> (ProgressBar, impl FnMut(usize, usize)) {
 }
 
 fn say_perplexity(file: &Path, p: &Perplexity) {
-    say!("{}: {} tokens, {} words, {} bytes", file.display(), p.tokens, p.words, p.bytes);
+    let (tokens, words, bytes) = (count(p.tokens, "token"), count(p.words, "word"), count(p.bytes, "byte"));
+    say!("{}: {tokens}, {words}, {bytes}", file.display());
     say!("  window           {} tokens, moved by {}", p.context, p.stride);
     say!("  perplexity       {:.4} ± {:.4} a token", p.perplexity, p.perplexity_stderr);
     say!("  word perplexity  {:.4}", p.word_perplexity);
@@ -152,7 +152,8 @@ fn say_report(file: &Path, report: &Report) {
         0 => String::new(),
         n => format!(", {n} of them cut at the front to fit the context"),
     };
-    say!("{}: {} items, {} shots{cut}", file.display(), report.items, report.shots);
+    let (form, items, shots) = (report.form, count(report.items, "item"), count(report.shots, "shot"));
+    say!("{}: {items} in the form of {form}, {shots}{cut}", file.display());
     for metric in &report.metrics {
         let error = metric.stderr.map_or(String::new(), |e| format!(" ± {e:.4}"));
         say!("  {:<12} {:.4}{error}", metric.name, metric.value);

@@ -1,18 +1,18 @@
 //! `danlu generate`, and the demo's engine.
 
+use super::progress::loading;
 use super::sampling::{CacheArgs, SamplingArgs};
-use super::text::Watch;
+use super::text::{Watch, whole};
 use super::{AdapterArgs, batch, hub};
 use crate::compile::human_bytes;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::infer::{Finish, Generator, Growing, Options};
-use crate::store::{Checkpoint, Loaded};
+use crate::store::Checkpoint;
 use anyhow::Result;
 use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use clap::{Args, Parser};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -27,7 +27,7 @@ pub struct GenerateArgs {
     #[command(flatten)]
     pub source: Source,
     /// Most tokens to add.
-    #[arg(long, default_value_t = 200, value_name = "N")]
+    #[arg(long, default_value_t = 200, value_name = "N", allow_negative_numbers = true, value_parser = whole)]
     pub tokens: usize,
     /// How they are picked.
     #[command(flatten)]
@@ -103,6 +103,10 @@ pub async fn generate(args: GenerateArgs) -> Result<()> {
     options.check_prompt(&prompt, checkpoint.config())?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
     let mut generator = load(&gpu, &checkpoint, options).await?;
+    let fed = generator.kept(prompt.len());
+    if let Some(cut) = cut(prompt.len(), fed) {
+        tell!("danlu: {cut}");
+    }
     let mut out = super::out::Out;
     let mut say = |text: &str| {
         // A reader that left, such as `head`, is no error of ours.
@@ -116,7 +120,6 @@ pub async fn generate(args: GenerateArgs) -> Result<()> {
         Ok(listens && !growing.stopped)
     };
     let finish = generator.generate(&prompt, args.tokens, &sampling, receive).await?;
-    let fed = generator.kept(prompt.len());
     let (summary, seconds) = (watch.summary(fed, growing.tokens), watch.seconds());
     say(&growing.finish()?);
     say("\n");
@@ -135,6 +138,14 @@ pub async fn generate(args: GenerateArgs) -> Result<()> {
     Ok(())
 }
 
+/// What is said of a prompt of which a shift leaves `kept` tokens.
+pub(super) fn cut(prompt: usize, kept: usize) -> Option<String> {
+    let newest = kept.saturating_sub(1);
+    (kept < prompt).then(|| {
+        format!("the prompt's {prompt} tokens are more than the context: the first and the newest {newest} are read")
+    })
+}
+
 /// Says how fast it was, and what the cache takes.
 pub(super) fn tell_summary(generator: &Generator, summary: &str) {
     let (bytes, dtype) = generator.cache();
@@ -147,13 +158,7 @@ pub(super) fn tell_summary(generator: &Generator, summary: &str) {
 /// # Errors
 /// As [`Generator::load`].
 pub(super) async fn load(gpu: &Gpu, checkpoint: &Checkpoint, options: Options) -> Result<Generator> {
-    let bar = ProgressBar::no_length();
-    let style = ProgressStyle::with_template("loading {bar:32} {bytes}/{total_bytes}");
-    bar.set_style(style.expect("the template is sound"));
-    let mut show = |loaded: Loaded| {
-        bar.set_length(loaded.total);
-        bar.set_position(loaded.done);
-    };
+    let (bar, mut show) = loading();
     let generator = Generator::load(gpu, checkpoint, options, &mut show).await;
     bar.finish_and_clear();
     Ok(generator?)

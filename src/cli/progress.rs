@@ -1,6 +1,7 @@
 //! What a person, or a machine, sees of a training run.
 
 use crate::compile::human_bytes;
+use crate::store::Loaded;
 use crate::train::{Event, Observer, Recipe};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -135,4 +136,15 @@ impl Observer for Terminal {
             }
         }
     }
+}
+
+/// A bar for the weights of a model on their way, where somebody watches, and what moves it.
+pub(super) fn loading() -> (ProgressBar, impl FnMut(Loaded)) {
+    let style = ProgressStyle::with_template("loading {bar:32} {bytes}/{total_bytes}");
+    let bar = ProgressBar::no_length().with_style(style.expect("a valid template"));
+    let moved = bar.clone();
+    (bar, move |loaded: Loaded| {
+        moved.set_length(loaded.total);
+        moved.set_position(loaded.done);
+    })
 }

@@ -14,7 +14,7 @@ pub struct SamplingArgs {
     #[arg(long, allow_negative_numbers = true)]
     pub temperature: Option<f32>,
     /// Draw from this many likeliest tokens; 0 for all [default: the model's own, else 0].
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true, value_parser = super::text::whole)]
     pub top_k: Option<usize>,
     /// Draw from the likeliest tokens that sum up to this probability [default: the model's own, else 0.95].
     #[arg(long, allow_negative_numbers = true)]

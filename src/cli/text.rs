@@ -1,6 +1,19 @@
-//! How fast a text came.
+//! What is said of texts: how fast they came, and how many there are.
 
 use std::time::Instant;
+
+/// `1 text`, `2 texts`.
+pub fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// For flags: a number of things.
+///
+/// # Errors
+/// If it is none.
+pub fn whole(text: &str) -> Result<usize, &'static str> {
+    text.parse().map_err(|_| "it must be a whole number from 0 up")
+}
 
 /// When a text began, and when its first token came.
 pub struct Watch {

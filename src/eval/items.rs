@@ -119,6 +119,9 @@ fn item(form: Form, object: &Map<String, Value>) -> Result<Item, String> {
         Form::Arc => {
             let part = |key: &str| texts(object["choices"].get(key), &format!("choices.{key}"));
             let (choices, labels, key) = (part("text")?, part("label")?, text("answerKey")?);
+            if labels.len() != choices.len() {
+                return Err(format!("has {} texts and {} labels under \"choices\"", choices.len(), labels.len()));
+            }
             let gold = labels.iter().position(|l| l == key).ok_or(format!("has no choice labelled {key:?}"))?;
             item(format!("Question: {}\nAnswer:", text("question")?), choices, " ", gold)
         }

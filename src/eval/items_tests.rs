@@ -66,6 +66,10 @@ fn what_is_wrong_with_a_line() {
             "line 1: has no choice labelled \"B\", as ARC items have it",
         ),
         (
+            r#"{"question": "", "choices": {"text": ["a", "b"], "label": ["A"]}, "answerKey": "A"}"#,
+            "line 1: has 2 texts and 1 labels under \"choices\", as ARC items have it",
+        ),
+        (
             r#"{"question": "", "choices": ["a"], "answerKey": "B"}"#,
             "line 1: has no list of texts under \"choices.text\", as ARC items have it",
         ),

@@ -17,6 +17,23 @@ pub struct Windows {
 }
 
 impl Windows {
+    /// # Errors
+    /// If a model of so many tokens cannot see such a window, or the window would not move or leave gaps.
+    pub fn check(self, most: usize) -> Result<()> {
+        let Windows { context, stride } = self;
+        if context < 2 || context > most {
+            return Err(Error::Invalid(format!(
+                "a window of {context} tokens cannot be used: with this model --context is 2 to {most}"
+            )));
+        }
+        if stride == 0 || stride > context {
+            return Err(Error::Invalid(format!(
+                "a window of {context} tokens cannot move by {stride}: --stride is 1 to {context}"
+            )));
+        }
+        Ok(())
+    }
+
     /// Windows over so many tokens: begin, end, and the first token that counts.
     pub fn over(self, tokens: usize) -> Vec<(usize, usize, usize)> {
         let (mut windows, mut scored) = (Vec::new(), 1);
@@ -72,13 +89,7 @@ pub async fn perplexity(
     limit: Option<usize>,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Perplexity> {
-    let (most, Windows { context, stride }) = (scorer.model().config().max_context(), windows);
-    if context < 2 || context > most || stride == 0 || stride > context {
-        return Err(Error::Invalid(format!(
-            "a window of {context} tokens that moves by {stride} cannot be used: the window has 2 to {most} tokens with this \
-             model, and it moves by 1 to {context}"
-        )));
-    }
+    windows.check(scorer.model().config().max_context())?;
     let tokens = tokenizer.encode_prompt(text)?;
     let mut parts = windows.over(tokens.len());
     let all = parts.len();
@@ -152,6 +163,19 @@ mod tests {
                 prop_assert_eq!(count, usize::from(!alone), "token {}", token);
             }
         }
+    }
+
+    #[test]
+    fn windows_that_cannot_be() {
+        for (context, stride, message) in [
+            (0, 0, "a window of 0 tokens cannot be used: with this model --context is 2 to 8"),
+            (100_000, 50_000, "a window of 100000 tokens cannot be used: with this model --context is 2 to 8"),
+            (8, 0, "a window of 8 tokens cannot move by 0: --stride is 1 to 8"),
+            (4, 5, "a window of 4 tokens cannot move by 5: --stride is 1 to 4"),
+        ] {
+            assert_eq!(Windows { context, stride }.check(8).unwrap_err().to_string(), message);
+        }
+        Windows { context: 8, stride: 8 }.check(8).unwrap();
     }
 
     #[test]

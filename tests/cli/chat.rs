@@ -47,7 +47,7 @@ fn lines_are_answered_saved_and_read_again() {
         .success();
     let (again, said) = (stdout(&again), said(4));
     assert!(again.starts_with(&format!("5 messages\n{said}\n")), "{again:?} and {said:?}");
-    assert!(again.ends_with(" of 256 tokens, 1 messages\n"), "{again}");
+    assert!(again.ends_with(" of 256 tokens, 1 message\n"), "{again}");
 }
 
 #[test]
@@ -72,21 +72,29 @@ fn settings_and_commands_are_heard() {
         return;
     }
     let place = Place::new();
-    let lines = "/help\n/set temperature 0\n/set tokens 3\n/set\n/system\n/system Hm.\n/system\nHello\n/clear\n/tokens\n/quit\nnot said";
+    let lines = "/help\n/set temperature 0\n/set tokens 3\n/set frequency_penalty 0.5\n/set\n/system\n/system Hm.\n/system\nHello\n/clear\n/tokens\n/quit\nnot said";
     let done = place.chat("--seed 5", lines).assert().success();
     let out = stdout(&done);
     assert!(out.starts_with("/system [TEXT]"), "{out}");
     assert!(
-        out.contains("temperature 0, top-k 0, top-p 0.95, min-p 0, repetition-penalty 1, seed 5, tokens 3\nthere is no system message\nHm.\n"),
+        out.contains("temperature 0, top-k 0, top-p 0.95, min-p 0, repetition-penalty 1, presence-penalty 0, frequency-penalty 0.5, seed 5, tokens 3\nthere is no system message\nHm.\n"),
         "{out}"
     );
-    assert!(out.ends_with(" of 256 tokens, 1 messages\n"), "{out}");
+    assert!(out.ends_with(" of 256 tokens, 1 message\n"), "{out}");
     assert!(stderr(&done).contains("the answer was cut at 3 tokens"), "{}", stderr(&done));
+    place.write("alien.json", r#"{"messages": [{"role": "alien", "content": "Hm."}]}"#);
+    for flags in ["--context 0", "--stop="] {
+        place.chat(flags, "").assert().code(2);
+    }
     for (lines, expected) in [
-        ("/nonsense\nhello\n", "there is no command /nonsense; /help lists them"),
+        ("/nonsense\nhello\n", "danlu: standard input, line 1: there is no command /nonsense; /help lists them"),
         ("/retry\n", "nothing was said yet"),
         ("/set temperature -3\n", "temperature -3 is not a number from 0 up"),
         ("/load absent.json\n", "cannot read absent.json"),
+        (
+            "\n/set tokens\\\n 3\n/load alien.json\n",
+            "line 4: alien.json: message 1 has the role \"alien\"; there are system, ",
+        ),
         ("/load text.txt\n", "text.txt: is no conversation that /save wrote"),
     ] {
         let done = place.chat("", lines).assert().failure();

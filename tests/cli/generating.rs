@@ -34,6 +34,27 @@ fn prompts_come_from_flags_files_and_standard_input() {
         place.danlu(&format!("generate --model m --prompt a {flags}")).assert().code(2).stdout("");
     }
     place.danlu("generate --model m --batch-file prompt.txt --batch 0").assert().code(2);
+    for flag in ["--tokens -1", "--top-k -1", "--tokens x"] {
+        let said = stderr(&place.danlu(&format!("generate --model m --prompt a {flag}")).assert().code(2));
+        assert!(said.contains("it must be a whole number from 0 up"), "{said}");
+    }
+}
+
+#[test]
+fn the_demo_takes_its_beginning_either_way() {
+    let Some(place) = trained("m") else { return };
+    let demo = |words: &[&str]| {
+        let mut demo = assert_cmd::Command::new(env!("CARGO_BIN_EXE_demo"));
+        demo.current_dir(place.folder.path()).env("DANLU_CACHE", place.path("cache")).args(words);
+        demo.args(["--model", "m", "--tokens", "5"]);
+        if let Ok(adapter) = std::env::var("DANLU_ADAPTER") {
+            demo.args(["--adapter", &adapter]);
+        }
+        stdout(&demo.assert().success())
+    };
+    let told = demo(&["The cat"]);
+    assert!(told.starts_with("The cat"), "{told}");
+    assert_eq!(demo(&["--prompt", "The cat"]), told);
 }
 
 #[test]
@@ -68,6 +89,8 @@ fn settings_act_and_json_tells_all() {
     assert_eq!(json(&stdout(&done))[0]["prompt_tokens"], 16);
     let said = stderr(&done);
     assert!(said.contains("--context 99 is more than the model was made for: lowered to 32"), "{said}");
+    let cut = " tokens are more than the context: the first and the newest 15 are read\n";
+    assert!(said.contains("danlu: the prompt's ") && said.contains(cut), "{said}");
     let done = place.danlu("generate --model m --prompt The --tokens 4 --kv-cache f16 --context 20").assert().success();
     let said = stderr(&done);
     assert!(said.contains("tok/s") && said.contains("KV cache of 20 tokens in f16: 640 B"), "{said}");

@@ -13,7 +13,8 @@ pub(super) const HELP: &str = "\
 /clear              forget the conversation, but for the system message
 /save FILE          write the conversation as JSON
 /load FILE          go on with one that was saved
-/set [NAME VALUE]   temperature, top-k, top-p, min-p, repetition-penalty, seed, tokens
+/set [NAME VALUE]   temperature, top-k, top-p, min-p, repetition-penalty,
+                    presence-penalty, frequency-penalty, seed, tokens
 /tokens             how full the context is
 /quit               leave; so does Ctrl-D
 A line that ends with \\ goes on in the next one; so does everything between two \"\"\".";
@@ -42,6 +43,8 @@ pub(super) enum Setting {
     TopP(f32),
     MinP(f32),
     RepetitionPenalty(f32),
+    PresencePenalty(f32),
+    FrequencyPenalty(f32),
     Seed(u64),
     Tokens(usize),
 }
@@ -89,10 +92,13 @@ impl Setting {
             "top-p" => Setting::TopP(number(name, value)?),
             "min-p" => Setting::MinP(number(name, value)?),
             "repetition-penalty" => Setting::RepetitionPenalty(number(name, value)?),
+            "presence-penalty" => Setting::PresencePenalty(number(name, value)?),
+            "frequency-penalty" => Setting::FrequencyPenalty(number(name, value)?),
             "seed" => Setting::Seed(number(name, value)?),
             "tokens" => Setting::Tokens(number(name, value)?),
             _ => bail!(
-                "there is no setting {name:?}; known are temperature, top-k, top-p, min-p, repetition-penalty, seed, tokens"
+                "there is no setting {name:?}; known are temperature, top-k, top-p, min-p, repetition-penalty, \
+                 presence-penalty, frequency-penalty, seed, tokens"
             ),
         })
     }
@@ -105,6 +111,8 @@ impl Setting {
             Setting::TopP(value) => sampling.top_p = value,
             Setting::MinP(value) => sampling.min_p = value,
             Setting::RepetitionPenalty(value) => sampling.repetition_penalty = value,
+            Setting::PresencePenalty(value) => sampling.presence_penalty = value,
+            Setting::FrequencyPenalty(value) => sampling.frequency_penalty = value,
             Setting::Seed(value) => sampling.seed = value,
             Setting::Tokens(value) => *tokens = value,
         }
@@ -114,8 +122,9 @@ impl Setting {
 /// What `/set` prints.
 pub(super) fn settings(s: &Sampling, tokens: usize) -> String {
     format!(
-        "temperature {}, top-k {}, top-p {}, min-p {}, repetition-penalty {}, seed {}, tokens {tokens}",
-        s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.seed
+        "temperature {}, top-k {}, top-p {}, min-p {}, repetition-penalty {}, presence-penalty {}, frequency-penalty {}, \
+         seed {}, tokens {tokens}",
+        s.temperature, s.top_k, s.top_p, s.min_p, s.repetition_penalty, s.presence_penalty, s.frequency_penalty, s.seed
     )
 }
 
@@ -149,7 +158,8 @@ mod tests {
             ("/set seed -1", "/set seed needs a number, and \"-1\" is none"),
             (
                 "/set heat 3",
-                "there is no setting \"heat\"; known are temperature, top-k, top-p, min-p, repetition-penalty, seed, tokens",
+                "there is no setting \"heat\"; known are temperature, top-k, top-p, min-p, repetition-penalty, \
+                 presence-penalty, frequency-penalty, seed, tokens",
             ),
         ] {
             assert_eq!(Command::parse(text).unwrap_err().to_string(), expected);

@@ -25,15 +25,15 @@ pub(super) enum Entry {
 pub(super) enum Input {
     /// A person, and the file that remembers what was typed.
     Terminal(Box<Editor<Unfinished, FileHistory>>, PathBuf),
-    /// Anything else.
-    Script,
+    /// Anything else: the line at which the newest text began, from 1, and lines read so far.
+    Script(usize, usize),
 }
 
 impl Input {
     /// Reads standard input, with an editor where a person sits before it.
     pub(super) fn new(terminal: bool, history: &Path) -> Result<Input> {
         if !terminal {
-            return Ok(Input::Script);
+            return Ok(Input::Script(0, 0));
         }
         let config = Config::builder().auto_add_history(true).history_ignore_space(true).build();
         let mut editor = Editor::with_config(config).context("cannot use the terminal")?;
@@ -48,6 +48,11 @@ impl Input {
         matches!(self, Input::Terminal(..))
     }
 
+    /// The line of a script at which the newest text began.
+    pub(super) fn line(&self) -> usize {
+        if let Input::Script(began, _) = self { *began } else { 0 }
+    }
+
     /// The next text that is not empty.
     pub(super) fn next(&mut self) -> Result<Entry> {
         loop {
@@ -58,10 +63,13 @@ impl Input {
                     Err(ReadlineError::Interrupted) => return Ok(Entry::Interrupted),
                     Err(error) => return Err(error).context("cannot read from the terminal"),
                 },
-                Input::Script => match script(&mut std::io::stdin().lines())? {
-                    Some(text) => text,
-                    None => return Ok(Entry::End),
-                },
+                Input::Script(began, read) => {
+                    *began = *read + 1;
+                    match script(&mut std::io::stdin().lines().inspect(|_| *read += 1))? {
+                        Some(text) => text,
+                        None => return Ok(Entry::End),
+                    }
+                }
             };
             let text = content(&text);
             if !text.is_empty() {
