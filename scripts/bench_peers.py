@@ -12,6 +12,7 @@ import json
 import re
 import statistics
 import time
+import warnings
 from pathlib import Path
 
 import torch
@@ -104,7 +105,7 @@ def decode(preset, dtype, context):
 
         def run():
             net(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
-            cache.crop(context - 1)
+            cache.crop(-1)
 
         return median(run)
 
@@ -180,6 +181,7 @@ def main():
     parser.add_argument("report", type=Path, help="what `danlu bench --kept FOLDER --keep` wrote")
     parser.add_argument("--quick", action="store_true", help="the sizes of `danlu bench --quick`")
     args = parser.parse_args()
+    warnings.simplefilter("ignore")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     report = json.loads(args.report.read_text())

@@ -1,6 +1,7 @@
 //! One thing to measure: a graph, what its inputs hold, and whether its steps or the whole of it are timed.
 
 use crate::base::{DType, Limits, Rng, TensorType, packed};
+use crate::compile::Step;
 use crate::error::Result;
 use crate::graph::{Graph, Kind};
 use crate::optim::{HYPER, Optimizer};
@@ -34,15 +35,15 @@ pub struct Case {
     vocab: usize,
     /// Where in the text they stand.
     position: u32,
-    /// The only operators whose kernels are timed; all, if there are none.
-    only: &'static [&'static str],
+    /// Only kernels that read a packed operand are timed.
+    packed: bool,
     build: Build,
 }
 
 impl Case {
     /// A case without tokens.
     pub fn new(name: impl Into<String>, scope: Scope, build: impl Fn(&Limits) -> Result<Graph> + 'static) -> Case {
-        Case { name: name.into(), scope, tokens: 0, vocab: 1, position: 0, only: &[], build: Box::new(build) }
+        Case { name: name.into(), scope, tokens: 0, vocab: 1, position: 0, packed: false, build: Box::new(build) }
     }
 
     /// The same with this many tokens of a vocabulary, the first at `position`.
@@ -51,13 +52,13 @@ impl Case {
         self
     }
 
-    /// The same with the kernels of these operators only.
-    pub fn only(self, only: &'static [&'static str]) -> Case {
-        Case { only, ..self }
+    /// The same with only the kernels that read a packed operand.
+    pub fn packed(self) -> Case {
+        Case { packed: true, ..self }
     }
 
-    pub(super) fn wants(&self, op: &str) -> bool {
-        self.only.is_empty() || self.only.contains(&op)
+    pub(super) fn wants(&self, step: &Step) -> bool {
+        !self.packed || step.inputs.iter().any(|ty| ty.dtype.is_packed())
     }
 
     /// Its graph for an adapter with these limits.

@@ -103,7 +103,7 @@ async fn measure_case(
     let graph = case.graph(limits)?;
     let plan = compile(&graph, limits, chooser)?;
     let kernels = if case.scope == Scope::Kernels { distinct(&case.name, &plan) } else { Vec::new() };
-    let wanted = |(name, index): &(String, usize)| settings.wants(name) && case.wants(plan.steps[*index].op);
+    let wanted = |(name, index): &(String, usize)| settings.wants(name) && case.wants(&plan.steps[*index]);
     let kernels: Vec<_> = kernels.into_iter().filter(wanted).collect();
     if case.scope == Scope::Kernels && kernels.is_empty() {
         return Ok(Vec::new());
@@ -174,7 +174,7 @@ fn run_entry(case: &Case, plan: &Plan, seconds: Timing) -> Entry {
 }
 
 /// The steps of a plan that differ in more than their place, with their names.
-fn distinct(case: &str, plan: &Plan) -> Vec<(String, usize)> {
+pub(super) fn distinct(case: &str, plan: &Plan) -> Vec<(String, usize)> {
     let mut seen = Vec::new();
     let mut names: BTreeMap<String, usize> = BTreeMap::new();
     let mut found = Vec::new();

@@ -42,9 +42,9 @@ pub fn suite(limits: &Limits, quick: bool) -> Result<Vec<Case>> {
     cases.push(decode("prefill", Scope::Kernels, &one_layer, seq, DType::F32));
     let dtypes = if quick { &[DType::F32, DType::Q4_0][..] } else { &DType::WEIGHTS };
     for &dtype in dtypes {
+        let case = decode(&format!("decode {dtype}"), Scope::Kernels, &one_layer, 1, dtype);
         // In other dtypes only what reads weights differs.
-        let only: &[&str] = if dtype == DType::F32 { &[] } else { &["matmul", "embedding"] };
-        cases.push(decode(&format!("decode {dtype}"), Scope::Kernels, &one_layer, 1, dtype).only(only));
+        cases.push(if dtype == DType::F32 { case } else { case.packed() });
     }
     cases.push(train("train step story-1m", Scope::Whole, &story, 2, seq));
     cases.push(decode("decode story-1m f32", Scope::Whole, &story, 1, DType::F32));
@@ -146,4 +146,38 @@ pub(super) fn names(cases: &[Case]) -> String {
     let mut names: Vec<&str> = cases.iter().map(|c| c.name.as_str()).collect();
     names.dedup();
     names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::measure::distinct;
+    use crate::compile::{First, compile};
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_case_can_be_planned_and_every_name_means_one_thing() {
+        for (quick, is_cpu) in [(true, true), (false, true), (false, false)] {
+            let limits = Limits { is_cpu, max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
+            let mut names = BTreeSet::new();
+            for case in suite(&limits, quick).unwrap() {
+                let plan = compile(&case.graph(&limits).unwrap(), &limits, &mut First).unwrap();
+                let kernels = distinct(&case.name, &plan).into_iter().map(|(name, _)| name);
+                let found: Vec<String> =
+                    if case.scope == Scope::Whole { vec![case.name.clone()] } else { kernels.collect() };
+                for name in found {
+                    assert!(names.insert(name.clone()), "{name} is there twice");
+                }
+            }
+            // What must be there: a product each way, both sides of attention, and all else that a step is made of.
+            for part in
+                ["nt", "nn", "tn", "attention_grad_query", "attention_grad_key_value", "rms_norm_grad", "rope", "adamw"]
+            {
+                assert!(names.iter().any(|n| n.starts_with("train 1×") && n.contains(part)), "{part}: {names:?}");
+            }
+            for part in ["attention_part", "cache_write", "q4_0", "top_k"] {
+                assert!(names.iter().any(|n| n.starts_with("decode ") && n.contains(part)), "{part}: {names:?}");
+            }
+        }
+    }
 }
