@@ -116,13 +116,14 @@ pub fn roofline_svg(report: &Report) -> String {
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" font-family="sans-serif" font-size="12">
 <rect width="{w}" height="{h}" fill="#fff"/>"##
     );
-    chart.text((FRAME.0, 22.0), "start", &format!("Roofline of {}", report.adapter.name));
+    chart.text((FRAME.0, 22.0), "start", &format!("Roofline of {}; squares are whole runs", report.adapter.name));
     chart.grid();
     let matmul = machine.ceilings.first().map_or(roof.flops_per_second, |c| c.matmul);
     chart.roofs(roof.bytes_per_second, roof.flops_per_second, matmul);
     let mut cases: Vec<&str> = Vec::new();
     for (i, entry) in points.iter().enumerate() {
-        let case = entry.name.split(": ").next().unwrap_or_default();
+        // `train`, `prefill`, `decode` and the like, kernels and whole runs alike.
+        let case = entry.name.split([' ', ':']).next().unwrap_or_default();
         let place = cases.iter().position(|c| *c == case).unwrap_or_else(|| {
             cases.push(case);
             cases.len() - 1

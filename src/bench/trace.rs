@@ -129,7 +129,8 @@ mod tests {
         let profile = &Profile::of(&runs(), &roofline)[0];
         assert_eq!((profile.runs, profile.plan.as_str()), (2, "step"));
         let rows: Vec<_> = profile.rows.iter().map(|r| (r.op.as_str(), r.steps, r.seconds, r.limit)).collect();
-        assert_eq!(rows, [("matmul", 1, 1.0, 1.0), ("map", 1, 1.0, 1e-3)]);
+        // Equals stand by their names.
+        assert_eq!(rows, [("map", 1, 1.0, 1e-3), ("matmul", 1, 1.0, 1.0)]);
         assert_eq!((profile.busy, profile.idle), (2.0, 0.0));
         assert_eq!(profile.host[Doing::Encode as usize].seconds, 1.0);
         assert!(profile.to_string().contains("matmul s:v"), "{profile}");
