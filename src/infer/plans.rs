@@ -162,7 +162,7 @@ mod tests {
         let one = plans[&1].totals().device_bytes();
         assert!(one < wanted, "the run of single tokens takes {one} bytes, all take {wanted}");
         with(Some(wanted), &options).unwrap();
-        let said = |memory, options: &Options| with(Some(memory), options).err().expect("refused").to_string();
+        let said = |memory, options: &Options| with(Some(memory), options).map(drop).expect_err("refused").to_string();
         let message = said(wanted - 1, &options);
         let expected = format!(
             " wants {wanted} bytes and a card offers {}; a context of 64 tokens fits: --context 64",

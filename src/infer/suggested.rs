@@ -30,12 +30,12 @@ impl Sampling {
         };
         let zero = Value::from(0);
         let temperature = if greedy { Some(&zero) } else { get("temperature") };
-        suggested.take("temperature", temperature, |s, v| Some(s.temperature = number(v)?));
-        suggested.take("top-k", get("top_k"), |s, v| Some(s.top_k = v.as_u64()?.try_into().ok()?));
-        suggested.take("top-p", get("top_p"), |s, v| Some(s.top_p = number(v)?));
-        suggested.take("min-p", get("min_p"), |s, v| Some(s.min_p = number(v)?));
+        suggested.take("temperature", temperature, |s, v| Some(Sampling { temperature: number(v)?, ..s }));
+        suggested.take("top-k", get("top_k"), |s, v| Some(Sampling { top_k: v.as_u64()?.try_into().ok()?, ..s }));
+        suggested.take("top-p", get("top_p"), |s, v| Some(Sampling { top_p: number(v)?, ..s }));
+        suggested.take("min-p", get("min_p"), |s, v| Some(Sampling { min_p: number(v)?, ..s }));
         let penalty = get("repetition_penalty");
-        suggested.take("repetition penalty", penalty, |s, v| Some(s.repetition_penalty = number(v)?));
+        suggested.take("repetition penalty", penalty, |s, v| Some(Sampling { repetition_penalty: number(v)?, ..s }));
         suggested
     }
 }
@@ -46,11 +46,10 @@ fn number(value: &Value) -> Option<f32> {
 
 impl Suggested {
     /// Puts a value in its place, if it is one.
-    fn take(&mut self, name: &str, value: Option<&Value>, put: impl Fn(&mut Sampling, &Value) -> Option<()>) {
+    fn take(&mut self, name: &str, value: Option<&Value>, put: impl Fn(Sampling, &Value) -> Option<Sampling>) {
         let Some(value) = value else { return };
-        let mut changed = self.sampling.clone();
-        match put(&mut changed, value).map(|()| changed.check()) {
-            Some(Ok(())) => {
+        match put(self.sampling.clone(), value).map(|changed| changed.check().map(|()| changed)) {
+            Some(Ok(changed)) => {
                 self.sampling = changed;
                 self.taken.push(format!("{name} {value}"));
             }
