@@ -145,6 +145,11 @@ fn kernels_translate_for_every_vendor() {
             }
         }
     }
+    // No operator's: it measures the device's peak.
+    for fused in [0, 1] {
+        let kernel = Kernel::new("arithmetic", "registers");
+        common::check_kernel(&kernel.constant("WORKGROUP", 64).constant("STEPS", 16).constant("FUSED", fused));
+    }
 }
 
 #[test]
