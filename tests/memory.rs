@@ -6,11 +6,11 @@ mod interpreter;
 
 use common::golden::{Golden, Step, TEN_STEPS};
 use danlu::base::{Array, Limits, Rng, TensorType};
-use danlu::compile::{Block, First, Plan, compile, pack};
+use danlu::compile::{Block, First, Plan, Trade, compile, compile_steps, optimise, pack, recompute};
 use danlu::error::Result;
 use danlu::graph::{Binary, Concat, Dispatch, Expr, Graph, Io, Kernel, Map, Op, OpNode, Operand, Slice, Unary, Value};
 use danlu::optim::{HYPER, Optimizer};
-use interpreter::{Feed, run_graph, run_plan, same};
+use interpreter::{Feed, run_graph, run_plan, run_steps, same};
 use proptest::prelude::*;
 use std::collections::HashSet;
 
@@ -63,6 +63,38 @@ proptest! {
         prop_assert!(verdict.is_ok(), "{}\n{graph}\n{plan}", verdict.unwrap_err());
         prop_assert_eq!(plan.totals().device_bytes(), plan.buffers.iter().map(|b| b.bytes).sum::<u64>());
     }
+
+    #[test]
+    fn recomputing_changes_no_number(
+        draws in prop::collection::vec(draw(), 10..60),
+        limits in limits(),
+        share in 0.0f64..1.0,
+        seed: u64,
+    ) {
+        let graph = build(&draws).expect("the drawn graph is legal");
+        let kept = optimise(&graph, &limits).expect("a graph of steps");
+        let (least, before) = (recomputed(&kept, &limits, 0).1.reached, plan_of(&kept, &limits).totals());
+        let budget = least + ((before.device_bytes() - least) as f64 * share) as u64;
+        let (steps, trade) = recomputed(&kept, &limits, budget);
+        let plan = plan_of(&steps, &limits);
+        prop_assert_eq!(plan.totals().device_bytes(), trade.reached);
+        prop_assert_eq!(before.device_bytes(), trade.before);
+        prop_assert!(trade.reached <= budget, "{} of {}", trade.reached, budget);
+        prop_assert_eq!(plan.totals().flops, before.flops + trade.flops());
+        let copies: usize = trade.again.iter().map(|a| a.copies).sum();
+        prop_assert_eq!(plan.steps.len(), before.steps + copies);
+        let feed = feed(&graph, seed);
+        let verdict = run_steps(&steps, &plan, &limits, &feed).and_then(|got| same(&got, &run_graph(&graph, &feed)));
+        prop_assert!(verdict.is_ok(), "{}\n{graph}\n{plan}", verdict.unwrap_err());
+    }
+}
+
+fn recomputed(steps: &Graph, limits: &Limits, budget: u64) -> (Graph, Trade) {
+    recompute(steps, limits, budget).expect("a smaller graph")
+}
+
+fn plan_of(steps: &Graph, limits: &Limits) -> Plan {
+    compile_steps(steps, limits, &mut First).expect("a plan")
 }
 
 /// One operator to add: which, and where its operands are found among the values so far.
@@ -372,6 +404,69 @@ fn what_fits_no_buffer_is_refused_with_its_size() {
     let limits = Limits { max_buffer_bytes: 2048, ..Limits::default() };
     let error = compile(&g, &limits, &mut First).expect_err("4,096 bytes do not fit 2,048").to_string();
     assert!(error.contains("4096") && error.contains("2048"), "{error}");
+}
+
+/// x·w waits while larger ones need room. Between its uses the weight is written, or not.
+fn waiting(write: bool) -> Graph {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([8, COLUMNS]));
+    let w = g.state("weight", TensorType::f32([COLUMNS, COLUMNS]));
+    let dw = g.input("dw", TensorType::f32([COLUMNS, COLUMNS]));
+    let build = |g: &mut Graph| -> Result<Value> {
+        let y = g.apply1(Linear, &[x, w])?;
+        let early = g.sum_to(y, &TensorType::f32([COLUMNS]))?;
+        g.output("early", early);
+        if write {
+            g.apply(Accumulate, &[w, dw])?;
+        }
+        let large = g.apply1(Linear, &[dw, w])?;
+        let large = g.apply1(Linear, &[large, w])?;
+        let sum = g.sum_to(large, &TensorType::f32([COLUMNS]))?;
+        g.add(y, sum)
+    };
+    let last = build(&mut g).expect("a legal graph");
+    g.output("last", last);
+    optimise(&g, &Limits::default()).expect("a graph of steps")
+}
+
+#[test]
+fn nothing_is_computed_again_across_a_write() {
+    let limits = Limits::default();
+    let (_, trade) = recomputed(&waiting(false), &limits, 0);
+    let row = 8 * COLUMNS as u64 * 4;
+    assert_eq!((trade.again.len(), trade.again[0].name.as_str(), trade.again[0].saved), (1, "linear", row));
+    assert_eq!(trade.before - trade.reached, row);
+    let (_, trade) = recomputed(&waiting(true), &limits, 0);
+    assert_eq!((trade.again, trade.reached), (vec![], trade.before));
+}
+
+/// A step of training under ever smaller budgets: each is kept to the byte, costs the operations that were said, and gives
+/// every number of the step that keeps all, to the last bit.
+#[test]
+fn a_training_step_keeps_to_its_budget() {
+    let golden = Golden::open("gqa");
+    let (tokens, targets) = golden.batches("adamw.batches").remove(0);
+    let limits = Limits::default();
+    let kept = optimise(&Step::new(&golden, &tokens.ty).graph, &limits).expect("a graph of steps");
+    let mut feed: Feed = golden.states().into_iter().collect();
+    feed.extend([("tokens".to_string(), tokens), ("targets".to_string(), targets)]);
+    let hyper = Optimizer::default().hyper(TEN_STEPS.rate(0), 0).map(f64::from);
+    feed.insert(HYPER.into(), Array::new(TensorType::f32([4]), hyper.to_vec()));
+    let plan = plan_of(&kept, &limits);
+    let (before, expected) = (plan.totals(), run_steps(&kept, &plan, &limits, &feed).expect("legal bindings"));
+    let least = recomputed(&kept, &limits, 0).1.reached;
+    assert!(least < before.device_bytes(), "something can be computed again");
+    let mut costs = Vec::new();
+    for quarters in 0..=4 {
+        let budget = least + (before.device_bytes() - least) * quarters / 4;
+        let (steps, trade) = recomputed(&kept, &limits, budget);
+        let plan = plan_of(&steps, &limits);
+        assert!(plan.totals().device_bytes() == trade.reached && trade.reached <= budget);
+        assert_eq!(plan.totals().flops, before.flops + trade.flops());
+        assert!(run_steps(&steps, &plan, &limits, &feed).expect("legal bindings") == expected, "{quarters} quarters");
+        costs.push(trade.flops());
+    }
+    assert!(costs.is_sorted_by(|a, b| a >= b) && costs[0] > 0 && costs[4] == 0, "{costs:?}");
 }
 
 /// A step of training, the largest graph that there is, through plans for adapters of several sizes: parameters, moments,

@@ -3,6 +3,7 @@
 
 mod common;
 
+use danlu::base::{Bytes, Limits};
 use danlu::compile::First;
 use danlu::data::Tokenizer;
 use danlu::gpu::Gpu;
@@ -11,7 +12,7 @@ use danlu::model::Llama;
 use danlu::nn::ParamLayout;
 use danlu::run::States;
 use danlu::store::{load_config, load_folder};
-use danlu::train::{Event, Observer, Prepared, Recipe, Trainer, prepare, run, save};
+use danlu::train::{Event, Observer, Prepared, Recipe, Trainer, plans, prepare, run, save};
 use pollster::block_on;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -138,6 +139,45 @@ fn how_steps_are_waited_for_changes_no_bit() {
         save(&out, &prepared, &trainer, &block_on(trainer.pages()).unwrap()).unwrap();
         assert!(*expected == files(&out)["model.safetensors"], "{in_flight} in flight");
     }
+}
+
+/// Activations that are computed again are the same: losses, norms and the trained model are, to the bit.
+#[test]
+fn recomputing_changes_no_bit() {
+    let gpu = common::gpu();
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(folder.path(), 5);
+    let run = |recipe: &Recipe| {
+        let (_, mut trainer) = begin(&gpu, recipe, folder.path());
+        let results: Vec<_> = (0..3)
+            .map(|_| {
+                block_on(trainer.submit()).unwrap();
+                let result = block_on(trainer.result()).unwrap();
+                (result.loss.to_bits(), result.grad_norm.to_bits())
+            })
+            .collect();
+        let bits: Vec<_> = block_on(trainer.pages()).unwrap().concat().iter().map(|x| x.to_bits()).collect();
+        (results, bits, trainer.fit)
+    };
+    let kept = run(&recipe);
+    assert!(kept.2.is_none_or(|fit| fit.note().is_none()), "it fits this machine");
+    recipe.memory = Some(Bytes(1));
+    let prepared = prepare(&recipe, &folder.path().join("cache"), &mut Told::default()).unwrap();
+    let limits = Limits { memory_bytes: None, ..gpu.limits().clone() };
+    let least = plans(&prepared.config, &recipe, &limits, &mut First).unwrap().fit.unwrap();
+    let bytes = least.trade.reached + least.beside;
+    let message = least.check().unwrap_err().to_string();
+    assert!(
+        message.starts_with("training takes at least ") && message.contains(&format!("({bytes} bytes)")),
+        "{message}"
+    );
+    recipe.memory = Some(Bytes(bytes));
+    let least = run(&recipe);
+    let fit = least.2.unwrap();
+    assert!(fit.trade.reached < fit.trade.before && fit.trade.flops() > 0, "{fit:?}");
+    assert!(fit.note().unwrap().contains("are allowed"), "{fit:?}");
+    assert_eq!(kept.0, least.0);
+    assert!(kept.1 == least.1, "the models differ");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Plain values that every room may use: shapes, dtypes, limits as data, host arrays, random numbers, tolerances.
 
 mod array;
+mod bytes;
 mod files;
 mod limits;
 pub mod packed;
@@ -12,6 +13,7 @@ mod tensor_type;
 mod tolerance;
 
 pub use array::Array;
+pub use bytes::Bytes;
 pub use files::{read_bytes, read_text};
 pub use limits::{AdapterId, Limits};
 pub use rng::Rng;

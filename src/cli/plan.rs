@@ -2,15 +2,14 @@
 
 use super::hub;
 use super::profile::training_steps;
-use crate::base::Limits;
+use crate::base::{Bytes, Limits};
 use crate::bench::Profile;
-use crate::compile::First;
-use crate::compile::Plan;
+use crate::compile::{First, Plan, human_bytes};
 use crate::gpu::Gpu;
 use crate::model::ModelConfig;
 use crate::model::find_config;
 use crate::run::{TuneMode, Tuner};
-use crate::train::{Recipe, optimizer, train_plan};
+use crate::train::{Fit, Plans, Recipe, optimizer, plans, train_plan};
 use anyhow::Result;
 use clap::Args;
 
@@ -26,6 +25,9 @@ pub struct PlanArgs {
     /// Tokens of one sequence.
     #[arg(long, default_value_t = 128)]
     seq: usize,
+    /// Most device memory of a step and of validation, such as 6GB: shows what is computed again to keep to it.
+    #[arg(long, value_name = "SIZE", conflicts_with = "measure")]
+    budget: Option<Bytes>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -39,7 +41,7 @@ pub struct PlanArgs {
 
 /// Prints the plan of a training step. Without `--adapter` no device is touched.
 pub fn plan(args: PlanArgs) -> Result<()> {
-    let recipe = Recipe { batch: args.batch, seq: args.seq, ..Recipe::default() };
+    let recipe = Recipe { batch: args.batch, seq: args.seq, memory: args.budget, ..Recipe::default() };
     recipe.check()?;
     let config = find_config(&hub::resolve_config(&args.config)?)?;
     let limits = match args.adapter.adapter {
@@ -48,19 +50,53 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         // The largest buffers: whether the model fits a real adapter is then for the reader to see.
         None => Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() },
     };
-    let plan = train_plan(&config, args.batch, args.seq, &optimizer(&recipe), &limits, &mut First)?;
+    // Only a budget is planned for: what an adapter happens to have free is not a property of the plan.
+    let limits = Limits { memory_bytes: None, ..limits };
+    let Plans { train: plan, fit, .. } = plans(&config, &recipe, &limits, &mut First)?;
     if args.json {
-        say!("{}", json(&plan, None)?);
+        say!("{}", json(&plan, fit.as_ref(), None)?);
     } else {
         say!("{plan}");
+        fit.iter().for_each(|fit| say!("\n{}", traded(fit)));
     }
-    Ok(())
+    Ok(fit.as_ref().map_or(Ok(()), Fit::check)?)
+}
+
+/// The trade as a table: equal values of all layers are one row.
+fn traded(fit: &Fit) -> String {
+    let mut rows: Vec<(String, usize, u64, u64)> = Vec::new();
+    for again in &fit.trade.again {
+        let part = |p: &str| if p.parse::<u64>().is_ok() { "*" } else { p }.to_string();
+        let name = again.name.split('.').map(part).collect::<Vec<_>>().join(".");
+        match rows.iter_mut().find(|row| row.0 == name) {
+            Some((_, count, saved, flops)) => {
+                (*count, *saved, *flops) = (*count + 1, *saved + again.saved, *flops + again.flops)
+            }
+            None => rows.push((name, 1, again.saved, again.flops)),
+        }
+    }
+    let mut text = format!(
+        "recomputation, for {} of which validation takes {}\n",
+        human_bytes(fit.allowed),
+        human_bytes(fit.beside)
+    );
+    text += &format!("{:<58} {:>12}\n", "with every activation kept", human_bytes(fit.trade.before));
+    for (name, count, saved, flops) in rows {
+        let gflop = flops as f64 / 1e9;
+        text += &format!("  {count:>4} x {name:<49} {:>12} less, {gflop:>9.3} Gflop more\n", human_bytes(saved));
+    }
+    let (reached, added) = (human_bytes(fit.trade.reached), fit.added());
+    text + &format!("{:<58} {reached:>12}, {added} more operations", "reached")
 }
 
 /// The plan with its totals, and with the measured seconds of every step if there are any.
-fn json(plan: &Plan, seconds: Option<&[f64]>) -> Result<String> {
+fn json(plan: &Plan, fit: Option<&Fit>, seconds: Option<&[f64]>) -> Result<String> {
     let mut value = serde_json::to_value(plan)?;
     value["totals"] = serde_json::to_value(plan.totals())?;
+    if let Some(fit) = fit {
+        value["trade"] = serde_json::to_value(&fit.trade)?;
+        value["trade"]["beside"] = fit.beside.into();
+    }
     for (i, s) in seconds.into_iter().flatten().enumerate() {
         value["steps"][i]["seconds"] = (*s).into();
     }
@@ -77,7 +113,7 @@ async fn measure(args: &PlanArgs, recipe: &Recipe, config: &ModelConfig) -> Resu
     if args.json {
         let mut seconds = vec![0.0; plan.steps.len()];
         recorded.runs.iter().flat_map(|r| &r.device).for_each(|s| seconds[s.step] += s.end - s.begin);
-        say!("{}", json(&plan, Some(&seconds))?);
+        say!("{}", json(&plan, None, Some(&seconds))?);
         return Ok(());
     }
     Profile::of(&recorded.runs, &recorded.roofline).iter().for_each(|profile| say!("{profile}"));

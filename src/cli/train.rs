@@ -2,6 +2,7 @@
 
 use super::progress::{LogFormat, observer};
 use super::{AdapterArgs, hub, paths, profile};
+use crate::base::Bytes;
 use crate::data::SMALLEST_VOCAB;
 use crate::gpu::Gpu;
 use crate::model::find_config;
@@ -42,6 +43,10 @@ pub struct TrainArgs {
     /// Tokens of one sequence.
     #[arg(long, allow_negative_numbers = true)]
     seq: Option<usize>,
+    /// Most device memory of a step and of validation, such as 6GB: activations that do not fit are computed again
+    /// [default: what the adapter has].
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<Bytes>,
     /// Highest learning rate.
     #[arg(long, allow_negative_numbers = true)]
     lr: Option<f64>,
@@ -90,6 +95,7 @@ impl TrainArgs {
         put(&self.seed, &mut r.seed);
         put(&self.out, &mut r.out);
         put(&self.prompt, &mut r.prompt);
+        r.memory = self.memory.or(r.memory);
         r.data = self.data.clone().or(r.data);
         r.tokenizer = self.tokenizer.clone().or(r.tokenizer);
         r.check()?;
@@ -124,6 +130,9 @@ pub async fn train(args: TrainArgs) -> Result<()> {
     let mut tuner = Tuner::new(&gpu, args.tune, Some(&paths::cache()));
     let roofline = tuner.roofline().await?;
     let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut tuner, None).await?;
+    if let Some(text) = trainer.fit.as_ref().and_then(|fit| fit.note()) {
+        observer.event(&Event::Note { text });
+    }
     // What was measured is a convenience: a cache that cannot be written costs the next start some seconds.
     if let Err(error) = tuner.save() {
         observer.event(&Event::Note { text: format!("measurements were not kept: {error}") });

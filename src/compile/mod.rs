@@ -4,18 +4,21 @@
 mod expand;
 mod fuse;
 mod fused;
+mod layout;
 mod lower;
 mod memory;
 mod place;
 mod plan;
 mod print;
 mod prune;
+mod recompute;
 mod rewrite;
 
 pub use lower::{Chooser, First};
 pub use memory::{Block, Region, pack};
 pub use plan::{Binding, BufferKind, BufferSpec, Plan, PlanDispatch, Step, Totals, Wire};
 pub use print::human_bytes;
+pub use recompute::{Again, Trade, recompute};
 
 use crate::base::Limits;
 use crate::error::Result;
@@ -26,9 +29,16 @@ use crate::graph::Graph;
 /// # Errors
 /// If an operator has no kernel here, or a tensor fits no buffer of the adapter.
 pub fn compile(graph: &Graph, limits: &Limits, chooser: &mut dyn Chooser) -> Result<Plan> {
-    let graph = optimise(graph, limits)?;
-    let places = place::place(&graph)?;
-    lower::lower(&graph, &places, limits, chooser)
+    compile_steps(&optimise(graph, limits)?, limits, chooser)
+}
+
+/// The other half: a graph of [`optimise`] or [`recompute`] to its plan.
+///
+/// # Errors
+/// As [`compile`].
+pub fn compile_steps(graph: &Graph, limits: &Limits, chooser: &mut dyn Chooser) -> Result<Plan> {
+    let places = place::place(graph)?;
+    lower::lower(graph, &places, limits, chooser)
 }
 
 /// The graph-to-graph half of [`compile`]: what remains are the steps of the plan, in order.

@@ -1,5 +1,6 @@
 //! A training run as one typed value: flags and a TOML file fill the same fields.
 
+use crate::base::Bytes;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ pub struct Recipe {
     pub batch: usize,
     /// Tokens of one sequence.
     pub seq: usize,
+    /// Most bytes of device memory of a step and of validation, such as `6GB`: what does not fit is computed again.
+    /// Without it, what the adapter has, where that is known.
+    pub memory: Option<Bytes>,
     /// Highest learning rate.
     pub lr: f64,
     /// The learning rate ends at this share of the highest.
@@ -65,6 +69,7 @@ impl Default for Recipe {
             steps: 700,
             batch: 2,
             seq: 128,
+            memory: None,
             lr: 4e-3,
             lr_floor: 0.1,
             warmup: None,

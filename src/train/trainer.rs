@@ -1,6 +1,6 @@
 //! The device's side of training: one plan for a step, one for validation, and the states that they share.
 
-use super::{Prepared, Recipe};
+use super::{Fit, Plans, Prepared, Recipe, plans};
 use crate::base::{Rng, TensorType};
 use crate::compile::{Chooser, First, Plan, compile};
 use crate::data::Loader;
@@ -20,6 +20,8 @@ pub struct Trainer {
     pub layout: ParamLayout,
     /// Parameters and moments on the device.
     pub states: States,
+    /// How a step was made to fit the memory, where that is limited or known.
+    pub fit: Option<Fit>,
     optimizer: Optimizer,
     schedule: Schedule,
     train: Executor,
@@ -58,7 +60,7 @@ pub fn optimizer(recipe: &Recipe) -> Optimizer {
 }
 
 /// The graph of a training step (`optimizer` given) or of validation.
-fn graph(
+pub(super) fn graph(
     model: &Llama,
     layout: &ParamLayout,
     batch: usize,
@@ -135,14 +137,11 @@ pub async fn fill(config: &ModelConfig, executor: &mut Executor, states: &States
 /// Refuses a run that is too big for the adapter, before anything is allocated or measured.
 ///
 /// # Errors
-/// [`Error::Memory`] with the bytes wanted and had.
+/// As [`Fit::check`]; [`Error::Memory`] with the bytes wanted and had.
 pub fn check_fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig) -> Result<()> {
-    let (batch, seq, limits) = (recipe.batch, recipe.seq, gpu.limits());
-    let plan = train_plan(config, batch, seq, &optimizer(recipe), limits, &mut First)?;
-    let model = Llama::new(config.clone());
-    let layout = ParamLayout::new(model.param_specs(), limits.max_buffer_bytes);
-    let eval = compile(&graph(&model, &layout, batch, seq, None)?, limits, &mut First)?;
-    check_memory(gpu, &[&plan, &eval], &States::new(gpu))
+    let plans = plans(config, recipe, gpu.limits(), &mut First)?;
+    plans.fit.as_ref().map_or(Ok(()), Fit::check)?;
+    check_memory(gpu, &[&plans.train, &plans.eval], &States::new(gpu))
 }
 
 impl Trainer {
@@ -162,8 +161,8 @@ impl Trainer {
         let model = Llama::new(prepared.config.clone());
         let layout = ParamLayout::new(model.param_specs(), gpu.limits().max_buffer_bytes);
         let optimizer = optimizer(recipe);
-        let plan = compile(&graph(&model, &layout, batch, seq, Some(&optimizer))?, gpu.limits(), chooser)?;
-        let eval = compile(&graph(&model, &layout, batch, seq, None)?, gpu.limits(), chooser)?;
+        let Plans { train: plan, eval, fit } = plans(&prepared.config, recipe, gpu.limits(), chooser)?;
+        fit.as_ref().map_or(Ok(()), Fit::check)?;
         let mut states = States::new(gpu);
         let train = Executor::new(gpu, &plan, &mut states).await?;
         let eval = Executor::new(gpu, &eval, &mut states).await?;
@@ -178,8 +177,20 @@ impl Trainer {
         };
         let (inputs, targets) = (vec![0; batch * seq], vec![0; batch * seq]);
         let loader = prepared.loader.clone();
-        let trainer =
-            Trainer { model, layout, states, optimizer, schedule, train, eval, loader, inputs, targets, submitted: 0 };
+        let trainer = Trainer {
+            model,
+            layout,
+            states,
+            fit,
+            optimizer,
+            schedule,
+            train,
+            eval,
+            loader,
+            inputs,
+            targets,
+            submitted: 0,
+        };
         Ok((trainer, plan))
     }
 

@@ -290,3 +290,25 @@ fn every_command_explains_itself() {
         parts.split(' ').for_each(|part| assert!(said.contains(part), "{part}: {said}"));
     }
 }
+
+#[test]
+fn a_budget_shows_its_trade() {
+    let place = Place::new();
+    let line = "plan --config tiny.json --batch 2 --seq 16";
+    let plan = |flags: &str| stdout(&place.danlu(&format!("{line} --json{flags}")).assert().success());
+    let least = place.danlu(&format!("{line} --budget 1kB")).assert().failure();
+    let said = String::from_utf8(least.get_output().stderr.clone()).unwrap();
+    let bytes = said.split(['(', ')']).nth(1).and_then(|b| b.strip_suffix(" bytes")).expect("the least");
+    assert!(said.contains("training takes at least ") && said.contains("--batch or --seq"), "{said}");
+    let kept: Value = serde_json::from_str(&plan("")).unwrap();
+    let traded: Value = serde_json::from_str(&plan(&format!(" --budget {bytes}"))).unwrap();
+    assert!(kept["trade"].is_null());
+    let sum = |plan: &Value| ["arena_bytes", "state_bytes", "other_bytes"].map(|k| plan["totals"][k].as_u64().unwrap());
+    let (before, after): (u64, u64) = (sum(&kept).iter().sum(), sum(&traded).iter().sum());
+    assert!(traded["trade"]["before"] == before && traded["trade"]["reached"] == after && after < before);
+    let text = stdout(&place.danlu(&format!("{line} --budget {bytes}")).assert().success());
+    for part in ["with every activation kept", "layers.*.", " Gflop more", "reached"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    place.danlu(&format!("{line} --budget 6XB")).assert().failure();
+}

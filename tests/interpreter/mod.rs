@@ -76,6 +76,11 @@ fn write_state(graph: &Graph, states: &mut Feed, value: Value, new: &Array) {
 /// The same through the plan: every number is read and written where the plan says, scratch starts as NaN. Fails where
 /// a dispatch breaks a rule of WebGPU's.
 pub fn run_plan(graph: &Graph, plan: &Plan, limits: &Limits, feed: &Feed) -> Result<Feed, String> {
+    run_steps(&optimise(graph, limits).map_err(|e| e.to_string())?, plan, limits, feed)
+}
+
+/// [`run_plan`] of a graph whose nodes are the plan's steps.
+pub fn run_steps(optimised: &Graph, plan: &Plan, limits: &Limits, feed: &Feed) -> Result<Feed, String> {
     let mut memory: Vec<Vec<f64>> = plan.buffers.iter().map(|b| vec![f64::NAN; b.bytes as usize / 4]).collect();
     let store = |memory: &mut Vec<Vec<f64>>, buffer: usize, offset: u64, data: &[f64]| {
         let at = offset as usize / 4;
@@ -92,15 +97,14 @@ pub fn run_plan(graph: &Graph, plan: &Plan, limits: &Limits, feed: &Feed) -> Res
     for (wire, bytes) in &plan.constants {
         store(&mut memory, wire.buffer, wire.offset, &Array::from_bytes(wire.ty.clone(), bytes).data);
     }
-    let optimised = optimise(graph, limits).map_err(|e| e.to_string())?;
-    let nodes = optimised.nodes().iter().filter(|n| n.op().is_some_and(|op| op.view(&io(&optimised, n)).is_none()));
+    let nodes = optimised.nodes().iter().filter(|n| n.op().is_some_and(|op| op.view(&io(optimised, n)).is_none()));
     let nodes: Vec<&Node> = nodes.collect();
     if nodes.len() != plan.steps.len() {
         return Err(format!("{} steps for {} nodes", plan.steps.len(), nodes.len()));
     }
     for (node, step) in nodes.into_iter().zip(&plan.steps) {
         let op = node.op().expect("an operator");
-        let io = io(&optimised, node);
+        let io = io(optimised, node);
         let kernel = &op.kernels(&io, limits)[0];
         let mut inputs: Vec<Vec<f64>> = io.inputs.iter().map(|t| vec![f64::NAN; t.shape.elements()]).collect();
         let mut places = Vec::new();
