@@ -36,7 +36,7 @@ struct Draft {
     pool: Vec<Value>,
     weight: Value,
     gain: Value,
-    cache: Value,
+    caches: [Value; 2],
     position: Value,
     /// A graph writes its cache, or has gradients; not both, for a write has none.
     writes: bool,
@@ -48,12 +48,12 @@ impl Draft {
         let rng = Rng::new(seed, 0);
         let weight = g.state("weight", TensorType::f32([D, D]));
         let gain = g.input("gain", TensorType::f32([D]));
-        let cache = g.state("cache", TensorType::f32([1, MOST_ROWS, 1, D]));
+        let caches = ["keys", "values"].map(|name| g.state(name, TensorType::f32([1, MOST_ROWS, 1, D])));
         let position = g.input("position", TensorType::u32([1]));
         let ones = g.constant("ones", TensorType::f32([3, D]), 1.0f32.to_le_bytes().repeat(3 * D));
         let x = g.input("x", TensorType::f32([17, D]));
         let pool = vec![x, ones, gain, weight];
-        Draft { g, rng, pool, weight, gain, cache, position, writes: seed.is_multiple_of(2) }
+        Draft { g, rng, pool, weight, gain, caches, position, writes: seed.is_multiple_of(2) }
     }
 
     fn pick(&mut self) -> Value {
@@ -132,12 +132,13 @@ impl Draft {
                 // What is written must not lie in what is written to, so a value of its own.
                 let own = self.g.apply1(Map::scale(0.25), &[a])?;
                 let own = self.g.reshape(own, [1, rows, 1, D])?;
-                let flat = self.g.reshape(self.cache, [MOST_ROWS * D])?;
+                let [keys, values] = self.caches;
+                let flat = self.g.reshape(self.caches[self.rng.below(2)], [MOST_ROWS * D])?;
                 let start = 16 * self.rng.below(3) * D;
                 let part = self.g.apply1(Slice { start, shape: [9, D].into() }, &[flat])?;
                 // A part of the cache as it was, wanted later; and the part itself, which is what it will be then.
                 let before = self.g.apply1(Map::scale(0.3), &[part])?;
-                self.g.apply(CacheWrite, &[own, self.cache, self.position])?;
+                self.g.apply(CacheWrite, &[own, own, keys, values, self.position])?;
                 self.pool.push(part);
                 before
             }

@@ -97,13 +97,20 @@ pub fn attention(
         let y = g.reshape(y, [b, t, count, heads.width])?;
         if rotary { g.apply1(Rope { inverse: false }, &[y, at.table, at.first]) } else { Ok(y) }
     };
-    let q = g.scope("q", |g| project(g, &weights.q, weights.q_norm, heads.queries, kind.rotary))?;
-    let k = g.scope("k", |g| project(g, &weights.k, weights.k_norm, heads.keys, kind.rotary))?;
+    // A cache turns what it is given as it is written.
+    let rotary = kind.rotary && cache.is_none();
+    let q = g.scope("q", |g| project(g, &weights.q, weights.q_norm, heads.queries, rotary))?;
+    let k = g.scope("k", |g| project(g, &weights.k, weights.k_norm, heads.keys, rotary))?;
     let v = g.scope("v", |g| project(g, &weights.v, None, heads.keys, false))?;
     let y = match cache {
         Some(cache) => {
-            g.apply(CacheWrite, &[k, cache.keys, at.first])?;
-            g.apply(CacheWrite, &[v, cache.values, at.first])?;
+            let written = [k, v, cache.keys, cache.values, at.first];
+            let q = if kind.rotary {
+                g.apply1(CacheWrite, &[written.as_slice(), &[at.table, q]].concat())?
+            } else {
+                g.apply(CacheWrite, &written)?;
+                q
+            };
             cached_attention(g, kind.mask, &[q, cache.keys, cache.values, at.first])?
         }
         None => g.apply(Attention { mask: kind.mask }, &[q, k, v, at.first])?[0],

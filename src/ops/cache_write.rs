@@ -1,19 +1,25 @@
-//! Puts the keys or values of new positions into a cache.
+//! Puts keys and values of new positions into a cache, and turns keys and queries to their positions on the way.
 
 use super::attention_sizes::{cache_constants, check_cache, check_position, each};
+use super::rope::Rope;
 use crate::base::{Array, DType, Limits, TensorType, Tolerance};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
 
-/// Writes x f32 `[B,T,K,C]` over rows position .. position + T of a state `[B,S,K,C]`, in place; rows beyond S are
-/// dropped. Inputs: x, the state, position u32 `[1]`, or `[B]` with one for each sequence. No outputs.
+/// Writes k and v, f32 `[B,T,K,C]`, over rows position .. position + T of the states keys and values `[B,S,K,C]`, in
+/// place; rows beyond S are dropped. Inputs: k, v, keys, values, position u32 `[1]`, or `[B]` with one for each sequence.
+/// No outputs.
 ///
-/// The state is f32, f16 (rounded to one of the two neighbours), or Q8_0: of each 32 elements of a token, numbered over
+/// Two more inputs, a table as [`Rope`]'s and q f32 `[B,T,H,C]`, have keys written as [`Rope`] turns them, and q turned
+/// alike as the output.
+///
+/// The states are f32, f16 (rounded to one of the two neighbours), or Q8_0: of each 32 elements of a token, numbered over
 /// its K·C, the largest size is divided by 127 to give the scale, an f16, and each element is the nearest multiple of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheWrite;
 
 const WORKGROUP: usize = 64;
+const TURN: Rope = Rope { inverse: false };
 
 impl Op for CacheWrite {
     fn name(&self) -> &'static str {
@@ -21,72 +27,124 @@ impl Op for CacheWrite {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        let [x, cache, position] = inputs else { return Err("takes x, the cache and a position".into()) };
-        let (&[b, _, k, c], &[cb, _, ck, cc]) = (x.shape.dims(), cache.shape.dims()) else {
-            return Err("x must be [B,T,K,C] and the cache [B,S,K,C]".into());
+        let [k, v, keys, values, position, rotary @ ..] = inputs else {
+            return Err("takes k, v, keys, values, a position, and maybe a table and q".into());
         };
-        if (b, k, c) != (cb, ck, cc) || x.dtype != DType::F32 {
-            return Err("x must be f32 and differ from the cache in the second dim only".into());
+        let (&[b, t, heads, c], &[cb, _, ch, cc]) = (k.shape.dims(), keys.shape.dims()) else {
+            return Err("k must be [B,T,K,C] and keys [B,S,K,C]".into());
+        };
+        if k.dtype != DType::F32 || k != v || keys != values {
+            return Err("k and v must be f32 and of one type, keys and values of one type".into());
         }
-        check_cache(cache)?;
+        if (b, heads, c) != (cb, ch, cc) {
+            return Err("k must differ from keys in the second dim only".into());
+        }
+        check_cache(keys)?;
         check_position(position, b)?;
-        Ok(vec![])
+        match rotary {
+            [] => Ok(vec![]),
+            &[table, q] => {
+                TURN.infer(&[k, table, position])?;
+                match q.shape.dims() {
+                    &[qb, qt, _, qc] if (qb, qt, qc) == (b, t, c) => TURN.infer(&[q, table, position]),
+                    _ => Err(format!("q must be f32 [{b},{t},H,{c}], not {q}")),
+                }
+            }
+            _ => Err("a table and q come together".into()),
+        }
     }
 
     fn writes(&self) -> Vec<usize> {
-        vec![1]
+        vec![2, 3]
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let (&[b, t, k, c], &[_, s, ..]) = (io.inputs[0].shape.dims(), io.inputs[1].shape.dims()) else {
+        let (&[b, t, k, c], &[_, s, ..]) = (io.inputs[0].shape.dims(), io.inputs[2].shape.dims()) else {
             unreachable!("checked when the node was made")
         };
-        let (dtype, position) = (io.inputs[1].dtype, &io.inputs[2]);
-        let kernel = Kernel::new("cache_write", "cells").constant("WORKGROUP", WORKGROUP);
+        let (dtype, position) = (io.inputs[2].dtype, &io.inputs[4]);
+        let h = io.outputs.first().map_or(0, |q| q.shape.dims()[2]);
+        let kernel = Kernel::new("cache_write", if h > 0 { "turned" } else { "cells" });
+        let kernel = kernel.constant("WORKGROUP", WORKGROUP).constant("ROTARY", usize::from(h > 0));
         let mut kernel = cache_constants(dtype, each(kernel, Some(position)));
-        let fit = (limits.max_binding_bytes / (4 * k * c * s.max(t)) as u64).max(1) as usize;
+        let fit = (limits.max_binding_bytes / (4 * c * (k * s.max(t)).max(h * t)) as u64).max(1) as usize;
         let step = if fit >= b { b } else { (fit / 64 * 64).max(1) };
         let row = k * c / dtype.block().elements;
         for first in (0..b).step_by(step) {
-            let count = step.min(b - first);
-            let (from, to) = (io.inputs[0].bytes() / b as u64, io.inputs[1].bytes() / b as u64);
-            let d = Dispatch::new(spread((count * t * row).div_ceil(WORKGROUP), limits))
-                .bind("x", Operand::Input(0), first as u64 * from, count as u64 * from)
-                .bind("cache", Operand::Input(1), first as u64 * to, count as u64 * to)
-                .bind("position", Operand::Input(2), 0, position.bytes())
-                .param("count", count * t * row)
+            let n = step.min(b - first);
+            let (cells, turned) = (n * t * row, n * t * h * c);
+            let mut d = Dispatch::new(spread((2 * cells + turned).div_ceil(WORKGROUP), limits))
+                .bind("position", Operand::Input(4), 0, position.bytes())
+                .param("cells", cells)
+                .param("count", 2 * cells + turned)
                 .param("row", row)
                 .param("queries", t)
                 .param("keys", s)
                 .param("entry", first);
+            let [positions, half] = io.inputs.get(5).map_or([0; 2], |t| [t.shape.dims()[0], t.shape.dims()[1]]);
+            d = d.param("width", c).param("heads", k).param("query_heads", h);
+            d = d.param("positions", positions).param("half_turned", half);
+            let mut names = vec![("k", 0), ("v", 1), ("keys", 2), ("values", 3)];
+            if let Some(table) = io.inputs.get(5) {
+                d = d.bind("table", Operand::Input(5), 0, table.bytes());
+                names.push(("q", 6));
+            }
+            let entries = |ty: &TensorType| {
+                let entry = ty.bytes() / b as u64;
+                (first as u64 * entry, n as u64 * entry)
+            };
+            for (name, input) in names {
+                let (offset, bytes) = entries(&io.inputs[input]);
+                d = d.bind(name, Operand::Input(input), offset, bytes);
+            }
+            if let Some(q) = io.outputs.first() {
+                let (offset, bytes) = entries(q);
+                d = d.bind("turned", Operand::Output(0), offset, bytes);
+            }
             kernel = kernel.dispatch(d);
         }
         vec![kernel]
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let x = &io.inputs[0];
-        Cost { flops: 0, bytes: x.bytes() + io.inputs[1].dtype.size(x.shape.elements()) }
+        let new: usize = io.inputs[0].shape.elements();
+        let (turned, queries) = (!io.outputs.is_empty(), io.elements());
+        let flops = if turned { 3 * (new as u64 + queries) } else { 0 };
+        Cost { flops, bytes: 2 * (io.inputs[0].bytes() + io.inputs[2].dtype.size(new)) + 8 * queries }
+    }
+
+    fn reduction(&self, io: &Io) -> usize {
+        if io.outputs.is_empty() { 1 } else { 2 }
     }
 
     fn tolerance(&self, io: &Io) -> Tolerance {
-        Tolerance::f32(1).stored_as(io.inputs[1].dtype)
+        Tolerance::f32(self.reduction(io)).stored_as(io.inputs[2].dtype)
     }
 
     /// What is written, before it is rounded to the cache's dtype.
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let (&[b, t, k, c], &[_, s, ..]) = (inputs[0].dims(), inputs[1].dims()) else {
-            unreachable!("checked when the node was made")
+        let position = &inputs[4];
+        let [turned_k, turned_q] = match &inputs[5..] {
+            [table, q] => [&inputs[0], q].map(|x| TURN.reference(&[x.clone(), table.clone(), position.clone()]).pop()),
+            _ => [None, None],
         };
-        let (row, position) = (k * c, &inputs[2].data);
-        let mut cache = Array::new(inputs[1].ty.clone(), inputs[1].data.clone());
-        for (entry, time) in (0..b).flat_map(|e| (0..t).map(move |t| (e, t))) {
-            let at = position[entry.min(position.len() - 1)] as usize + time;
-            if at < s {
-                let (from, to) = ((entry * t + time) * row, (entry * s + at) * row);
-                cache.data[to..to + row].copy_from_slice(&inputs[0].data[from..from + row]);
+        let written = |x: &Array, into: &Array| {
+            let (&[b, t, k, c], &[_, s, ..]) = (x.dims(), into.dims()) else {
+                unreachable!("checked when the node was made")
+            };
+            let row = k * c;
+            let mut cache = Array::new(into.ty.clone(), into.data.clone());
+            for (entry, time) in (0..b).flat_map(|e| (0..t).map(move |t| (e, t))) {
+                let at = position.data[entry.min(position.data.len() - 1)] as usize + time;
+                if at < s {
+                    let (from, to) = ((entry * t + time) * row, (entry * s + at) * row);
+                    cache.data[to..to + row].copy_from_slice(&x.data[from..from + row]);
+                }
             }
-        }
-        vec![cache]
+            cache
+        };
+        let keys = written(turned_k.as_ref().unwrap_or(&inputs[0]), &inputs[2]);
+        let values = written(&inputs[1], &inputs[3]);
+        turned_q.into_iter().chain([keys, values]).collect()
     }
 }

@@ -151,34 +151,37 @@ fn attention_grad() -> Vec<Case> {
 }
 
 fn cache() -> Vec<Case> {
-    let inputs = |positions: &[usize]| [normal([2, 3, 2, 5]), normal([2, 9, 2, 5]), at(positions)];
-    let mut cases = vec![
-        Case::new("", CacheWrite, &inputs(&[4])),
-        Case::new("over the end", CacheWrite, &inputs(&[7])),
-        Case::new("beyond the end", CacheWrite, &inputs(&[9])),
-        Case::new("positions", CacheWrite, &inputs(&[1, 7])),
-        Case::new("one token", CacheWrite, &[normal([1, 1, 3, 64]), normal([1, 33, 3, 64]), at(&[32])]),
-    ];
+    let inputs = |dtype, [b, t, s, k, c]: [usize; 5], positions: &[usize]| {
+        let cache = (TensorType { shape: [b, s, k, c].into(), dtype }, Draw::Normal);
+        [normal([b, t, k, c]), normal([b, t, k, c]), cache.clone(), cache, at(positions)]
+    };
+    let mut cases = Vec::new();
+    let mut both = |note: &str, dtype, sizes: [usize; 5], turned: usize, positions: &[usize]| {
+        let mut inputs = inputs(dtype, sizes, positions).to_vec();
+        cases.push(Case::new(note, CacheWrite, &inputs));
+        let [b, t, s, k, c] = sizes;
+        inputs.extend([normal([s, turned / 2, 2]), normal([b, t, 2 * k, c])]);
+        cases.push(Case::new(&format!("turned {note}"), CacheWrite, &inputs));
+    };
+    let small = [2, 3, 9, 2, 6];
+    both("", DType::F32, small, 6, &[4]);
+    both("over the end", DType::F32, small, 6, &[7]);
+    both("beyond the end", DType::F32, small, 6, &[9]);
+    both("positions", DType::F32, small, 4, &[1, 7]);
+    both("one token", DType::F32, [1, 1, 33, 3, 64], 64, &[32]);
     for dtype in [DType::F16, DType::Q8_0] {
-        let mut case = |note: &str, [b, t, s, k, c]: [usize; 5], positions: &[usize]| {
-            let cache = (TensorType { shape: [b, s, k, c].into(), dtype }, Draw::Normal);
-            cases.push(Case::new(
-                &format!("{dtype} {note}"),
-                CacheWrite,
-                &[normal([b, t, k, c]), cache, at(positions)],
-            ));
-        };
-        case("", [2, 5, 9, 3, 64], &[2]);
-        case("small heads", [2, 3, 9, 4, 8], &[1, 8]);
-        case("wide heads", [1, 1, 4, 2, 80], &[3]);
+        both(&format!("{dtype}"), dtype, [2, 5, 9, 3, 64], 64, &[2]);
+        both(&format!("{dtype} small heads"), dtype, [2, 3, 9, 4, 8], 4, &[1, 8]);
+        both(&format!("{dtype} wide heads"), dtype, [1, 1, 4, 2, 80], 32, &[3]);
     }
     // Zeros have no scale, and half precision ends where these begin.
     for (note, dtype, value) in
         [("zeros", DType::Q8_0, 0.0), ("tiny", DType::Q8_0, 3e-7), ("huge", DType::F16, 65_000.0)]
     {
-        let x = (TensorType::f32([1, 1, 1, 32]), Draw::Given(vec![value; 32]));
-        let cache = (TensorType { shape: [1, 2, 1, 32].into(), dtype }, Draw::Normal);
-        cases.push(Case::new(note, CacheWrite, &[x, cache, at(&[1])]));
+        let mut inputs = inputs(dtype, [1, 1, 2, 1, 32], &[1]);
+        inputs[0].1 = Draw::Given(vec![value; 32]);
+        inputs[1].1 = Draw::Given(vec![-value; 32]);
+        cases.push(Case::new(note, CacheWrite, &inputs));
     }
     cases
 }
