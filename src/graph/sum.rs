@@ -131,6 +131,9 @@ impl Op for SumTo {
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
         let (mut x, n) = (node.inputs[0], self.shape.elements());
         let rows = self.rows(g.ty(x));
+        if rows == 1 {
+            return Ok(Some(vec![g.reshape(x, self.shape.clone())?]));
+        }
         // One part costs a walk over its rows, in order; the root balances the two stages.
         let per_part = (rows as f64).sqrt().ceil() as usize;
         let parts = rows.div_ceil(per_part.max(1));

@@ -91,29 +91,32 @@ pub fn attention(
     cache: Option<KvCache>,
 ) -> Result<Value> {
     let (heads, [b, t]) = (kind.heads, [g.dims(x)[0], g.dims(x)[1]]);
-    let project = |g: &mut Graph, linear: &Linear, gain: Option<Value>, count: usize, rotary: bool| {
+    let project = |g: &mut Graph, linear: &Linear, gain: Option<Value>, count: usize| {
         let y = linear.apply(g, x)?;
         let y = gain.map_or(Ok(y), |gain| norm(g, y, gain, kind.eps))?;
-        let y = g.reshape(y, [b, t, count, heads.width])?;
-        if rotary { g.apply1(Rope { inverse: false }, &[y, at.table, at.first]) } else { Ok(y) }
+        g.reshape(y, [b, t, count, heads.width])
     };
-    // A cache turns what it is given as it is written.
-    let rotary = kind.rotary && cache.is_none();
-    let q = g.scope("q", |g| project(g, &weights.q, weights.q_norm, heads.queries, rotary))?;
-    let k = g.scope("k", |g| project(g, &weights.k, weights.k_norm, heads.keys, rotary))?;
-    let v = g.scope("v", |g| project(g, &weights.v, None, heads.keys, false))?;
+    let mut q = g.scope("q", |g| project(g, &weights.q, weights.q_norm, heads.queries))?;
+    let mut k = g.scope("k", |g| project(g, &weights.k, weights.k_norm, heads.keys))?;
+    let v = g.scope("v", |g| project(g, &weights.v, None, heads.keys))?;
     let y = match cache {
+        // Whoever writes to the cache turns what it is given.
         Some(cache) => {
             let written = [k, v, cache.keys, cache.values, at.first];
-            let q = if kind.rotary {
-                g.apply1(CacheWrite, &[written.as_slice(), &[at.table, q]].concat())?
+            if kind.rotary {
+                q = g.apply1(CacheWrite, &[written.as_slice(), &[at.table, q]].concat())?;
             } else {
                 g.apply(CacheWrite, &written)?;
-                q
-            };
+            }
             cached_attention(g, kind.mask, &[q, cache.keys, cache.values, at.first])?
         }
-        None => g.apply(Attention { mask: kind.mask }, &[q, k, v, at.first])?[0],
+        None => {
+            if kind.rotary {
+                let turned = g.apply(Rope { inverse: false }, &[q, at.table, at.first, k])?;
+                (q, k) = (turned[0], turned[1]);
+            }
+            g.apply(Attention { mask: kind.mask }, &[q, k, v, at.first])?[0]
+        }
     };
     let y = g.reshape(y, [b, t, heads.queries * heads.width])?;
     g.scope("o", |g| weights.o.apply(g, y))

@@ -43,13 +43,7 @@ impl Op for CacheWrite {
         check_position(position, b)?;
         match rotary {
             [] => Ok(vec![]),
-            &[table, q] => {
-                TURN.infer(&[k, table, position])?;
-                match q.shape.dims() {
-                    &[qb, qt, _, qc] if (qb, qt, qc) == (b, t, c) => TURN.infer(&[q, table, position]),
-                    _ => Err(format!("q must be f32 [{b},{t},H,{c}], not {q}")),
-                }
-            }
+            &[table, q] => Ok(TURN.infer(&[q, table, position, k])?[..1].to_vec()),
             _ => Err("a table and q come together".into()),
         }
     }
@@ -124,10 +118,11 @@ impl Op for CacheWrite {
     /// What is written, before it is rounded to the cache's dtype.
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let position = &inputs[4];
-        let [turned_k, turned_q] = match &inputs[5..] {
-            [table, q] => [&inputs[0], q].map(|x| TURN.reference(&[x.clone(), table.clone(), position.clone()]).pop()),
-            _ => [None, None],
+        let mut turned = match &inputs[5..] {
+            [table, q] => TURN.reference(&[q, table, position, &inputs[0]].map(Array::clone)),
+            _ => Vec::new(),
         };
+        let keys = turned.pop().unwrap_or_else(|| inputs[0].clone());
         let written = |x: &Array, into: &Array| {
             let (&[b, t, k, c], &[_, s, ..]) = (x.dims(), into.dims()) else {
                 unreachable!("checked when the node was made")
@@ -143,8 +138,7 @@ impl Op for CacheWrite {
             }
             cache
         };
-        let keys = written(turned_k.as_ref().unwrap_or(&inputs[0]), &inputs[2]);
-        let values = written(&inputs[1], &inputs[3]);
-        turned_q.into_iter().chain([keys, values]).collect()
+        turned.extend([written(&keys, &inputs[2]), written(&inputs[1], &inputs[3])]);
+        turned
     }
 }

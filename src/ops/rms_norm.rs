@@ -1,6 +1,6 @@
 //! RMS normalisation. D width, rows: all other dims.
 
-use super::rms_norm_grad::{RmsNormGrad, RmsNormGradGain};
+use super::rms_norm_grad::{RmsNormGrad, RmsNormGradGain, rows_per_part};
 use super::windows::{Window, item, ranges, reduce_lanes, rows_per_binding};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::{Error, Result};
@@ -51,8 +51,7 @@ impl Op for RmsNorm {
         let Some(dy) = dy[0] else { return Ok(vec![None, None]) };
         let (x, gain, inverse) = (node.inputs[0], node.inputs[1], node.outputs[1]);
         let dx = g.apply1(RmsNormGrad, &[x, gain, inverse, dy])?;
-        // The root balances the two stages, each a walk in order.
-        let rows_per_part = (g.ty(x).shape.rows() as f64).sqrt().ceil() as usize;
+        let rows_per_part = rows_per_part(g.ty(x).shape.rows());
         let parts = g.apply1(RmsNormGradGain { rows_per_part }, &[x, inverse, dy])?;
         let ty = g.ty(gain).clone();
         Ok(vec![Some(dx), Some(g.sum_to(parts, &ty)?)])

@@ -12,15 +12,22 @@ use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
 pub struct RmsNormGrad;
 
 /// Gradient of [`super::RmsNorm`] towards the gain, in parts: output `[parts, D]` holds the sums of dy · x · r over
-/// `rows_per_part` rows each, one after the other. Inputs: x `[.., D]`, r `[..]`, dy `[.., D]`.
+/// `rows_per_part` rows each. Inputs: x `[.., D]`, r `[..]`, dy `[.., D]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RmsNormGradGain {
     /// Rows of one part.
     pub rows_per_part: usize,
 }
 
-/// Lanes of a workgroup of `rms_norm_grad_gain.wgsl`, one a column.
-const COLUMNS: usize = 64;
+/// Columns of a workgroup of `rms_norm_grad_gain.wgsl`.
+const COLUMNS: usize = 32;
+/// Rows up to which the gain's gradient is one part: so many rows are walked while a dispatch more would start.
+const ROWS: usize = 256;
+
+/// Rows of a part that balance the walks over a part and over the parts.
+pub(super) fn rows_per_part(rows: usize) -> usize {
+    if rows <= ROWS { rows } else { (rows as f64).sqrt().ceil() as usize }
+}
 
 fn check_rows(x: &TensorType, inverse: &TensorType, dy: &TensorType) -> Result<(), String> {
     if x.shape.rank() == 0 || x.dtype != DType::F32 || dy != x || *inverse != row_type(x) {
@@ -56,7 +63,8 @@ impl Op for RmsNormGrad {
                     .param("rows", r.len())
                     .param("columns", d / item)
                     .param("skip", wide.skip / item)
-                    .param("skip_rows", thin.skip);
+                    .param("skip_rows", thin.skip)
+                    .param("whole", wide.start);
                 dispatch = wide.bind(dispatch, "x", Operand::Input(0));
                 dispatch = thin.bind(dispatch, "inverse_rms", Operand::Input(2));
                 dispatch = wide.bind(dispatch, "dy", Operand::Input(3));
@@ -84,6 +92,11 @@ impl Op for RmsNormGrad {
         vec![dx]
     }
 
+    /// The residual stream's gradient is added here.
+    fn epilogue(&self) -> bool {
+        true
+    }
+
     fn reduction(&self, io: &Io) -> usize {
         io.inputs[0].shape.last()
     }
@@ -108,7 +121,10 @@ impl Op for RmsNormGradGain {
         let parts = rows.div_ceil(self.rows_per_part);
         let step = (rows_per_binding(rows, d, limits) / self.rows_per_part).max(1);
         let step = if rows_per_binding(rows, d, limits) >= rows { parts } else { step };
-        let mut kernel = Kernel::new("rms_norm_grad_gain", "columns").constant("WORKGROUP", COLUMNS);
+        // A CPU's lanes have no use for shares, nor a short part.
+        let shares = if limits.is_cpu { 1 } else { (self.rows_per_part / 4).next_power_of_two().clamp(1, 8) };
+        let kernel = Kernel::new("rms_norm_grad_gain", format!("shares_{shares}"));
+        let mut kernel = kernel.constant("COLUMNS", COLUMNS).constant("SHARES", shares);
         for p in ranges(parts, step.min(limits.max_workgroups as usize)) {
             let first = p.start * self.rows_per_part;
             let end = (p.end * self.rows_per_part).min(rows);

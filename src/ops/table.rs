@@ -164,6 +164,11 @@ fn norm() -> Vec<Case> {
         Case::new("", RmsNormGrad, &[normal([2, 3, 17]), normal([17]), positive([2, 3]), normal([2, 3, 17])]),
         Case::new("wide", RmsNormGrad, &[normal([5, 576]), normal([576]), positive([5]), normal([5, 576])]),
         Case::new("parts", RmsNormGradGain { rows_per_part: 4 }, &[normal([11, 70]), positive([11]), normal([11, 70])]),
+        Case::new(
+            "one part",
+            RmsNormGradGain { rows_per_part: 20 },
+            &[normal([19, 33]), positive([19]), normal([19, 33])],
+        ),
     ]
 }
 
@@ -177,15 +182,19 @@ fn position() -> Vec<Case> {
     };
     let at = |p: usize| (TensorType::u32([1]), Draw::Given(vec![p as f64]));
     let each = (TensorType::u32([2]), Draw::Given(vec![3.0, 1.0]));
+    let both = |[b, t, h, c]: [usize; 4], k: usize, table, at| [normal([b, t, h, c]), table, at, normal([b, t, k, c])];
     vec![
         Case::new("", turns.clone(), &[normal([2, 5, 3, 6]), table(3, 1.0), at(0)]).wrt(&[0]),
         Case::new("offset", turns.clone(), &[normal([1, 4, 2, 6]), table(3, 1.0), at(5)]).wrt(&[0]),
-        Case::new("positions", turns.clone(), &[normal([2, 5, 3, 6]), table(3, 1.0), each]).wrt(&[0]),
+        Case::new("positions", turns.clone(), &[normal([2, 5, 3, 6]), table(3, 1.0), each.clone()]).wrt(&[0]),
         Case::new("wide", turns.clone(), &[normal([2, 9, 20, 6]), table(3, 1.0), at(0)]),
         Case::new("inverse", inverse.clone(), &[normal([2, 5, 3, 6]), table(3, 1.0), at(2)]).wrt(&[0]),
         Case::new("partial", turns.clone(), &[normal([2, 5, 3, 10]), table(3, 1.2), at(1)]).wrt(&[0]),
         Case::new("vectors", turns.clone(), &[normal([2, 5, 3, 16]), table(8, 1.0), at(1)]).wrt(&[0]),
-        Case::new("partial vectors", turns, &[normal([2, 5, 3, 24]), table(8, 1.2), at(1)]).wrt(&[0]),
+        Case::new("partial vectors", turns.clone(), &[normal([2, 5, 3, 24]), table(8, 1.2), at(1)]).wrt(&[0]),
+        Case::new("both", turns.clone(), &both([2, 5, 3, 10], 2, table(3, 1.2), each.clone())).wrt(&[0, 3]),
+        Case::new("both wide", turns.clone(), &both([2, 9, 20, 16], 4, table(8, 1.0), at(0))),
+        Case::new("both, more of the other", inverse.clone(), &both([2, 9, 2, 16], 20, table(4, 1.0), at(0))),
         Case::new("partial inverse", inverse, &[normal([1, 7, 2, 24]), table(4, 0.7), at(2)]).wrt(&[0]),
     ]
 }
