@@ -30,7 +30,7 @@ impl Op for CacheWrite {
         let [k, v, keys, values, position, rotary @ ..] = inputs else {
             return Err("takes k, v, keys, values, a position, and maybe a table and q".into());
         };
-        let (&[b, t, heads, c], &[cb, _, ch, cc]) = (k.shape.dims(), keys.shape.dims()) else {
+        let (&[b, _, heads, c], &[cb, _, ch, cc]) = (k.shape.dims(), keys.shape.dims()) else {
             return Err("k must be [B,T,K,C] and keys [B,S,K,C]".into());
         };
         if k.dtype != DType::F32 || k != v || keys != values {
