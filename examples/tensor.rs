@@ -20,7 +20,7 @@ async fn run() -> anyhow::Result<()> {
     let x = g.input("x", TensorType::f32([rows, inner]));
     let w = g.input("w", TensorType::f32([inner, columns]));
     let y = g.input("y", TensorType::f32([rows, columns]));
-    let product = g.apply1(MatMul { transpose_a: false, transpose_b: false }, &[x, w])?;
+    let product = g.apply1(MatMul::new(false, false), &[x, w])?;
     let minus_y = g.apply1(Map::scale(-1.0), &[y])?;
     let error = g.add(product, minus_y)?;
     let square = g.mul(error, error)?;

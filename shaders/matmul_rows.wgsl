@@ -3,6 +3,7 @@
 // it to the others, so that one load serves many multiply-adds. Not for subgroups of 4: matmul_tile is.
 // TA: a is [k,m]; TB: b is [n,k]. VECTOR_A: a as vec4 (k % 4 = 0, and with TA m % 4 = 0). VECTOR_B: b by four elements of
 // a row (lib/four_b.wgsl: packed, or rows of b divide by four), and COLUMNS = 4 if not TB. TAIL: k % 4 may not be 0.
+// HALF: operands are rounded to f16.
 struct Params { // as in matmul_tile.wgsl
     m: u32, n: u32, k: u32,
     row_a: u32, row_b: u32, row_c: u32,
@@ -24,6 +25,7 @@ struct Params { // as in matmul_tile.wgsl
 #endif
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 #import lib/eight.wgsl
+#import lib/operand.wgsl
 #hook prologue
 #hook epilogue
 
@@ -38,7 +40,8 @@ fn load_a(base: u32, row: u32, k: u32, lane: u32) -> array<vec4<f32>, 8> {
 #endif
     let v = a[at / 4u];
     let i = params.whole_a + at;
-    let l = eight(vec4(prologue(v.x, i), prologue(v.y, i + 1u), prologue(v.z, i + 2u), prologue(v.w, i + 3u)));
+    let x = vec4(prologue(v.x, i), prologue(v.y, i + 1u), prologue(v.z, i + 2u), prologue(v.w, i + 3u));
+    let l = eight(operand4(x));
 #if TA
     let low = transpose(mat4x4(l[0], l[1], l[2], l[3]));
     let high = transpose(mat4x4(l[4], l[5], l[6], l[7]));
@@ -64,7 +67,8 @@ fn at_a(base: u32, row: u32, k: u32) -> f32 {
 
 fn load_a(base: u32, first: u32, k: u32, lane: u32) -> array<vec4<f32>, 8> {
     let row = min(first + lane, params.m - 1u);
-    return eight(vec4(at_a(base, row, k), at_a(base, row, k + 1u), at_a(base, row, k + 2u), at_a(base, row, k + 3u)));
+    let x = vec4(at_a(base, row, k), at_a(base, row, k + 1u), at_a(base, row, k + 2u), at_a(base, row, k + 3u));
+    return eight(operand4(x));
 }
 #endif
 
@@ -97,14 +101,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #if VECTOR_B
 #if TB
         for (var j = 0u; j < COLUMNS; j++) {
-            bs[j] = weight4(base_b + min(column + j, params.n - 1u) * params.row_b, k, params.k);
+            bs[j] = operand4(weight4(base_b + min(column + j, params.n - 1u) * params.row_b, k, params.k));
         }
 #else
         for (var d = 0u; d < 4u; d++) {
 #if TAIL
-            let v = select(vec4<f32>(), weight4(base_b + min(k + d, params.k - 1u) * params.row_b, column, params.n), k + d < params.k);
+            let w = weight4(base_b + min(k + d, params.k - 1u) * params.row_b, column, params.n);
+            let v = select(vec4<f32>(), operand4(w), k + d < params.k);
 #else
-            let v = weight4(base_b + (k + d) * params.row_b, column, params.n);
+            let v = operand4(weight4(base_b + (k + d) * params.row_b, column, params.n));
 #endif
             bs[0][d] = v.x;
             bs[1][d] = v.y;
@@ -115,7 +120,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #else
         for (var j = 0u; j < COLUMNS; j++) {
             let s = min(column + j, params.n - 1u);
-            bs[j] = vec4(at_b(base_b, s, k), at_b(base_b, s, k + 1u), at_b(base_b, s, k + 2u), at_b(base_b, s, k + 3u));
+            let w = vec4(at_b(base_b, s, k), at_b(base_b, s, k + 1u), at_b(base_b, s, k + 2u), at_b(base_b, s, k + 3u));
+            bs[j] = operand4(w);
         }
 #endif
         for (var g = 0u; g < GROUPS; g++) {

@@ -1,5 +1,6 @@
 // matmul_tile: c = op(a) op(b) for GPUs, tiers 1 and 2. A workgroup of 16 x 16 lanes makes a tile of TILE_M x TILE_N,
 // each lane TILE_M/16 x TILE_N/16 of it, in steps of TILE_K staged in shared memory. TA: a is [k,m]; TB: b is [n,k].
+// HALF: operands are rounded to f16, and STAGED as such.
 // The bindings may be windows into the tensors: see `Params`, which matmul_rows.wgsl shares.
 struct Params {
     m: u32, n: u32, k: u32, // sizes that this dispatch covers
@@ -21,15 +22,23 @@ fn word(at: u32) -> u32 {
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 #endif
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
+#import lib/operand.wgsl
 #hook prologue
 #hook epilogue
+
+#if STAGED
+enable f16;
+alias Staged = f16;
+#else
+alias Staged = f32;
+#endif
 
 const LANES = 256u;
 const PER_M = TILE_M / 16u;
 const PER_N = TILE_N / 16u;
 // One element more than the tile in each row, against bank conflicts where the stores run along k.
-var<workgroup> tile_a: array<f32, TILE_K * (TILE_M + 1u)>;
-var<workgroup> tile_b: array<f32, TILE_K * (TILE_N + 1u)>;
+var<workgroup> tile_a: array<Staged, TILE_K * (TILE_M + 1u)>;
+var<workgroup> tile_b: array<Staged, TILE_K * (TILE_N + 1u)>;
 
 fn load_a(base: u32, i: u32, k: u32) -> f32 {
     if i >= params.m || k >= params.k {
@@ -49,16 +58,16 @@ fn stage_b(base: u32, k0: u32, j0: u32, e: u32) {
 #if TB
     let j = e / (TILE_K / 4u);
     let k = e % (TILE_K / 4u) * 4u;
-    let v = weight4(base + min(j0 + j, params.n - 1u) * params.row_b, k0 + k, params.k);
+    let v = operand4(weight4(base + min(j0 + j, params.n - 1u) * params.row_b, k0 + k, params.k));
     for (var d = 0u; d < 4u; d++) {
-        tile_b[(k + d) * (TILE_N + 1u) + j] = v[d];
+        tile_b[(k + d) * (TILE_N + 1u) + j] = Staged(v[d]);
     }
 #else
     let j = e % (TILE_N / 4u) * 4u;
     let k = e / (TILE_N / 4u);
-    let v = weight4(base + min(k0 + k, params.k - 1u) * params.row_b, j0 + j, params.n);
+    let v = operand4(weight4(base + min(k0 + k, params.k - 1u) * params.row_b, j0 + j, params.n));
     for (var d = 0u; d < 4u; d++) {
-        tile_b[k * (TILE_N + 1u) + j + d] = v[d];
+        tile_b[k * (TILE_N + 1u) + j + d] = Staged(v[d]);
     }
 #endif
 }
@@ -95,7 +104,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let i = e / TILE_K;
             let kk = e % TILE_K;
 #endif
-            tile_a[kk * (TILE_M + 1u) + i] = load_a(base_a, row + i, k + kk);
+            tile_a[kk * (TILE_M + 1u) + i] = Staged(operand(load_a(base_a, row + i, k + kk)));
         }
 #if PACKED
         for (var e = lane; e < TILE_K * TILE_N / 4u; e += LANES) {
@@ -110,17 +119,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let j = e % TILE_N;
             let kk = e / TILE_N;
 #endif
-            tile_b[kk * (TILE_N + 1u) + j] = load_b(base_b, k + kk, column + j);
+            tile_b[kk * (TILE_N + 1u) + j] = Staged(operand(load_b(base_b, k + kk, column + j)));
         }
 #endif
         workgroupBarrier();
         for (var kk = 0u; kk < TILE_K; kk++) {
             var bs: array<f32, PER_N>;
             for (var j = 0u; j < PER_N; j++) {
-                bs[j] = tile_b[kk * (TILE_N + 1u) + j0 + j * 16u];
+                bs[j] = f32(tile_b[kk * (TILE_N + 1u) + j0 + j * 16u]);
             }
             for (var i = 0u; i < PER_M; i++) {
-                let av = tile_a[kk * (TILE_M + 1u) + i0 + i * 16u];
+                let av = f32(tile_a[kk * (TILE_M + 1u) + i0 + i * 16u]);
                 for (var j = 0u; j < PER_N; j++) {
                     acc[i * PER_N + j] = fma(av, bs[j], acc[i * PER_N + j]);
                 }

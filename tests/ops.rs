@@ -6,8 +6,9 @@ mod common;
 use common::interpret::Interpreter;
 use danlu::base::{Array, Limits};
 use danlu::gpu::Gpu;
-use danlu::graph::{Graph, Kernel, SumRows, Value, gradients};
+use danlu::graph::{Graph, Io, Kernel, Op, SumRows, Value, gradients};
 use danlu::ops::table::{Case, Draw, table};
+use danlu::ops::{MatMul, Operands};
 use danlu::run::run_kernel;
 use pollster::block_on;
 use std::collections::HashMap;
@@ -72,6 +73,7 @@ fn kernels_match_the_reference() {
         let mut done: Vec<Kernel> = Vec::new();
         for kernel in both(gpu.limits()).iter().flat_map(|l| kernels(&case, l)) {
             if !done.contains(&kernel) {
+                println!("{}: {}", case.label, kernel.variant);
                 SEEDS.iter().for_each(|&seed| check(&gpu, &case, &kernel, seed));
                 done.push(kernel);
             }
@@ -137,7 +139,8 @@ fn splits_match_the_reference() {
 fn kernels_translate_for_every_vendor() {
     for case in rows() {
         // Every tier, also those that this machine would not pick.
-        let wide = Limits { min_subgroup: 8, ..Limits::default() };
+        let all = Limits { has_f16: true, cooperative: vec![8, 16], ..Limits::default() };
+        let wide = Limits { min_subgroup: 8, max_subgroup: 8, ..all };
         for limits in [both(&Limits::default()), both(&wide)].concat() {
             for kernel in kernels(&case, &limits) {
                 assert_within(&case, &kernel, &limits);
@@ -149,6 +152,55 @@ fn kernels_translate_for_every_vendor() {
     for fused in [0, 1] {
         let kernel = Kernel::new("arithmetic", "registers");
         common::check_kernel(&kernel.constant("WORKGROUP", 64).constant("STEPS", 16).constant("FUSED", fused));
+    }
+}
+
+/// Every kernel of f16 operands rounds to the nearest f16, ties to even, and from 65,520 on to infinity: bit by bit, for
+/// either operand, at all exponents and where roundings turn. Where f16 itself is staged, an adapter may take numbers below
+/// the smallest normal one for zero.
+#[test]
+fn operands_are_rounded_to_the_nearest_f16() {
+    let Some(gpu) = gpu() else { return };
+    let mut rng = danlu::base::Rng::new(7, 0);
+    let random = (0..2000).map(|_| f32::from_bits(rng.below(1 << 32) as u32)).filter(|x| x.abs() >= f32::MIN_POSITIVE);
+    let edges = [
+        65504.0,
+        65519.996,
+        65520.0,
+        65536.0,
+        1e30,
+        f32::INFINITY,
+        6.1035156e-5,
+        6.1e-5,
+        5.9604645e-8,
+        2.98e-8,
+        1e-8,
+        0.0,
+    ];
+    let ties = (0..64)
+        .flat_map(|i| [1.0 + i as f32 / 2048.0, 1.0 + i as f32 / 2048.0 + 1.2e-7, 2f32.powi(-24) * (i as f32 + 0.5)]);
+    let values: Vec<f32> = random.filter(|x| x.is_finite()).chain(edges).chain(ties).flat_map(|x| [x, -x]).collect();
+    let n = values.len();
+    let column = Array::new(danlu::base::TensorType::f32([n, 1]), values.iter().map(|&x| f64::from(x)).collect());
+    let one = Array::new(danlu::base::TensorType::f32([1, 1]), vec![1.0]);
+    for [a, b] in [[&column, &one], [&one, &column]] {
+        let op = MatMul::linear().with(Operands::F16);
+        let outputs = op.infer(&[&a.ty, &b.ty]).unwrap();
+        let io = Io { inputs: vec![a.ty.clone(), b.ty.clone()], outputs };
+        for kernel in both(gpu.limits()).iter().flat_map(|limits| op.kernels(&io, limits)) {
+            let got = block_on(run_kernel(&gpu, &kernel, &io, &[a.clone(), b.clone()], &[])).unwrap().remove(0);
+            let staged = kernel.variant.contains("staged") || kernel.variant.contains("coop");
+            for (&x, &y) in values.iter().zip(&got.data) {
+                let nearest = half::f16::from_f32(x).to_f64();
+                let flushed = staged && nearest.abs() < f64::powi(2.0, -14) && y == 0.0;
+                assert!(
+                    y == nearest || flushed,
+                    "{}: {x:e} ({:x}) became {y:e}, not {nearest:e}",
+                    kernel.variant,
+                    x.to_bits()
+                );
+            }
+        }
     }
 }
 

@@ -77,7 +77,7 @@ impl Draft {
 
     fn linear(&mut self, a: Value, transpose_b: bool) -> Result<Value> {
         let a = self.matrix(a)?;
-        self.g.apply1(MatMul { transpose_a: false, transpose_b }, &[a, self.weight])
+        self.g.apply1(MatMul::new(false, transpose_b), &[a, self.weight])
     }
 
     /// Adds an operator or two.
@@ -106,7 +106,7 @@ impl Draft {
             }
             9 => {
                 let a = self.matrix(a)?;
-                let square = self.g.apply1(MatMul { transpose_a: true, transpose_b: false }, &[a, a])?;
+                let square = self.g.apply1(MatMul::new(true, false), &[a, a])?;
                 self.g.apply1(Map::scale(1.0 / rows as f32), &[square])?
             }
             10 => {

@@ -165,7 +165,7 @@ fn a_folder_that_cannot_be_written_is_an_error_of_save_only() {
 
 #[test]
 fn measuring_a_large_product_is_short() {
-    let op = MatMul { transpose_a: false, transpose_b: true };
+    let op = MatMul::linear();
     let folder = tempfile::tempdir().unwrap();
     let mut tuner = tuner(TuneMode::Full, folder.path());
     let start = Instant::now();
@@ -181,7 +181,7 @@ fn the_table_that_ships_is_readable_and_covers_products() {
     if let Some((table, _)) = Records::shipped(&gpu.report().id()) {
         let mut tuner = Tuner::new(gpu, TuneMode::Full, None);
         for (ta, tb) in [(false, false), (false, true), (true, false)] {
-            let op = MatMul { transpose_a: ta, transpose_b: tb };
+            let op = MatMul::new(ta, tb);
             choose(&mut tuner, &op, &[TensorType::f32([576, 576]), TensorType::f32([576, 576])]);
         }
         let hint = "candidates changed: run `cargo test --release --test tuner write_table -- --ignored`";
@@ -220,7 +220,7 @@ fn write_table() {
     let id = gpu().report().id();
     let mut tuner = Tuner::new(gpu(), TuneMode::Full, None).without_table().with_budget(Duration::MAX);
     for (ta, tb) in [(false, false), (false, true), (true, false)] {
-        let op = MatMul { transpose_a: ta, transpose_b: tb };
+        let op = MatMul::new(ta, tb);
         for m in [1, 64, 512] {
             for n in [64, 4096] {
                 for k in [64, 2048] {

@@ -25,6 +25,12 @@ pub struct Limits {
     pub max_subgroup: u32,
     /// True where invocations run as SIMD lanes of a CPU, which turns the usual advice on shared memory around.
     pub is_cpu: bool,
+    /// True where shaders may compute in f16.
+    #[serde(default)]
+    pub has_f16: bool,
+    /// Sizes of the cooperative matrices that shaders may multiply: 8 for 8×8×8, 16 for 16×16×16, f16 with sums in f32.
+    #[serde(default)]
+    pub cooperative: Vec<u32>,
     /// Device memory that may be planned with, bytes, where it is known.
     pub memory_bytes: Option<u64>,
 }
@@ -47,6 +53,8 @@ impl Default for Limits {
             min_subgroup: 4,
             max_subgroup: 64,
             is_cpu: false,
+            has_f16: false,
+            cooperative: Vec::new(),
             memory_bytes: None,
         }
     }

@@ -89,7 +89,7 @@ fn cube(n: usize) -> Case {
     Case::new("cube", Scope::Kernels, move |_| {
         let mut g = Graph::new();
         let (a, b) = (g.state("a", TensorType::f32([n, n])), g.state("b", TensorType::f32([n, n])));
-        let c = g.apply1(MatMul { transpose_a: false, transpose_b: false }, &[a, b])?;
+        let c = g.apply1(MatMul::new(false, false), &[a, b])?;
         g.output("c", c);
         Ok(g)
     })

@@ -153,13 +153,14 @@ fn report(number: usize, adapter: &wgpu::Adapter) -> AdapterReport {
         driver_info: info.driver_info.clone(),
         backend: info.backend.to_str().to_string(),
         device_type: device_type.to_string(),
-        limits: limits(&adapter.limits(), &info),
+        limits: limits(adapter, &adapter.limits(), adapter.features()),
         features,
     }
 }
 
 /// wgpu's limits as the plain data that the compiler sees.
-pub(super) fn limits(l: &wgpu::Limits, info: &wgpu::AdapterInfo) -> Limits {
+pub(super) fn limits(adapter: &wgpu::Adapter, l: &wgpu::Limits, features: wgpu::Features) -> Limits {
+    let info = adapter.get_info();
     let alignment = l.min_storage_buffer_offset_alignment.max(l.min_uniform_buffer_offset_alignment).max(16);
     let max_binding_bytes = l.max_storage_buffer_binding_size.min(l.max_buffer_size);
     Limits {
@@ -174,11 +175,28 @@ pub(super) fn limits(l: &wgpu::Limits, info: &wgpu::AdapterInfo) -> Limits {
         min_subgroup: info.subgroup_min_size,
         max_subgroup: info.subgroup_max_size,
         is_cpu: info.device_type == wgpu::DeviceType::Cpu,
+        has_f16: features.contains(wgpu::Features::SHADER_F16),
+        cooperative: if features.contains(COOPERATIVE) { cooperative(adapter) } else { Vec::new() },
         memory_bytes: match info.device_type {
             wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu => host_memory(),
             _ => None,
         },
     }
+}
+
+/// Cooperative matrices, and the f16 that their operands are.
+pub(super) const COOPERATIVE: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+
+/// Sizes of square products of f16 with sums in f32.
+fn cooperative(adapter: &wgpu::Adapter) -> Vec<u32> {
+    use wgpu::CooperativeScalarType::{F16, F32};
+    let all = adapter.cooperative_matrix_properties();
+    let is_there = |&size: &u32| {
+        all.iter().any(|p| [p.m_size, p.n_size, p.k_size] == [size; 3] && (p.ab_type, p.cr_type) == (F16, F32))
+    };
+    // Those that WGSL has.
+    [8, 16].into_iter().filter(is_there).collect()
 }
 
 /// Bytes of host memory that can be had without swapping, which CPU and integrated adapters share; `None` where the

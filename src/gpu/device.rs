@@ -59,16 +59,31 @@ impl Gpu {
         let (adapter, report) = adapters.swap_remove(number);
         let wanted = wgpu::Features::TIMESTAMP_QUERY
             | wgpu::Features::SUBGROUP
-            | wgpu::Features::SHADER_F16
+            | adapter::COOPERATIVE
             | wgpu::Features::SHADER_INT64
             | wgpu::Features::PIPELINE_CACHE;
         let required_limits = match restrict {
             None => adapter.limits(),
             Some(limits) => restricted(&adapter.limits(), limits),
         };
+        // An adapter that is held to lower limits is held to what they say of f16 as well.
+        let refused = restrict.map_or(wgpu::Features::empty(), |limits| {
+            let none = wgpu::Features::empty();
+            let f16 = if limits.has_f16 { none } else { adapter::COOPERATIVE };
+            f16 | if limits.cooperative.is_empty() { wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX } else { none }
+        });
+        let required_features = adapter.features() & wanted & !refused;
+        let experimental = required_features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("danlu"),
-            required_features: adapter.features() & wanted,
+            required_features,
+            // SAFETY: what the experiment may get wrong is a kernel's results, and those that use it are proved on the
+            // adapter before they are trusted.
+            experimental_features: if experimental {
+                unsafe { wgpu::ExperimentalFeatures::enabled() }
+            } else {
+                wgpu::ExperimentalFeatures::disabled()
+            },
             required_limits,
             // Plans take memory in few large buffers; small blocks only serve uniforms and staging.
             memory_hints: wgpu::MemoryHints::MemoryUsage,
@@ -91,7 +106,7 @@ impl Gpu {
         });
         let limits = Limits {
             memory_bytes: report.limits.memory_bytes,
-            ..adapter::limits(&device.limits(), &adapter.get_info())
+            ..adapter::limits(&adapter, &device.limits(), device.features())
         };
         let pipelines = Mutex::new(HashMap::new());
         Ok(Gpu { inner: Arc::new(Inner { device, queue, report, chosen, limits, fault, pipelines }) })

@@ -107,6 +107,16 @@ impl Graph {
         Ok((0..count).map(|output| Value { node, output }).collect())
     }
 
+    /// From here on every operator so far that can rounds the operands of its products to f16 ([`Op::narrow`]); so do
+    /// gradients made after that.
+    pub fn narrow(&mut self) {
+        for node in &mut self.nodes {
+            if let Some(narrow) = node.op().and_then(|op| op.narrow()) {
+                node.kind = Kind::Op(narrow);
+            }
+        }
+    }
+
     /// Marks a value as wanted by the caller.
     pub fn output(&mut self, name: &str, value: Value) {
         self.outputs.push((name.to_string(), value));

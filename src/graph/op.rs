@@ -4,6 +4,7 @@ use super::{Graph, Kernel, Value};
 use crate::base::{Array, Limits, TensorType, Tolerance};
 use crate::error::Result;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 /// Types of an operator's inputs and outputs at one node.
 #[derive(Debug, Clone)]
@@ -98,6 +99,11 @@ pub trait Op: Debug + Send + Sync + 'static {
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
         let _ = (g, node);
         Ok(None)
+    }
+
+    /// The operator whose products round their operands to f16, where it has such: what mixed precision puts in its place.
+    fn narrow(&self) -> Option<Arc<dyn Op>> {
+        None
     }
 
     /// The input on whose elements a fused expression may be applied as they are loaded, if the kernels have that hook.

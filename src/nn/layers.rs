@@ -9,7 +9,7 @@ use crate::ops::{MatMul, RmsNorm};
 /// # Errors
 /// If the shapes do not fit.
 pub fn linear(g: &mut Graph, x: Value, weight: Value) -> Result<Value> {
-    g.apply1(MatMul { transpose_a: false, transpose_b: true }, &[x, weight])
+    g.apply1(MatMul::linear(), &[x, weight])
 }
 
 /// A linear layer's weights.

@@ -3,10 +3,11 @@
 //!
 //! Legend: R rows (tokens), D model width, V vocabulary.
 
-use super::{CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, IGNORE, MatMul};
+use super::{CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, IGNORE, MatMul, Operands};
 use crate::base::{Array, DType, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Concat, Cost, Graph, Io, Map, Op, OpNode, Slice, Value};
+use std::sync::Arc;
 
 /// Mean cross entropy of softmax(x·Wᵀ) against targets, over rows whose target is not [`IGNORE`].
 ///
@@ -16,6 +17,8 @@ use crate::graph::{Concat, Cost, Graph, Io, Map, Op, OpNode, Slice, Value};
 pub struct LinearCrossEntropy {
     /// Words of one chunk; a multiple of 64. See [`LinearCrossEntropy::chunk_for`].
     pub chunk: usize,
+    /// What x and W are rounded to before they are multiplied.
+    pub operands: Operands,
 }
 
 /// Gradient of [`LinearCrossEntropy`]: dx and dW from x, W, targets, lse, count and dloss `[1]`.
@@ -23,9 +26,16 @@ pub struct LinearCrossEntropy {
 pub struct LinearCrossEntropyGrad {
     /// Words of one chunk, as in the forward pass.
     pub chunk: usize,
+    /// What x, W and the logits' gradients are rounded to before they are multiplied.
+    pub operands: Operands,
 }
 
 impl LinearCrossEntropy {
+    /// In strict f32, by so many words at a time.
+    pub fn new(chunk: usize) -> Self {
+        LinearCrossEntropy { chunk, operands: Operands::F32 }
+    }
+
     /// Most words, in steps of 64 and at least 256, whose logits for `rows` rows take no more than 16 MiB.
     pub fn chunk_for(rows: usize) -> usize {
         ((16 << 20) / (4 * rows.max(1)) / 64 * 64).max(256)
@@ -96,15 +106,19 @@ impl Op for LinearCrossEntropy {
         }
         let (Some(dloss), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
         let inputs = [x, w, targets, node.outputs[1], node.outputs[2], dloss];
-        let d = g.apply(LinearCrossEntropyGrad { chunk: self.chunk }, &inputs)?;
+        let d = g.apply(LinearCrossEntropyGrad { chunk: self.chunk, operands: self.operands }, &inputs)?;
         Ok(vec![Some(d[0]), Some(d[1]), None])
+    }
+
+    fn narrow(&self) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(LinearCrossEntropy { operands: Operands::F16, ..self.clone() }))
     }
 
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
         let parts = Parts::of(g, &node.inputs, self.chunk)?;
         let mut stats: Option<Value> = None;
         for (start, w) in parts.chunks {
-            let logits = g.apply1(MatMul { transpose_a: false, transpose_b: true }, &[parts.x, w])?;
+            let logits = g.apply1(MatMul::linear().with(self.operands), &[parts.x, w])?;
             let inputs: Vec<Value> = [logits, parts.targets].into_iter().chain(stats).collect();
             stats = Some(g.apply1(CrossEntropyUpdate { start }, &inputs)?);
         }
@@ -125,7 +139,7 @@ impl Op for LinearCrossEntropy {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let logits = logits(&inputs[0], &inputs[1]);
+        let logits = logits(&self.operands.rounded(&inputs[0]), &self.operands.rounded(&inputs[1]));
         let lse: Vec<f64> = logits.iter().map(|row| log_sum_exp(row)).collect();
         let counted = || inputs[2].data.iter().enumerate().filter(|(_, t)| **t != f64::from(IGNORE));
         let count = counted().count() as f64;
@@ -164,14 +178,14 @@ impl Op for LinearCrossEntropyGrad {
         let (mut dx, mut dw): (Option<Value>, Vec<Value>) = (None, Vec::new());
         let mut starts = Vec::new();
         for (start, w) in parts.chunks {
-            let logits = g.apply1(MatMul { transpose_a: false, transpose_b: true }, &[parts.x, w])?;
+            let logits = g.apply1(MatMul::linear().with(self.operands), &[parts.x, w])?;
             let dlogits = g.apply1(CrossEntropyGrad { start }, &[logits, parts.targets, lse, count, dloss])?;
-            let part = g.apply1(MatMul { transpose_a: false, transpose_b: false }, &[dlogits, w])?;
+            let part = g.apply1(MatMul::new(false, false).with(self.operands), &[dlogits, w])?;
             dx = Some(match dx {
                 None => part,
                 Some(sum) => g.apply1(Map::add(), &[part, sum])?,
             });
-            dw.push(g.apply1(MatMul { transpose_a: true, transpose_b: false }, &[dlogits, parts.x])?);
+            dw.push(g.apply1(MatMul::new(true, false).with(self.operands), &[dlogits, parts.x])?);
             starts.push(start * w_shape.last());
         }
         let dw = match dw[..] {
@@ -198,6 +212,7 @@ impl Op for LinearCrossEntropyGrad {
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let [x, w, targets, lse, count, dloss] = inputs else { unreachable!("checked when the node was made") };
         let (d, scale) = (w.ty.shape.last(), dloss.data[0] / count.data[0].max(1.0));
+        let (x, w) = (&*self.operands.rounded(x), &*self.operands.rounded(w));
         let zeros = |a: &Array| Array::zeros(a.ty.shape.clone());
         let (mut dx, mut dw) = (zeros(x), zeros(w));
         for (r, row) in logits(x, w).into_iter().enumerate() {
@@ -207,7 +222,7 @@ impl Op for LinearCrossEntropyGrad {
             }
             for (v, logit) in row.into_iter().enumerate() {
                 let hit = f64::from(u8::from(target == v as f64));
-                let dlogit = ((logit - lse.data[r]).exp() - hit) * scale;
+                let dlogit = self.operands.round(((logit - lse.data[r]).exp() - hit) * scale);
                 for c in 0..d {
                     dx.data[r * d + c] += dlogit * w.data[v * d + c];
                     dw.data[v * d + c] += dlogit * x.data[r * d + c];

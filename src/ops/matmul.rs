@@ -1,9 +1,10 @@
 //! Matrix multiplication. M rows, N columns, K the dim that is summed.
 
-use super::weight;
+use super::{Operands, weight};
 use crate::base::{Array, DType, Limits, Shape, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Graph, Io, Kernel, Op, OpNode, Value};
+use std::sync::Arc;
 
 /// C = op(A) · op(B) over the last two dims; A and C are f32, B has any dtype of weights. A is `[.., M,K]`, or `[.., K,M]` with `transpose_a`; B is `[.., K,N]`,
 /// or `[.., N,K]` with `transpose_b`; C is `[.., M,N]`. Leading dims are equal and make a batch; but where B has two
@@ -15,6 +16,8 @@ pub struct MatMul {
     pub transpose_a: bool,
     /// B is stored `[.., N,K]`.
     pub transpose_b: bool,
+    /// What A and B are rounded to as they are loaded; gradients are products of the same kind.
+    pub operands: Operands,
 }
 
 /// The sizes of one product.
@@ -27,9 +30,19 @@ pub(super) struct Sizes {
 }
 
 impl MatMul {
+    /// The product in strict f32.
+    pub const fn new(transpose_a: bool, transpose_b: bool) -> Self {
+        MatMul { transpose_a, transpose_b, operands: Operands::F32 }
+    }
+
+    /// The same product with its operands rounded so.
+    pub const fn with(self, operands: Operands) -> Self {
+        MatMul { operands, ..self }
+    }
+
     /// op(A) as it stands, op(B) transposed: x `[.., K]` by W `[N,K]`, the linear layer.
-    pub fn linear() -> Self {
-        MatMul { transpose_a: false, transpose_b: true }
+    pub const fn linear() -> Self {
+        MatMul::new(false, true)
     }
 
     fn folds(a: &Shape, b: &Shape) -> bool {
@@ -89,7 +102,7 @@ impl Op for MatMul {
     fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
         let Some(dy) = dy[0] else { return Ok(vec![None, None]) };
         let (a, b) = (node.inputs[0], node.inputs[1]);
-        let mut product = |x, transpose_a, y, transpose_b| g.apply1(MatMul { transpose_a, transpose_b }, &[x, y]);
+        let mut product = |x, ta, y, tb| g.apply1(MatMul::new(ta, tb).with(self.operands), &[x, y]);
         let (ta, tb) = (self.transpose_a, self.transpose_b);
         // op(A)' = dC · op(B)' transposed, and A's own layout decides which side it stands on; the same for B.
         let da = if ta { product(b, tb, dy, true)? } else { product(dy, false, b, !tb)? };
@@ -105,7 +118,7 @@ impl Op for MatMul {
         } else {
             (a, dy)
         };
-        let mut product = |x, transpose_a, y, transpose_b| g.apply1(MatMul { transpose_a, transpose_b }, &[x, y]);
+        let mut product = |x, ta, y, tb| g.apply1(MatMul::new(ta, tb).with(self.operands), &[x, y]);
         let db = if tb { product(rows_dy, true, rows_a, ta)? } else { product(rows_a, !ta, rows_dy, false)? };
         Ok(vec![Some(da), Some(db)])
     }
@@ -121,7 +134,7 @@ impl Op for MatMul {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let (a, b) = (&inputs[0], &inputs[1]);
+        let (a, b) = (self.operands.rounded(&inputs[0]), self.operands.rounded(&inputs[1]));
         let (s, dims) = self.sizes(&a.ty, &b.ty).expect("checked when the node was made");
         let mut c = Array::zeros(dims);
         for z in 0..s.batch {
@@ -137,6 +150,10 @@ impl Op for MatMul {
         vec![c]
     }
 
+    fn narrow(&self) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(self.clone().with(Operands::F16)))
+    }
+
     fn prologue(&self) -> Option<usize> {
         Some(0)
     }
@@ -147,5 +164,30 @@ impl Op for MatMul {
 
     fn reduction(&self, io: &Io) -> usize {
         self.io_sizes(io).k
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rounding has no derivative, so its gradients are by definition: those of the product, by products of its own kind.
+    #[test]
+    fn gradients_of_a_product_of_halves_are_products_of_halves() {
+        for operands in [Operands::F32, Operands::F16] {
+            for (ta, tb) in [(false, true), (true, false), (false, false), (true, true)] {
+                let mut g = Graph::new();
+                let (a, b) = (g.input("a", TensorType::f32([4, 4])), g.input("b", TensorType::f32([4, 4])));
+                let c = g.apply(MatMul::new(ta, tb).with(operands), &[a, b]).unwrap()[0];
+                let node = g.op_node(c.node);
+                let op = g.node(c.node).op().unwrap().clone();
+                let dy = g.input("dy", TensorType::f32([4, 4]));
+                op.gradient(&mut g, &node, &[Some(dy)]).unwrap();
+                let products = g.nodes().iter().filter_map(|n| n.op()).map(|op| format!("{op:?}"));
+                let wanted = format!("operands: {operands:?}");
+                let all: Vec<String> = products.collect();
+                assert!(all.len() == 3 && all.iter().all(|op| op.contains(&wanted)), "{all:?}");
+            }
+        }
     }
 }

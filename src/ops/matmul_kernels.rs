@@ -48,16 +48,17 @@ impl MatMul {
         // Kernels that hand values from lane to lane of a workgroup of eight, which must lie in one subgroup.
         let hands_on = limits.is_cpu && limits.min_subgroup >= 8;
         let is_linear = self.transpose_b && !self.transpose_a && s.k.is_multiple_of(4);
-        let mut tiers = Vec::new();
+        let (mut tiers, mut staged) = (Vec::new(), Vec::new());
         // Measured: beyond these the rows kernel is faster.
-        if hands_on && is_linear && s.m <= if dtype.is_packed() { 4 } else { 2 } {
+        let half = self.operands.are_half();
+        if hands_on && is_linear && !half && s.m <= if dtype.is_packed() { 4 } else { 2 } {
             let rows = s.m.next_power_of_two();
             let tier = self.tier("matvec_lanes", format!("lanes_{rows}"), dtype, [rows, 8]);
             tiers.push(tier.constant("ROWS", rows));
         }
         if hands_on {
             tiers.push(self.rows(s, dtype));
-        } else if is_linear && s.m <= 8 {
+        } else if is_linear && !half && s.m <= 8 {
             // So many lanes share a row that each has some four blocks of it.
             let (rows, lanes) = (s.m.next_power_of_two(), (s.k / 128).next_power_of_two().clamp(4, 32));
             let tier = self.tier("matvec_groups", format!("groups_{rows}"), dtype, [rows, 64 / lanes]);
@@ -66,11 +67,20 @@ impl MatMul {
         // Every dtype has pipelines of its own, which take time to compile: packed ones have no more than they need.
         if !(hands_on && dtype.is_packed()) {
             let large = if limits.is_cpu && !dtype.is_packed() { [128, 64] } else { [64, 64] };
-            tiers.extend([large, [32, 32]].map(|[m, n]| {
-                let tier = self.tier("matmul_tile", format!("tile_{m}x{n}"), dtype, [m, n]);
+            let tile = |[m, n]: [usize; 2], staged: &str| {
+                let tier = self.tier("matmul_tile", format!("tile_{m}x{n}{staged}"), dtype, [m, n]);
                 tier.constant("TILE_M", m).constant("TILE_N", n).constant("TILE_K", 16)
-            }));
+            };
+            if half && limits.has_f16 {
+                staged.extend([large, [32, 32]].map(|size| tile(size, "_staged").constant("STAGED", 1)));
+            }
+            tiers.extend([large, [32, 32]].map(|size| tile(size, "")));
         }
+        if half && dtype == DType::F32 {
+            staged.extend(self.cooperative(s, limits));
+        }
+        // What wants more than every adapter has comes last: the first candidate is right everywhere.
+        tiers.extend(staged);
         tiers
     }
 
@@ -87,9 +97,32 @@ impl MatMul {
             .constant("TAIL", usize::from(!s.k.is_multiple_of(4)))
     }
 
-    fn tier(&self, shader: &'static str, variant: String, dtype: DType, tile: [usize; 2]) -> Tier {
+    /// Cooperative matrices of the sizes that the adapter has, where it is known which lanes make a subgroup.
+    fn cooperative(&self, s: Sizes, limits: &Limits) -> impl Iterator<Item = Tier> {
+        let subgroup = limits.min_subgroup as usize;
+        let is_known = limits.min_subgroup == limits.max_subgroup && 4 * limits.min_subgroup <= limits.max_invocations;
+        let sizes = if is_known { limits.cooperative.clone() } else { Vec::new() };
+        let vector = [if self.transpose_a { s.m } else { s.k }, if self.transpose_b { s.k } else { s.n }]
+            .map(|row| usize::from(row.is_multiple_of(4)));
+        sizes.into_iter().map(|size| size as usize).map(move |size| {
+            self.tier("matmul_coop", format!("coop_{size}"), DType::F32, [4 * size, 4 * size])
+                .constant("SIZE", size)
+                .constant("SIZE_16", usize::from(size == 16))
+                .constant("SUBGROUP", subgroup)
+                .constant("VECTOR_A", vector[0])
+                .constant("VECTOR_B", vector[1])
+        })
+    }
+
+    fn tier(&self, shader: &'static str, mut variant: String, dtype: DType, tile: [usize; 2]) -> Tier {
         let flags = (usize::from(self.transpose_a), usize::from(self.transpose_b));
-        let kernel = Kernel::new(shader, variant).constant("TA", flags.0).constant("TB", flags.1);
+        if self.operands.are_half() {
+            variant += "_half";
+        }
+        let mut kernel = Kernel::new(shader, variant).constant("TA", flags.0).constant("TB", flags.1);
+        if self.operands.are_half() {
+            kernel = kernel.constant("HALF", 1);
+        }
         let is_packed = dtype.is_packed();
         Tier { kernel: if is_packed { weight::header(kernel.constant("PACKED", 1), dtype) } else { kernel }, tile }
     }

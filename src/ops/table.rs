@@ -1,7 +1,7 @@
 //! The table of operators: one row a case. It serves the operator tests, the shader-translation test and the doctor's
 //! self-test; a new operator adds rows here and is then tested forward, backward and on every adapter.
 
-use super::{Embedding, EmbeddingGrad, MatMul, RmsNorm, RmsNormGrad, RmsNormGradGain, Rope};
+use super::{Embedding, EmbeddingGrad, MatMul, Operands, RmsNorm, RmsNormGrad, RmsNormGradGain, Rope};
 use crate::base::{Array, Limits, Rng, TensorType, packed};
 use crate::error::Result;
 use crate::graph::{Binary, Expr, Graph, Io, Kernel, Map, Op, OpNode, SumRows, Value};
@@ -137,7 +137,8 @@ fn elementwise() -> Vec<Case> {
 }
 
 fn matmul() -> Vec<Case> {
-    let op = |transpose_a, transpose_b| MatMul { transpose_a, transpose_b };
+    let op = MatMul::new;
+    let half = |transpose_a, transpose_b| op(transpose_a, transpose_b).with(Operands::F16);
     vec![
         Case::new("nn", op(false, false), &[normal([13, 19]), normal([19, 23])]).wrt(&[0, 1]),
         Case::new("nt", op(false, true), &[normal([13, 19]), normal([23, 19])]).wrt(&[0, 1]),
@@ -153,6 +154,15 @@ fn matmul() -> Vec<Case> {
         Case::new("nt odd", op(false, true), &[normal([67, 131]), normal([70, 131])]),
         Case::new("tn odd", op(true, false), &[normal([131, 67]), normal([131, 70])]),
         Case::new("nn odd", op(false, false), &[normal([67, 131]), normal([131, 70])]),
+        // Rounding is no smooth function, so gradients are what `ops::matmul` tests say they are.
+        Case::new("half nt", half(false, true), &[normal([13, 19]), normal([23, 19])]),
+        Case::new("half tt", half(true, true), &[normal([19, 13]), normal([23, 19])]),
+        Case::new("half linear", half(false, true), &[normal([2, 5, 12]), normal([20, 12])]),
+        Case::new("half batched tn", half(true, false), &[normal([3, 4, 6]), normal([3, 4, 10])]),
+        Case::new("half nn even", half(false, false), &[normal([64, 96]), normal([96, 128])]),
+        Case::new("half tn even", half(true, false), &[normal([96, 64]), normal([96, 128])]),
+        Case::new("half nt odd", half(false, true), &[normal([67, 131]), normal([70, 131])]),
+        Case::new("half nn odd", half(false, false), &[normal([67, 131]), normal([131, 70])]),
     ]
 }
 

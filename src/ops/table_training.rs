@@ -3,7 +3,7 @@
 use super::table::{Case, Draw, below, normal, positive};
 use super::{
     AdamW, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, GlobalNorm, IGNORE, LinearCrossEntropy,
-    LinearCrossEntropyGrad, SumParts, SumSquares,
+    LinearCrossEntropyGrad, Operands, SumParts, SumSquares,
 };
 use crate::base::TensorType;
 
@@ -53,18 +53,22 @@ fn cross_entropy() -> Vec<Case> {
 }
 
 fn linear_cross_entropy() -> Vec<Case> {
-    let op = LinearCrossEntropy { chunk: 64 };
-    let grad = LinearCrossEntropyGrad { chunk: 64 };
+    let op = LinearCrossEntropy::new(64);
+    let grad = |operands| LinearCrossEntropyGrad { chunk: 64, operands };
+    let half = Operands::F16;
+    let parts = [normal([5, 6]), normal([133, 6]), targets(5, 133), positive([5]), given([1], &[3.0]), positive([1])];
     let shaped = |b, t, n| (TensorType::u32([b, t]), targets(b * t, n).1);
     vec![
         Case::new("", op.clone(), &[normal([2, 3, 8]), normal([40, 8]), shaped(2, 3, 40)]).wrt(&[0, 1]),
         Case::new("chunks", op.clone(), &[normal([5, 6]), normal([133, 6]), targets(5, 133)]).wrt(&[0, 1]),
         Case::new("none ignored", op, &[normal([3, 12]), normal([64, 12]), below([3], 64)]).wrt(&[0, 1]),
+        Case::new("chunks", grad(Operands::F32), &parts),
         Case::new(
-            "chunks",
-            grad,
-            &[normal([5, 6]), normal([133, 6]), targets(5, 133), positive([5]), given([1], &[3.0]), positive([1])],
+            "half",
+            LinearCrossEntropy { operands: half, ..LinearCrossEntropy::new(64) },
+            &[normal([5, 6]), normal([133, 6]), targets(5, 133)],
         ),
+        Case::new("half", grad(half), &parts),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Rows of the operators' table with weights in each dtype that a file may have.
 
 use super::table::{Case, Draw, below, normal};
-use super::{Embedding, MatMul};
+use super::{Embedding, MatMul, Operands};
 use crate::base::{DType, TensorType};
 
 /// Random blocks.
@@ -15,6 +15,7 @@ pub(super) fn rows() -> Vec<Case> {
 
 fn of(dtype: DType) -> Vec<Case> {
     let linear = MatMul::linear();
+    let half = linear.clone().with(Operands::F16);
     let by_rows = MatMul { transpose_b: false, ..MatMul::linear() };
     // One block a row and several; in f16 also sizes that do not divide by four, whose kernels take long to compile.
     let one = dtype.block().elements;
@@ -30,6 +31,7 @@ fn of(dtype: DType) -> Vec<Case> {
         Case::new(&note("batched"), linear.clone(), &[normal([2, 3, odd]), packed(dtype, [2, 5, odd])]),
         Case::new(&note("many rows"), linear, &[normal([67, some]), packed(dtype, [70, some])]),
         Case::new(&note("by rows"), by_rows, &[normal([19, k]), packed(dtype, [k, odd])]).wrt(&[0]),
+        Case::new(&note("half"), half, &[normal([19, some]), packed(dtype, [9, some])]),
         Case::new(&note("table"), Embedding, &[packed(dtype, [37, odd]), below([2, 9], 41)]),
     ]
 }

@@ -58,7 +58,7 @@ mod tests {
     fn weights_that_cannot_be_read_are_refused() {
         let (x, tokens) = (TensorType::f32([3, 48]), TensorType::u32([5]));
         let product = |op: MatMul, b: TensorType| op.infer(&[&x, &b]).unwrap_err();
-        let by_rows = MatMul { transpose_a: false, transpose_b: false };
+        let by_rows = MatMul::new(false, false);
         assert_eq!(
             product(MatMul::linear(), ty(DType::Q4_0, [64, 48])),
             "b is q4_0[64,48], but q4_0 comes in blocks of 32, and a row has 48 elements"

@@ -83,7 +83,7 @@ async fn copy(gpu: &Gpu) -> Result<f64> {
 }
 
 async fn matmul(gpu: &Gpu, chooser: &mut dyn Chooser) -> Result<f64> {
-    let op = MatMul { transpose_a: false, transpose_b: false };
+    let op = MatMul::new(false, false);
     let limits = gpu.limits();
     let mut best = 0.0_f64;
     for n in SIZES {

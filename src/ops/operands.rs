@@ -1,0 +1,42 @@
+//! How the operands of a product are rounded before they are multiplied. Sums are f32 whatever they are.
+
+use crate::base::Array;
+use half::f16;
+use std::borrow::Cow;
+
+/// What the operands of a product are rounded to as they are loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Operands {
+    /// Nothing is rounded: strict f32.
+    #[default]
+    F32,
+    /// To the nearest f16, of two equally near ones the even one; beyond 65,504 to infinity, as hardware does.
+    F16,
+}
+
+impl Operands {
+    /// True where operands are rounded.
+    pub fn are_half(self) -> bool {
+        self == Operands::F16
+    }
+
+    /// An element as it is multiplied.
+    pub(super) fn round(self, x: f64) -> f64 {
+        match self {
+            Operands::F32 => x,
+            // By way of the f32 that the device holds: so no reference rounds a number that no kernel sees.
+            Operands::F16 => f16::from_f32(x as f32).to_f64(),
+        }
+    }
+
+    /// An operand as it is multiplied.
+    pub(super) fn rounded(self, x: &Array) -> Cow<'_, Array> {
+        match self {
+            Operands::F32 => Cow::Borrowed(x),
+            Operands::F16 => {
+                let data = x.data.iter().map(|&x| self.round(x)).collect();
+                Cow::Owned(Array::new(x.ty.clone(), data))
+            }
+        }
+    }
+}
