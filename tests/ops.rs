@@ -145,6 +145,9 @@ fn kernels_translate_for_every_vendor() {
             for kernel in kernels(&case, &limits) {
                 assert_within(&case, &kernel, &limits);
                 common::check_kernel(&kernel);
+                if limits.is_cpu {
+                    common::check_wide(&kernel);
+                }
             }
         }
     }

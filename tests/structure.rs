@@ -241,6 +241,60 @@ fn shaders_have_no_atomics_and_no_overrides() {
     none(complaints);
 }
 
+/// WGSL wants parentheses between shifts and `&` or `|`; naga does without, browsers do not.
+#[test]
+fn shifts_stand_in_parentheses_beside_and_or() {
+    let mut complaints = Vec::new();
+    for path in files("shaders", "wgsl") {
+        for (i, line) in read(&path).lines().enumerate() {
+            if mixes(line.split("//").next().unwrap_or_default()) {
+                complaints.push(format!("{}:{}: {line}", path.display(), i + 1));
+            }
+        }
+    }
+    none(complaints);
+    assert!(mixes("a >> 8u & 255u") && mixes("f(1u) | (b << 2u) | c << 4u") && mixes("x[a & b << 1u]"));
+    assert!(
+        !mixes("(a >> 8u) & 255u")
+            && !mixes("f(a << 1u, b | c)")
+            && !mixes("a << 1u; b & c")
+            && !mixes("x[a & b] << 1u")
+    );
+}
+
+/// True where a shift and `&` or `|` are operators of one expression.
+fn mixes(line: &str) -> bool {
+    let mut open = vec![(false, false)];
+    let words = line.replace(['(', '['], " ( ").replace([')', ']'], " ) ").replace([',', ';', '{', '}'], " , ");
+    for word in words.split_whitespace() {
+        let last = open.last_mut().expect("one for the line");
+        match word {
+            ">>" | "<<" => last.0 = true,
+            "&" | "|" => last.1 = true,
+            "," | "=" | "&&" | "||" | "return" => *last = (false, false),
+            "(" => open.push((false, false)),
+            ")" if open.len() > 1 => drop(open.pop()),
+            _ => {}
+        }
+        if open.last() == Some(&(true, true)) {
+            return true;
+        }
+    }
+    false
+}
+
+/// The recipe that the tour shows is the one that a run without flags has.
+#[test]
+fn the_tour_shows_the_defaults_of_a_recipe() {
+    let tour = read(Path::new("docs/tour.md"));
+    let lines = tour.lines().skip_while(|l| !l.ends_with("with these defaults:")).skip(1);
+    let shown: Vec<&str> = lines.take_while(|l| l.is_empty() || l.starts_with("    ")).map(str::trim).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), shown.join("\n")).unwrap();
+    assert!(shown.len() > 15, "{shown:?}");
+    assert_eq!(danlu::train::Recipe::open(file.path()).unwrap(), danlu::train::Recipe::default());
+}
+
 /// Every shader of the folder is named by an operator (or imported by a shader), and none is named that is not there.
 #[test]
 fn every_shader_is_used_and_every_name_has_a_shader() {

@@ -178,7 +178,7 @@ fn measuring_a_large_product_is_short() {
 #[test]
 fn the_table_that_ships_is_readable_and_covers_products() {
     let gpu = gpu();
-    if let Some((table, _)) = Records::shipped(&gpu.report().id()) {
+    if let Some(table) = Records::shipped(&gpu.report().id()) {
         let mut tuner = Tuner::new(gpu, TuneMode::Full, None);
         for (ta, tb) in [(false, false), (false, true), (true, false)] {
             let op = MatMul::new(ta, tb);

@@ -2,7 +2,7 @@
 
 // Byte `i` of the weight from word `at` on.
 fn byte(at: u32, i: u32) -> u32 {
-    return word(at + i / 4u) >> (i % 4u * 8u) & 255u;
+    return (word(at + i / 4u) >> (i % 4u * 8u)) & 255u;
 }
 
 // The quants of 32 elements, of which no two share a word.
@@ -30,9 +30,9 @@ fn weight_quants(row: u32, k: u32) -> vec4<f32> {
 fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     let at = row + k / 256u * 28u;
     let s = k % 256u / 16u;
-    let low = byte(at + 24u, s % 8u) >> (s / 8u * 4u) & 15u;
-    let high = byte(at + 26u, s % 4u) >> (s / 4u * 2u) & 3u;
-    let scale = unpack2x16float(word(at + 27u)).x * f32(i32(low | high << 4u) - 32);
+    let low = (byte(at + 24u, s % 8u) >> (s / 8u * 4u)) & 15u;
+    let high = (byte(at + 26u, s % 4u) >> (s / 4u * 2u)) & 3u;
+    let scale = unpack2x16float(word(at + 27u)).x * f32(i32(low | (high << 4u)) - 32);
     return vec2(scale, -4.0 * scale);
 }
 
@@ -40,7 +40,7 @@ fn weight_quants(row: u32, k: u32) -> vec4<f32> {
     let at = row + k / 256u * 28u;
     let low = bytes(word(at + 8u + k % 256u / 128u * 8u + k % 32u / 4u) >> (k % 128u / 32u * 2u)) & vec4(3u);
     let high = bytes(word(at + k % 32u / 4u) >> (k % 256u / 32u)) & vec4(1u);
-    return floats(low | high << vec4(2u));
+    return floats(low | (high << vec4(2u)));
 }
 #endif
 #if SIX_BIT_SCALES
@@ -50,7 +50,7 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     let j = k % 256u / 32u;
     let w = vec3(word(at + 1u), word(at + 2u), word(at + 3u)) >> vec3(j % 4u * 8u);
     let first = w.xy & vec2(63u);
-    let second = vec2(w.z & 15u, w.z >> 4u & 15u) | (w.xy >> vec2(6u) & vec2(3u)) << vec2(4u);
+    let second = vec2(w.z & 15u, (w.z >> 4u) & 15u) | (((w.xy >> vec2(6u)) & vec2(3u)) << vec2(4u));
     let scale = vec2<f32>(bitcast<vec2<i32>>(select(second, first, j < 4u)));
     return unpack2x16float(word(at)) * vec2(scale.x, -scale.y);
 }
@@ -60,7 +60,7 @@ fn weight_quants(row: u32, k: u32) -> vec4<f32> {
     let j = k % 256u / 32u;
     let low = bytes(word(at + WORDS - 32u + k % 256u / 64u * 8u + k % 32u / 4u) >> (j % 2u * 4u)) & vec4(15u);
 #if HIGH_BITS
-    return floats(low | (bytes(word(at + 4u + k % 32u / 4u) >> j) & vec4(1u)) << vec4(4u));
+    return floats(low | ((bytes(word(at + 4u + k % 32u / 4u) >> j) & vec4(1u)) << vec4(4u)));
 #else
     return floats(low);
 #endif
@@ -85,6 +85,6 @@ fn weight_quants(row: u32, k: u32) -> vec4<f32> {
     let at = row + k / 256u * 53u + k % 32u / 4u;
     let low = bytes(word(at + half * 16u + part % 2u * 8u) >> (part / 2u * 4u)) & vec4(15u);
     let high = bytes(word(at + 32u + half * 8u) >> (part * 2u)) & vec4(3u);
-    return floats(low | high << vec4(4u));
+    return floats(low | (high << vec4(4u)));
 }
 #endif

@@ -39,7 +39,7 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
 fn nibbles(quants: u32, high: u32) -> vec4<f32> {
     let low = bytes(quants) & vec4(15u);
 #if HIGH_BITS
-    return floats(low | (vec4(high) >> vec4(0u, 1u, 2u, 3u) & vec4(1u)) << vec4(4u));
+    return floats(low | (((vec4(high) >> vec4(0u, 1u, 2u, 3u)) & vec4(1u)) << vec4(4u)));
 #else
     return floats(low);
 #endif

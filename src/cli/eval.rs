@@ -92,7 +92,7 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
     let (bar, mut show) = loading();
     let scorer = Scorer::load(&gpu, &checkpoint, args.batch_tokens, &mut show).await;
     bar.finish_and_clear();
-    let mut scorer = scorer?;
+    let mut scorer = scorer?.tuned(Some(&super::paths::cache()));
     for (file, text) in args.text.iter().zip(&texts) {
         let started = Instant::now();
         let (bar, mut show) = scoring("windows", file);

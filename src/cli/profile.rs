@@ -128,8 +128,10 @@ async fn generation(gpu: &Gpu, tuner: &mut Tuner, checkpoint: &Checkpoint, args:
     let options = Options::from(context);
     options.check_prompt(&prompt, checkpoint.config())?;
     let mut generator = super::generate::load(gpu, checkpoint, options).await?;
-    let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
-    // An end of the text is no end here: the first runs make what is needed, the second are timed, the third recorded.
+    // An end of the text would be the end of the measurement.
+    let logit_bias = checkpoint.config().eos_token_ids.iter().map(|&id| (id, -1e9)).collect();
+    let greedy = Sampling { temperature: 0.0, logit_bias, ..Sampling::default() };
+    // The first runs make what is needed, the second are timed, the third recorded.
     let mut seconds = 0.0;
     let recorder = Recorder::default();
     for round in 0..3 {

@@ -17,3 +17,4 @@ pub use pipeline::{Access, BindGroup, Pipeline};
 pub use profile::time;
 pub use queue::{PassTimes, Submission, Ticket};
 pub use warm::Compile;
+pub use wide::widen;

@@ -41,8 +41,8 @@ impl<T> Promise<T> {
 impl Gpu {
     /// Drives the device until a submission (the latest where `None`) is done.
     ///
-    /// Natively, wgpu makes progress only while some thread polls it: this is the one place where the library does,
-    /// and with it the one place that holds the calling thread. In a browser the event loop polls and this returns
+    /// Natively, wgpu makes progress only while some thread polls it: this is the one place where the library does.
+    /// It holds the calling thread, as compiling and the tuner's measurements do. In a browser the event loop polls and this returns
     /// at once; the callers then wait in their futures.
     pub(super) fn drive(&self, until: Option<wgpu::SubmissionIndex>) -> Result<()> {
         #[cfg(not(target_arch = "wasm32"))]

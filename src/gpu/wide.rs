@@ -14,8 +14,9 @@ fn wide_store(v: vec4<f32>) -> vec2<u64> {
 ";
 
 /// The same shader with its storage of `vec4<f32>` as pairs of `u64`, which are as wide and lie as these do. Storage whose
-/// name means something else as well, or of whose elements single components are written, stays as it is.
-pub(super) fn widen(text: &str) -> String {
+/// name means something else as well, or of whose elements single components are written, stays as it is. It does not know
+/// block comments, and of statements only those that end in a semicolon.
+pub fn widen(text: &str) -> String {
     let text: String = text.lines().map(|l| l.split("//").next().unwrap_or("").to_string() + "\n").collect();
     let names = vectors(&text);
     let mut out = text.clone();

@@ -12,6 +12,7 @@ use crate::ops::IGNORE;
 use crate::run::{Executor, States, TuneMode, Tuner, check_memory, f32s};
 use crate::store::{Checkpoint, Loaded};
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Sequences are filled up to a multiple of so many tokens, and rows of so many: few plans serve all lengths.
@@ -71,6 +72,11 @@ impl Scorer {
         let tuner = Tuner::new(gpu, TuneMode::Cached, None);
         let (gpu, model) = (gpu.clone(), model.clone());
         Scorer { gpu, model, params, states, tuner, batch_tokens, run: None }
+    }
+
+    /// Takes kernels as a tuner does that keeps its records in this folder; nothing is measured.
+    pub fn tuned(self, folder: Option<&Path>) -> Scorer {
+        Scorer { tuner: Tuner::new(&self.gpu, TuneMode::Cached, folder), ..self }
     }
 
     /// A model on disk; `progress` hears how far its weights have come.

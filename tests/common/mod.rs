@@ -38,6 +38,23 @@ pub fn check_kernel(kernel: &Kernel) {
     translate_all(&label, &source);
 }
 
+/// What a CPU's driver gets of a kernel is valid, and reads no storage as `vec4<f32>`.
+pub fn check_wide(kernel: &Kernel) {
+    let source = assemble(kernel.shader, &kernel.constants, &kernel.hooks).unwrap_or_else(|e| panic!("{e}"));
+    let text = danlu::gpu::widen(&source.text);
+    let label = format!("{} {}, read by 64 bits", kernel.shader, kernel.variant);
+    let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(&text)));
+    let capabilities = naga::valid::Capabilities::all();
+    let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
+    validator.validate(&module).unwrap_or_else(|e| panic!("{label}: {e}"));
+    for (_, variable) in module.global_variables.iter() {
+        let naga::TypeInner::Array { base, .. } = module.types[variable.ty].inner else { continue };
+        let four = naga::TypeInner::Vector { size: naga::VectorSize::Quad, scalar: naga::Scalar::F32 };
+        let storage = matches!(variable.space, naga::AddressSpace::Storage { .. });
+        assert!(!storage || module.types[base].inner != four, "{label}: {:?} is not", variable.name);
+    }
+}
+
 /// Translates to SPIR-V, MSL, HLSL and GLSL.
 pub fn translate_all(label: &str, source: &Source) {
     use naga::back::{glsl, hlsl, msl, spv};
