@@ -2,8 +2,9 @@
 
 use super::Gpu;
 use super::device::describe;
+use super::driver::driver;
 use super::queue::Ticket;
-use super::wait::promise;
+use super::wait::Promise;
 use crate::error::{Error, Result};
 use std::sync::{Arc, Mutex};
 
@@ -141,7 +142,8 @@ impl Gpu {
     /// # Errors
     /// [`Error::Device`] if the device failed on the way.
     pub async fn finish(&self) -> Result<()> {
-        let (done, callback) = promise();
+        let done = Promise::new();
+        let callback = done.callback();
         self.queue().on_submitted_work_done(move || callback(()));
         self.drive(None)?;
         done.get().await;
@@ -154,7 +156,8 @@ impl Gpu {
     /// As [`Gpu::storage`].
     pub async fn readback(&self, bytes: u64) -> Result<Readback> {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        Ok(Readback { buffer: self.create("readback", bytes, usage).await?, last: Ticket::cell() })
+        let buffer = self.create("readback", bytes, usage).await?;
+        Ok(Readback { buffer, last: Ticket::cell(), mapped: Promise::new() })
     }
 
     /// A slot through which data reach the device; keep it and use it again.
@@ -163,14 +166,22 @@ impl Gpu {
     /// As [`Gpu::storage`].
     pub async fn upload(&self, bytes: u64) -> Result<Upload> {
         let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
-        Ok(Upload { buffer: self.create("upload", bytes, usage).await?, last: Ticket::cell() })
+        let buffer = self.create("upload", bytes, usage).await?;
+        Ok(Upload { buffer, last: Ticket::cell(), mapped: Promise::new() })
     }
 
-    async fn map(&self, slot: &Buffer, mode: wgpu::MapMode, bytes: u64, last: &TicketCell) -> Result<()> {
+    async fn map(
+        &self,
+        slot: &Buffer,
+        mode: wgpu::MapMode,
+        bytes: u64,
+        last: &TicketCell,
+        mapped: &Mapped,
+    ) -> Result<()> {
         slot.check(0, bytes)?;
         self.check()?;
-        let (mapped, callback) = promise();
-        slot.raw.map_async(mode, 0..bytes, callback);
+        let callback = mapped.callback();
+        driver(|| slot.raw.map_async(mode, 0..bytes, callback));
         let until = last.lock().unwrap_or_else(|e| e.into_inner()).clone();
         self.drive(until)?;
         mapped.get().await.map_err(|e| self.fault().unwrap_or_else(|| Error::Device(e.to_string())))
@@ -180,11 +191,15 @@ impl Gpu {
 /// The submission that used a slot last.
 pub(super) type TicketCell = Arc<Mutex<Option<wgpu::SubmissionIndex>>>;
 
+/// How the mapping of a slot went.
+type Mapped = Promise<Result<(), wgpu::BufferAsyncError>>;
+
 /// Host-visible memory that [`super::Submission::copy_out`] fills.
 #[derive(Debug)]
 pub struct Readback {
     pub(super) buffer: Buffer,
     pub(super) last: TicketCell,
+    mapped: Mapped,
 }
 
 impl Readback {
@@ -198,12 +213,15 @@ impl Readback {
     /// # Errors
     /// [`Error::Device`] if the device failed on the way.
     pub async fn read<T>(&self, gpu: &Gpu, bytes: u64, f: impl FnOnce(&[u8]) -> T) -> Result<T> {
-        gpu.map(&self.buffer, wgpu::MapMode::Read, bytes, &self.last).await?;
+        gpu.map(&self.buffer, wgpu::MapMode::Read, bytes, &self.last, &self.mapped).await?;
         let result = {
-            let view = self.buffer.raw.get_mapped_range(0..bytes).map_err(|e| Error::Device(e.to_string()))?;
-            f(&view)
+            let view = driver(|| self.buffer.raw.get_mapped_range(0..bytes));
+            let view = view.map_err(|e| Error::Device(e.to_string()))?;
+            let result = f(&view);
+            driver(|| drop(view));
+            result
         };
-        self.buffer.raw.unmap();
+        driver(|| self.buffer.raw.unmap());
         Ok(result)
     }
 }
@@ -213,6 +231,7 @@ impl Readback {
 pub struct Upload {
     pub(super) buffer: Buffer,
     pub(super) last: TicketCell,
+    mapped: Mapped,
 }
 
 impl Upload {
@@ -227,12 +246,12 @@ impl Upload {
     /// [`Error::Device`] if they do not fit, or the device failed.
     pub async fn fill(&self, gpu: &Gpu, bytes: &[u8]) -> Result<()> {
         let len = bytes.len() as u64;
-        gpu.map(&self.buffer, wgpu::MapMode::Write, len, &self.last).await?;
-        {
-            let mut view = self.buffer.raw.get_mapped_range_mut(0..len).map_err(|e| Error::Device(e.to_string()))?;
-            view.copy_from_slice(bytes);
-        }
-        self.buffer.raw.unmap();
+        gpu.map(&self.buffer, wgpu::MapMode::Write, len, &self.last, &self.mapped).await?;
+        let view = driver(|| self.buffer.raw.get_mapped_range_mut(0..len));
+        let mut view = view.map_err(|e| Error::Device(e.to_string()))?;
+        view.copy_from_slice(bytes);
+        driver(|| drop(view));
+        driver(|| self.buffer.raw.unmap());
         Ok(())
     }
 }

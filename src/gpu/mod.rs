@@ -3,6 +3,7 @@
 mod adapter;
 mod buffer;
 mod device;
+mod driver;
 mod pipeline;
 mod profile;
 mod queue;
@@ -13,6 +14,7 @@ mod wide;
 pub use adapter::{AdapterReport, Selector, host_memory, list};
 pub use buffer::{Buffer, Range, Readback, Upload};
 pub use device::Gpu;
+pub use driver::in_driver;
 pub use pipeline::{Access, BindGroup, Pipeline};
 pub use profile::time;
 pub use queue::{PassTimes, Submission, Ticket};

@@ -1,7 +1,8 @@
 //! Work for the device: dispatches and copies, recorded in order and submitted together.
 
 use super::buffer::TicketCell;
-use super::wait::promise;
+use super::driver::driver;
+use super::wait::Promise;
 use super::{BindGroup, Buffer, Gpu, Pipeline, Range, Readback, Upload};
 use crate::error::{Error, Result};
 use std::sync::{Arc, Mutex};
@@ -22,7 +23,8 @@ impl Ticket {
     /// # Errors
     /// [`Error::Device`] if the device failed on the way.
     pub async fn wait(&self, gpu: &Gpu) -> Result<()> {
-        let (done, callback) = promise();
+        let done = Promise::new();
+        let callback = done.callback();
         gpu.queue().on_submitted_work_done(move || callback(()));
         if cfg!(target_arch = "wasm32") {
             done.get().await;
@@ -40,8 +42,31 @@ pub struct Submission {
     pass: Option<wgpu::ComputePass<'static>>,
     encoder: wgpu::CommandEncoder,
     gpu: Gpu,
-    cells: Vec<TicketCell>,
+    cells: Cells,
     times: Option<Times>,
+}
+
+/// The slots that a submission uses, each once; for as few as a run of a plan has, nothing is allocated.
+#[derive(Default)]
+struct Cells {
+    few: [Option<TicketCell>; 4],
+    more: Vec<TicketCell>,
+}
+
+impl Cells {
+    fn push(&mut self, cell: &TicketCell) {
+        if self.iter().any(|there| Arc::ptr_eq(there, cell)) {
+            return;
+        }
+        match self.few.iter_mut().find(|c| c.is_none()) {
+            Some(free) => *free = Some(cell.clone()),
+            None => self.more.push(cell.clone()),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &TicketCell> {
+        self.few.iter().flatten().chain(&self.more)
+    }
 }
 
 struct Times {
@@ -83,8 +108,8 @@ impl PassTimes {
 impl Gpu {
     /// Begins to record.
     pub fn submission(&self) -> Submission {
-        let encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        Submission { pass: None, encoder, gpu: self.clone(), cells: Vec::new(), times: None }
+        let encoder = driver(|| self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default()));
+        Submission { pass: None, encoder, gpu: self.clone(), cells: Cells::default(), times: None }
     }
 
     /// Begins to record, with the times of up to `passes` passes (at most 2,048); `None` where the device has no clock.
@@ -122,16 +147,18 @@ impl Submission {
                 }
             });
             let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
-            encoder.begin_compute_pass(&descriptor).forget_lifetime()
+            driver(|| encoder.begin_compute_pass(&descriptor).forget_lifetime())
         });
-        pass.set_pipeline(&pipeline.raw);
-        pass.set_bind_group(0, &group.raw, &[]);
-        pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
+        driver(|| {
+            pass.set_pipeline(&pipeline.raw);
+            pass.set_bind_group(0, &group.raw, &[]);
+            pass.dispatch_workgroups(workgroups[0], workgroups[1], workgroups[2]);
+        });
     }
 
     /// Ends the pass under way: the next dispatch begins another, with times of its own.
     pub fn split(&mut self) {
-        self.pass = None;
+        driver(|| self.pass = None);
     }
 
     fn copy_raw(&mut self, from: Range<'_>, to: &Buffer, offset: u64) -> Result<()> {
@@ -143,7 +170,7 @@ impl Submission {
             )));
         }
         self.split();
-        self.encoder.copy_buffer_to_buffer(&from.buffer.raw, from.offset, &to.raw, offset, from.bytes);
+        driver(|| self.encoder.copy_buffer_to_buffer(&from.buffer.raw, from.offset, &to.raw, offset, from.bytes));
         Ok(())
     }
 
@@ -174,7 +201,7 @@ impl Submission {
     /// # Errors
     /// As [`Submission::copy`].
     pub fn copy_out_at(&mut self, from: Range<'_>, slot: &Readback, offset: u64) -> Result<()> {
-        self.cells.push(slot.last.clone());
+        self.cells.push(&slot.last);
         self.copy_raw(from, &slot.buffer, offset)
     }
 
@@ -183,7 +210,7 @@ impl Submission {
     /// # Errors
     /// As [`Submission::copy`].
     pub fn copy_in(&mut self, slot: &Upload, offset: u64, to: Range<'_>) -> Result<()> {
-        self.cells.push(slot.last.clone());
+        self.cells.push(&slot.last);
         self.copy_raw(slot.buffer.range(offset, to.bytes), to.buffer, to.offset)
     }
 
@@ -206,17 +233,18 @@ impl Submission {
                 self.encoder.resolve_query_set(&t.queries, 0..t.passes * 2, &t.resolved.raw, 0);
                 let bytes = u64::from(t.passes) * 16;
                 self.encoder.copy_buffer_to_buffer(&t.resolved.raw, 0, &t.slot.buffer.raw, 0, bytes);
-                self.cells.push(t.slot.last.clone());
+                self.cells.push(&t.slot.last);
             }
             let period = f64::from(self.gpu.queue().get_timestamp_period()) * 1e-9;
             PassTimes { slot: t.slot, passes: t.passes, period }
         });
         self.gpu.check()?;
-        let index = self.gpu.queue().submit([self.encoder.finish()]);
-        for cell in &self.cells {
+        let (gpu, encoder) = (self.gpu, self.encoder);
+        let index = driver(|| gpu.queue().submit([encoder.finish()]));
+        for cell in self.cells.iter() {
             *cell.lock().unwrap_or_else(|e| e.into_inner()) = Some(index.clone());
         }
-        self.gpu.check()?;
+        gpu.check()?;
         Ok((Ticket { index }, times))
     }
 }

@@ -1,6 +1,7 @@
 //! Futures for wgpu's callbacks, and the one place that waits natively.
 
 use super::Gpu;
+use super::driver::driver;
 use crate::error::{Error, Result};
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
@@ -10,25 +11,34 @@ struct State<T> {
     waker: Option<Waker>,
 }
 
-/// A value that a callback will bring.
+/// A value that a callback will bring. May be used again once it was brought.
 pub(super) struct Promise<T>(Arc<Mutex<State<T>>>);
 
-/// The promise, and the callback that keeps it.
-pub(super) fn promise<T: Send + 'static>() -> (Promise<T>, impl FnOnce(T) + Send + 'static) {
-    let state = Arc::new(Mutex::new(State { value: None, waker: None }));
-    let keep = state.clone();
-    let callback = move |value| {
-        let mut state = keep.lock().unwrap_or_else(|e| e.into_inner());
-        state.value = Some(value);
-        if let Some(waker) = state.waker.take() {
-            waker.wake();
-        }
-    };
-    (Promise(state), callback)
+impl<T> std::fmt::Debug for Promise<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Promise")
+    }
 }
 
-impl<T> Promise<T> {
-    pub(super) async fn get(self) -> T {
+impl<T: Send + 'static> Promise<T> {
+    pub(super) fn new() -> Self {
+        Promise(Arc::new(Mutex::new(State { value: None, waker: None })))
+    }
+
+    /// The callback that keeps it; what an earlier one brought is forgotten.
+    pub(super) fn callback(&self) -> impl FnOnce(T) + Send + use<T> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner()).value = None;
+        let keep = self.0.clone();
+        move |value| {
+            let mut state = keep.lock().unwrap_or_else(|e| e.into_inner());
+            state.value = Some(value);
+            if let Some(waker) = state.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    pub(super) async fn get(&self) -> T {
         std::future::poll_fn(|context| {
             let mut state = self.0.lock().unwrap_or_else(|e| e.into_inner());
             state.waker = Some(context.waker().clone());
@@ -46,8 +56,7 @@ impl Gpu {
     /// at once; the callers then wait in their futures.
     pub(super) fn drive(&self, until: Option<wgpu::SubmissionIndex>) -> Result<()> {
         #[cfg(not(target_arch = "wasm32"))]
-        self.device()
-            .poll(wgpu::PollType::Wait { submission_index: until, timeout: None })
+        driver(|| self.device().poll(wgpu::PollType::Wait { submission_index: until, timeout: None }))
             .map_err(|e| self.fault().unwrap_or_else(|| Error::Device(e.to_string())))?;
         #[cfg(target_arch = "wasm32")]
         let _ = until;

@@ -33,6 +33,32 @@ struct Launch {
 struct Slot {
     upload: Upload,
     readback: Readback,
+    /// Which outputs the run that uses it was asked for.
+    wanted: Vec<usize>,
+}
+
+/// What a run gave, in memory that the device has written.
+pub struct Results<'a> {
+    outputs: &'a [(Wire, u64)],
+    wanted: &'a [usize],
+    bytes: &'a [u8],
+}
+
+impl<'a> Results<'a> {
+    /// The outputs that were asked for, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        let (outputs, bytes) = (self.outputs, self.bytes);
+        self.wanted.iter().map(move |&i| {
+            let (wire, offset) = &outputs[i];
+            (wire.name.as_str(), &bytes[*offset as usize..][..wire.ty.bytes() as usize])
+        })
+    }
+
+    /// The first f32 of an output.
+    pub fn first(&self, name: &str) -> Option<f32> {
+        let bytes = self.iter().find(|(n, _)| *n == name)?.1;
+        Some(f32::from_le_bytes(*bytes.first_chunk()?))
+    }
 }
 
 /// A plan ready to run.
@@ -47,8 +73,8 @@ pub struct Executor {
     image: Vec<u8>,
     output_bytes: u64,
     slots: Vec<Slot>,
-    /// Runs whose results were not taken: the slot, and which outputs were asked for.
-    pending: VecDeque<(usize, Vec<usize>, Log)>,
+    /// Runs whose results were not taken, by their slots.
+    pending: VecDeque<(usize, Log)>,
     runs: usize,
     allocated: u64,
     steps: Arc<[StepInfo]>,
@@ -90,10 +116,11 @@ impl Executor {
         let mut slots = Vec::new();
         for _ in 0..SLOTS {
             let upload = gpu.upload(image.len() as u64).await?;
-            slots.push(Slot { upload, readback: gpu.readback(output_bytes).await? });
+            let wanted = Vec::with_capacity(outputs.len());
+            slots.push(Slot { upload, readback: gpu.readback(output_bytes).await?, wanted });
         }
         let inputs = plan.inputs.clone();
-        let (gpu, pending) = (gpu.clone(), VecDeque::new());
+        let (gpu, pending) = (gpu.clone(), VecDeque::with_capacity(SLOTS));
         Ok(Executor {
             gpu,
             launches,
@@ -142,17 +169,19 @@ impl Executor {
     /// # Errors
     /// If the device failed, or results were left untaken.
     pub async fn submit(&mut self) -> Result<()> {
-        self.submit_for((0..self.outputs.len()).collect()).await
+        self.submit_for(|_| true).await
     }
 
     /// [`Executor::submit`], of which only some outputs will be read.
-    async fn submit_for(&mut self, wanted: Vec<usize>) -> Result<()> {
+    async fn submit_for(&mut self, wanted: impl Fn(&str) -> bool) -> Result<()> {
         if self.pending.len() == SLOTS {
             return Err(Error::Graph("results of earlier runs were not taken".into()));
         }
         let at = self.runs % SLOTS;
         self.runs += 1;
-        let slot = &self.slots[at];
+        let slot = &mut self.slots[at];
+        slot.wanted.clear();
+        slot.wanted.extend((0..self.outputs.len()).filter(|&i| wanted(&self.outputs[i].0.name)));
         let mut log = Log::begin(self.recorder.as_ref().map(|(recorder, _)| recorder));
         let mut submission = log.submission(&self.gpu).await?;
         if let (Some(b), false) = (self.input_buffer, self.image.is_empty()) {
@@ -168,12 +197,12 @@ impl Executor {
                 submission = log.submission(&self.gpu).await?;
             }
         }
-        for (wire, offset) in wanted.iter().map(|&i| &self.outputs[i]) {
+        for (wire, offset) in slot.wanted.iter().map(|&i| &self.outputs[i]) {
             let range = self.buffers[wire.buffer].range(wire.offset, wire.ty.bytes());
             submission.copy_out_at(range, &slot.readback, *offset)?;
         }
         log.submit(submission, &self.gpu).await?;
-        self.pending.push_back((at, wanted, log));
+        self.pending.push_back((at, log));
         Ok(())
     }
 
@@ -182,19 +211,23 @@ impl Executor {
     /// # Errors
     /// If nothing is in flight, or the device failed.
     pub async fn outputs(&mut self) -> Result<Outputs> {
-        let (at, wanted, mut log) =
-            self.pending.pop_front().ok_or_else(|| Error::Graph("no run is in flight".into()))?;
-        let take = |bytes: &[u8]| {
-            let part = |wire: &Wire, offset: u64| bytes[offset as usize..][..wire.ty.bytes() as usize].to_vec();
-            let outputs = wanted.iter().map(|&i| &self.outputs[i]);
-            outputs.map(|(wire, offset)| (wire.name.clone(), part(wire, *offset))).collect()
-        };
+        self.read(|results| results.iter().map(|(name, bytes)| (name.to_string(), bytes.to_vec())).collect()).await
+    }
+
+    /// [`Executor::outputs`] where they lie: nothing is copied, and nothing allocated.
+    ///
+    /// # Errors
+    /// As [`Executor::outputs`].
+    pub async fn read<T>(&mut self, take: impl FnOnce(Results<'_>) -> T) -> Result<T> {
+        let (at, mut log) = self.pending.pop_front().ok_or_else(|| Error::Graph("no run is in flight".into()))?;
         log.wait(&self.gpu).await?;
-        let outputs = self.slots[at].readback.read(&self.gpu, self.output_bytes, take).await?;
+        let (outputs, Slot { readback, wanted, .. }) = (&self.outputs, &self.slots[at]);
+        let take = |bytes: &[u8]| take(Results { outputs, wanted, bytes });
+        let taken = readback.read(&self.gpu, self.output_bytes, take).await?;
         if let Some((_, plan)) = &self.recorder {
             log.end(&self.gpu, plan, &self.steps).await?;
         }
-        Ok(outputs)
+        Ok(taken)
     }
 
     /// From now on tells `recorder` what every run does when, as runs of the plan `name`; or, with `None`, no longer.
@@ -229,8 +262,7 @@ impl Executor {
     /// # Errors
     /// As [`Executor::run`].
     pub async fn run_for(&mut self, names: &[&str]) -> Result<Outputs> {
-        let named = |i: &usize| names.contains(&self.outputs[*i].0.name.as_str());
-        self.submit_for((0..self.outputs.len()).filter(named).collect()).await?;
+        self.submit_for(|name| names.contains(&name)).await?;
         self.outputs().await
     }
 }

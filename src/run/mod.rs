@@ -13,7 +13,7 @@ mod timing;
 mod tuner;
 
 pub use bind::{check_range, params_bytes, resolve};
-pub use executor::{Executor, Outputs, check_memory, compile_all, compile_early, device_bytes, f32s};
+pub use executor::{Executor, Outputs, Results, check_memory, compile_all, compile_early, device_bytes, f32s};
 pub use kernel::{race_kernel, run_kernel, time_kernel};
 pub use machine::{Ceiling, Machine};
 pub use recorder::{DeviceSpan, Doing, HostSpan, Recorder, Run, StepInfo};

@@ -10,7 +10,7 @@ use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{ParamLayout, Params};
 use crate::optim::{HYPER, Optimizer, Schedule};
-use crate::run::{Executor, Outputs, Recorder, States, check_memory, f32s};
+use crate::run::{Executor, Recorder, Results, States, check_memory};
 
 /// A model and everything that changes while it is trained.
 pub struct Trainer {
@@ -41,9 +41,9 @@ pub struct StepResult {
     pub grad_norm: f32,
 }
 
-impl From<Outputs> for StepResult {
-    fn from(outputs: Outputs) -> Self {
-        let first = |name| f32s(&outputs, name).first().copied().unwrap_or(f32::NAN);
+impl StepResult {
+    fn of(results: Results<'_>) -> Self {
+        let first = |name| results.first(name).unwrap_or(f32::NAN);
         StepResult { loss: first("loss"), grad_norm: first("grad_norm") }
     }
 }
@@ -229,7 +229,7 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub async fn result(&mut self) -> Result<StepResult> {
-        Ok(self.train.outputs().await?.into())
+        self.train.read(StepResult::of).await
     }
 
     /// Mean loss over held-out batches: the same `count` every time.
@@ -242,7 +242,8 @@ impl Trainer {
             self.loader.val_batch(index, count, &mut self.inputs, &mut self.targets);
             self.eval.set("tokens", &self.inputs)?;
             self.eval.set("targets", &self.targets)?;
-            sum += f64::from(StepResult::from(self.eval.run().await?).loss);
+            self.eval.submit().await?;
+            sum += f64::from(self.eval.read(StepResult::of).await?.loss);
         }
         Ok(sum / count as f64)
     }
