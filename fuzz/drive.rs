@@ -1,9 +1,12 @@
 //! What the fuzz targets drive, and tests/fuzz.rs on any toolchain: bytes of strangers go the way of a model that is
 //! opened, and nothing may panic, hang or take memory by a file's word.
 
+use danlu::base::Limits;
 use danlu::data::Tokenizer;
 use danlu::model::ModelConfig;
+use danlu::optim::Optimizer;
 use danlu::store::{Checkpoint, Tensors};
+use danlu::train::train_graph;
 use std::path::Path;
 
 /// Reads all that a checkpoint says, but not its weights' values.
@@ -41,7 +44,14 @@ pub fn config(_folder: &Path, bytes: &[u8]) {
         let again = ModelConfig::parse(&config.to_json(), Path::new("config.json")).expect("our own config.json");
         assert_eq!(config.param_specs(), again.param_specs());
         assert_eq!((config.family, &config.layers), (again.family, &again.layers));
-        assert_eq!((config.bos_token_id, config.eos_token_ids), (again.bos_token_id, again.eos_token_ids));
+        assert_eq!((config.bos_token_id, &config.eos_token_ids), (again.bos_token_id, &again.eos_token_ids));
+        assert_eq!(config.parameters(), again.parameters());
+        if config.parameters() < 1 << 20 && config.num_hidden_layers < 8 {
+            let graph = train_graph(&config, 1, 8, &Optimizer::default(), &Limits::default());
+            graph.expect("a small model can be trained");
+        }
+        // However long: an answer or a sentence.
+        let _ = train_graph(&config, usize::MAX, usize::MAX, &Optimizer::default(), &Limits::default());
     }
 }
 

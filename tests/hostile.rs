@@ -2,6 +2,7 @@
 //! right answer, in little time, and never in a panic.
 
 use danlu::base::DType;
+use danlu::data::Tokenizer;
 use danlu::store::gguf::{Array, Metadata, Value};
 use danlu::store::{Checkpoint, Tensors};
 use proptest::prelude::*;
@@ -134,6 +135,50 @@ fn long_headers_are_refused_before_they_are_read() {
     write("model.safetensors.index.json", spaces.as_bytes());
     assert!(look(folder.path()).unwrap_err().contains("none is longer than"));
     assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+}
+
+/// What lies beside a tokenizer.json is a stranger's, too; only a file that is not there is absent.
+#[test]
+fn files_beside_a_tokenizer_are_bounded_and_not_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in Tokenizer::train(["a b"].iter(), 300).unwrap().files(8).unwrap() {
+        std::fs::write(folder.path().join(name), content).unwrap();
+    }
+    std::fs::remove_file(folder.path().join("tokenizer_config.json")).unwrap();
+    std::fs::create_dir(folder.path().join("additional_chat_templates")).unwrap();
+    let open = || Tokenizer::open(folder.path()).map(|t| t.chat_template(false).map(String::from));
+    assert_eq!(open().unwrap(), None);
+    for (name, most) in [
+        ("tokenizer_config.json", 16 << 20),
+        ("chat_template.json", 16 << 20),
+        ("chat_template.jinja", 1 << 20),
+        ("additional_chat_templates/default.jinja", 1 << 20),
+    ] {
+        let path = folder.path().join(name);
+        let refused = |message: &str| {
+            let text = open().expect_err(name).to_string();
+            assert!(text.contains(path.to_str().unwrap()) && text.contains(message), "{text}\nshould say: {message}");
+        };
+        std::fs::write(&path, " ".repeat(most + 1)).unwrap();
+        refused("is too long: none is longer than");
+        std::fs::write(&path, b"\xff").unwrap();
+        refused("is not UTF-8 text");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        refused("cannot read");
+        std::fs::remove_dir(&path).unwrap();
+        if cfg!(unix) && std::process::Command::new("mkfifo").arg(&path).status().is_ok_and(|s| s.success()) {
+            refused("is no plain file but a device or a pipe");
+            std::fs::remove_file(&path).unwrap();
+        }
+    }
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("chat_template.json", r#"{"chat_template": "old"}"#);
+    assert_eq!(open().unwrap().as_deref(), Some("old"));
+    write("tokenizer_config.json", r#"{"chat_template": "new"}"#);
+    assert_eq!(open().unwrap().as_deref(), Some("new"));
+    (0..65).for_each(|i| write(&format!("additional_chat_templates/{i}.jinja"), "x"));
+    assert!(open().unwrap_err().to_string().ends_with("holds more than 64 chat templates; no real model does"));
 }
 
 proptest! {

@@ -8,9 +8,14 @@ use std::path::Path;
 /// The bytes of a file of at most `most`.
 ///
 /// # Errors
-/// If it is longer or cannot be read.
+/// If it is longer, is a device or a pipe, or cannot be read.
 pub fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
     let fail = |e| Error::io("read", path, e);
+    let kind = std::fs::metadata(path).map_err(fail)?.file_type();
+    if !kind.is_file() && !kind.is_dir() {
+        // A pipe that nobody writes to would be waited for without end.
+        return Err(Error::file(path, "is no plain file but a device or a pipe; give a file"));
+    }
     let mut bytes = Vec::new();
     File::open(path).map_err(fail)?.take(most + 1).read_to_end(&mut bytes).map_err(fail)?;
     if bytes.len() as u64 > most {
@@ -33,6 +38,17 @@ pub fn read_text(path: &Path, most: u64) -> Result<String> {
     })
 }
 
+/// The same of a file that may be absent; any other reason why it cannot be read is an error.
+///
+/// # Errors
+/// As [`read_text`], but for a file that is not there.
+pub fn read_optional_text(path: &Path, most: u64) -> Result<Option<String>> {
+    match read_text(path, most) {
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,9 +67,14 @@ mod tests {
         }
         std::fs::write(&file, "1234").unwrap();
         assert_eq!(read_text(&file, 4).unwrap(), "1234");
+        assert_eq!(read_optional_text(&file, 4).unwrap().as_deref(), Some("1234"));
+        assert_eq!(read_optional_text(&folder.path().join("absent"), 4).unwrap(), None);
+        read_optional_text(&file, 3).unwrap_err();
+        read_optional_text(folder.path(), 4).unwrap_err();
         // Such a file says that it has no bytes, and never ends.
         if cfg!(target_os = "linux") {
-            read_bytes(Path::new("/dev/zero"), 4).unwrap_err();
+            let text = read_bytes(Path::new("/dev/zero"), 4).unwrap_err().to_string();
+            assert_eq!(text, "/dev/zero: is no plain file but a device or a pipe; give a file");
         }
     }
 }

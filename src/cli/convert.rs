@@ -7,13 +7,10 @@ use crate::compile::human_bytes;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::store::gguf::Metadata;
-use crate::store::{Checkpoint, FolderFile, Origin, SHARD_BYTES, TOKENIZER_FILES};
+use crate::store::{Checkpoint, FolderFile, Origin, SHARD_BYTES, TEMPLATES_FOLDER, TOKENIZER_FILES};
 use anyhow::Result;
 use clap::Args;
 use std::path::{Path, PathBuf};
-
-/// Folder of the templates that have names, where there are several.
-const TEMPLATES: &str = "additional_chat_templates";
 
 /// Flags of `danlu convert`.
 #[derive(Debug, Args)]
@@ -119,8 +116,8 @@ fn tokenizer_files(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>> {
         }
         Origin::Folder(folder) => {
             let mut names: Vec<String> = TOKENIZER_FILES.map(String::from).into();
-            let more = std::fs::read_dir(folder.join(TEMPLATES)).into_iter().flatten().flatten();
-            names.extend(more.map(|entry| format!("{TEMPLATES}/{}", entry.file_name().to_string_lossy())));
+            let more = std::fs::read_dir(folder.join(TEMPLATES_FOLDER)).into_iter().flatten().flatten();
+            names.extend(more.map(|entry| format!("{TEMPLATES_FOLDER}/{}", entry.file_name().to_string_lossy())));
             let there = names.into_iter().map(|name| (folder.join(&name), name)).filter(|(path, _)| path.is_file());
             let read = |(path, name): (PathBuf, String)| {
                 Ok((name, std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?))

@@ -6,6 +6,9 @@ use super::rope::{Frequencies, RopeConfig};
 use crate::error::{Error, Result};
 use serde::Serialize;
 
+/// More parameters than any model has; with fewer, the bytes and operations that plans count stay within 64 bits.
+pub const MOST_PARAMETERS: u64 = 1 << 44;
+
 /// Which linear layers have biases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Biases {
@@ -120,9 +123,15 @@ impl ModelConfig {
         self.family.norms
     }
 
-    /// Number of parameters; a tied output projection counts once.
+    /// Number of parameters; a tied output projection counts once. Of a configuration that was read it is at most
+    /// [`MOST_PARAMETERS`].
     pub fn parameters(&self) -> u64 {
-        self.param_specs().iter().map(|spec| spec.shape.elements() as u64).sum()
+        u64::try_from(self.counted_parameters()).unwrap_or(u64::MAX)
+    }
+
+    /// The same for sizes of which nothing is known yet but that each is one that is believed.
+    pub(super) fn counted_parameters(&self) -> u128 {
+        self.param_specs().iter().map(|spec| spec.shape.elements() as u128).sum()
     }
 
     /// Rotary frequencies of plans for texts of up to `planned` tokens.
@@ -137,31 +146,31 @@ impl ModelConfig {
     }
 
     /// Weights by which one token is multiplied in a layer.
-    fn layer_matrix_parameters(&self, sparse: bool) -> u64 {
+    fn layer_matrix_parameters(&self, sparse: bool) -> u128 {
         let attention = 2 * self.hidden_size * (self.query_size() + self.key_value_size());
         let mlp = match self.experts.filter(|_| sparse) {
             Some(e) => self.hidden_size * (e.count + 3 * e.per_token * e.intermediate_size),
             None => 3 * self.hidden_size * self.intermediate_size,
         };
-        (attention + mlp) as u64
+        (attention + mlp) as u128
     }
 
     /// Floating-point operations of one trained token in a sequence of `seq`: six for every weight that is multiplied
     /// (Kaplan et al., 2020, §2.1), and the causal half of the two products of attention, forward once and backward
-    /// twice.
-    pub fn train_flops_per_token(&self, seq: usize) -> u64 {
+    /// twice. 128 bits hold it for every sequence.
+    pub fn train_flops_per_token(&self, seq: usize) -> u128 {
         3 * self.forward_flops_per_token(seq)
     }
 
     /// Floating-point operations of the forward pass for one token in a sequence of `seq`.
-    pub fn forward_flops_per_token(&self, seq: usize) -> u64 {
-        let output = (self.vocab_size * self.hidden_size) as u64;
+    pub fn forward_flops_per_token(&self, seq: usize) -> u128 {
+        let output = (self.vocab_size * self.hidden_size) as u128;
         let layer = |layer: &LayerConfig| {
             // Pairs of query and key of the average token, twice: once for scores, once for values.
-            let seen = layer.window.map_or(seq, |window| window.min(seq)) as u64;
-            let pairs = 2 * seen - seen * seen.saturating_sub(1) / (seq as u64).max(1);
-            2 * self.layer_matrix_parameters(layer.sparse) + 2 * (self.query_size() as u64) * pairs
+            let seen = layer.window.map_or(seq, |window| window.min(seq)) as u128;
+            let pairs = 2 * seen - seen * seen.saturating_sub(1) / (seq as u128).max(1);
+            2 * self.layer_matrix_parameters(layer.sparse) + 2 * (self.query_size() as u128) * pairs
         };
-        2 * output + self.layers[..self.num_hidden_layers].iter().map(layer).sum::<u64>()
+        2 * output + self.layers[..self.num_hidden_layers].iter().map(layer).sum::<u128>()
     }
 }

@@ -159,6 +159,19 @@ fn every_mistake_has_its_sentence() {
                 "mlp_only_layers": 3}),
             "\"mlp_only_layers\" is 3; it must be a list of layers",
         ),
+        // Every size is one that is believed; all of them together overflow 64 bits.
+        (
+            json!({"model_type": "mixtral", "num_local_experts": 1 << 20, "hidden_size": 1 << 20, "head_dim": 64,
+                "intermediate_size": 1 << 20, "num_hidden_layers": 4096, "vocab_size": 1 << 24}),
+            "its sizes make a model of 14167103993998595850240 parameters, and none of more than 17592186044416 is known; \
+             one of them is wrong",
+        ),
+        (
+            json!({"model_type": "qwen3_moe", "num_experts": 1 << 17, "moe_intermediate_size": 1 << 18,
+                "num_experts_per_tok": 1 << 16}),
+            "its sizes make a model of 26388313421888 parameters, and none of more than 17592186044416 is known; \
+             one of them is wrong",
+        ),
     ] {
         let mut all = keys;
         all["num_key_value_heads"] = json!(4);

@@ -23,6 +23,19 @@ fn counts_agree_with_the_parameters() {
 }
 
 #[test]
+fn operations_of_any_sequence_are_counted() {
+    let mut config = small(true).config().clone();
+    let at = |config: &ModelConfig, seq: usize| config.train_flops_per_token(seq);
+    // Without a window a token sees half the sequence: four operations a pair and element of a head, thrice.
+    let (h, layers) = (config.query_size() as u128, config.num_hidden_layers as u128);
+    let longest = usize::MAX as u128;
+    let pairs = |seq: u128| 2 * seq - (seq - 1);
+    assert_eq!(at(&config, usize::MAX) - at(&config, 1), 3 * layers * 2 * h * (pairs(longest) - pairs(1)));
+    config.layers.iter_mut().for_each(|layer| layer.window = Some(usize::MAX));
+    assert!(at(&config, usize::MAX) > longest);
+}
+
+#[test]
 fn names_are_those_of_hugging_face() {
     let names = |tied| small(tied).param_specs().into_iter().map(|s| s.name).collect::<Vec<_>>();
     let untied = names(false);

@@ -13,7 +13,7 @@ mod source;
 mod specs;
 mod write;
 
-pub use config::{Biases, Experts, LayerConfig, ModelConfig};
+pub use config::{Biases, Experts, LayerConfig, MOST_PARAMETERS, ModelConfig};
 pub use family::{BiasRule, Defaults, ExpertRule, FAMILIES, Family, Norms, Packed, QkNorm, WindowRule};
 pub use llama::Llama;
 pub use parse::{MOST_CONFIG, config_text};

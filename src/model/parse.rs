@@ -1,7 +1,7 @@
 //! Reads Hugging Face's config.json. Whatever we would compute wrongly is refused here, each with a sentence that says
 //! which key of which file holds what, and what to do.
 
-use super::config::{Biases, Experts, LayerConfig, ModelConfig};
+use super::config::{Biases, Experts, LayerConfig, MOST_PARAMETERS, ModelConfig};
 use super::family::{BiasRule, ExpertRule, FAMILIES, Family, WindowRule};
 use super::keys::{Keys, MAX_SIZE};
 use super::parse_rope::{Sizes, rope};
@@ -73,6 +73,7 @@ impl ModelConfig {
             initializer_range: keys.positive("initializer_range", 0.02)?,
         };
         keys.check_heads(&config)?;
+        keys.check_parameters(&config)?;
         Ok(config)
     }
 }
@@ -313,6 +314,16 @@ impl Keys<'_> {
             return Err(self.refuse("num_attention_heads", &heads.into(), what));
         }
         Ok(())
+    }
+
+    fn check_parameters(&self, config: &ModelConfig) -> Result<()> {
+        let count = config.counted_parameters();
+        if count <= u128::from(MOST_PARAMETERS) {
+            return Ok(());
+        }
+        let what =
+            format!("its sizes make a model of {count} parameters, and none of more than {MOST_PARAMETERS} is known");
+        Err(Error::file(self.path, format!("{what}; one of them is wrong")))
     }
 }
 

@@ -44,7 +44,7 @@ impl Sizes {
             [r, c, width] if (r, c) == (rows, choices) => (1, width),
             _ => return Err(format!("x must be [R,..] or [R,k,..] with the rows of ids, not {x}")),
         };
-        if x.dtype != DType::F32 || experts * n * k * rows * choices == 0 {
+        if x.dtype != DType::F32 || [experts, n, k, rows, choices].contains(&0) {
             return Err("x must be f32, and every size positive".into());
         }
         Ok(Sizes { rows, choices, per_row, experts, matrix: [n, k], width })

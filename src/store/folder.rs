@@ -25,6 +25,9 @@ pub const TOKENIZER_FILES: [&str; 9] = [
     "chat_template.json",
 ];
 
+/// Folder of the chat templates besides the default one, each a file `NAME.jinja`.
+pub const TEMPLATES_FOLDER: &str = "additional_chat_templates";
+
 /// A further file of the folder, such as tokenizer.json.
 #[derive(Debug, Clone, Copy)]
 pub struct FolderFile<'a> {

@@ -5,7 +5,7 @@
 mod download;
 mod refusal;
 
-use super::folder::TOKENIZER_FILES;
+use super::folder::{TEMPLATES_FOLDER, TOKENIZER_FILES};
 use super::gguf::part_names;
 use super::shards::{INDEX, WEIGHTS, listed, weight_files};
 use crate::error::{Error, Result};
@@ -198,19 +198,25 @@ impl Hub {
             let listed = |file: &&&str| files.iter().any(|f| f == **file);
             wanted.iter().filter(listed).map(|file| file.to_string()).collect()
         };
+        let template = |file: &&String| {
+            let inside = file.strip_prefix(TEMPLATES_FOLDER).and_then(|rest| rest.strip_prefix('/'));
+            inside.is_some_and(|name| name.ends_with(".jinja") && !name.contains('/'))
+        };
+        let beside: Vec<String> =
+            there(&TOKENIZER_FILES).into_iter().chain(files.iter().filter(template).cloned()).collect();
         match (part, &name.file) {
             (_, Some(file)) => get(&parts(file))?,
             (HubPart::Config, None) => get(&["config.json".into()])?,
             (HubPart::Tokenizer, None) => {
                 get(&["tokenizer.json".into()])?;
-                get(&there(&TOKENIZER_FILES))?;
+                get(&beside)?;
             }
             (HubPart::Model, None) => {
                 let weights = there(&[WEIGHTS, INDEX]).into_iter().next();
                 let Some(weights) = weights.filter(|_| files.iter().any(|f| f == "config.json")) else {
                     return Err(self.refuse(name, Refusal::NoModel { files }));
                 };
-                get(&[there(&["config.json", "generation_config.json"]), there(&TOKENIZER_FILES)].concat())?;
+                get(&[there(&["config.json", "generation_config.json"]), beside].concat())?;
                 get(std::slice::from_ref(&weights))?;
                 if weights == INDEX {
                     get(&listed(&snapshot.join(INDEX))?)?;

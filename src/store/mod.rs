@@ -18,7 +18,7 @@ mod weights;
 
 pub use checkpoint::{Checkpoint, Origin};
 pub use convert::Converted;
-pub use folder::{FolderFile, TOKENIZER_FILES, load_config, load_folder, save_folder};
+pub use folder::{FolderFile, TEMPLATES_FOLDER, TOKENIZER_FILES, load_config, load_folder, save_folder};
 pub use hub::{Hub, HubEvent, HubName, HubOptions, HubPart, HubReport};
 pub use safetensors::{stage_safetensors, write_safetensors};
 pub use shards::SHARD_BYTES;

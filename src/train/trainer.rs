@@ -68,7 +68,8 @@ pub(super) fn graph(
     optimizer: Option<&Optimizer>,
 ) -> Result<Graph> {
     // Every size and sum of the plan is then far from the end of 64 bits.
-    let flops = u128::from(model.config().train_flops_per_token(seq)) * batch as u128 * seq as u128;
+    let token = model.config().train_flops_per_token(seq);
+    let flops = token.saturating_mul(batch as u128).saturating_mul(seq as u128);
     if flops > 1 << 62 {
         let message = format!("a step of {batch} sequences of {seq} tokens takes {flops} operations with this model");
         return Err(Error::Invalid(format!("{message}, more than can be counted; choose a smaller --batch or --seq")));

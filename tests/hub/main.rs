@@ -178,11 +178,16 @@ fn of_a_model_in_parts_all_come() {
     assert_eq!(error, "org/model has no file q/m-00001-of-00002.gguf; there is m.gguf, q/m-00002-of-00002.gguf");
 }
 
+/// Of its folder only the templates come.
+const TEMPLATES: [(&str, &[u8]); 2] =
+    [("additional_chat_templates/tool_use.jinja", b"t"), ("additional_chat_templates/run.py", b"p")];
+
 /// For a configuration or a tokenizer no weights are downloaded, and the cache goes on to know the whole model.
 #[test]
 fn parts_of_a_model_come_alone() {
-    let mut place =
-        Place::with(&[&SMALL[..], &[("model.safetensors", b"w"), ("tokenizer_config.json", b"{}")]].concat());
+    let mut place = Place::with(
+        &[&SMALL[..], &[("model.safetensors", b"w"), ("tokenizer_config.json", b"{}")], &TEMPLATES].concat(),
+    );
     let get = |place: &Place, part| {
         let name = HubName::parse("org/model").unwrap();
         Hub::new(place.options()).unwrap().fetch_part(&name, part, &mut |_| {}).map_err(|e| e.to_string())
@@ -190,7 +195,8 @@ fn parts_of_a_model_come_alone() {
     let folder = get(&place, HubPart::Config).unwrap();
     assert_eq!(names(&folder), ["config.json"]);
     assert_eq!(get(&place, HubPart::Tokenizer).unwrap(), folder);
-    assert_eq!(names(&folder), ["config.json", "tokenizer.json", "tokenizer_config.json"]);
+    assert_eq!(names(&folder), ["additional_chat_templates", "config.json", "tokenizer.json", "tokenizer_config.json"]);
+    assert_eq!(names(&folder.join("additional_chat_templates")), ["tool_use.jinja"]);
     place.offline = true;
     assert_eq!(get(&place, HubPart::Tokenizer).unwrap(), folder);
     assert!(place.fetch("org/model").unwrap_err().contains("it lacks model.safetensors; "));
