@@ -10,7 +10,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> v: array<Item>;
 @group(0) @binding(4) var<storage, read> g: array<Item>;
 @group(0) @binding(5) var<storage, read> norm: array<f32>;
-@group(0) @binding(6) var<storage, read> hyper: array<f32>; // learning rate, 1/(1-beta1^t), 1/(1-beta2^t), unused
+@group(0) @binding(6) var<storage, read> hyper: array<f32>; // learning rate, 1/(1-beta1^t), 1/(1-beta2^t), factor of g
 #import lib/item.wgsl
 #if GAPS
 @group(0) @binding(7) var<storage, read> gaps: array<vec2<u32>>;
@@ -29,10 +29,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         return;
     }
 #endif
+    let factor = hyper[3];
+    if factor == 0.0 {
+        return;
+    }
     let rate = hyper[0];
     // As a comparison and not as min(), which may turn a norm that is not a number into 1.
     let ratio = params.max_norm / (norm[0] + 1e-6);
-    let gradient = g[i] * select(ratio, 1.0, ratio > 1.0);
+    let gradient = g[i] * factor * select(ratio, 1.0, ratio > 1.0);
     let first = m[i] + (gradient - m[i]) * (1.0 - params.beta1);
     let second = v[i] * params.beta2 + gradient * gradient * (1.0 - params.beta2);
     let decay = select(Item(), Item(params.weight_decay), item_index(i) < Index(params.decay_end));

@@ -4,15 +4,20 @@
 mod common;
 
 use danlu::base::{Bytes, Limits};
-use danlu::compile::First;
+use danlu::compile::{First, Step};
 use danlu::data::Tokenizer;
 use danlu::gpu::Gpu;
+use danlu::graph::{Io, Kernel, Op};
 use danlu::infer::{Generator, Sampling};
 use danlu::model::Llama;
 use danlu::nn::ParamLayout;
+use danlu::optim::SCALER;
 use danlu::run::States;
+use danlu::shader::assemble;
 use danlu::store::{load_config, load_folder};
-use danlu::train::{Event, Observer, Prepared, Recipe, Trainer, plans, prepare, run, save};
+use danlu::train::{
+    Event, Observer, Precision, Prepared, Recipe, Trainer, optimizer, plans, prepare, run, save, train_plan,
+};
 use pollster::block_on;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -267,4 +272,95 @@ fn families_are_trained_and_saved_in_their_own_form() {
         let bytes = std::fs::read(recipe.out.join("model.safetensors")).unwrap();
         assert!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(stored).is_ok(), "{row} lacks {stored}");
     }
+}
+
+/// Takes the last candidate always: the one that wants most of an adapter.
+struct Last;
+
+impl danlu::compile::Chooser for Last {
+    fn choose(&mut self, _op: &dyn Op, _io: &Io, kernels: &[Kernel]) -> usize {
+        kernels.len() - 1
+    }
+}
+
+/// The plan of a step of a recipe's precision, on an adapter that has everything, and the text of each of its kernels.
+fn texts(precision: Precision) -> Vec<(Step, String)> {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = Recipe { precision, ..recipe(folder.path(), 1) };
+    let config = danlu::model::find_config(&recipe.config).unwrap();
+    let limits = Limits {
+        has_f16: true,
+        cooperative: vec![8, 16],
+        min_subgroup: 32,
+        max_subgroup: 32,
+        max_buffer_bytes: 1 << 30,
+        ..Limits::default()
+    };
+    let plan = train_plan(&config, recipe.batch, recipe.seq, &optimizer(&recipe), &limits, &mut Last).unwrap();
+    let code = |line: &str| line.split("//").next().unwrap_or_default().to_string() + "\n";
+    let text = |s: &Step| assemble(s.shader, &s.constants, &s.hooks).unwrap().text.lines().map(code).collect();
+    plan.steps.into_iter().map(|s| (s.clone(), text(&s))).collect()
+}
+
+#[test]
+fn a_strict_plan_has_no_f16_operand_and_a_mixed_one_no_other_product() {
+    let is_half = |step: &Step| step.constants.contains(&("HALF", 1));
+    for (step, text) in texts(Precision::F32) {
+        assert!(
+            !is_half(&step) && !text.contains("f16") && !text.contains("quantize"),
+            "{}: {}",
+            step.name,
+            step.variant
+        );
+    }
+    let mixed = texts(Precision::Mixed);
+    let products: Vec<&Step> = mixed.iter().map(|(s, _)| s).filter(|s| s.shader.starts_with("matmul")).collect();
+    // Seven matrices a layer and the output, each forward and twice backward, the output's once more.
+    assert_eq!(products.len(), 2 * 7 * 3 + 4);
+    assert!(products.iter().all(|s| is_half(s) && s.shader == "matmul_coop"), "{products:?}");
+    assert!(mixed.iter().all(|(s, _)| s.shader.starts_with("matmul") || !is_half(s)));
+}
+
+/// Everything that a step may change, to the bit.
+fn states(trainer: &Trainer) -> Vec<Vec<u8>> {
+    let names = ["param.0", "adam_m.0", "adam_v.0"];
+    let all = names.iter().map(|name| block_on(trainer.states.read(name)).unwrap());
+    all.collect()
+}
+
+#[test]
+fn a_step_that_overflows_changes_nothing_but_the_scale() {
+    let gpu = common::gpu();
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = Recipe { precision: Precision::Mixed, loss_scale_interval: 2, ..recipe(folder.path(), 5) };
+    let (_, mut trainer) = begin(&gpu, &recipe, folder.path());
+    let step = |trainer: &mut Trainer| {
+        block_on(trainer.submit()).unwrap();
+        block_on(trainer.result()).unwrap()
+    };
+    let scaler = |trainer: &Trainer| -> Vec<f32> {
+        bytemuck::pod_collect_to_vec(&block_on(trainer.states.read(SCALER)).unwrap())
+    };
+    assert_eq!(trainer.layout.pages().len(), 1);
+    assert_eq!(step(&mut trainer).loss_scale, Some((65_536.0, 0)));
+    let (before, told) = (states(&trainer), scaler(&trainer));
+    assert_eq!(told[..3], [65_536.0, 1.0, 0.0]);
+    let close = |x: f32, y: f64| (f64::from(x) - y).abs() < 1e-7;
+    assert!(close(told[3], 1.0 - recipe.beta1) && close(told[4], 1.0 - recipe.beta2), "{told:?}");
+
+    // Gradients so large that f16 has no number for them.
+    let infinite = 2f32.powi(100);
+    block_on(trainer.states.write(SCALER, 0, &infinite.to_le_bytes())).unwrap();
+    let result = step(&mut trainer);
+    assert!(result.loss.is_finite() && !result.grad_norm.is_finite(), "{result:?}");
+    assert!(states(&trainer) == before, "parameters or moments moved");
+    let after = scaler(&trainer);
+    assert_eq!(after[..3], [infinite / 2.0, 0.0, 1.0]);
+    assert_eq!(after[3..], told[3..], "a step that was left out counts for no correction");
+
+    // From a scale that fits on, two good steps double it.
+    block_on(trainer.states.write(SCALER, 0, &1024f32.to_le_bytes())).unwrap();
+    let results = [step(&mut trainer), step(&mut trainer)];
+    assert_eq!(results.map(|r| r.loss_scale), [Some((1024.0, 1)), Some((2048.0, 1))]);
+    assert!(results.iter().all(|r| r.grad_norm.is_finite()) && states(&trainer) != before);
 }

@@ -9,7 +9,7 @@ use crate::gpu::Gpu;
 use crate::model::ModelConfig;
 use crate::model::find_config;
 use crate::run::{TuneMode, Tuner};
-use crate::train::{Fit, Plans, Recipe, optimizer, plans, train_plan};
+use crate::train::{Fit, Plans, Precision, Recipe, optimizer, plans, train_plan};
 use anyhow::Result;
 use clap::Args;
 
@@ -28,6 +28,9 @@ pub struct PlanArgs {
     /// Most device memory of a step and of validation, such as 6GB: shows what is computed again to keep to it.
     #[arg(long, value_name = "SIZE", conflicts_with = "measure")]
     budget: Option<Bytes>,
+    /// `f32`, or `mixed`, as of `danlu train`.
+    #[arg(long, value_name = "f32|mixed", default_value = "f32")]
+    precision: Precision,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -41,7 +44,13 @@ pub struct PlanArgs {
 
 /// Prints the plan of a training step. Without `--adapter` no device is touched.
 pub fn plan(args: PlanArgs) -> Result<()> {
-    let recipe = Recipe { batch: args.batch, seq: args.seq, memory: args.budget, ..Recipe::default() };
+    let recipe = Recipe {
+        batch: args.batch,
+        seq: args.seq,
+        memory: args.budget,
+        precision: args.precision,
+        ..Recipe::default()
+    };
     recipe.check()?;
     let config = find_config(&hub::resolve_config(&args.config)?)?;
     let limits = match args.adapter.adapter {

@@ -100,9 +100,13 @@ impl Terminal {
     }
 
     fn step(&mut self, event: &Event) {
-        let Event::Step { step, loss, lr, grad_norm, tokens_per_second, roofline } = event else { return };
+        let Event::Step { step, loss, lr, grad_norm, loss_scale, skipped, tokens_per_second, roofline } = event else {
+            return;
+        };
+        let scale = loss_scale.zip(*skipped).map_or(String::new(), |(s, n)| format!(" scale {s} ({n} skipped)"));
         let share = roofline.map_or(String::new(), |r| format!(" {:.0}% of roofline", r * 100.0));
-        self.last = format!("loss {loss:.3} lr {lr:.1e} norm {grad_norm:.2} {tokens_per_second:.0} tok/s{share}");
+        self.last =
+            format!("loss {loss:.3} lr {lr:.1e} norm {grad_norm:.2}{scale} {tokens_per_second:.0} tok/s{share}");
         self.bar.set_position(*step);
         self.bar.set_message(self.last.clone());
         // Without a terminal there is no bar: a line now and then.

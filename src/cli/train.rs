@@ -8,7 +8,9 @@ use crate::gpu::Gpu;
 use crate::model::find_config;
 use crate::run::{Recorder, TuneMode, Tuner, compile_early};
 use crate::store::HubPart;
-use crate::train::{Event, Prepared, Recipe, Trainer, check_fits, optimizer, prepare, run, save, train_plan};
+use crate::train::{
+    Event, Precision, Prepared, Recipe, Trainer, check_fits, optimizer, prepare, run, save, train_plan,
+};
 use anyhow::{Context, Result};
 use clap::Args;
 use std::io::Write;
@@ -47,6 +49,9 @@ pub struct TrainArgs {
     /// [default: what the adapter has].
     #[arg(long, value_name = "SIZE")]
     memory: Option<Bytes>,
+    /// `f32`, or `mixed`: products round their operands to f16, and the loss is scaled.
+    #[arg(long, value_name = "f32|mixed")]
+    precision: Option<Precision>,
     /// Highest learning rate.
     #[arg(long, allow_negative_numbers = true)]
     lr: Option<f64>,
@@ -91,6 +96,7 @@ impl TrainArgs {
         put(&self.steps, &mut r.steps);
         put(&self.batch, &mut r.batch);
         put(&self.seq, &mut r.seq);
+        put(&self.precision, &mut r.precision);
         put(&self.lr, &mut r.lr);
         put(&self.seed, &mut r.seed);
         put(&self.out, &mut r.out);

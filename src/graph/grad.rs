@@ -11,13 +11,23 @@ use std::sync::Arc;
 /// # Errors
 /// If `loss` is not one f32 element, or does not depend on one of `wrt`.
 pub fn gradients(g: &mut Graph, loss: Value, wrt: &[Value]) -> Result<Vec<Value>> {
-    if g.ty(loss).shape.elements() != 1 {
+    let one = g.constant("grad.loss", TensorType::f32([1]), 1.0f32.to_le_bytes().to_vec());
+    scaled_gradients(g, loss, one, wrt)
+}
+
+/// [`gradients`], all multiplied by `scale`, which is one f32 element: that of the loss towards itself.
+///
+/// # Errors
+/// As [`gradients`].
+pub fn scaled_gradients(g: &mut Graph, loss: Value, scale: Value, wrt: &[Value]) -> Result<Vec<Value>> {
+    if g.ty(loss).shape.elements() != 1 || g.ty(scale).shape.elements() != 1 {
         return Err(Error::Graph(format!("the loss must be one element, not {}", g.ty(loss))));
     }
+    let shape = g.ty(loss).shape.clone();
+    let scale = if g.ty(scale).shape == shape { scale } else { g.reshape(scale, shape)? };
     let targets: HashSet<Value> = wrt.iter().copied().collect();
     let depends = depends_on(g, &targets);
-    let one = g.constant("grad.loss", TensorType::f32(g.ty(loss).shape.clone()), 1.0f32.to_le_bytes().to_vec());
-    let mut grads: HashMap<Value, Value> = HashMap::from([(loss, one)]);
+    let mut grads: HashMap<Value, Value> = HashMap::from([(loss, scale)]);
     for index in (0..=loss.node.0).rev().map(NodeId) {
         let node = g.op_node(index);
         let Kind::Op(op) = g.node(index).kind.clone() else { continue };

@@ -8,7 +8,8 @@ use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
 
 /// Updates p, m and v (states, f32 of one shape) from g, after clipping by the global norm.
 ///
-/// Inputs: p, m, v, g; norm f32 `[1]`, of all gradients; hyper f32 `[4]`: learning rate, 1/(1-β₁ᵗ), 1/(1-β₂ᵗ), unused;
+/// Inputs: p, m, v, g; norm f32 `[1]`, of all gradients; hyper f32 `[4]`: learning rate, 1/(1-β₁ᵗ), 1/(1-β₂ᵗ), and
+/// what g is multiplied by to be of that norm's scale, 0 leaving the step out whatever g holds;
 /// and, where the page has padding, a table made by [`super::gap_table`]: those elements stay as they are. No outputs.
 ///
 /// The order of operations is that of `torch.optim.AdamW`, and clipping that of `torch.nn.utils.clip_grad_norm_`.
@@ -91,10 +92,10 @@ impl Op for AdamW {
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let [beta1, beta2] = [self.beta1, self.beta2].map(f64::from);
         let clip = (f64::from(self.max_norm.min(f32::MAX)) / (inputs[4].data[0] + 1e-6)).min(1.0);
-        let [rate, bias1, bias2, _] = inputs[5].data[..] else { unreachable!("checked when the node was made") };
+        let [rate, bias1, bias2, factor] = inputs[5].data[..] else { unreachable!("checked when the node was made") };
         let (mut p, mut m, mut v) = (inputs[0].clone(), inputs[1].clone(), inputs[2].clone());
-        for i in (0..p.data.len()).filter(|&i| !gaps::contains(inputs.get(6), i)) {
-            let g = inputs[3].data[i] * clip;
+        for i in (0..p.data.len()).filter(|&i| factor != 0.0 && !gaps::contains(inputs.get(6), i)) {
+            let g = inputs[3].data[i] * factor * clip;
             if i < self.decay_end {
                 p.data[i] -= p.data[i] * rate * f64::from(self.weight_decay);
             }

@@ -3,7 +3,7 @@
 use super::table::{Case, Draw, below, normal, positive};
 use super::{
     AdamW, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, GlobalNorm, IGNORE, LinearCrossEntropy,
-    LinearCrossEntropyGrad, Operands, SumParts, SumSquares,
+    LinearCrossEntropyGrad, LossScale, Operands, SumParts, SumSquares,
 };
 use crate::base::TensorType;
 
@@ -76,10 +76,14 @@ fn optimizer() -> Vec<Case> {
     let step =
         |decay_end, max_norm| AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, decay_end, max_norm };
     let page = |n: usize| [normal([n]), normal([n]), positive([n]), normal([n])];
-    let rest = |norm: f64| [given([1], &[norm]), given([4], &[0.125, 2.5, 5.25, 0.0])];
+    let rest = |norm: f64, factor| [given([1], &[norm]), given([4], &[0.125, 2.5, 5.25, factor])];
     let gaps = (TensorType::u32([3, 2]), Draw::Given([5, 9, 64, 128, 190, 200].map(f64::from).to_vec()));
+    let scale = LossScale { interval: 11, rest1: 0.1, rest2: 0.01 };
+    let scaler = |good, norm| {
+        [given([5], &[8.0, good, 3.0, 0.25, 0.125]), given([1], &[norm]), given([4], &[0.125, 0.0, 0.0, 1.0])]
+    };
     let inputs = |n, norm, gap: Option<&Input>| {
-        [&page(n)[..], &rest(norm)[..], gap.map_or(&[][..], std::slice::from_ref)].concat()
+        [&page(n)[..], &rest(norm, 1.0)[..], gap.map_or(&[][..], std::slice::from_ref)].concat()
     };
     vec![
         Case::new("", SumSquares, &[normal([1000])]),
@@ -92,6 +96,11 @@ fn optimizer() -> Vec<Case> {
         Case::new("", step(100, 1.0), &inputs(777, 3.5, None)),
         Case::new("no clipping", step(0, f32::INFINITY), &inputs(130, 3.5, None)),
         Case::new("small norm", step(130, 1.0), &inputs(130, 0.25, None)),
+        Case::new("scaled", step(100, 1.0), &[&page(777)[..], &rest(3.5, 0.0078125)[..]].concat()),
+        Case::new("left out", step(100, 1.0), &[&page(777)[..], &rest(f64::INFINITY, 0.0)[..]].concat()),
+        Case::new("", scale.clone(), &scaler(9.0, 6.0)),
+        Case::new("doubles", scale.clone(), &scaler(10.0, 6.0)),
+        Case::new("overflow", scale, &scaler(9.0, f64::INFINITY)),
         Case::new("gaps", step(150, 1.0), &inputs(300, 2.0, Some(&gaps))),
     ]
 }

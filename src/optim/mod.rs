@@ -1,7 +1,9 @@
-//! Optimizers as graph nodes, and the learning rate over time.
+//! Optimizers as graph nodes, scaling of the loss, and the learning rate over time.
 
 mod adamw;
+mod loss_scaling;
 mod schedule;
 
 pub use adamw::{HYPER, Optimizer};
+pub use loss_scaling::{LossScaling, SCALER};
 pub use schedule::Schedule;

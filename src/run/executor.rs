@@ -56,8 +56,13 @@ impl<'a> Results<'a> {
 
     /// The first f32 of an output.
     pub fn first(&self, name: &str) -> Option<f32> {
+        self.element(name, 0)
+    }
+
+    /// One f32 of an output, by its number.
+    pub fn element(&self, name: &str, index: usize) -> Option<f32> {
         let bytes = self.iter().find(|(n, _)| *n == name)?.1;
-        Some(f32::from_le_bytes(*bytes.first_chunk()?))
+        Some(f32::from_le_bytes(*bytes.get(4 * index..)?.first_chunk()?))
     }
 }
 

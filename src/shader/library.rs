@@ -49,6 +49,7 @@ const TABLE: &[(&str, &str)] = table![
     "lib/weight",
     "lib/weight_256",
     "lib/weight_32",
+    "loss_scale",
     "map",
     "matmul_coop",
     "matmul_rows",

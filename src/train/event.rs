@@ -47,6 +47,12 @@ pub enum Event {
         lr: f64,
         /// Global norm of the gradient, before clipping.
         grad_norm: f32,
+        /// Scale of the loss from here on, in mixed precision.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        loss_scale: Option<f32>,
+        /// Steps left out so far because a gradient overflowed, in mixed precision.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        skipped: Option<u64>,
         /// Tokens a second, over the last steps.
         tokens_per_second: f64,
         /// Share of the roofline's limit, over the last steps.

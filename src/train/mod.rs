@@ -10,6 +10,6 @@ mod trainer;
 pub use event::{Event, Observer};
 pub use fit::{Fit, Plans, plans};
 pub use prepare::{Prepared, prepare};
-pub use recipe::Recipe;
+pub use recipe::{Precision, Recipe};
 pub use session::{run, save};
 pub use trainer::{StepResult, Trainer, check_fits, fill, optimizer, train_graph, train_plan};

@@ -8,6 +8,30 @@ use std::path::{Path, PathBuf};
 /// Most sequences of a step, and most tokens of a sequence.
 const MOST: usize = 1 << 24;
 
+/// In which precision products are computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Strict f32.
+    #[default]
+    F32,
+    /// Products of linear layers round their operands to f16 and sum in f32; parameters, moments and all else are f32,
+    /// the loss is scaled.
+    Mixed,
+}
+
+impl std::str::FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "f32" => Ok(Precision::F32),
+            "mixed" => Ok(Precision::Mixed),
+            _ => Err(format!("`{text}` is none of f32, mixed")),
+        }
+    }
+}
+
 /// What to train, on what, and how. Every key has a default: an empty recipe trains the embedded default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -29,6 +53,10 @@ pub struct Recipe {
     /// Most bytes of device memory of a step and of validation, such as `6GB`: what does not fit is computed again.
     /// Without it, what the adapter has, where that is known.
     pub memory: Option<Bytes>,
+    /// Precision of products.
+    pub precision: Precision,
+    /// With mixed precision: steps in a row without an overflow after which the scale of the loss doubles.
+    pub loss_scale_interval: u32,
     /// Highest learning rate.
     pub lr: f64,
     /// The learning rate ends at this share of the highest.
@@ -70,6 +98,8 @@ impl Default for Recipe {
             batch: 2,
             seq: 128,
             memory: None,
+            precision: Precision::F32,
+            loss_scale_interval: 2_000,
             lr: 4e-3,
             lr_floor: 0.1,
             warmup: None,
@@ -114,7 +144,12 @@ impl Recipe {
     /// # Errors
     /// A sentence that names the key, its value and what it may be.
     pub fn check(&self) -> Result<()> {
-        let counts = [("steps", self.steps), ("batch", self.batch as u64), ("seq", self.seq as u64)];
+        let counts = [
+            ("steps", self.steps),
+            ("batch", self.batch as u64),
+            ("seq", self.seq as u64),
+            ("loss_scale_interval", u64::from(self.loss_scale_interval)),
+        ];
         for (key, value) in counts {
             if value == 0 {
                 return Err(Error::Invalid(format!("{key} is 0; it must be at least 1")));

@@ -81,7 +81,9 @@ struct Pace {
 
 impl Pace {
     fn step(&mut self, step: u64, result: StepResult, trainer: &Trainer) -> Result<Event> {
-        if !(result.loss.is_finite() && result.grad_norm.is_finite()) {
+        // An overflow of scaled gradients is answered by a smaller scale; one without any scale is not.
+        let is_scaled = result.loss_scale.is_some_and(|(scale, _)| scale >= 1.0);
+        if !(result.loss.is_finite() && (result.grad_norm.is_finite() || is_scaled)) {
             let (loss, norm) = (result.loss, result.grad_norm);
             return Err(Error::Invalid(format!(
                 "step {step} gave loss {loss} and gradient norm {norm}: training diverged; try a lower --lr, or a longer \
@@ -102,6 +104,8 @@ impl Pace {
             loss: result.loss,
             lr: trainer.rate(step - 1),
             grad_norm: result.grad_norm,
+            loss_scale: result.loss_scale.map(|(scale, _)| scale),
+            skipped: result.loss_scale.map(|(_, skipped)| skipped),
             tokens_per_second: trainer.tokens_per_step() as f64 / per_step,
             roofline: self.step_limit.map(|limit| limit / per_step),
         })

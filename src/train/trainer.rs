@@ -1,6 +1,6 @@
 //! The device's side of training: one plan for a step, one for validation, and the states that they share.
 
-use super::{Fit, Plans, Prepared, Recipe, plans};
+use super::{Fit, Plans, Precision, Prepared, Recipe, plans};
 use crate::base::{Rng, TensorType};
 use crate::compile::{Chooser, First, Plan, compile};
 use crate::data::Loader;
@@ -9,7 +9,7 @@ use crate::gpu::Gpu;
 use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{ParamLayout, Params};
-use crate::optim::{HYPER, Optimizer, Schedule};
+use crate::optim::{HYPER, LossScaling, Optimizer, SCALER, Schedule};
 use crate::run::{Executor, Recorder, Results, States, check_memory};
 
 /// A model and everything that changes while it is trained.
@@ -39,12 +39,16 @@ pub struct StepResult {
     pub loss: f32,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f32,
+    /// Where the loss is scaled: the next step's scale, and the steps left out so far because a gradient overflowed.
+    pub loss_scale: Option<(f32, u64)>,
 }
 
 impl StepResult {
     fn of(results: Results<'_>) -> Self {
         let first = |name| results.first(name).unwrap_or(f32::NAN);
-        StepResult { loss: first("loss"), grad_norm: first("grad_norm") }
+        let skipped = results.element(SCALER, 2).map(|n| n as u64);
+        let loss_scale = results.first(SCALER).zip(skipped);
+        StepResult { loss: first("loss"), grad_norm: first("grad_norm"), loss_scale }
     }
 }
 
@@ -56,6 +60,8 @@ pub fn optimizer(recipe: &Recipe) -> Optimizer {
         epsilon: recipe.epsilon,
         weight_decay: recipe.weight_decay,
         max_norm: recipe.clip,
+        loss_scaling: (recipe.precision == Precision::Mixed)
+            .then(|| LossScaling { interval: recipe.loss_scale_interval, ..LossScaling::default() }),
     }
 }
 
@@ -79,6 +85,10 @@ pub(super) fn graph(
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
     let loss = model.loss(&mut g, &params, tokens, targets)?;
+    // Validation tells of the model that is saved, whose parameters are f32.
+    if optimizer.is_some_and(|o| o.loss_scaling.is_some()) {
+        g.narrow();
+    }
     match optimizer {
         Some(optimizer) => optimizer.train_step(&mut g, layout, &params, loss)?,
         None => g.output("loss", loss),
@@ -169,6 +179,9 @@ impl Trainer {
         let eval = Executor::new(gpu, &eval, &mut states).await?;
         for (i, page) in weights.unwrap_or_else(|| layout.init(recipe.seed)).iter().enumerate() {
             states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page)).await?;
+        }
+        if let Some(scaling) = optimizer.loss_scaling {
+            states.write(SCALER, 0, bytemuck::cast_slice(&scaling.initial())).await?;
         }
         let schedule = Schedule {
             lr: recipe.lr,
