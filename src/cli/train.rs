@@ -9,7 +9,7 @@ use crate::model::find_config;
 use crate::run::{Recorder, TuneMode, Tuner, compile_early};
 use crate::store::HubPart;
 use crate::train::{
-    Event, Precision, Prepared, Recipe, Trainer, check_fits, optimizer, prepare, run, save, train_plan,
+    Event, Observer, Precision, Prepared, Recipe, Trainer, check_fits, optimizer, prepare, run, save, train_plan,
 };
 use anyhow::{Context, Result};
 use clap::Args;
@@ -120,6 +120,7 @@ pub async fn train(args: TrainArgs) -> Result<()> {
     writable(&paths::cache(), "cache folder", "set DANLU_CACHE to another")?;
     let mut config = find_config(&recipe.config)?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
+    keep_pipelines(&gpu, observer.as_mut());
     // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
     config.vocab_size = config.vocab_size.min(SMALLEST_VOCAB);
     check_fits(&gpu, &recipe, &config)?;
@@ -161,7 +162,17 @@ pub async fn train(args: TrainArgs) -> Result<()> {
         trainer.record(Some(&recorder));
     }
     run(&gpu, &recipe, &prepared, &mut trainer, step_limit, &stop, observer.as_mut()).await?;
+    if let Err(error) = gpu.save_pipelines() {
+        observer.event(&Event::Note { text: format!("compiled shaders were not kept: {error}") });
+    }
     args.profile.as_deref().map_or(Ok(()), |file| profile::conclude(&gpu, &recorder, &roofline, file))
+}
+
+/// What was compiled before is a convenience: where it cannot be read, it is compiled again.
+fn keep_pipelines(gpu: &Gpu, observer: &mut dyn Observer) {
+    if let Err(error) = gpu.keep_pipelines(&paths::cache()) {
+        observer.event(&Event::Note { text: format!("shaders are compiled anew: {error}") });
+    }
 }
 
 /// Compiles what a training step will most probably run: whatever the tokenizer's vocabulary turns out to be, and without

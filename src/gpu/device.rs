@@ -1,11 +1,12 @@
 //! An open device: what was asked of the adapter, and what happens when it fails.
 
 use super::adapter::{self, AdapterReport, Selector};
+use super::kept::Kept;
 use super::pipeline::Pipeline;
 use crate::base::Limits;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 /// An open device and its queue. Clones share it; every method takes `&self` and may be called from any thread.
 #[derive(Clone)]
@@ -22,6 +23,7 @@ struct Inner {
     /// The first error that no caller was there to receive; the device counts as lost from then on.
     fault: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    kept: OnceLock<Kept>,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -109,7 +111,9 @@ impl Gpu {
             ..adapter::limits(&adapter, &device.limits(), device.features())
         };
         let pipelines = Mutex::new(HashMap::new());
-        Ok(Gpu { inner: Arc::new(Inner { device, queue, report, chosen, limits, fault, pipelines }) })
+        Ok(Gpu {
+            inner: Arc::new(Inner { device, queue, report, chosen, limits, fault, pipelines, kept: OnceLock::new() }),
+        })
     }
 
     /// What the adapter says of itself.
@@ -172,6 +176,10 @@ impl Gpu {
 
     pub(super) fn queue(&self) -> &wgpu::Queue {
         &self.inner.queue
+    }
+
+    pub(super) fn kept(&self) -> &OnceLock<Kept> {
+        &self.inner.kept
     }
 
     pub(super) fn pipelines(&self) -> MutexGuard<'_, HashMap<String, Arc<Pipeline>>> {

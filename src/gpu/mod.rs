@@ -4,6 +4,7 @@ mod adapter;
 mod buffer;
 mod device;
 mod driver;
+mod kept;
 mod pipeline;
 mod profile;
 mod queue;

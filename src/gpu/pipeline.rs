@@ -74,7 +74,7 @@ impl Gpu {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.kept().get().map(|kept| &kept.raw),
         });
         Pipeline { raw, layout, label: label.to_string() }
     }
