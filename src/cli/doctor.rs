@@ -118,6 +118,13 @@ fn describe(a: &AdapterReport, out: &mut impl Write) -> std::io::Result<()> {
     writeln!(out, "  type       {}, through {}", a.device_type, a.backend)?;
     writeln!(out, "  driver     {}", a.driver_line())?;
     writeln!(out, "  subgroups  {} to {} invocations", l.min_subgroup, l.max_subgroup)?;
+    let matrices: Vec<String> = l.cooperative.iter().map(|n| format!("{n}×{n}")).collect();
+    let f16 = match (l.has_f16, matrices.is_empty()) {
+        (false, _) => "no".to_string(),
+        (true, true) => "yes, no cooperative matrices".to_string(),
+        (true, false) => format!("yes, cooperative matrices of {}", matrices.join(" and ")),
+    };
+    writeln!(out, "  f16        {f16}")?;
     writeln!(out, "  memory     {memory}")?;
     writeln!(
         out,

@@ -48,9 +48,9 @@ impl MatMul {
         // Kernels that hand values from lane to lane of a workgroup of eight, which must lie in one subgroup.
         let hands_on = limits.is_cpu && limits.min_subgroup >= 8;
         let is_linear = self.transpose_b && !self.transpose_a && s.k.is_multiple_of(4);
-        let (mut tiers, mut staged) = (Vec::new(), Vec::new());
-        // Measured: beyond these the rows kernel is faster.
         let half = self.operands.are_half();
+        let mut tiers = Vec::new();
+        // Measured: beyond these the rows kernel is faster.
         if hands_on && is_linear && !half && s.m <= if dtype.is_packed() { 4 } else { 2 } {
             let rows = s.m.next_power_of_two();
             let tier = self.tier("matvec_lanes", format!("lanes_{rows}"), dtype, [rows, 8]);
@@ -58,29 +58,30 @@ impl MatMul {
         }
         if hands_on {
             tiers.push(self.rows(s, dtype));
+            // Every kind has pipelines of its own, which take time to compile, and to measure: packed and rounded ones have
+            // no more than they need. Cooperative matrices of a CPU were six to a hundred times slower.
+            if dtype.is_packed() || half {
+                return tiers;
+            }
         } else if is_linear && !half && s.m <= 8 {
             // So many lanes share a row that each has some four blocks of it.
             let (rows, lanes) = (s.m.next_power_of_two(), (s.k / 128).next_power_of_two().clamp(4, 32));
             let tier = self.tier("matvec_groups", format!("groups_{rows}"), dtype, [rows, 64 / lanes]);
             tiers.push(tier.constant("ROWS", rows).constant("LANES", lanes));
         }
-        // Every dtype has pipelines of its own, which take time to compile: packed ones have no more than they need.
-        if !(hands_on && dtype.is_packed()) {
-            let large = if limits.is_cpu && !dtype.is_packed() { [128, 64] } else { [64, 64] };
-            let tile = |[m, n]: [usize; 2], staged: &str| {
-                let tier = self.tier("matmul_tile", format!("tile_{m}x{n}{staged}"), dtype, [m, n]);
-                tier.constant("TILE_M", m).constant("TILE_N", n).constant("TILE_K", 16)
-            };
-            if half && limits.has_f16 {
-                staged.extend([large, [32, 32]].map(|size| tile(size, "_staged").constant("STAGED", 1)));
-            }
-            tiers.extend([large, [32, 32]].map(|size| tile(size, "")));
+        let sizes = [if limits.is_cpu && !dtype.is_packed() { [128, 64] } else { [64, 64] }, [32, 32]];
+        let tile = |[m, n]: [usize; 2], staged: &str| {
+            let tier = self.tier("matmul_tile", format!("tile_{m}x{n}{staged}"), dtype, [m, n]);
+            tier.constant("TILE_M", m).constant("TILE_N", n).constant("TILE_K", 16)
+        };
+        tiers.extend(sizes.map(|size| tile(size, "")));
+        // What wants more than every adapter has comes last, for the first candidate is right everywhere.
+        if half && limits.has_f16 {
+            tiers.extend(sizes.map(|size| tile(size, "_staged").constant("STAGED", 1)));
         }
         if half && dtype == DType::F32 {
-            staged.extend(self.cooperative(s, limits));
+            tiers.extend(self.cooperative(s, limits));
         }
-        // What wants more than every adapter has comes last: the first candidate is right everywhere.
-        tiers.extend(staged);
         tiers
     }
 
