@@ -8,6 +8,7 @@ use danlu::base::DType;
 use danlu::data::{Tokenizer, Vocabulary};
 use danlu::store::gguf::Metadata;
 use danlu::store::{Checkpoint, SHARD_BYTES, Tensors, gguf};
+use serde_json::json;
 use shared::shared;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -148,6 +149,79 @@ fn tokenizers_keep_their_ids_in_gguf() {
     let too_few = Tokenizer::open(shared("tokenizers").unwrap().join("llama2")).unwrap().gguf_keys(5).unwrap_err();
     let message = "this tokenizer cannot be written into a GGUF file: it has 32000 tokens for 5 rows of the embedding";
     assert_eq!(too_few.to_string(), message);
+}
+
+/// What GGUF has no name for is refused by name, and what it has a name for is not lost.
+#[test]
+fn nothing_of_a_tokenizer_is_lost_in_gguf() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = Tokenizer::train(["the cat, the cat"].iter(), 300).unwrap().files(8).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&files[0].1).unwrap();
+    let keys = |pointer: &str, value: serde_json::Value, config: serde_json::Value| {
+        let mut json = json.clone();
+        *json.pointer_mut(pointer).unwrap() = value;
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+        Tokenizer::open(folder.path()).unwrap().gguf_keys(300).map_err(|e| e.to_string())
+    };
+    let bytes = |prefix: bool| json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true, "use_regex": true});
+    let split = |pattern: serde_json::Value, behavior: &str, invert: bool| json!({"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert});
+    let after = |step: serde_json::Value| json!({"type": "Sequence", "pretokenizers": [step, bytes(false)]});
+    let end = json!({"eos_token": "<|endoftext|>"});
+    for (pointer, value, message) in [
+        (
+            "/pre_tokenizer",
+            after(json!({"type": "Punctuation", "behavior": "Isolated"})),
+            "GGUF has no name for the pre-tokenizer \"Punctuation\"",
+        ),
+        (
+            "/pre_tokenizer",
+            after(split(json!({"String": "a"}), "Isolated", false)),
+            "GGUF has no name for the pre-tokenizer \"Split\" by a plain text",
+        ),
+        (
+            "/pre_tokenizer",
+            after(split(json!({"Regex": "a"}), "Removed", true)),
+            "GGUF has no name for the pre-tokenizer \"Split\" that drops or joins what it cuts",
+        ),
+        (
+            "/pre_tokenizer",
+            after(split(json!({"Regex": "a"}), "Isolated", false)),
+            "GGUF has no name for how it cuts words: a  's|'t|",
+        ),
+        (
+            "/pre_tokenizer",
+            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true}),
+            "its pre-tokenizer does not end with \"ByteLevel\", and GGUF knows no other",
+        ),
+        (
+            "/pre_tokenizer",
+            bytes(true),
+            "GGUF has no name for the pre-tokenizer \"ByteLevel\" that puts a space before a text",
+        ),
+        ("/normalizer", json!({"type": "Lowercase"}), "GGUF has no name for the normalizer \"Lowercase\""),
+    ] {
+        let text = keys(pointer, value, end.clone()).expect_err(message);
+        let start = format!("this tokenizer cannot be written into a GGUF file: {message}");
+        assert!(text.starts_with(&start), "{text}\nbut should say: {message}");
+    }
+
+    // Text, then the end: nothing before it.
+    let token = json!({"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}});
+    let single = json!([{"Sequence": {"id": "A", "type_id": 0}}, token]);
+    let config = json!({"eos_token": "<|endoftext|>", "chat_template": [
+        {"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]});
+    let metadata = keys("/post_processor/single", single, config).unwrap();
+    let flag = |key: &str| metadata.flag(&format!("tokenizer.ggml.{key}")).unwrap();
+    assert_eq!((flag("add_bos_token"), flag("add_eos_token")), (Some(false), Some(true)));
+    assert_eq!(metadata.strings("tokenizer.chat_templates").unwrap(), Some(vec!["tool_use"]));
+    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    assert_ids(&tokenizer, &metadata, &["the cat", ""]);
+    let again = Tokenizer::from_vocabulary(Vocabulary::from_metadata(&metadata).unwrap()).unwrap();
+    for (tools, template) in [(false, "plain"), (true, "tools")] {
+        assert_eq!(again.chat_template(tools), Some(template));
+        assert_eq!(tokenizer.chat_template(tools), Some(template));
+    }
 }
 
 /// A large model lies in several files with an index, and what was there before is gone.

@@ -84,9 +84,10 @@ fn every_lie_of_a_gguf_file_has_its_sentence() {
     let entry = find("blk.0.attn_q.weight") + "blk.0.attn_q.weight".len();
     let key = find("llama.block_count");
     let base = find("llama.rope.freq_base") + "llama.rope.freq_base".len();
-    let rows: [(usize, &[u8], &str); 16] = [
+    let rows: [(usize, &[u8], &str); 17] = [
         (0, b"GGML", "is not a GGUF file: it does not begin with GGUF"),
         (4, &[1, 0, 0, 0], "is GGUF version 1; versions 2 and 3 can be read: convert it anew"),
+        (4, &[0, 0, 0, 0], "is GGUF version 0; versions 2 and 3 can be read: convert it anew"),
         (4, &[0, 0, 0, 3], "is a big-endian GGUF file; only little-endian ones can be read"),
         (8, &[0xff; 8], "tensors; no real model has more than"),
         (16, &[0xff; 8], "keys; no real model has more than"),
@@ -114,6 +115,54 @@ fn every_lie_of_a_gguf_file_has_its_sentence() {
     twice[other..other + 19].copy_from_slice(b"blk.0.attn_q.weight");
     std::fs::write(&file, twice).unwrap();
     assert!(look(&file).unwrap_err().contains("tensor blk.0.attn_q.weight stands there twice"));
+}
+
+/// Texts that the file has room for (as holes, so that the test takes none) are refused before they are copied.
+#[test]
+fn long_texts_of_a_gguf_file_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("m.gguf");
+    let key =
+        |name: u8, length: u64| [&1u64.to_le_bytes()[..], &[name], &8u32.to_le_bytes(), &length.to_le_bytes()].concat();
+    for (length, message) in [
+        (
+            140 << 20,
+            "a text is 146800640 bytes long, and none is longer than 134217728; the file is damaged: fetch it again",
+        ),
+        (100 << 20, "its metadata are longer than 134217728 bytes; no real model's are"),
+    ] {
+        let head = [&b"GGUF\x03\0\0\0"[..], &0u64.to_le_bytes(), &2u64.to_le_bytes(), &key(b'a', length)].concat();
+        std::fs::write(&file, &head).unwrap();
+        let mut open = std::fs::OpenOptions::new().append(true).open(&file).unwrap();
+        open.set_len(head.len() as u64 + length).unwrap();
+        std::io::Write::write_all(&mut open, &key(b'b', length)).unwrap();
+        open.set_len(head.len() as u64 + 2 * length + 100).unwrap();
+        let text = look(&file).expect_err(message);
+        assert!(text.ends_with(message), "{text}\nbut should say: {message}");
+    }
+}
+
+/// A model whose file names tokens that are not there still reads and writes; lists of nothing have their own words.
+#[test]
+fn wrong_ids_and_empty_lists_of_a_gguf_file() {
+    let (_folder, file) = model();
+    let folder = tempfile::tempdir().unwrap();
+    let other = folder.path().join("other.gguf");
+    let write = |key: &str, value: Value| {
+        let mut more = Metadata::new(&other);
+        more.set(key, value);
+        Checkpoint::open(&file).unwrap().write_gguf(&other, None, &more).map(drop)
+    };
+    write("tokenizer.ggml.unknown_token_id", Value::u32(u32::MAX)).unwrap();
+    let checkpoint = Checkpoint::open(&other).unwrap();
+    let tokenizer = Tokenizer::of(&checkpoint).unwrap();
+    assert!(!tokenizer.encode("abc").unwrap().is_empty());
+    let key = "tokenizer.ggml.unknown_token_id is 4294967295, and there are only 8 tokens; token 0 is taken";
+    assert_eq!(tokenizer.notes(), [format!("{}: {key}", other.display())]);
+    write("tokenizer.ggml.eos_token_id", Value::u32(8)).unwrap();
+    assert_eq!(Checkpoint::open(&other).unwrap().config().eos_token_ids, [2]);
+    let error = write("llama.attention.head_count_kv", Value::Array(Array::i32s(&[]))).unwrap_err().to_string();
+    assert!(error.ends_with("llama.attention.head_count_kv is an empty list; convert the model anew"), "{error}");
 }
 
 #[test]

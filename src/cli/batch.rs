@@ -5,7 +5,7 @@ mod results;
 
 use super::generate::{GenerateArgs, cut, load, read_text, tell_summary};
 use super::hub;
-use super::text::{Watch, count};
+use super::text::{self, Watch, count};
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::gpu::Gpu;
@@ -28,7 +28,7 @@ pub(super) async fn run(args: &GenerateArgs, file: &Path) -> Result<()> {
     let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
     let vocabulary = checkpoint.config().vocab_size;
     let sampling = args.sampling.sampling_for(&checkpoint, args.json)?;
-    let tokenizer = Tokenizer::of(&checkpoint)?;
+    let tokenizer = text::tokenizer(&checkpoint)?;
     let defaults = Defaults { args, sampling: &sampling, tokenizer: &tokenizer, vocabulary };
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let lines: Vec<Line> = lines.map(|(i, line)| defaults.read(i + 1, line)).collect();

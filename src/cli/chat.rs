@@ -4,9 +4,9 @@ mod command;
 mod input;
 
 use super::sampling::{Cache, CacheArgs, Full, SamplingArgs};
-use super::text::{count, whole};
+use super::text::{self, count, whole};
 use super::{AdapterArgs, generate, hub, paths};
-use crate::data::{ChatTemplate, Json, Message, RenderOptions, Tokenizer};
+use crate::data::{ChatTemplate, Json, Message, RenderOptions};
 use crate::gpu::Gpu;
 use crate::infer::{Conversation, Finish, Sampling};
 use crate::store::{Checkpoint, atomic};
@@ -69,7 +69,7 @@ pub async fn chat(args: ChatArgs) -> Result<()> {
     let (tools, variables) = (args.tools.as_deref().map(read_tools).transpose()?, variables(&args.variables)?);
     let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
     let sampling = args.sampling.sampling_for(&checkpoint, false)?;
-    let tokenizer = Tokenizer::of(&checkpoint)?;
+    let tokenizer = text::tokenizer(&checkpoint)?;
     let template = ChatTemplate::of(&tokenizer, tools.is_some())?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
     // The conversation drops its oldest turns itself, so that the cache never has to.

@@ -1,6 +1,6 @@
 //! `danlu convert`: GGUF ↔ Hugging Face folders, other dtypes, quantisation.
 
-use super::hub;
+use super::{hub, text};
 use crate::base::quantise::ENCODED;
 use crate::base::{Bytes, DType};
 use crate::compile::human_bytes;
@@ -112,7 +112,7 @@ fn tokenizer_files(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>> {
                 tell!("danlu: the file holds no vocabulary; the folder will hold no tokenizer");
                 return Ok(Vec::new());
             }
-            Ok(Tokenizer::of(checkpoint)?.files(checkpoint.config().max_position_embeddings)?)
+            Ok(text::tokenizer(checkpoint)?.files(checkpoint.config().max_position_embeddings)?)
         }
         Origin::Folder(folder) => {
             let mut names: Vec<String> = TOKENIZER_FILES.map(String::from).into();

@@ -1,9 +1,8 @@
 //! `danlu eval`: perplexity of texts, and scores of multiple-choice and cloze items.
 
 use super::progress::loading;
-use super::text::count;
+use super::text::{self, count};
 use super::{AdapterArgs, hub};
-use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::eval::{Perplexity, Report, Task, Windows, evaluate, perplexity, read_items};
 use crate::gpu::Gpu;
@@ -87,7 +86,7 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
     if !args.text.is_empty() {
         windows.check(most)?;
     }
-    let tokenizer = Tokenizer::of(&checkpoint)?;
+    let tokenizer = text::tokenizer(&checkpoint)?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
     let (bar, mut show) = loading();
     let scorer = Scorer::load(&gpu, &checkpoint, args.batch_tokens, &mut show).await;

@@ -2,10 +2,9 @@
 
 use super::progress::loading;
 use super::sampling::{CacheArgs, SamplingArgs};
-use super::text::{Watch, whole};
+use super::text::{self, Watch, whole};
 use super::{AdapterArgs, batch, hub};
 use crate::compile::human_bytes;
-use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::infer::{Finish, Generator, Growing, Options};
@@ -96,7 +95,7 @@ pub async fn generate(args: GenerateArgs) -> Result<()> {
     let text = args.source.read()?;
     let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
     let sampling = args.sampling.sampling_for(&checkpoint, args.json)?;
-    let tokenizer = Tokenizer::of(&checkpoint)?;
+    let tokenizer = text::tokenizer(&checkpoint)?;
     let prompt = tokenizer.encode_prompt(&text)?;
     let wanted = prompt.len().saturating_add(args.tokens);
     let options = args.cache.options(1, wanted, checkpoint.config().max_context());

@@ -1,10 +1,9 @@
 //! `danlu profile`, and what `danlu plan --measure` and `danlu train --profile` share with it.
 
-use super::text::Watch;
+use super::text::{self, Watch};
 use super::{AdapterArgs, hub, paths};
 use crate::bench::{Profile, trace_json};
 use crate::compile::{Plan, human_bytes};
-use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::infer::{Options, Sampling};
@@ -121,7 +120,7 @@ pub(super) async fn training_steps(
 /// Reads a prompt and writes some tokens, after doing the same once without a recorder.
 async fn generation(gpu: &Gpu, tuner: &mut Tuner, checkpoint: &Checkpoint, args: &ProfileArgs) -> Result<Recorded> {
     let roofline = Roofline::measure(gpu, tuner).await?;
-    let tokenizer = Tokenizer::of(checkpoint)?;
+    let tokenizer = text::tokenizer(checkpoint)?;
     let prompt = tokenizer.encode_prompt(args.prompt.as_deref().unwrap_or_default())?;
     let count = usize::try_from(args.tokens)?;
     let context = prompt.len().saturating_add(count).min(checkpoint.config().max_context());

@@ -1,10 +1,23 @@
 //! What is said of texts: how fast they came, and how many there are.
 
+use crate::data::Tokenizer;
+use crate::error::Error;
+use crate::store::Checkpoint;
 use std::time::Instant;
 
 /// `1 text`, `2 texts`.
 pub fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// A model's tokenizer; what it has to say is told.
+///
+/// # Errors
+/// Those of [`Tokenizer::of`].
+pub fn tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Error> {
+    let tokenizer = Tokenizer::of(checkpoint)?;
+    tokenizer.notes().iter().for_each(|note| tell!("danlu: {note}"));
+    Ok(tokenizer)
 }
 
 /// For flags: a number of things.

@@ -9,7 +9,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, State, context};
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use super::Tokenizer;
 use crate::error::{Error, Result};
@@ -37,9 +37,9 @@ const FALLBACK: &str = "\
 /// what a template from somewhere can do.
 const FUEL: u64 = 20_000_000;
 
-/// Marks around what `{% generation %}` blocks give, until the text is whole. Unicode keeps both from ever being characters.
-const OPEN: char = '\u{fdd0}';
-const CLOSE: char = '\u{fdd1}';
+/// Two of these, which Unicode keeps from ever being characters, stand around what `{% generation %}` blocks give until the
+/// text is whole: two that the conversation does not hold, since a text may hold anything.
+const MARKS: RangeInclusive<char> = '\u{fdd0}'..='\u{fdef}';
 
 /// Names of a message's chain of thought; templates read the first or the second (as `transformers` fills them in).
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
@@ -159,7 +159,6 @@ impl ChatTemplate {
         environment.add_filter("indent", indent::indent);
         environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", raise);
-        environment.add_function("generation", generation);
         environment.add_template_owned("chat", with_calls(source)).map_err(|error| explain(&error))?;
         Ok(ChatTemplate { environment, special, fallback: false })
     }
@@ -204,9 +203,17 @@ impl ChatTemplate {
             .map(|(name, value)| (name.to_string(), value)),
         );
         variables.extend(options.variables.iter().cloned());
-        let template = self.environment.get_template("chat").map_err(|error| explain(&error))?;
-        let marked = template.render(context! { ..Value::from_pairs(variables) }).map_err(|error| explain(&error))?;
-        Ok(unmark(&marked))
+        let variables = Value::from_pairs(variables);
+        let mut environment = self.environment.clone();
+        let source = self.environment.get_template("chat").map_err(|error| explain(&error))?.source().to_string();
+        let marks = unused_marks(&[serde_json::to_string(&variables).unwrap_or_default(), source])?;
+        environment.add_function("generation", move |state: &mut State, arguments: Kwargs| {
+            let body = arguments.get::<Value>("caller")?.call(state, &[])?;
+            Ok::<_, minijinja::Error>(format!("{}{body}{}", marks[0], marks[1]))
+        });
+        let template = environment.get_template("chat").map_err(|error| explain(&error))?;
+        let marked = template.render(context! { ..variables }).map_err(|error| explain(&error))?;
+        Ok(unmark(&marked, marks))
     }
 }
 
@@ -219,10 +226,13 @@ fn raise(message: String) -> Result<Value, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Refusal(message)))
 }
 
-/// Wraps what a `{% generation %}` block gives into marks.
-fn generation(state: &mut State, arguments: Kwargs) -> Result<String, minijinja::Error> {
-    let body = arguments.get::<Value>("caller")?.call(state, &[])?;
-    Ok(format!("{OPEN}{body}{CLOSE}"))
+/// Two marks that none of the texts holds.
+fn unused_marks(texts: &[String]) -> Result<[char; 2]> {
+    let mut unused = MARKS.filter(|mark| texts.iter().all(|text| !text.contains(*mark)));
+    match (unused.next(), unused.next()) {
+        (Some(open), Some(close)) => Ok([open, close]),
+        _ => Err(Error::Invalid("the conversation holds all of U+FDD0 to U+FDEF, which are no characters".into())),
+    }
 }
 
 /// A template whose `{% generation %}` blocks are calls of the function of that name: the engine knows no further tags, and
@@ -230,32 +240,56 @@ fn generation(state: &mut State, arguments: Kwargs) -> Result<String, minijinja:
 fn with_calls(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(at) = rest.find("{%") {
+    while let Some(at) = rest.find('{') {
         let (before, tag) = rest.split_at(at);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else { break };
-        let inside = &tag[2..end];
+        rest = tag;
+        let end = match tag.as_bytes().get(1) {
+            Some(b'#') => tag[2..].find("#}").map(|at| at + 4),
+            Some(b'{') => closing(tag, b"}}"),
+            Some(b'%') => closing(tag, b"%}"),
+            _ => Some(1),
+        };
+        // What is not closed is the engine's to complain of.
+        let Some(end) = end else { break };
+        let (tag, after) = tag.split_at(end);
+        let inside = tag.strip_prefix("{%").and_then(|tag| tag.strip_suffix("%}")).unwrap_or_default();
         let word = inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+');
-        out.push_str("{%");
         match word {
-            "generation" => out.push_str(&inside.replace(word, " call generation() ")),
-            "endgeneration" => out.push_str(&inside.replace(word, " endcall ")),
-            _ => out.push_str(inside),
+            "generation" => out.push_str(&tag.replace(word, " call generation() ")),
+            "endgeneration" => out.push_str(&tag.replace(word, " endcall ")),
+            _ => out.push_str(tag),
         }
-        out.push_str("%}");
-        rest = &tag[end + 2..];
+        rest = after;
     }
     out + rest
 }
 
+/// Where a tag ends, if it does. Texts in quotes may hold what looks like an end.
+fn closing(tag: &str, mark: &[u8]) -> Option<usize> {
+    let (mut quote, mut escaped) = (None, false);
+    for (at, byte) in tag.bytes().enumerate().skip(2) {
+        match quote {
+            Some(_) if escaped => escaped = false,
+            Some(_) if byte == b'\\' => escaped = true,
+            Some(open) if byte == open => quote = None,
+            Some(_) => {}
+            None if byte == b'"' || byte == b'\'' => quote = Some(byte),
+            None if tag.as_bytes()[at..].starts_with(mark) => return Some(at + mark.len()),
+            None => {}
+        }
+    }
+    None
+}
+
 /// Takes the marks out and keeps where they were.
-fn unmark(marked: &str) -> Rendered {
+fn unmark(marked: &str, [open, close]: [char; 2]) -> Rendered {
     let mut rendered = Rendered { text: String::with_capacity(marked.len()), answers: Vec::new() };
     let mut start = None;
     for c in marked.chars() {
         match c {
-            OPEN => start = Some(rendered.text.len()),
-            CLOSE => rendered.answers.extend(start.take().map(|start| start..rendered.text.len())),
+            c if c == open => start = Some(rendered.text.len()),
+            c if c == close => rendered.answers.extend(start.take().map(|start| start..rendered.text.len())),
             c => rendered.text.push(c),
         }
     }

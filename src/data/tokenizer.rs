@@ -17,6 +17,7 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::hash::Hasher;
 use crate::error::{Error, Result};
+use crate::store::gguf::ENDS;
 pub use vocabulary::Vocabulary;
 
 /// The special token of tokenizers trained here: it begins a prompt and ends a document. In text files, a line of it parts
@@ -26,9 +27,8 @@ pub const END_OF_TEXT: &str = "<|endoftext|>";
 /// A byte-level BPE holds every byte and the special token.
 pub const SMALLEST_VOCAB: usize = 256 + 1;
 
-/// Names of the end-of-text token where no tokenizer_config.json says one, the likeliest first.
-const EOS_NAMES: [&str; 6] = ["<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>"];
-/// The same for the beginning of text. `<|endoftext|>` is one only where a config says so.
+/// Names of the beginning-of-text token where no tokenizer_config.json says one, the likeliest first. `<|endoftext|>` is
+/// one only where a config says so.
 const BOS_NAMES: [&str; 3] = ["<|begin_of_text|>", "<s>", "<bos>"];
 
 /// Longest tokenizer.json that is believed; the largest published ones have some 35 MB.
@@ -43,6 +43,8 @@ pub struct Tokenizer {
     eot: Option<u32>,
     vocab_size: usize,
     adds_bos: bool,
+    adds_eos: bool,
+    notes: Vec<String>,
     config: Map<String, Value>,
     hash: u64,
 }
@@ -123,9 +125,11 @@ impl Tokenizer {
         let marked = inner.get_added_tokens_decoder();
         let special = |name: &str| inner.token_to_id(name).filter(|id| marked.get(id).is_some_and(|t| t.special));
         let usual = |names: &[&str]| names.iter().find_map(|name| special(name));
-        let eos = named("eos_token").or_else(|| usual(&EOS_NAMES));
+        let eos = named("eos_token").or_else(|| usual(&ENDS));
         let bos = named("bos_token").or_else(|| usual(&BOS_NAMES));
-        let adds_bos = bos.is_some() && inner.encode("a", true)?.get_ids().first().copied() == bos;
+        let around = inner.encode("a", true)?;
+        let adds_bos = bos.is_some() && around.get_ids().first().copied() == bos;
+        let adds_eos = eos.is_some() && around.get_ids().last().copied() == eos;
         let highest = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let mut hasher = Hasher::new();
         hasher.update(inner.to_string(false)?.as_bytes());
@@ -133,7 +137,8 @@ impl Tokenizer {
             hasher.update(&id.map_or(u64::MAX, u64::from).to_le_bytes());
         }
         let hash = hasher.finish();
-        Ok(Tokenizer { inner, bos, eos, eot: None, vocab_size: highest, adds_bos, config, hash })
+        let notes = Vec::new();
+        Ok(Tokenizer { inner, bos, eos, eot: None, vocab_size: highest, adds_bos, adds_eos, notes, config, hash })
     }
 
     /// How many rows an embedding needs: the highest id plus one.
@@ -149,6 +154,11 @@ impl Tokenizer {
     /// The id that ends a document, where the tokenizer has one.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// What its user should know of it: sentences about what its file says and what could not be followed.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// A hash of everything that decides which ids a text gets, for cache keys.

@@ -6,8 +6,11 @@ use crate::error::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fmt;
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::Path;
+
+/// Longest line that is believed, a thousand times any published one.
+const LONGEST: u64 = 16 << 20;
 
 /// What kind of item a file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -52,14 +55,22 @@ pub struct Item {
 /// A sentence with file and line for what cannot be read, is of none of the forms, or lacks its answer.
 pub fn read_items(file: &Path, limit: Option<usize>) -> Result<(Form, Vec<Item>)> {
     let open = std::fs::File::open(file).map_err(|e| Error::io("read", file, e))?;
+    let mut reader = std::io::BufReader::new(open);
     let mut form = None;
     let mut items = Vec::new();
-    for (i, line) in std::io::BufReader::new(open).lines().enumerate() {
+    for i in 0.. {
         if limit.is_some_and(|limit| items.len() >= limit) {
             break;
         }
         let wrong = |what: String| Error::file(file, format!("line {}: {what}", i + 1));
-        let line = line.map_err(|e| wrong(format!("cannot be read ({e})")))?;
+        let mut line = String::new();
+        let read = reader.by_ref().take(LONGEST + 1).read_line(&mut line);
+        if read.map_err(|e| wrong(format!("cannot be read ({e})")))? == 0 {
+            break;
+        }
+        if line.len() as u64 > LONGEST {
+            return Err(wrong(format!("is longer than {LONGEST} bytes, which no item is")));
+        }
         if line.trim().is_empty() {
             continue;
         }

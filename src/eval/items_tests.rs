@@ -88,4 +88,7 @@ fn what_is_wrong_with_a_line() {
     ] {
         assert_eq!(read(lines, None).unwrap_err(), expected, "{lines}");
     }
+    let endless = format!("{{\"text\": \"a b\"}}\n{}", "x".repeat((16 << 20) + 1));
+    assert_eq!(read(&endless, None).unwrap_err(), "line 2: is longer than 16777216 bytes, which no item is");
+    assert_eq!(read(&endless, Some(1)).unwrap().1.len(), 1);
 }

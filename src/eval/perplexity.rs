@@ -1,7 +1,7 @@
 //! Perplexity of a text by a window that slides over it, as `transformers` describes it ("Perplexity of fixed-length
 //! models"): the window moves on by `stride` tokens, and of each window only those count that none before held.
 
-use crate::data::Tokenizer;
+use crate::data::{StreamDecoder, Tokenizer};
 use crate::error::{Error, Result};
 use crate::infer::{Passage, Scorer};
 use serde::Serialize;
@@ -12,7 +12,8 @@ pub struct Windows {
     /// Tokens that the model sees at once.
     pub context: usize,
     /// Tokens between the beginnings of two windows: every scored token has at least `context - stride` before it, but
-    /// those of the first window. At `context` itself windows do not overlap, and the first token of each is not scored.
+    /// those of the first window. At `context` itself windows do not overlap, and the first token of each is not scored;
+    /// neither do its bytes and words count.
     pub stride: usize,
 }
 
@@ -57,9 +58,9 @@ impl Windows {
 pub struct Perplexity {
     /// Tokens that were scored.
     pub tokens: usize,
-    /// Bytes of the text whose tokens they are.
+    /// Bytes of the text that these tokens are.
     pub bytes: usize,
-    /// Words of it: what white space parts.
+    /// Words of the text, parted by white space, that begin in these tokens.
     pub words: usize,
     /// Sum of -ln p over the tokens.
     pub nats: f64,
@@ -109,22 +110,41 @@ pub async fn perplexity(
     // Without the tokens after the last window, the text is shorter.
     let part = if parts.len() < all { tokenizer.decode(&tokens[..end])? } else { text.to_string() };
     let nats: Vec<f64> = scores.iter().flatten().map(|s| -s.log_prob).collect();
-    Ok(Perplexity::of(&nats, &part, windows))
+    let (bytes, words) = unscored(tokenizer, &tokens[..end], &parts)?;
+    let words = part.split_whitespace().count().saturating_sub(words);
+    Ok(Perplexity::of(&nats, part.len().saturating_sub(bytes), words, windows))
+}
+
+/// Bytes of the tokens that no window scores, and words that begin in them.
+fn unscored(tokenizer: &Tokenizer, tokens: &[u32], windows: &[(usize, usize, usize)]) -> Result<(usize, usize)> {
+    let mut scored = vec![false; tokens.len()];
+    windows.iter().for_each(|&(_, end, first)| scored[first..end].fill(true));
+    let mut stream = StreamDecoder::new(tokenizer, &[]);
+    let (mut bytes, mut words, mut apart) = (0, 0, true);
+    for (&token, scored) in tokens.iter().zip(scored) {
+        let piece = stream.push(token)?;
+        bytes += if scored { 0 } else { piece.len() };
+        for c in piece.chars() {
+            words += usize::from(apart && !c.is_whitespace() && !scored);
+            apart = c.is_whitespace();
+        }
+    }
+    Ok((bytes, words))
 }
 
 impl Perplexity {
-    fn of(nats: &[f64], text: &str, windows: Windows) -> Perplexity {
-        let (tokens, words, sum) = (nats.len(), text.split_whitespace().count(), nats.iter().sum::<f64>());
+    fn of(nats: &[f64], bytes: usize, words: usize, windows: Windows) -> Perplexity {
+        let (tokens, sum) = (nats.len(), nats.iter().sum::<f64>());
         let mean = sum / tokens as f64;
         Perplexity {
             tokens,
-            bytes: text.len(),
+            bytes,
             words,
             nats: sum,
             perplexity: mean.exp(),
             // The error of a function is that of its argument times its slope.
             perplexity_stderr: mean.exp() * super::harness::standard_error(nats).unwrap_or(0.0),
-            bits_per_byte: sum / std::f64::consts::LN_2 / text.len() as f64,
+            bits_per_byte: sum / std::f64::consts::LN_2 / bytes as f64,
             word_perplexity: (sum / words as f64).exp(),
             context: windows.context,
             stride: windows.stride,
@@ -178,9 +198,31 @@ mod tests {
         Windows { context: 8, stride: 8 }.check(8).unwrap();
     }
 
+    /// Beginning of text, and then a token a byte: what is scored of each text, and what is not.
+    #[test]
+    fn bytes_and_words_are_those_of_scored_tokens() {
+        let tokenizer = Tokenizer::train(["a"].iter(), 257).unwrap();
+        for (text, stride, bytes, words) in [
+            // ^on |two|: "t" begins the second window.
+            ("on two", 4, 1, 1),
+            ("on two", 3, 0, 0),
+            // ^one| two|: a space does.
+            ("one two", 4, 1, 0),
+            // ^aé| b: "é" is two tokens, and its second half begins no window.
+            ("aé b", 4, 1, 0),
+            // ^abé : "é" is whole with its second half, which begins one.
+            ("abé cd", 4, 2, 0),
+        ] {
+            let tokens = tokenizer.encode_prompt(text).unwrap();
+            assert_eq!(tokens.len(), text.len() + 1);
+            let windows = Windows { context: 4, stride }.over(tokens.len());
+            assert_eq!(unscored(&tokenizer, &tokens, &windows).unwrap(), (bytes, words), "{text:?} by {stride}");
+        }
+    }
+
     #[test]
     fn sums() {
-        let p = Perplexity::of(&[1.0, 2.0, 3.0], "two words", Windows { context: 4, stride: 2 });
+        let p = Perplexity::of(&[1.0, 2.0, 3.0], 9, 2, Windows { context: 4, stride: 2 });
         assert_eq!((p.tokens, p.words, p.bytes, p.nats), (3, 2, 9, 6.0));
         assert!((p.perplexity - 2f64.exp()).abs() < 1e-12);
         assert!((p.perplexity_stderr - 2f64.exp() / 3f64.sqrt()).abs() < 1e-12);

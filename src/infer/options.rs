@@ -56,7 +56,8 @@ impl Options {
     }
 
     /// # Errors
-    /// If a prompt is empty, holds a token that the model does not know, or is too long for the context where that does not shift.
+    /// If a prompt is empty, holds a token that the model does not know, or is too long for the context where that does
+    /// not shift.
     pub fn check_prompt(&self, prompt: &[u32], config: &ModelConfig) -> Result<()> {
         if prompt.is_empty() {
             return Err(Error::Invalid("the prompt is empty; give at least one token".into()));

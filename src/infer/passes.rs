@@ -167,8 +167,8 @@ pub(super) fn sizes(batch: usize, context: usize) -> impl Iterator<Item = usize>
     SIZES.into_iter().filter(move |&size| size == 1 || size * batch <= MOST_TOKENS && size <= context)
 }
 
-/// Tokens of the next run where `pending` are left, none longer than the context: all of them if that wastes less than half of it, else as many whole
-/// ones as there are.
+/// Tokens of the next run where `pending` are left, none longer than the context: all of them if that wastes less than
+/// half of it, else as many whole ones as there are.
 fn size(pending: usize, batch: usize, context: usize) -> usize {
     let below = sizes(batch, context).filter(|&size| size <= pending).max().unwrap_or(1);
     match sizes(batch, context).find(|&size| size >= pending) {

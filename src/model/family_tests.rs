@@ -169,7 +169,7 @@ fn every_mistake_has_its_sentence() {
         (
             json!({"model_type": "qwen3_moe", "num_experts": 1 << 17, "moe_intermediate_size": 1 << 18,
                 "num_experts_per_tok": 1 << 16}),
-            "its sizes make a model of 26388313421888 parameters, and none of more than 17592186044416 is known; \
+            "its sizes make a model of 26388312683648 parameters, and none of more than 17592186044416 is known; \
              one of them is wrong",
         ),
     ] {

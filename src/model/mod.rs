@@ -18,6 +18,6 @@ pub use family::{BiasRule, Defaults, ExpertRule, FAMILIES, Family, Norms, Packed
 pub use llama::Llama;
 pub use parse::{MOST_CONFIG, config_text};
 pub use presets::{DEFAULT_PRESET, PRESETS, find_config};
-pub use rope::{Frequencies, RopeConfig, RopeScaling};
+pub use rope::{Frequencies, RopeConfig, RopeScaling, rotary_share};
 pub use source::Source;
 pub use specs::{EMBEDDING, OUTPUT};

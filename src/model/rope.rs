@@ -146,6 +146,13 @@ impl RopeConfig {
     }
 }
 
+/// The `partial_rotary_factor` by which `turned` of `width` elements turn: whoever reads it multiplies and drops what is
+/// behind the point, so the quotient's own rounding must not fall below it.
+pub fn rotary_share(turned: u64, width: u64) -> f64 {
+    let share = turned as f64 / width as f64;
+    if share * (width as f64) < turned as f64 { share.next_up() } else { share }
+}
+
 #[cfg(test)]
 #[path = "rope_tests.rs"]
 mod tests;

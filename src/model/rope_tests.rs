@@ -1,6 +1,7 @@
 //! Frequencies against those of `transformers`, which `tests/goldens/families.py` wrote.
 
 use crate::model::ModelConfig;
+use crate::model::rotary_share;
 use serde_json::Value;
 use std::path::Path;
 
@@ -42,4 +43,16 @@ fn scaled_positions_reach_further() {
     assert_eq!(reach(r#"{"type": "dynamic", "factor": 2.5}"#, 100), 250);
     assert_eq!(reach(r#"{"type": "yarn", "factor": 4, "original_max_position_embeddings": 100}"#, 100), 400);
     assert_eq!(reach(r#"{"type": "yarn", "factor": 4, "original_max_position_embeddings": 25}"#, 100), 100);
+}
+
+/// 30 of 44 is 29.999999999999996 if the quotient is taken as it is.
+#[test]
+fn a_share_of_a_head_turns_as_many_elements_as_it_was_made_of() {
+    for width in (4..=256).step_by(4) {
+        for turned in (2..=width).step_by(2) {
+            let share = rotary_share(turned, width);
+            assert_eq!((share * width as f64) as u64, turned, "{turned} of {width}");
+            assert!(share <= 1.0 && (share - turned as f64 / width as f64).abs() < 1e-15);
+        }
+    }
 }

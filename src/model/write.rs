@@ -1,7 +1,7 @@
 //! Writes config.json and generation_config.json of a model's own family, as `transformers` opens them.
 
 use super::family::{BiasRule, ExpertRule, WindowRule};
-use super::{ModelConfig, RopeScaling};
+use super::{ModelConfig, RopeScaling, rotary_share};
 use serde_json::{Map, Value, json};
 
 impl ModelConfig {
@@ -78,7 +78,7 @@ impl ModelConfig {
         map.insert("rope_theta".into(), self.rope.theta.into());
         scaling.insert("rope_theta".into(), self.rope.theta.into());
         if self.rope.width != self.head_dim {
-            let share = self.rope.width as f64 / self.head_dim as f64;
+            let share = rotary_share(self.rope.width as u64, self.head_dim as u64);
             map.insert("partial_rotary_factor".into(), share.into());
             scaling.insert("partial_rotary_factor".into(), share.into());
         }

@@ -25,10 +25,10 @@ pub struct Converted {
 }
 
 impl Checkpoint {
-    /// Writes a GGUF file. Matrices get `dtype`, or keep theirs; vectors are f32; embedding and output projection are no
-    /// narrower than Q8_0, and a matrix whose rows are no whole blocks becomes f16. The rows of an output projection that
-    /// the family scales to unit length are written scaled, since llama.cpp takes them as they are. `vocabulary` are the keys of the
-    /// tokenizer where this is a folder; a GGUF file's own are kept.
+    /// Writes a GGUF file. Matrices get `dtype`, or keep theirs; vectors are f32; embedding and output projection are
+    /// no narrower than Q8_0, and a matrix whose rows are no whole blocks becomes f16. The rows of an output projection
+    /// that the family scales to unit length are written scaled, since llama.cpp takes them as they are. `vocabulary`
+    /// are the keys of the tokenizer where this is a folder; a GGUF file's own are kept.
     ///
     /// # Errors
     /// If weights do not fit the configuration, nothing turns into `dtype`, or the file cannot be written.

@@ -133,6 +133,7 @@ fn limits_shots_and_what_does_not_fit() {
     assert!((two.perplexity.ln() * two.tokens as f64 - two.nats).abs() < 1e-9);
     let whole = measure(Windows { context: 64, stride: 64 }, None).unwrap();
     assert_eq!(whole.tokens, 221 - 3, "the first of each later window is not scored");
+    assert!(whole.bytes < 702 && whole.bytes >= 702 - 3 * 16 && whole.words <= 145, "{whole:?}");
     for (context, stride) in [(1, 1), (257, 1), (64, 0), (64, 65)] {
         let message = measure(Windows { context, stride }, None).unwrap_err();
         let said = match stride {

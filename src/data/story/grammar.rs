@@ -1,10 +1,10 @@
 //! The small language of the plot files: parsing them, and telling a story from a parsed plot.
 //!
-//! A file holds plots: `== name : hero any, friend animal`, then rules, then paragraphs, whose lines stay lines. `[a|b]` draws one of its
-//! alternatives afresh each time. `{rule}` is drawn once a story and stays the same afterwards; `{a rule}` puts "a" or
-//! "an" before it, `{the rule}` turns its article into "the", and a capital letter (`{H.he}`, `{A rule}`) starts a sentence.
-//! `@rule = x | y` gives a rule; `@p, q = x ; y | z ; w` gives several that are drawn together.
-//! `{h}` and `{f}` are hero and friend, with `.he .him .his .kind .near .who`.
+//! A file holds plots: `== name : hero any, friend animal`, then rules, then paragraphs, whose lines stay lines.
+//! `[a|b]` draws one of its alternatives afresh each time. `{rule}` is drawn once a story and stays the same
+//! afterwards; `{a rule}` puts "a" or "an" before it, `{the rule}` turns its article into "the", and a capital letter
+//! (`{H.he}`, `{A rule}`) starts a sentence. `@rule = x | y` gives a rule; `@p, q = x ; y | z ; w` gives several that
+//! are drawn together. `{h}` and `{f}` are hero and friend, with `.he .him .his .kind .near .who`.
 
 use std::collections::HashMap;
 

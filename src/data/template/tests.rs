@@ -118,6 +118,34 @@ fn published_templates_are_rendered_as_transformers_does() {
     assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n\n"));
 }
 
+/// Each tag begins and ends where the engine finds it, and the ranges are right whatever a message holds.
+#[test]
+fn generation_blocks_are_found_among_other_tags() {
+    let rendered = |source: &str, content: &str| {
+        let template = ChatTemplate::new(source, vec![]).unwrap();
+        template.render(&[Message::new("user", content)], &RenderOptions::default()).unwrap()
+    };
+    let block = "{% generation %}{{ messages[0].content }}{% endgeneration %}";
+    for (around, content, text, answer) in [
+        ("a{}b{# {% #}", "x", "axb", 1..2),
+        ("a{# {% #}{}", "x", "ax", 1..2),
+        ("a{{ '{%' }}{}", "x", "a{%x", 3..4),
+        ("{{ \"%}\\\"{%\" }}{}b", "x", "%}\"{%xb", 5..6),
+        ("{% set a = '%}' %}{{ {'b': {'c': 1}}.b.c }}{}", "x", "1x", 1..2),
+        ("{a}{}{", "x", "{a}x{", 3..4),
+        ("a{}b", "\u{fdd1}x\u{fdd0}\u{fdd2}", "a\u{fdd1}x\u{fdd0}\u{fdd2}b", 1..11),
+        ("a{{ messages[0].content }}{}", "\u{fdd0}", "a\u{fdd0}\u{fdd0}", 4..7),
+        ("{% macro m() %}{}{% endmacro %}a{{ m() }}", "x", "ax", 1..2),
+    ] {
+        let source = around.replacen("{}", block, 1);
+        assert_eq!(rendered(&source, content), Rendered { text: text.into(), answers: vec![answer] }, "{source}");
+    }
+    let all: String = MARKS.collect();
+    let error = ChatTemplate::new("", vec![]).unwrap();
+    let error = error.render(&[Message::new("user", &all)], &RenderOptions::default()).unwrap_err();
+    assert_eq!(error.to_string(), "the conversation holds all of U+FDD0 to U+FDEF, which are no characters");
+}
+
 #[test]
 fn what_is_no_template_is_refused_with_a_line() {
     let error = |source: &str| match ChatTemplate::new(source, vec![]) {
@@ -129,6 +157,10 @@ fn what_is_no_template_is_refused_with_a_line() {
     assert_eq!(
         error("a\n{% for m in messages %}"),
         "the model's chat template fails, line 2: unexpected end of input, expected end of block"
+    );
+    assert_eq!(
+        error("a{% if x"),
+        "the model's chat template fails, line 1: unexpected end of input, expected end of block"
     );
     assert_eq!(
         error("a\nb\n{{ messages | nonsense }}"),

@@ -8,6 +8,7 @@ use super::Tokenizer;
 use crate::base::{read_optional_text, read_text};
 use crate::error::{Error, Result};
 use crate::store::TEMPLATES_FOLDER;
+use crate::store::gguf::ENDS;
 
 /// Longest tokenizer_config.json that is believed; the largest published ones have a megabyte.
 const MOST_CONFIG: u64 = 16 << 20;
@@ -17,20 +18,6 @@ const MOST_TEMPLATES: usize = 64;
 
 /// Keys of special tokens that chat templates may write.
 const SPECIAL: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-
-/// Names of tokens that end an answer, whatever the configuration calls the end of a text.
-const TURN_ENDS: [&str; 10] = [
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<end_of_turn>",
-    "<|return|>",
-    "<|END_OF_TURN_TOKEN|>",
-    "<|end_of_role|>",
-];
 
 /// Reads the configuration of a folder's tokenizer. Templates in files take the place of those in it, as newer versions of
 /// `transformers` write them; chat_template.json, as older ones wrote it, is read where no other place has one.
@@ -121,7 +108,7 @@ impl Tokenizer {
     pub fn turn_ends(&self) -> Vec<u32> {
         let marked = self.inner.get_added_tokens_decoder();
         let special = |name: &&str| self.inner.token_to_id(name).filter(|id| marked.get(id).is_some_and(|t| t.special));
-        let mut ids: Vec<u32> = TURN_ENDS.iter().filter_map(special).chain(self.eos).chain(self.eot).collect();
+        let mut ids: Vec<u32> = ENDS.iter().filter_map(special).chain(self.eos).chain(self.eot).collect();
         ids.sort_unstable();
         ids.dedup();
         ids

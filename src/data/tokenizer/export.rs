@@ -5,17 +5,11 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::Tokenizer;
+use super::gguf::{NAMED_TEMPLATE, TEMPLATE};
 use super::pre::Pre;
 use crate::error::{Error, Result};
+use crate::store::gguf::token_type::{BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED};
 use crate::store::gguf::{Array, Metadata, Value};
-
-/// `tokenizer.ggml.token_type`.
-const NORMAL: i32 = 1;
-const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
-const UNUSED: i32 = 5;
-const BYTE: i32 = 6;
 
 impl Tokenizer {
     /// The keys of a GGUF file's vocabulary, for an embedding of `rows` rows: those that no token has get names of their
@@ -23,7 +17,7 @@ impl Tokenizer {
     /// negated rank of its first merge.
     ///
     /// # Errors
-    /// If this is no BPE, it has more tokens than rows, or cuts words in a way that GGUF has no name for.
+    /// If this is no BPE, it has more tokens than rows, or changes texts or cuts words in a way that GGUF has no name for.
     pub fn gguf_keys(&self, rows: usize) -> Result<Metadata> {
         let text = self.inner.to_string(false).map_err(|error| Error::Invalid(format!("tokenizer: {error}")))?;
         let json: Json = serde_json::from_str(&text).map_err(|e| Error::Invalid(format!("tokenizer: {e}")))?;
@@ -42,7 +36,9 @@ impl Tokenizer {
         let pieces = json["model"]["byte_fallback"] == true;
         let strings = |texts: &[String]| Value::Array(Array::strings(texts.iter().map(String::as_str)));
         let (tokens, types) = self.tokens(&json, rows);
+        check_normalizers(&json, pieces).map_err(refuse)?;
         if pieces {
+            check_uncut(&json).map_err(refuse)?;
             set("model", Value::String("llama".into()));
             set("pre", Value::String("default".into()));
             set("scores", Value::Array(Array::f32s(&scores(&tokens, &types, &merges))));
@@ -52,7 +48,7 @@ impl Tokenizer {
             set("add_space_prefix", Value::Bool(spaced));
         } else {
             let ignores_merges = json["model"]["ignore_merges"] == true;
-            let cuts = cuts(&json["pre_tokenizer"]);
+            let cuts = cuts(&json).map_err(refuse)?;
             let pre = Pre::called(&cuts, ignores_merges);
             let unknown = || refuse(format!("GGUF has no name for how it cuts words: {}", cuts.join("  ")));
             set("model", Value::String("gpt2".into()));
@@ -69,11 +65,28 @@ impl Tokenizer {
             }
         }
         set("add_bos_token", Value::Bool(self.adds_bos));
-        set("add_eos_token", Value::Bool(false));
-        if let Some(Json::String(template)) = self.config.get("chat_template") {
-            metadata.set("tokenizer.chat_template", Value::String(template.clone()));
-        }
+        set("add_eos_token", Value::Bool(self.adds_eos));
+        self.set_templates(&mut metadata);
         Ok(metadata)
+    }
+
+    /// The default chat template, and those with names, of which there is a list, too.
+    fn set_templates(&self, metadata: &mut Metadata) {
+        let named: Vec<(&str, &str)> = match self.config.get("chat_template") {
+            Some(Json::String(template)) => vec![("default", template)],
+            Some(Json::Array(list)) => {
+                list.iter().filter_map(|entry| Some((entry["name"].as_str()?, entry["template"].as_str()?))).collect()
+            }
+            _ => vec![],
+        };
+        let names = || named.iter().map(|(name, _)| *name).filter(|name| *name != "default");
+        if names().next().is_some() {
+            metadata.set("tokenizer.chat_templates", Value::Array(Array::strings(names())));
+        }
+        for (name, template) in &named {
+            let key = if *name == "default" { TEMPLATE.to_string() } else { format!("{NAMED_TEMPLATE}{name}") };
+            metadata.set(&key, Value::String((*template).into()));
+        }
     }
 
     /// Text and type of every token, by id.
@@ -108,15 +121,66 @@ fn merges(json: &Json) -> Vec<(String, String)> {
     json.as_array().into_iter().flatten().filter_map(pair).collect()
 }
 
-/// The expressions by which a pre-tokenizer cuts.
-fn cuts(json: &Json) -> Vec<String> {
-    match json["type"].as_str() {
-        Some("Sequence") => json["pretokenizers"].as_array().into_iter().flatten().flat_map(cuts).collect(),
-        Some("Split") => json["pattern"]["Regex"].as_str().map(str::to_string).into_iter().collect(),
-        Some("ByteLevel") if json["use_regex"] != false => vec![super::pre::GPT2.to_string()],
-        Some("Digits") if json["individual_digits"] == true => vec![r"\p{N}".to_string()],
-        _ => vec![],
+/// The steps of a normalizer or pre-tokenizer, sequences taken apart.
+fn steps(json: &Json) -> Vec<&Json> {
+    match json.get("normalizers").or(json.get("pretokenizers")).and_then(Json::as_array) {
+        Some(inner) => inner.iter().flat_map(steps).collect(),
+        None if json.is_null() => vec![],
+        None => vec![json],
     }
+}
+
+/// Refuses what changes a text before it is cut, other than what llama.cpp does to SentencePiece's texts, and NFC, of
+/// which its converters take no notice either.
+fn check_normalizers(json: &Json, pieces: bool) -> Result<(), String> {
+    let known = |step: &&Json| match step["type"].as_str() {
+        Some("NFC") => !pieces,
+        Some("Prepend") => pieces && step["prepend"] == "▁",
+        Some("Replace") => pieces && step["pattern"]["String"] == " " && step["content"] == "▁",
+        _ => false,
+    };
+    match steps(&json["normalizer"]).into_iter().find(|step| !known(step)) {
+        Some(step) => Err(format!("GGUF has no name for the normalizer {}", step["type"])),
+        None => Ok(()),
+    }
+}
+
+/// Refuses SentencePiece's vocabularies that are cut before they are joined.
+fn check_uncut(json: &Json) -> Result<(), String> {
+    let whole = |step: &&Json| step["type"] == "Metaspace" && step["replacement"] == "▁" && step["split"] == false;
+    match steps(&json["pre_tokenizer"]).into_iter().find(|step| !whole(step)) {
+        Some(step) => Err(format!("GGUF has no name for the pre-tokenizer {} of SentencePiece's tokens", step["type"])),
+        None => Ok(()),
+    }
+}
+
+/// The expressions by which a pre-tokenizer of bytes cuts, or what of it GGUF has no name for.
+fn cuts(json: &Json) -> Result<Vec<String>, String> {
+    let steps = steps(&json["pre_tokenizer"]);
+    let Some((last, before)) = steps.split_last().filter(|(last, _)| last["type"] == "ByteLevel") else {
+        return Err("its pre-tokenizer does not end with \"ByteLevel\", and GGUF knows no other".into());
+    };
+    let unknown = |step: &Json, how: &str| Err(format!("GGUF has no name for the pre-tokenizer {}{how}", step["type"]));
+    let mut cuts = Vec::new();
+    for step in before {
+        match step["type"].as_str() {
+            Some("Split") => match step["pattern"]["Regex"].as_str() {
+                Some(regex) if step["behavior"] == "Isolated" && step["invert"] != true => cuts.push(regex.to_string()),
+                Some(_) => return unknown(step, " that drops or joins what it cuts"),
+                None => return unknown(step, " by a plain text"),
+            },
+            Some("Digits") if step["individual_digits"] == true => cuts.push(r"\p{N}".to_string()),
+            Some("Digits") => cuts.push(r"\p{N}+".to_string()),
+            _ => return unknown(step, ""),
+        }
+    }
+    if last["add_prefix_space"] == true {
+        return unknown(last, " that puts a space before a text");
+    }
+    if last["use_regex"] != false {
+        cuts.push(super::pre::GPT2.to_string());
+    }
+    Ok(cuts)
 }
 
 /// A score for each token: the sooner it is made, the higher.

@@ -2,8 +2,12 @@
 
 use super::{Tokenizer, Vocabulary};
 use crate::error::{Error, Result};
-use crate::store::gguf::Metadata;
+use crate::store::gguf::{Metadata, Value, passed_over, special_token};
 use crate::store::{Checkpoint, Origin};
+
+/// The key of the default chat template, and how those of others begin, which end with their names.
+pub(super) const TEMPLATE: &str = "tokenizer.chat_template";
+pub(super) const NAMED_TEMPLATE: &str = "tokenizer.chat_template.";
 
 impl Vocabulary {
     /// The vocabulary that a GGUF file holds.
@@ -20,10 +24,9 @@ impl Vocabulary {
             Ok(metadata.strings(&key(name))?.unwrap_or_default().into_iter().map(str::to_string).collect())
         };
         let numbers = |name: &str| Ok::<_, Error>(metadata.numbers(&key(name))?.unwrap_or_default());
-        // Some writers put −1 for a token that there is none of; an id beyond all others is refused later.
-        let id = |name: &str| match metadata.number(&key(name))? {
-            Some(id) if id >= 0.0 => Ok::<_, Error>(Some(id as u32)),
-            _ => Ok(None),
+        let named = |(name, value): (&str, &Value)| match value {
+            Value::String(template) => Some((name.strip_prefix(NAMED_TEMPLATE)?.to_string(), template.clone())),
+            _ => None,
         };
         Ok(Vocabulary {
             model: model.to_string(),
@@ -32,15 +35,16 @@ impl Vocabulary {
             scores: numbers("scores")?.into_iter().map(|score| score as f32).collect(),
             types: numbers("token_type")?.into_iter().map(|kind| kind as i32).collect(),
             merges: texts("merges")?,
-            bos: id("bos_token_id")?,
-            eos: id("eos_token_id")?,
-            eot: id("eot_token_id")?,
-            unknown: id("unknown_token_id")?,
+            bos: special_token(metadata, "bos")?,
+            eos: special_token(metadata, "eos")?,
+            eot: special_token(metadata, "eot")?,
+            unknown: special_token(metadata, "unknown")?,
             add_bos: metadata.flag(&key("add_bos_token"))?,
             add_eos: metadata.flag(&key("add_eos_token"))?,
             add_space_prefix: metadata.flag(&key("add_space_prefix"))?,
             special_strips_right: metadata.string("general.architecture")? == Some("phi3"),
-            chat_template: metadata.string("tokenizer.chat_template")?.map(str::to_string),
+            chat_template: metadata.string(TEMPLATE)?.map(str::to_string),
+            named_templates: metadata.iter().filter_map(named).collect(),
         })
     }
 }
@@ -56,7 +60,8 @@ impl Tokenizer {
             Origin::Gguf(metadata) => {
                 let vocabulary = Vocabulary::from_metadata(metadata)?;
                 let inside = |error: Error| Error::file(metadata.path(), error.to_string());
-                (Tokenizer::from_vocabulary(vocabulary).map_err(inside)?, metadata.path().to_path_buf())
+                let tokenizer = Tokenizer::from_vocabulary(vocabulary).map_err(inside)?;
+                (Tokenizer { notes: passed_over(metadata)?, ..tokenizer }, metadata.path().to_path_buf())
             }
         };
         let (tokens, rows) = (tokenizer.vocab_size(), checkpoint.config().vocab_size);

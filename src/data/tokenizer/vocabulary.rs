@@ -19,6 +19,7 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 use super::Tokenizer;
 use super::pre::Pre;
 use crate::error::{Error, Result};
+use crate::store::gguf::token_type::{CONTROL, UNKNOWN, USER_DEFINED};
 
 /// SentencePiece's sign for a space.
 const SPACE: &str = "▁";
@@ -27,11 +28,8 @@ const LONGEST: usize = 4096;
 /// Of all merges together, ten times those of a vocabulary of 256,000: runs of one letter, each longer by one, have as many
 /// as the cube of their length.
 const MERGED_BYTES: usize = 64 << 20;
-
-/// `tokenizer.ggml.token_type` of tokens that stand for something other than a piece of text.
-const UNKNOWN: i32 = 2;
-const CONTROL: i32 = 3;
-const USER_DEFINED: i32 = 4;
+/// Of all cuts that are looked up, some fifty times those of a vocabulary of 256,000: a second or two.
+const TRIED_BYTES: usize = 1 << 30;
 
 /// The keys `tokenizer.ggml.*` (and `tokenizer.chat_template`) of a GGUF file. `Default` is a file without any.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -66,6 +64,8 @@ pub struct Vocabulary {
     pub special_strips_right: bool,
     /// `tokenizer.chat_template`, in Jinja.
     pub chat_template: Option<String>,
+    /// `tokenizer.chat_template.NAME`: templates for other uses, such as "tool_use", by name.
+    pub named_templates: Vec<(String, String)>,
 }
 
 impl Vocabulary {
@@ -86,12 +86,7 @@ impl Vocabulary {
             return invalid(format!("token {id} is {bytes} bytes long, and no token may be longer than {LONGEST}"));
         }
         let pre = match self.model.as_str() {
-            "llama" => {
-                self.bos.get_or_insert(1);
-                self.eos.get_or_insert(2);
-                self.unknown.get_or_insert(0);
-                None
-            }
+            "llama" => None,
             "gpt2" => {
                 let name = self.pre.as_deref().unwrap_or("default");
                 let Some(pre) = Pre::named(name) else {
@@ -118,6 +113,13 @@ impl Vocabulary {
         for (id, token) in self.tokens.iter_mut().enumerate().filter(|(_, token)| token.is_empty()) {
             *token = format!("[EMPTY_{id}]");
         }
+        // A text would have two ids; llama.cpp stops at such a file.
+        let mut ids = HashMap::new();
+        for (id, token) in self.tokens.iter().enumerate() {
+            if let Some(first) = ids.insert(token, id) {
+                return invalid(format!("tokens {first} and {id} of tokenizer.ggml.tokens are both {token:.80?}"));
+            }
+        }
         Ok((self, pre))
     }
 
@@ -130,23 +132,30 @@ impl Vocabulary {
         let score = |id: usize| self.scores.get(id).copied().unwrap_or(0.0);
         let mut order: Vec<usize> = (0..self.tokens.len()).collect();
         order.sort_by(|&a, &b| score(b).total_cmp(&score(a)).then(a.cmp(&b)));
-        let (mut merges, mut bytes) = (Merges::new(), 0);
+        let (mut merges, mut bytes, mut tried) = (Merges::new(), 0, 0);
         for id in order {
             let token = self.tokens[id].as_str();
             // The longer left part first: in a run of equal characters the leftmost pair is the one that has it.
             for (at, _) in token.char_indices().skip(1).collect::<Vec<_>>().into_iter().rev() {
                 let (left, right) = token.split_at(at);
                 let possible = lengths.contains(&left.len()) && lengths.contains(&right.len());
+                tried += if possible { token.len() } else { 0 };
                 if possible && pieces.contains(left) && pieces.contains(right) {
                     merges.push((left.to_string(), right.to_string()));
                     bytes += token.len();
                 }
             }
+            let refuse = |what: &str, most: usize| {
+                Err(Error::Invalid(format!(
+                    "the tokens of tokenizer.ggml.tokens {what} in more ways than a vocabulary's are: at token {id} these \
+                     take over {most} bytes"
+                )))
+            };
             if bytes > MERGED_BYTES {
-                return Err(Error::Invalid(format!(
-                    "the tokens of tokenizer.ggml.tokens are joined from each other in more ways than a vocabulary's are: at \
-                     token {id} these take over {MERGED_BYTES} bytes"
-                )));
+                return refuse("are joined from each other", MERGED_BYTES);
+            }
+            if tried > TRIED_BYTES {
+                return refuse("can be cut", TRIED_BYTES);
             }
         }
         Ok(merges)
@@ -186,8 +195,14 @@ impl Vocabulary {
         let special = [("bos_token", self.bos), ("eos_token", self.eos), ("unk_token", self.unknown)];
         let mut config: Map<_, _> =
             special.into_iter().filter_map(|(key, id)| Some((key.to_string(), token(id)?))).collect();
-        if let Some(template) = &self.chat_template {
-            config.insert("chat_template".into(), json!(template));
+        let named = self.named_templates.iter().map(|(name, template)| (name.as_str(), template));
+        let default = self.chat_template.iter().map(|template| ("default", template));
+        let templates: Vec<Value> =
+            default.chain(named).map(|(name, template)| json!({"name": name, "template": template})).collect();
+        match (&self.chat_template, templates.len()) {
+            (_, 0) => {}
+            (Some(template), 1) => drop(config.insert("chat_template".into(), json!(template))),
+            _ => drop(config.insert("chat_template".into(), json!(templates))),
         }
         config
     }

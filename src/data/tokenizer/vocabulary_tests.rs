@@ -5,7 +5,7 @@ use crate::base::Rng;
 use crate::data::StreamDecoder;
 use crate::shared::shared;
 use crate::store::Tensors;
-use crate::store::gguf::{Array, Metadata, Value as Stored};
+use crate::store::gguf::{Array, Kind, Metadata, Value as Stored, passed_over};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -34,7 +34,8 @@ fn small_pieces() -> Vocabulary {
     tokens.push("<hint>".into());
     types.push(4);
     scores.push(0.0);
-    Vocabulary { model: "llama".into(), tokens, scores, types, ..Vocabulary::default() }
+    let model = "llama".into();
+    Vocabulary { model, tokens, scores, types, bos: Some(1), eos: Some(2), unknown: Some(0), ..Vocabulary::default() }
 }
 
 /// A byte-level vocabulary in the small: all bytes, a few merges, specials behind them.
@@ -159,6 +160,21 @@ fn what_is_no_vocabulary_is_refused_with_a_sentence() {
              586 these take over 67108864 bytes",
         ),
         (
+            // Every length is there, and no left part of any.
+            Vocabulary {
+                tokens: (0..1600).map(|n| "a".repeat(n) + "b").collect(),
+                scores: vec![],
+                types: vec![],
+                ..pieces()
+            },
+            "the tokens of tokenizer.ggml.tokens can be cut in more ways than a vocabulary's are: at token 1476 these take \
+             over 1073741824 bytes",
+        ),
+        (
+            Vocabulary { tokens: strings(["a", "b", "a"]), scores: vec![], types: vec![], ..pieces() },
+            "tokens 0 and 2 of tokenizer.ggml.tokens are both \"a\"",
+        ),
+        (
             Vocabulary { tokens: vec!["x".repeat(5000)], scores: vec![], types: vec![], ..pieces() },
             "token 0 is 5000 bytes long, and no token may be longer than 4096",
         ),
@@ -167,6 +183,40 @@ fn what_is_no_vocabulary_is_refused_with_a_sentence() {
     }
     let empty = Vocabulary { tokens: strings(["<unk>", "", "a"]), scores: vec![], types: vec![], ..pieces() };
     assert_eq!(Tokenizer::from_vocabulary(empty).unwrap().inner.id_to_token(1).unwrap(), "[EMPTY_1]");
+}
+
+/// Ids of no token are passed over for llama.cpp's own; −1 is none.
+#[test]
+fn special_tokens_that_are_not_there_are_passed_over() {
+    let special = |model: &str, value: Option<Stored>| {
+        let mut metadata = Metadata::new(Path::new("m.gguf"));
+        metadata.set("tokenizer.ggml.model", Stored::String(model.into()));
+        let v = small_pieces();
+        metadata.set("tokenizer.ggml.tokens", Stored::Array(Array::strings(v.tokens.iter().map(String::as_str))));
+        metadata.set("tokenizer.ggml.token_type", Stored::Array(Array::i32s(&v.types)));
+        for name in ["bos", "eos", "unknown", "eot"] {
+            value.iter().for_each(|value| {
+                metadata.set(&format!("tokenizer.ggml.{name}_token_id"), value.clone());
+            });
+        }
+        let v = Vocabulary::from_metadata(&metadata).unwrap();
+        if model == "llama" {
+            assert!(!Tokenizer::from_vocabulary(v.clone()).unwrap().encode("ab").unwrap().is_empty());
+        }
+        ([v.bos, v.eos, v.unknown, v.eot], passed_over(&metadata).unwrap())
+    };
+    let (usual, none) = ([Some(1), Some(2), Some(0), None], [None; 4]);
+    assert_eq!(special("llama", None), (usual, vec![]));
+    assert_eq!(special("gpt2", None), (none, vec![]));
+    assert_eq!(special("llama", Some(Stored::Int(-1, Kind::I32))), (none, vec![]));
+    assert_eq!(special("llama", Some(Stored::u32(272))), ([Some(272); 4], vec![]));
+    let (ids, said) = special("llama", Some(Stored::u32(u32::MAX)));
+    assert_eq!((ids, said.len()), (usual, 4));
+    let key = "m.gguf: tokenizer.ggml.unknown_token_id is 4294967295, and there are only 273 tokens";
+    assert_eq!(said[2], format!("{key}; token 0 is taken"));
+    let (ids, said) = special("gpt2", Some(Stored::u32(273)));
+    let key = "m.gguf: tokenizer.ggml.eot_token_id is 273, and there are only 273 tokens";
+    assert_eq!((ids, said[3].clone()), (none, format!("{key}; it is passed over")));
 }
 
 #[test]
@@ -346,9 +396,8 @@ fn metadata_without_a_vocabulary_is_refused() {
     );
     metadata.set("tokenizer.ggml.tokens", Stored::Array(Array::strings(["<unk>", "a"].into_iter())));
     metadata.set("tokenizer.ggml.token_type", Stored::Array(Array::i32s(&[2, 1])));
-    metadata.set("tokenizer.ggml.bos_token_id", Stored::u32(7));
     let vocabulary = Vocabulary::from_metadata(&metadata).unwrap();
-    assert_eq!((vocabulary.tokens.len(), vocabulary.types.as_slice(), vocabulary.bos), (2, &[2, 1][..], Some(7)));
+    assert_eq!((vocabulary.tokens.len(), vocabulary.types.as_slice()), (2, &[2, 1][..]));
 }
 
 proptest::proptest! {
@@ -366,6 +415,8 @@ proptest::proptest! {
         flags in proptest::array::uniform4(proptest::option::of(proptest::bool::ANY)),
         text in "[ab▁Ġ é<s>0x41火]{0,12}",
     ) {
+        let mut seen = std::collections::HashSet::new();
+        let tokens: Vec<String> = tokens.into_iter().filter(|token| token.is_empty() || seen.insert(token.clone())).collect();
         let count = tokens.len();
         let fit = |length: usize| if length.is_multiple_of(3) { 0 } else { count };
         let (mut scores, mut types) = (scores, types);
@@ -381,6 +432,7 @@ proptest::proptest! {
             add_bos: flags[0], add_eos: flags[1], add_space_prefix: flags[2],
             special_strips_right: flags[3].unwrap_or(false),
             chat_template: None,
+            named_templates: vec![],
         };
         if let Ok(tokenizer) = Tokenizer::from_vocabulary(vocabulary) {
             if let Ok(ids) = tokenizer.encode_prompt(&text) {

@@ -2,28 +2,11 @@
 //! that llama.cpp gives it, or is read off the shapes of the tensors.
 
 use super::Metadata;
+use super::architectures::{self, architecture};
+use super::tokens::{ENDS, special_token, token_type::CONTROL};
 use crate::error::{Error, Result};
 use crate::store::tensors::Tensors;
 use serde_json::{Map, Value, json};
-
-/// GGUF's architectures: `general.architecture`, Hugging Face's class and model type.
-const ARCHITECTURES: [(&str, &str, &str); 8] = [
-    ("llama", "LlamaForCausalLM", "llama"),
-    ("qwen2", "Qwen2ForCausalLM", "qwen2"),
-    ("qwen3", "Qwen3ForCausalLM", "qwen3"),
-    ("qwen3moe", "Qwen3MoeForCausalLM", "qwen3_moe"),
-    ("phi3", "Phi3ForCausalLM", "phi3"),
-    ("baichuan", "BaichuanForCausalLM", "baichuan"),
-    ("smollm3", "SmolLM3ForCausalLM", "smollm3"),
-    ("olmo2", "Olmo2ForCausalLM", "olmo2"),
-];
-
-/// Texts of tokens that end a turn, though the file may only name another one as the end of a text.
-const ENDS: [&str; 8] =
-    ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>"];
-
-/// Type of a control token in `tokenizer.ggml.token_type`.
-const CONTROL: f64 = 3.0;
 
 /// Hugging Face's keys, and GGUF's for the same, which follow the architecture's name.
 const NAMES: [(&str, &str); 15] = [
@@ -64,20 +47,6 @@ struct Keys<'a> {
     tensors: &'a Tensors,
 }
 
-/// The architecture that the file names.
-///
-/// # Errors
-/// If it names none, or one that is not known.
-pub(in crate::store) fn architecture(metadata: &Metadata) -> Result<&str> {
-    let known: Vec<&str> = ARCHITECTURES.iter().map(|(name, ..)| *name).collect();
-    let fail = |why: String| Error::file(metadata.path(), format!("{why}; known: {}", known.join(", ")));
-    match metadata.string("general.architecture")? {
-        Some(name) if known.contains(&name) => Ok(name),
-        Some(name) => Err(fail(format!("the architecture {name:?} (general.architecture) is not known"))),
-        None => Err(fail("general.architecture is missing: it names no model".into())),
-    }
-}
-
 /// The configuration, with Hugging Face's keys.
 ///
 /// # Errors
@@ -91,18 +60,14 @@ pub(in crate::store) fn config(metadata: &Metadata, tensors: &Tensors) -> Result
     keys.experts(&mut map)?;
     keys.rope(&mut map)?;
     keys.tokens(&mut map)?;
-    let row = ARCHITECTURES.iter().find(|(a, ..)| *a == architecture);
-    let &(_, mut class, mut kind) = row.expect("an architecture that is known");
-    if architecture == "llama" && map.contains_key("num_local_experts") {
-        (class, kind) = ("MixtralForCausalLM", "mixtral");
-    } else if architecture == "llama" && map.contains_key("sliding_window") {
-        (class, kind) = ("MistralForCausalLM", "mistral");
-    }
+    let told = |key: &str, kind| Some(kind).filter(|_| architecture == "llama" && map.contains_key(key));
+    let kind = told("num_local_experts", "mixtral").or_else(|| told("sliding_window", "mistral"));
+    let row = architectures::find(architecture, kind).expect("an architecture that is known");
     if architecture == "baichuan" {
         keys.baichuan(&mut map)?;
     }
-    map.insert("architectures".into(), json!([class]));
-    map.insert("model_type".into(), json!(kind));
+    map.insert("architectures".into(), json!([row.class]));
+    map.insert("model_type".into(), json!(row.model_type));
     map.insert("hidden_act".into(), json!("silu"));
     Ok(map)
 }
@@ -128,6 +93,7 @@ impl Keys<'_> {
         }
         let values = self.metadata.numbers(&key)?.unwrap_or_default();
         match values.first() {
+            None => Err(Error::file(self.metadata.path(), format!("{key} is an empty list; convert the model anew"))),
             Some(first) if values.iter().all(|v| v == first) && *first >= 0.0 => Ok(Some(*first as u64)),
             _ => {
                 let message = format!("{key} differs from layer to layer; only models of equal layers are known");
@@ -240,7 +206,7 @@ impl Keys<'_> {
             && turned != width
             && width > 0
         {
-            map.insert("partial_rotary_factor".into(), json!(turned as f64 / width as f64));
+            map.insert("partial_rotary_factor".into(), json!(crate::model::rotary_share(turned, width)));
         }
         if let Some(scaling) = self.scaling(map)? {
             map.insert("rope_scaling".into(), scaling);
@@ -301,29 +267,19 @@ impl Keys<'_> {
 
     /// The tokens that begin and end a text.
     fn tokens(&self, map: &mut Map<String, Value>) -> Result<()> {
-        // What llama.cpp takes for a SentencePiece vocabulary that names none.
-        let sentence_piece = self.metadata.string("tokenizer.ggml.model")? == Some("llama");
-        // Some writers put −1 for a token that there is none of.
-        let named = |name: &str| -> Result<Option<u64>> {
-            let found = self.metadata.number(&format!("tokenizer.ggml.{name}"))?;
-            Ok(found.filter(|id| *id >= 0.0).map(|id| id as u64))
-        };
-        let id = |name: &str, default: u64| -> Result<Option<u64>> {
-            let absent = self.metadata.get(&format!("tokenizer.ggml.{name}")).is_none();
-            Ok(if absent { Some(default).filter(|_| sentence_piece) } else { named(name)? })
-        };
         let vocab = map["vocab_size"].as_u64().unwrap_or(0);
-        let real = |id: &u64| *id < vocab;
-        let bos = id("bos_token_id", 1)?.filter(real);
-        let mut ends: Vec<u64> = id("eos_token_id", 2)?.filter(real).into_iter().collect();
-        for name in ["eot_token_id", "eom_token_id"] {
-            ends.extend(named(name)?.filter(real));
+        let special =
+            |name: &str| Ok::<_, Error>(special_token(self.metadata, name)?.filter(|id| u64::from(*id) < vocab));
+        let bos = special("bos")?;
+        let mut ends = Vec::new();
+        for name in ["eos", "eot", "eom"] {
+            ends.extend(special(name)?);
         }
         let texts = self.metadata.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
         let types = self.metadata.numbers("tokenizer.ggml.token_type")?.unwrap_or_default();
         for (i, (text, kind)) in texts.iter().zip(types).enumerate() {
-            if kind == CONTROL && ENDS.contains(text) && real(&(i as u64)) {
-                ends.push(i as u64);
+            if kind == f64::from(CONTROL) && ENDS.contains(text) && (i as u64) < vocab {
+                ends.push(i as u32);
             }
         }
         let mut seen = std::collections::HashSet::new();

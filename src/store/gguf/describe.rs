@@ -1,30 +1,12 @@
 //! The metadata and small tensors by which a GGUF file describes a model: the inverse of `config.rs`.
 
+use super::architectures::architecture_of;
 use super::config::yarn_attention;
 use super::{Metadata, Value};
 use crate::base::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{ExpertRule, ModelConfig, RopeScaling};
 use std::path::Path;
-
-/// GGUF's architecture for a row of the table of families.
-///
-/// # Errors
-/// If GGUF has none that computes the same.
-pub(in crate::store) fn architecture(config: &ModelConfig) -> Result<&'static str> {
-    let known = match config.family.model_type {
-        "llama" | "mistral" | "mixtral" => Some("llama"),
-        "qwen2" => Some("qwen2"),
-        "qwen3" => Some("qwen3"),
-        "qwen3_moe" => Some("qwen3moe"),
-        "phi3" => Some("phi3"),
-        "baichuan" => Some("baichuan"),
-        "smollm3" => Some("smollm3"),
-        "olmo2" => Some("olmo2"),
-        _ => None,
-    };
-    known.ok_or_else(|| Error::Invalid(format!("GGUF has no architecture for {}", config.family.name)))
-}
 
 /// GGUF's number for files whose matrices are mostly of a dtype (`general.file_type`).
 fn file_type(dtype: DType) -> u32 {
@@ -58,7 +40,7 @@ pub(in crate::store) fn set_file_type(metadata: &mut Metadata, dtype: DType) {
 /// # Errors
 /// If GGUF has no architecture for it.
 pub(in crate::store) fn describe(config: &ModelConfig, name: &str, path: &Path) -> Result<Metadata> {
-    let architecture = architecture(config)?;
+    let architecture = architecture_of(config)?;
     let mut metadata = Metadata::new(path);
     metadata.set("general.architecture", Value::String(architecture.into()));
     metadata.set("general.name", Value::String(name.into()));

@@ -1,5 +1,6 @@
 //! Our names of parameters, which are Hugging Face's for LLaMA, and where a GGUF file keeps them.
 
+use super::architectures::interleaved;
 use crate::model::{ModelConfig, Source};
 
 /// Parts of a layer: our name, GGUF's.
@@ -21,10 +22,6 @@ const PARTS: [(&str, &str); 16] = [
     ("mlp.experts.down_proj", "ffn_down_exps"),
     ("post_feedforward_layernorm", "post_ffw_norm"),
 ];
-
-/// Architectures whose queries and keys GGUF stores for interleaved rotation: those that llama.cpp rotates by pairs of
-/// neighbours (its `LLAMA_ROPE_TYPE_NORM`).
-const INTERLEAVED: [&str; 3] = ["llama", "baichuan", "smollm3"];
 
 /// GGUF's name for one of our parameters.
 pub(in crate::store) fn tensor_name(architecture: &str, name: &str) -> String {
@@ -55,7 +52,7 @@ pub(in crate::store) fn interleaved_heads(architecture: &str, config: &ModelConf
     } else {
         return None;
     };
-    INTERLEAVED.contains(&architecture).then_some(heads)
+    interleaved(architecture).then_some(heads)
 }
 
 /// Where a GGUF file of this architecture keeps a parameter.

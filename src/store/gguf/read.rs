@@ -73,7 +73,7 @@ pub(in crate::store) fn read(path: &Path, bytes: &[u8]) -> Result<(Metadata, Vec
         return Err(Error::file(path, "is not a GGUF file: it does not begin with GGUF"));
     }
     let version = r.u32()?;
-    if version.swap_bytes() <= 3 {
+    if version.swap_bytes() <= 3 && version != 0 {
         return Err(Error::file(path, "is a big-endian GGUF file; only little-endian ones can be read"));
     }
     if !(2..=3).contains(&version) {
@@ -173,8 +173,12 @@ impl<'a> Reader<'a> {
     }
 
     fn string(&mut self) -> Result<&'a str> {
-        let length = self.u64()?;
-        let bytes = self.take(usize::try_from(length).unwrap_or(usize::MAX))?;
+        let length = usize::try_from(self.u64()?).unwrap_or(usize::MAX);
+        // Before it is read: of a mapped file, checking that it is UTF-8 would load all of it.
+        if length <= self.bytes.len() - self.at && length > MOST_METADATA {
+            return Err(self.fail(format!("a text is {length} bytes long, and none is longer than {MOST_METADATA}")));
+        }
+        let bytes = self.take(length)?;
         std::str::from_utf8(bytes).map_err(|_| self.fail("a text is not UTF-8"))
     }
 
@@ -193,20 +197,30 @@ impl<'a> Reader<'a> {
             if metadata.set(key, value) {
                 return Err(self.fail("it stands there twice"));
             }
-            if self.at > MOST_METADATA {
-                let message = format!("its metadata are longer than {MOST_METADATA} bytes; no real model's are");
-                return Err(Error::file(self.path, message));
-            }
         }
         Ok(metadata)
+    }
+
+    /// Refuses metadata that are too long by now, before what was read last is copied.
+    fn within(&self) -> Result<()> {
+        if self.at > MOST_METADATA {
+            let message = format!("its metadata are longer than {MOST_METADATA} bytes; no real model's are");
+            return Err(Error::file(self.path, message));
+        }
+        Ok(())
     }
 
     fn value(&mut self) -> Result<Value> {
         let kind = self.kind()?;
         match kind {
-            Kind::String => Ok(Value::String(self.string()?.into())),
+            Kind::String => {
+                let text = self.string()?;
+                self.within()?;
+                Ok(Value::String(text.into()))
+            }
             Kind::Array => {
                 let (kind, count, bytes) = self.array(0)?;
+                self.within()?;
                 Ok(Value::Array(Array { kind, count, bytes: bytes.to_vec() }))
             }
             _ => Ok(scalar(kind, self.take(kind.size().expect("of fixed size"))?)),
