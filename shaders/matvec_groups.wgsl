@@ -5,6 +5,9 @@
 #hook epilogue
 
 var<workgroup> sums: array<f32, 64 * ROWS>;
+#if NORM
+var<workgroup> squares: array<f32, 64 * ROWS>;
+#endif
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -23,12 +26,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let step = 4u * LANES;
 #endif
     var acc: array<f32, ROWS>;
+#if NORM
+    var square: array<vec4<f32>, ROWS>;
+#endif
     for (var k = begin; k < params.k; k += 32u * LANES) {
         let w = stored(row_b, k, step, params.k);
         for (var r = 0u; r < ROWS; r++) {
             var x: array<vec4<f32>, 8>;
             for (var i = 0u; i < 8u; i++) {
                 x[i] = four_a(base_a + min(first + r, params.m - 1u) * params.row_a, k + step * i);
+#if NORM
+                square[r] = fma(x[i], x[i], square[r]);
+                x[i] *= gain_at(k + step * i);
+#endif
             }
             let low = sum4((x[0] + x[1]) + (x[2] + x[3]));
             let high = sum4((x[4] + x[5]) + (x[6] + x[7]));
@@ -37,19 +47,30 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     for (var r = 0u; r < ROWS; r++) {
         sums[64u * r + lane] = acc[r];
+#if NORM
+        squares[64u * r + lane] = sum4(square[r]);
+#endif
     }
     for (var width = LANES / 2u; width > 0u; width = width / 2u) {
         workgroupBarrier();
         if along < width {
             for (var r = 0u; r < ROWS; r++) {
                 sums[64u * r + lane] += sums[64u * r + lane + width];
+#if NORM
+                squares[64u * r + lane] += squares[64u * r + lane + width];
+#endif
             }
         }
     }
     if along == 0u && column < params.n {
         for (var r = 0u; r < min(ROWS, params.m - first); r++) {
             let at = params.skip_c + group.z * params.batch_c + (first + r) * params.row_c + column;
-            c[at] = epilogue(sums[64u * r + lane], params.whole_c + at);
+#if NORM
+            let sum = sums[64u * r + lane] * inverse_rms(squares[64u * r + lane]);
+#else
+            let sum = sums[64u * r + lane];
+#endif
+            c[at] = epilogue(sum, params.whole_c + at);
         }
     }
 }

@@ -20,13 +20,26 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // Edges read a valid neighbour; the store below is guarded.
     let row_b = params.skip_b + group.z * params.batch_b + min(column, params.n - 1u) * params.row_b;
     var acc: array<f32, ROWS>;
+#if NORM
+    var squares: array<vec4<f32>, ROWS>;
+#endif
     for (var k = 0u; k < params.k; k += 32u) {
         let w = stored(row_b, k, 4u, params.k);
         for (var r = 0u; r < ROWS; r++) {
-            let x = four_a(base_a + min(first + r, params.m - 1u) * params.row_a, k + 4u * lane);
+            var x = four_a(base_a + min(first + r, params.m - 1u) * params.row_a, k + 4u * lane);
+#if NORM
+            squares[r] = fma(x, x, squares[r]);
+            x *= gain_at(k + 4u * lane);
+#endif
             acc[r] += product(w, eight(x), totals(sum4(x)));
         }
     }
+#if NORM
+    for (var r = 0u; r < ROWS; r++) {
+        let halves = totals(sum4(squares[r]));
+        acc[r] *= inverse_rms(halves.x + halves.y);
+    }
+#endif
     for (var r = 0u; r < ROWS; r++) {
         if first + r < params.m && column < params.n {
             let at = params.skip_c + group.z * params.batch_c + (first + r) * params.row_c + column;

@@ -19,6 +19,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const GRAPHS: u64 = 24;
 const D: usize = 36;
 const MOST_ROWS: usize = 70;
+/// States whose values stay small, for they are multiplied with again and again.
+const SMALL: [&str; 3] = ["weight", "trio", "back"];
 
 /// Any candidate of a step, but mostly the first: a driver may take a second for one of the larger kernels.
 struct Any(Rng);
@@ -35,6 +37,8 @@ struct Draft {
     rng: Rng,
     pool: Vec<Value>,
     weight: Value,
+    /// Three weights `[64,D]` that adjoin, and one of them back: `[D,64]`.
+    trio: [Value; 2],
     gain: Value,
     caches: [Value; 2],
     position: Value,
@@ -47,13 +51,15 @@ impl Draft {
         let mut g = Graph::new();
         let rng = Rng::new(seed, 0);
         let weight = g.state("weight", TensorType::f32([D, D]));
+        let trio = [[192, D], [D, 64]].map(|dims| TensorType::f32(dims));
+        let trio = [g.state("trio", trio[0].clone()), g.state("back", trio[1].clone())];
         let gain = g.input("gain", TensorType::f32([D]));
         let caches = ["keys", "values"].map(|name| g.state(name, TensorType::f32([1, MOST_ROWS, 1, D])));
         let position = g.input("position", TensorType::u32([1]));
         let ones = g.constant("ones", TensorType::f32([3, D]), 1.0f32.to_le_bytes().repeat(3 * D));
         let x = g.input("x", TensorType::f32([17, D]));
         let pool = vec![x, ones, gain, weight];
-        Draft { g, rng, pool, weight, gain, caches, position, writes: seed.is_multiple_of(2) }
+        Draft { g, rng, pool, weight, trio, gain, caches, position, writes: seed.is_multiple_of(2) }
     }
 
     fn pick(&mut self) -> Value {
@@ -86,7 +92,7 @@ impl Draft {
         let b = self.like(a);
         let rows = self.g.ty(a).shape.elements() / D;
         let sigmoid = Expr::unary(Unary::Sigmoid, Expr::Input(1));
-        let made = match self.rng.below(16) {
+        let made = match self.rng.below(18) {
             0 => self.g.apply1(Map::scale(-0.7), &[a])?,
             1 => self.g.add(a, b)?,
             2 => self.g.apply1(Map { expr: Expr::binary(Binary::Mul, Expr::Input(0), sigmoid) }, &[a, b])?,
@@ -142,6 +148,22 @@ impl Draft {
                 self.pool.push(part);
                 before
             }
+            // Products of one row, normed or not, with weights that adjoin or not: what becomes one product.
+            16 | 17 => {
+                let mut row = self.g.apply1(Slice { start: 0, shape: [1, D].into() }, &[a])?;
+                if self.rng.below(2) == 0 {
+                    row = self.g.apply(RmsNorm { eps: 1e-2 }, &[row, self.gain])?[0];
+                }
+                let mut parts = Vec::new();
+                for _ in 0..3 {
+                    let slice = Slice { start: 64 * D * self.rng.below(3).max(parts.len()), shape: [64, D].into() };
+                    let weight = self.g.apply1(slice, &[self.trio[0]])?;
+                    parts.push(self.g.apply1(MatMul::linear(), &[row, weight])?);
+                }
+                let product = self.g.mul(parts[0], parts[1])?;
+                let gated = self.g.apply1(Map::swiglu(), &[product, parts[2]])?;
+                self.g.apply1(MatMul::linear(), &[gated, self.trio[1]])?
+            }
             _ => {
                 let ids: Vec<u8> = (0..5).flat_map(|_| (self.rng.below(rows) as u32).to_le_bytes()).collect();
                 let ids = self.g.constant("ids", TensorType::u32([5]), ids);
@@ -186,7 +208,7 @@ fn limits(of: &Limits, rng: &mut Rng) -> Limits {
     Limits {
         max_storage_bindings: 5 + rng.below(4) as u32,
         max_binding_bytes: [4096, 8192, of.max_binding_bytes][rng.below(3)].min(of.max_binding_bytes),
-        max_buffer_bytes: [16 << 10, 64 << 10, of.max_buffer_bytes][rng.below(3)].min(of.max_buffer_bytes),
+        max_buffer_bytes: [32 << 10, 64 << 10, of.max_buffer_bytes][rng.below(3)].min(of.max_buffer_bytes),
         ..of.clone()
     }
 }
@@ -195,7 +217,7 @@ fn sources(g: &Graph, seed: u64) -> Sources {
     let fill = |name: &str, ty: &TensorType| {
         let mut rng = Rng::named(seed, name);
         let draw = |_| match ty.dtype {
-            DType::F32 => f64::from(((rng.uniform() - 0.5) * if name == "weight" { 0.6 } else { 2.0 }) as f32),
+            DType::F32 => f64::from(((rng.uniform() - 0.5) * if SMALL.contains(&name) { 0.6 } else { 2.0 }) as f32),
             _ => rng.below(20) as f64,
         };
         Array::new(ty.clone(), (0..ty.shape.elements()).map(draw).collect())

@@ -1,11 +1,13 @@
 //! Fusion: chains of elementwise operators become one, and what stands behind or before an operator with hooks
-//! becomes its epilogue or prologue.
+//! becomes its epilogue or prologue; a norm goes into the products of its rows.
 
 use super::fused::{Attached, Fused};
+use super::join::operator;
 use super::rewrite::{Rewrite, ids, uses};
 use crate::base::Limits;
 use crate::error::Result;
-use crate::graph::{Expr, Graph, Kind, Map, Node, NodeId, Value};
+use crate::graph::{Expr, Graph, Io, Kind, Map, Node, NodeId, Op, Value};
+use crate::ops::{MatMul, NormMatMul, RmsNorm};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -13,7 +15,9 @@ use std::sync::Arc;
 const CHEAP: u64 = 1;
 
 pub(super) fn fuse(graph: &Graph, limits: &Limits) -> Result<Graph> {
-    let chained = Pass::new(graph, limits).run(Pass::chain)?;
+    let normed = Pass::new(graph, limits).run(Pass::norm)?;
+    let normed = super::prune::prune(&normed)?;
+    let chained = Pass::new(&normed, limits).run(Pass::chain)?;
     let chained = super::prune::prune(&chained)?;
     let stored = Pass::new(&chained, limits).run(Pass::epilogue)?;
     let stored = super::prune::prune(&stored)?;
@@ -28,7 +32,7 @@ struct Pass<'a> {
     last_write: Vec<u32>,
 }
 
-type Replacement = Option<(Arc<dyn crate::graph::Op>, Vec<Value>)>;
+type Replacement = Option<(Arc<dyn Op>, Vec<Value>)>;
 
 impl<'a> Pass<'a> {
     fn new(graph: &'a Graph, limits: &'a Limits) -> Self {
@@ -72,6 +76,30 @@ impl<'a> Pass<'a> {
 
     fn full(&self, value: Value, like: &Node) -> bool {
         self.rewrite.old.ty(value).shape.elements() == like.outputs[0].shape.elements()
+    }
+
+    /// Norm, then products of few rows and nothing else → products that norm their rows themselves.
+    fn norm(&self, id: NodeId) -> Replacement {
+        let (op, inputs) = self.normed(id)?;
+        let (old, norm) = (self.rewrite.old, self.rewrite.old.node(id).inputs[0].node);
+        let wanted = old.outputs().iter().any(|(_, v)| v.node == norm);
+        let mut readers = ids(old).filter(|&n| old.node(n).inputs.iter().any(|v| v.node == norm));
+        let inputs = inputs.map(|v| self.rewrite.value(v)).to_vec();
+        (!wanted && readers.all(|n| self.normed(n).is_some())).then(|| (Arc::new(op) as _, inputs))
+    }
+
+    /// The product of a normed row, and its inputs, if a kernel does both.
+    fn normed(&self, id: NodeId) -> Option<(NormMatMul, [Value; 3])> {
+        let old = self.rewrite.old;
+        let &[normed, weight] = old.node(id).inputs.as_slice() else { return None };
+        let norm: &RmsNorm = operator(old, normed.node)?;
+        let linear = operator::<MatMul>(old, id)? == &MatMul::linear();
+        let op = NormMatMul { eps: norm.eps };
+        let inputs = [old.node(normed.node).inputs[0], old.node(normed.node).inputs[1], weight];
+        let io = Io { inputs: inputs.map(|v| old.ty(v).clone()).to_vec(), outputs: old.node(id).outputs.clone() };
+        let moves = linear && normed.output == 0 && weight.node != normed.node;
+        let in_order = self.last_write[id.0 as usize] <= normed.node.0;
+        (moves && in_order && !op.kernels(&io, self.limits).is_empty()).then_some((op, inputs))
     }
 
     /// Map of maps → one map.

@@ -5,6 +5,7 @@ mod expand;
 mod fuse;
 mod fused;
 mod layout;
+mod join;
 mod lower;
 mod memory;
 mod place;
@@ -51,6 +52,7 @@ pub fn optimise(graph: &Graph, limits: &Limits) -> Result<Graph> {
         graph = expanded;
     }
     let graph = prune::prune(&graph)?;
+    let graph = join::join(&graph, limits)?;
     let graph = fuse::fuse(&graph, limits)?;
     let graph = prune::prune(&graph)?;
     place::own_members(&graph)

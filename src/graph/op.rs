@@ -3,6 +3,7 @@
 use super::{Graph, Kernel, Value};
 use crate::base::{Array, Limits, TensorType, Tolerance};
 use crate::error::Result;
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -56,7 +57,7 @@ pub enum View {
 
 /// An operator of the library. Everything has a default but the name, the types and the reference; an operator has
 /// either kernels, or a view, or an expansion.
-pub trait Op: Debug + Send + Sync + 'static {
+pub trait Op: Any + Debug + Send + Sync {
     /// The field's name for it; shader, file, table row and test share it.
     fn name(&self) -> &'static str;
 

@@ -1,9 +1,10 @@
-//! Parameters that only serve: one state each, in whatever dtype its file has, where training keeps flat pages of f32.
+//! Parameters that only serve: states in whatever dtype their file has, where training keeps flat pages of f32.
 
 use super::{ParamLayout, Params};
 use crate::base::TensorType;
 use crate::error::Result;
-use crate::graph::Graph;
+use crate::graph::{Graph, Slice};
+use std::sync::Arc;
 
 /// Something that can declare a model's parameters in a graph: pages that are trained, or frozen weights.
 pub trait Declare: Send + Sync {
@@ -20,16 +21,43 @@ impl Declare for ParamLayout {
     }
 }
 
-/// Names and types of frozen parameters; each is a state of its name.
+/// Names and types of frozen parameters. Each is a state of its name; but queries', keys' and values' weights of a layer
+/// that follow each other in one dtype lie one after the other in one state, so that one product can make them all.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Frozen {
     params: Vec<(String, TensorType)>,
+    states: Vec<(String, TensorType)>,
+    /// Of each parameter: its state, and its first row there.
+    places: Vec<(usize, usize)>,
 }
+
+/// What follows what in one state.
+const TOGETHER: [[&str; 2]; 2] = [["q_proj.weight", "k_proj.weight"], ["k_proj.weight", "v_proj.weight"]];
+/// Bytes that one binding can hold on every adapter: a state of several parameters has no more.
+const LARGEST: u64 = 128 << 20;
+/// Bytes at which a binding may begin on every adapter, and elements at which a view may.
+const ALIGN: (u64, usize) = (256, 64);
 
 impl Frozen {
     /// These parameters.
     pub fn new(params: Vec<(String, TensorType)>) -> Frozen {
-        Frozen { params }
+        let (mut states, mut places): (Vec<(String, TensorType)>, Vec<_>) = (Vec::new(), Vec::new());
+        for (i, (name, ty)) in params.iter().enumerate() {
+            let before = i.checked_sub(1).map(|i| params[i].0.as_str());
+            let joined = states.last().filter(|_| before.is_some_and(|b| follows(b, name)));
+            match joined.and_then(|(_, state)| adjoined(state, ty)) {
+                Some(whole) => {
+                    let state = states.len() - 1;
+                    places.push((state, states[state].1.shape.rows()));
+                    states[state] = (format!("{} {name}", states[state].0), whole);
+                }
+                None => {
+                    places.push((states.len(), 0));
+                    states.push((name.clone(), ty.clone()));
+                }
+            }
+        }
+        Frozen { params, states, places }
     }
 
     /// The same, all in f32.
@@ -43,15 +71,68 @@ impl Frozen {
         &self.params
     }
 
+    /// Where parameter `i` lies: name and bytes of the state, and the first byte there.
+    pub fn place(&self, i: usize) -> (&str, u64, u64) {
+        let (state, row) = self.places[i];
+        let (name, ty) = &self.states[state];
+        (name, ty.bytes(), ty.dtype.size(row * ty.shape.last()))
+    }
+
     /// Bytes of all on the device.
     pub fn bytes(&self) -> u64 {
         self.params.iter().map(|(_, ty)| ty.bytes()).sum()
     }
 }
 
+fn follows(before: &str, name: &str) -> bool {
+    TOGETHER.iter().any(|[a, b]| before.strip_suffix(a).is_some_and(|layer| name.strip_suffix(b) == Some(layer)))
+}
+
+/// The type of both matrices one after the other, where that can be and each can still be bound by itself.
+fn adjoined(state: &TensorType, ty: &TensorType) -> Option<TensorType> {
+    let (&[rows, k], &[more, width]) = (state.shape.dims(), ty.shape.dims()) else { return None };
+    let whole = TensorType { shape: [rows + more, k].into(), dtype: ty.dtype };
+    let aligned = state.bytes().is_multiple_of(ALIGN.0) && state.shape.elements().is_multiple_of(ALIGN.1);
+    ((state.dtype, k) == (ty.dtype, width) && aligned && whole.bytes() <= LARGEST).then_some(whole)
+}
+
 impl Declare for Frozen {
     fn declare(&self, g: &mut Graph) -> Result<Params> {
-        let values = self.params.iter().map(|(name, ty)| (name.clone(), g.state(name, ty.clone())));
-        Ok(Params::frozen(values.collect()))
+        let states: Vec<_> = self.states.iter().map(|(name, ty)| g.state(name, ty.clone())).collect();
+        let mut values = Vec::new();
+        for ((name, ty), &(state, row)) in self.params.iter().zip(&self.places) {
+            let mut value = states[state];
+            if *g.ty(value) != *ty {
+                let slice = Slice { start: row * ty.shape.last(), shape: ty.shape.clone() };
+                value = g.apply_named(Arc::new(slice), &[value], name.clone())?[0];
+            }
+            values.push((name.clone(), value));
+        }
+        Ok(Params::frozen(values))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::DType;
+
+    #[test]
+    fn only_what_can_be_bound_alone_lies_together() {
+        let state_of = |q: (DType, [usize; 2]), k: (DType, [usize; 2])| {
+            let params = [("q", q), ("k", k), ("v", k)].map(|(name, (dtype, dims))| {
+                (format!("layers.0.{name}_proj.weight"), TensorType { shape: dims.into(), dtype })
+            });
+            let frozen = Frozen::new(params.to_vec());
+            [0, 1, 2].map(|i| (frozen.places[i].0, frozen.place(i).2))
+        };
+        let (f32, q4) = (DType::F32, DType::Q4_1);
+        assert_eq!(state_of((f32, [576, 576]), (f32, [192, 576])), [(0, 0), (0, 1_327_104), (0, 1_769_472)]);
+        assert_eq!(state_of((q4, [576, 576]), (q4, [192, 576])), [(0, 0), (0, 207_360), (0, 276_480)]);
+        // Of two dtypes; where the second would begin off a boundary; of more than a binding holds.
+        assert_eq!(state_of((f32, [64, 64]), (q4, [64, 64])), [(0, 0), (1, 0), (1, 2560)]);
+        assert_eq!(state_of((f32, [63, 33]), (f32, [64, 33])), [(0, 0), (1, 0), (1, 8448)]);
+        let large = 1 << 12;
+        assert_eq!(state_of((f32, [large, large]), (f32, [large, large])), [(0, 0), (0, 64 << 20), (1, 0)]);
     }
 }

@@ -41,33 +41,24 @@ impl Product {
     }
 }
 
+/// True for kernels that hand values from lane to lane of a workgroup of eight, which must lie in one subgroup.
+fn hands_on(limits: &Limits) -> bool {
+    limits.is_cpu && limits.min_subgroup >= 8
+}
+
 impl MatMul {
     /// Candidates in the order in which they are expected to be fast.
     pub(super) fn tiers(&self, io: &Io, limits: &Limits) -> Vec<Tier> {
         let (s, dtype) = (self.io_sizes(io), io.inputs[1].dtype);
-        // Kernels that hand values from lane to lane of a workgroup of eight, which must lie in one subgroup.
-        let hands_on = limits.is_cpu && limits.min_subgroup >= 8;
-        let is_linear = self.transpose_b && !self.transpose_a && s.k.is_multiple_of(4);
         let half = self.operands.are_half();
-        let mut tiers = Vec::new();
-        // Measured: beyond these the rows kernel is faster.
-        if hands_on && is_linear && !half && s.m <= if dtype.is_packed() { 4 } else { 2 } {
-            let rows = s.m.next_power_of_two();
-            let tier = self.tier("matvec_lanes", format!("lanes_{rows}"), dtype, [rows, 8]);
-            tiers.push(tier.constant("ROWS", rows));
-        }
-        if hands_on {
+        let mut tiers: Vec<Tier> = self.few_rows(io, limits).into_iter().collect();
+        if hands_on(limits) {
             tiers.push(self.rows(s, dtype));
             // Every kind has pipelines of its own, which take time to compile, and to measure: packed and rounded ones have
             // no more than they need. Cooperative matrices of a CPU were six to a hundred times slower.
             if dtype.is_packed() || half {
                 return tiers;
             }
-        } else if is_linear && !half && s.m <= 8 {
-            // So many lanes share a row that each has some four blocks of it.
-            let (rows, lanes) = (s.m.next_power_of_two(), (s.k / 128).next_power_of_two().clamp(4, 32));
-            let tier = self.tier("matvec_groups", format!("groups_{rows}"), dtype, [rows, 64 / lanes]);
-            tiers.push(tier.constant("ROWS", rows).constant("LANES", lanes));
         }
         let sizes = [if limits.is_cpu && !dtype.is_packed() { [128, 64] } else { [64, 64] }, [32, 32]];
         let tile = |[m, n]: [usize; 2], staged: &str| {
@@ -83,6 +74,25 @@ impl MatMul {
             tiers.extend(self.cooperative(s, limits));
         }
         tiers
+    }
+
+    /// The kernel that walks along rows of B, where A has so few that it is the faster one.
+    pub(super) fn few_rows(&self, io: &Io, limits: &Limits) -> Option<Tier> {
+        let (s, dtype) = (self.io_sizes(io), io.inputs[1].dtype);
+        if !self.transpose_b || self.transpose_a || !s.k.is_multiple_of(4) || self.operands.are_half() {
+            return None;
+        }
+        let rows = s.m.next_power_of_two();
+        if hands_on(limits) {
+            // Measured: beyond these the rows kernel is faster.
+            let few = s.m <= if dtype.is_packed() { 4 } else { 2 };
+            let tier = || self.tier("matvec_lanes", format!("lanes_{rows}"), dtype, [rows, 8]);
+            return few.then(|| tier().constant("ROWS", rows));
+        }
+        // So many lanes share a row that each has some four blocks of it.
+        let lanes = (s.k / 128).next_power_of_two().clamp(4, 32);
+        let tier = || self.tier("matvec_groups", format!("groups_{rows}"), dtype, [rows, 64 / lanes]);
+        (s.m <= 8).then(|| tier().constant("ROWS", rows).constant("LANES", lanes))
     }
 
     fn rows(&self, s: Sizes, dtype: DType) -> Tier {

@@ -1,7 +1,7 @@
 //! The table of operators: one row a case. It serves the operator tests, the shader-translation test and the doctor's
 //! self-test; a new operator adds rows here and is then tested forward, backward and on every adapter.
 
-use super::{Embedding, EmbeddingGrad, MatMul, Operands, RmsNorm, RmsNormGrad, RmsNormGradGain, Rope};
+use super::{Embedding, EmbeddingGrad, MatMul, NormMatMul, Operands, RmsNorm, RmsNormGrad, RmsNormGradGain, Rope};
 use crate::base::{Array, Limits, Rng, TensorType, packed};
 use crate::error::Result;
 use crate::graph::{Binary, Expr, Graph, Io, Kernel, Map, Op, OpNode, SumRows, Value};
@@ -171,6 +171,9 @@ fn norm() -> Vec<Case> {
     vec![
         Case::new("", RmsNorm { eps }, &[normal([2, 3, 17]), normal([17])]).wrt(&[0, 1]),
         Case::new("wide", RmsNorm { eps }, &[normal([5, 576]), normal([576])]),
+        Case::new("one row", NormMatMul { eps }, &[normal([1, 1, 64]), normal([64]), normal([48, 64])]),
+        Case::new("rows", NormMatMul { eps: 1.0 }, &[normal([2, 68]), normal([68]), normal([37, 68])]),
+        Case::new("more rows", NormMatMul { eps }, &[normal([1, 5, 600]), normal([600]), normal([9, 600])]),
         Case::new("", RmsNormGrad, &[normal([2, 3, 17]), normal([17]), positive([2, 3]), normal([2, 3, 17])]),
         Case::new("wide", RmsNormGrad, &[normal([5, 576]), normal([576]), positive([5]), normal([5, 576])]),
         Case::new("parts", RmsNormGradGain { rows_per_part: 4 }, &[normal([11, 70]), positive([11]), normal([11, 70])]),

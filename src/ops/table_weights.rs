@@ -1,7 +1,7 @@
 //! Rows of the operators' table with weights in each dtype that a file may have.
 
 use super::table::{Case, Draw, below, normal};
-use super::{Embedding, MatMul, Operands};
+use super::{Embedding, MatMul, NormMatMul, Operands};
 use crate::base::{DType, TensorType};
 
 /// Random blocks.
@@ -27,6 +27,11 @@ fn of(dtype: DType) -> Vec<Case> {
     let note = |what: &str| format!("{dtype} {what}");
     vec![
         Case::new(&note("one row"), linear.clone(), &[normal([1, some]), packed(dtype, [37, some])]),
+        Case::new(
+            &note("of a norm"),
+            NormMatMul { eps: 1e-5 },
+            &[normal([1, some]), normal([some]), packed(dtype, [37, some])],
+        ),
         Case::new(&note("linear"), linear.clone(), &[normal([3, 3, odd]), packed(dtype, [9, odd])]).wrt(&[0]),
         Case::new(&note("batched"), linear.clone(), &[normal([2, 3, odd]), packed(dtype, [2, 5, odd])]),
         Case::new(&note("many rows"), linear, &[normal([67, some]), packed(dtype, [70, some])]),

@@ -146,16 +146,15 @@ impl Checkpoint {
         Ok(Frozen::new(weights.iter().map(|w| (w.name.to_string(), self.device_type(w))).collect()))
     }
 
-    /// Streams the weights to the device, into states of their names and of the types of `frozen`.
+    /// Streams the weights to the device, where `frozen` has them and in its types.
     ///
     /// # Errors
     /// As [`Checkpoint::read_pages`]; also if a weight is larger than the largest buffer, or the device has no room.
     pub async fn stream(&self, states: &mut States, frozen: &Frozen, progress: &mut dyn FnMut(Loaded)) -> Result<()> {
         let specs = self.model.param_specs();
         let weights = self.find_scaled(&specs)?;
-        let types: Vec<TensorType> = frozen.params().iter().map(|(_, ty)| ty.clone()).collect();
         let gpu = states.gpu().clone();
-        stream(&gpu, states, &weights, &types, progress).await
+        stream(&gpu, states, &weights, frozen, progress).await
     }
 
     /// The type of a weight on the device: its own dtype where every operator that reads such a weight takes it.

@@ -5,6 +5,7 @@ use super::weights::Weight;
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu};
+use crate::nn::Frozen;
 use crate::run::States;
 use std::ops::Range;
 
@@ -32,7 +33,7 @@ struct Part {
     bytes: usize,
 }
 
-/// Puts weights into states of their names and of the types given.
+/// Puts weights where `frozen` has them, whose parameters they are, in order.
 ///
 /// # Errors
 /// If a weight is larger than the largest buffer, or the device has no room or failed.
@@ -40,11 +41,12 @@ pub(super) async fn stream(
     gpu: &Gpu,
     states: &mut States,
     weights: &[Weight<'_>],
-    types: &[TensorType],
+    frozen: &Frozen,
     progress: &mut dyn FnMut(Loaded),
 ) -> Result<()> {
+    let types: Vec<&TensorType> = frozen.params().iter().map(|(_, ty)| ty).collect();
     let largest = gpu.limits().max_buffer_bytes;
-    for (weight, ty) in weights.iter().zip(types) {
+    for (weight, ty) in weights.iter().zip(&types) {
         if ty.bytes() > largest {
             let (name, bytes, adapter) = (weight.name, ty.bytes(), &gpu.report().name);
             return Err(Error::Invalid(format!(
@@ -54,15 +56,16 @@ pub(super) async fn stream(
         }
     }
     let mut buffers = Vec::new();
-    for (weight, ty) in weights.iter().zip(types) {
-        buffers.push(states.buffer(weight.name, ty.bytes()).await?);
+    for i in 0..weights.len() {
+        let (name, bytes, _) = frozen.place(i);
+        buffers.push(states.buffer(name, bytes).await?);
     }
-    let mut loaded = Loaded { done: 0, total: types.iter().map(TensorType::bytes).sum() };
+    let mut loaded = Loaded { done: 0, total: frozen.bytes() };
     progress(loaded);
     let mut staging = Staging::new(gpu, loaded.total).await?;
     let mut parts: Vec<Part> = Vec::new();
     let mut used = 0;
-    for (i, (weight, ty)) in weights.iter().zip(types).enumerate() {
+    for (i, (weight, ty)) in weights.iter().zip(&types).enumerate() {
         let count = weight.rows();
         let row = ty.bytes() as usize / count;
         let mut next = 0;
@@ -75,7 +78,13 @@ pub(super) async fn stream(
             if !rows.is_empty() {
                 let bytes = rows.len() * row;
                 weight.write(rows.clone(), ty.dtype, &mut staging.bytes[used..used + bytes]);
-                parts.push(Part { weight: i, to: (rows.start * row) as u64, rows, at: used, bytes });
+                parts.push(Part {
+                    weight: i,
+                    to: frozen.place(i).2 + (rows.start * row) as u64,
+                    rows,
+                    at: used,
+                    bytes,
+                });
                 next += parts[parts.len() - 1].rows.len();
                 used += bytes;
             }
