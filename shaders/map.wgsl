@@ -1,9 +1,16 @@
-// map: an elementwise expression, put in by the fuser, over items start .. start + count of the result.
+// map: an elementwise expression, put in by the fuser, over items start .. start + count of the result; PAIR: and a second
+// one, into z.
 struct Params { start: u32, count: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> y: array<Item>;
+#if PAIR
+@group(0) @binding(2) var<storage, read_write> z: array<Item>;
+#endif
 #import lib/item.wgsl
 #hook map
+#if PAIR
+#hook second
+#endif
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -11,5 +18,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let i = (group.y * groups.x + group.x) * WORKGROUP + lane;
     if i < params.count {
         y[i] = map(i, params.start + i);
+#if PAIR
+        z[i] = second(i, params.start + i);
+#endif
     }
 }

@@ -4,10 +4,11 @@
 mod expand;
 mod fuse;
 mod fused;
-mod layout;
 mod join;
+mod layout;
 mod lower;
 mod memory;
+mod pair;
 mod place;
 mod plan;
 mod print;
@@ -55,5 +56,6 @@ pub fn optimise(graph: &Graph, limits: &Limits) -> Result<Graph> {
     let graph = join::join(&graph, limits)?;
     let graph = fuse::fuse(&graph, limits)?;
     let graph = prune::prune(&graph)?;
+    let graph = pair::pair(&graph, limits)?;
     place::own_members(&graph)
 }

@@ -36,16 +36,16 @@ impl Map {
         let silu = Expr::binary(Binary::Mul, gate.clone(), Expr::unary(Unary::Sigmoid, gate));
         Map { expr: Expr::binary(Binary::Mul, silu, Expr::Input(1)) }
     }
+}
 
-    /// Item `i` of the result, which is item `at` of the full-sized bindings, with inputs read from `e0`, `e1`, … .
-    /// An item is `lanes` neighbouring elements.
-    fn body(&self, inputs: &[TensorType], out: &Shape, lanes: usize) -> String {
-        self.expr.wgsl(&|k| match inputs[k].shape.elements() {
-            1 => format!("e{k}[0]"),
-            len if len == out.elements() => format!("e{k}[at]"),
-            len => format!("e{k}[i % {}u]", len / lanes),
-        })
-    }
+/// Item `i` of an expression's result, which is item `at` of the full-sized bindings, with inputs read from `e0`, `e1`,
+/// … . An item is `lanes` neighbouring elements.
+fn body(expr: &Expr, inputs: &[TensorType], out: &Shape, lanes: usize) -> String {
+    expr.wgsl(&|k| match inputs[k].shape.elements() {
+        1 => format!("e{k}[0]"),
+        len if len == out.elements() => format!("e{k}[at]"),
+        len => format!("e{k}[i % {}u]", len / lanes),
+    })
 }
 
 /// Elements of one workgroup of `map.wgsl`.
@@ -56,6 +56,45 @@ pub fn spread(groups: usize, limits: &Limits) -> [u32; 3] {
     let max = limits.max_workgroups as usize;
     let y = groups.div_ceil(max).max(1);
     [groups.div_ceil(y) as u32, y as u32, 1]
+}
+
+/// The kernel that computes one expression, or two of the same inputs.
+pub(super) fn kernel(exprs: &[Expr], io: &Io, limits: &Limits) -> Kernel {
+    let out = &io.outputs[0].shape;
+    let n = out.elements();
+    let sizes = || io.inputs.iter().map(|t| t.shape.elements());
+    let vector = n.is_multiple_of(4) && sizes().all(|len| len == 1 || len.is_multiple_of(4));
+    let (lanes, ty, variant) = if vector { (4, "vec4<f32>", "vector") } else { (1, "f32", "scalar") };
+    let mut kernel = Kernel::new("map", variant)
+        .constant("WORKGROUP", WORKGROUP)
+        .constant("VECTOR", usize::from(vector))
+        .constant("PAIR", exprs.len() - 1);
+    let read = |(k, len)| (format!("e{k}"), if len == 1 { "f32" } else { ty });
+    let mut reads: Vec<_> = sizes().enumerate().map(read).collect();
+    for (name, expr) in ["map", "second"].into_iter().zip(exprs) {
+        let body = body(expr, &io.inputs, out, lanes);
+        let code = format!("fn {name}(at: u32, i: u32) -> Item {{ return Item({body}); }}");
+        // The first says what both read.
+        kernel.hooks.push(Hook { name, code, reads: std::mem::take(&mut reads) });
+    }
+    let step = (limits.max_binding_bytes / 256 * 64) as usize;
+    for start in (0..n).step_by(step) {
+        let count = step.min(n - start);
+        let (at, bytes) = (start as u64 * 4, count as u64 * 4);
+        let mut d = Dispatch::new(spread((count / lanes).div_ceil(WORKGROUP), limits))
+            .param("start", start / lanes)
+            .param("count", count / lanes);
+        for (i, name) in ["y", "z"].into_iter().enumerate().take(exprs.len()) {
+            d = d.bind(name, Operand::Output(i), at, bytes);
+        }
+        for (k, t) in io.inputs.iter().enumerate() {
+            let whole = t.shape.elements() != n;
+            let (at, bytes) = if whole { (0, t.bytes()) } else { (at, bytes) };
+            d = d.bind(format!("e{k}"), Operand::Input(k), at, bytes);
+        }
+        kernel = kernel.dispatch(d);
+    }
+    kernel
 }
 
 impl Op for Map {
@@ -91,33 +130,7 @@ impl Op for Map {
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let out = &io.outputs[0].shape;
-        let n = out.elements();
-        let sizes = || io.inputs.iter().map(|t| t.shape.elements());
-        let vector = n.is_multiple_of(4) && sizes().all(|len| len == 1 || len.is_multiple_of(4));
-        let (lanes, ty, variant) = if vector { (4, "vec4<f32>", "vector") } else { (1, "f32", "scalar") };
-        let reads = sizes().enumerate().map(|(k, len)| (format!("e{k}"), if len == 1 { "f32" } else { ty })).collect();
-        let body = self.body(&io.inputs, out, lanes);
-        let code = format!("fn map(at: u32, i: u32) -> Item {{ return Item({body}); }}");
-        let mut kernel =
-            Kernel::new("map", variant).constant("WORKGROUP", WORKGROUP).constant("VECTOR", usize::from(vector));
-        kernel.hooks.push(Hook { name: "map", code, reads });
-        let step = (limits.max_binding_bytes / 256 * 64) as usize;
-        for start in (0..n).step_by(step) {
-            let count = step.min(n - start);
-            let (at, bytes) = (start as u64 * 4, count as u64 * 4);
-            let mut d = Dispatch::new(spread((count / lanes).div_ceil(WORKGROUP), limits))
-                .bind("y", Operand::Output(0), at, bytes)
-                .param("start", start / lanes)
-                .param("count", count / lanes);
-            for (k, t) in io.inputs.iter().enumerate() {
-                let whole = t.shape.elements() != n;
-                let (at, bytes) = if whole { (0, t.bytes()) } else { (at, bytes) };
-                d = d.bind(format!("e{k}"), Operand::Input(k), at, bytes);
-            }
-            kernel = kernel.dispatch(d);
-        }
-        vec![kernel]
+        vec![kernel(std::slice::from_ref(&self.expr), io, limits)]
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -4,7 +4,7 @@
 use super::{Embedding, EmbeddingGrad, MatMul, NormMatMul, Operands, RmsNorm, RmsNormGrad, RmsNormGradGain, Rope};
 use crate::base::{Array, Limits, Rng, TensorType, packed};
 use crate::error::Result;
-use crate::graph::{Binary, Expr, Graph, Io, Kernel, Map, Op, OpNode, SumRows, Value};
+use crate::graph::{Binary, Expr, Graph, Io, Kernel, Map, MapPair, Op, OpNode, SumRows, Value};
 use std::sync::Arc;
 
 /// How the elements of an input are drawn.
@@ -127,10 +127,15 @@ pub fn table() -> Vec<Case> {
 
 fn elementwise() -> Vec<Case> {
     let affine = Expr::binary(Binary::Sub, Expr::binary(Binary::Mul, Expr::Input(0), Expr::Input(1)), Expr::Input(2));
+    let product = Expr::binary(Binary::Mul, Expr::Input(1), Expr::Input(0));
+    let pair = || MapPair { exprs: [affine.substitute(&|i| Expr::Input(i % 2)), product.clone()] };
     vec![
         Case::new("swiglu", Map::swiglu(), &[normal([3, 7, 11]), normal([3, 7, 11])]).wrt(&[0, 1]),
+        Case::new("", pair(), &[normal([3, 7, 11]), normal([11])]),
+        Case::new("vectors", pair(), &[normal([300, 12]), normal([12])]),
         Case::new("scale", Map::scale(0.3), &[normal([129])]).wrt(&[0]),
-        Case::new("gain, scalar", Map { expr: affine }, &[normal([6, 5]), normal([5]), normal([1])]).wrt(&[0, 1, 2]),
+        Case::new("gain, scalar", Map { expr: affine.clone() }, &[normal([6, 5]), normal([5]), normal([1])])
+            .wrt(&[0, 1, 2]),
         Case::new("", SumRows { shape: [9].into(), rows_per_part: 13 }, &[normal([13, 9])]).wrt(&[0]),
         Case::new("parts", SumRows { shape: [3, 70].into(), rows_per_part: 5 }, &[normal([13, 70])]),
     ]
