@@ -71,6 +71,6 @@ fn a_layer_of_a_training_step() {
             let optimizer = Optimizer::default();
             train_plan(&config(layers), 1, 128, &optimizer, &limits, &mut First).expect("a plan")
         };
-        assert_eq!(of_a_layer(plan), [12, 24]);
+        assert_eq!(of_a_layer(plan), [12, 23]);
     }
 }

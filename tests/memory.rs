@@ -391,7 +391,7 @@ fn members_of_a_concatenation_are_written_in_place() {
         let b = g.apply1(Map::scale(3.0), &[x])?;
         g.apply1(Concat { starts: vec![0, COLUMNS], elements: 2 * COLUMNS }, &[a, b])
     });
-    assert_eq!(ops(&plan), ["map", "map"], "no copies\n{plan}");
+    assert_eq!(ops(&plan), ["map_pair"], "no copies\n{plan}");
     assert_eq!(plan.totals().arena_bytes, 2 * COLUMNS as u64 * 4);
 }
 
