@@ -10,7 +10,7 @@ pub type Constant = (&'static str, u32);
 /// Text that the fuser puts in place of `#hook NAME`; the variables that it reads are bound by every dispatch.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Hook {
-    /// `prologue`, `epilogue` or `map`.
+    /// `prologue`, `epilogue`, `map` or `second`.
     pub name: &'static str,
     /// A WGSL function of that name.
     pub code: String,
