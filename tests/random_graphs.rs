@@ -51,7 +51,7 @@ impl Draft {
         let mut g = Graph::new();
         let rng = Rng::new(seed, 0);
         let weight = g.state("weight", TensorType::f32([D, D]));
-        let trio = [[192, D], [D, 64]].map(|dims| TensorType::f32(dims));
+        let trio = [[192, D], [D, 64]].map(TensorType::f32);
         let trio = [g.state("trio", trio[0].clone()), g.state("back", trio[1].clone())];
         let gain = g.input("gain", TensorType::f32([D]));
         let caches = ["keys", "values"].map(|name| g.state(name, TensorType::f32([1, MOST_ROWS, 1, D])));
