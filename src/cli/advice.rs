@@ -25,7 +25,14 @@ pub(super) fn advice(adapters: &[AdapterReport], chosen: Option<&AdapterReport>)
              `apt-get install -t bookworm-backports mesa-vulkan-drivers`"
         ));
     }
-    if a.backend == "gl" && a.device_type != "cpu" {
+    // The two name a device in different words, and GL often cannot say of what kind it is.
+    let vulkan = |b: &&AdapterReport| b.backend == "vulkan" && (same_device(a, b) || a.device_type == b.device_type);
+    if let Some(b) = adapters.iter().find(vulkan).filter(|_| a.backend == "gl") {
+        advice.push(format!(
+            "{} is reached through GL, which is much slower than Vulkan; adapter {} is through Vulkan: --adapter {}",
+            a.name, b.number, b.number
+        ));
+    } else if a.backend == "gl" && a.device_type != "cpu" {
         advice.push(format!("{} is reached through GL; its Vulkan driver is faster: {DRIVERS}", a.name));
     }
     let has = |name: &str| a.features.iter().any(|f| f == name);
@@ -39,6 +46,12 @@ pub(super) fn advice(adapters: &[AdapterReport], chosen: Option<&AdapterReport>)
         );
     }
     advice
+}
+
+/// True if both names begin with the same word.
+fn same_device(a: &AdapterReport, b: &AdapterReport) -> bool {
+    let word = |a: &AdapterReport| a.name.split_whitespace().next().map(str::to_lowercase);
+    word(a) == word(b)
 }
 
 /// The major version of Mesa, if that is the driver.
@@ -82,6 +95,14 @@ mod tests {
         );
         says(&adapter("cpu", "vulkan", "Mesa 22.3.6 (LLVM 15.0.6)", &both), &["nvidia-driver", "bookworm-backports"]);
         says(&adapter("integrated", "vulkan", "", &[]), &["no clock", "no subgroup"]);
+        let (mut gl, vulkan) = (adapter("other", "gl", "", &both), adapter("discrete", "vulkan", "", &both));
+        gl.number = 1;
+        let said = advice(&[vulkan.clone(), gl.clone()], Some(&gl));
+        assert_eq!(
+            said,
+            ["a is reached through GL, which is much slower than Vulkan; adapter 0 is through Vulkan: --adapter 0"]
+        );
+        assert!(advice(&[vulkan.clone(), gl], Some(&vulkan)).is_empty());
         assert!(advice(&[], None)[0].contains("mesa-vulkan-drivers"));
     }
 }

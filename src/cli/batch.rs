@@ -114,6 +114,7 @@ async fn continue_all(
             tell!("danlu: {name}, line {}: {cut}", line.number);
         }
     }
+    let mut done = 0;
     let hear = |i: usize, news: News| -> Result<bool, Error> {
         let ((line, entry), text) = (entries[i], &mut texts[i]);
         let finish = match news {
@@ -125,11 +126,12 @@ async fn continue_all(
         };
         text.finish()?;
         let result = match finish {
-            Ok(finish) => named(
-                line,
-                json!({"line": line.number, "prompt": entry.prompt, "text": text.text, "finish": text.reason(finish),
-                    "prompt_tokens": kept[i], "tokens": text.tokens}),
-            ),
+            Ok(finish) => {
+                done += 1;
+                let result = json!({"line": line.number, "prompt": entry.prompt, "text": text.text,
+                    "finish": text.reason(finish), "prompt_tokens": kept[i], "tokens": text.tokens});
+                named(line, result)
+            }
             Err(e) => failure(name, line, &e.to_string()),
         };
         lock(results).put(line.number, result)?;
@@ -141,8 +143,10 @@ async fn continue_all(
     let fed = generator.fed();
     let rate = fed as f64 / seconds.max(1e-9);
     let summary = format!(
-        "{}: {tokens} new tokens; {fed} tokens computed in {seconds:.2} s, {rate:.1} tok/s",
-        count(texts.len(), "text")
+        "{}: {}; {} computed in {seconds:.2} s, {rate:.1} tok/s",
+        count(done, "text"),
+        count(tokens, "new token"),
+        count(fed as usize, "token")
     );
     tell_summary(&generator, &summary);
     Ok(())

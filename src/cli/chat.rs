@@ -4,6 +4,7 @@ mod command;
 mod input;
 
 use super::sampling::{Cache, CacheArgs, Full, SamplingArgs};
+use super::signals::Signals;
 use super::text::{self, count, whole};
 use super::{AdapterArgs, generate, hub, paths};
 use crate::data::{ChatTemplate, Json, Message, RenderOptions};
@@ -19,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// A cache for more than this is asked for by name: it takes memory whether it is used or not.
@@ -28,7 +28,7 @@ const CONTEXT: usize = 4096;
 /// Flags of `danlu chat`.
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// Model folder in Hugging Face's form, GGUF file, or name on the hub: org/model, org/model@revision or org/model:file.gguf.
+    /// Model folder in Hugging Face's form, GGUF file, or name on the hub: org/model[@revision][:file.gguf].
     #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
     /// What the model is told about itself.
@@ -93,7 +93,7 @@ pub async fn chat(args: ChatArgs) -> Result<()> {
         tell!("danlu: up to {context} tokens; /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves");
     }
     let render = RenderOptions { tools, variables, now: 0, add_generation_prompt: true };
-    let signals = Signals::listen()?;
+    let signals = Signals::listen(None)?;
     let mut chat = Chat { conversation, sampling, tokens: args.tokens, render, signals, dropped: 0, listens: true };
     while chat.listens {
         let text = match input.next()? {
@@ -198,7 +198,7 @@ impl Chat {
             Finish::Stopped if listens => tell!("danlu: stopped"),
             _ => {}
         }
-        if std::io::stderr().is_terminal() {
+        if std::io::stderr().is_terminal() && !(answer.finish == Finish::Stopped && answer.tokens == 0) {
             let (prompt, before) = (answer.prompt - answer.reused, first.map_or(start.elapsed(), |f| f - start));
             let rate =
                 answer.tokens.saturating_sub(1) as f64 / first.map_or(1.0, |f| f.elapsed().as_secs_f64()).max(1e-9);
@@ -279,40 +279,6 @@ impl Chat {
     }
 }
 
-/// Ctrl-C: during an answer it stops that, and a second one, or one while nothing is being said, ends the program.
-#[derive(Default)]
-struct Signals {
-    answering: AtomicBool,
-    asked: AtomicBool,
-}
-
-impl Signals {
-    fn listen() -> Result<Arc<Signals>> {
-        let signals = Arc::new(Signals::default());
-        let heard = signals.clone();
-        ctrlc::set_handler(move || {
-            if !heard.answering.load(Ordering::Relaxed) || heard.asked.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-        })
-        .context("cannot listen for Ctrl-C")?;
-        Ok(signals)
-    }
-
-    fn begin(&self) {
-        self.asked.store(false, Ordering::Relaxed);
-        self.answering.store(true, Ordering::Relaxed);
-    }
-
-    fn end(&self) {
-        self.answering.store(false, Ordering::Relaxed);
-    }
-
-    fn asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
-    }
-}
-
 fn read_tools(file: &Path) -> Result<Json> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let tools: Vec<Json> =
@@ -320,8 +286,16 @@ fn read_tools(file: &Path) -> Result<Json> {
     Ok(tools.into())
 }
 
+/// Variables of a template that are the conversation's own.
+const OWN: [&str; 4] = ["messages", "tools", "add_generation_prompt", "strftime_now"];
+
 fn variables(given: &[String]) -> Result<Vec<(String, Json)>> {
     let variable = |text: &String| match text.split_once('=') {
+        Some((name, _)) if OWN.contains(&name) => {
+            bail!(
+                "--variable {text}: {name} is what the conversation itself gives to the template; choose another name"
+            )
+        }
         // What is no JSON is a text, so that nobody has to quote quotes.
         Some((name, value)) => Ok((name.to_string(), serde_json::from_str(value).unwrap_or_else(|_| value.into()))),
         None => bail!("--variable {text} is not NAME=JSON, such as enable_thinking=false"),

@@ -7,15 +7,15 @@ use crate::compile::human_bytes;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::store::gguf::Metadata;
-use crate::store::{Checkpoint, FolderFile, Origin, SHARD_BYTES, TEMPLATES_FOLDER, TOKENIZER_FILES};
-use anyhow::Result;
+use crate::store::{Checkpoint, FolderFile, Origin, SHARD_BYTES, TEMPLATES_FOLDER, TOKENIZER_FILES, atomic};
+use anyhow::{Context, Result};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
 /// Flags of `danlu convert`.
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// Model folder or GGUF file to read, or a name on the hub: org/model, org/model@revision or org/model:file.gguf.
+    /// Model folder or GGUF file to read, or a name on the hub: org/model[@revision][:file.gguf].
     #[arg(value_name = "IN")]
     from: PathBuf,
     /// What to write: a file whose name ends with .gguf, or else a Hugging Face folder.
@@ -54,12 +54,12 @@ pub fn convert(args: ConvertArgs) -> Result<()> {
     if to_gguf && args.shard_size.is_some() {
         return Err(Error::Invalid("--shard-size is for folders: a GGUF file is written whole".into()).into());
     }
-    let taken = if to_gguf { args.to.clone() } else { args.to.join("config.json") };
-    if taken.exists() && !args.force {
-        return Err(Error::file(&args.to, "is there already; give another name, or --force to overwrite it").into());
+    if let Some(taken) = taken(&args.to, to_gguf).filter(|_| !args.force) {
+        return Err(Error::file(taken, "is there already; give another name, or --force to overwrite it").into());
     }
     let checkpoint = Checkpoint::open(&hub::resolve(&args.from)?)?;
     refuse_itself(&checkpoint, &args.to)?;
+    leave_on_signal(&args.to)?;
     let written = if to_gguf {
         let vocabulary = vocabulary(&checkpoint)?;
         checkpoint.write_gguf(&args.to, args.dtype, &vocabulary)?
@@ -76,10 +76,41 @@ pub fn convert(args: ConvertArgs) -> Result<()> {
             &files,
         )?
     };
+    written.lost.iter().for_each(|what| tell!("danlu: {what}"));
     let dtypes: Vec<String> = written.dtypes.iter().map(|(dtype, n)| format!("{n} {dtype}")).collect();
     let files = if written.files > 1 { format!(" in {} files", written.files) } else { String::new() };
     say!("{}: {}{files}, tensors: {}", args.to.display(), human_bytes(written.bytes), dtypes.join(", "));
     Ok(())
+}
+
+/// A file that is there and would be overwritten, or read along with what is written: of a folder any that models have.
+fn taken(to: &Path, to_gguf: bool) -> Option<PathBuf> {
+    if to_gguf {
+        return Some(to.to_path_buf()).filter(|file| file.exists());
+    }
+    let model = |name: &str| {
+        ["config.json", "generation_config.json", TEMPLATES_FOLDER].contains(&name)
+            || TOKENIZER_FILES.contains(&name)
+            || name.ends_with(".safetensors")
+            || name.ends_with(".safetensors.index.json")
+    };
+    let names = std::fs::read_dir(to).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.to_str().is_some_and(model)).min().map(|name| to.join(name))
+}
+
+/// Ctrl-C leaves nothing half-written.
+fn leave_on_signal(to: &Path) -> Result<()> {
+    let (to, new) = (to.to_path_buf(), !to.exists());
+    let leave = move || {
+        atomic::abandon();
+        if new {
+            // Goes where it is an empty folder.
+            let _ = std::fs::remove_dir(&to);
+        }
+        tell!("danlu: stopped: nothing was written to {}", to.display());
+        std::process::exit(130);
+    };
+    ctrlc::set_handler(leave).context("cannot listen for Ctrl-C")
 }
 
 /// What is mapped must not be written over.

@@ -20,7 +20,7 @@ const CONTEXT: usize = 2048;
 /// Flags of `danlu eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// Model folder, GGUF file, or a name on the hub: org/model, org/model@revision or org/model:file.gguf.
+    /// Model folder, GGUF file, or a name on the hub: org/model[@revision][:file.gguf].
     #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
     /// Text file whose perplexity is measured; may be given again.
@@ -141,9 +141,14 @@ fn say_perplexity(file: &Path, p: &Perplexity) {
     let (tokens, words, bytes) = (count(p.tokens, "token"), count(p.words, "word"), count(p.bytes, "byte"));
     say!("{}: {tokens}, {words}, {bytes}", file.display());
     say!("  window           {} tokens, moved by {}", p.context, p.stride);
-    say!("  perplexity       {:.4} ± {:.4} a token", p.perplexity, p.perplexity_stderr);
-    say!("  word perplexity  {:.4}", p.word_perplexity);
+    say!("  perplexity       {} ± {} a token", figure(p.perplexity), figure(p.perplexity_stderr));
+    say!("  word perplexity  {}", figure(p.word_perplexity));
     say!("  bits per byte    {:.4}", p.bits_per_byte);
+}
+
+/// Four decimals, and an exponent where the figure is long.
+fn figure(x: f64) -> String {
+    if x.abs() < 1e7 { format!("{x:.4}") } else { format!("{x:.4e}") }
 }
 
 fn say_report(file: &Path, report: &Report) {
@@ -156,5 +161,15 @@ fn say_report(file: &Path, report: &Report) {
     for metric in &report.metrics {
         let error = metric.stderr.map_or(String::new(), |e| format!(" ± {e:.4}"));
         say!("  {:<12} {:.4}{error}", metric.name, metric.value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_figures_have_exponents() {
+        assert_eq!([8.25, 4.7476236e25, f64::INFINITY].map(figure), ["8.2500", "4.7476e25", "inf"]);
     }
 }

@@ -2,7 +2,8 @@
 
 use super::progress::loading;
 use super::sampling::{CacheArgs, SamplingArgs};
-use super::text::{self, Watch, whole};
+use super::signals::{INTERRUPTED, Signals};
+use super::text::{self, Watch, count, whole};
 use super::{AdapterArgs, batch, hub};
 use crate::compile::human_bytes;
 use crate::error::Error;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 /// Flags of `danlu generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Model folder in Hugging Face's form, GGUF file, or name on the hub: org/model, org/model@revision or org/model:file.gguf.
+    /// Model folder in Hugging Face's form, GGUF file, or name on the hub: org/model[@revision][:file.gguf].
     #[arg(long, value_name = "PATH|NAME")]
     pub model: PathBuf,
     /// What to continue.
@@ -56,7 +57,7 @@ pub struct GenerateArgs {
 #[derive(Debug, Default, Args)]
 #[group(required = true, multiple = false)]
 pub struct Source {
-    /// Text to continue; - reads it from standard input.
+    /// Text to continue; - reads it from standard input, to the byte: a line break at its end belongs to the text.
     #[arg(long, allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// File with the text to continue; - is standard input.
@@ -64,7 +65,7 @@ pub struct Source {
     pub prompt_file: Option<PathBuf>,
     /// JSONL file with a prompt a line: {"prompt": TEXT}, beside it any of "tokens", "temperature", "top_k", "top_p",
     /// "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "seed", "stop", "id"; - is
-    /// standard input.
+    /// standard input. Lines alike in all give the same text: another "seed" gives another.
     #[arg(long, value_name = "FILE")]
     pub batch_file: Option<PathBuf>,
 }
@@ -93,6 +94,7 @@ pub async fn generate(args: GenerateArgs) -> Result<()> {
         return batch::run(&args, file).await;
     }
     let text = args.source.read()?;
+    let signals = Signals::listen(Some("stopped: no text was begun"))?;
     let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
     let sampling = args.sampling.sampling_for(&checkpoint, args.json)?;
     let tokenizer = text::tokenizer(&checkpoint)?;
@@ -116,9 +118,13 @@ pub async fn generate(args: GenerateArgs) -> Result<()> {
     let receive = |token| {
         watch.token();
         let listens = say(&growing.push(token)?);
-        Ok(listens && !growing.stopped)
+        Ok(listens && !growing.stopped && !signals.asked())
     };
-    let finish = generator.generate(&prompt, args.tokens, &sampling, receive).await?;
+    signals.begin();
+    let finish = match generator.read(&prompt, || !signals.asked()).await? {
+        true => generator.generate(&prompt, args.tokens, &sampling, receive).await?,
+        false => Finish::Stopped,
+    };
     let (summary, seconds) = (watch.summary(fed, growing.tokens), watch.seconds());
     say(&growing.finish()?);
     say("\n");
@@ -130,17 +136,34 @@ pub async fn generate(args: GenerateArgs) -> Result<()> {
                 "seconds": seconds})
         );
     }
-    if finish == Finish::ContextFull {
-        tell!("danlu: the model's context of {} tokens is full", generator.context());
+    let interrupted = finish == Finish::Stopped && signals.asked();
+    if interrupted {
+        tell!("danlu: stopped");
     }
-    tell_summary(&generator, &summary);
+    conclude(&generator, finish, checkpoint.config().max_context(), &summary);
+    if interrupted {
+        std::process::exit(INTERRUPTED);
+    }
     Ok(())
 }
 
-/// What is said of a prompt of which a shift leaves `kept` tokens.
+/// Says what ended the text, where that was not the text itself, and how fast it was.
+fn conclude(generator: &Generator, finish: Finish, most: usize, summary: &str) {
+    let context = generator.context();
+    match finish {
+        Finish::ContextFull if context < most => {
+            tell!("danlu: the context of {} is full: raise --context (up to {most})", count(context, "token"));
+        }
+        Finish::ContextFull => tell!("danlu: the model's context of {} is full", count(context, "token")),
+        _ => {}
+    }
+    tell_summary(generator, summary);
+}
+
+/// What is said of a prompt of which a shift leaves `kept` tokens; nothing where it is refused.
 pub(super) fn cut(prompt: usize, kept: usize) -> Option<String> {
     let newest = kept.saturating_sub(1);
-    (kept < prompt).then(|| {
+    (0 < kept && kept < prompt).then(|| {
         format!("the prompt's {prompt} tokens are more than the context: the first and the newest {newest} are read")
     })
 }
@@ -149,7 +172,8 @@ pub(super) fn cut(prompt: usize, kept: usize) -> Option<String> {
 pub(super) fn tell_summary(generator: &Generator, summary: &str) {
     let (bytes, dtype) = generator.cache();
     let (bytes, context) = (human_bytes(bytes), generator.context());
-    tell!("danlu: {summary}; KV cache of {context} tokens in {dtype}: {bytes}");
+    let context = count(context, "token");
+    tell!("danlu: {summary}; KV cache of {context} in {dtype}: {bytes}");
 }
 
 /// Loads a model, with a bar where somebody watches.

@@ -28,6 +28,7 @@ mod plan;
 mod profile;
 mod progress;
 mod sampling;
+mod signals;
 mod text;
 mod train;
 

@@ -1,6 +1,8 @@
 //! Where Danlu keeps what it can make again, tokenised data and measurements, and the little that it cannot.
 
-use std::path::PathBuf;
+use crate::error::{Error, Result};
+use std::fs::{self, OpenOptions};
+use std::path::{Path, PathBuf};
 
 /// A variable of the environment that names a path.
 fn var(name: &str) -> Option<PathBuf> {
@@ -42,4 +44,21 @@ pub fn hugging_face() -> PathBuf {
 fn xdg_cache() -> Option<PathBuf> {
     let home = || var("HOME").or_else(|| var("USERPROFILE"));
     var("XDG_CACHE_HOME").or_else(|| home().map(|home| home.join(".cache")))
+}
+
+/// Tries a file before anything is computed for it; leaves it as it is.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn try_file(out: &Path) -> Result<()> {
+    let there = out.exists();
+    if there && !out.is_file() && !out.is_dir() {
+        // Opening a pipe once is all that its reader waits for.
+        return Ok(());
+    }
+    OpenOptions::new().append(true).create(true).open(out).map_err(|e| Error::io("write", out, e))?;
+    if !there {
+        fs::remove_file(out).map_err(|e| Error::io("remove", out, e))?;
+    }
+    Ok(())
 }

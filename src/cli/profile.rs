@@ -37,7 +37,7 @@ pub struct ProfileArgs {
     #[arg(long, value_name = "PATH|NAME", requires = "prompt", conflicts_with_all = ["config", "batch", "seq", "steps"])]
     model: Option<PathBuf>,
     /// What the model reads first.
-    #[arg(long, requires = "model", allow_hyphen_values = true)]
+    #[arg(long, requires = "model", conflicts_with_all = ["config", "batch", "seq", "steps"], allow_hyphen_values = true)]
     prompt: Option<String>,
     /// Tokens that it then writes.
     #[arg(long, requires = "model", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
@@ -63,6 +63,7 @@ pub(super) struct Recorded {
 /// Records and prints.
 pub async fn profile(args: ProfileArgs) -> Result<()> {
     // Bad arguments are refused before a device is opened.
+    args.trace.as_deref().map_or(Ok(()), paths::try_file)?;
     let training = match args.model {
         Some(_) => None,
         None => {
@@ -123,7 +124,13 @@ async fn generation(gpu: &Gpu, tuner: &mut Tuner, checkpoint: &Checkpoint, args:
     let tokenizer = text::tokenizer(checkpoint)?;
     let prompt = tokenizer.encode_prompt(args.prompt.as_deref().unwrap_or_default())?;
     let count = usize::try_from(args.tokens)?;
-    let context = prompt.len().saturating_add(count).min(checkpoint.config().max_context());
+    let most = checkpoint.config().max_context();
+    if prompt.len() > most {
+        let message =
+            format!("the prompt has {} and the model holds {most}; shorten it", text::count(prompt.len(), "token"));
+        return Err(Error::Invalid(message).into());
+    }
+    let context = prompt.len().saturating_add(count).min(most);
     let options = Options::from(context);
     options.check_prompt(&prompt, checkpoint.config())?;
     let mut generator = super::generate::load(gpu, checkpoint, options).await?;
@@ -131,18 +138,25 @@ async fn generation(gpu: &Gpu, tuner: &mut Tuner, checkpoint: &Checkpoint, args:
     let logit_bias = checkpoint.config().eos_token_ids.iter().map(|&id| (id, -1e9)).collect();
     let greedy = Sampling { temperature: 0.0, logit_bias, ..Sampling::default() };
     // The first runs make what is needed, the second are timed, the third recorded.
-    let mut seconds = 0.0;
+    let (mut seconds, mut written) = (0.0, 0);
     let recorder = Recorder::default();
     for round in 0..3 {
         generator.reset();
         generator.record((round == 2).then_some(&recorder));
         let watch = Watch::start();
-        generator.generate(&prompt, count, &greedy, |_| Ok(true)).await?;
+        written = 0;
+        let count_them = |_| {
+            written += 1;
+            Ok(true)
+        };
+        generator.generate(&prompt, count, &greedy, count_them).await?;
         if round == 1 {
             seconds = watch.seconds();
         }
     }
-    let what = format!("prompt of {} tokens and {count} more", prompt.len());
+    let full =
+        if written < count { format!(", where the context of {context} tokens was full,") } else { String::new() };
+    let what = format!("prompt of {} and {written} more{full}", text::count(prompt.len(), "token"));
     Ok(Recorded { runs: recorder.take(), roofline, undisturbed: (what, seconds) })
 }
 

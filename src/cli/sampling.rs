@@ -70,7 +70,7 @@ impl SamplingArgs {
         let Suggested { sampling, taken, ignored } = self.otherwise.clone().suggested(&said);
         let place =
             if matches!(checkpoint.origin(), Origin::Folder(_)) { "generation_config.json" } else { "metadata" };
-        for what in ignored {
+        for what in checkpoint.ignored().iter().chain(&ignored) {
             tell!("danlu: of the model's {place}, this is ignored: {what}");
         }
         if !taken.is_empty() && !quiet {

@@ -55,7 +55,8 @@ impl Watch {
         let rate =
             |tokens: usize, seconds: f64| format!("{:.2} s, {:.1} tok/s", seconds, tokens as f64 / seconds.max(1e-9));
         let Some(first) = self.first else {
-            return format!("{prompt} prompt tokens in {}", rate(prompt, self.seconds()));
+            let prompt_tokens = count(prompt, "prompt token");
+            return format!("{prompt_tokens} in {}", rate(prompt, self.seconds()));
         };
         let before = (first - self.start).as_secs_f64();
         let after = tokens.saturating_sub(1);
@@ -64,6 +65,7 @@ impl Watch {
         } else {
             format!("; {after} more in {}", rate(after, first.elapsed().as_secs_f64()))
         };
-        format!("{prompt} prompt tokens and the first of the text in {}{decoding}", rate(prompt, before))
+        let prompt_tokens = count(prompt, "prompt token");
+        format!("{prompt_tokens} and the first of the text in {}{decoding}", rate(prompt, before))
     }
 }

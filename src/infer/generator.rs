@@ -109,10 +109,15 @@ impl Generator {
         self.passes.common(0, text)
     }
 
-    /// How many of a prompt's tokens are computed where it is longer than the context: what a shift leaves of it.
+    /// How many of a prompt's tokens are computed where it is longer than the context: what a shift leaves of it. Without
+    /// shifts such a prompt is refused, and none is.
     pub fn kept(&self, prompt: usize) -> usize {
         let context = self.context();
-        if prompt <= context { prompt } else { context / 2 }
+        match self.passes.options().overflow {
+            _ if prompt <= context => prompt,
+            Overflow::Shift => context / 2,
+            Overflow::Stop => 0,
+        }
     }
 
     /// Forgets all texts, as is necessary where weights changed.

@@ -3,7 +3,7 @@
 
 use super::Options;
 use super::passes::sizes;
-use crate::base::{Limits, TensorType};
+use crate::base::{DType, Limits, TensorType};
 use crate::compile::{Chooser, First, Plan, compile, human_bytes};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -57,6 +57,7 @@ pub(super) fn plans(
 impl Planner<'_> {
     fn plans(&self, options: &Options, chooser: &mut dyn Chooser) -> Result<Plans> {
         self.check_binding(options)?;
+        self.check_buffer(options)?;
         let plans = self.all(options, chooser)?;
         let Some(had) = self.limits.memory_bytes.map(|memory| memory.saturating_sub(self.bytes)) else {
             return Ok(plans);
@@ -65,10 +66,8 @@ impl Planner<'_> {
         if wanted <= had {
             return Ok(plans);
         }
-        let (batch, context) = (options.batch, options.context);
-        let texts = if batch == 1 { String::new() } else { format!(" for each of {batch} texts") };
         let sizes = format!("{} of {} that are free", human_bytes(wanted), human_bytes(had));
-        let what = format!("the model with a context of {context} tokens{texts} ({sizes})");
+        let what = format!("the model with a context of {} ({sizes})", sized(options));
         Err(Error::Memory { what, wanted, had, adapter: self.adapter.to_string(), advice: self.advice(options, had) })
     }
 
@@ -88,6 +87,19 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// Of all texts together it is one buffer, which has a limit of its own.
+    fn check_buffer(&self, options: &Options) -> Result<()> {
+        let wanted = options.cache_bytes(self.model.config()) / 2 / self.model.config().num_hidden_layers.max(1) as u64;
+        let had = self.limits.max_buffer_bytes;
+        if wanted <= had {
+            return Ok(());
+        }
+        let sizes = format!("{} of {} that a buffer can have", human_bytes(wanted), human_bytes(had));
+        let what = format!("a layer's keys for a context of {} ({sizes})", sized(options));
+        let free = self.limits.memory_bytes.map_or(u64::MAX, |memory| memory.saturating_sub(self.bytes));
+        Err(Error::Memory { what, wanted, had, adapter: self.adapter.to_string(), advice: self.advice(options, free) })
+    }
+
     fn all(&self, options: &Options, chooser: &mut dyn Chooser) -> Result<Plans> {
         sizes(options.batch, options.context)
             .map(|time| {
@@ -101,21 +113,41 @@ impl Planner<'_> {
         device_bytes(plans.values().map(|plan| &**plan), self.there)
     }
 
-    /// What would fit: a shorter context, else a single text, else another model.
+    /// What would fit: a shorter context, fewer texts, a narrower cache; else another model.
     fn advice(&self, options: &Options, had: u64) -> String {
         let fits = |options: &Options| self.all(options, &mut First).is_ok_and(|plans| self.wanted(&plans) <= had);
         let halves = std::iter::successors(Some(options.context / 2), |context| Some(context / 2));
         let mut shorter =
             halves.take_while(|&context| context > 0).map(|context| Options { context, ..options.clone() });
+        let mut ways = Vec::new();
         if let Some(Options { context, .. }) = shorter.find(|options| fits(options)) {
-            return format!("a context of {context} tokens fits: --context {context}");
+            ways.push(format!("a context of {} fits: --context {context}", tokens(context)));
         }
-        let alone = Options { batch: 1, ..options.clone() };
-        if options.batch > 1 && fits(&alone) {
-            return "one text at a time fits: --batch 1".into();
+        let halves = std::iter::successors(Some(options.batch / 2), |batch| Some(batch / 2));
+        let mut fewer = halves.take_while(|&batch| batch > 0).map(|batch| Options { batch, ..options.clone() });
+        match fewer.find(|options| fits(options)) {
+            Some(Options { batch: 1, .. }) => ways.push("one text at a time fits: --batch 1".into()),
+            Some(Options { batch, .. }) => ways.push(format!("{batch} texts at a time fit: --batch {batch}")),
+            None => {}
         }
-        "not even a context of one token fits: choose a smaller or more quantised model".into()
+        if options.cache != DType::Q8_0 && fits(&Options { cache: DType::Q8_0, ..options.clone() }) {
+            ways.push("a cache in q8_0 fits: --kv-cache q8".into());
+        }
+        if ways.is_empty() {
+            return "not even a context of one token fits: choose a smaller or more quantised model".into();
+        }
+        ways.join("; ")
     }
+}
+
+fn tokens(count: usize) -> String {
+    format!("{count} token{}", if count == 1 { "" } else { "s" })
+}
+
+/// A context and for how many texts it is.
+fn sized(options: &Options) -> String {
+    let texts = if options.batch == 1 { String::new() } else { format!(" for each of {} texts", options.batch) };
+    format!("{}{texts}", tokens(options.context))
 }
 
 /// The graph of one run over the KV cache, which feeds `time` tokens of each sequence.

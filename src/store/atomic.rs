@@ -5,6 +5,18 @@ use crate::error::{Error, Result};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Temporary files of this process that stand now, for whoever must end it at once.
+static STANDING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+fn standing() -> MutexGuard<'static, Vec<PathBuf>> {
+    STANDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Where it cannot be asked whether a process still runs, its temporary files are left alone for this long.
+const STALE: Duration = Duration::from_secs(24 * 3600);
 
 /// A file that is complete on disk but does not bear its name yet. Dropped without [`Staged::commit`], it is removed.
 #[derive(Debug)]
@@ -23,7 +35,11 @@ impl Staged {
     pub fn write(path: &Path, bytes: u64, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Staged> {
         let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
         let temporary = path.with_file_name(format!("{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-        let file = File::create(&temporary).map_err(|e| explain(path, bytes, e))?;
+        standing().push(temporary.clone());
+        let file = File::create(&temporary).map_err(|e| {
+            forget(&temporary);
+            explain(path, bytes, e)
+        })?;
         let staged = Staged { temporary, path: path.to_path_buf(), bytes, committed: false };
         let write = || {
             let mut writer = BufWriter::with_capacity(1 << 20, file);
@@ -44,8 +60,12 @@ impl Staged {
     /// # Errors
     /// If the system refuses the renaming.
     pub fn commit(mut self) -> Result<()> {
-        fs::rename(&self.temporary, &self.path).map_err(|e| explain(&self.path, self.bytes, e))?;
-        self.committed = true;
+        {
+            let mut standing = standing();
+            fs::rename(&self.temporary, &self.path).map_err(|e| explain(&self.path, self.bytes, e))?;
+            self.committed = true;
+            standing.retain(|other| *other != self.temporary);
+        }
         sync_folder(folder_of(&self.path));
         Ok(())
     }
@@ -56,7 +76,72 @@ impl Drop for Staged {
         if !self.committed {
             // Nobody can be told here, and a file that is left over bears a name that nothing reads.
             let _ = fs::remove_file(&self.temporary);
+            forget(&self.temporary);
         }
+    }
+}
+
+fn forget(temporary: &Path) {
+    standing().retain(|other| other != temporary);
+}
+
+/// Removes the temporary files of this process, which must end now: whatever is still being written comes to nothing, and
+/// no file is begun or gets its name after this.
+pub fn abandon() {
+    let mut standing = standing();
+    standing.drain(..).for_each(|file| drop(fs::remove_file(file)));
+    std::mem::forget(standing);
+}
+
+/// Removes temporary files that processes left which ended at once, for final names of which `own` is true.
+pub fn sweep(folder: &Path, own: &dyn Fn(&str) -> bool) {
+    let folder = if folder == Path::new("") { Path::new(".") } else { folder };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_suffix(".tmp").and_then(|rest| rest.rsplit_once('.'));
+        let Some((name, process)) = process.and_then(|(name, id)| Some((name, id.parse::<u32>().ok()?))) else {
+            continue;
+        };
+        let old =
+            || entry.metadata().and_then(|m| m.modified()).is_ok_and(|m| m.elapsed().is_ok_and(|age| age > STALE));
+        if own(name) && ended(process).unwrap_or_else(old) {
+            // What cannot be removed does no harm.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Whether a process has ended, where the system says it.
+fn ended(process: u32) -> Option<bool> {
+    Path::new("/proc/self").exists().then(|| !Path::new("/proc").join(process.to_string()).exists())
+}
+
+/// A folder that was perhaps made for what is to be written into it. Dropped without [`Made::keep`], it is removed again if
+/// it was and holds nothing.
+#[derive(Debug)]
+pub struct Made(Option<PathBuf>);
+
+impl Made {
+    /// As [`create_folder`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn folder(folder: &Path) -> Result<Made> {
+        let made = Made((!folder.exists()).then(|| folder.to_path_buf()));
+        create_folder(folder)?;
+        Ok(made)
+    }
+
+    /// It stays.
+    pub fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // A folder that holds something is not removed by this, which is as it should be.
+        self.0.take().map(fs::remove_dir);
     }
 }
 
@@ -176,6 +261,34 @@ mod tests {
         assert!(!path.exists());
         drop(staged);
         assert_eq!(names(folder.path()), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_swept_and_a_live_ones_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = format!("model.gguf.{}.tmp", std::process::id());
+        let old = std::time::SystemTime::now() - 2 * STALE;
+        for name in ["model.gguf.4294967294.tmp", "other.4294967294.tmp", "model.gguf.tmp", &own] {
+            let file = File::create(folder.path().join(name)).unwrap();
+            if name.contains("4294967294") {
+                file.set_modified(old).unwrap();
+            }
+        }
+        sweep(folder.path(), &|name| name == "model.gguf");
+        let mut left = names(folder.path());
+        left.sort();
+        assert_eq!(left, [own.as_str(), "model.gguf.tmp", "other.4294967294.tmp"]);
+    }
+
+    #[test]
+    fn a_folder_made_for_nothing_goes_and_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m");
+        drop(Made::folder(&path).unwrap());
+        assert!(!path.exists());
+        Made::folder(&path).unwrap().keep();
+        drop(Made::folder(&path).unwrap());
+        assert!(path.exists(), "it was there before");
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! A model on disk, whatever its format: a Hugging Face folder or a GGUF file, opened in one way.
 
-use super::generation;
 use super::gguf::{self, Metadata};
 use super::stream::{Loaded, stream};
 use super::tensors::Tensors;
 use super::weights::{Wanted, Weight};
+use super::{generation, shards};
 use crate::base::{DType, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::Op;
@@ -21,6 +21,7 @@ pub struct Checkpoint {
     model: Llama,
     tensors: Tensors,
     origin: Origin,
+    ignored: Vec<String>,
 }
 
 /// Where a model comes from.
@@ -40,13 +41,16 @@ impl Checkpoint {
     /// If it is none of these, or what it holds is damaged, no model, or one that we do not run.
     pub fn open(path: &Path) -> Result<Checkpoint> {
         match resolve(path)? {
-            Kind::Folder(folder) => Checkpoint::folder(&folder, read_config(&folder)?),
+            Kind::Folder(folder) => {
+                let (config, ignored) = read_config(&folder)?;
+                Ok(Checkpoint { ignored, ..Checkpoint::folder(&folder, config)? })
+            }
             Kind::Gguf(file) => {
                 let (tensors, metadata) = Tensors::open_gguf(&file)?;
                 let config = Value::Object(gguf::config(&metadata, &tensors)?).to_string();
                 let parsed = ModelConfig::parse(&config, &file).map_err(|e| gguf::own_keys(e, &metadata))?;
                 let model = Llama::new(parsed);
-                Ok(Checkpoint { model, tensors, origin: Origin::Gguf(metadata) })
+                Ok(Checkpoint { model, tensors, origin: Origin::Gguf(metadata), ignored: Vec::new() })
             }
         }
     }
@@ -54,7 +58,12 @@ impl Checkpoint {
     /// A Hugging Face folder whose configuration is known.
     pub(super) fn folder(folder: &Path, config: ModelConfig) -> Result<Checkpoint> {
         let tensors = Tensors::open_safetensors(folder)?;
-        Ok(Checkpoint { model: Llama::new(config), tensors, origin: Origin::Folder(folder.into()) })
+        Ok(Checkpoint {
+            model: Llama::new(config),
+            tensors,
+            origin: Origin::Folder(folder.into()),
+            ignored: Vec::new(),
+        })
     }
 
     /// The model that the configuration describes.
@@ -84,6 +93,11 @@ impl Checkpoint {
         }
     }
 
+    /// What of the tokens that its generation_config.json names cannot be, a sentence each; config.json's hold instead.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+
     /// Where its tokenizer is.
     pub fn origin(&self) -> &Origin {
         &self.origin
@@ -107,7 +121,7 @@ impl Checkpoint {
         let tied = self.config().tie_word_embeddings;
         let folder = matches!(self.origin, Origin::Folder(_));
         let ignored = |name: &str| match folder {
-            true => name.ends_with(".rotary_emb.inv_freq") || (tied && name == "lm_head.weight"),
+            true => shards::is_left_out(name) || (tied && name == "lm_head.weight"),
             false => gguf::is_extra(name),
         };
         let config = if folder { "config.json" } else { "metadata" };
@@ -178,6 +192,9 @@ impl Checkpoint {
     }
 }
 
+/// Of so many models in one folder the names are said.
+const NAMED: usize = 8;
+
 /// What a path leads to.
 enum Kind {
     Folder(PathBuf),
@@ -188,6 +205,12 @@ fn resolve(path: &Path) -> Result<Kind> {
     // A device or a pipe is refused where it is opened.
     if path.exists() && !path.is_dir() {
         let folder = path.parent().filter(|_| path.file_name().is_some_and(|n| n == "config.json"));
+        if path.extension().is_some_and(|e| e == "safetensors") && path.is_file() {
+            let folder = path.parent().filter(|f| *f != Path::new("")).unwrap_or(Path::new("."));
+            let message =
+                format!("holds weights alone; give its folder, {}, which says what they are", folder.display());
+            return Err(Error::file(path, message));
+        }
         return Ok(folder.map_or_else(|| Kind::Gguf(path.into()), |f| Kind::Folder(f.into())));
     }
     if !path.is_dir() {
@@ -201,15 +224,25 @@ fn resolve(path: &Path) -> Result<Kind> {
     files.retain(|f| f.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")));
     files.sort();
     let name = |file: &PathBuf| file.file_name().map(|n| n.to_string_lossy().into_owned());
-    let parts = files.first().and_then(name).and_then(|first| gguf::part_names(&first));
-    if parts.is_some_and(|parts| files.iter().map(name).eq(parts.into_iter().map(Some))) {
-        return Ok(Kind::Gguf(files.swap_remove(0)));
+    // Of each model in parts the first part that is there: where others are not, it leads to the one that is missing.
+    let mut models: Vec<PathBuf> = Vec::new();
+    let set = |file: &PathBuf| name(file).and_then(|name| gguf::part_names(&name));
+    for file in files {
+        if set(&file).is_none_or(|own| models.last().and_then(set) != Some(own)) {
+            models.push(file);
+        }
     }
-    match files.as_slice() {
+    match models.as_slice() {
         [one] => Ok(Kind::Gguf(one.clone())),
         [] => Err(Error::file(path, "is not a model folder: it holds neither config.json nor a GGUF file")),
         many => {
-            let message = format!("holds {} GGUF files and no config.json; name the one that you want", many.len());
+            let names: Vec<String> = many.iter().take(NAMED).filter_map(name).collect();
+            let more = if many.len() > NAMED { ", ..." } else { "" };
+            let message = format!(
+                "holds {} GGUF models and no config.json; name the one that you want: {}{more}",
+                many.len(),
+                names.join(", ")
+            );
             Err(Error::file(path, message))
         }
     }
@@ -217,19 +250,25 @@ fn resolve(path: &Path) -> Result<Kind> {
 
 /// The configuration of a folder; what generation_config.json says of the tokens that end a text counts before it, as it
 /// does for `transformers`.
-fn read_config(folder: &Path) -> Result<ModelConfig> {
+fn read_config(folder: &Path) -> Result<(ModelConfig, Vec<String>)> {
     let file = folder.join("config.json");
     let text = config_text(&file)?;
     let generation = generation::of_folder(folder)?;
     if generation.is_empty() {
-        return ModelConfig::parse(&text, &file);
+        return Ok((ModelConfig::parse(&text, &file)?, Vec::new()));
     }
     let mut map: Map<String, Value> = serde_json::from_str(&text)
         .map_err(|e| Error::file(&file, format!("is not a JSON object ({e}); give a Hugging Face config.json")))?;
+    let mut ignored = Vec::new();
+    let vocabulary = map.get("vocab_size").and_then(Value::as_u64).unwrap_or(u32::MAX.into());
     for key in ["bos_token_id", "eos_token_id"] {
-        if let Some(value) = generation.get(key).filter(|v| !v.is_null()) {
+        let Some(value) = generation.get(key).filter(|v| !v.is_null()) else { continue };
+        let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        if ids.iter().all(|id| id.as_u64().is_some_and(|id| id < vocabulary)) {
             map.insert(key.into(), value.clone());
+        } else {
+            ignored.push(format!("{key} is {value}, and token ids are whole numbers below {vocabulary}"));
         }
     }
-    ModelConfig::parse(&Value::Object(map).to_string(), &file)
+    Ok((ModelConfig::parse(&Value::Object(map).to_string(), &file)?, ignored))
 }

@@ -3,7 +3,7 @@
 
 mod folder;
 
-use super::atomic::{Staged, create_folder};
+use super::atomic::{Made, Staged, sweep};
 use super::checkpoint::{Checkpoint, Origin};
 use super::gguf::{self, Metadata};
 use super::layout::{Target, targets};
@@ -22,6 +22,8 @@ pub struct Converted {
     pub files: usize,
     /// How many tensors have which dtype.
     pub dtypes: Vec<(DType, usize)>,
+    /// What else of the model did not go along, a sentence each.
+    pub lost: Vec<String>,
 }
 
 impl Checkpoint {
@@ -46,6 +48,10 @@ impl Checkpoint {
         vocabulary.iter().for_each(|(key, value)| {
             metadata.set(key, value.clone());
         });
+        let fresh = matches!(self.origin(), Origin::Folder(_)) && vocabulary.get("tokenizer.ggml.tokens").is_some();
+        if fresh {
+            gguf::set_no_tokens(&mut metadata, config);
+        }
         let specs = self.model().param_specs();
         let weights = self.find_scaled(&specs)?;
         let mut targets = targets(&weights, &|name| gguf::sources(architecture, config, name));
@@ -62,7 +68,8 @@ impl Checkpoint {
             vectors.chain(targets.iter().map(|t| (t.name.as_str(), &t.shape, t.dtype, t.bytes()))).collect();
         let head = gguf::head(&metadata, &rows);
         let bytes = head.len() as u64 + rows.iter().map(|(.., bytes)| bytes.next_multiple_of(32)).sum::<u64>();
-        path.parent().filter(|folder| *folder != Path::new("")).map_or(Ok(()), create_folder)?;
+        let made = path.parent().filter(|folder| *folder != Path::new("")).map(Made::folder).transpose()?;
+        sweep(path.parent().unwrap_or(Path::new("")), &|name| path.file_name().is_some_and(|own| own == name));
         let staged = Staged::write(path, bytes, |writer| {
             writer.write_all(&head)?;
             for (_, _, values) in &extra {
@@ -76,13 +83,23 @@ impl Checkpoint {
             Ok(())
         })?;
         // Read back, so that no file bears its name that says another model than this.
-        if let Some(what) = gguf::lost(config, Checkpoint::open(staged.temporary())?.config()) {
+        let read = Checkpoint::open(staged.temporary())?;
+        if let Some(what) = gguf::lost(config, read.config()) {
             let message =
                 format!("a GGUF file cannot say {what} ({}); keep the Hugging Face folder", config.family.name);
             return Err(Error::file(path, message));
         }
+        let mut lost = Vec::new();
+        let ends = gguf::lost_ends(config, read.config());
+        if let (true, [first, ..]) = (fresh, ends.as_slice()) {
+            lost.push(format!(
+                "GGUF has no room for all tokens that end a text: without {first}, a text goes on behind it"
+            ));
+        }
+        drop(read);
         staged.commit()?;
-        Ok(Converted { bytes, files: 1, dtypes: count(&targets) })
+        made.map(Made::keep);
+        Ok(Converted { bytes, files: 1, dtypes: count(&targets), lost })
     }
 }
 

@@ -2,7 +2,7 @@
 //! tokenizer wants beside them. `transformers` opens what is written here.
 
 use super::Checkpoint;
-use super::atomic::{Staged, create_folder};
+use super::atomic::{Made, Staged};
 use super::safetensors::stage_safetensors;
 use crate::base::Shape;
 use crate::error::{Error, Result};
@@ -49,7 +49,7 @@ pub fn save_folder(
     pages: &[Vec<f32>],
     files: &[FolderFile],
 ) -> Result<()> {
-    create_folder(folder)?;
+    let made = Made::folder(folder)?;
     let stored = stored(config, layout, pages);
     let tensors: Vec<_> = stored.iter().map(|(name, (shape, data))| (name.as_str(), shape, data.as_ref())).collect();
     let mut staged = vec![stage_safetensors(&folder.join("model.safetensors"), &tensors)?];
@@ -58,7 +58,9 @@ pub fn save_folder(
     for (name, content) in files.iter().map(|f| (f.name, f.content)).chain(own) {
         staged.push(Staged::write(&folder.join(name), content.len() as u64, |w| w.write_all(content))?);
     }
-    staged.into_iter().try_for_each(Staged::commit)
+    staged.into_iter().try_for_each(Staged::commit)?;
+    made.keep();
+    Ok(())
 }
 
 /// The tensors of the family's own files, by name: what [`ModelConfig::sources`] says, the other way round.

@@ -4,7 +4,7 @@
 use crate::base::read_text;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The file of weights where there is one.
@@ -23,18 +23,29 @@ pub(super) fn weight_files(folder: &Path) -> Result<Vec<String>> {
 
 /// Names of the files that an index lists, each once, sorted; all lie beside it.
 pub(super) fn listed(index: &Path) -> Result<Vec<String>> {
+    let files: BTreeSet<String> = places(index)?.into_values().collect();
+    Ok(files.into_iter().collect())
+}
+
+/// True for a tensor that an index may name though no file holds it: nobody needs it, and some writers leave it out.
+pub(super) fn is_left_out(tensor: &str) -> bool {
+    tensor.ends_with(".rotary_emb.inv_freq")
+}
+
+/// The tensors that an index lists, and the file of each.
+pub(super) fn places(index: &Path) -> Result<BTreeMap<String, String>> {
     let text = read_text(index, MOST_INDEX)?;
     let fail = |why: String| Error::file(index, format!("is not an index of shards ({why}); download it again"));
     let json: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
     let map = json["weight_map"].as_object().ok_or_else(|| fail("\"weight_map\" is missing".into()))?;
-    let mut files = BTreeSet::new();
+    let mut places = BTreeMap::new();
     for (name, file) in map {
         // A name with folders in it could reach outside the model's own folder.
         let plain = |f: &&str| !["", ".", ".."].contains(f) && !f.contains(['/', '\\', ':']);
         let file = file.as_str().filter(plain).ok_or_else(|| fail(format!("{name} lies in {file}")))?;
-        files.insert(file.to_string());
+        places.insert(name.clone(), file.to_string());
     }
-    Ok(files.into_iter().collect())
+    Ok(places)
 }
 
 /// How many of the tensors, in order, each file takes: as many as fit into `most` bytes, and never none.

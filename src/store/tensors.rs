@@ -190,18 +190,39 @@ impl Tensors {
             return Tensors::open_safetensors(found.ok_or_else(missing)?);
         }
         let index = path.extension().is_some_and(|e| e == "json");
-        let files = if index {
-            shards::listed(path)?.into_iter().map(|name| path.with_file_name(name)).collect()
-        } else {
-            vec![path.into()]
-        };
+        let places = if index { shards::places(path)? } else { BTreeMap::new() };
+        let mut files: Vec<PathBuf> = places.values().map(|name| path.with_file_name(name)).collect();
+        files.sort();
+        files.dedup();
+        if !index {
+            files.push(path.into());
+        }
         let mut tensors = Tensors { path: path.into(), files: Vec::new(), entries: BTreeMap::new() };
         for file in files {
+            if index && !file.exists() {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                return Err(Error::file(file, format!("is not there: {name} names it; fetch it too")));
+            }
             let map = map(&file)?;
             let entries = safetensors::read(&file, &map)?;
             tensors.add(file, map, entries)?;
         }
+        tensors.check_places(&places)?;
         Ok(tensors)
+    }
+
+    /// Refuses an index that says of a tensor that it lies elsewhere than it does.
+    fn check_places(&self, places: &BTreeMap<String, String>) -> Result<()> {
+        for (name, file) in places.iter().filter(|(name, _)| !shards::is_left_out(name)) {
+            let lies = self.get(name).map(|t| t.file.file_name().unwrap_or_default().to_string_lossy().into_owned());
+            if lies.as_ref() != Some(file) {
+                let lies = lies.map_or("in none of the files".into(), |lies| format!("in {lies}"));
+                let message =
+                    format!("says that tensor {name} lies in {file}, and it lies {lies}; fetch index and files again");
+                return Err(Error::file(&self.path, message));
+            }
+        }
+        Ok(())
     }
 
     fn add(&mut self, path: PathBuf, map: Mmap, entries: Vec<Entry>) -> Result<()> {

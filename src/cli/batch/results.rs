@@ -1,9 +1,10 @@
 //! Where the results of a batch go: one JSON object a line, in the file's order, each as soon as those before it are out.
 
+use crate::cli::paths::try_file;
 use crate::error::{Error, Result};
 use serde_json::Value;
 use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
@@ -12,6 +13,7 @@ pub(super) struct Results {
     out: Box<dyn Write + Send>,
     /// How a sentence calls the place.
     name: String,
+    file: bool,
     /// Lines whose results are not out yet, and those of them that are there but must wait for others.
     waiting: VecDeque<usize>,
     ready: BTreeMap<usize, Value>,
@@ -31,7 +33,16 @@ impl Results {
             None => (Box::new(std::io::stdout()), "standard output".into()),
         };
         let waiting: VecDeque<usize> = lines.into_iter().collect();
-        Ok(Results { out, name, total: waiting.len(), waiting, ready: BTreeMap::new(), written: 0, failed: 0 })
+        Ok(Results {
+            out,
+            name,
+            file: file.is_some(),
+            total: waiting.len(),
+            waiting,
+            ready: BTreeMap::new(),
+            written: 0,
+            failed: 0,
+        })
     }
 
     /// Takes the result of a line, and writes what has nothing left to wait for.
@@ -50,7 +61,7 @@ impl Results {
         self.out
             .write_all(line.as_bytes())
             .and_then(|()| self.out.flush())
-            .map_err(|e| Error::io("write", &self.name, e))?;
+            .map_err(|e| Error::io(if self.file { "write" } else { "write to" }, &self.name, e))?;
         self.written += 1;
         Ok(())
     }
@@ -75,22 +86,14 @@ pub(super) fn check(out: &Path, input: &Path) -> Result<()> {
             out.display()
         )));
     }
-    let there = out.exists();
-    if there && !out.is_file() && !out.is_dir() {
-        // Opening a pipe once is all that its reader waits for.
-        return Ok(());
-    }
-    OpenOptions::new().append(true).create(true).open(out).map_err(|e| Error::io("write", out, e))?;
-    if !there {
-        fs::remove_file(out).map_err(|e| Error::io("remove", out, e))?;
-    }
-    Ok(())
+    try_file(out)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::fs;
 
     #[test]
     fn results_go_out_in_order_as_soon_as_they_can() {

@@ -34,6 +34,9 @@ impl Tokenizer {
         };
         let merges = merges(&json["model"]["merges"]);
         let pieces = json["model"]["byte_fallback"] == true;
+        if merges.is_empty() && !pieces {
+            return Err(refuse("it has no merges, without which nobody reads a byte-level vocabulary".into()));
+        }
         let strings = |texts: &[String]| Value::Array(Array::strings(texts.iter().map(String::as_str)));
         let (tokens, types) = self.tokens(&json, rows);
         check_normalizers(&json, pieces).map_err(refuse)?;

@@ -6,7 +6,7 @@ use super::{Converted, check, count, most};
 use crate::base::DType;
 use crate::error::{Error, Result};
 use crate::model::{MOST_CONFIG, config_text};
-use crate::store::atomic::{Staged, create_folder};
+use crate::store::atomic::{Made, Staged, create_folder, sweep};
 use crate::store::folder::FolderFile;
 use crate::store::header::header;
 use crate::store::layout::{Target, targets};
@@ -40,7 +40,8 @@ impl Checkpoint {
         let specs = self.model().param_specs();
         let weights = self.find(&specs)?;
         let targets = self.folder_targets(&weights, dtype);
-        create_folder(folder)?;
+        let made = Made::folder(folder)?;
+        sweep(folder, &|name| [".safetensors", ".json", ".jinja"].iter().any(|ending| name.ends_with(ending)));
         let stale = weights_of(folder);
         let (mut staged, names, bytes) = stage_weights(folder, &targets, &weights, shard_bytes)?;
         let mut stage = |name: &str, content: &[u8]| -> Result<()> {
@@ -57,12 +58,13 @@ impl Checkpoint {
         }
         stage("config.json", self.config_json(most(&targets))?.as_bytes())?;
         staged.into_iter().try_for_each(Staged::commit)?;
+        made.keep();
         // Weights of the model that stood here before would be taken for this one's.
         for file in stale.into_iter().filter(|file| !names.contains(file)).map(|file| folder.join(file)) {
             std::fs::remove_file(&file).map_err(|e| Error::io("remove", &file, e))?;
         }
         let files = names.iter().filter(|name| *name != INDEX).count();
-        Ok(Converted { bytes, files, dtypes: count(&targets) })
+        Ok(Converted { bytes, files, dtypes: count(&targets), lost: Vec::new() })
     }
 
     /// The tensors of the family's own files, by name, each with its dtype.

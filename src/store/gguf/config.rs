@@ -277,8 +277,10 @@ impl Keys<'_> {
         }
         let texts = self.metadata.strings("tokenizer.ggml.tokens")?.unwrap_or_default();
         let types = self.metadata.numbers("tokenizer.ggml.token_type")?.unwrap_or_default();
+        // A file that says that nothing ends a text means it.
+        let endless = self.metadata.number("tokenizer.ggml.eos_token_id")? == Some(super::NO_TOKEN.into());
         for (i, (text, kind)) in texts.iter().zip(types).enumerate() {
-            if kind == f64::from(CONTROL) && ENDS.contains(text) && (i as u64) < vocab {
+            if !endless && kind == f64::from(CONTROL) && ENDS.contains(text) && (i as u64) < vocab {
                 ends.push(i as u32);
             }
         }

@@ -2,6 +2,7 @@
 
 use super::architectures::architecture_of;
 use super::config::yarn_attention;
+use super::metadata::NO_TOKEN;
 use super::{Metadata, Value};
 use crate::base::DType;
 use crate::error::Result;
@@ -82,7 +83,7 @@ fn rope_scaling(scaling: &RopeScaling, set: &mut dyn FnMut(&str, Value)) {
     let text = |kind: &str| Value::String(kind.into());
     let number = |x: f64| Value::f32(x as f32);
     match *scaling {
-        // GGUF has no dynamic scaling, which changes nothing within the model's own context.
+        // GGUF has no dynamic scaling: `lost` says so. Llama 3's is a tensor.
         RopeScaling::Default | RopeScaling::Dynamic { .. } | RopeScaling::Llama3 { .. } => {}
         RopeScaling::Linear { factor } => {
             set("rope.scaling.type", text("linear"));
@@ -121,7 +122,13 @@ pub(in crate::store) fn lost(config: &ModelConfig, read: &ModelConfig) -> Option
             && near(a.attention, b.attention)
             && a.inverse.iter().zip(&b.inverse).all(|(a, b)| near(*a, *b))
     };
-    let turns = config.family.alibi || [1, config.max_position_embeddings].into_iter().all(turn);
+    // As far as its scaling reaches: dynamic scaling begins only beyond what was trained.
+    let lengths = [1, config.max_position_embeddings, config.max_context()];
+    let turns = config.family.alibi || lengths.into_iter().all(turn);
+    let positions = match config.rope.scaling {
+        RopeScaling::Dynamic { .. } => "its dynamic scaling of positions",
+        _ => "its positions",
+    };
     let rows = [
         (sizes(config) == sizes(read), "its sizes"),
         (config.layers == read.layers, "which layers have a window, rotation or experts"),
@@ -129,9 +136,25 @@ pub(in crate::store) fn lost(config: &ModelConfig, read: &ModelConfig) -> Option
         (config.biases == read.biases, "its biases"),
         (norms(config) == norms(read), "its norms"),
         (head(config) == head(read), "its output projection"),
-        (config.family.alibi == read.family.alibi && turns, "its positions"),
+        (config.family.alibi == read.family.alibi && turns, positions),
     ];
     rows.into_iter().find(|(same, _)| !same).map(|(_, what)| what)
+}
+
+/// Says of a model without a token that begins or ends texts that it has none: where these keys are absent, readers take a
+/// usual one. A token that the tokenizer itself puts before a text stays.
+pub(in crate::store) fn set_no_tokens(metadata: &mut Metadata, config: &ModelConfig) {
+    let adds_bos = metadata.flag("tokenizer.ggml.add_bos_token").ok().flatten() == Some(true);
+    for (none, key) in [(config.bos_token_id.is_none() && !adds_bos, "bos"), (config.eos_token_ids.is_empty(), "eos")] {
+        if none {
+            metadata.set(&format!("tokenizer.ggml.{key}_token_id"), Value::u32(NO_TOKEN));
+        }
+    }
+}
+
+/// Of the tokens that end a model's texts, those that `read`, the configuration that a file of it says, has not.
+pub(in crate::store) fn lost_ends(config: &ModelConfig, read: &ModelConfig) -> Vec<u32> {
+    config.eos_token_ids.iter().filter(|id| !read.eos_token_ids.contains(id)).copied().collect()
 }
 
 /// The vectors of rotary factors that stand among the tensors.

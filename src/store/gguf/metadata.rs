@@ -57,6 +57,10 @@ impl Kind {
     }
 }
 
+/// The id of a token that there is none of: −1 in 32 bits. `tokenizer.ggml.eos_token_id` and its kin hold it where a model
+/// has no such token.
+pub const NO_TOKEN: u32 = u32::MAX;
+
 /// A value.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {

@@ -13,8 +13,8 @@ mod write;
 
 pub(super) use architectures::{architecture, architecture_of};
 pub(super) use config::{config, own_keys};
-pub(super) use describe::{describe, lost, rope_tensors, set_file_type};
-pub use metadata::{Array, Kind, Metadata, Value};
+pub(super) use describe::{describe, lost, lost_ends, rope_tensors, set_file_type, set_no_tokens};
+pub use metadata::{Array, Kind, Metadata, NO_TOKEN, Value};
 pub(super) use names::{is_extra, sources, tensor_name};
 pub(super) use read::read;
 pub(super) use split::{check_part, check_tensors, part_names, parts};
