@@ -32,6 +32,8 @@ fn round_trip(folder: &Path) -> bool {
         // What GGUF has no words for is refused, and leaves nothing.
         let text = error.to_string();
         assert!(text.contains("a GGUF file cannot say "), "{text}");
+        let dynamic = folder.ends_with("dynamic");
+        assert_eq!(text.contains("cannot say its dynamic scaling of positions ("), dynamic, "{text}");
         assert_eq!(std::fs::read_dir(out.path()).unwrap().count(), 0);
         println!("{}: {text}", folder.display());
         return false;
@@ -393,6 +395,15 @@ fn parts_of_a_gguf_model_are_one() {
     std::fs::remove_file(own(&part(2))).unwrap();
     let missing = "stacked-00002-of-00003.gguf: is not there: it is part 2 of 3 of a model; fetch it too";
     assert_eq!([look(&part(1)), look(&part(3))], [missing, missing]);
+    // The folder of a part leads to the part that is missing, and another model beside them to a choice.
+    let whole_folder = Checkpoint::open(out.path()).unwrap_err().to_string();
+    assert!(whole_folder.ends_with(missing), "{whole_folder}");
+    std::fs::copy(own(&part(1)), own("a.gguf")).unwrap();
+    let choice = Checkpoint::open(out.path()).unwrap_err().to_string();
+    let named =
+        "holds 2 GGUF models and no config.json; name the one that you want: a.gguf, stacked-00001-of-00003.gguf";
+    assert!(choice.ends_with(named), "{choice}");
+    std::fs::remove_file(own("a.gguf")).unwrap();
     fresh();
     std::fs::rename(own(&part(2)), own("b.gguf")).unwrap();
     let named = "b.gguf: is part 2 of 3 of a model (split.no, split.count) and is not named so; give all parts their names \
@@ -461,6 +472,27 @@ fn the_commands_convert_inspect_and_refuse() {
     let (_, text, _) = run(&["inspect", "m.gguf"]);
     assert!(text.contains("no vocabulary: there is no tokenizer.ggml.tokens; "), "{text}");
 
+    // Any file of a model's is somebody's, though no config.json stands beside it.
+    for name in ["tokenizer.json", "model.safetensors", "model-00007-of-00009.safetensors"] {
+        let folder = out.path().join(format!("with-{name}"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("README.md"), "mine").unwrap();
+        std::fs::write(folder.join(name), "mine").unwrap();
+        let target = folder.file_name().unwrap().to_str().unwrap();
+        let (code, _, text) = run(&["convert", golden, target]);
+        let message =
+            format!("danlu: {target}/{name}: is there already; give another name, or --force to overwrite it\n");
+        assert_eq!((code, text), (Some(1), message));
+        assert_eq!(std::fs::read(folder.join(name)).unwrap(), b"mine");
+        std::fs::remove_file(folder.join(name)).unwrap();
+        assert_eq!(run(&["convert", golden, target]).0, Some(0), "a README.md is in nobody's way");
+    }
+    let (code, _, text) = run(&["inspect", "folder/model.safetensors"]);
+    assert!(
+        code == Some(1) && text.contains("holds weights alone; give its folder, folder, which says what"),
+        "{text}"
+    );
+
     // Targets: parents are made, and what is there of another kind is said.
     assert_eq!(run(&["convert", golden, "new/parents/m.gguf"]).0, Some(0));
     let (code, text, _) = run(&["convert", golden, "new/parents/folder", "--shard-size", "20KB"]);
@@ -495,4 +527,107 @@ fn the_commands_convert_inspect_and_refuse() {
     }
     let (code, _, text) = run(&["inspect", "nothing"]);
     assert!(code == Some(1) && text.contains("nothing: no such file or folder, and no name on a hub"), "{text}");
+}
+
+/// Nothing begins or ends the texts of such a model, whatever its tokens are called: neither does in the file.
+#[test]
+fn tokens_that_a_model_has_not_are_not_invented() {
+    let out = tempfile::tempdir().unwrap();
+    let tiny = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"));
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(tiny.join(name)).unwrap()).unwrap()
+    };
+    let (mut config, mut tokenizer) = (read("config.json"), read("tokenizer.json"));
+    (config["bos_token_id"], config["eos_token_id"]) = (serde_json::Value::Null, serde_json::Value::Null);
+    tokenizer["post_processor"] = serde_json::Value::Null;
+    std::fs::copy(tiny.join("model.safetensors"), out.path().join("model.safetensors")).unwrap();
+    std::fs::write(out.path().join("config.json"), config.to_string()).unwrap();
+    let write = |tokenizer: &serde_json::Value| {
+        std::fs::write(out.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let source = Checkpoint::open(out.path()).unwrap();
+        let vocabulary = Tokenizer::open(out.path()).unwrap().gguf_keys(source.config().vocab_size)?;
+        source.write_gguf(&out.path().join("m.gguf"), None, &vocabulary).map(|written| written.lost)
+    };
+    assert_eq!(write(&tokenizer).unwrap(), [""; 0]);
+    let written = Checkpoint::open(&out.path().join("m.gguf")).unwrap();
+    assert_eq!((written.config().bos_token_id, written.config().eos_token_ids.as_slice()), (None, &[][..]));
+    Tokenizer::of(&written).unwrap();
+    // Of several tokens that end a text, those that the file has no key for are said.
+    config["eos_token_id"] = serde_json::json!([0, 5]);
+    std::fs::write(out.path().join("config.json"), config.to_string()).unwrap();
+    let said = "GGUF has no room for all tokens that end a text: without 5, a text goes on behind it";
+    assert_eq!(write(&tokenizer).unwrap(), [said]);
+    tokenizer["model"]["merges"] = serde_json::json!([]);
+    let refused = write(&tokenizer).unwrap_err().to_string();
+    assert!(refused.ends_with("it has no merges, without which nobody reads a byte-level vocabulary"), "{refused}");
+}
+
+/// generation_config.json goes before config.json as far as it can be.
+#[test]
+fn ids_that_cannot_be_are_ignored_with_a_word() {
+    let out = tempfile::tempdir().unwrap();
+    let golden = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny"));
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden.join(name), out.path().join(name)).unwrap();
+    }
+    let generation = r#"{"bos_token_id": 3, "eos_token_id": [2, 99999]}"#;
+    std::fs::write(out.path().join("generation_config.json"), generation).unwrap();
+    let read = Checkpoint::open(out.path()).unwrap();
+    assert_eq!((read.config().bos_token_id, read.config().eos_token_ids.as_slice()), (Some(3), &[0][..]));
+    let vocabulary = read.config().vocab_size;
+    let said = format!("eos_token_id is [2,99999], and token ids are whole numbers below {vocabulary}");
+    assert_eq!(read.ignored(), [said]);
+}
+
+/// Ctrl-C in the middle of a conversion: nothing of it stays.
+#[test]
+#[cfg(unix)]
+fn ctrl_c_leaves_nothing_half_written() {
+    use std::process::{Command, Stdio};
+    let out = tempfile::tempdir().unwrap();
+    // Of nothing but holes: 256 MB that take no room until they are copied.
+    let (config, from) =
+        (Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/gqa")), out.path().join("from"));
+    std::fs::create_dir(&from).unwrap();
+    let mut json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(config.join("config.json")).unwrap()).unwrap();
+    let width = json["hidden_size"].as_u64().unwrap();
+    let rows = (256 << 20) / (4 * width);
+    (json["vocab_size"], json["tie_word_embeddings"]) = (rows.into(), true.into());
+    std::fs::write(from.join("config.json"), json.to_string()).unwrap();
+    let (mut at, mut header) = (0, serde_json::Map::new());
+    for tensor in Tensors::open_safetensors(config).unwrap().iter().filter(|t| t.name != "lm_head.weight") {
+        let mut shape: Vec<u64> = tensor.shape.dims().iter().map(|&d| d as u64).collect();
+        if tensor.name == "model.embed_tokens.weight" {
+            shape[0] = rows;
+        }
+        let bytes = 4 * shape.iter().product::<u64>();
+        let row = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [at, at + bytes]});
+        header.insert(tensor.name.into(), row);
+        at += bytes;
+    }
+    let text = serde_json::Value::Object(header).to_string();
+    let file = from.join("model.safetensors");
+    std::fs::write(&file, [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()).unwrap();
+    std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(8 + text.len() as u64 + at).unwrap();
+    let mut run = Command::new(env!("CARGO_BIN_EXE_danlu"))
+        .args(["convert", "from", "to", "--dtype", "f32"])
+        .current_dir(&out)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let begun = || {
+        let names = std::fs::read_dir(out.path().join("to")).into_iter().flatten().flatten();
+        names.into_iter().any(|e| e.file_name().to_string_lossy().starts_with("model.safetensors."))
+    };
+    while !begun() {
+        assert_eq!(run.try_wait().unwrap(), None, "it ended");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    assert!(Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
+    let done = run.wait_with_output().unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    assert_eq!(done.status.code(), Some(130), "{said}");
+    assert_eq!(said, "danlu: stopped: nothing was written to to\n");
+    assert!(!out.path().join("to").exists());
 }

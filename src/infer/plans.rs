@@ -197,7 +197,8 @@ mod tests {
         let said = |memory, options: &Options| with(Some(memory), options).map(drop).expect_err("refused").to_string();
         let message = said(wanted - 1, &options);
         let expected = format!(
-            " wants {wanted} bytes and a card offers {}; a context of 64 tokens fits: --context 64",
+            " wants {wanted} bytes and a card offers {}; a context of 64 tokens fits: --context 64; \
+             one text at a time fits: --batch 1; a cache in q8_0 fits: --kv-cache q8",
             wanted - 1
         );
         assert!(message.starts_with("the model with a context of 128 tokens for each of 3 texts ("), "{message}");
@@ -206,8 +207,27 @@ mod tests {
         // Of the shortest context, one text fits and three do not.
         let alone = with(None, &1.into()).unwrap().0;
         let short = Options { context: 1, ..options.clone() };
-        assert!(said(alone, &short).ends_with("; one text at a time fits: --batch 1"), "{}", said(alone, &short));
+        assert!(said(alone, &short).contains("; one text at a time fits: --batch 1"), "{}", said(alone, &short));
+        with(Some(wanted - 1), &Options { batch: 1, ..options.clone() }).unwrap();
+        with(Some(wanted - 1), &Options { cache: DType::Q8_0, ..options.clone() }).unwrap();
         let nothing = "; not even a context of one token fits: choose a smaller or more quantised model";
         assert!(said(1000, &options).ends_with(nothing), "{}", said(1000, &options));
+    }
+
+    /// One buffer too large is said in the same words, and before any graph is made.
+    #[test]
+    fn a_cache_beyond_the_largest_buffer_is_refused_with_what_fits() {
+        let model = Llama::new(find_config("story-1m").unwrap());
+        let options = Options { batch: 3, ..128.into() };
+        let layer = options.cache_bytes(model.config()) / 2 / model.config().num_hidden_layers as u64;
+        let layout = ParamLayout::new(model.param_specs(), 1 << 30);
+        let limits = Limits { max_buffer_bytes: layer - 1, ..Limits::default() };
+        let planner =
+            Planner { limits: &limits, adapter: "a card", model: &model, params: &layout, bytes: 0, there: &|_| false };
+        let message = planner.check_buffer(&options).unwrap_err().to_string();
+        assert!(message.starts_with("a layer's keys for a context of 128 tokens for each of 3 texts ("), "{message}");
+        let wanted = format!(" that a buffer can have) wants {layer} bytes and a card offers {}; ", layer - 1);
+        assert!(message.contains(&wanted), "{message}");
+        planner.check_buffer(&Options { context: 127, ..options }).unwrap();
     }
 }

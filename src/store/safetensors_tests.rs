@@ -137,8 +137,25 @@ fn an_index_cannot_reach_out_of_its_folder() {
     }
     std::fs::write(&index, r#"{"weight_map": {"a": "a.safetensors"}}"#).unwrap();
     let message = Tensors::open_safetensors(folder.path()).unwrap_err().to_string();
-    assert!(
-        message.starts_with(&format!("cannot read {}: ", folder.path().join("a.safetensors").display())),
-        "{message}"
-    );
+    let missing = "is not there: model.safetensors.index.json names it; fetch it too";
+    assert_eq!(message, format!("{}: {missing}", folder.path().join("a.safetensors").display()));
+    // What it says of a tensor must be so.
+    for name in ["x", "y"] {
+        write(&folder.path().join(format!("{name}.safetensors")), &[(name, [1].into(), vec![0.0])]);
+    }
+    for (map, lies) in [
+        (r#"{"x": "x.safetensors", "y": "x.safetensors"}"#, Some("in none of the files")),
+        (r#"{"x": "y.safetensors", "y": "x.safetensors"}"#, Some("in x.safetensors")),
+        (r#"{"x": "x.safetensors", "y": "y.safetensors", "l.0.rotary_emb.inv_freq": "x.safetensors"}"#, None),
+    ] {
+        std::fs::write(&index, format!(r#"{{"weight_map": {map}}}"#)).unwrap();
+        let opened = Tensors::open_safetensors(folder.path()).map(drop).map_err(|e| e.to_string());
+        match lies {
+            None => assert_eq!(opened, Ok(())),
+            Some(lies) => {
+                let message = opened.unwrap_err();
+                assert!(message.ends_with(&format!(", and it lies {lies}; fetch index and files again")), "{message}");
+            }
+        }
+    }
 }

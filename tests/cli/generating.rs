@@ -83,6 +83,9 @@ fn settings_act_and_json_tells_all() {
     assert_eq!(full["finish"], "context_full");
     let on = json(&text(&place, "--prompt The --tokens 60 --temperature 0 --json --context-full shift")).pop().unwrap();
     assert_eq!((&on["finish"], &on["tokens"]), (&"length".into(), &60.into()));
+    // A context that was asked for is not the model's.
+    let small = stderr(&place.danlu("generate --model m --prompt The --tokens 60 --context 9").assert().success());
+    assert!(small.contains("danlu: the context of 9 tokens is full: raise --context (up to 32)\n"), "{small}");
     // Of a prompt that is too long, what is computed is counted.
     let long = place.danlu("generate --model m --prompt-file - --tokens 1 --json --context 99 --context-full shift");
     let done = { long }.write_stdin("The cat sat on the mat. ".repeat(20)).assert().success();
@@ -144,6 +147,11 @@ fn a_model_brings_its_own_settings_and_flags_go_before_them() {
     suggests(r#""do_sample": false, "temperature": 1.5"#);
     assert_eq!(run("").0, greedy);
     assert_eq!(run("--temperature 0.8").0, plain);
+    suggests(r#""temperature": 0.8, "eos_token_id": "x""#);
+    let said = run("").1;
+    let part =
+        "danlu: of the model's generation_config.json, this is ignored: eos_token_id is \"x\", and token ids are";
+    assert!(said.contains(part), "{said}");
     suggests(r#""temperature": -1, "top_k": "many""#);
     let (text, said) = run("");
     let ignored = "danlu: of the model's generation_config.json, this is ignored: ";
@@ -179,6 +187,10 @@ fn a_batch_keeps_its_order_and_names_the_lines_that_fail() {
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
+    assert!(
+        !said.contains("are read") && said.contains("danlu: 3 texts: "),
+        "what is refused is neither read nor counted: {said}"
+    );
     let results = json(&fs::read_to_string(place.path("out.jsonl")).unwrap());
     assert_eq!(results.iter().map(|r| r["line"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3, 4, 5, 6, 7]);
     assert!(results[2..5].iter().all(|r| r["error"].is_string()), "{results:?}");
@@ -234,4 +246,46 @@ fn ctrl_c_leaves_the_finished_lines_of_a_batch() {
     assert!(said.contains("stopped: the results of 2 of 3 lines are in out.jsonl"), "{said}");
     let results = json(&fs::read_to_string(place.path("out.jsonl")).unwrap());
     assert_eq!(results.iter().map(|r| r["line"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 3], "{results:?}");
+}
+
+/// A text that Ctrl-C stops is whole as far as it came, and says why it ends.
+#[test]
+#[cfg(unix)]
+fn ctrl_c_ends_a_text_and_says_so() {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::{Command, Stdio};
+    let Some(place) = trained("m") else { return };
+    for json_too in [false, true] {
+        let flags = "--model m --prompt A --tokens 100000000 --context-full shift --logit-bias 40=1000";
+        let command = place.danlu(&format!("generate {flags}{}", if json_too { " --json" } else { "" }));
+        let mut run = Command::new(env!("CARGO_BIN_EXE_danlu"))
+            .args(command.get_args())
+            .current_dir(place.folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(run.stdout.take().unwrap());
+        if json_too {
+            // Nothing shows that the text has begun; a signal before that ends the program with a sentence of its own.
+            std::thread::sleep(std::time::Duration::from_secs(10));
+        } else {
+            assert!(!out.fill_buf().unwrap().is_empty());
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        }
+        assert!(Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
+        let mut text = String::new();
+        out.read_to_string(&mut text).unwrap();
+        let done = run.wait_with_output().unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert_eq!(done.status.code(), Some(130), "{said}");
+        if said.contains("stopped: no text was begun") {
+            eprintln!("SKIPPED: the machine is too slow for what is to be stopped");
+            continue;
+        }
+        assert!(said.contains("danlu: stopped\n") && said.contains("KV cache of "), "{said}");
+        if json_too {
+            assert_eq!(json(&text)[0]["finish"], "stopped");
+        }
+    }
 }

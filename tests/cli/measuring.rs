@@ -151,6 +151,15 @@ fn generation_is_profiled() {
         &place.danlu(&format!("profile --model {tiny} --prompt Once --tokens 3 --trace t.json")).assert().success(),
     );
     assert!(text.contains("decode: mean of ") && text.contains("without the recorder: one prompt of "), "{text}");
+    assert!(text.contains(" tokens and 3 more in "), "{text}");
+    // A context that ends the text earlier counts what there was.
+    let text = stdout(&place.danlu(&format!("profile --model {tiny} --prompt Once --tokens 999")).assert().success());
+    let (_, counted) = text.split_once("one prompt of ").unwrap();
+    let (prompt, counted) = counted.split_once(" tokens and ").unwrap();
+    let (written, rest) = counted.split_once(" more").unwrap();
+    assert!(rest.starts_with(", where the context of 256 tokens was full, in "), "{text}");
+    let all = [prompt, written].map(|n| n.parse::<usize>().unwrap()).iter().sum::<usize>();
+    assert_eq!(all, 257, "the last token need not be fed: {text}");
     trace(&place, "t.json");
 }
 
@@ -166,6 +175,7 @@ fn arguments_are_refused() {
         ("profile --prompt x", "--model <PATH|NAME>"),
         ("profile --model x", "--prompt <PROMPT>"),
         ("profile --model x --prompt y --steps 2", "cannot be used with"),
+        ("profile --config tiny.json --prompt y", "cannot be used with"),
     ] {
         let said = stderr(&place.danlu(line).assert().code(2));
         assert!(said.contains(part), "{line}: {said}");
@@ -173,6 +183,7 @@ fn arguments_are_refused() {
     for (line, part) in [
         ("profile --config nothing", "\"nothing\" is neither a preset nor a config.json"),
         ("profile --batch 0", "batch"),
+        ("profile --trace gone/t.json", "cannot write gone/t.json"),
         ("profile --model nowhere --prompt x", "nowhere"),
     ] {
         let said = stderr(&place.danlu(line).assert().code(1));
