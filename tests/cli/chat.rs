@@ -146,6 +146,11 @@ fn the_models_own_template_is_used() {
     let (one, other) = (chat("").success(), chat("--variable mood=sad").success());
     assert_ne!(stdout(&one), stdout(&other));
     assert!(!stderr(&one).contains("without a chat template"));
+    let own = stderr(&chat("--variable messages=3").failure());
+    assert!(
+        own.contains("--variable messages=3: messages is what the conversation itself gives to the template"),
+        "{own}"
+    );
     let refused = chat("--system Stories").failure();
     let expected = "the model's chat template refuses the conversation: No system role";
     assert!(stderr(&refused).contains(expected), "{}", stderr(&refused));
