@@ -1,6 +1,7 @@
 //! What GGUF files say of tokens, for whoever reads or writes them: their types, which of them are special, and the texts
 //! by which ends are known where no key names them.
 
+use super::metadata::NO_TOKEN;
 use super::{Metadata, Value};
 use crate::error::Result;
 
@@ -56,7 +57,7 @@ pub fn special_token(metadata: &Metadata, name: &str) -> Result<Option<u32>> {
     let (count, id) = named(metadata, name)?;
     let default = SPECIAL.iter().find(|(special, _)| *special == name).and_then(|(_, id)| *id);
     match id {
-        Some(id) if id < 0.0 => Ok(None),
+        Some(id) if id < 0.0 || id == f64::from(NO_TOKEN) => Ok(None),
         Some(id) if id < count as f64 => Ok(Some(id as u32)),
         _ => Ok(default.filter(|id| sentence_piece && (*id as usize) < count)),
     }
@@ -71,6 +72,7 @@ pub fn passed_over(metadata: &Metadata) -> Result<Vec<String>> {
     for (name, _) in SPECIAL {
         if let (count, Some(id)) = named(metadata, name)?
             && id >= count as f64
+            && id != f64::from(NO_TOKEN)
         {
             let instead = match special_token(metadata, name)? {
                 Some(id) => format!("token {id} is taken"),
