@@ -1,4 +1,4 @@
-//! What a conversion must not do: invent tokens, take ids that cannot be, leave half of a file behind.
+//! The commands of conversion, and what it must not do: invent tokens, take ids that cannot be, leave half of a file behind.
 
 use danlu::data::Tokenizer;
 use danlu::store::{Checkpoint, Tensors};
@@ -105,4 +105,103 @@ fn ctrl_c_leaves_nothing_half_written() {
     assert_eq!(done.status.code(), Some(130), "{said}");
     assert_eq!(said, "danlu: stopped: nothing was written to to\n");
     assert!(!out.path().join("to").exists());
+}
+
+/// The commands as a person types them.
+#[test]
+fn the_commands_convert_inspect_and_refuse() {
+    let out = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let command = std::process::Command::new(env!("CARGO_BIN_EXE_danlu")).current_dir(&out).args(args).output();
+        let done = command.unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (done.status.code(), text(done.stdout), text(done.stderr))
+    };
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/goldens/gqa");
+    let (code, text, notes) = run(&["convert", golden, "m.gguf", "--dtype", "f16"]);
+    assert_eq!(code, Some(0), "{notes}");
+    assert!(text.starts_with("m.gguf: ") && text.contains(" f16"), "{text}");
+    assert!(notes.contains("holds no tokenizer.json; the GGUF file will hold no vocabulary"), "{notes}");
+    let (code, _, text) = run(&["convert", golden, "m.gguf"]);
+    assert_eq!(code, Some(1));
+    assert_eq!(text, "danlu: m.gguf: is there already; give another name, or --force to overwrite it\n");
+    let (code, _, text) = run(&["convert", "m.gguf", "m.gguf", "--force"]);
+    assert!(code == Some(1) && text.ends_with("m.gguf: is what is read; write to another place\n"), "{text}");
+    let (code, _, text) = run(&["convert", golden, "folder", "--dtype", "q8_0"]);
+    assert!(code == Some(1) && text.contains("write a .gguf file for quantised weights"), "{text}");
+    assert_eq!(run(&["convert", golden, "m.gguf", "--force"]).0, Some(0));
+    assert_eq!(run(&["convert", "m.gguf", "folder"]).0, Some(0));
+
+    let (code, text, _) = run(&["inspect", "m.gguf", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(code, Some(0));
+    assert_eq!(json["metadata"]["general.architecture"], "llama");
+    let tensors = json["tensors"].as_array().unwrap();
+    assert_eq!(json["totals"]["tensors"], tensors.len());
+    assert_eq!(json["totals"]["bytes"], tensors.iter().map(|t| t["bytes"].as_u64().unwrap()).sum::<u64>());
+    let (code, text, _) = run(&["inspect", "folder"]);
+    assert!(
+        code == Some(0) && text.contains("model.embed_tokens.weight") && text.contains("on the device: "),
+        "{text}"
+    );
+    assert!(text.contains(" parameters, family llama (Llama 1, 2, 3, "), "{text}");
+    assert!(text.contains("no vocabulary: there is no tokenizer.json; "), "{text}");
+    let (_, text, _) = run(&["inspect", "m.gguf"]);
+    assert!(text.contains("no vocabulary: there is no tokenizer.ggml.tokens; "), "{text}");
+
+    // Any file of a model's is somebody's, though no config.json stands beside it.
+    for name in ["tokenizer.json", "model.safetensors", "model-00007-of-00009.safetensors"] {
+        let folder = out.path().join(format!("with-{name}"));
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("README.md"), "mine").unwrap();
+        std::fs::write(folder.join(name), "mine").unwrap();
+        let target = folder.file_name().unwrap().to_str().unwrap();
+        let (code, _, text) = run(&["convert", golden, target]);
+        let message =
+            format!("danlu: {target}/{name}: is there already; give another name, or --force to overwrite it\n");
+        assert_eq!((code, text), (Some(1), message));
+        assert_eq!(std::fs::read(folder.join(name)).unwrap(), b"mine");
+        std::fs::remove_file(folder.join(name)).unwrap();
+        assert_eq!(run(&["convert", golden, target]).0, Some(0), "a README.md is in nobody's way");
+    }
+    let (code, _, text) = run(&["inspect", "folder/model.safetensors"]);
+    assert!(
+        code == Some(1) && text.contains("holds weights alone; give its folder, folder, which says what"),
+        "{text}"
+    );
+
+    // Targets: parents are made, and what is there of another kind is said.
+    assert_eq!(run(&["convert", golden, "new/parents/m.gguf"]).0, Some(0));
+    let (code, text, _) = run(&["convert", golden, "new/parents/folder", "--shard-size", "20KB"]);
+    assert!(code == Some(0) && text.contains(" in 5 files, tensors: "), "{text}");
+    let (_, text, _) = run(&["inspect", "new/parents/folder"]);
+    assert!(text.contains("in 5 files\n  model-00001-of-00005.safetensors: "), "{text}");
+    std::fs::write(out.path().join("file"), "x").unwrap();
+    std::fs::create_dir(out.path().join("folder.gguf")).unwrap();
+    std::fs::write(out.path().join("empty.gguf"), "").unwrap();
+    for (args, message) in [
+        (
+            &["convert", golden, "file", "--force"][..],
+            "file: is a file, where a folder is to be written; give another name, or one that ends with .gguf",
+        ),
+        (
+            &["convert", golden, "folder.gguf", "--force"],
+            "folder.gguf: is a folder, where a file is to be written; give another name",
+        ),
+        (
+            &["convert", golden, "x.gguf", "--shard-size", "1GB"],
+            "--shard-size is for folders: a GGUF file is written whole",
+        ),
+        (&["inspect", "empty.gguf"], "empty.gguf: is empty, it has 0 bytes: nothing of it has arrived; fetch it again"),
+        #[cfg(unix)]
+        (
+            &["inspect", "/dev/null"],
+            "/dev/null: is no regular file but a device, a pipe or a folder; give a file of weights",
+        ),
+    ] {
+        let (code, _, text) = run(args);
+        assert_eq!((code, text), (Some(1), format!("danlu: {message}\n")), "{args:?}");
+    }
+    let (code, _, text) = run(&["inspect", "nothing"]);
+    assert!(code == Some(1) && text.contains("nothing: no such file or folder, and no name on a hub"), "{text}");
 }
