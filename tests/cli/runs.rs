@@ -74,8 +74,14 @@ fn a_trained_model_is_evaluated() {
     place.write("items.jsonl", "{\"text\": \"The cat sat on the mat\"}\n".repeat(3));
     let line = "eval --model m --text text.txt --items items.jsonl --limit 2 --context 16 --batch-tokens 32";
     let said = stdout(&place.danlu(line).assert().success());
-    let parts =
-        ["text.txt: ", "16 tokens, moved by 8", " a token", "bits per byte", "items.jsonl: 2 items, 0 shots", "acc"];
+    let parts = [
+        "text.txt: ",
+        "16 tokens, moved by 8",
+        " a token",
+        "bits per byte",
+        "items.jsonl: 2 items in the form of LAMBADA, 0 shots",
+        "acc",
+    ];
     for part in parts {
         assert!(said.contains(part), "{part}: {said}");
     }
