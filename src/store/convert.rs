@@ -98,7 +98,9 @@ impl Checkpoint {
         }
         drop(read);
         staged.commit()?;
-        made.map(Made::keep);
+        if let Some(made) = made {
+            made.keep();
+        }
         Ok(Converted { bytes, files: 1, dtypes: count(&targets), lost })
     }
 }
