@@ -28,7 +28,7 @@ const CONTEXT: usize = 4096;
 /// Flags of `danlu chat`.
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// Model folder in Hugging Face's form, GGUF file, or name on the hub: org/model[@revision][:file.gguf].
+    /// Hugging Face folder, GGUF file, or name on the hub: org/model, with @revision and :file.gguf where wanted.
     #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
     /// What the model is told about itself.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Flags of `danlu convert`.
 #[derive(Debug, Args)]
 pub struct ConvertArgs {
-    /// Model folder or GGUF file to read, or a name on the hub: org/model[@revision][:file.gguf].
+    /// Model folder or GGUF file to read, or a name on the hub: org/model, with @revision and :file.gguf where wanted.
     #[arg(value_name = "IN")]
     from: PathBuf,
     /// What to write: a file whose name ends with .gguf, or else a Hugging Face folder.

@@ -20,7 +20,7 @@ const CONTEXT: usize = 2048;
 /// Flags of `danlu eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// Model folder, GGUF file, or a name on the hub: org/model[@revision][:file.gguf].
+    /// Model folder, GGUF file, or a name on the hub: org/model, with @revision and :file.gguf where wanted.
     #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
     /// Text file whose perplexity is measured; may be given again.

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 /// Flags of `danlu generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// Model folder in Hugging Face's form, GGUF file, or name on the hub: org/model[@revision][:file.gguf].
+    /// Hugging Face folder, GGUF file, or name on the hub: org/model, with @revision and :file.gguf where wanted.
     #[arg(long, value_name = "PATH|NAME")]
     pub model: PathBuf,
     /// What to continue.

@@ -18,7 +18,7 @@ const LONGEST: usize = 72;
 /// Flags of `danlu inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// Model folder, GGUF file, or name on the hub: org/model[@revision][:file.gguf].
+    /// Model folder, GGUF file, or name on the hub: org/model, with @revision and :file.gguf where wanted.
     #[arg(value_name = "PATH|NAME")]
     path: PathBuf,
     /// Print JSON.
