@@ -185,7 +185,7 @@ fn what_is_no_vocabulary_is_refused_with_a_sentence() {
     assert_eq!(Tokenizer::from_vocabulary(empty).unwrap().inner.id_to_token(1).unwrap(), "[EMPTY_1]");
 }
 
-/// Ids of no token are passed over for llama.cpp's own; −1 is none.
+/// Ids of no token are passed over for llama.cpp's own; −1 is none, in 32 bits without a sign too.
 #[test]
 fn special_tokens_that_are_not_there_are_passed_over() {
     let special = |model: &str, value: Option<Stored>| {
@@ -209,10 +209,11 @@ fn special_tokens_that_are_not_there_are_passed_over() {
     assert_eq!(special("llama", None), (usual, vec![]));
     assert_eq!(special("gpt2", None), (none, vec![]));
     assert_eq!(special("llama", Some(Stored::Int(-1, Kind::I32))), (none, vec![]));
+    assert_eq!(special("llama", Some(Stored::u32(u32::MAX))), (none, vec![]));
     assert_eq!(special("llama", Some(Stored::u32(272))), ([Some(272); 4], vec![]));
-    let (ids, said) = special("llama", Some(Stored::u32(u32::MAX)));
+    let (ids, said) = special("llama", Some(Stored::u32(u32::MAX - 1)));
     assert_eq!((ids, said.len()), (usual, 4));
-    let key = "m.gguf: tokenizer.ggml.unknown_token_id is 4294967295, and there are only 273 tokens";
+    let key = "m.gguf: tokenizer.ggml.unknown_token_id is 4294967294, and there are only 273 tokens";
     assert_eq!(said[2], format!("{key}; token 0 is taken"));
     let (ids, said) = special("gpt2", Some(Stored::u32(273)));
     let key = "m.gguf: tokenizer.ggml.eot_token_id is 273, and there are only 273 tokens";
