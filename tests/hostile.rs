@@ -153,11 +153,11 @@ fn wrong_ids_and_empty_lists_of_a_gguf_file() {
         more.set(key, value);
         Checkpoint::open(&file).unwrap().write_gguf(&other, None, &more).map(drop)
     };
-    write("tokenizer.ggml.unknown_token_id", Value::u32(u32::MAX)).unwrap();
+    write("tokenizer.ggml.unknown_token_id", Value::u32(u32::MAX - 1)).unwrap();
     let checkpoint = Checkpoint::open(&other).unwrap();
     let tokenizer = Tokenizer::of(&checkpoint).unwrap();
     assert!(!tokenizer.encode("abc").unwrap().is_empty());
-    let key = "tokenizer.ggml.unknown_token_id is 4294967295, and there are only 8 tokens; token 0 is taken";
+    let key = "tokenizer.ggml.unknown_token_id is 4294967294, and there are only 8 tokens; token 0 is taken";
     assert_eq!(tokenizer.notes(), [format!("{}: {key}", other.display())]);
     write("tokenizer.ggml.eos_token_id", Value::u32(8)).unwrap();
     assert_eq!(Checkpoint::open(&other).unwrap().config().eos_token_ids, [2]);
