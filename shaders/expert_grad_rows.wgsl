@@ -1,16 +1,7 @@
 // expert_grad_rows: as expert_grad_tile.wgsl, for adapters whose subgroups have at least 8 lanes and are a CPU's SIMD
 // registers: a lane makes 4 neighbouring columns of 8 GROUPS rows of one expert's matrix, four slots at a time, and hands
 // what it loads of dy to the other lanes, as in matmul_rows.wgsl. VECTOR: rows of x and dy are whole vectors.
-struct Params { // as in expert_grad_tile.wgsl
-    rows: u32, columns: u32,
-    expert_w: u32, skip_w: u32,
-    row_x: u32, skip_x: u32, row_y: u32, skip_y: u32,
-    first_row: u32,
-    slots: u32, first_slot: u32, end_slot: u32,
-    experts: u32, first_expert: u32, end_expert: u32,
-    first: u32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
+#import lib/expert_grad_params.wgsl
 #if VECTOR
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> dy: array<vec4<f32>>;

@@ -1,16 +1,7 @@
 // expert_grad_tile: towards an expert's matrix: dw[expert, n, k] = sum over its slots of dy[slot, n] x[slot's row, k], slots
 // in order. For GPUs: a workgroup of 16 x 16 lanes makes TILE_M x TILE_N of one matrix, in steps of TILE_K slots staged in
-// shared memory. PER_ROW slots share a row of x. See `Params`, which expert_grad_rows.wgsl shares.
-struct Params {
-    rows: u32, columns: u32, // of a matrix in this dispatch
-    expert_w: u32, skip_w: u32, // elements of dw: expert to expert, up to the first row
-    row_x: u32, skip_x: u32, row_y: u32, skip_y: u32, // elements
-    first_row: u32, // of x: the first that is bound
-    slots: u32, first_slot: u32, end_slot: u32, // all of them, and those that are bound
-    experts: u32, first_expert: u32, end_expert: u32,
-    first: u32, // of several dispatches that add up along the slots
-}
-@group(0) @binding(0) var<uniform> params: Params;
+// shared memory. PER_ROW slots share a row of x.
+#import lib/expert_grad_params.wgsl
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read> dy: array<f32>;
 @group(0) @binding(3) var<storage, read> order: array<u32>;

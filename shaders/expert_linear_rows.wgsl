@@ -1,16 +1,7 @@
 // expert_linear_rows: as expert_linear_tile.wgsl, for adapters whose subgroups have at least 8 lanes and are a CPU's SIMD
 // registers: a lane makes 4 neighbouring columns of 8 GROUPS slots of one expert, and hands what it loads of x to the
 // other lanes, as in matmul_rows.wgsl. VECTOR_X: rows of x are whole vectors.
-struct Params { // as in expert_linear_tile.wgsl
-    columns: u32, sum: u32, width: u32,
-    row_w: u32, expert_w: u32, skip_w: u32,
-    row_x: u32, skip_x: u32, row_y: u32, skip_y: u32, whole_y: u32,
-    first_row: u32,
-    slots: u32, first_slot: u32, end_slot: u32,
-    experts: u32, first_expert: u32, end_expert: u32,
-    first: u32, last: u32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
+#import lib/expert_linear_params.wgsl
 #if VECTOR_X
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 #else

@@ -4,12 +4,7 @@
 // as stored divide by four. No subgroup operations: with them a driver (NVIDIA 595) crashes on cooperative matrices.
 enable f16;
 enable wgpu_cooperative_matrix;
-struct Params { // as in matmul_tile.wgsl
-    m: u32, n: u32, k: u32, row_a: u32, row_b: u32, row_c: u32,
-    batch_a: u32, batch_b: u32, batch_c: u32, skip_a: u32, skip_b: u32, skip_c: u32,
-    whole_a: u32, whole_c: u32, first: u32, last: u32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
+#import lib/matmul_params.wgsl
 #if VECTOR_A
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 #else

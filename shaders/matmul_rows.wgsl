@@ -4,15 +4,7 @@
 // TA: a is [k,m]; TB: b is [n,k]. VECTOR_A: a as vec4 (k % 4 = 0, and with TA m % 4 = 0). VECTOR_B: b by four elements of
 // a row (lib/four_b.wgsl: packed, or rows of b divide by four), and COLUMNS = 4 if not TB. TAIL: k % 4 may not be 0.
 // HALF: operands are rounded to f16.
-struct Params { // as in matmul_tile.wgsl
-    m: u32, n: u32, k: u32,
-    row_a: u32, row_b: u32, row_c: u32,
-    batch_a: u32, batch_b: u32, batch_c: u32,
-    skip_a: u32, skip_b: u32, skip_c: u32,
-    whole_a: u32, whole_c: u32,
-    first: u32, last: u32,
-}
-@group(0) @binding(0) var<uniform> params: Params;
+#import lib/matmul_params.wgsl
 #if VECTOR_A
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 #else

@@ -1,16 +1,7 @@
 // matmul_tile: c = op(a) op(b) for GPUs, tiers 1 and 2. A workgroup of 16 x 16 lanes makes a tile of TILE_M x TILE_N,
 // each lane TILE_M/16 x TILE_N/16 of it, in steps of TILE_K staged in shared memory. TA: a is [k,m]; TB: b is [n,k].
 // HALF: operands are rounded to f16, and STAGED as such.
-// The bindings may be windows into the tensors: see `Params`, which matmul_rows.wgsl shares.
-struct Params {
-    m: u32, n: u32, k: u32, // sizes that this dispatch covers
-    row_a: u32, row_b: u32, row_c: u32, // words from one stored row to the next
-    batch_a: u32, batch_b: u32, batch_c: u32, // words from one matrix to the next
-    skip_a: u32, skip_b: u32, skip_c: u32, // word of the binding at which the first matrix starts
-    whole_a: u32, whole_c: u32, // element of the tensor at which the binding starts: what hooks are told
-    first: u32, last: u32, // of several dispatches that add up along k
-}
-@group(0) @binding(0) var<uniform> params: Params;
+#import lib/matmul_params.wgsl
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 #if PACKED
 @group(0) @binding(2) var<storage, read> b: array<u32>;
