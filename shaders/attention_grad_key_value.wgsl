@@ -20,7 +20,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let k_at = ((group.z * params.keys + j) * kv_heads + group.y) * C4;
     let first = first_position(group.z);
     let start = max(j0, first) - first;
-    let end = end_query(first, min(j0 + WORKGROUP, params.keys) - 1u);
+    let end = end_query(group.z, first, min(j0 + WORKGROUP, params.keys) - 1u);
     let stride = params.heads * C4;
 
     var key: array<vec4<f32>, C4>;
@@ -51,7 +51,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #if ALIBI
             s += slope(head) * (f32(j) - vec2<f32>(last));
 #endif
-            let seen = vec2(sees(last.x, j), sees(last.y, j) && t + 1u < end);
+            let from_key = vec2(first_key(group.z, t, last.x), first_key(group.z, t1, last.y));
+            let seen = (vec2(j) <= last) & (vec2(j) >= from_key) & vec2(true, t + 1u < end);
             let p = select(vec2(0.0), exp(s - vec2(a.x, b.x)), seen);
             let ds = p * (dp - vec2(a.y, b.y)) * params.scale;
             for (var c = 0u; c < C4; c++) {

@@ -21,7 +21,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let kv_heads = params.heads / GROUP;
     let j0 = group.x * WORKGROUP * ROWS;
     let start = max(j0, first) - first;
-    let end = end_query(first, min(j0 + WORKGROUP * ROWS, params.keys) - 1u);
+    let end = end_query(group.z, first, min(j0 + WORKGROUP * ROWS, params.keys) - 1u);
     let last = params.queries - 1u;
     let stride = params.heads * width;
 
@@ -63,8 +63,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     dp[r][1] += vec4(dot(y[r], d[4]), dot(y[r], d[5]), dot(y[r], d[6]), dot(y[r], d[7]));
                 }
             }
-            let stat = stats[row + min(t + lane, last)];
-            let z = eight(vec4(stat, 0.0, 0.0));
+            // With a query's statistics goes where its document begins: below 2^24, so that a float holds it.
+            let own = min(t + lane, last);
+            let z = eight(vec4(stats[row + own], f32(first_of_document(group.z, own)), 0.0));
             for (var n = 0u; n < 2u; n++) {
                 let i = vec4(t + 4u * n) + vec4(0u, 1u, 2u, 3u);
                 let z0 = z[4u * n];
@@ -77,12 +78,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #if ALIBI
                     score += slope(head) * (f32(key[r]) - vec4<f32>(at));
 #endif
+                    var seen = (vec4(key[r]) <= at) & (i < vec4(end));
 #if WINDOW
-                    let near = vec4(key[r] + WINDOW) > at;
-#else
-                    let near = vec4(true);
+                    seen = seen & (vec4(key[r] + WINDOW) > at);
 #endif
-                    let seen = (vec4(key[r]) <= at) & (i < vec4(end)) & near;
+#if STARTS
+                    seen = seen & (vec4(f32(key[r])) >= vec4(z0.z, z1.z, z2.z, z3.z));
+#endif
                     let p = select(vec4(0.0), exp(score - vec4(z0.x, z1.x, z2.x, z3.x)), seen);
                     dp[r][n] = p * (dp[r][n] - vec4(z0.y, z1.y, z2.y, z3.y)) * params.scale;
                     s[r][n] = p;

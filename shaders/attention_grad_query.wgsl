@@ -21,8 +21,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let q_at = ((group.z * params.queries + t) * params.heads + head) * C4;
     let first = first_position(group.z);
     let last = last_key(first + t);
-    let last_row = min(group.x * WORKGROUP + WORKGROUP, rows) - 1u;
-    let begin = first_key(last_key(first + group.x * WORKGROUP / GROUP));
+    let from_key = first_key(group.z, t, last);
+    let first_row = group.x * WORKGROUP;
+    let last_row = min(first_row + WORKGROUP, rows) - 1u;
+    let begin = first_key(group.z, first_row / GROUP, last_key(first + first_row / GROUP));
     let end = last_key(first + last_row / GROUP) + 1u;
     let stride = kv_heads * C4;
     let base = group.z * params.keys * stride + group.y * C4;
@@ -53,7 +55,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         s += slope(head) * (vec4<f32>(at) - f32(last));
 #endif
         let ds = exp(s - stat.x) * (dp - stat.y) * params.scale;
-        let w = select(vec4(0.0), ds, (at <= vec4(last)) & (at >= vec4(first_key(last))));
+        let w = select(vec4(0.0), ds, (at <= vec4(last)) & (at >= vec4(from_key)));
         for (var c = 0u; c < C4; c++) {
             acc[c] += (w.x * k[k0 + c] + w.y * k[k1 + c]) + (w.z * k[k2 + c] + w.w * k[k3 + c]);
         }

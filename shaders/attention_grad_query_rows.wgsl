@@ -18,19 +18,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let width = params.width / 4u;
     let first = first_position(group.z);
     let row0 = group.x * WORKGROUP * ROWS;
-    let begin = first_key(last_key(first + row0 / GROUP));
+    let begin = first_key(group.z, row0 / GROUP, last_key(first + row0 / GROUP));
     let end = last_key(first + (min(row0 + WORKGROUP * ROWS, rows) - 1u) / GROUP) + 1u;
     let stride = params.heads / GROUP * width;
     let base = group.z * params.keys * stride + group.y * width;
 
     var at: array<u32, ROWS>;
     var last: array<u32, ROWS>;
+    var from_key: array<u32, ROWS>;
     var stat: array<vec2<f32>, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
         let row = min(row0 + r * WORKGROUP + lane, rows - 1u);
         let head = group.y * GROUP + row % GROUP;
         at[r] = ((group.z * params.queries + row / GROUP) * params.heads + head) * width;
         last[r] = last_key(first + row / GROUP);
+        from_key[r] = first_key(group.z, row / GROUP, last[r]);
         stat[r] = stats[(group.z * params.heads + head) * params.queries + row / GROUP];
     }
     for (var j = begin; j < end; j += 8u) {
@@ -63,7 +65,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 score += slope(group.y * GROUP + (row0 + r * WORKGROUP + lane) % GROUP) * (vec4<f32>(i) - f32(last[r]));
 #endif
                 let ds = exp(score - stat[r].x) * (dp[r][n] - stat[r].y) * params.scale;
-                s[r][n] = select(vec4(0.0), ds, (i <= vec4(last[r])) & (i >= vec4(first_key(last[r]))));
+                s[r][n] = select(vec4(0.0), ds, (i <= vec4(last[r])) & (i >= vec4(from_key[r])));
             }
         }
         for (var c = 0u; c < width; c++) {

@@ -21,19 +21,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let width = params.width / 4u;
     let first = first_position(group.z);
     let row0 = group.x * WORKGROUP * ROWS;
-    let begin = first_key(last_key(first + row0 / GROUP));
+    let begin = first_key(group.z, row0 / GROUP, last_key(first + row0 / GROUP));
     let end = last_key(first + (min(row0 + WORKGROUP * ROWS, rows) - 1u) / GROUP) + 1u;
     let stride = params.heads / GROUP * width;
     let base = group.z * params.keys * stride + group.y * width;
 
     var at: array<u32, ROWS>;
     var last: array<u32, ROWS>;
+    var from_key: array<u32, ROWS>;
     var largest: array<f32, ROWS>;
     var sum: array<f32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
         let row = min(row0 + r * WORKGROUP + lane, rows - 1u);
         at[r] = ((group.z * params.queries + row / GROUP) * params.heads + group.y * GROUP + row % GROUP) * width;
         last[r] = last_key(first + row / GROUP);
+        from_key[r] = first_key(group.z, row / GROUP, last[r]);
         largest[r] = MASKED;
     }
     for (var j = begin; j < end; j += 8u) {
@@ -57,7 +59,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #if ALIBI
                 scores += slope(group.y * GROUP + (row0 + r * WORKGROUP + lane) % GROUP) * (vec4<f32>(i) - f32(last[r]));
 #endif
-                scores = select(vec4(MASKED), scores, (i <= vec4(last[r])) & (i >= vec4(first_key(last[r]))));
+                scores = select(vec4(MASKED), scores, (i <= vec4(last[r])) & (i >= vec4(from_key[r])));
                 s[r][n] = scores;
                 m = max(m, max(max(scores.x, scores.y), max(scores.z, scores.w)));
             }

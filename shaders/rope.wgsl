@@ -22,6 +22,20 @@ struct Params {
 // Two items, and what turns them.
 struct Turn { low: u32, high: u32, cosine: Item, sine: Item }
 
+// Where the token of a row stands: so many after the first of its sequence or, with STARTS, of its document.
+fn position_of(row: u32) -> u32 {
+    let time = row % params.time;
+#if STARTS
+    return time - min(offset[row], time);
+#else
+#if EACH
+    return offset[row / params.time] + time;
+#else
+    return offset[0] + time;
+#endif
+#endif
+}
+
 fn turn(pair: u32, heads: u32, skip: u32) -> Turn {
     let i = pair % params.half_width;
     let head = pair / params.half_width;
@@ -30,13 +44,7 @@ fn turn(pair: u32, heads: u32, skip: u32) -> Turn {
     if i >= params.half_turned {
         return Turn(start + 2u * i, start + 2u * i + 1u, Item(1.0), Item(0.0));
     }
-#if EACH
-    let begin = offset[row / params.time];
-#else
-    let begin = offset[0];
-#endif
-    let position = min(begin + row % params.time, params.positions - 1u);
-    let angle = position * params.half_turned + i;
+    let angle = min(position_of(row), params.positions - 1u) * params.half_turned + i;
 #if VECTOR
     let first = table[2u * angle];
     let second = table[2u * angle + 1u];

@@ -41,13 +41,21 @@ impl Llama {
 
     /// Mean cross-entropy, in nats, of tokens u32 `[B,T]` against targets u32 `[B,T]` (each the token that follows, or
     /// [`crate::ops::IGNORE`]): `[1]`. Logits never exist whole. Where the configuration says so, the experts' balance
-    /// is part of it.
+    /// is part of it. Rows of several documents come with `starts` u32 `[B,T]`: for each token the index in its row at
+    /// which its document begins; no token then sees another document, nor its position.
     ///
     /// # Errors
     /// If a shape does not fit.
-    pub fn loss(&self, g: &mut Graph, params: &Params, tokens: Value, targets: Value) -> Result<Value> {
+    pub fn loss(
+        &self,
+        g: &mut Graph,
+        params: &Params,
+        tokens: Value,
+        targets: Value,
+        starts: Option<Value>,
+    ) -> Result<Value> {
         let rows = g.ty(tokens).shape.elements();
-        let (x, routings) = self.hidden_from_start(g, params, tokens)?;
+        let (x, routings) = self.hidden_from_start(g, params, tokens, starts)?;
         let chunk = LinearCrossEntropy::chunk_for(rows);
         let weight = self.output_weight(g, params)?;
         let loss = g.scope("output", |g| Ok(g.apply(LinearCrossEntropy::new(chunk), &[x, weight, targets])?[0]))?;
@@ -67,7 +75,7 @@ impl Llama {
     /// # Errors
     /// If a shape does not fit.
     pub fn logits(&self, g: &mut Graph, params: &Params, tokens: Value) -> Result<Value> {
-        let (x, _) = self.hidden_from_start(g, params, tokens)?;
+        let (x, _) = self.hidden_from_start(g, params, tokens, None)?;
         let weight = self.output_weight(g, params)?;
         g.scope("output", |g| linear(g, x, weight))
     }
@@ -80,7 +88,7 @@ impl Llama {
     /// If a shape does not fit.
     pub fn score(&self, g: &mut Graph, params: &Params, tokens: Value, rows: Value, targets: Value) -> Result<Value> {
         let (count, d) = (g.ty(tokens).shape.elements(), self.config.hidden_size);
-        let (x, _) = self.hidden_from_start(g, params, tokens)?;
+        let (x, _) = self.hidden_from_start(g, params, tokens, None)?;
         let weight = self.output_weight(g, params)?;
         g.scope("output", |g| {
             let x = g.reshape(x, [count, d])?;
@@ -165,8 +173,15 @@ impl Llama {
         })
     }
 
-    fn hidden_from_start(&self, g: &mut Graph, params: &Params, tokens: Value) -> Result<(Value, Vec<Routing>)> {
-        let first = g.constant("position", TensorType::u32([1]), 0u32.to_le_bytes().to_vec());
+    fn hidden_from_start(
+        &self,
+        g: &mut Graph,
+        params: &Params,
+        tokens: Value,
+        starts: Option<Value>,
+    ) -> Result<(Value, Vec<Routing>)> {
+        let zero = |g: &mut Graph| g.constant("position", TensorType::u32([1]), 0u32.to_le_bytes().to_vec());
+        let first = starts.unwrap_or_else(|| zero(g));
         let time = g.ty(tokens).shape.last();
         self.hidden(g, params, tokens, first, time, None)
     }

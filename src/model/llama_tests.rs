@@ -57,7 +57,7 @@ fn shapes_of_loss_logits_and_decoding() {
         let params = layout.declare(&mut g).unwrap();
         let tokens = g.input("tokens", TensorType::u32([3, 10]));
         let targets = g.input("targets", TensorType::u32([3, 10]));
-        let loss = llama.loss(&mut g, &params, tokens, targets).unwrap();
+        let loss = llama.loss(&mut g, &params, tokens, targets, None).unwrap();
         let logits = llama.logits(&mut g, &params, tokens).unwrap();
         assert_eq!((g.dims(loss), g.dims(logits)), (&[1][..], &[3, 10, 1024][..]));
 

@@ -54,13 +54,14 @@ pub struct AttentionKind {
 pub struct Positions {
     /// Cosines and sines `[S,R/2,2]`, R being the elements of a head that turn.
     pub table: Value,
-    /// Position of the first of the T tokens: u32 `[1]`, or `[B]` with one for each sequence.
+    /// Position of the first of the T tokens: u32 `[1]`, or `[B]` with one for each sequence. Without a cache also u32
+    /// `[B,T]`: for each token the index in its row at which its document begins (packed rows).
     pub first: Value,
 }
 
 impl Positions {
     /// Angles for positions 0 .. `count` of pairs that turn by `inverse` a position, cosines and sines scaled by
-    /// `factor`, for tokens that begin at `first`.
+    /// `factor`, for tokens that begin at `first`, or whose documents do.
     pub fn new(g: &mut Graph, inverse: &[f64], factor: f64, count: usize, first: Value) -> Positions {
         let bytes = rope_table(inverse, factor, count).iter().flat_map(|x| x.to_le_bytes()).collect();
         let table = g.constant("rope.table", TensorType::f32([count, inverse.len(), 2]), bytes);

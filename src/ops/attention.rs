@@ -4,7 +4,7 @@
 
 use super::attention_delta::AttentionDelta;
 use super::attention_grad::{AttentionGradKeyValue, AttentionGradQuery};
-use super::attention_sizes::{Sizes, check_position, scores};
+use super::attention_sizes::{Sizes, check_starts, scores};
 use super::mask::Mask;
 use crate::base::{Array, Limits, TensorType};
 use crate::error::{Error, Result};
@@ -16,6 +16,9 @@ use crate::graph::{Cost, Graph, Io, Kernel, Op, OpNode, Operand, Value};
 /// Inputs: q `[B,T,H,C]`, k and v `[B,S,K,C]`, position u32 `[1]` or `[B]`: the absolute position of the first query, of
 /// all sequences or of each. When training S = T and the position is 0; when decoding, k and v are the cache, which may
 /// be f32, f16 or Q8_0 (blocks of 32 along a token's K·C elements, each with a scale: any C that is a multiple of 4).
+/// Where rows hold several documents, the starts u32 `[B,T]` of these take the position's place (S = T, the first query
+/// stands at 0): for each token, the index in its row at which its document begins, which never decreases and is not
+/// beyond the token. Query t then sees none before `starts[t]`: the scores of a row are blocks along the diagonal.
 /// Outputs: o `[B,T,H,C]`, lse `[B,H,T]`: the logarithm of each softmax's denominator, natural, scale included.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Attention {
@@ -32,7 +35,7 @@ impl Op for Attention {
         let [q, k, v, position] = inputs else { return Err("takes q, k, v and position".into()) };
         let z = Sizes::of(q, k, v)?;
         self.mask.check()?;
-        check_position(position, z.b)?;
+        check_starts(position, [z.b, z.t], z.s)?;
         Ok(vec![(*q).clone(), TensorType::f32([z.b, z.h, z.t])])
     }
 

@@ -2,14 +2,14 @@
 //! (Dao et al., 2022, algorithm 4), once for dq with queries fixed and once for dk and dv with keys fixed, so that every
 //! sum has one owner and a fixed order. Legend as in `attention.rs`.
 
-use super::attention_sizes::{Sizes, check_position, scores};
+use super::attention_sizes::{Sizes, check_starts, scores};
 use super::mask::Mask;
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Io, Kernel, Op, Operand};
 
 /// dq `[B,T,H,C]` from q, k, v, dy `[B,T,H,C]`, stats `[B,H,T,2]` (of [`super::AttentionDelta`]) and
-/// position u32 `[1]` or `[B]`; all floats are f32.
+/// position u32 `[1]` or `[B]`, or the starts of documents u32 `[B,T]`, as in the forward pass; all floats are f32.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AttentionGradQuery {
     /// As in the forward pass.
@@ -42,7 +42,7 @@ fn check(mask: Mask, inputs: &[&TensorType]) -> Result<Sizes, String> {
         return Err(format!("gradients flow to f32 keys and values, not to {k}"));
     }
     mask.check()?;
-    check_position(position, z.b)?;
+    check_starts(position, [z.b, z.t], z.s)?;
     Ok(z)
 }
 

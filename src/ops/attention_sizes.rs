@@ -77,11 +77,14 @@ impl Sizes {
 
     /// Calls `f(b, t, h, keys)` for every query, with the keys that it sees.
     pub fn each_query(&self, mask: Mask, position: &Array, mut f: impl FnMut(usize, usize, usize, Range<usize>)) {
+        let packed = is_packed(&position.ty);
         for b in 0..self.b {
-            let first = position.data[b.min(position.data.len() - 1)] as usize;
+            let first = if packed { 0 } else { position.data[b.min(position.data.len() - 1)] as usize };
             for t in 0..self.t {
+                let start = if packed { position.data[b * self.t + t] as usize } else { 0 };
+                let keys = mask.keys(first + t, self.s);
                 for h in 0..self.h {
-                    f(b, t, h, mask.keys(first + t, self.s));
+                    f(b, t, h, keys.start.max(start)..keys.end);
                 }
             }
         }
@@ -184,6 +187,23 @@ pub(super) fn check_position(position: &TensorType, b: usize) -> Result<(), Stri
     ))
 }
 
+/// True where a position input tells of packed rows: rank 2, and not one number or one for each sequence.
+pub(super) fn is_packed(position: &TensorType) -> bool {
+    position.shape.dims().len() == 2
+}
+
+/// Checks the type of positions of what may be packed rows: as [`check_position`], or the starts of documents `[b,t]`,
+/// where `t` tokens are all there is.
+pub(super) fn check_starts(position: &TensorType, [b, t]: [usize; 2], all: usize) -> Result<(), String> {
+    if *position == TensorType::u32([b, t]) && t == all {
+        return Ok(());
+    }
+    if is_packed(position) {
+        return Err(format!("the starts of documents are {position}, not u32[{b},{t}] beside as many keys"));
+    }
+    check_position(position, b)
+}
+
 /// Checks the type of keys or values `[B,S,K,C]`: f32, f16, or Q8_0, whose blocks run along a token's K·C elements.
 pub(super) fn check_cache(ty: &TensorType) -> Result<(), String> {
     let dims = ty.shape.dims();
@@ -198,9 +218,13 @@ pub(super) fn check_cache(ty: &TensorType) -> Result<(), String> {
     }
 }
 
-/// Adds the header constant that tells `lib/query.wgsl` of a position for each sequence.
+/// Adds the header constant that tells `lib/query.wgsl` of a position for each sequence, or of packed rows.
 pub(super) fn each(kernel: Kernel, position: Option<&TensorType>) -> Kernel {
-    if position.is_some_and(|ty| ty.shape.elements() > 1) { kernel.constant("EACH", 1) } else { kernel }
+    match position {
+        Some(ty) if is_packed(ty) => kernel.constant("STARTS", 1),
+        Some(ty) if ty.shape.elements() > 1 => kernel.constant("EACH", 1),
+        _ => kernel,
+    }
 }
 
 /// Adds the header constant that tells `lib/cache.wgsl` of a narrow dtype.

@@ -1,6 +1,7 @@
 //! Rotary position embedding. B batch, T time, H heads, C head width, R turned elements of a head, S positions of the
 //! table.
 
+use super::attention_sizes::{check_starts, each, is_packed};
 use super::windows::{Window, item, ranges, rows_per_binding};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
@@ -8,7 +9,8 @@ use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value
 
 /// Rotary position embedding (Su et al., 2021) in Hugging Face's pairing: of the first R elements of a head, element i
 /// turns with element i + R/2; the others stay. Inputs: x f32 `[B,T,H,C]`, table f32 `[S,R/2,2]` from [`rope_table`],
-/// offset u32 `[1]` or `[B]`: the position of the first of the T tokens, of all sequences or of each; and maybe another x,
+/// offset u32 `[1]` or `[B]`: the position of the first of the T tokens, of all sequences or of each, or u32 `[B,T]`: for
+/// each token the index in its row at which its document begins, from which its position counts; and maybe another x,
 /// `[B,T,K,C]`, as queries and keys are turned alike. An output as each x. Positions beyond the table are taken as its
 /// last; callers keep offset + T <= S.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,7 +54,7 @@ impl Op for Rope {
                 return Err(format!("the table must be f32 [S,R/2,2] with S >= {t} and R/2 <= {half}, not {table}"));
             }
         }
-        super::attention_sizes::check_position(offset, b)?;
+        check_starts(offset, [b, t], t)?;
         if let Some(other) = inputs.get(3) {
             match other.shape.dims() {
                 &[ob, ot, _, oc] if (ob, ot, oc, other.dtype) == (b, t, c, DType::F32) => {}
@@ -87,7 +89,7 @@ impl Op for Rope {
         let item = if item(turned) == 4 { item(c / 2) } else { 1 };
         let mut kernel =
             Kernel::new("rope", "pairs").constant("WORKGROUP", WORKGROUP).constant("VECTOR", usize::from(item == 4));
-        kernel = super::attention_sizes::each(kernel, Some(&io.inputs[2]));
+        kernel = each(kernel, Some(&io.inputs[2]));
         let other_heads = io.inputs.get(3).map_or(0, |x| x.shape.dims()[2]);
         kernel = kernel.constant("BOTH", usize::from(other_heads > 0));
         // A row is one token: all its heads.
@@ -133,8 +135,12 @@ impl Op for Rope {
             let &[_, t, h, c] = x.dims() else { unreachable!("checked when the node was made") };
             let mut y = x.clone();
             for (head, (x, y)) in x.data.chunks(c).zip(y.data.chunks_mut(c)).enumerate() {
-                let first = offset[(head / h / t).min(offset.len() - 1)] as usize;
-                let position = (first + head / h % t).min(table.dims()[0] - 1);
+                let (row, time) = (head / h, head / h % t);
+                let position = match is_packed(&inputs[2].ty) {
+                    true => time - offset[row] as usize,
+                    false => offset[(row / t).min(offset.len() - 1)] as usize + time,
+                };
+                let position = position.min(table.dims()[0] - 1);
                 for i in 0..half {
                     let at = (position * half + i) * 2;
                     let (cos, sin) = (table.data[at], table.data[at + 1] * if self.inverse { -1.0 } else { 1.0 });

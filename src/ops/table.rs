@@ -16,6 +16,8 @@ pub enum Draw {
     Positive,
     /// Integers below this number: token ids, positions.
     Below(usize),
+    /// Of rows as long as the last dimension: for each token where its document begins, of this many tokens on average.
+    Starts(usize),
     /// These very numbers.
     Given(Vec<f64>),
 }
@@ -85,10 +87,17 @@ impl Case {
             if ty.dtype.is_packed() {
                 return Array::from_bytes(ty.clone(), &packed::random(ty.dtype, ty.shape.elements(), &mut rng));
             }
+            let (length, mut start) = (ty.shape.last(), 0);
             let mut one = |i: usize| match how {
                 Draw::Normal => rng.normal() as f32 as f64,
                 Draw::Positive => (0.5 + rng.uniform()) as f32 as f64,
                 Draw::Below(n) => rng.below(*n) as f64,
+                Draw::Starts(tokens) => {
+                    if i % length == 0 || rng.below(*tokens) == 0 {
+                        start = i % length;
+                    }
+                    start as f64
+                }
                 Draw::Given(values) => values[i],
             };
             Array::new(ty.clone(), (0..ty.shape.elements()).map(&mut one).collect())
@@ -200,6 +209,7 @@ fn position() -> Vec<Case> {
     };
     let at = |p: usize| (TensorType::u32([1]), Draw::Given(vec![p as f64]));
     let each = (TensorType::u32([2]), Draw::Given(vec![3.0, 1.0]));
+    let documents = (TensorType::u32([2, 9]), Draw::Starts(4));
     let both = |[b, t, h, c]: [usize; 4], k: usize, table, at| [normal([b, t, h, c]), table, at, normal([b, t, k, c])];
     vec![
         Case::new("", turns.clone(), &[normal([2, 5, 3, 6]), table(3, 1.0), at(0)]).wrt(&[0]),
@@ -213,6 +223,8 @@ fn position() -> Vec<Case> {
         Case::new("both", turns.clone(), &both([2, 5, 3, 10], 2, table(3, 1.2), each.clone())).wrt(&[0]),
         Case::new("both wide", turns.clone(), &both([2, 9, 20, 16], 4, table(8, 1.0), at(0))),
         Case::new("both, more of the other", inverse.clone(), &both([2, 9, 2, 16], 20, table(4, 1.0), at(0))),
+        Case::new("documents", turns.clone(), &[normal([2, 9, 3, 6]), table(3, 1.0), documents.clone()]).wrt(&[0]),
+        Case::new("both, documents", inverse.clone(), &both([2, 9, 20, 16], 4, table(8, 1.0), documents)).wrt(&[0]),
         Case::new("partial inverse", inverse, &[normal([1, 7, 2, 24]), table(4, 0.7), at(2)]).wrt(&[0]),
     ]
 }

@@ -11,7 +11,7 @@ type Input = (TensorType, Draw);
 
 /// These rows.
 pub(super) fn rows() -> Vec<Case> {
-    [attention(), masked(), narrow(), parts(), attention_grad(), cache(), largest()].concat()
+    [attention(), masked(), packed(), narrow(), parts(), attention_grad(), cache(), largest()].concat()
 }
 
 /// Positions: one, or one for each sequence.
@@ -73,6 +73,34 @@ fn masked() -> Vec<Case> {
         for (note, sizes, positions) in places() {
             cases.push(Case::new(&format!("{name} {note}"), Attention { mask }, &qkv(sizes, &positions)));
         }
+    }
+    cases
+}
+
+/// Rows of documents of some tokens each: shapes, the tokens, and the masks that they are tried with.
+fn documents() -> Vec<(&'static str, [usize; 5], usize, Mask)> {
+    vec![
+        ("documents", [2, 33, 6, 2, 8], 5, Mask::default()),
+        ("documents of one token", [1, 9, 3, 1, 8], 1, Mask::default()),
+        ("long documents", [2, 130, 3, 1, 16], 40, Mask::default()),
+        ("documents, window", [2, 70, 3, 1, 8], 20, window(6)),
+        ("documents, window and alibi", [1, 70, 3, 1, 8], 20, BOTH),
+    ]
+}
+
+/// q, k, v and the starts of documents.
+fn packed_qkv([b, t, h, k, c]: [usize; 5], tokens: usize) -> [Input; 4] {
+    let [q, key, v, _] = qkv([b, t, t, h, k, c], &[0]);
+    [q, key, v, (TensorType::u32([b, t]), Draw::Starts(tokens))]
+}
+
+fn packed() -> Vec<Case> {
+    let mut cases = vec![
+        Case::new("packed", Attention::default(), &packed_qkv([2, 9, 4, 2, 8], 4)).wrt(&[0, 1, 2]),
+        Case::new("packed, window", Attention { mask: window(3) }, &packed_qkv([1, 9, 2, 1, 8], 6)).wrt(&[0, 1, 2]),
+    ];
+    for (note, sizes, tokens, mask) in documents() {
+        cases.push(Case::new(note, Attention { mask }, &packed_qkv(sizes, tokens)));
     }
     cases
 }
@@ -146,6 +174,12 @@ fn attention_grad() -> Vec<Case> {
         for (note, sizes, positions) in places() {
             both(&format!("{name} {note}"), mask, sizes, &positions);
         }
+    }
+    for (note, [b, t, h, k, c], tokens, mask) in documents() {
+        let mut inputs = inputs([b, t, t, h, k, c], &[0]);
+        inputs[5] = (TensorType::u32([b, t]), Draw::Starts(tokens));
+        cases.push(Case::new(note, AttentionGradQuery { mask }, &inputs));
+        cases.push(Case::new(note, AttentionGradKeyValue { mask }, &inputs));
     }
     cases
 }

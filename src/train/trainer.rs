@@ -84,7 +84,7 @@ pub(super) fn graph(
     let params: Params = layout.declare(&mut g)?;
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
-    let loss = model.loss(&mut g, &params, tokens, targets)?;
+    let loss = model.loss(&mut g, &params, tokens, targets, None)?;
     // Validation tells of the model that is saved, whose parameters are f32.
     if optimizer.is_some_and(|o| o.loss_scaling.is_some()) {
         g.narrow();

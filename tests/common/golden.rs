@@ -97,18 +97,26 @@ fn read_numbers(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f64>)> {
 /// Logits, loss and every gradient: outputs `logits`, `loss`, `grad.<parameter>`.
 pub fn forward_backward(golden: &Golden, tokens: &TensorType) -> Graph {
     let llama = Llama::new(golden.config.clone());
+    let (mut g, params, [input, ..]) = loss_and_gradients(golden, tokens, false);
+    let logits = llama.logits(&mut g, &params, input).unwrap();
+    g.output("logits", logits);
+    g
+}
+
+/// Loss and every gradient, of rows of several documents where `packed`: outputs `loss` and `grad.<parameter>`.
+pub fn loss_and_gradients(golden: &Golden, tokens: &TensorType, packed: bool) -> (Graph, Params, [Value; 2]) {
+    let llama = Llama::new(golden.config.clone());
     let mut g = Graph::new();
     let params = golden.layout.declare(&mut g).unwrap();
     let (input, targets) = (g.input("tokens", tokens.clone()), g.input("targets", tokens.clone()));
-    let logits = llama.logits(&mut g, &params, input).unwrap();
-    let loss = llama.loss(&mut g, &params, input, targets).unwrap();
+    let starts = packed.then(|| g.input("starts", tokens.clone()));
+    let loss = llama.loss(&mut g, &params, input, targets, starts).unwrap();
     let gradients = danlu::graph::gradients(&mut g, loss, &params.views).unwrap();
-    g.output("logits", logits);
     g.output("loss", loss);
     for (spec, gradient) in golden.layout.specs().iter().zip(gradients) {
         g.output(&format!("grad.{}", spec.name), gradient);
     }
-    g
+    (g, params, [input, targets])
 }
 
 /// The outputs of a graph by its operators' references.
@@ -130,7 +138,7 @@ impl Step {
         let mut graph = Graph::new();
         let params = golden.layout.declare(&mut graph).unwrap();
         let (tokens, targets) = (graph.input("tokens", tokens.clone()), graph.input("targets", tokens.clone()));
-        let loss = llama.loss(&mut graph, &params, tokens, targets).unwrap();
+        let loss = llama.loss(&mut graph, &params, tokens, targets, None).unwrap();
         Optimizer::default().train_step(&mut graph, &golden.layout, &params, loss).unwrap();
         Step { graph, params }
     }
