@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Temporary files of this process that stand now, for whoever must end it at once.
 static STANDING: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-fn standing() -> MutexGuard<'static, Vec<PathBuf>> {
+pub(super) fn standing() -> MutexGuard<'static, Vec<PathBuf>> {
     STANDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -74,26 +74,30 @@ impl Staged {
 impl Drop for Staged {
     fn drop(&mut self) {
         if !self.committed {
-            // Nobody can be told here, and a file that is left over bears a name that nothing reads.
-            let _ = fs::remove_file(&self.temporary);
+            remove(&self.temporary);
             forget(&self.temporary);
         }
     }
 }
 
-fn forget(temporary: &Path) {
+/// Nobody can be told where this is called, and what is left over bears a name that nothing reads.
+pub(super) fn remove(path: &Path) {
+    let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+}
+
+pub(super) fn forget(temporary: &Path) {
     standing().retain(|other| other != temporary);
 }
 
-/// Removes the temporary files of this process, which must end now: whatever is still being written comes to nothing, and
+/// Removes the temporary files and folders of this process, which must end now: whatever is still being written comes to nothing, and
 /// no file is begun or gets its name after this.
 pub fn abandon() {
     let mut standing = standing();
-    standing.drain(..).for_each(|file| drop(fs::remove_file(file)));
+    standing.drain(..).for_each(|path| remove(&path));
     std::mem::forget(standing);
 }
 
-/// Removes temporary files that processes left which ended at once, for final names of which `own` is true.
+/// Removes temporary files and folders that processes left which ended at once, for final names of which `own` is true.
 pub fn sweep(folder: &Path, own: &dyn Fn(&str) -> bool) {
     let folder = if folder == Path::new("") { Path::new(".") } else { folder };
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -105,8 +109,7 @@ pub fn sweep(folder: &Path, own: &dyn Fn(&str) -> bool) {
         let old =
             || entry.metadata().and_then(|m| m.modified()).is_ok_and(|m| m.elapsed().is_ok_and(|age| age > STALE));
         if own(name) && ended(process).unwrap_or_else(old) {
-            // What cannot be removed does no harm.
-            let _ = fs::remove_file(entry.path());
+            remove(&entry.path());
         }
     }
 }
@@ -164,13 +167,13 @@ pub fn create_folder(folder: &Path) -> Result<()> {
 }
 
 /// The renaming itself outlives a power cut only once the folder is synced; where that is not a thing, nothing is lost.
-fn sync_folder(folder: &Path) {
+pub(super) fn sync_folder(folder: &Path) {
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
@@ -178,7 +181,7 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// The system's answer as a sentence with what to do.
-fn explain(path: &Path, bytes: u64, error: io::Error) -> Error {
+pub(super) fn explain(path: &Path, bytes: u64, error: io::Error) -> Error {
     // What was to be written can be at fault too, and says so itself.
     let error = match error.downcast::<Error>() {
         Ok(own) => return own,

@@ -1,5 +1,5 @@
-//! What lies on disk: files that are whole or absent, safetensors, GGUF, Hugging Face folders, and any of them as a
-//! checkpoint whose weights stream to the device.
+//! What lies on disk: files and folders that are whole or absent, safetensors, GGUF, Hugging Face folders, any of them as a
+//! checkpoint whose weights stream to the device, and snapshots of training.
 
 pub mod atomic;
 mod checkpoint;
@@ -12,6 +12,8 @@ mod hub;
 mod layout;
 mod safetensors;
 mod shards;
+mod snapshot;
+mod staged_folder;
 mod stream;
 mod tensors;
 mod weights;
@@ -22,5 +24,8 @@ pub use folder::{FolderFile, TEMPLATES_FOLDER, TOKENIZER_FILES, load_config, loa
 pub use hub::{Hub, HubEvent, HubName, HubOptions, HubPart, HubReport};
 pub use safetensors::{stage_safetensors, write_safetensors};
 pub use shards::SHARD_BYTES;
+pub use snapshot::{
+    Manifest, Part, SHARD_BYTES as SNAPSHOT_SHARD_BYTES, Series, Shard, Snapshot, SnapshotWriter, StateSize,
+};
 pub use stream::Loaded;
 pub use tensors::{Tensor, Tensors};

@@ -1,0 +1,16 @@
+//! Checkpoints of a training run (a [`super::Checkpoint`] is a model): every state of the device that training writes, to
+//! the byte, and what the host knows. A folder `step-N` each: safetensors files of bounded size, a manifest that names
+//! their parts and SHA-256, and the manifest's own SHA-256. Written under a temporary name, synced, renamed.
+
+mod manifest;
+mod read;
+mod series;
+mod write;
+
+pub use manifest::{Manifest, Part, Shard, StateSize};
+pub use read::Snapshot;
+pub use series::Series;
+pub use write::{SHARD_BYTES, SnapshotWriter};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! Reads a training checkpoint, and does not believe a byte of it before its sum was compared.
+
+use super::manifest::{FORMAT, MANIFEST, MANIFEST_SUM, Manifest, Shard};
+use crate::base::read_text;
+use crate::error::{Error, Result};
+use ring::digest::{Context, SHA256, digest};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+/// Longest manifest that is believed.
+const MOST_MANIFEST: u64 = 64 << 20;
+/// Bytes read at a time.
+const PIECE: usize = 16 << 20;
+
+/// A checkpoint on disk whose manifest is whole.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    folder: PathBuf,
+    manifest: Manifest,
+}
+
+impl Snapshot {
+    /// Reads and checks the manifest of a checkpoint's folder.
+    ///
+    /// # Errors
+    /// If it is missing, damaged or of another version.
+    pub fn open(folder: &Path) -> Result<Snapshot> {
+        let (file, sum) = (folder.join(MANIFEST), folder.join(MANIFEST_SUM));
+        let text = read_text(&file, MOST_MANIFEST)?;
+        let expected = read_text(&sum, MOST_MANIFEST)?;
+        let found = hex(digest(&SHA256, text.as_bytes()).as_ref());
+        if expected != format!("{found}  {MANIFEST}\n") {
+            let said = expected.split_whitespace().next().unwrap_or("nothing");
+            let message = format!("is damaged: its SHA-256 is {found}, and {MANIFEST_SUM} says {said}");
+            return Err(Error::file(&file, message));
+        }
+        let manifest: Manifest = serde_json::from_str(&text)
+            .map_err(|e| Error::file(&file, format!("is not a checkpoint's manifest of this version ({e})")))?;
+        if manifest.format != FORMAT {
+            let message = format!("has format {}, and this version reads {FORMAT}", manifest.format);
+            return Err(Error::file(&file, message));
+        }
+        Ok(Snapshot { folder: folder.to_path_buf(), manifest })
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What it says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Reads every byte and compares all sizes and sums.
+    ///
+    /// # Errors
+    /// With the first file that is missing, cut short or altered.
+    pub fn verify(&self) -> Result<()> {
+        let mut buffer = vec![0; PIECE];
+        let whole = |shard: &Shard| shard.parts.iter().map(|p| p.bytes).sum::<u64>() < shard.bytes;
+        for shard in &self.manifest.shards {
+            let path = self.path(shard)?;
+            let failed = |e| Error::io("read", &path, e);
+            let mut file = File::open(&path).map_err(failed)?;
+            let bytes = file.metadata().map_err(failed)?.len();
+            if bytes != shard.bytes || !whole(shard) {
+                let message =
+                    format!("is cut short or grown: it has {bytes} bytes, and its manifest says {}", shard.bytes);
+                return Err(Error::file(&path, message));
+            }
+            let mut sum = Context::new(&SHA256);
+            loop {
+                let n = file.read(&mut buffer).map_err(failed)?;
+                if n == 0 {
+                    break;
+                }
+                sum.update(&buffer[..n]);
+            }
+            let found = hex(sum.finish().as_ref());
+            if found != shard.sha256 {
+                let message = format!("is damaged: its SHA-256 is {found}, and its manifest says {}", shard.sha256);
+                return Err(Error::file(&path, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// The states' bytes in pieces of some MB: a state's name, where the piece begins in it, and its bytes.
+    pub fn pieces(&self) -> impl Iterator<Item = Result<(&str, u64, Vec<u8>)>> {
+        self.manifest.shards.iter().flat_map(move |shard| {
+            let mut at = shard.bytes - shard.parts.iter().map(|p| p.bytes).sum::<u64>();
+            let mut ranges = Vec::new();
+            for part in &shard.parts {
+                for offset in (0..part.bytes).step_by(PIECE) {
+                    let bytes = (part.bytes - offset).min(PIECE as u64);
+                    ranges.push((part.state.as_str(), part.offset + offset, at + offset, bytes as usize));
+                }
+                at += part.bytes;
+            }
+            ranges.into_iter().map(move |(state, offset, at, bytes)| {
+                let path = self.path(shard)?;
+                let mut content = vec![0; bytes];
+                File::open(&path)
+                    .and_then(|mut file| file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut content)))
+                    .map_err(|e| Error::io("read", &path, e))?;
+                Ok((state, offset, content))
+            })
+        })
+    }
+
+    /// Where a file lies; a name that leads elsewhere is none.
+    fn path(&self, shard: &Shard) -> Result<PathBuf> {
+        if shard.file.is_empty() || shard.file.starts_with('.') || shard.file.contains(['/', '\\', ':']) {
+            return Err(Error::file(&self.folder, format!("its manifest names a file {:?}", shard.file)));
+        }
+        Ok(self.folder.join(&shard.file))
+    }
+}
+
+/// Bytes in hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

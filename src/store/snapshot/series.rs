@@ -1,0 +1,72 @@
+//! The checkpoints of one run: which there are, the newest whole one, and which of them go.
+
+use super::Snapshot;
+use crate::error::Result;
+use crate::store::atomic::sweep;
+use crate::store::staged_folder::discard;
+use std::path::{Path, PathBuf};
+
+/// The folder that holds a run's checkpoints.
+#[derive(Debug, Clone)]
+pub struct Series {
+    folder: PathBuf,
+}
+
+impl Series {
+    /// The checkpoints below a run's folder. What earlier processes left half-written goes.
+    pub fn of(run: &Path) -> Series {
+        let folder = run.join("checkpoints");
+        sweep(&folder, &|name| name.starts_with("step-"));
+        Series { folder }
+    }
+
+    /// Their folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Steps and folders, the newest last. Nothing in them is looked at.
+    pub fn list(&self) -> Vec<(u64, PathBuf)> {
+        let step = |path: PathBuf| Some((path.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()?, path));
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let mut found: Vec<(u64, PathBuf)> = entries.filter_map(|entry| step(entry.path())).collect();
+        found.sort();
+        found
+    }
+
+    /// The newest checkpoint that is whole, every byte of it; `passed` hears of each newer one that is not.
+    pub fn newest(&self, passed: &mut dyn FnMut(u64, crate::error::Error)) -> Option<Snapshot> {
+        self.list().into_iter().rev().find_map(|(step, folder)| {
+            let whole = |snapshot: Snapshot| snapshot.verify().map(|()| snapshot);
+            Snapshot::open(&folder).and_then(whole).map_err(|error| passed(step, error)).ok()
+        })
+    }
+
+    /// Removes those after a step: training goes on from there, and will not come by them in the same way.
+    pub fn forget_after(&self, step: u64) {
+        self.list().iter().filter(|(later, _)| *later > step).for_each(|(_, folder)| discard(folder));
+    }
+
+    /// Keeps the last `keep` (one at least), and, if `best`, the one with the lowest loss on held-out data (the earliest of
+    /// equals); removes the others.
+    pub fn retain(&self, keep: usize, best: bool) {
+        let mut all = self.list();
+        let opened = |folder: &PathBuf| Snapshot::open(folder).ok()?.manifest().validation;
+        let measured = all.iter().filter_map(|(step, folder)| Some((opened(folder)?, *step)));
+        let lowest = measured.filter(|_| best).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step);
+        all.truncate(all.len().saturating_sub(keep.max(1)));
+        all.iter().filter(|(step, _)| Some(*step) != lowest).for_each(|(_, folder)| discard(folder));
+    }
+
+    /// Removes all of them.
+    ///
+    /// # Errors
+    /// If one stays.
+    pub fn clear(&self) -> Result<()> {
+        self.list().iter().for_each(|(_, folder)| discard(folder));
+        match self.list().first() {
+            None => Ok(()),
+            Some((_, folder)) => Err(crate::error::Error::file(folder, "cannot be removed; make it writable")),
+        }
+    }
+}
