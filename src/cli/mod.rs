@@ -91,8 +91,10 @@ impl AdapterArgs {
 
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
+    // What a command has to tell by its exit code beside success and failure.
+    let mut ended = 0;
     let done = match Cli::parse().command {
-        Command::Train(args) => pollster::block_on(train::train(*args)),
+        Command::Train(args) => pollster::block_on(train::train(*args)).map(|code| ended = code),
         Command::Generate(args) => pollster::block_on(generate(*args)),
         Command::Eval(args) => pollster::block_on(eval::eval(args)),
         Command::Chat(args) => pollster::block_on(chat::chat(*args)),
@@ -107,7 +109,10 @@ pub fn main() -> ExitCode {
             Err(error) => Err(error),
         },
     };
-    report(done)
+    match report(done) {
+        code if code == ExitCode::SUCCESS => ExitCode::from(ended),
+        code => code,
+    }
 }
 
 /// Prints an error as one sentence; gives the exit code.

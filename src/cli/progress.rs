@@ -100,7 +100,8 @@ impl Terminal {
     }
 
     fn step(&mut self, event: &Event) {
-        let Event::Step { step, loss, lr, grad_norm, loss_scale, skipped, tokens_per_second, roofline } = event else {
+        let Event::Step { step, loss, lr, grad_norm, loss_scale, skipped, tokens_per_second, roofline, .. } = event
+        else {
             return;
         };
         let scale = loss_scale.zip(*skipped).map_or(String::new(), |(s, n)| format!(" scale {s} ({n} skipped)"));
@@ -130,10 +131,24 @@ impl Observer for Terminal {
                 let frame = textwrap::Options::new(100).initial_indent("│ ").subsequent_indent("│ ");
                 self.line(&format!("┌ sample\n{}\n└", textwrap::fill(text.trim(), frame)));
             }
+            Event::Checkpoint { step, bytes, stall, seconds, .. } => {
+                let bytes = human_bytes(*bytes);
+                self.line(&format!(
+                    "step {step}: checkpoint of {bytes}, on disk after {seconds:.1} s; training waited {stall:.3} s"
+                ));
+            }
+            Event::Resumed { step, folder } => {
+                self.line(&format!("resumed     {} after step {step}", folder.display()));
+                self.bar.set_position(*step);
+                self.bar.reset_eta();
+            }
             Event::Saved { step, folder, seconds, interrupted } => {
                 self.bar.finish_and_clear();
                 let how = if *interrupted { "stopped early" } else { "done" };
                 let (program, folder) = (shell(&program()), shell(&folder.display().to_string()));
+                if *interrupted {
+                    tell!("go on with it by\n\n    {program} train --resume {folder}\n");
+                }
                 tell!("{how} after {step} steps in {seconds:.0} s; last step: {}", self.last);
                 tell!("the model lies in {folder}; run it with\n");
                 tell!("    {program} generate --model {folder} --prompt \"One day\"\n");

@@ -1,8 +1,8 @@
-//! Ctrl-C while a text is made: the first one ends the text, a second one the program.
+//! Ctrl-C while a text is made: the first one ends the text, a second one the program. And what asks a training run to end.
 
 use anyhow::{Context, Result};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The exit code of a program that Ctrl-C ended.
 pub(super) const INTERRUPTED: i32 = 130;
@@ -46,5 +46,56 @@ impl Signals {
     /// True once it is to stop.
     pub(super) fn asked(&self) -> bool {
         self.asked.load(Ordering::Relaxed)
+    }
+}
+
+/// A training run asked to end, which it does after saving; with the exit code that tells by which signal, as shells do:
+/// 128 and its number.
+#[derive(Clone)]
+pub(super) struct Stop {
+    asked: Arc<AtomicBool>,
+    code: Arc<AtomicUsize>,
+}
+
+impl Stop {
+    /// Listens from now on to Ctrl-C, and on Unix to SIGTERM and SIGHUP. A second Ctrl-C leaves at once.
+    pub(super) fn listen() -> Result<Stop> {
+        let (asked, code) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(INTERRUPTED as usize)));
+        let stop = Stop { asked, code };
+        stop.register().context("cannot listen for signals")?;
+        Ok(stop)
+    }
+
+    #[cfg(unix)]
+    fn register(&self) -> Result<()> {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        use signal_hook::flag;
+        flag::register_conditional_shutdown(SIGINT, INTERRUPTED, self.asked.clone())?;
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            flag::register_usize(signal, self.code.clone(), 128 + signal as usize)?;
+            flag::register(signal, self.asked.clone())?;
+        }
+        Ok(())
+    }
+
+    #[cfg(not(unix))]
+    fn register(&self) -> Result<()> {
+        let asked = self.asked.clone();
+        Ok(ctrlc::set_handler(move || {
+            if asked.swap(true, Ordering::Relaxed) {
+                crate::store::atomic::abandon();
+                std::process::exit(INTERRUPTED);
+            }
+        })?)
+    }
+
+    /// Set once it is asked to end.
+    pub(super) fn asked(&self) -> &AtomicBool {
+        &self.asked
+    }
+
+    /// The exit code of what ends because it was asked to.
+    pub(super) fn code(&self) -> u8 {
+        self.code.load(Ordering::Relaxed) as u8
     }
 }

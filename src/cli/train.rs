@@ -1,21 +1,22 @@
 //! `danlu train`.
 
 use super::progress::{LogFormat, observer};
+use super::signals::Stop;
 use super::{AdapterArgs, hub, paths, profile};
 use crate::base::Bytes;
 use crate::data::SMALLEST_VOCAB;
 use crate::gpu::Gpu;
 use crate::model::find_config;
-use crate::run::{Recorder, TuneMode, Tuner, compile_early};
+use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
 use crate::store::HubPart;
 use crate::train::{
-    Event, Observer, Precision, Prepared, Recipe, Trainer, check_fits, optimizer, prepare, run, save, train_plan,
+    Ending, Event, Observer, OnDivergence, Pace, Precision, Prepared, Recipe, Resumption, Trainer, check_fits,
+    optimizer, prepare, run, save, train_plan, unfinished,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The steps that `--profile` records: the first pays for page faults and the driver's lazy work.
@@ -64,6 +65,24 @@ pub struct TrainArgs {
     /// Text that the samples go on from.
     #[arg(long)]
     prompt: Option<String>,
+    /// Take up the run in this folder, or in --out, from its last checkpoint: as if it had never stopped.
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, conflicts_with = "recipe")]
+    resume: Option<Option<PathBuf>>,
+    /// Start anew even where the folder holds a run that has not come to its end.
+    #[arg(long, conflicts_with = "resume")]
+    force: bool,
+    /// Steps between checkpoints, 0 for none [default: as often as validation].
+    #[arg(long, value_name = "STEPS", allow_negative_numbers = true)]
+    checkpoint_every: Option<u64>,
+    /// How many of the last checkpoints stay, beside the best by validation [default: 2].
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    keep: Option<usize>,
+    /// End after this many validations without a lower loss [default: never].
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    patience: Option<u64>,
+    /// When training diverges: back to the last checkpoint and on with a lower rate, or stop [default: rollback].
+    #[arg(long, value_name = "rollback|stop")]
+    on_divergence: Option<OnDivergence>,
     /// Say nothing but where the model lies.
     #[arg(long)]
     quiet: bool,
@@ -85,8 +104,29 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
-    fn recipe(&self) -> Result<Recipe> {
-        let mut r = self.recipe.as_ref().map_or_else(|| Ok(Recipe::default()), Recipe::open)?;
+    /// The recipe, and where the run is taken up, if it is; `note` hears of checkpoints that are damaged.
+    fn recipe(&self, note: &mut dyn FnMut(String)) -> Result<(Recipe, Option<Resumption>)> {
+        let Some(folder) = &self.resume else {
+            let base = self.recipe.as_ref().map_or_else(|| Ok(Recipe::default()), Recipe::open)?;
+            let recipe = self.over(base)?;
+            if let Some((done, steps)) = unfinished(&recipe.out).filter(|_| !self.force) {
+                let out = recipe.out.display();
+                bail!(
+                    "{out} holds a run with {done} of {steps} steps done: go on with it with --resume {out}, choose another \
+                     --out, or give it up with --force"
+                );
+            }
+            return Ok((recipe, None));
+        };
+        let folder = folder.clone().or(self.out.clone()).unwrap_or(Recipe::default().out);
+        let mut resumption = Resumption::find(&folder, note)?;
+        let wanted = self.over(resumption.recipe.clone())?;
+        resumption.change(Recipe { out: folder, ..wanted })?;
+        Ok((resumption.recipe.clone(), Some(resumption)))
+    }
+
+    /// A recipe with the flags in place of its keys.
+    fn over(&self, mut r: Recipe) -> Result<Recipe> {
         fn put<T: Clone>(flag: &Option<T>, key: &mut T) {
             if let Some(value) = flag {
                 *key = value.clone();
@@ -101,6 +141,10 @@ impl TrainArgs {
         put(&self.seed, &mut r.seed);
         put(&self.out, &mut r.out);
         put(&self.prompt, &mut r.prompt);
+        put(&self.keep, &mut r.checkpoint.keep);
+        put(&self.patience, &mut r.patience);
+        put(&self.on_divergence, &mut r.recovery.on_divergence);
+        r.checkpoint.every = self.checkpoint_every.or(r.checkpoint.every);
         r.memory = self.memory.or(r.memory);
         r.data = self.data.clone().or(r.data);
         r.tokenizer = self.tokenizer.clone().or(r.tokenizer);
@@ -111,10 +155,12 @@ impl TrainArgs {
     }
 }
 
-/// Trains a model and saves it.
-pub async fn train(args: TrainArgs) -> Result<()> {
-    let recipe = args.recipe()?;
+/// Trains a model and saves it; gives the exit code.
+pub async fn train(args: TrainArgs) -> Result<u8> {
+    let mut notes = Vec::new();
+    let (recipe, resumption) = args.recipe(&mut |text| notes.push(text))?;
     let mut observer = observer(args.log_format, args.quiet, &recipe);
+    notes.into_iter().for_each(|text| observer.event(&Event::Note { text }));
     // What can be refused early is: before the data is read, and before anything is computed.
     writable(&recipe.out, "output folder", "choose another with --out")?;
     writable(&paths::cache(), "cache folder", "set DANLU_CACHE to another")?;
@@ -133,10 +179,12 @@ pub async fn train(args: TrainArgs) -> Result<()> {
         prepared
     })?;
     check_fits(&gpu, &recipe, &prepared.config)?;
-    let stop = stop_on_signal()?;
+    let stop = Stop::listen()?;
     let mut tuner = Tuner::new(&gpu, args.tune, Some(&paths::cache()));
     let roofline = tuner.roofline().await?;
-    let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut tuner, None).await?;
+    let kernels = resumption.as_ref().map_or(&[][..], |r| chosen(r, &gpu, observer.as_mut()));
+    let mut choices = Choices::new(kernels, &mut tuner);
+    let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut choices, None).await?;
     if let Some(text) = trainer.fit.as_ref().and_then(|fit| fit.note()) {
         observer.event(&Event::Note { text });
     }
@@ -147,25 +195,44 @@ pub async fn train(args: TrainArgs) -> Result<()> {
     if let Some(folder) = &args.dump {
         dump(folder, &recipe, &prepared, &trainer).await?;
     }
-    let step_limit = Some(roofline.seconds(&plan));
+    if let Some(resumption) = &resumption {
+        resumption.restore(&mut trainer, &prepared).await?;
+    }
+    let limit = Pace::of(&roofline, &plan);
     observer.event(&Event::Ready {
         adapter: gpu.report().line(),
         parameters: trainer.layout.parameters(),
         train_tokens: prepared.loader.train_tokens(),
         val_tokens: prepared.loader.val_tokens(),
         totals: plan.totals(),
-        step_limit,
+        step_limit: Some(limit.step_seconds),
         steps: recipe.steps,
     });
+    if let Some(resumption) = &resumption {
+        observer.event(&Event::Resumed { step: resumption.step(), folder: recipe.out.clone() });
+    }
     let recorder = Recorder::of(PROFILED);
     if args.profile.is_some() {
         trainer.record(Some(&recorder));
     }
-    run(&gpu, &recipe, &prepared, &mut trainer, step_limit, &stop, observer.as_mut()).await?;
+    let ending = run(&gpu, &recipe, &prepared, &mut trainer, Some(limit), stop.asked(), observer.as_mut()).await?;
     if let Err(error) = gpu.save_pipelines() {
         observer.event(&Event::Note { text: format!("compiled shaders were not kept: {error}") });
     }
-    args.profile.as_deref().map_or(Ok(()), |file| profile::conclude(&gpu, &recorder, &roofline, file))
+    args.profile.as_deref().map_or(Ok(()), |file| profile::conclude(&gpu, &recorder, &roofline, file))?;
+    Ok(if ending == Ending::Interrupted { stop.code() } else { 0 })
+}
+
+/// The kernels that a run was begun with, where they may be taken again.
+fn chosen<'a>(resumption: &'a Resumption, gpu: &Gpu, observer: &mut dyn Observer) -> &'a [Choice] {
+    let Some((_, about)) = &resumption.from else { return &[] };
+    match about.differs(gpu) {
+        None => &about.kernels,
+        Some(text) => {
+            observer.event(&Event::Note { text });
+            &[]
+        }
+    }
 }
 
 /// What was compiled before is a convenience: where it cannot be read, it is compiled again.
@@ -185,20 +252,6 @@ fn compile_step(gpu: &Gpu, recipe: &Recipe, tune: TuneMode, stop: &AtomicBool) {
     if let Ok(plan) = plan {
         compile_early(gpu, &plan, stop);
     }
-}
-
-/// Set by Ctrl-C, which until here, where there is nothing to save, has simply ended the program. A second one leaves
-/// at once.
-fn stop_on_signal() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    })
-    .context("cannot listen for Ctrl-C")?;
-    Ok(stop)
 }
 
 /// Creates a folder and tries a file in it, so that hours of work cannot end with nowhere to put them. Folders that were

@@ -3,6 +3,7 @@
 use crate::base::TensorType;
 use crate::graph::{Cost, Hook, Scalar};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Everything that the executor needs.
@@ -156,6 +157,18 @@ impl Plan {
             } += buffer.bytes;
         }
         t
+    }
+
+    /// The states that a run of it changes, and their bytes, in the order of its buffers: what a run of training is, and
+    /// what has to be kept of it.
+    pub fn written_states(&self) -> Vec<(&str, u64)> {
+        let bindings = self.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| &d.bindings);
+        let written: BTreeSet<usize> = bindings.filter(|b| b.written).map(|b| b.buffer).collect();
+        let state = |i: usize| match &self.buffers[i].kind {
+            BufferKind::State(name) => Some((name.as_str(), self.buffers[i].bytes)),
+            _ => None,
+        };
+        written.into_iter().filter_map(state).collect()
     }
 
     /// Work and traffic of one run.

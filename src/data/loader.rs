@@ -99,6 +99,11 @@ impl Loader {
         self.shard.len() - self.train_tokens
     }
 
+    /// A hash of all tokens, held out or not.
+    pub fn checksum(&self) -> u64 {
+        self.shard.checksum()
+    }
+
     /// Rows an epoch.
     pub fn rows_per_epoch(&self) -> u64 {
         self.windows

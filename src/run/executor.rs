@@ -235,6 +235,11 @@ impl Executor {
         Ok(taken)
     }
 
+    /// Runs whose results were not taken.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
     /// From now on tells `recorder` what every run does when, as runs of the plan `name`; or, with `None`, no longer.
     pub fn record(&mut self, recorder: Option<&Recorder>, name: &str) {
         self.recorder = recorder.map(|recorder| (recorder.clone(), name.into()));

@@ -1,6 +1,7 @@
 //! From plain data to numbers on a device.
 
 mod bind;
+mod choices;
 mod executor;
 mod kernel;
 mod machine;
@@ -13,11 +14,12 @@ mod timing;
 mod tuner;
 
 pub use bind::{check_range, params_bytes, resolve};
+pub use choices::{Choice, Choices};
 pub use executor::{Executor, Outputs, Results, check_memory, compile_all, compile_early, device_bytes, f32s};
 pub use kernel::{race_kernel, run_kernel, time_kernel};
 pub use machine::{Ceiling, Machine};
 pub use recorder::{DeviceSpan, Doing, HostSpan, Recorder, Run, StepInfo};
-pub use records::{Barred, KernelId, Key, Records, Row};
+pub use records::{Barred, KernelId, Key, Records, Row, build};
 pub use roofline::Roofline;
 pub use states::States;
 pub use timing::Timing;

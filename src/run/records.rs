@@ -237,7 +237,7 @@ fn document(folder: &Path) -> Vec<Records> {
 
 /// This crate's version and a hash (FNV-1a) of all its shaders, and of what rewrites them on a CPU: what was measured under
 /// another is not believed.
-fn build() -> String {
+pub fn build() -> String {
     let texts = crate::shader::names().flat_map(|n| [n, crate::shader::text(n).unwrap_or_default()]);
     let texts = texts.chain([include_str!("../gpu/wide.rs")]);
     let hash = texts

@@ -65,7 +65,11 @@ impl States {
         self.buffers.contains_key(name)
     }
 
-    fn get(&self, name: &str) -> Result<&Buffer> {
+    /// The buffer of a state that a plan has made.
+    ///
+    /// # Errors
+    /// If there is no such state.
+    pub fn get(&self, name: &str) -> Result<&Buffer> {
         self.buffers.get(name).ok_or_else(|| Error::Graph(format!("there is no state {name}")))
     }
 }

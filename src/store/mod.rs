@@ -12,7 +12,7 @@ mod hub;
 mod layout;
 mod safetensors;
 mod shards;
-mod snapshot;
+pub mod snapshot;
 mod staged_folder;
 mod stream;
 mod tensors;
@@ -24,8 +24,5 @@ pub use folder::{FolderFile, TEMPLATES_FOLDER, TOKENIZER_FILES, load_config, loa
 pub use hub::{Hub, HubEvent, HubName, HubOptions, HubPart, HubReport};
 pub use safetensors::{stage_safetensors, write_safetensors};
 pub use shards::SHARD_BYTES;
-pub use snapshot::{
-    Manifest, Part, SHARD_BYTES as SNAPSHOT_SHARD_BYTES, Series, Shard, Snapshot, SnapshotWriter, StateSize,
-};
 pub use stream::Loaded;
 pub use tensors::{Tensor, Tensors};

@@ -43,6 +43,8 @@ pub enum Event {
         step: u64,
         /// Mean cross entropy, in nats a token.
         loss: f32,
+        /// The same, smoothed over some fifty steps.
+        smoothed_loss: f64,
         /// Learning rate.
         lr: f64,
         /// Global norm of the gradient, before clipping.
@@ -53,10 +55,16 @@ pub enum Event {
         /// Steps left out so far because a gradient overflowed, in mixed precision.
         #[serde(skip_serializing_if = "Option::is_none")]
         skipped: Option<u64>,
+        /// Tokens trained on so far.
+        tokens: u64,
         /// Tokens a second, over the last steps.
         tokens_per_second: f64,
         /// Share of the roofline's limit, over the last steps.
         roofline: Option<f64>,
+        /// Operations of the model a second, as a share of the best matrix product measured.
+        mfu: Option<f64>,
+        /// Seconds that the batch was waited for.
+        data_wait: f64,
     },
     /// Loss on held-out data.
     Validation {
@@ -72,6 +80,26 @@ pub enum Event {
         /// Prompt and continuation.
         text: String,
     },
+    /// A checkpoint lies on disk.
+    Checkpoint {
+        /// It is of the state after this many steps.
+        step: u64,
+        /// Its folder.
+        folder: PathBuf,
+        /// Bytes of its states.
+        bytes: u64,
+        /// Seconds for which training stood still.
+        stall: f64,
+        /// Seconds until it was on disk.
+        seconds: f64,
+    },
+    /// The run goes on from a checkpoint.
+    Resumed {
+        /// It is of the state after this many steps.
+        step: u64,
+        /// The run's folder.
+        folder: PathBuf,
+    },
     /// The model lies on disk.
     Saved {
         /// After this many steps.
@@ -80,7 +108,7 @@ pub enum Event {
         folder: PathBuf,
         /// Seconds since the first step.
         seconds: f64,
-        /// True if the run was asked to stop early.
+        /// True if the run was asked to stop.
         interrupted: bool,
     },
 }

@@ -1,15 +1,27 @@
 //! The training loop: steps, validation, samples, what is told about them, and what is saved.
 
+mod checkpoints;
 mod event;
 mod fit;
+mod keeper;
+mod log;
+mod pace;
 mod prepare;
 mod recipe;
+mod recovery;
+mod resume;
 mod session;
 mod trainer;
 
+pub use checkpoints::{About, CheckpointOptions, Content, Progress};
 pub use event::{Event, Observer};
 pub use fit::{Fit, Plans, plans};
+pub use keeper::{Keeper, Kept};
+pub use log::{EventFile, METRICS, Metric, Metrics, RECIPE, RunLog, crc32c, masked, read_metrics};
+pub use pace::Pace;
 pub use prepare::{Prepared, prepare};
 pub use recipe::{Precision, Recipe};
-pub use session::{run, save};
-pub use trainer::{StepResult, Trainer, check_fits, fill, optimizer, train_graph, train_plan};
+pub use recovery::{OnDivergence, RecoveryOptions, Verdict};
+pub use resume::{Resumption, unfinished};
+pub use session::{Ending, run, save};
+pub use trainer::{StepResult, Trainer, check_fits, fill, optimizer, schedule, train_graph, train_plan};

@@ -1,5 +1,6 @@
 //! A training run as one typed value: flags and a TOML file fill the same fields.
 
+use super::{CheckpointOptions, RecoveryOptions};
 use crate::base::Bytes;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -81,10 +82,16 @@ pub struct Recipe {
     pub val_fraction: f64,
     /// Most sequences of one validation.
     pub val_sequences: u64,
+    /// The run ends after this many validations without a lower loss; 0 for never.
+    pub patience: u64,
     /// Text that the samples go on from.
     pub prompt: String,
-    /// Where the model is written.
+    /// The run's folder: for the model, checkpoints and metrics.
     pub out: PathBuf,
+    /// When checkpoints are taken, and which of them stay.
+    pub checkpoint: CheckpointOptions,
+    /// What is done when training diverges.
+    pub recovery: RecoveryOptions,
 }
 
 impl Default for Recipe {
@@ -112,8 +119,11 @@ impl Default for Recipe {
             eval_every: None,
             val_fraction: 0.05,
             val_sequences: 32,
+            patience: 0,
             prompt: "One day".into(),
             out: "runs/model".into(),
+            checkpoint: CheckpointOptions::default(),
+            recovery: RecoveryOptions::default(),
         }
     }
 }
@@ -181,12 +191,28 @@ impl Recipe {
         if !(self.val_fraction > 0.0 && self.val_fraction < 1.0) {
             return Err(Error::Invalid(format!("val_fraction is {}; it must lie between 0 and 1", self.val_fraction)));
         }
+        self.recovery.check()?;
         Ok(())
     }
 
     /// Steps over which the learning rate rises.
     pub fn warmup_steps(&self) -> u64 {
         self.warmup.unwrap_or(self.steps.div_ceil(20))
+    }
+
+    /// Steps between checkpoints, if any are taken.
+    pub fn checkpoint_interval(&self) -> Option<u64> {
+        Some(self.checkpoint.every.unwrap_or(self.eval_interval())).filter(|&every| every > 0)
+    }
+
+    /// The recipe with everything filled in that follows from other keys, so that it means the same whatever becomes of
+    /// those.
+    pub fn resolved(&self) -> Recipe {
+        let mut resolved = self.clone();
+        resolved.warmup = Some(self.warmup_steps());
+        resolved.eval_every = Some(self.eval_interval());
+        resolved.checkpoint.every = Some(self.checkpoint_interval().unwrap_or(0));
+        resolved
     }
 
     /// Steps between validations.

@@ -1,142 +1,396 @@
-//! A whole training run: steps, validation, samples, saving, and an early end when asked.
+//! A whole training run: steps, validation, samples, checkpoints, saving; an early end when asked; and back to a checkpoint
+//! where training diverges.
 
-use super::{Event, Observer, Prepared, Recipe, StepResult, Trainer};
+use super::keeper::{Keeper, Kept};
+use super::log::{RECIPE, RunLog};
+use super::pace::Speed;
+use super::{About, Event, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trainer, Verdict};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::infer::{Generator, Sampling};
+use crate::store::atomic::{create_folder, write_file};
+use crate::store::snapshot::{Manifest, Series};
 use crate::store::{FolderFile, save_folder};
-use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Steps over which speed is averaged.
-const WINDOW: usize = 20;
 /// Tokens of a sample.
 const SAMPLE_TOKENS: usize = 80;
 
-/// Runs a prepared trainer to its end, or until `stop` is set, and saves the model to the recipe's folder.
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps are done.
+    Complete,
+    /// Validation has not become better for as long as the recipe allows.
+    Early,
+    /// It was asked to stop.
+    Interrupted,
+}
+
+/// Runs a prepared trainer to its end, or until `stop` is set, and saves the model to the recipe's folder; on the way
+/// checkpoints and metrics, as the recipe says. A trainer that was restored from a checkpoint goes on from there.
 ///
 /// # Errors
-/// If the loss is no longer a number, the device failed, or the model cannot be written.
+/// If training diverges for good, the device failed, or the model cannot be written.
 pub async fn run(
     gpu: &Gpu,
     recipe: &Recipe,
     prepared: &Prepared,
     trainer: &mut Trainer,
-    step_limit: Option<f64>,
+    limit: Option<Pace>,
     stop: &AtomicBool,
     observer: &mut dyn Observer,
-) -> Result<()> {
-    let mut pace = Pace { started: Instant::now(), recent: VecDeque::new(), step_limit };
-    let val_batches = trainer.val_batches(recipe.val_sequences);
-    let mut sampler: Option<Generator> = None;
-    let mut done = 0;
-    while done < recipe.steps {
-        let stopping = stop.load(Ordering::Relaxed);
-        let boundary = |step: u64| step.is_multiple_of(recipe.eval_interval()) || step == recipe.steps;
-        // One step is always under way while the result of the one before is read, but for the pauses.
-        let pause = boundary(trainer.submitted()) && trainer.submitted() > done;
-        if trainer.submitted() < recipe.steps && !stopping && !pause {
-            trainer.submit().await?;
-            if trainer.submitted() == done + 1 && !boundary(done + 1) {
-                continue;
+) -> Result<Ending> {
+    let ended = Session::new(gpu, recipe, prepared, trainer, limit, stop, observer)?.run().await;
+    ended.map_err(|error| match error {
+        // What is on disk outlives the device, and most devices can be opened again.
+        Error::Device(text) => match Series::of(&recipe.out).list().last() {
+            Some((step, _)) => Error::Device(format!(
+                "{text}; the last checkpoint is that of step {step}: `danlu train --resume {}` goes on from it",
+                recipe.out.display()
+            )),
+            None => Error::Device(format!("{text}; there is no checkpoint yet")),
+        },
+        other => other,
+    })
+}
+
+struct Session<'a> {
+    gpu: &'a Gpu,
+    recipe: &'a Recipe,
+    prepared: &'a Prepared,
+    trainer: &'a mut Trainer,
+    stop: &'a AtomicBool,
+    observer: &'a mut dyn Observer,
+    series: Series,
+    keeper: Option<Keeper>,
+    about: About,
+    log: RunLog,
+    speed: Speed,
+    /// Seconds of the processes before this one.
+    earlier: f64,
+    val_batches: u64,
+    sampler: Option<Generator>,
+    /// The step whose checkpoint was taken last.
+    taken: u64,
+    /// The step of the checkpoint that training went back to last.
+    back_at: Option<u64>,
+    /// Why the last checkpoint is not on disk.
+    failed: Option<Error>,
+}
+
+impl<'a> Session<'a> {
+    fn new(
+        gpu: &'a Gpu,
+        recipe: &'a Recipe,
+        prepared: &'a Prepared,
+        trainer: &'a mut Trainer,
+        limit: Option<Pace>,
+        stop: &'a AtomicBool,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Self> {
+        let step = trainer.progress.step;
+        create_folder(&recipe.out)?;
+        write_file(&recipe.out.join(RECIPE), recipe.resolved().to_toml().as_bytes())?;
+        let series = Series::of(&recipe.out);
+        // Those of a step that is still to come are damaged, or of another run.
+        series.forget_after(step);
+        let options = &recipe.checkpoint;
+        let keeper =
+            recipe.checkpoint_interval().map(|_| Keeper::new(gpu, trainer, series.clone(), options.keep, options.best));
+        let flops = prepared.config.train_flops_per_token(recipe.seq) as f64;
+        Ok(Session {
+            about: About::new(gpu, recipe, prepared, &trainer.kernels),
+            log: RunLog::open(&recipe.out, step, trainer.device_bytes())?,
+            speed: Speed::new(limit, flops),
+            earlier: trainer.progress.seconds,
+            val_batches: trainer.val_batches(recipe.val_sequences),
+            sampler: None,
+            taken: step,
+            back_at: None,
+            failed: None,
+            gpu,
+            recipe,
+            prepared,
+            trainer,
+            stop,
+            observer,
+            series,
+            keeper,
+        })
+    }
+
+    fn tell(&mut self, event: Event) {
+        let failed = self.log.event(&event);
+        self.observer.event(&event);
+        failed.into_iter().for_each(|text| self.note(text));
+    }
+
+    fn note(&mut self, text: String) {
+        self.observer.event(&Event::Note { text });
+    }
+
+    fn done(&self) -> u64 {
+        self.trainer.progress.step
+    }
+
+    fn is_last(&self, step: u64) -> bool {
+        step == self.recipe.steps
+    }
+
+    fn is_evaluated(&self, step: u64) -> bool {
+        step.is_multiple_of(self.recipe.eval_interval()) || self.is_last(step)
+    }
+
+    fn is_kept(&self, step: u64) -> bool {
+        let due = |every| step.is_multiple_of(every) || self.is_last(step);
+        self.recipe.checkpoint_interval().is_some_and(due)
+    }
+
+    /// Whether there is something to do after a step that no other may be under way for.
+    fn is_boundary(&self, step: u64) -> bool {
+        self.is_evaluated(step) || self.is_kept(step)
+    }
+
+    /// Whether validation has not become better for as long as the recipe allows.
+    fn is_enough(&self) -> bool {
+        self.recipe.patience > 0
+            && self.trainer.progress.since_best >= self.recipe.patience
+            && !self.is_last(self.done())
+    }
+
+    async fn run(mut self) -> Result<Ending> {
+        // A run that was killed after its end was due does not go on.
+        let mut early = self.is_enough();
+        while self.done() < self.recipe.steps && !early {
+            self.hear();
+            let (done, submitted) = (self.done(), self.trainer.submitted());
+            // One step is always under way while the result of the one before is read, but for the pauses.
+            let pause = submitted > done && self.is_boundary(submitted);
+            if submitted < self.recipe.steps && !self.stop.load(Ordering::Relaxed) && !pause {
+                self.trainer.submit().await?;
+                if submitted == done && !self.is_boundary(done + 1) {
+                    continue;
+                }
+            }
+            if self.trainer.submitted() == done {
+                break;
+            }
+            let result = self.trainer.result().await?;
+            early = match self.judge(&result) {
+                Some(why) => self.roll_back(&why).await.map(|()| false)?,
+                None => {
+                    self.count(result);
+                    self.is_boundary(self.done()) && self.rest().await?
+                }
+            };
+        }
+        if self.done() == 0 {
+            return Err(Error::Invalid("stopped before the first step was done; nothing was saved".into()));
+        }
+        let ending = match () {
+            () if early => Ending::Early,
+            () if self.done() < self.recipe.steps => Ending::Interrupted,
+            () => Ending::Complete,
+        };
+        self.conclude(ending).await
+    }
+
+    fn count(&mut self, result: StepResult) {
+        let progress = &mut self.trainer.progress;
+        progress.step += 1;
+        progress.skipped_in_row =
+            if Verdict::of(&result) == Verdict::LeftOut { progress.skipped_in_row + 1 } else { 0 };
+        progress.seconds = self.earlier + self.speed.seconds();
+        let smoothed = progress.smooth(f64::from(result.loss));
+        let event = self.speed.step(result, smoothed, self.trainer);
+        self.tell(event);
+    }
+
+    /// Why training cannot go on after a step with this result, if it cannot.
+    fn judge(&self, result: &StepResult) -> Option<String> {
+        let (step, StepResult { loss, grad_norm, .. }) = (self.done() + 1, result);
+        let row = self.trainer.progress.skipped_in_row + 1;
+        match Verdict::of(result) {
+            Verdict::LeftOut if row >= self.recipe.recovery.skipped => {
+                Some(format!("the last {row} steps, up to step {step}, were left out"))
+            }
+            Verdict::Diverged => Some(format!("step {step} gave loss {loss} and gradient norm {grad_norm}")),
+            _ => None,
+        }
+    }
+
+    /// Back to the last good checkpoint, with a lower rate.
+    async fn roll_back(&mut self, why: &str) -> Result<()> {
+        let advice = "training diverged; try a lower --lr, or a longer warmup";
+        let options = &self.recipe.recovery;
+        let (rollbacks, rate_scale) =
+            (self.trainer.progress.rollbacks + 1, self.trainer.progress.rate_scale * options.rate);
+        let kept = self.keeper.as_mut().and_then(Keeper::wait);
+        kept.into_iter().for_each(|kept| self.kept(kept));
+        if options.on_divergence == OnDivergence::Stop || rollbacks > options.most {
+            let again = if rollbacks > 1 { format!(" after {} rollbacks", rollbacks - 1) } else { String::new() };
+            return Err(Error::Invalid(format!("{why}: {advice}. No model was written{again}.")));
+        }
+        // One from which training diverged before may hold the harm already: the one before it is tried.
+        let steps: Vec<u64> = self.series.list().into_iter().map(|(step, _)| step).collect();
+        if steps.len() > 1 && steps.last() == self.back_at.as_ref() {
+            self.series.forget_after(steps[steps.len() - 2]);
+        }
+        let Some(snapshot) = self.series.newest(&mut |_, _| ()) else {
+            return Err(Error::Invalid(format!("{why}: {advice}. Nothing was saved.")));
+        };
+        let about = About::read(&snapshot)?;
+        let seconds = self.trainer.progress.seconds;
+        let progress = super::Progress { rollbacks, rate_scale, skipped_in_row: 0, seconds, ..about.progress };
+        self.trainer.restore(&snapshot, progress).await?;
+        let step = self.done();
+        self.series.forget_after(step);
+        (self.taken, self.back_at) = (step, Some(step));
+        self.log.back_to(step)?;
+        self.speed.pause();
+        self.note(format!(
+            "{why}: training diverged; back to the checkpoint of step {step}, and on with {rate_scale} of the learning rate"
+        ));
+        Ok(())
+    }
+
+    /// Validation, a sample, a checkpoint; true if the run is to end early.
+    async fn rest(&mut self) -> Result<bool> {
+        let (step, mut began) = (self.done(), Instant::now());
+        let mut validation = None;
+        if self.is_evaluated(step) {
+            let loss = self.trainer.validate(self.val_batches).await?;
+            if !loss.is_finite() {
+                let why = format!("the validation loss after step {step} is {loss}");
+                return self.roll_back(&why).await.map(|()| false);
+            }
+            self.tell(Event::Validation { step, loss });
+            let text = self.sample().await?;
+            self.tell(Event::Sample { step, text });
+            let progress = &mut self.trainer.progress;
+            if progress.best.is_none_or(|(best, _)| loss < best) {
+                (progress.best, progress.since_best) = (Some((loss, step)), 0);
+            } else {
+                progress.since_best += 1;
+            }
+            (validation, began) = (Some(loss), Instant::now());
+        }
+        if self.is_kept(step) {
+            if self.keeper.as_ref().is_some_and(Keeper::is_busy) && !self.is_last(step) {
+                self.note(format!("the checkpoint of step {step} is left out: the one before is still being written"));
+            } else {
+                self.keep(validation, began).await?;
             }
         }
-        if trainer.submitted() == done {
-            break;
-        }
-        let result = trainer.result().await?;
-        done += 1;
-        observer.event(&pace.step(done, result, trainer)?);
-        if boundary(done) {
-            let loss = trainer.validate(val_batches).await?;
-            observer.event(&Event::Validation { step: done, loss });
-            let text = sample(gpu, recipe, prepared, trainer, &mut sampler).await?;
-            observer.event(&Event::Sample { step: done, text });
-            pace.recent.clear();
+        self.speed.pause();
+        Ok(self.is_enough())
+    }
+
+    /// Takes a checkpoint of now; an earlier one that is still being written is waited for.
+    async fn keep(&mut self, validation: Option<f64>, began: Instant) -> Result<()> {
+        let Some(keeper) = &mut self.keeper else { return Ok(()) };
+        let earlier = keeper.wait();
+        let (step, loader) = self.trainer.position();
+        self.trainer.progress.loader = loader;
+        self.about.progress = self.trainer.progress.clone();
+        let about = serde_json::to_value(&self.about).expect("plain data");
+        let manifest = Manifest::new(step, validation, about, keeper.sizes().to_vec());
+        keeper.take(self.trainer, manifest, began).await?;
+        self.taken = step;
+        earlier.into_iter().for_each(|kept| self.kept(kept));
+        Ok(())
+    }
+
+    /// Hears from the thread that writes.
+    fn hear(&mut self) {
+        if let Some(kept) = self.keeper.as_mut().and_then(Keeper::poll) {
+            self.kept(kept);
         }
     }
-    if done == 0 {
-        return Err(Error::Invalid("stopped before the first step was done; nothing was saved".into()));
+
+    fn kept(&mut self, kept: Kept) {
+        self.failed = None;
+        match kept {
+            Kept::Saved { step, folder, bytes, stall, seconds } => {
+                self.tell(Event::Checkpoint { step, folder, bytes, stall, seconds });
+            }
+            Kept::Failed { step, error } => {
+                self.note(format!(
+                    "there is no checkpoint of step {step}: {error}. Training goes on; the next is tried when due"
+                ));
+                self.failed = Some(error);
+            }
+        }
     }
-    let pages = trainer.pages().await?;
-    save(&recipe.out, prepared, trainer, &pages)?;
-    observer.event(&Event::Saved {
-        step: done,
-        folder: recipe.out.clone(),
-        seconds: pace.started.elapsed().as_secs_f64(),
-        interrupted: done < recipe.steps,
-    });
-    Ok(())
-}
 
-/// Speed over the last steps.
-struct Pace {
-    started: Instant,
-    recent: VecDeque<Instant>,
-    step_limit: Option<f64>,
-}
-
-impl Pace {
-    fn step(&mut self, step: u64, result: StepResult, trainer: &Trainer) -> Result<Event> {
-        // An overflow of scaled gradients is answered by a smaller scale; one without any scale is not.
-        let is_scaled = result.loss_scale.is_some_and(|(scale, _)| scale >= 1.0);
-        if !(result.loss.is_finite() && (result.grad_norm.is_finite() || is_scaled)) {
-            let (loss, norm) = (result.loss, result.grad_norm);
-            return Err(Error::Invalid(format!(
-                "step {step} gave loss {loss} and gradient norm {norm}: training diverged; try a lower --lr, or a longer \
-                 warmup. Nothing was saved."
-            )));
+    /// The last checkpoint, and the model.
+    async fn conclude(mut self, ending: Ending) -> Result<Ending> {
+        let step = self.done();
+        if self.taken != step {
+            self.keep(None, Instant::now()).await?;
         }
-        self.recent.push_back(Instant::now());
-        if self.recent.len() > WINDOW {
-            self.recent.pop_front();
+        let kept = self.keeper.as_mut().and_then(Keeper::wait);
+        kept.into_iter().for_each(|kept| self.kept(kept));
+        if ending == Ending::Early {
+            self.back_to_best().await?;
         }
-        let span = self.recent.back().zip(self.recent.front()).map(|(b, a)| b.duration_since(*a).as_secs_f64());
-        let per_step = match self.recent.len() {
-            0 | 1 => self.started.elapsed().as_secs_f64() / step as f64,
-            n => span.unwrap_or(0.0) / (n - 1) as f64,
-        };
-        Ok(Event::Step {
+        let pages = self.trainer.pages().await?;
+        save(&self.recipe.out, self.prepared, self.trainer, &pages)?;
+        self.tell(Event::Saved {
             step,
-            loss: result.loss,
-            lr: trainer.rate(step - 1),
-            grad_norm: result.grad_norm,
-            loss_scale: result.loss_scale.map(|(scale, _)| scale),
-            skipped: result.loss_scale.map(|(_, skipped)| skipped),
-            tokens_per_second: trainer.tokens_per_step() as f64 / per_step,
-            roofline: self.step_limit.map(|limit| limit / per_step),
-        })
+            folder: self.recipe.out.clone(),
+            seconds: self.trainer.progress.seconds,
+            interrupted: ending == Ending::Interrupted,
+        });
+        // The model lies there; whoever counts on going on must know that nothing else does.
+        match self.failed.take() {
+            Some(error) if ending == Ending::Interrupted => Err(error),
+            _ => Ok(ending),
+        }
     }
-}
 
-async fn sample(
-    gpu: &Gpu,
-    recipe: &Recipe,
-    prepared: &Prepared,
-    trainer: &Trainer,
-    kept: &mut Option<Generator>,
-) -> Result<String> {
-    if kept.is_none() {
-        let (model, layout) = (&trainer.model, &trainer.layout);
-        *kept = Some(Generator::new(gpu, model, Arc::new(layout.clone()), trainer.states.clone(), recipe.seq).await?);
+    /// The parameters of the best checkpoint, where that is still there.
+    async fn back_to_best(&mut self) -> Result<()> {
+        let Some((loss, step)) = self.trainer.progress.best else { return Ok(()) };
+        let patience = self.recipe.patience;
+        self.note(format!(
+            "validation has not become better than {loss:.4}, after step {step}, {patience} times in a row"
+        ));
+        let found = self.series.list().into_iter().find(|(s, _)| *s == step);
+        let opened = found.and_then(|(_, folder)| crate::store::snapshot::Snapshot::open(&folder).ok());
+        if let Some(snapshot) = opened.filter(|s| s.verify().is_ok()) {
+            let progress = self.trainer.progress.clone();
+            self.trainer.restore(&snapshot, progress).await?;
+            self.note(format!("the model that is written is that of step {step}"));
+        }
+        Ok(())
     }
-    let generator = kept.as_mut().expect("made above");
-    generator.reset();
-    let mut prompt = prepared.tokenizer.encode_prompt(&recipe.prompt)?;
-    prompt.truncate(generator.context().saturating_sub(1).max(1));
-    let mut tokens = prompt.clone();
-    let sampling = Sampling { seed: recipe.seed, ..Sampling::default() };
-    let count = SAMPLE_TOKENS.min(generator.context().saturating_sub(prompt.len()));
-    generator
-        .generate(&prompt, count, &sampling, |token| {
-            tokens.push(token);
-            Ok(true)
-        })
-        .await?;
-    prepared.tokenizer.decode(&tokens)
+
+    async fn sample(&mut self) -> Result<String> {
+        let (recipe, trainer, tokenizer) = (self.recipe, &*self.trainer, &self.prepared.tokenizer);
+        if self.sampler.is_none() {
+            let (model, layout) = (&trainer.model, Arc::new(trainer.layout.clone()));
+            self.sampler = Some(Generator::new(self.gpu, model, layout, trainer.states.clone(), recipe.seq).await?);
+        }
+        let generator = self.sampler.as_mut().expect("made above");
+        generator.reset();
+        let mut prompt = tokenizer.encode_prompt(&recipe.prompt)?;
+        prompt.truncate(generator.context().saturating_sub(1).max(1));
+        let mut tokens = prompt.clone();
+        let sampling = Sampling { seed: recipe.seed, ..Sampling::default() };
+        let count = SAMPLE_TOKENS.min(generator.context().saturating_sub(prompt.len()));
+        generator
+            .generate(&prompt, count, &sampling, |token| {
+                tokens.push(token);
+                Ok(true)
+            })
+            .await?;
+        tokenizer.decode(&tokens)
+    }
 }
 
 /// Writes the model as a Hugging Face folder, tokenizer and all.

@@ -1,16 +1,18 @@
 //! The device's side of training: one plan for a step, one for validation, and the states that they share.
 
-use super::{Fit, Plans, Precision, Prepared, Recipe, plans};
+use super::{Fit, Plans, Precision, Prepared, Progress, Recipe, plans};
 use crate::base::{Rng, TensorType};
 use crate::compile::{Chooser, First, Plan, compile};
-use crate::data::Loader;
+use crate::data::{Loader, LoaderState};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{ParamLayout, Params};
 use crate::optim::{HYPER, LossScaling, Optimizer, SCALER, Schedule};
-use crate::run::{Executor, Recorder, Results, States, check_memory};
+use crate::run::{Choice, Choices, Executor, Recorder, Results, States, check_memory, device_bytes};
+use crate::store::snapshot::{Snapshot, StateSize};
+use std::time::Instant;
 
 /// A model and everything that changes while it is trained.
 pub struct Trainer {
@@ -22,6 +24,10 @@ pub struct Trainer {
     pub states: States,
     /// How a step was made to fit the memory, where that is limited or known.
     pub fit: Option<Fit>,
+    /// The kernels that were chosen.
+    pub kernels: Vec<Choice>,
+    /// What the host knows of the run: changed by [`super::run`], and by [`Trainer::restore`].
+    pub progress: Progress,
     optimizer: Optimizer,
     schedule: Schedule,
     train: Executor,
@@ -29,7 +35,10 @@ pub struct Trainer {
     loader: Loader,
     inputs: Vec<u32>,
     targets: Vec<u32>,
+    written: Vec<StateSize>,
+    device_bytes: u64,
     submitted: u64,
+    data_wait: f64,
 }
 
 /// What a step reports.
@@ -63,6 +72,11 @@ pub fn optimizer(recipe: &Recipe) -> Optimizer {
         loss_scaling: (recipe.precision == Precision::Mixed)
             .then(|| LossScaling { interval: recipe.loss_scale_interval, ..LossScaling::default() }),
     }
+}
+
+/// The schedule of a recipe.
+pub fn schedule(recipe: &Recipe) -> Schedule {
+    Schedule { lr: recipe.lr, min_lr: recipe.lr * recipe.lr_floor, warmup: recipe.warmup_steps(), total: recipe.steps }
 }
 
 /// The graph of a training step (`optimizer` given) or of validation.
@@ -172,9 +186,12 @@ impl Trainer {
         let model = Llama::new(prepared.config.clone());
         let layout = ParamLayout::new(model.param_specs(), gpu.limits().max_buffer_bytes);
         let optimizer = optimizer(recipe);
-        let Plans { train: plan, eval, fit } = plans(&prepared.config, recipe, gpu.limits(), chooser)?;
+        let mut choices = Choices::new(&[], chooser);
+        let Plans { train: plan, eval, fit } = plans(&prepared.config, recipe, gpu.limits(), &mut choices)?;
+        let kernels = choices.made();
         fit.as_ref().map_or(Ok(()), Fit::check)?;
         let mut states = States::new(gpu);
+        let device_bytes = device_bytes([&plan, &eval], &|_| false);
         let train = Executor::new(gpu, &plan, &mut states).await?;
         let eval = Executor::new(gpu, &eval, &mut states).await?;
         for (i, page) in weights.unwrap_or_else(|| layout.init(recipe.seed)).iter().enumerate() {
@@ -183,27 +200,27 @@ impl Trainer {
         if let Some(scaling) = optimizer.loss_scaling {
             states.write(SCALER, 0, bytemuck::cast_slice(&scaling.initial())).await?;
         }
-        let schedule = Schedule {
-            lr: recipe.lr,
-            min_lr: recipe.lr * recipe.lr_floor,
-            warmup: recipe.warmup_steps(),
-            total: recipe.steps,
-        };
         let (inputs, targets) = (vec![0; batch * seq], vec![0; batch * seq]);
         let loader = prepared.loader.clone();
+        let size = |(name, bytes): (&str, u64)| StateSize { name: name.into(), bytes };
         let trainer = Trainer {
             model,
             layout,
             states,
             fit,
+            kernels,
+            progress: Progress::default(),
             optimizer,
-            schedule,
+            schedule: schedule(recipe),
             train,
             eval,
             loader,
             inputs,
             targets,
+            written: plan.written_states().into_iter().map(size).collect(),
+            device_bytes,
             submitted: 0,
+            data_wait: 0.0,
         };
         Ok((trainer, plan))
     }
@@ -220,7 +237,56 @@ impl Trainer {
 
     /// Learning rate of a step, the first being 0.
     pub fn rate(&self, step: u64) -> f64 {
-        self.schedule.rate(step)
+        self.schedule.rate(step) * self.progress.rate_scale
+    }
+
+    /// The states that a step changes: with [`Trainer::progress`], all that a run is.
+    pub fn written_states(&self) -> &[StateSize] {
+        &self.written
+    }
+
+    /// Device bytes of the plans' buffers, states that both use counted once.
+    pub fn device_bytes(&self) -> u64 {
+        self.device_bytes
+    }
+
+    /// Seconds that the last submitted step waited for its batch.
+    pub fn data_wait(&self) -> f64 {
+        self.data_wait
+    }
+
+    /// Steps done so far, and where the data stand, for a checkpoint; all that was submitted must be done.
+    pub fn position(&self) -> (u64, LoaderState) {
+        (self.submitted, self.loader.state())
+    }
+
+    /// Puts everything as it was when a checkpoint was taken. Results that were not taken are dropped.
+    ///
+    /// # Errors
+    /// If the checkpoint holds other states than this recipe has on this adapter, or cannot be read, or the device fails.
+    pub async fn restore(&mut self, snapshot: &Snapshot, progress: Progress) -> Result<()> {
+        let theirs = &snapshot.manifest().states;
+        if let Some(ours) = self.written.iter().find(|s| !theirs.contains(s)) {
+            return Err(Error::file(
+                snapshot.folder(),
+                format!(
+                    "holds no state {} of {} bytes, which this run has: it is a checkpoint of another recipe, or of an \
+                     adapter with other limits",
+                    ours.name, ours.bytes
+                ),
+            ));
+        }
+        while self.train.pending() > 0 {
+            self.result().await?;
+        }
+        for piece in snapshot.pieces() {
+            let (state, offset, bytes) = piece?;
+            self.states.write(state, offset, &bytes).await?;
+        }
+        self.loader.restore(progress.loader);
+        self.submitted = progress.step;
+        self.progress = progress;
+        Ok(())
     }
 
     /// Submits the next step; its result is taken later, by [`Trainer::result`].
@@ -228,10 +294,12 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub async fn submit(&mut self) -> Result<()> {
+        let asked = Instant::now();
         self.loader.next_batch(&mut self.inputs, &mut self.targets);
+        self.data_wait = asked.elapsed().as_secs_f64();
         self.train.set("tokens", &self.inputs)?;
         self.train.set("targets", &self.targets)?;
-        let lr = self.schedule.rate(self.submitted);
+        let lr = self.rate(self.submitted);
         self.train.set(HYPER, &self.optimizer.hyper(lr, self.submitted))?;
         self.train.submit().await?;
         self.submitted += 1;

@@ -4,6 +4,7 @@ mod chat;
 mod generating;
 mod measuring;
 mod refused;
+mod resuming;
 mod runs;
 
 use assert_cmd::Command;
@@ -72,6 +73,17 @@ impl Place {
         let mut names: Vec<String> = std::fs::read_dir(self.path(folder)).unwrap().map(name).collect();
         names.sort();
         names
+    }
+}
+
+impl Place {
+    /// Names in a run's folder that are the model's, sorted.
+    fn model(&self, folder: &str) -> Vec<String> {
+        let of_run = |name: &String| {
+            ["checkpoints", "recipe.toml", "metrics.jsonl", "metrics.csv"].contains(&name.as_str())
+                || name.starts_with("events.out.tfevents.")
+        };
+        self.names(folder).into_iter().filter(|name| !of_run(name)).collect()
     }
 }
 

@@ -25,7 +25,7 @@ fn training_writes_a_folder_that_the_printed_command_runs() {
     }
     let place = Place::new();
     let said = stderr(&place.train("--out my/model").assert().success());
-    assert_eq!(place.names("my/model"), FILES);
+    assert_eq!(place.model("my/model"), FILES);
     let command = said.lines().find(|l| l.contains(" generate --model ")).unwrap_or_else(|| panic!("{said}")).trim();
     assert!(command.ends_with("generate --model my/model --prompt \"One day\""), "{command}");
     let run = Process::new("sh").args(["-c", command]).current_dir(place.folder.path()).output().unwrap();
@@ -65,7 +65,7 @@ fn flags_override_the_recipe() {
     place.write("r.toml", "steps = 5\nout = \"from_recipe\"\nseed = 4\nconfig = \"tiny.json\"\n");
     let said = stdout(&place.train("--recipe r.toml --steps 2 --log-format json").assert().success());
     assert_eq!(said.matches("\"event\":\"step\"").count(), 2);
-    assert_eq!(place.names("from_recipe"), FILES);
+    assert_eq!(place.model("from_recipe"), FILES);
 }
 
 #[test]
@@ -149,17 +149,20 @@ fn a_full_disk_keeps_the_older_model() {
         shell.output()
     };
     let Some(place) = trained("m") else { return };
-    let mount = "mkdir full && mount -t tmpfs -o size=64k tmpfs full";
+    let mount = "mkdir full && mount -t tmpfs -o size=80k tmpfs full";
     if !shell(&place, &format!("{mount}; umount full")).is_ok_and(|run| run.status.success()) {
         eprintln!("SKIPPED: no file system can be mounted here");
         return;
     }
-    let mut line = format!("mount -t tmpfs -o size=64k tmpfs full && cp m/* full && {}", env!("CARGO_BIN_EXE_danlu"));
+    let mut line = format!(
+        "mount -t tmpfs -o size=80k tmpfs full && cp m/*.json m/*.safetensors full && {}",
+        env!("CARGO_BIN_EXE_danlu")
+    );
     for word in place.train("--out full --quiet --seed 7").get_args() {
         line += &format!(" {}", word.to_str().unwrap());
     }
     let run =
-        shell(&place, &format!("{line}; echo code $?; ls -A full; cmp full/model.safetensors m/model.safetensors"))
+        shell(&place, &format!("{line}; echo code $?; cd full; ls *.json *.safetensors | sort; ls -A | grep tmp; cd ..; cmp full/model.safetensors m/model.safetensors"))
             .unwrap();
     let said = String::from_utf8(run.stderr).unwrap();
     assert!(said.lines().count() == 1 && said.contains("the disk is full"), "{said}");
@@ -167,7 +170,7 @@ fn a_full_disk_keeps_the_older_model() {
     assert_eq!(String::from_utf8(run.stdout).unwrap(), format!("code 1\n{}\n", FILES.join("\n")));
 }
 
-/// Ctrl-C is a request that is fulfilled: the model is saved and the exit code is 0.
+/// Ctrl-C is a request that is fulfilled: the model is saved, and the exit code says why the run ended.
 #[test]
 #[cfg(unix)]
 fn ctrl_c_saves_and_leaves() {
@@ -190,9 +193,9 @@ fn ctrl_c_saves_and_leaves() {
     }
     assert!(Process::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
     out.read_to_string(&mut said).unwrap();
-    assert_eq!(run.wait().unwrap().code(), Some(0));
+    assert_eq!(run.wait().unwrap().code(), Some(130));
     assert!(said.contains("\"interrupted\":true"), "{said}");
-    assert_eq!(place.names("m"), FILES);
+    assert_eq!(place.model("m"), FILES);
 }
 
 #[test]
@@ -214,7 +217,7 @@ fn a_reader_that_leaves_stops_nothing() {
         shell.args(["-c", &script]).current_dir(place.folder.path()).env("DANLU_CACHE", place.path("cache"));
         assert_eq!(shell.output().unwrap().stdout, b"code 0\n", "{line}");
     }
-    assert!(place.names("n") == FILES && place.names("o") == FILES);
+    assert!(place.model("n") == FILES && place.model("o") == FILES);
 }
 
 /// `/dev/full` is Linux's: every write to it fails.

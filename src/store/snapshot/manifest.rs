@@ -76,8 +76,8 @@ impl Manifest {
     }
 }
 
-/// The bytes of all states, one after another, cut into files of at most `most` bytes of states.
-pub(super) fn cut(states: &[StateSize], most: u64) -> Vec<Vec<Part>> {
+/// The bytes of all states, one after another, cut into loads (files, say) of at most `most` bytes.
+pub fn cut(states: &[StateSize], most: u64) -> Vec<Vec<Part>> {
     let (mut files, mut room): (Vec<Vec<Part>>, u64) = (Vec::new(), 0);
     for state in states {
         let mut offset = 0;

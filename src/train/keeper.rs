@@ -1,0 +1,253 @@
+//! Takes checkpoints while training goes on: at a step's end the device copies its states into memory that the host can
+//! read, and a thread writes from there to the disk.
+//!
+//! Training waits for nothing but those copies, which stand in the device's queue before the next step; and where the
+//! states are so large that the host has not the memory for a whole copy, for as much as the slots do not hold.
+
+use super::Trainer;
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Readback, Ticket, host_memory};
+use crate::store::snapshot::{Manifest, Part, SHARD_BYTES, Series, SnapshotWriter, StateSize, cut};
+use pollster::block_on;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// Bytes of one slot.
+const SLOT: u64 = 32 << 20;
+/// Slots that one submission fills: a gigabyte, so that no submission takes long.
+const BATCH: usize = 32;
+/// Slots where the host's memory is unknown or short.
+const FEWEST: usize = 4;
+
+/// What came of a checkpoint.
+#[derive(Debug)]
+pub enum Kept {
+    /// It lies on disk.
+    Saved {
+        /// After this many steps.
+        step: u64,
+        /// Its folder.
+        folder: PathBuf,
+        /// Bytes of states.
+        bytes: u64,
+        /// Seconds for which the device worked on nothing else.
+        stall: f64,
+        /// Seconds until it was on disk.
+        seconds: f64,
+    },
+    /// It does not; nothing half-written stays.
+    Failed {
+        /// After this many steps.
+        step: u64,
+        /// Why.
+        error: Error,
+    },
+}
+
+enum Job {
+    Begin(Box<Manifest>, Instant),
+    /// Slots with so many bytes each, filled once the ticket's work is done.
+    Batch(Ticket, Vec<(u64, Readback)>),
+    End,
+}
+
+/// Copies, and a thread that writes them.
+pub struct Keeper {
+    gpu: Gpu,
+    series: Series,
+    sizes: Vec<StateSize>,
+    loads: Vec<Vec<Part>>,
+    slot_bytes: u64,
+    most: usize,
+    made: usize,
+    free: Receiver<Readback>,
+    told: Receiver<Kept>,
+    busy: bool,
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Keeper {
+    /// A keeper of the states that a trainer's step writes, in a run's series; of which it lets `keep` stay, and the best.
+    pub fn new(gpu: &Gpu, trainer: &Trainer, series: Series, keep: usize, best: bool) -> Keeper {
+        let sizes = trainer.written_states().to_vec();
+        let bytes: u64 = sizes.iter().map(|s| s.bytes).sum();
+        let slot_bytes = SLOT.min(bytes.max(4));
+        let loads = cut(&sizes, slot_bytes);
+        // A third of what is free: the files that are written stay in the system's cache as well.
+        let room = host_memory().map_or(FEWEST, |free| (free / 3 / slot_bytes) as usize);
+        let most = room.clamp(FEWEST, loads.len().max(FEWEST));
+        let (jobs, work) = channel();
+        let (tell, told) = channel();
+        let (give, free) = channel();
+        let writer = Writer { gpu: gpu.clone(), series: series.clone(), keep, best, tell, give };
+        let thread = std::thread::spawn(move || writer.run(&work));
+        let (jobs, thread) = (Some(jobs), Some(thread));
+        Keeper {
+            gpu: gpu.clone(),
+            series,
+            sizes,
+            loads,
+            slot_bytes,
+            most,
+            made: 0,
+            free,
+            told,
+            busy: false,
+            jobs,
+            thread,
+        }
+    }
+
+    /// The run's series.
+    pub fn series(&self) -> &Series {
+        &self.series
+    }
+
+    /// The states that are kept, in order.
+    pub fn sizes(&self) -> &[StateSize] {
+        &self.sizes
+    }
+
+    /// True while one is being written.
+    pub fn is_busy(&self) -> bool {
+        self.busy
+    }
+
+    /// Copies the states as they are after all that was submitted, and has them written; `began` is when the device had
+    /// nothing else to do. Not to be called while one is being written.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub async fn take(&mut self, trainer: &Trainer, manifest: Manifest, began: Instant) -> Result<()> {
+        self.busy = true;
+        self.send(Job::Begin(Box::new(manifest), began))?;
+        let mut at = 0;
+        while at < self.loads.len() {
+            let mut submission = self.gpu.submission();
+            let mut batch = Vec::new();
+            while at < self.loads.len() && batch.len() < BATCH {
+                let Some(slot) = self.slot(batch.is_empty()).await? else { break };
+                let mut bytes = 0;
+                for part in &self.loads[at] {
+                    let state = trainer.states.get(&part.state)?;
+                    submission.copy_out_at(state.range(part.offset, part.bytes), &slot, bytes)?;
+                    bytes += part.bytes;
+                }
+                batch.push((bytes, slot));
+                at += 1;
+            }
+            let ticket = submission.submit()?;
+            self.send(Job::Batch(ticket, batch))?;
+        }
+        self.send(Job::End)
+    }
+
+    /// A slot that nobody uses: one that came back, a new one, or, if `wait`, the next that comes back.
+    async fn slot(&mut self, wait: bool) -> Result<Option<Readback>> {
+        if let Ok(slot) = self.free.try_recv() {
+            return Ok(Some(slot));
+        }
+        if self.made < self.most {
+            self.made += 1;
+            return Ok(Some(self.gpu.readback(self.slot_bytes).await?));
+        }
+        if !wait {
+            return Ok(None);
+        }
+        self.free.recv().map(Some).map_err(|_| ended())
+    }
+
+    fn send(&self, job: Job) -> Result<()> {
+        self.jobs.as_ref().and_then(|jobs| jobs.send(job).ok()).ok_or_else(ended)
+    }
+
+    /// What came of the one that was being written, if that is known by now.
+    pub fn poll(&mut self) -> Option<Kept> {
+        let kept = self.told.try_recv().ok()?;
+        self.busy = false;
+        Some(kept)
+    }
+
+    /// The same, waited for; nothing if none is being written.
+    pub fn wait(&mut self) -> Option<Kept> {
+        if !std::mem::take(&mut self.busy) {
+            return None;
+        }
+        self.told.recv().ok()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        // The thread ends with its last job.
+        self.jobs = None;
+        self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn ended() -> Error {
+    Error::Graph("the thread that writes checkpoints has ended".into())
+}
+
+/// The thread's side.
+struct Writer {
+    gpu: Gpu,
+    series: Series,
+    keep: usize,
+    best: bool,
+    tell: Sender<Kept>,
+    give: Sender<Readback>,
+}
+
+impl Writer {
+    fn run(&self, jobs: &Receiver<Job>) {
+        while let Ok(Job::Begin(manifest, began)) = jobs.recv() {
+            let (step, bytes) = (manifest.step, manifest.bytes());
+            let mut stall = 0.0;
+            let written = SnapshotWriter::new(self.series.folder(), *manifest, SHARD_BYTES);
+            let kept = match self.fill(written, jobs, began, &mut stall).and_then(SnapshotWriter::finish) {
+                Ok(folder) => {
+                    self.series.retain(self.keep, self.best);
+                    Kept::Saved { step, folder, bytes, stall, seconds: began.elapsed().as_secs_f64() }
+                }
+                Err(error) => Kept::Failed { step, error },
+            };
+            if self.tell.send(kept).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes all batches, also after a failure: the slots must go back.
+    fn fill(
+        &self,
+        mut writer: Result<SnapshotWriter>,
+        jobs: &Receiver<Job>,
+        began: Instant,
+        stall: &mut f64,
+    ) -> Result<SnapshotWriter> {
+        loop {
+            match jobs.recv() {
+                Ok(Job::Batch(ticket, slots)) => {
+                    let copied = block_on(ticket.wait(&self.gpu));
+                    *stall = began.elapsed().as_secs_f64();
+                    writer = writer.and_then(|w| copied.map(|()| w));
+                    for (bytes, slot) in slots {
+                        writer = writer.and_then(|mut w| {
+                            block_on(slot.read(&self.gpu, bytes, |content| w.push(content)))??;
+                            Ok(w)
+                        });
+                        // Nobody may be left to take it.
+                        let _ = self.give.send(slot);
+                    }
+                }
+                Ok(Job::End) => return writer,
+                // The copies could not be made: who made them says why.
+                _ => return Err(Error::Graph("the checkpoint was given up".into())),
+            }
+        }
+    }
+}

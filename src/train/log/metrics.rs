@@ -1,0 +1,199 @@
+//! One line of a run's metrics.
+
+use super::JSONL;
+use crate::error::{Error, Result};
+use crate::train::Event;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// What was measured after a step, in the order in which a run tells it: not every line has every number.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)] // `METRICS` says what they are.
+pub struct Metrics {
+    /// Steps done.
+    pub step: u64,
+    /// Seconds since 1970.
+    pub wall: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smoothed_loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_loss: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grad_norm: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roofline: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_bytes: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_wait: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_stall: Option<f64>,
+    /// What the model wrote.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<String>,
+}
+
+/// A number of [`Metrics`]: its name there and in CSV, its tag in TensorBoard, what it is, and where it lies.
+pub struct Metric {
+    /// Name.
+    pub name: &'static str,
+    /// TensorBoard's tag.
+    pub tag: &'static str,
+    /// What it is, with its unit.
+    pub what: &'static str,
+    /// Its value in a line.
+    pub get: fn(&Metrics) -> Option<f64>,
+}
+
+/// Every number that a run writes down.
+pub const METRICS: &[Metric] = &[
+    Metric { name: "loss", tag: "train/loss", what: "cross entropy of the step, nats a token", get: |m| m.loss },
+    Metric {
+        name: "smoothed_loss",
+        tag: "train/smoothed_loss",
+        what: "the same, smoothed over some fifty steps",
+        get: |m| m.smoothed_loss,
+    },
+    Metric {
+        name: "validation_loss",
+        tag: "validation/loss",
+        what: "cross entropy on held-out data, nats a token",
+        get: |m| m.validation_loss,
+    },
+    Metric { name: "perplexity", tag: "validation/perplexity", what: "its exponential", get: |m| m.perplexity },
+    Metric { name: "lr", tag: "train/learning_rate", what: "learning rate", get: |m| m.lr },
+    Metric {
+        name: "grad_norm",
+        tag: "train/gradient_norm",
+        what: "global norm of the gradient before clipping",
+        get: |m| m.grad_norm,
+    },
+    Metric {
+        name: "loss_scale",
+        tag: "train/loss_scale",
+        what: "scale of the loss, in mixed precision",
+        get: |m| m.loss_scale,
+    },
+    Metric { name: "skipped", tag: "train/skipped_steps", what: "steps left out so far", get: |m| m.skipped },
+    Metric { name: "tokens", tag: "progress/tokens", what: "tokens trained on so far", get: |m| m.tokens },
+    Metric {
+        name: "tokens_per_second",
+        tag: "speed/tokens_per_second",
+        what: "tokens a second, over the last steps",
+        get: |m| m.tokens_per_second,
+    },
+    Metric {
+        name: "roofline",
+        tag: "speed/roofline",
+        what: "share of what the measured roofline allows",
+        get: |m| m.roofline,
+    },
+    Metric {
+        name: "mfu",
+        tag: "speed/mfu",
+        what: "model operations a second, as a share of the best matrix product measured",
+        get: |m| m.mfu,
+    },
+    Metric {
+        name: "device_bytes",
+        tag: "memory/device_bytes",
+        what: "bytes of tensors on the device",
+        get: |m| m.device_bytes,
+    },
+    Metric {
+        name: "data_wait",
+        tag: "speed/data_wait",
+        what: "seconds that the step's batch was waited for",
+        get: |m| m.data_wait,
+    },
+    Metric {
+        name: "checkpoint_stall",
+        tag: "speed/checkpoint_stall",
+        what: "seconds that training stood still for a checkpoint",
+        get: |m| m.checkpoint_stall,
+    },
+];
+
+impl Metrics {
+    /// What an event measures, if it does.
+    pub fn of(event: &Event) -> Option<Metrics> {
+        let some = |x: f32| Some(f64::from(x));
+        Some(match event {
+            Event::Step {
+                step,
+                loss,
+                smoothed_loss,
+                lr,
+                grad_norm,
+                loss_scale,
+                skipped,
+                tokens,
+                tokens_per_second,
+                roofline,
+                mfu,
+                data_wait,
+            } => Metrics {
+                step: *step,
+                loss: some(*loss),
+                smoothed_loss: Some(*smoothed_loss),
+                lr: Some(*lr),
+                grad_norm: some(*grad_norm),
+                loss_scale: loss_scale.and_then(some),
+                skipped: skipped.map(|n| n as f64),
+                tokens: Some(*tokens as f64),
+                tokens_per_second: Some(*tokens_per_second),
+                roofline: *roofline,
+                mfu: *mfu,
+                data_wait: Some(*data_wait),
+                ..Metrics::default()
+            },
+            Event::Validation { step, loss } => Metrics {
+                step: *step,
+                validation_loss: Some(*loss),
+                perplexity: Some(loss.exp()),
+                ..Metrics::default()
+            },
+            Event::Sample { step, text } => Metrics { step: *step, sample: Some(text.clone()), ..Metrics::default() },
+            Event::Checkpoint { step, stall, .. } => {
+                Metrics { step: *step, checkpoint_stall: Some(*stall), ..Metrics::default() }
+            }
+            _ => return None,
+        })
+    }
+
+    /// Its line in `metrics.jsonl`.
+    pub(super) fn line(&self) -> String {
+        serde_json::to_string(self).expect("plain data") + "\n"
+    }
+}
+
+/// The lines of a run's `metrics.jsonl`; none if there is no such file. A line that is not whole, as a process that was
+/// killed leaves it, is passed over.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read_metrics(folder: &Path) -> Result<Vec<Metrics>> {
+    let path = folder.join(JSONL);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(Error::io("read", &path, e)),
+    }
+}

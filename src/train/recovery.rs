@@ -1,0 +1,107 @@
+//! `[recovery]` of a recipe: what is done when training diverges; and when it has.
+
+use super::StepResult;
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+/// What is done when training diverges.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDivergence {
+    /// Go back to the last good checkpoint and on from there with a lower rate.
+    #[default]
+    Rollback,
+    /// Stop with an error.
+    Stop,
+}
+
+impl std::str::FromStr for OnDivergence {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "rollback" => Ok(OnDivergence::Rollback),
+            "stop" => Ok(OnDivergence::Stop),
+            _ => Err(format!("`{text}` is none of rollback, stop")),
+        }
+    }
+}
+
+/// What is done when training diverges.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RecoveryOptions {
+    /// Back to a checkpoint, or stop.
+    pub on_divergence: OnDivergence,
+    /// So many steps in a row that were left out are a divergence; a step that was not left out and gave no number always is.
+    pub skipped: u64,
+    /// The learning rate is multiplied by this with each rollback.
+    pub rate: f64,
+    /// So many rollbacks at most.
+    pub most: u32,
+}
+
+impl Default for RecoveryOptions {
+    fn default() -> Self {
+        RecoveryOptions { on_divergence: OnDivergence::Rollback, skipped: 20, rate: 0.5, most: 4 }
+    }
+}
+
+impl RecoveryOptions {
+    /// Refuses values that no run can use.
+    ///
+    /// # Errors
+    /// A sentence that names the key, its value and what it may be.
+    pub fn check(&self) -> Result<()> {
+        if !(self.rate > 0.0 && self.rate <= 1.0) {
+            let message = format!("recovery.rate is {}; it must be above 0 and at most 1", self.rate);
+            return Err(Error::Invalid(message));
+        }
+        if self.skipped == 0 {
+            return Err(Error::Invalid("recovery.skipped is 0; it must be at least 1".into()));
+        }
+        Ok(())
+    }
+}
+
+/// How a step went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It changed the parameters.
+    Taken,
+    /// The device left it out and changed nothing.
+    LeftOut,
+    /// The parameters are no numbers any more.
+    Diverged,
+}
+
+impl Verdict {
+    /// Of a step's result.
+    pub fn of(result: &StepResult) -> Verdict {
+        let finite = result.loss.is_finite() && result.grad_norm.is_finite();
+        // An overflow of scaled gradients is answered by a smaller scale, as long as there is one.
+        let is_scaled = result.loss_scale.is_some_and(|(scale, _)| scale >= 1.0);
+        match () {
+            () if finite => Verdict::Taken,
+            () if result.loss.is_finite() && is_scaled => Verdict::LeftOut,
+            () => Verdict::Diverged,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overflow_is_no_divergence_while_there_is_a_scale() {
+        let of = |loss, grad_norm, loss_scale| Verdict::of(&StepResult { loss, grad_norm, loss_scale });
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        assert_eq!(of(2.0, 1.0, None), Verdict::Taken);
+        assert_eq!(of(2.0, inf, None), Verdict::Diverged);
+        assert_eq!(of(nan, 1.0, None), Verdict::Diverged);
+        assert_eq!(of(2.0, inf, Some((4.0, 3))), Verdict::LeftOut);
+        assert_eq!(of(2.0, nan, Some((0.5, 3))), Verdict::Diverged);
+        assert_eq!(of(nan, nan, Some((4.0, 3))), Verdict::Diverged);
+    }
+}
