@@ -4,6 +4,9 @@
 #if BLOCK_32
 #import lib/weight_32.wgsl
 #endif
+#if BLOCK_64
+#import lib/weight_64.wgsl
+#endif
 #if BLOCK_256
 #import lib/weight_256.wgsl
 #endif

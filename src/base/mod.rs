@@ -4,6 +4,9 @@ mod array;
 mod bytes;
 mod files;
 mod limits;
+pub mod nf4;
+#[cfg(test)]
+mod nf4_tests;
 pub mod packed;
 #[cfg(test)]
 mod packed_tests;

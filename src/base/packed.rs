@@ -1,5 +1,5 @@
 //! Blocks of narrow and quantised elements: what each holds, in a file and on the device, and what it means in f32. The
-//! formats are GGUF's (ggml's `block_q4_0` and its kin); all numbers are little-endian, all scales f16.
+//! formats are GGUF's (ggml's `block_q4_0` and its kin); all numbers are little-endian, all scales f16. NF4 is in `nf4.rs`.
 //!
 //! A quantised block of 32 is scale `d`, in the `_1` types a minimum `m`, in the 5-bit types 32 high bits, and the quants:
 //! of two halves of 16 elements the first lies in the low nibbles, the second in the high ones.
@@ -8,7 +8,7 @@
 //! On the device each block fills whole words, and its quants begin at one: Q4_0, Q5_0 and Q8_0 have two bytes of padding
 //! after the scale, Q3_K and Q6_K at their end.
 
-use super::{DType, Rng};
+use super::{DType, Rng, nf4};
 use half::{bf16, f16};
 
 /// Byte of the block after which the device's form has its padding, if there is any.
@@ -83,6 +83,7 @@ pub fn decode(dtype: DType, file: &[u8], out: &mut [f32]) {
             DType::Q4K => q4_k(b, &[0; 32], &b[16..], y),
             DType::Q5K => q4_k(b, &b[16..48], &b[48..], y),
             DType::Q6K => q6_k(b, y),
+            DType::Nf4 => nf4::decode(b, y),
             DType::U32 => unreachable!("refused above"),
         }
     }
@@ -160,7 +161,7 @@ pub fn random(dtype: DType, elements: usize, rng: &mut Rng) -> Vec<u8> {
     let mut file = Vec::with_capacity(elements / block.elements * block.file_bytes);
     // Where a block's f16 scales are, and the largest number that each multiplies.
     let (scales, most): (&[usize], f64) = match dtype {
-        DType::F32 | DType::F16 | DType::BF16 | DType::U32 => (&[], 1.0),
+        DType::F32 | DType::F16 | DType::BF16 | DType::U32 | DType::Nf4 => (&[], 1.0),
         DType::Q4_0 => (&[0], 8.0),
         DType::Q4_1 => (&[0, 2], 15.0),
         DType::Q5_0 => (&[0], 16.0),
@@ -180,6 +181,9 @@ pub fn random(dtype: DType, elements: usize, rng: &mut Rng) -> Vec<u8> {
             DType::F16 => (0..2).for_each(|_| file.extend(f16::from_f64(rng.normal()).to_le_bytes())),
             DType::BF16 => (0..2).for_each(|_| file.extend(bf16::from_f64(rng.normal()).to_le_bytes())),
             _ => file.extend((0..block.file_bytes).map(|_| rng.next_u64() as u8)),
+        }
+        if dtype == DType::Nf4 {
+            file[start..start + 4].copy_from_slice(&((0.5 + rng.uniform()) as f32).to_le_bytes());
         }
         for &at in scales {
             let scale = f16::from_f64((0.5 + rng.uniform()) / most);

@@ -8,7 +8,8 @@ const GOLDEN: &[u8] = include_bytes!("../../tests/goldens/blocks/golden.safetens
 #[test]
 fn blocks_mean_what_gguf_says() {
     let golden = SafeTensors::deserialize(GOLDEN).unwrap();
-    for dtype in DType::WEIGHTS.into_iter().filter(|d| d.is_packed()) {
+    // NF4 is bitsandbytes' own.
+    for dtype in DType::WEIGHTS.into_iter().filter(|d| d.is_packed() && *d != DType::Nf4) {
         let tensor = |what: &str| golden.tensor(&format!("{dtype}.{what}")).unwrap().data().to_vec();
         let expected: Vec<f32> =
             tensor("values").chunks_exact(4).map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();

@@ -7,7 +7,7 @@ use std::fmt;
 /// words (`packed.rs` says how); a row must hold whole blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[allow(missing_docs)] // The quantised ones have the names that GGUF gives them.
+#[allow(missing_docs)] // Most quantised ones have the names that GGUF gives them.
 pub enum DType {
     /// IEEE single precision.
     F32,
@@ -32,6 +32,8 @@ pub enum DType {
     Q5K,
     #[serde(rename = "q6_k")]
     Q6K,
+    /// Four bits by a table, and a scale for 64 (`nf4.rs`).
+    Nf4,
 }
 
 /// How a dtype groups its elements.
@@ -47,7 +49,7 @@ pub struct Block {
 
 impl DType {
     /// Every dtype that a weight may have.
-    pub const WEIGHTS: [DType; 13] = [
+    pub const WEIGHTS: [DType; 14] = [
         DType::F32,
         DType::F16,
         DType::BF16,
@@ -61,6 +63,7 @@ impl DType {
         DType::Q4K,
         DType::Q5K,
         DType::Q6K,
+        DType::Nf4,
     ];
 
     /// Its blocks.
@@ -78,6 +81,7 @@ impl DType {
             DType::Q4K => (256, 144),
             DType::Q5K => (256, 176),
             DType::Q6K => (256, 210),
+            DType::Nf4 => (64, 36),
         };
         Block { elements, file_bytes, bytes: file_bytes.next_multiple_of(4) }
     }
@@ -116,6 +120,7 @@ impl DType {
             DType::Q4K => "q4_k",
             DType::Q5K => "q5_k",
             DType::Q6K => "q6_k",
+            DType::Nf4 => "nf4",
         }
     }
 }

@@ -23,4 +23,4 @@ pub use map_pair::MapPair;
 pub use node::{Kind, Node, NodeId, Value};
 pub use op::{Cost, Io, Op, OpNode, View};
 pub use sum::{SumRows, SumTo};
-pub use view::{Concat, Slice};
+pub use view::{Concat, Detach, Slice};

@@ -1,4 +1,4 @@
-//! Operators that move no data: a part of a tensor, and several tensors side by side.
+//! Operators that move no data: a part of a tensor, several tensors side by side, and a tensor taken for a constant.
 
 use super::{Cost, Graph, Io, Op, OpNode, Value, View};
 use crate::base::{Array, DType, Shape, TensorType};
@@ -98,5 +98,32 @@ impl Op for Concat {
             y.data[start..start + x.data.len()].copy_from_slice(&x.data);
         }
         vec![y]
+    }
+}
+
+/// The same tensor, through which no gradient flows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Detach;
+
+impl Op for Detach {
+    fn name(&self) -> &'static str {
+        "detach"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x] = inputs else { return Err("takes one input".into()) };
+        Ok(vec![(*x).clone()])
+    }
+
+    fn cost(&self, _io: &Io) -> Cost {
+        Cost::default()
+    }
+
+    fn view(&self, _io: &Io) -> Option<View> {
+        Some(View::Slice(0))
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        vec![inputs[0].clone()]
     }
 }

@@ -56,11 +56,11 @@ impl Generator {
         options: impl Into<Options>,
         progress: &mut dyn FnMut(Loaded),
     ) -> Result<Generator> {
-        let (model, frozen) = (checkpoint.model(), checkpoint.frozen()?);
+        let (model, served) = (checkpoint.model(), checkpoint.served(gpu.limits().max_buffer_bytes)?);
         let options = options.into().for_model(model.config());
         let mut states = States::new(gpu);
-        let plans = plans(gpu, model, &frozen, &states, &options)?;
-        checkpoint.stream(&mut states, &frozen, progress).await?;
+        let plans = plans(gpu, model, &served, &states, &options)?;
+        checkpoint.stream_served(&mut states, &served, progress).await?;
         Ok(Generator { passes: Passes::new(gpu, model, states, options, plans).await? })
     }
 

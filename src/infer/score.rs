@@ -89,14 +89,14 @@ impl Scorer {
         batch_tokens: usize,
         progress: &mut dyn FnMut(Loaded),
     ) -> Result<Scorer> {
-        let frozen = checkpoint.frozen()?;
+        let served = checkpoint.served(gpu.limits().max_buffer_bytes)?;
         let mut states = States::new(gpu);
         // Before anything is allocated: a short text says whether the weights have room.
         let sizes = Sizes { batch: 1, time: TIME_STEP, rows: ROW_STEP };
         let tuner = &mut Tuner::new(gpu, TuneMode::Off, None);
-        check_memory(gpu, &[&plan(gpu, checkpoint.model(), &frozen, sizes, tuner)?], &states)?;
-        checkpoint.stream(&mut states, &frozen, progress).await?;
-        Ok(Scorer::new(gpu, checkpoint.model(), Arc::new(frozen), states, batch_tokens))
+        check_memory(gpu, &[&plan(gpu, checkpoint.model(), &served, sizes, tuner)?], &states)?;
+        checkpoint.stream_served(&mut states, &served, progress).await?;
+        Ok(Scorer::new(gpu, checkpoint.model(), Arc::new(served), states, batch_tokens))
     }
 
     /// The model.

@@ -160,7 +160,7 @@ impl Llama {
         let weight = params.get(if self.config.tie_word_embeddings { EMBEDDING } else { OUTPUT })?;
         // Trained rows change with every step. Frozen ones are scaled once, as they are loaded (`store::Checkpoint`), but
         // where the matrix is the embedding too.
-        let scaled = params.pages.is_empty() && !self.config.tie_word_embeddings;
+        let scaled = params.frozen && !self.config.tie_word_embeddings;
         if !self.config.family.unit_head || scaled {
             return Ok(weight);
         }
@@ -221,10 +221,11 @@ impl Llama {
         cache: Option<KvCache>,
     ) -> Result<(Value, Option<Routing>)> {
         let c = &self.config;
-        let get = |part: &str| params.get(&format!("model.layers.{layer}.{part}"));
+        let own = Own { params, layer };
+        let get = |part: &str| own.get(part);
         let [first, second] = c.norm_names();
         let x = g.scope("attention", |g| {
-            let weights = self.attention_weights(&get)?;
+            let weights = self.attention_weights(own)?;
             let kind = AttentionKind {
                 heads: Heads { queries: c.num_attention_heads, keys: c.num_key_value_heads, width: c.head_dim },
                 mask: Mask { window: c.layers[layer].window, alibi: c.family.alibi },
@@ -237,9 +238,9 @@ impl Llama {
             let mut routing = None;
             let experts = c.experts.filter(|_| c.layers[layer].sparse);
             let y = self.residual(g, x, get(second)?, |g, x| {
-                let Some(experts) = experts else { return mlp(g, x, &self.mlp_weights(&get)?) };
+                let Some(experts) = experts else { return mlp(g, x, &self.mlp_weights(own)?) };
                 let kind = MoeKind { choices: experts.per_token, normalise: experts.normalise };
-                let (y, said) = moe(g, x, &moe_weights(&get)?, kind)?;
+                let (y, said) = moe(g, x, &moe_weights(own)?, kind)?;
                 routing = Some(said);
                 Ok(y)
             })?;
@@ -247,19 +248,19 @@ impl Llama {
         })
     }
 
-    fn mlp_weights(&self, get: &dyn Fn(&str) -> Result<Value>) -> Result<MlpWeights> {
-        let biased = |name| linear_of(get, name, self.config.biases.mlp);
+    fn mlp_weights(&self, own: Own) -> Result<MlpWeights> {
+        let biased = |name| own.linear(name, self.config.biases.mlp);
         Ok(MlpWeights { gate: biased("mlp.gate_proj")?, up: biased("mlp.up_proj")?, down: biased("mlp.down_proj")? })
     }
 
-    fn attention_weights(&self, get: &dyn Fn(&str) -> Result<Value>) -> Result<AttentionWeights> {
+    fn attention_weights(&self, own: Own) -> Result<AttentionWeights> {
         let (biases, normed) = (self.config.biases, self.config.qk_norm() != QkNorm::Never);
-        let gain = |name| normed.then(|| get(name)).transpose();
+        let gain = |name| normed.then(|| own.get(name)).transpose();
         Ok(AttentionWeights {
-            q: linear_of(get, "self_attn.q_proj", biases.qkv)?,
-            k: linear_of(get, "self_attn.k_proj", biases.qkv)?,
-            v: linear_of(get, "self_attn.v_proj", biases.qkv)?,
-            o: linear_of(get, "self_attn.o_proj", biases.output)?,
+            q: own.linear("self_attn.q_proj", biases.qkv)?,
+            k: own.linear("self_attn.k_proj", biases.qkv)?,
+            v: own.linear("self_attn.v_proj", biases.qkv)?,
+            o: own.linear("self_attn.o_proj", biases.output)?,
             q_norm: gain("self_attn.q_norm.weight")?,
             k_norm: gain("self_attn.k_norm.weight")?,
         })
@@ -288,20 +289,35 @@ impl Llama {
     }
 }
 
-/// The experts of a layer, each matrix for all of them.
-fn moe_weights(get: &dyn Fn(&str) -> Result<Value>) -> Result<MoeWeights> {
-    Ok(MoeWeights {
-        router: get("mlp.gate.weight")?,
-        gate: get("mlp.experts.gate_proj.weight")?,
-        up: get("mlp.experts.up_proj.weight")?,
-        down: get("mlp.experts.down_proj.weight")?,
-    })
+/// The parameters of one layer.
+#[derive(Clone, Copy)]
+struct Own<'a> {
+    params: &'a Params,
+    layer: usize,
 }
 
-/// The linear layer of this name within a layer.
-fn linear_of(get: &dyn Fn(&str) -> Result<Value>, name: &str, bias: bool) -> Result<Linear> {
-    let bias = bias.then(|| get(&format!("{name}.bias"))).transpose()?;
-    Ok(Linear { weight: get(&format!("{name}.weight"))?, bias })
+impl Own<'_> {
+    fn name(&self, part: &str) -> String {
+        format!("model.layers.{}.{part}", self.layer)
+    }
+
+    fn get(&self, part: &str) -> Result<Value> {
+        self.params.get(&self.name(part))
+    }
+
+    fn linear(&self, part: &str, bias: bool) -> Result<Linear> {
+        self.params.linear(&self.name(part), bias)
+    }
+}
+
+/// The experts of a layer, each matrix for all of them.
+fn moe_weights(own: Own) -> Result<MoeWeights> {
+    Ok(MoeWeights {
+        router: own.get("mlp.gate.weight")?,
+        gate: own.get("mlp.experts.gate_proj.weight")?,
+        up: own.get("mlp.experts.up_proj.weight")?,
+        down: own.get("mlp.experts.down_proj.weight")?,
+    })
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The small layers. Legend: B batch, T time, D model width, F feed-forward width.
 
+use super::Adapter;
 use crate::error::Result;
 use crate::graph::{Graph, Map, Value};
 use crate::ops::{MatMul, RmsNorm};
@@ -19,6 +20,8 @@ pub struct Linear {
     pub weight: Value,
     /// `[N]`, where there is one.
     pub bias: Option<Value>,
+    /// What is added to the weight, where something is.
+    pub adapter: Option<Adapter>,
 }
 
 impl Linear {
@@ -27,7 +30,10 @@ impl Linear {
     /// # Errors
     /// If the shapes do not fit.
     pub fn apply(&self, g: &mut Graph, x: Value) -> Result<Value> {
-        let y = linear(g, x, self.weight)?;
+        let mut y = linear(g, x, self.weight)?;
+        if let Some(adapter) = &self.adapter {
+            y = adapter.apply(g, x, self.weight, y)?;
+        }
         self.bias.map_or(Ok(y), |bias| g.add(y, bias))
     }
 }

@@ -1,6 +1,7 @@
 //! Parameters: what they are, and where each lies in the few flat pages that the device keeps. The optimizer works on
 //! whole pages; layers see one view for each parameter.
 
+use super::{Adapter, Linear};
 use crate::base::{Rng, Shape, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Slice, Value};
@@ -20,6 +21,8 @@ pub enum Init {
     Zeros,
     /// Normal with mean 0 and this standard deviation, cut at three of them (which lowers it by 1.3 %).
     Normal(f64),
+    /// Uniform between minus and plus this.
+    Uniform(f64),
 }
 
 /// One parameter.
@@ -61,11 +64,15 @@ pub struct ParamLayout {
 /// The parameters in one graph.
 #[derive(Debug, Clone)]
 pub struct Params {
-    /// The states, one for each page; none where the parameters are frozen.
+    /// The states that are trained, one for each page; none where all parameters are frozen.
     pub pages: Vec<Value>,
-    /// A view of each parameter, in the order of [`ParamLayout::specs`].
+    /// A view of each parameter that is trained, in the order of [`ParamLayout::specs`]; of frozen ones their values.
     pub views: Vec<Value>,
-    by_name: HashMap<String, Value>,
+    /// True where the model's own parameters stay as they are, whatever is trained beside them.
+    pub frozen: bool,
+    pub(super) by_name: HashMap<String, Value>,
+    /// By the name of the linear layer.
+    pub(super) adapters: HashMap<String, Adapter>,
 }
 
 impl Params {
@@ -74,7 +81,9 @@ impl Params {
         Params {
             pages: Vec::new(),
             views: values.iter().map(|(_, v)| *v).collect(),
+            frozen: true,
             by_name: values.into_iter().collect(),
+            adapters: HashMap::new(),
         }
     }
 
@@ -84,6 +93,15 @@ impl Params {
     /// If there is none.
     pub fn get(&self, name: &str) -> Result<Value> {
         self.by_name.get(name).copied().ok_or_else(|| Error::Graph(format!("there is no parameter {name}")))
+    }
+
+    /// The linear layer of this name, with its bias and its adapter where it has them.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn linear(&self, name: &str, bias: bool) -> Result<Linear> {
+        let bias = bias.then(|| self.get(&format!("{name}.bias"))).transpose()?;
+        Ok(Linear { weight: self.get(&format!("{name}.weight"))?, bias, adapter: self.adapters.get(name).copied() })
     }
 }
 
@@ -167,7 +185,7 @@ impl ParamLayout {
                 by_name.insert(spec.name.clone(), view);
             }
         }
-        Ok(Params { pages, views, by_name })
+        Ok(Params { pages, views, frozen: false, by_name, adapters: HashMap::new() })
     }
 
     /// Pages of zeros, such as fresh moments.
@@ -221,6 +239,10 @@ fn fill(spec: &ParamSpec, seed: u64, data: &mut [f32]) {
         Init::Normal(std) => {
             let mut rng = Rng::named(seed, &spec.name);
             data.fill_with(|| (std * rng.truncated_normal(3.0)) as f32);
+        }
+        Init::Uniform(bound) => {
+            let mut rng = Rng::named(seed, &spec.name);
+            data.fill_with(|| (bound * (2.0 * rng.uniform() - 1.0)) as f32);
         }
     }
 }

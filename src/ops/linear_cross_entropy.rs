@@ -3,7 +3,7 @@
 //!
 //! Legend: R rows (tokens), D model width, V vocabulary.
 
-use super::{CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, IGNORE, MatMul, Operands};
+use super::{CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, IGNORE, MatMul, Operands, weight};
 use crate::base::{Array, DType, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Concat, Cost, Graph, Io, Map, Op, OpNode, Slice, Value};
@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 /// Mean cross entropy of softmax(x·Wᵀ) against targets, over rows whose target is not [`IGNORE`].
 ///
-/// Inputs: x `[..,D]`, W `[V,D]`, targets u32 of x's leading dims. Outputs: loss `[1]`, lse `[R]`, count `[1]` of rows
-/// that count.
+/// Inputs: x `[..,D]`, W `[V,D]` of any dtype of weights, targets u32 of x's leading dims. Outputs: loss `[1]`, lse `[R]`,
+/// count `[1]` of rows that count. No gradient flows into a W that is not f32.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearCrossEntropy {
     /// Words of one chunk; a multiple of 64. See [`LinearCrossEntropy::chunk_for`].
@@ -21,7 +21,7 @@ pub struct LinearCrossEntropy {
     pub operands: Operands,
 }
 
-/// Gradient of [`LinearCrossEntropy`]: dx and dW from x, W, targets, lse, count and dloss `[1]`.
+/// Gradient of [`LinearCrossEntropy`]: dx, and dW where W is f32, from x, W, targets, lse, count and dloss `[1]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearCrossEntropyGrad {
     /// Words of one chunk, as in the forward pass.
@@ -45,9 +45,10 @@ impl LinearCrossEntropy {
 /// R, D and V, or what is wrong.
 fn sizes(x: &TensorType, w: &TensorType, targets: &TensorType, chunk: usize) -> Result<[usize; 3], String> {
     let &[v, d] = w.shape.dims() else { return Err("W must be [V,D]".into()) };
-    if x.dtype != DType::F32 || w.dtype != DType::F32 || x.shape.rank() < 2 || x.shape.last() != d {
-        return Err(format!("x must be f32 [..,{d}] and W f32"));
+    if x.dtype != DType::F32 || x.shape.rank() < 2 || x.shape.last() != d {
+        return Err(format!("x must be f32 [..,{d}]"));
     }
+    weight::check("W", w)?;
     if targets.dtype != DType::U32
         || !x.shape.dims().starts_with(targets.shape.dims())
         || targets.shape.rank() + 1 != x.shape.rank()
@@ -107,7 +108,7 @@ impl Op for LinearCrossEntropy {
         let (Some(dloss), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
         let inputs = [x, w, targets, node.outputs[1], node.outputs[2], dloss];
         let d = g.apply(LinearCrossEntropyGrad { chunk: self.chunk, operands: self.operands }, &inputs)?;
-        Ok(vec![Some(d[0]), Some(d[1]), None])
+        Ok(vec![Some(d[0]), d.get(1).copied(), None])
     }
 
     fn narrow(&self) -> Option<Arc<dyn Op>> {
@@ -168,12 +169,13 @@ impl Op for LinearCrossEntropyGrad {
         if **lse != TensorType::f32([r]) || **count != one || **dloss != one {
             return Err("lse must be f32 [R], count and dloss f32 [1]".into());
         }
-        Ok(vec![(*x).clone(), (*w).clone()])
+        Ok([x, w].into_iter().filter(|ty| !ty.dtype.is_packed()).map(|ty| (*ty).clone()).collect())
     }
 
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
         let &[x, w, _, lse, count, dloss] = &node.inputs[..] else { unreachable!("checked when the node was made") };
         let (x_shape, w_shape) = (g.ty(x).shape.clone(), g.ty(w).shape.clone());
+        let is_trained = !g.ty(w).dtype.is_packed();
         let parts = Parts::of(g, &node.inputs, self.chunk)?;
         let (mut dx, mut dw): (Option<Value>, Vec<Value>) = (None, Vec::new());
         let mut starts = Vec::new();
@@ -185,21 +187,30 @@ impl Op for LinearCrossEntropyGrad {
                 None => part,
                 Some(sum) => g.apply1(Map::add(), &[part, sum])?,
             });
-            dw.push(g.apply1(MatMul::new(true, false).with(self.operands), &[dlogits, parts.x])?);
-            starts.push(start * w_shape.last());
+            if is_trained {
+                dw.push(g.apply1(MatMul::new(true, false).with(self.operands), &[dlogits, parts.x])?);
+                starts.push(start * w_shape.last());
+            }
         }
-        let dw = match dw[..] {
-            [dw] => dw,
-            _ => g.apply1(Concat { starts, elements: w_shape.elements() }, &dw)?,
-        };
         let dx = dx.expect("there is at least one chunk");
-        Ok(Some(vec![g.reshape(dx, x_shape)?, g.reshape(dw, w_shape)?]))
+        let mut both = vec![g.reshape(dx, x_shape)?];
+        if is_trained {
+            let dw = match dw[..] {
+                [dw] => dw,
+                _ => g.apply1(Concat { starts, elements: w_shape.elements() }, &dw)?,
+            };
+            both.push(g.reshape(dw, w_shape)?);
+        }
+        Ok(Some(both))
     }
 
     fn cost(&self, io: &Io) -> Cost {
         let v = io.inputs[1].shape.dims()[0] as u64;
         Cost {
-            flops: v * (6 * io.inputs[0].shape.elements() as u64 + 10 * io.inputs[0].shape.rows() as u64),
+            // The logits again, dx, and perhaps dW.
+            flops: v
+                * (2 * (1 + io.outputs.len() as u64) * io.inputs[0].shape.elements() as u64
+                    + 10 * io.inputs[0].shape.rows() as u64),
             bytes: io.bytes(),
         }
     }
@@ -213,6 +224,7 @@ impl Op for LinearCrossEntropyGrad {
         let [x, w, targets, lse, count, dloss] = inputs else { unreachable!("checked when the node was made") };
         let (d, scale) = (w.ty.shape.last(), dloss.data[0] / count.data[0].max(1.0));
         let (x, w) = (&*self.operands.rounded(x), &*self.operands.rounded(w));
+        let is_trained = !w.ty.dtype.is_packed();
         let zeros = |a: &Array| Array::zeros(a.ty.shape.clone());
         let (mut dx, mut dw) = (zeros(x), zeros(w));
         for (r, row) in logits(x, w).into_iter().enumerate() {
@@ -229,6 +241,6 @@ impl Op for LinearCrossEntropyGrad {
                 }
             }
         }
-        vec![dx, dw]
+        if is_trained { vec![dx, dw] } else { vec![dx] }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::table::{Case, Draw, below, normal, positive};
 use super::{
-    AdamW, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, GlobalNorm, IGNORE, LinearCrossEntropy,
+    AdamW, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, Dropout, GlobalNorm, IGNORE, LinearCrossEntropy,
     LinearCrossEntropyGrad, LossScale, Operands, SumParts, SumSquares,
 };
 use crate::base::TensorType;
@@ -11,7 +11,7 @@ type Input = (TensorType, Draw);
 
 /// These rows.
 pub(super) fn rows() -> Vec<Case> {
-    [cross_entropy(), linear_cross_entropy(), optimizer()].concat()
+    [cross_entropy(), linear_cross_entropy(), dropout(), optimizer()].concat()
 }
 
 fn given<const N: usize>(dims: [usize; N], values: &[f64]) -> Input {
@@ -69,6 +69,16 @@ fn linear_cross_entropy() -> Vec<Case> {
             &[normal([5, 6]), normal([133, 6]), targets(5, 133)],
         ),
         Case::new("half", grad(half), &parts),
+    ]
+}
+
+fn dropout() -> Vec<Case> {
+    let seed = (TensorType::u32([2]), Draw::Given(vec![4e9, 17.0]));
+    let op = |share| Dropout { share, stream: 5 };
+    vec![
+        Case::new("", op(0.1), &[normal([3, 7, 11]), seed.clone()]).wrt(&[0]),
+        Case::new("half", op(0.5), &[normal([129, 64]), seed.clone()]),
+        Case::new("none", op(0.0), &[normal([5]), seed]),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! Rows of the operators' table with weights in each dtype that a file may have.
 
-use super::table::{Case, Draw, below, normal};
-use super::{Embedding, MatMul, NormMatMul, Operands};
+use super::table::{Case, Draw, below, normal, positive};
+use super::{Embedding, LinearCrossEntropy, LinearCrossEntropyGrad, MatMul, NormMatMul, Operands};
 use crate::base::{DType, TensorType};
 
 /// Random blocks.
@@ -25,7 +25,13 @@ fn of(dtype: DType) -> Vec<Case> {
         _ => (one, 3 * one, 12),
     };
     let note = |what: &str| format!("{dtype} {what}");
+    // A frozen head, in chunks of a packed weight.
+    let head = [normal([3, odd]), packed(dtype, [150, odd]), below([3], 150)];
+    let rest = [positive([3]), (TensorType::f32([1]), Draw::Given(vec![3.0])), positive([1])];
+    let grad = LinearCrossEntropyGrad { chunk: 64, operands: Operands::F32 };
     vec![
+        Case::new(&note("head"), LinearCrossEntropy::new(64), &head).wrt(&[0]),
+        Case::new(&note("head"), grad, &[head.as_slice(), rest.as_slice()].concat()),
         Case::new(&note("one row"), linear.clone(), &[normal([1, some]), packed(dtype, [37, some])]),
         Case::new(
             &note("of a norm"),
@@ -35,7 +41,9 @@ fn of(dtype: DType) -> Vec<Case> {
         Case::new(&note("linear"), linear.clone(), &[normal([3, 3, odd]), packed(dtype, [9, odd])]).wrt(&[0]),
         Case::new(&note("batched"), linear.clone(), &[normal([2, 3, odd]), packed(dtype, [2, 5, odd])]),
         Case::new(&note("many rows"), linear, &[normal([67, some]), packed(dtype, [70, some])]),
-        Case::new(&note("by rows"), by_rows, &[normal([19, k]), packed(dtype, [k, odd])]).wrt(&[0]),
+        Case::new(&note("by rows"), by_rows.clone(), &[normal([19, k]), packed(dtype, [k, odd])]).wrt(&[0]),
+        // What flows back through a frozen layer: dy·W, with W as it is stored.
+        Case::new(&note("back"), by_rows, &[normal([2, 35, 24]), packed(dtype, [24, some])]).wrt(&[0]),
         Case::new(&note("half"), half, &[normal([19, some]), packed(dtype, [9, some])]),
         Case::new(&note("table"), Embedding, &[packed(dtype, [37, odd]), below([2, 9], 41)]),
     ]

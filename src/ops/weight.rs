@@ -25,6 +25,7 @@ pub fn header(kernel: Kernel, dtype: DType) -> Kernel {
         DType::Q4K => &["Q4_K", "BLOCK", "BLOCK_256", "SIX_BIT_SCALES"],
         DType::Q5K => &["Q5_K", "BLOCK", "BLOCK_256", "SIX_BIT_SCALES", "HIGH_BITS"],
         DType::Q6K => &["Q6_K", "BLOCK", "BLOCK_256", "HALVES"],
+        DType::Nf4 => &["NF4", "BLOCK", "BLOCK_64"],
     };
     names.iter().fold(kernel, |kernel, name| kernel.constant(name, 1))
 }

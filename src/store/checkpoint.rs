@@ -1,7 +1,8 @@
 //! A model on disk, whatever its format: a Hugging Face folder or a GGUF file, opened in one way.
 
+use super::adapter::PeftAdapter;
 use super::gguf::{self, Metadata};
-use super::stream::{Loaded, stream};
+use super::stream::{Loaded, Place, stream};
 use super::tensors::Tensors;
 use super::weights::{Wanted, Weight};
 use super::{generation, shards};
@@ -9,7 +10,7 @@ use crate::base::{DType, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::Op;
 use crate::model::{EMBEDDING, Llama, ModelConfig, OUTPUT, Source, config_text};
-use crate::nn::{Frozen, ParamLayout, ParamSpec};
+use crate::nn::{BaseDtype, Frozen, ParamLayout, ParamSpec};
 use crate::ops::{Embedding, ExpertLinear, MatMul};
 use crate::run::States;
 use serde_json::{Map, Value};
@@ -22,6 +23,9 @@ pub struct Checkpoint {
     tensors: Tensors,
     origin: Origin,
     ignored: Vec<String>,
+    pub(super) adapter: Option<PeftAdapter>,
+    /// True if the adapter is part of the weights as they are read.
+    pub(super) merges: bool,
 }
 
 /// Where a model comes from.
@@ -50,7 +54,8 @@ impl Checkpoint {
                 let config = Value::Object(gguf::config(&metadata, &tensors)?).to_string();
                 let parsed = ModelConfig::parse(&config, &file).map_err(|e| gguf::own_keys(e, &metadata))?;
                 let model = Llama::new(parsed);
-                Ok(Checkpoint { model, tensors, origin: Origin::Gguf(metadata), ignored: Vec::new() })
+                let origin = Origin::Gguf(metadata);
+                Ok(Checkpoint { model, tensors, origin, ignored: Vec::new(), adapter: None, merges: false })
             }
         }
     }
@@ -63,6 +68,8 @@ impl Checkpoint {
             tensors,
             origin: Origin::Folder(folder.into()),
             ignored: Vec::new(),
+            adapter: None,
+            merges: false,
         })
     }
 
@@ -125,7 +132,12 @@ impl Checkpoint {
             false => gguf::is_extra(name),
         };
         let config = if folder { "config.json" } else { "metadata" };
-        self.tensors.find(specs, &Wanted { sources: &|name| self.sources(name), ignored: &ignored, config })
+        let wanted = Wanted { sources: &|name| self.sources(name), ignored: &ignored, config };
+        let mut weights = self.tensors.find(specs, &wanted)?;
+        if let Some(adapter) = self.adapter.as_ref().filter(|_| self.merges) {
+            weights.iter_mut().for_each(|w| w.delta = adapter.delta(w.name));
+        }
+        Ok(weights)
     }
 
     /// The same for whoever cannot scale the rows of an output projection that wants them of unit length, as graphs of
@@ -149,15 +161,39 @@ impl Checkpoint {
         Ok(pages)
     }
 
+    /// Streams the weights into pages of f32 on the device, as training wants them.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::stream`].
+    pub async fn stream_pages(
+        &self,
+        states: &mut States,
+        layout: &ParamLayout,
+        progress: &mut dyn FnMut(Loaded),
+    ) -> Result<()> {
+        let weights = self.find(layout.specs())?;
+        let gpu = states.gpu().clone();
+        stream(&gpu, states, &weights, &Place::pages(layout), progress).await
+    }
+
     /// Names and types of the weights as the device will hold them: each in the dtype that it has on disk where the
     /// operators that read it take that, else in f32. Norms and biases are f32.
     ///
     /// # Errors
     /// As [`Checkpoint::read_pages`].
     pub fn frozen(&self) -> Result<Frozen> {
+        self.frozen_as(BaseDtype::Keep)
+    }
+
+    /// The same, with matrices in another dtype where that is wanted.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read_pages`].
+    pub fn frozen_as(&self, base: BaseDtype) -> Result<Frozen> {
         let specs = self.model.param_specs();
         let weights = self.find_scaled(&specs)?;
-        Ok(Frozen::new(weights.iter().map(|w| (w.name.to_string(), self.device_type(w))).collect()))
+        let held = |w: &Weight| (w.name.to_string(), base.of(w.name, &self.device_type(w)));
+        Ok(Frozen::new(weights.iter().map(held).collect()))
     }
 
     /// Streams the weights to the device, where `frozen` has them and in its types.
@@ -168,7 +204,7 @@ impl Checkpoint {
         let specs = self.model.param_specs();
         let weights = self.find_scaled(&specs)?;
         let gpu = states.gpu().clone();
-        stream(&gpu, states, &weights, frozen, progress).await
+        stream(&gpu, states, &weights, &Place::frozen(frozen), progress).await
     }
 
     /// The type of a weight on the device: its own dtype where every operator that reads such a weight takes it.

@@ -121,7 +121,7 @@ impl Target {
     fn write_row(&self, weights: &[Weight], row: usize, width: usize, out: &mut [u8]) -> Result<(), Error> {
         let (weight, from) = self.row(weights, row);
         let (dtype, bytes) = weight.row(from);
-        if dtype == self.dtype && !weight.unit {
+        if dtype == self.dtype && !weight.is_changed() {
             out.copy_from_slice(bytes);
             return Ok(());
         }

@@ -1,6 +1,8 @@
 //! What lies on disk: files and folders that are whole or absent, safetensors, GGUF, Hugging Face folders, any of them as a
 //! checkpoint whose weights stream to the device, and snapshots of training.
 
+mod adapter;
+mod adapted;
 pub mod atomic;
 mod checkpoint;
 mod convert;
@@ -10,6 +12,7 @@ pub mod gguf;
 mod header;
 mod hub;
 mod layout;
+mod narrow;
 mod safetensors;
 mod shards;
 pub mod snapshot;
@@ -18,6 +21,7 @@ mod stream;
 mod tensors;
 mod weights;
 
+pub use adapter::{PeftAdapter, write_adapter};
 pub use checkpoint::{Checkpoint, Origin};
 pub use convert::Converted;
 pub use folder::{FolderFile, TEMPLATES_FOLDER, TOKENIZER_FILES, load_config, load_folder, save_folder};

@@ -1,11 +1,12 @@
 //! Weights on their way from mapped files to the device: tensor by tensor, through staging memory of fixed size, so that
 //! no weight is ever whole in host memory beside its map.
 
+use super::narrow::Narrow;
 use super::weights::Weight;
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu};
-use crate::nn::Frozen;
+use crate::nn::{Frozen, ParamLayout};
 use crate::run::States;
 use std::ops::Range;
 
@@ -23,6 +24,39 @@ pub struct Loaded {
     pub total: u64,
 }
 
+/// Where a weight goes.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Place {
+    /// The state that holds it, and the bytes of that.
+    state: (String, u64),
+    /// First byte there.
+    at: u64,
+    /// Its type there.
+    ty: TensorType,
+}
+
+impl Place {
+    /// Those of frozen parameters, in order.
+    pub fn frozen(frozen: &Frozen) -> Vec<Place> {
+        let place = |(i, (_, ty)): (usize, &(String, TensorType))| {
+            let (name, bytes, at) = frozen.place(i);
+            Place { state: (name.to_string(), bytes), at, ty: ty.clone() }
+        };
+        frozen.params().iter().enumerate().map(place).collect()
+    }
+
+    /// Those of parameters that are trained: f32, in the pages `param.0`, `param.1`, ...
+    pub fn pages(layout: &ParamLayout) -> Vec<Place> {
+        let place = |spec: &crate::nn::ParamSpec| {
+            let (page, start) = layout.place(&spec.name).expect("every parameter has a place");
+            let bytes = 4 * layout.pages()[page].elements as u64;
+            let ty = TensorType::f32(spec.shape.clone());
+            Place { state: (format!("param.{page}"), bytes), at: 4 * start as u64, ty }
+        };
+        layout.specs().iter().map(place).collect()
+    }
+}
+
 /// Rows of a weight, and where in a slot they lie.
 struct Part {
     weight: usize,
@@ -33,7 +67,7 @@ struct Part {
     bytes: usize,
 }
 
-/// Puts weights where `frozen` has them, whose parameters they are, in order.
+/// Puts weights where their places are, in order.
 ///
 /// # Errors
 /// If a weight is larger than the largest buffer, or the device has no room or failed.
@@ -41,14 +75,13 @@ pub(super) async fn stream(
     gpu: &Gpu,
     states: &mut States,
     weights: &[Weight<'_>],
-    frozen: &Frozen,
+    places: &[Place],
     progress: &mut dyn FnMut(Loaded),
 ) -> Result<()> {
-    let types: Vec<&TensorType> = frozen.params().iter().map(|(_, ty)| ty).collect();
     let largest = gpu.limits().max_buffer_bytes;
-    for (weight, ty) in weights.iter().zip(&types) {
-        if ty.bytes() > largest {
-            let (name, bytes, adapter) = (weight.name, ty.bytes(), &gpu.report().name);
+    for (weight, place) in weights.iter().zip(places) {
+        if place.state.1 > largest {
+            let (name, bytes, adapter) = (weight.name, place.state.1, &gpu.report().name);
             return Err(Error::Invalid(format!(
                 "{name} takes {bytes} bytes and {adapter} has no buffer above {largest}: \
                  take a smaller or more quantised model, or another adapter (danlu doctor lists them)"
@@ -56,18 +89,18 @@ pub(super) async fn stream(
         }
     }
     let mut buffers = Vec::new();
-    for i in 0..weights.len() {
-        let (name, bytes, _) = frozen.place(i);
-        buffers.push(states.buffer(name, bytes).await?);
+    for Place { state: (name, bytes), .. } in places {
+        buffers.push(states.buffer(name, *bytes).await?);
     }
-    let mut loaded = Loaded { done: 0, total: frozen.bytes() };
+    let mut loaded = Loaded { done: 0, total: places.iter().map(|place| place.ty.bytes()).sum() };
     progress(loaded);
     let mut staging = Staging::new(gpu, loaded.total).await?;
     let mut parts: Vec<Part> = Vec::new();
     let mut used = 0;
-    for (i, (weight, ty)) in weights.iter().zip(&types).enumerate() {
+    for (i, (weight, place)) in weights.iter().zip(places).enumerate() {
         let count = weight.rows();
-        let row = ty.bytes() as usize / count;
+        let row = place.ty.bytes() as usize / count;
+        let narrow = Narrow::new(weight, place.ty.dtype);
         let mut next = 0;
         while next < count {
             let fit = (staging.bytes.len() - used) / row;
@@ -77,14 +110,8 @@ pub(super) async fn stream(
             let rows = next..count.min(next + fit);
             if !rows.is_empty() {
                 let bytes = rows.len() * row;
-                weight.write(rows.clone(), ty.dtype, &mut staging.bytes[used..used + bytes]);
-                parts.push(Part {
-                    weight: i,
-                    to: frozen.place(i).2 + (rows.start * row) as u64,
-                    rows,
-                    at: used,
-                    bytes,
-                });
+                narrow.write(rows.clone(), &mut staging.bytes[used..used + bytes]);
+                parts.push(Part { weight: i, to: place.at + (rows.start * row) as u64, rows, at: used, bytes });
                 next += parts[parts.len() - 1].rows.len();
                 used += bytes;
             }

@@ -100,7 +100,8 @@ impl Tensor<'_> {
     /// If no weight has it.
     pub fn dtype(&self) -> Result<DType> {
         self.stored.dtype.clone().map_err(|name| {
-            let known = DType::WEIGHTS.map(DType::name).join(", ");
+            let known: Vec<&str> = DType::WEIGHTS.iter().filter(|d| **d != DType::Nf4).map(|d| d.name()).collect();
+            let known = known.join(", ");
             self.fail(format!("is {name}; only these can be read: {known}"))
         })
     }

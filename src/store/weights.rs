@@ -1,5 +1,6 @@
 //! A model's parameters as they lie on disk: which rows of which tensors make each, checked before a byte is read.
 
+use super::adapter::Delta;
 use super::tensors::{Tensor, Tensors, widen};
 use crate::base::{DType, Shape, TensorType, packed};
 use crate::error::{Error, Result};
@@ -41,6 +42,8 @@ pub(super) struct Weight<'a> {
     pub dtype: DType,
     /// True if its rows are to be scaled to unit length as they are read. They are f32 then, whatever they were.
     pub unit: bool,
+    /// What an adapter adds to its rows as they are read.
+    pub delta: Option<Delta>,
     pieces: Vec<Piece<'a>>,
 }
 
@@ -115,7 +118,7 @@ impl Tensors {
         }
         let first = pieces.first().map_or(DType::F32, |p| p.dtype);
         let dtype = if pieces.iter().all(|p| p.dtype == first) { first } else { DType::F32 };
-        Ok(Weight { name: &spec.name, shape, dtype, unit: false, pieces })
+        Ok(Weight { name: &spec.name, shape, dtype, unit: false, delta: None, pieces })
     }
 }
 
@@ -147,11 +150,19 @@ impl Weight<'_> {
     pub fn values(&self, row: usize, out: &mut [f32]) {
         let (dtype, bytes) = self.row(row);
         widen(dtype, bytes, out);
+        if let Some(delta) = &self.delta {
+            delta.add(row, out);
+        }
         if self.unit {
             // As torch.nn.functional.normalize, by which Baichuan 2's own code does it: rows of zeros stay zeros.
             let length = out.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt().max(1e-12);
             out.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
         }
+    }
+
+    /// True if what is read of it are other numbers than those of the file.
+    pub fn is_changed(&self) -> bool {
+        self.unit || self.delta.is_some()
     }
 
     /// The file that holds the first of its rows.
@@ -162,11 +173,13 @@ impl Weight<'_> {
     /// Some rows in the device's form of `dtype`: the weight's own, or f32. `out` has room for just these.
     pub fn write(&self, rows: Range<usize>, dtype: DType, out: &mut [u8]) {
         let bytes = out.len() / rows.len();
-        debug_assert!(!self.unit || dtype == DType::F32, "rows of unit length are f32");
+        debug_assert!(!self.is_changed() || dtype == DType::F32, "rows that are changed are f32");
         out.par_chunks_exact_mut(bytes).with_min_len(16).zip(rows.into_par_iter().with_min_len(16)).for_each(
             |(out, row)| match self.row(row) {
-                (stored, from) if stored == dtype && dtype != DType::F32 => packed::to_device(dtype, from, out),
-                (DType::F32, from) if !self.unit => out.copy_from_slice(from),
+                (stored, from) if stored == dtype && dtype != DType::F32 && !self.is_changed() => {
+                    packed::to_device(dtype, from, out)
+                }
+                (DType::F32, from) if !self.is_changed() => out.copy_from_slice(from),
                 _ => match bytemuck::try_cast_slice_mut(out) {
                     Ok(wide) => self.values(row, wide),
                     // Staging memory need not be aligned.

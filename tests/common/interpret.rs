@@ -119,7 +119,10 @@ impl<'a> Interpreter<'a> {
     fn slice(&self, value: Value) -> Option<(Value, usize, TensorType)> {
         let node = self.graph.node(value.node);
         match node.op()?.view(&self.io(value.node))? {
-            View::Slice(bytes) => Some((node.inputs[0], bytes as usize / 4, node.outputs[0].clone())),
+            View::Slice(bytes) => {
+                let (ty, block) = (node.outputs[0].clone(), node.outputs[0].dtype.block());
+                Some((node.inputs[0], bytes as usize / block.bytes * block.elements, ty))
+            }
             View::Concat(_) => None,
         }
     }

@@ -24,7 +24,8 @@ fn file_type(dtype: DType) -> u32 {
         DType::Q5K => 17,
         DType::Q6K => 18,
         DType::BF16 => 32,
-        DType::F32 | DType::U32 => 0,
+        // NF4 is no dtype of files.
+        DType::F32 | DType::U32 | DType::Nf4 => 0,
     }
 }
 
