@@ -93,9 +93,11 @@ pub fn dynamic_code() -> &'static [f32] {
         for (decade, scale) in [1e-6f32, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0].into_iter().enumerate() {
             let steps = 1usize << decade;
             let step = (1.0f32 - 0.1) / steps as f32;
-            // From both ends, as torch.linspace goes.
-            let edge =
-                |i: usize| if i < steps.div_ceil(2) { 0.1 + step * i as f32 } else { 1.0 - step * (steps - i) as f32 };
+            // From both ends, and rounded once, as torch.linspace goes.
+            let edge = |i: usize| match i < steps.div_ceil(2) {
+                true => step.mul_add(i as f32, 0.1),
+                false => step.mul_add(-((steps - i) as f32), 1.0),
+            };
             for i in 0..steps {
                 let middle = scale * ((edge(i) + edge(i + 1)) / 2.0);
                 code.extend([middle, -middle]);
