@@ -25,7 +25,7 @@ pub(super) async fn run(args: &GenerateArgs, file: &Path) -> Result<()> {
     }
     let text = read_text(file)?;
     let name = if file == Path::new("-") { "standard input".to_string() } else { file.display().to_string() };
-    let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
+    let checkpoint = hub::open(&args.model, args.lora.as_deref())?;
     let vocabulary = checkpoint.config().vocab_size;
     let sampling = args.sampling.sampling_for(&checkpoint, args.json)?;
     let tokenizer = text::tokenizer(&checkpoint)?;

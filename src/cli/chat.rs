@@ -31,6 +31,9 @@ pub struct ChatArgs {
     /// Hugging Face folder, GGUF file, or name on the hub: org/model, with @revision and :file.gguf where wanted.
     #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
+    /// An adapter of the model, in PEFT's form: the folder with adapter_config.json.
+    #[arg(long, value_name = "FOLDER")]
+    lora: Option<PathBuf>,
     /// What the model is told about itself.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -67,7 +70,7 @@ pub struct ChatArgs {
 pub async fn chat(args: ChatArgs) -> Result<()> {
     args.sampling.sampling()?;
     let (tools, variables) = (args.tools.as_deref().map(read_tools).transpose()?, variables(&args.variables)?);
-    let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
+    let checkpoint = hub::open(&args.model, args.lora.as_deref())?;
     let sampling = args.sampling.sampling_for(&checkpoint, false)?;
     let tokenizer = text::tokenizer(&checkpoint)?;
     let template = ChatTemplate::of(&tokenizer, tools.is_some())?;

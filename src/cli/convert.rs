@@ -41,8 +41,38 @@ fn dtype(name: &str) -> Result<DType, String> {
     found.ok_or_else(|| format!("choose one of {}", known.join(", ")))
 }
 
+/// Flags of `danlu merge`.
+#[derive(Debug, Args)]
+pub struct MergeArgs {
+    /// The model that the adapter is of: a folder, a GGUF file or a name on the hub.
+    #[arg(long, value_name = "PATH|NAME")]
+    model: PathBuf,
+    /// The adapter, in PEFT's form: the folder with adapter_config.json.
+    #[arg(long, value_name = "FOLDER")]
+    adapter: PathBuf,
+    /// What to write: a file whose name ends with .gguf, or else a Hugging Face folder.
+    #[arg(long, value_name = "OUT")]
+    out: PathBuf,
+    /// Dtype of the matrices, as of `danlu convert`.
+    #[arg(long, value_name = "DTYPE", value_parser = dtype)]
+    dtype: Option<DType>,
+    /// Overwrite what is there.
+    #[arg(long)]
+    force: bool,
+}
+
+/// Writes the model that an adapter makes of another.
+pub fn merge(args: MergeArgs) -> Result<()> {
+    let MergeArgs { model, adapter, out, dtype, force } = args;
+    write(ConvertArgs { from: model, to: out, dtype, shard_size: None, force }, Some(&adapter))
+}
+
 /// Converts, and says what was written.
 pub fn convert(args: ConvertArgs) -> Result<()> {
+    write(args, None)
+}
+
+fn write(args: ConvertArgs, adapter: Option<&Path>) -> Result<()> {
     let to_gguf = args.to.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     if to_gguf && args.to.is_dir() {
         return Err(Error::file(&args.to, "is a folder, where a file is to be written; give another name").into());
@@ -57,7 +87,10 @@ pub fn convert(args: ConvertArgs) -> Result<()> {
     if let Some(taken) = taken(&args.to, to_gguf).filter(|_| !args.force) {
         return Err(Error::file(taken, "is there already; give another name, or --force to overwrite it").into());
     }
-    let checkpoint = Checkpoint::open(&hub::resolve(&args.from)?)?;
+    let mut checkpoint = Checkpoint::open(&hub::resolve(&args.from)?)?;
+    if let Some(adapter) = adapter {
+        checkpoint = checkpoint.merge(adapter)?;
+    }
     refuse_itself(&checkpoint, &args.to)?;
     leave_on_signal(&args.to)?;
     let written = if to_gguf {

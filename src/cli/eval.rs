@@ -7,7 +7,6 @@ use crate::error::Error;
 use crate::eval::{Perplexity, Report, Task, Windows, evaluate, perplexity, read_items};
 use crate::gpu::Gpu;
 use crate::infer::Scorer;
-use crate::store::Checkpoint;
 use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -23,6 +22,9 @@ pub struct EvalArgs {
     /// Model folder, GGUF file, or a name on the hub: org/model, with @revision and :file.gguf where wanted.
     #[arg(long, value_name = "PATH|NAME")]
     model: PathBuf,
+    /// An adapter of the model, in PEFT's form: the folder with adapter_config.json.
+    #[arg(long, value_name = "FOLDER")]
+    lora: Option<PathBuf>,
     /// Text file whose perplexity is measured; may be given again.
     #[arg(long, value_name = "FILE")]
     text: Vec<PathBuf>,
@@ -79,7 +81,7 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
     // Shots are drawn from all items, whatever part of them is scored.
     let wanted = if args.shots == 0 { args.limit } else { None };
     let tasks = args.items.iter().map(|file| read_items(file, wanted)).collect::<Result<Vec<_>, _>>()?;
-    let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
+    let checkpoint = hub::open(&args.model, args.lora.as_deref())?;
     let most = checkpoint.config().max_context();
     let context = args.context.unwrap_or(most.min(CONTEXT));
     let windows = Windows { context, stride: args.stride.unwrap_or(context.div_ceil(2)) };

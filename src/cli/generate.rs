@@ -23,6 +23,9 @@ pub struct GenerateArgs {
     /// Hugging Face folder, GGUF file, or name on the hub: org/model, with @revision and :file.gguf where wanted.
     #[arg(long, value_name = "PATH|NAME")]
     pub model: PathBuf,
+    /// An adapter of the model, in PEFT's form: the folder with adapter_config.json.
+    #[arg(long, value_name = "FOLDER")]
+    pub lora: Option<PathBuf>,
     /// What to continue.
     #[command(flatten)]
     pub source: Source,
@@ -95,7 +98,7 @@ pub async fn generate(args: GenerateArgs) -> Result<()> {
     }
     let text = args.source.read()?;
     let signals = Signals::listen(Some("stopped: no text was begun"))?;
-    let checkpoint = Checkpoint::open(&hub::resolve(&args.model)?)?;
+    let checkpoint = hub::open(&args.model, args.lora.as_deref())?;
     let sampling = args.sampling.sampling_for(&checkpoint, args.json)?;
     let tokenizer = text::tokenizer(&checkpoint)?;
     let prompt = tokenizer.encode_prompt(&text)?;

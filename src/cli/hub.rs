@@ -1,7 +1,7 @@
 //! The `--model` of every command: a path, or a name on a hub, which is then downloaded.
 
 use super::paths;
-use crate::store::{Hub, HubEvent, HubName, HubOptions, HubPart};
+use crate::store::{Checkpoint, Hub, HubEvent, HubName, HubOptions, HubPart};
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
@@ -30,6 +30,18 @@ pub fn resolve(argument: &Path) -> Result<PathBuf> {
         );
     };
     fetch(argument, &name, HubPart::Model)
+}
+
+/// The model that an argument stands for, with an adapter of it beside it where one is named.
+///
+/// # Errors
+/// As [`resolve`], [`Checkpoint::open`] and [`Checkpoint::adapt`].
+pub fn open(model: &Path, lora: Option<&Path>) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open(&resolve(model)?)?;
+    Ok(match lora {
+        Some(folder) => checkpoint.adapt(folder)?,
+        None => checkpoint,
+    })
 }
 
 /// The folder with a part of a model for an argument that names one on a hub; any other argument as it is, for whoever

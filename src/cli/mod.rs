@@ -60,6 +60,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Write a model in another format or dtype.
     Convert(convert::ConvertArgs),
+    /// Write the model that an adapter makes of another.
+    Merge(convert::MergeArgs),
     /// Print what a training step will do, take and cost, without doing it.
     Plan(plan::PlanArgs),
     /// Measure the device's limits, and every kernel and whole steps against them.
@@ -100,6 +102,7 @@ pub fn main() -> ExitCode {
         Command::Chat(args) => pollster::block_on(chat::chat(*args)),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Convert(args) => convert::convert(args),
+        Command::Merge(args) => convert::merge(args),
         Command::Plan(args) => plan::plan(args),
         Command::Bench(args) => pollster::block_on(bench::bench(args)),
         Command::Profile(args) => pollster::block_on(profile::profile(args)),

@@ -121,7 +121,13 @@ fn gguf_dtype(target: &Target, weights: &[Weight], wanted: Option<DType>) -> DTy
         return DType::F32;
     }
     let own = target.stored(weights).next().unwrap_or(DType::F32);
-    let dtype = wanted.unwrap_or(if target.stored(weights).all(|d| d == own) { own } else { DType::F32 });
+    // What was changed as it was read must be encoded again, and not every dtype is encoded here.
+    let kept = match target.stored(weights).all(|d| d == own) {
+        false => DType::F32,
+        true if target.is_changed(weights) && !ENCODED.contains(&own) => DType::F16,
+        true => own,
+    };
+    let dtype = wanted.unwrap_or(kept);
     let table = [EMBEDDING, OUTPUT].iter().any(|name| gguf::tensor_name("", name) == target.name);
     // What llama.cpp's own converter does for these: every token passes through them.
     let dtype = if table && wanted.is_some() && dtype.block().elements > 2 { DType::Q8_0 } else { dtype };

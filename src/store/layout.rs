@@ -75,6 +75,11 @@ impl Target {
         self.parts.iter().map(|p| weights[p.weight].dtype)
     }
 
+    /// True if it holds other numbers than what it is made of.
+    pub fn is_changed(&self, weights: &[Weight]) -> bool {
+        self.parts.iter().any(|p| weights[p.weight].is_changed())
+    }
+
     /// Bytes in the file.
     pub fn bytes(&self) -> u64 {
         file_bytes(self.dtype, &self.shape).expect("a dtype that the shape allows")
