@@ -10,7 +10,7 @@ use super::{AdapterArgs, generate, hub, paths};
 use crate::data::{ChatTemplate, Json, Message, RenderOptions};
 use crate::gpu::Gpu;
 use crate::infer::{Conversation, Finish, Sampling};
-use crate::store::{Checkpoint, atomic};
+use crate::store::atomic;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
