@@ -426,7 +426,7 @@ impl Adapter {
         let &[n, r] = g.dims(self.b) else { return Err(Error::Graph("B must be [N,R]".into())) };
         let length = g.scope("length", |g| {
             // |w + s·b·A|² = |w|² + b · (2s·A·w + s²·A·Aᵀ·b) of each row w of W and b of B: A·Wᵀ is all that is read of W.
-            let unit = |i: usize| if i % (r + 1) == 0 { 1.0f32 } else { 0.0 };
+            let unit = |i: usize| if i.is_multiple_of(r + 1) { 1.0f32 } else { 0.0 };
             let unit: Vec<u8> = (0..r * r).flat_map(|i| unit(i).to_le_bytes()).collect();
             let unit = g.constant("unit", TensorType::f32([r, r]), unit);
             let ones = g.constant("ones", TensorType::f32([r, 1]), 1f32.to_le_bytes().repeat(r));

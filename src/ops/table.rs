@@ -93,7 +93,7 @@ impl Case {
                 Draw::Positive => (0.5 + rng.uniform()) as f32 as f64,
                 Draw::Below(n) => rng.below(*n) as f64,
                 Draw::Starts(tokens) => {
-                    if i % length == 0 || rng.below(*tokens) == 0 {
+                    if i.is_multiple_of(length) || rng.below(*tokens) == 0 {
                         start = i % length;
                     }
                     start as f64
