@@ -80,7 +80,7 @@ mod tests {
         let ty = TensorType::f32([256, 256]);
         let io = Io { outputs: op.infer(&[&ty, &ty]).unwrap(), inputs: vec![ty.clone(), ty] };
         let kernels = op.kernels(&io, &Limits::default());
-        assert!(kernels.len() > 2);
+        assert!(kernels.len() > 1);
         let (mut first, mut last) = (Always(0), Always(usize::MAX));
         let mut choices = Choices::new(&[], &mut last);
         assert_eq!(choices.choose(&op, &io, &kernels), kernels.len() - 1);
@@ -92,7 +92,7 @@ mod tests {
         let mut choices = Choices::new(&known, &mut first);
         assert_eq!((choices.choose(&op, &io, &kernels), choices.asked()), (kernels.len() - 1, 0));
         // A kernel that is no more is no choice.
-        assert_eq!((choices.choose(&op, &io, &kernels[..2]), choices.asked()), (0, 1));
+        assert_eq!((choices.choose(&op, &io, &kernels[..1]), choices.asked()), (0, 1));
         assert_eq!(choices.made().len(), 2);
     }
 }
