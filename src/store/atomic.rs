@@ -89,8 +89,8 @@ pub(super) fn forget(temporary: &Path) {
     standing().retain(|other| other != temporary);
 }
 
-/// Removes the temporary files and folders of this process, which must end now: whatever is still being written comes to nothing, and
-/// no file is begun or gets its name after this.
+/// Removes the temporary files and folders of this process, which must end now: whatever is still being written comes to
+/// nothing, and no file is begun or gets its name after this.
 pub fn abandon() {
     let mut standing = standing();
     standing.drain(..).for_each(|path| remove(&path));

@@ -48,7 +48,7 @@ pub enum Kept {
 
 enum Job {
     Begin(Box<Manifest>, Instant),
-    /// Slots with so many bytes each, filled once the ticket's work is done.
+    /// Slots with so many bytes each, filled once the ticket's work is done, which was submitted last.
     Batch(Ticket, Vec<(u64, Readback)>),
     End,
 }
@@ -124,23 +124,28 @@ impl Keeper {
     pub async fn take(&mut self, trainer: &Trainer, manifest: Manifest, began: Instant) -> Result<()> {
         self.busy = true;
         self.send(Job::Begin(Box::new(manifest), began))?;
-        let mut at = 0;
+        let (mut at, mut copied) = (0, Vec::new());
         while at < self.loads.len() {
             let mut submission = self.gpu.submission();
-            let mut batch = Vec::new();
-            while at < self.loads.len() && batch.len() < BATCH {
-                let Some(slot) = self.slot(batch.is_empty()).await? else { break };
+            let end = self.loads.len().min(at + BATCH);
+            while at < end
+                && let Some(slot) = self.slot(copied.is_empty()).await?
+            {
                 let mut bytes = 0;
                 for part in &self.loads[at] {
                     let state = trainer.states.get(&part.state)?;
                     submission.copy_out_at(state.range(part.offset, part.bytes), &slot, bytes)?;
                     bytes += part.bytes;
                 }
-                batch.push((bytes, slot));
+                copied.push((bytes, slot));
                 at += 1;
             }
             let ticket = submission.submit()?;
-            self.send(Job::Batch(ticket, batch))?;
+            // One message where the slots hold all: the thread then waits for the last copy before it writes any, and knows
+            // how long copying took. Where they do not, training waits for the disk as well.
+            if at < end || at == self.loads.len() {
+                self.send(Job::Batch(ticket, std::mem::take(&mut copied)))?;
+            }
         }
         self.send(Job::End)
     }

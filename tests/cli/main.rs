@@ -1,5 +1,6 @@
 //! The commands as a person types them: what they print, what they leave on disk, and how they refuse.
 
+mod adapting;
 mod chat;
 mod generating;
 mod measuring;
@@ -9,7 +10,9 @@ mod runs;
 
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command as Process, Stdio};
 
 /// A llama of seven thousand parameters.
 const TINY: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 300,
@@ -65,6 +68,32 @@ impl Place {
             }
         }
         self.danlu(&(line + " --tune off"))
+    }
+
+    /// A command as a process that can be sent signals; where its standard output and its standard error go.
+    fn process(&self, command: &Command, [stdout, stderr]: [Stdio; 2]) -> Child {
+        Process::new(env!("CARGO_BIN_EXE_danlu"))
+            .args(command.get_args())
+            .current_dir(self.folder.path())
+            .env("DANLU_CACHE", self.path("cache"))
+            .stdout(stdout)
+            .stderr(stderr)
+            .spawn()
+            .unwrap()
+    }
+
+    /// Sends a signal to a training run once it has told its first step in JSON: all that it says on standard output, and
+    /// its exit code.
+    #[cfg(unix)]
+    fn signalled(&self, train: &Command, signal: &str) -> (String, Option<i32>) {
+        let mut run = self.process(train, [Stdio::piped(), Stdio::inherit()]);
+        let (mut said, mut out) = (String::new(), BufReader::new(run.stdout.take().unwrap()));
+        while !said.contains("\"event\":\"step\"") {
+            assert!(out.read_line(&mut said).unwrap() > 0, "{said}");
+        }
+        assert!(Process::new("kill").args([signal, &run.id().to_string()]).status().unwrap().success());
+        out.read_to_string(&mut said).unwrap();
+        (said, run.wait().unwrap().code())
     }
 
     /// Names in a folder, sorted.

@@ -5,7 +5,7 @@ use danlu::base::Rng;
 use serde_json::Value;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command as Process, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 const FLAGS: &str = "--steps 60 --checkpoint-every 3 --log-format json";
@@ -35,14 +35,7 @@ fn start(place: &Place, run: &str) -> std::process::Child {
     if resumed {
         train = place.danlu(&format!("train --resume {run} --log-format json --tune off"));
     }
-    Process::new(env!("CARGO_BIN_EXE_danlu"))
-        .args(train.get_args())
-        .current_dir(place.folder.path())
-        .env("DANLU_CACHE", place.path("cache"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    place.process(&train, [Stdio::null(), Stdio::piped()])
 }
 
 /// Processes are killed with no warning at moments of every kind, fifty times; at most one in five of them while a
@@ -141,21 +134,8 @@ fn sigterm_saves_and_leaves_with_its_code() {
     place.train("--steps 4000 --checkpoint-every 0 --out calm --quiet").assert().success();
     // A checkpoint only because it is asked to end.
     let train = place.train("--steps 4000 --checkpoint-every 3999 --out m --log-format json");
-    let mut run = Process::new(env!("CARGO_BIN_EXE_danlu"))
-        .args(train.get_args())
-        .current_dir(place.folder.path())
-        .env("DANLU_CACHE", place.path("cache"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    let mut out = std::io::BufReader::new(run.stdout.take().unwrap());
-    while !said.contains("\"event\":\"step\"") {
-        assert!(std::io::BufRead::read_line(&mut out, &mut said).unwrap() > 0, "{said}");
-    }
-    assert!(Process::new("kill").args(["-TERM", &run.id().to_string()]).status().unwrap().success());
-    std::io::Read::read_to_string(&mut out, &mut said).unwrap();
-    assert_eq!(run.wait().unwrap().code(), Some(143), "{said}");
+    let (said, code) = place.signalled(&train, "-TERM");
+    assert_eq!(code, Some(143), "{said}");
     assert!(said.contains("\"event\":\"checkpoint\"") && said.contains("\"interrupted\":true"), "{said}");
     assert_eq!(checkpoints(&place, "m").len(), 1);
     let fresh = stderr(&place.train("--steps 4000 --out m").assert().code(1));

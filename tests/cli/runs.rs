@@ -3,8 +3,7 @@
 use super::{Place, has_adapter, stderr, stdout};
 use serde_json::Value;
 use std::fs;
-use std::io::Read;
-use std::process::{Command as Process, Stdio};
+use std::process::Command as Process;
 
 const FILES: [&str; 5] =
     ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
@@ -179,21 +178,8 @@ fn ctrl_c_saves_and_leaves() {
     }
     let place = Place::new();
     let train = place.train("--out m --log-format json --steps 1000000");
-    let mut run = Process::new(env!("CARGO_BIN_EXE_danlu"))
-        .args(train.get_args())
-        .current_dir(place.folder.path())
-        .env("DANLU_CACHE", place.path("cache"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = String::new();
-    let mut out = std::io::BufReader::new(run.stdout.take().unwrap());
-    while !said.contains("\"event\":\"step\"") {
-        assert!(std::io::BufRead::read_line(&mut out, &mut said).unwrap() > 0, "{said}");
-    }
-    assert!(Process::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
-    out.read_to_string(&mut said).unwrap();
-    assert_eq!(run.wait().unwrap().code(), Some(130));
+    let (said, code) = place.signalled(&train, "-INT");
+    assert_eq!(code, Some(130));
     assert!(said.contains("\"interrupted\":true"), "{said}");
     assert_eq!(place.model("m"), FILES);
 }

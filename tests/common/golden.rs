@@ -150,9 +150,20 @@ impl Step {
         golden: &Golden,
         schedule: &Schedule,
         batches: &[(Array, Array)],
+        noise: Option<&mut Noise>,
+    ) -> Numbers {
+        self.train_from(golden.states(), &golden.layout, schedule, batches, noise)
+    }
+
+    /// The same from these states, of parameters that lie so.
+    pub fn train_from(
+        &self,
+        mut sources: Sources,
+        layout: &ParamLayout,
+        schedule: &Schedule,
+        batches: &[(Array, Array)],
         mut noise: Option<&mut Noise>,
     ) -> Numbers {
-        let mut sources = golden.states();
         let mut numbers = Numbers::new();
         for (i, (tokens, targets)) in batches.iter().enumerate() {
             let hyper = Optimizer::default().hyper(schedule.rate(i as u64), i as u64).map(f64::from);
@@ -170,8 +181,8 @@ impl Step {
                 }
             }
         }
-        for spec in golden.layout.specs() {
-            let (page, start) = golden.layout.place(&spec.name).unwrap();
+        for spec in layout.specs() {
+            let (page, start) = layout.place(&spec.name).unwrap();
             let data = &sources[&format!("param.{page}")].data[start..start + spec.shape.elements()];
             numbers.insert(format!("final.{}", spec.name), data.to_vec());
         }

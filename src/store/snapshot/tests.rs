@@ -1,6 +1,7 @@
 //! Training checkpoints: round trips, every kind of damage, what is kept.
 
 use super::*;
+use crate::store::staged_folder::tests::names;
 use serde_json::json;
 use std::fs;
 use std::path::Path;
@@ -24,13 +25,6 @@ fn write(folder: &Path, step: u64, validation: Option<f64>) -> std::path::PathBu
     let bytes: Vec<u8> = states.into_iter().flat_map(|(_, bytes)| bytes).collect();
     bytes.chunks(1234).for_each(|piece| writer.push(piece).unwrap());
     writer.finish().unwrap()
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
 }
 
 #[test]

@@ -1,0 +1,84 @@
+//! Adapters in PEFT's form beside a model, and as part of one.
+
+use super::runs::trained;
+use super::{Place, stderr, stdout};
+use danlu::base::Rng;
+use danlu::nn::{Lora, LoraConfig};
+use danlu::store::{Checkpoint, write_adapter};
+use serde_json::Value;
+use std::fs;
+
+/// Writes an adapter of the model `m` whose every number is random.
+fn adapter(place: &Place, name: &str, config: &LoraConfig) {
+    let specs = Checkpoint::open(&place.path("m")).unwrap().model().param_specs();
+    let lora = Lora::new(config, &specs, 1 << 20).unwrap();
+    let mut pages = lora.layout().init(3);
+    let mut rng = Rng::new(4, 0);
+    for (spec, data) in lora.layout().tensors_mut(&mut pages) {
+        let large = if spec.name.ends_with("lora_magnitude_vector") { 0.3 } else { 0.0 };
+        data.iter_mut().for_each(|x| *x = (*x * large) + 0.3 * rng.normal() as f32);
+    }
+    write_adapter(&place.path(name), &lora, config, "m", &pages, &[]).unwrap();
+}
+
+/// Of a token of the text.
+fn nats(place: &Place, model: &str) -> f64 {
+    let said = stdout(&place.danlu(&format!("eval --model {model} --text text.txt --json")).assert().success());
+    let report: Value = serde_json::from_str(&said).unwrap();
+    report["nats"].as_f64().unwrap() / report["tokens"].as_f64().unwrap()
+}
+
+/// The model with an adapter beside it and the model that was made with it are the same, and another than without.
+#[test]
+fn an_adapter_beside_a_model_says_what_the_merged_one_says() {
+    let Some(place) = trained("m") else { return };
+    let plain = nats(&place, "m");
+    for (name, rslora, dora) in [("lora", false, false), ("rslora", true, false), ("dora", false, true)] {
+        adapter(&place, name, &LoraConfig { rank: 4, alpha: 8.0, rslora, dora, ..LoraConfig::default() });
+        let beside = nats(&place, &format!("m --lora {name}"));
+        assert!((beside - plain).abs() > 0.01, "{name} changes nothing: {plain} and {beside}");
+        for out in [format!("{name}-merged"), format!("{name}.gguf")] {
+            place.danlu(&format!("merge --model m --adapter {name} --out {out}")).assert().success();
+            let merged = nats(&place, &out);
+            // Both compute in f32: W·x + s·B·(A·x), and (W + s·B·A)·x, in sums of some dozens.
+            assert!((merged - beside).abs() <= 1e-5 * beside, "{out}: {merged}, and {beside} beside it");
+        }
+        let text = |model: &str| {
+            let line = format!("generate --model {model} --prompt The --tokens 12 --temperature 0");
+            stdout(&place.danlu(&line).assert().success())
+        };
+        assert_eq!(text(&format!("m --lora {name}")), text(&format!("{name}-merged")));
+    }
+}
+
+#[test]
+fn adapters_that_do_not_fit_are_refused() {
+    let Some(place) = trained("m") else { return };
+    adapter(&place, "a", &LoraConfig { rank: 4, ..LoraConfig::default() });
+    let refused = |line: &str, part: &str| {
+        let said = stderr(&place.danlu(line).assert().code(1));
+        assert!(said.contains(part) && said.trim_end().lines().count() == 1, "{line}: {said}");
+    };
+    refused(
+        "generate --model m --lora gone --prompt a",
+        "gone/adapter_config.json: is not there; an adapter is a folder",
+    );
+    refused("merge --model m --adapter a --out m", "is there already");
+    let config = place.path("a/adapter_config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    for (from, to, part) in [
+        ("\"LORA\"", "\"IA3\"", "says peft_type \"IA3\"; only \"LORA\" is known"),
+        ("\"none\"", "\"all\"", "says bias \"all\": trained biases are not known here"),
+        ("\"use_dora\": false", "\"use_dora\": true", "lacks base_model.model."),
+        ("\"modules_to_save\": null", "\"modules_to_save\": [\"lm_head\"]", "sets modules_to_save"),
+    ] {
+        assert!(text.contains(from), "{text}");
+        fs::write(&config, text.replace(from, to)).unwrap();
+        refused("merge --model m --adapter a --out x", part);
+    }
+    fs::write(&config, &text).unwrap();
+    place.write("wide.json", super::TINY.replace("\"hidden_size\": 16", "\"hidden_size\": 32"));
+    place.train("--config wide.json --out wide --quiet").assert().success();
+    refused("merge --model wide --adapter a --out x", "which fits no adapter of model.layers.0.");
+    assert!(!place.path("x").exists());
+}
