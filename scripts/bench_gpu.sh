@@ -1,26 +1,43 @@
 #!/bin/sh
-# On a machine with a GPU: are all kernels right, how near to the device's limits are they, and how does PyTorch do the
-# same? `--quick` takes small sizes, so that the way itself can be tried on a CPU. The adapter is that of DANLU_ADAPTER,
-# else the automatic one.
-set -eu
+# On a machine with a GPU: are all kernels right, how does PyTorch do the same, and how near to the device's limits is every
+# kernel? One table of what docs/benchmarks.md lists for GPUs, then the whole roofline. `--quick` takes small sizes, so that
+# the way itself can be tried on a CPU. The adapter is that of DANLU_ADAPTER, else the automatic one.
+#
+# What fails is said and does not end the rest; then the exit code is 1.
+set -u
 quick="${1:-}"
 case "$quick" in "" | --quick) ;; *) echo "usage: $0 [--quick]" >&2; exit 2 ;; esac
-cd "$(dirname "$0")/.."
-danlu() { cargo run --quiet --release --locked --bin danlu -- "$@"; }
+cd "$(dirname "$0")/.." || exit 1
 adapter="${DANLU_ADAPTER:+--adapter=$DANLU_ADAPTER}"
+folder=target/bench-gpu
+failed=""
 
-sh scripts/adapter.sh
+sh scripts/adapter.sh && cargo build --quiet --release --locked --bin danlu || exit 1
+danlu="${CARGO_TARGET_DIR:-target}/release/danlu"
+rm -rf "$folder" && mkdir -p "$folder" || exit 1
+
 echo "== every kernel against its f64 reference"
-danlu doctor $adapter
+"$danlu" doctor $adapter || failed="$failed; danlu doctor: some kernel is wrong, or there is no adapter"
 if [ -z "$quick" ]; then
-    cargo test --release --locked --test ops
+    cargo test --release --locked --test ops || failed="$failed; the tests of operators"
 fi
-echo "== kernels and whole steps against the roofline"
-rm -rf target/bench-gpu
-danlu bench $quick $adapter --kept target/bench-gpu --keep --svg target/bench-gpu.svg
+
 echo "== beside PyTorch"
-if python3 -c "import torch" 2>/dev/null; then
-    python3 scripts/bench_peers.py $quick target/bench-gpu/*.json
-else
-    echo "skipped: python3 has no torch here (pip install torch transformers)"
+# Each part is a process of its own: what loses the device costs one part.
+n=0
+for part in "cube:" "attention:" "train step" "decode story" "decode smollm2" "decode llama"; do
+    # Not all sizes have all of them.
+    case "$quick$part" in "--quickdecode smollm2" | "--quickdecode llama" | "decode story") continue ;; esac
+    n=$((n + 1))
+    "$danlu" bench $quick "$part" --json $adapter >"$folder/part-$n.json" || {
+        failed="$failed; danlu bench \"$part\""
+        rm -f "$folder/part-$n.json"
+    }
+done
+python3 scripts/bench_peers.py $quick --danlu "$danlu" $adapter "$folder"/part-*.json || failed="$failed; scripts/bench_peers.py"
+
+if [ -z "$quick" ]; then
+    echo "== kernels and whole steps against the roofline"
+    "$danlu" bench $adapter --kept "$folder" --keep --svg "$folder/roofline.svg" || failed="$failed; danlu bench"
 fi
+[ -z "$failed" ] || { echo "failed: ${failed#; }" >&2; exit 1; }

@@ -1,25 +1,36 @@
 #!/usr/bin/env python3
-"""What `danlu bench` measured, measured with PyTorch on the same machine, as one table of ratios.
+"""What `danlu bench` measured beside what PyTorch takes for the same on the same machine, as one table.
 
-    danlu bench --kept FOLDER --keep && python3 scripts/bench_peers.py FOLDER/ADAPTER.json
+    danlu bench --json >report.json && python3 scripts/bench_peers.py [--danlu BINARY] report.json ...
 
-PyTorch takes CUDA (or ROCm) where it finds it, else the CPU; on a CPU what would take minutes is left out. f32 is f32: TF32 is off.
-A ratio above 1 says that Danlu is faster, or, of memory, that it takes less. Times are medians.
+PyTorch takes CUDA (or ROCm) where it finds it, else the CPU; on a CPU what would take minutes is left out, and without PyTorch
+its column stays empty. f32 is f32: TF32 is off. Mixed is autocast to f16 with a GradScaler. A ratio above 1 says that Danlu is
+faster, or, of memory, that it takes less. "Of roof" is what Danlu reaches of the device's own limit, measured in the same run:
+of its bandwidth where one token is decoded. "Reach" is what docs/benchmarks.md wants. Times are medians.
+
+With --danlu a fresh cache is filled by one start of training, and a second start is timed up to its first step.
 """
 
 import argparse
 import json
+import os
 import re
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError as error:
+    torch, missing = None, error
 
 ROOT = Path(__file__).resolve().parent.parent
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cuda" if torch and torch.cuda.is_available() else "cpu"
 
 
 def sync():
@@ -47,8 +58,8 @@ def burst(run):
 
 
 def matmul(n, dtype):
-    a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
-    out = torch.empty(n, n, device=DEVICE, dtype=dtype)
+    a, b = (torch.randn(n, n, device=DEVICE, dtype=getattr(torch, dtype)) for _ in range(2))
+    out = torch.empty_like(a)
     return burst(lambda: torch.mm(a, b, out=out))
 
 
@@ -73,19 +84,23 @@ def model(preset):
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(DEVICE)
 
 
-def train_step(preset, batch, seq, compiled):
-    """Seconds of forward, backward, clipping and AdamW in f32, and the most bytes that they took."""
+def train_step(preset, batch, seq, is_mixed, is_compiled):
+    """Seconds of forward, backward, clipping and AdamW, and the most bytes that they took."""
     net = model(preset)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=DEVICE == "cuda")
     tokens = torch.randint(net.config.vocab_size, (batch, seq), device=DEVICE)
-    forward = torch.compile(net) if compiled else net
+    forward = torch.compile(net) if is_compiled else net
+    scaler = torch.amp.GradScaler(DEVICE, enabled=is_mixed)
 
     def run():
         optimizer.zero_grad(set_to_none=True)
-        loss = forward(input_ids=tokens, labels=tokens).loss
-        loss.backward()
+        with torch.autocast(DEVICE, torch.float16, enabled=is_mixed):
+            loss = forward(input_ids=tokens, labels=tokens).loss
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
 
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -97,7 +112,7 @@ def decode(preset, dtype, context):
     """Seconds of one token behind context - 1 others."""
     from transformers import DynamicCache
 
-    net = model(preset).to(dtype).eval()
+    net = model(preset).to(getattr(torch, dtype)).eval()
     tokens = torch.randint(net.config.vocab_size, (1, context - 1), device=DEVICE)
     with torch.no_grad():
         cache = DynamicCache()
@@ -112,83 +127,163 @@ def decode(preset, dtype, context):
 
 def tried(run, *args):
     """The result, or None and a line that says why not."""
+    if torch is None:
+        return None
     try:
         return run(*args)
     except Exception as e:  # a peer that fails is a row without figures
-        print(f"PyTorch: {run.__name__}{args}: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}")
+        reason = (str(e).splitlines() or [""])[0]
+        print(f"PyTorch: {run.__name__}{args}: {type(e).__name__}: {reason}", file=sys.stderr)
         return None
     finally:
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
+        if hasattr(torch, "_dynamo"):
+            torch._dynamo.reset()
+
+
+def first_step(danlu, adapter, preset, folder, out):
+    """Seconds from the start of training to the end of its first step, and those of the second step alone."""
+    # fmt: off
+    command = [danlu, "train", "--config", preset, "--batch", "1", "--seq", "128", "--steps", "3", "--log-format", "json",
+               "--out", str(Path(folder) / out), *adapter]
+    # fmt: on
+    environment = os.environ | {"DANLU_CACHE": str(Path(folder) / "cache")}
+    start, times = time.perf_counter(), []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for line in process.stdout:
+            if json.loads(line).get("event") == "step":
+                times.append(time.perf_counter() - start)
+            if len(times) == 2:
+                process.kill()
+    if len(times) < 2:
+        raise RuntimeError(f"{' '.join(command)} took no two steps (exit code {process.returncode})")
+    return times[0], times[1] - times[0]
+
+
+def second_start(danlu, adapter, preset):
+    """Seconds of a second start to its first step, less that step."""
+    with tempfile.TemporaryDirectory() as folder:
+        first_step(danlu, adapter, preset, folder, "first")
+        begin, step = first_step(danlu, adapter, preset, folder, "second")
+        return max(begin - step, 0.0)
 
 
 class Table:
-    def __init__(self):
-        self.rows = []
+    def __init__(self, entries):
+        self.entries, self.rows, self.missed = entries, [], []
 
-    def add(self, what, mine, theirs, unit="ms", factor=1e3):
-        """One comparison of seconds or bytes; None where one side has no figure."""
+    def mine(self, name):
+        """Danlu's median and its part of the roof, if it was measured."""
+        entry = self.entries.get(name)
+        return (entry["seconds"]["median"], entry["fraction"]) if entry else (None, None)
+
+    def add(self, what, mine, theirs, least=None, fraction=None, unit="ms", factor=1e3):
+        """One comparison of seconds or bytes; None where one side has no figure. `least`: the ratio to reach."""
         figure = lambda x: "–" if x is None else f"{x * factor:.2f} {unit}"
-        ratio = f"{theirs / mine:.2f}" if mine and theirs else "–"
-        self.rows.append((what, figure(mine), figure(theirs), ratio))
+        ratio = theirs / mine if mine and theirs else None
+        reach = "" if least is None else f"≥ {least:.2f}×"
+        self.row(what, figure(mine), figure(theirs), ratio and f"{ratio:.2f}", fraction, reach, ratio, least)
+
+    def row(self, what, mine, theirs, ratio, fraction, reach, value, least):
+        of_roof = "–" if fraction is None else f"{fraction * 100:.0f} %"
+        verdict = "" if least is None else "–" if value is None else "yes" if value >= least else "no"
+        self.rows.append((what, mine, theirs, ratio or "–", of_roof, reach, verdict))
+        if mine == "–":
+            self.missed.append(what)
 
     def print(self):
-        rows = [("what", "Danlu", "PyTorch", "ratio"), *self.rows]
-        widths = [max(len(r[i]) for r in rows) for i in range(4)]
+        rows = [("what", "Danlu", "PyTorch", "ratio", "of roof", "reach", "reached"), *self.rows]
+        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         for i, row in enumerate(rows):
             print("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths)) + " |")
             if i == 0:
                 print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
 
 
-def compare(report, quick):
-    entries = {e["name"]: e for e in report["entries"]}
-    small = quick or DEVICE == "cpu"
-    table = Table()
-    sizes = [256] if quick else [512, 1024, 2048] if small else [1024, 2048, 4096, 8192]
-    for n in sizes:
-        mine = entries.get(f"cube: matmul {n}×{n}×{n} nn")
-        table.add(f"matmul f32 {n}³", mine and mine["seconds"]["median"], tried(matmul, n, torch.float32))
-    if not small:
-        # Danlu has no product of f16 operands yet: what it is to reach stands there.
-        for n in sizes:
-            table.add(f"matmul f16 {n}³", None, tried(matmul, n, torch.float16))
-    heads = {int(m[1]): name for name in entries if (m := re.fullmatch(r"attention: attention f32\[1,(\d+),9,64\]", name))}
-    for seq in heads:
-        parts = [e for name, e in entries.items() if re.match(r"attention: attention", name)]
-        table.add(f"attention forward and backward, T {seq}", sum(e["seconds"]["median"] for e in parts), tried(attention, seq))
-    for name, entry in entries.items():
-        if m := re.fullmatch(r"train step (story-1m|smollm2-135m) (\d+)×(\d+)", name):
-            preset, batch, seq = m[1], int(m[2]), int(m[3])
-            mine = entry["seconds"]["median"]
-            eager = tried(train_step, preset, batch, seq, False)
-            table.add(f"{name}, eager", mine, eager and eager[0])
-            if not small:
-                compiled = tried(train_step, preset, batch, seq, True)
-                table.add(f"{name}, compiled", mine, compiled and compiled[0])
-            if eager and eager[1]:
-                table.add(f"{name}, bytes", entry["device_bytes"], eager[1], "MiB", 2**-20)
-        if m := re.fullmatch(r"decode (\S+) (f32|bf16) 1 at (\d+)", name):
-            if entry["kernel"] or (m[1].startswith("llama") and small):
-                continue
-            dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[m[2]]
-            table.add(f"{name}, a token", entry["seconds"]["median"], tried(decode, m[1], dtype, int(m[3])))
+def compare(entries, is_cpu, quick, danlu, adapter, peer):
+    """All that docs/benchmarks.md lists, of Danlu's entries by name; `peer` runs PyTorch."""
+    small = quick or is_cpu
+    # On a CPU PyTorch is left out where it takes minutes.
+    slow = quick or DEVICE == "cpu"
+    table = Table(entries)
+    for n in [256] if quick else [1024] if small else [4096, 8192]:
+        for dtype, suffix, least in [("float32", "", 0.8 if n == 4096 else None), ("float16", " f16", 0.5)]:
+            mine, fraction = table.mine(f"cube: matmul {n}×{n}×{n} nn{suffix}")
+            theirs = None if slow and dtype == "float16" else peer(matmul, n, dtype)
+            table.add(f"matmul {dtype} {n}³", mine, theirs, None if small else least, fraction)
+    seq = 128 if quick else 1024
+    parts = [e["seconds"]["median"] for name, e in entries.items() if name.startswith("attention: attention")]
+    table.add(f"attention f32 forward and backward, T {seq}", sum(parts) or None, peer(attention, seq))
+    preset = "story-1m" if quick else "smollm2-135m"
+    sizes = [(2, 32)] if quick else [(1, 128)] if small else [(1, 128), (8, 1024)]
+    for batch, seq in sizes:
+        for is_mixed in (False, True):
+            name = f"train step {preset}{' mixed' if is_mixed else ''} {batch}×{seq}"
+            mine, fraction = table.mine(name)
+            eager = None if slow and is_mixed else peer(train_step, preset, batch, seq, is_mixed, False)
+            table.add(f"{name}, eager", mine, eager and eager[0], 1.0 if (batch, seq) == (1, 128) and not small else None, fraction)
+            if not slow:
+                compiled = peer(train_step, preset, batch, seq, is_mixed, True)
+                table.add(f"{name}, compiled", mine, compiled and compiled[0], 0.6 if batch == 8 else None, fraction)
+            held = table.entries.get(name, {}).get("device_bytes")
+            table.add(f"{name}, bytes", held, eager and eager[1], 1.25, None, "MiB", 2**-20)
+    decodes = [("story-1m", "f32", 512)] if quick else [("smollm2-135m", t, 1024) for t in ("f32", "bf16")]
+    decodes += [] if small else [("llama-3.2-1b", "bf16", 1024)]
+    for preset_, dtype, context in decodes:
+        found = [n for n in entries if re.fullmatch(rf"decode {preset_} {dtype} 1 at \d+", n)]
+        name = found[0] if found else f"decode {preset_} {dtype} 1 at {context}"
+        mine, fraction = table.mine(name)
+        theirs = peer(decode, preset_, {"f32": "float32", "bf16": "bfloat16"}[dtype], int(name.split()[-1]))
+        table.add(f"{name}, a token", mine, theirs, None, fraction)
+        if not small:
+            table.row(f"{name}, bandwidth", f"{(fraction or 0) * 100:.0f} %", "–", None, fraction, "≥ 60 %", fraction, 0.6)
+    if danlu:
+        try:
+            seconds = second_start(danlu, adapter, preset)
+            reached = 2.0 / max(seconds, 1e-9)
+            table.row(f"second start to first step, {preset}", f"{seconds:.2f} s", "–", None, None, "≤ 2 s", reached, 1.0)
+        except Exception as e:
+            print(f"second start: {type(e).__name__}: {e}", file=sys.stderr)
+            table.add(f"second start to first step, {preset}", None, None)
     return table
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", type=Path, help="what `danlu bench --kept FOLDER --keep` wrote")
+    parser.add_argument("reports", type=Path, nargs="+", help="what `danlu bench --json` said, in one file or in several")
     parser.add_argument("--quick", action="store_true", help="the sizes of `danlu bench --quick`")
+    parser.add_argument("--danlu", help="the program, whose second start is timed")
+    parser.add_argument("--adapter", help="the adapter that it takes")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    report = json.loads(args.report.read_text())
-    theirs = torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    table = compare(report, args.quick)
-    print(f"Danlu on {report['adapter']['name']}; PyTorch {torch.__version__} on {theirs}; TF32 off; a ratio above 1 is Danlu's")
+    reports = []
+    for path in args.reports:
+        try:
+            reports.append(json.loads(path.read_text()))
+        except (OSError, ValueError) as error:
+            print(f"{path}: {error}", file=sys.stderr)
+    if not reports:
+        sys.exit("there is no report: every `danlu bench` failed")
+    if torch:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        theirs = torch.cuda.get_device_name() if DEVICE == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        theirs = f"PyTorch {torch.__version__} on {theirs}; TF32 off; a ratio above 1 is Danlu's"
+    else:
+        theirs = f"PyTorch is not installed here ({missing}), so its column is empty: pip install torch transformers"
+    entries = {e["name"]: e for report in reports for e in report["entries"]}
+    name = reports[0]["adapter"]["name"]
+    is_cpu = bool(re.search("llvmpipe|swiftshader", name, re.IGNORECASE))
+    adapter = ["--adapter", args.adapter] if args.adapter else []
+    table = compare(entries, is_cpu, args.quick, args.danlu, adapter, tried)
+    print(f"Danlu on {name}; {theirs}")
     table.print()
+    left_out = [line for report in reports for line in report["skipped"]]
+    for line in left_out:
+        print(f"left out: {line}")
+    if table.missed:
+        print(f"without a figure of Danlu's: {'; '.join(table.missed)}")
 
 
 if __name__ == "__main__":

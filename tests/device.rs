@@ -25,7 +25,7 @@ struct Device {
 struct Last;
 
 impl Chooser for Last {
-    fn choose(&mut self, _op: &dyn Op, _io: &Io, kernels: &[Kernel]) -> usize {
+    fn choose(&mut self, _op: &std::sync::Arc<dyn Op>, _io: &Io, kernels: &[Kernel]) -> usize {
         kernels.len() - 1
     }
 }

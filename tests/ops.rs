@@ -151,11 +151,12 @@ fn kernels_translate_for_every_vendor() {
             }
         }
     }
-    // No operator's: it measures the device's peak.
-    for fused in [0, 1] {
-        let kernel = Kernel::new("arithmetic", "registers");
-        common::check_kernel(&kernel.constant("WORKGROUP", 64).constant("STEPS", 16).constant("FUSED", fused));
-    }
+    // No operator's: they measure the device's peak.
+    let subgroups =
+        Limits { has_f16: true, cooperative: vec![8, 16], min_subgroup: 32, max_subgroup: 32, ..Limits::default() };
+    let ceilings = danlu::run::ceiling_kernels(&subgroups);
+    assert_eq!(ceilings.len(), 8);
+    ceilings.iter().for_each(common::check_kernel);
 }
 
 /// Every kernel of f16 operands rounds to the nearest f16, ties to even, and from 65,520 on to infinity: bit by bit, for

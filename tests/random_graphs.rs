@@ -26,7 +26,7 @@ const SMALL: [&str; 3] = ["weight", "trio", "back"];
 struct Any(Rng);
 
 impl Chooser for Any {
-    fn choose(&mut self, _op: &dyn Op, _io: &Io, kernels: &[Kernel]) -> usize {
+    fn choose(&mut self, _op: &std::sync::Arc<dyn Op>, _io: &Io, kernels: &[Kernel]) -> usize {
         if self.0.below(8) == 0 { self.0.below(kernels.len()) } else { 0 }
     }
 }

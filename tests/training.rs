@@ -281,7 +281,7 @@ fn families_are_trained_and_saved_in_their_own_form() {
 struct Last;
 
 impl danlu::compile::Chooser for Last {
-    fn choose(&mut self, _op: &dyn Op, _io: &Io, kernels: &[Kernel]) -> usize {
+    fn choose(&mut self, _op: &std::sync::Arc<dyn Op>, _io: &Io, kernels: &[Kernel]) -> usize {
         kernels.len() - 1
     }
 }

@@ -3,18 +3,18 @@
 mod common;
 
 use danlu::base::{Array, Limits, TensorType};
-use danlu::compile::Chooser;
+use danlu::compile::{Chooser, settle};
 use danlu::gpu::Gpu;
 use danlu::graph::{Io, Kernel, Map, Op};
 use danlu::ops::MatMul;
 use danlu::run::{Records, TuneMode, Tuner};
 use pollster::block_on;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// y = 2x: slowly, wrongly, and fast.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Double;
 
 impl Op for Double {
@@ -50,10 +50,11 @@ fn io(op: &dyn Op, inputs: &[TensorType]) -> Io {
     Io { inputs: inputs.to_vec(), outputs: op.infer(&refs).unwrap() }
 }
 
-fn choose(tuner: &mut Tuner, op: &dyn Op, inputs: &[TensorType]) -> String {
+fn choose(tuner: &mut Tuner, op: &(impl Op + Clone), inputs: &[TensorType]) -> String {
     let io = io(op, inputs);
+    let op: Arc<dyn Op> = Arc::new(op.clone());
     let kernels = op.kernels(&io, gpu().limits());
-    let i = tuner.choose(op, &io, &kernels);
+    let i = block_on(settle(tuner, |chooser| Ok(chooser.choose(&op, &io, &kernels)))).unwrap();
     kernels[i].variant.clone()
 }
 
@@ -97,6 +98,72 @@ fn a_wrong_kernel_is_barred_and_the_choice_is_remembered() {
     assert_eq!(choose(&mut tuner(TuneMode::Off, folder.path()), &Double, &x), "slow");
     let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(files, ["tuning.json"], "nothing half-written is left");
+}
+
+#[test]
+fn a_wrong_kernel_is_not_taken_whoever_says_that_it_is_fast() {
+    let x = [TensorType::f32([SIZE])];
+    let id = gpu().report().id();
+    let measured = {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tuner = tuner(TuneMode::Full, folder.path());
+        choose(&mut tuner, &Double, &x);
+        tuner.records().clone()
+    };
+    assert_eq!(measured.rows[0].key.candidates[1].kernel, "map:wrong");
+    let wrong = measured.rows[0].key.candidates[1].clone();
+    for mode in [TuneMode::Full, TuneMode::Cached] {
+        // A file that has it for the fastest, of this class and of a near one.
+        for size in [SIZE, SIZE * 4] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut lies = Records { barred: Vec::new(), proved: Vec::new(), ..measured.clone() };
+            lies.rows[0].winner = 1;
+            lies.save(folder.path()).unwrap();
+            let mut tuner = tuner(mode, folder.path()).with_budget(Duration::ZERO);
+            assert_eq!(choose(&mut tuner, &Double, &[TensorType::f32([size])]), "slow", "{mode:?} {size}");
+            assert_eq!(tuner.records().barred[0].id, wrong);
+        }
+        // Under another driver it was right: that proves nothing here.
+        let folder = tempfile::tempdir().unwrap();
+        let mut other = Records { barred: Vec::new(), proved: vec![wrong.clone()], ..measured.clone() };
+        other.adapter.driver += " of old";
+        other.rows[0].winner = 1;
+        other.save(folder.path()).unwrap();
+        assert_ne!(choose(&mut tuner(mode, folder.path()), &Double, &x), "wrong", "{mode:?}");
+        assert!(!Records::load(folder.path(), &id).proved.contains(&wrong));
+    }
+}
+
+#[test]
+fn choosing_waits_for_nothing_and_learning_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tuner = tuner(TuneMode::Full, folder.path());
+    let (op, io): (Arc<dyn Op>, Io) = (Arc::new(Double), io(&Double, &[TensorType::f32([SIZE])]));
+    let kernels = op.kernels(&io, gpu().limits());
+    for _ in 0..3 {
+        assert_eq!(tuner.choose(&op, &io, &kernels), 0);
+    }
+    assert_eq!((tuner.measured(), tuner.spent()), (0, Duration::ZERO));
+    assert!(block_on(tuner.learn()), "another kernel is faster");
+    assert_eq!(tuner.measured(), 1, "what was asked three times is measured once");
+    assert_eq!(tuner.choose(&op, &io, &kernels), 2);
+    assert!(!block_on(tuner.learn()), "there is nothing more to learn");
+}
+
+#[test]
+fn the_evidence_of_a_choice_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    choose(&mut tuner(TuneMode::Full, folder.path()), &Double, &[TensorType::f32([SIZE])]);
+    let id = gpu().report().id();
+    let kept = Records::load(folder.path(), &id);
+    assert_eq!((&kept.adapter, &kept.build), (&id, &danlu::run::build()));
+    let machine = kept.machine.expect("the limits that forecasts rest on");
+    assert!(machine.bytes_per_second > 1e8 && machine.workgroups >= 1.0 && !machine.ceilings.is_empty(), "{machine:?}");
+    let row = &kept.rows[0];
+    assert_eq!((row.seconds.len(), row.forecasts.len(), row.notes.len()), (3, 3, 3));
+    for (i, seconds) in row.seconds.iter().enumerate() {
+        assert!(row.forecasts[i] > 0.0 && seconds.is_some() != row.notes[i].is_some(), "{row:?}");
+    }
 }
 
 #[test]
@@ -193,13 +260,13 @@ fn the_table_that_ships_is_readable_and_covers_products() {
 fn roofline_is_remembered() {
     let folder = tempfile::tempdir().unwrap();
     let start = Instant::now();
-    let measured = block_on(tuner(TuneMode::Full, folder.path()).roofline()).unwrap();
+    let measured = block_on(tuner(TuneMode::Full, folder.path()).roofline(false)).unwrap();
     println!("{:?}: {measured:?}", start.elapsed());
     assert!(measured.bytes_per_second > 1e8 && measured.flops_per_second > 1e8, "{measured:?}");
     let start = Instant::now();
-    assert_eq!(block_on(tuner(TuneMode::Cached, folder.path()).roofline()).unwrap(), measured);
+    assert_eq!(block_on(tuner(TuneMode::Cached, folder.path()).roofline(false)).unwrap(), measured);
     // Measured again, it can only rise.
-    let again = block_on(tuner(TuneMode::Full, folder.path()).roofline()).unwrap();
+    let again = block_on(tuner(TuneMode::Full, folder.path()).roofline(false)).unwrap();
     assert!(again.bytes_per_second >= measured.bytes_per_second && again.flops_per_second >= measured.flops_per_second);
     println!("remembered: {:?}", start.elapsed());
 }
@@ -235,6 +302,8 @@ fn write_table() {
     let name = id.name.split(" (").next().unwrap_or_default().to_string();
     let mut records = Records { proved: Vec::new(), ..tuner.records().clone() };
     records.adapter.name = name;
+    // A driver writes its version into its device's name.
+    records.machine = None;
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/run/tuned.json");
-    std::fs::write(path, records.to_table()).unwrap();
+    std::fs::write(path, records.shipped_with()).unwrap();
 }

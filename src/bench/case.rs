@@ -5,7 +5,7 @@ use crate::compile::Step;
 use crate::error::Result;
 use crate::graph::{Graph, Kind};
 use crate::optim::{HYPER, Optimizer};
-use crate::run::{Executor, States};
+use crate::run::{Class, Executor, States};
 
 /// Elements that fill a state, again and again.
 const PATTERN: usize = 1 << 16;
@@ -37,13 +37,24 @@ pub struct Case {
     position: u32,
     /// Only kernels that read a packed operand are timed.
     packed: bool,
+    /// Only kernels that round their operands are timed.
+    half: bool,
     build: Build,
 }
 
 impl Case {
     /// A case without tokens.
     pub fn new(name: impl Into<String>, scope: Scope, build: impl Fn(&Limits) -> Result<Graph> + 'static) -> Case {
-        Case { name: name.into(), scope, tokens: 0, vocab: 1, position: 0, packed: false, build: Box::new(build) }
+        Case {
+            name: name.into(),
+            scope,
+            tokens: 0,
+            vocab: 1,
+            position: 0,
+            packed: false,
+            half: false,
+            build: Box::new(build),
+        }
     }
 
     /// The same with this many tokens of a vocabulary, the first at `position`.
@@ -57,8 +68,14 @@ impl Case {
         Case { packed: true, ..self }
     }
 
+    /// The same with only the kernels that round their operands.
+    pub fn half(self) -> Case {
+        Case { half: true, ..self }
+    }
+
     pub(super) fn wants(&self, step: &Step) -> bool {
-        !self.packed || step.inputs.iter().any(|ty| ty.dtype.is_packed())
+        let is_half = Class::of(step.shader, &step.constants) != Class::F32;
+        (is_half || !self.half) && (!self.packed || step.inputs.iter().any(|ty| ty.dtype.is_packed()))
     }
 
     /// Its graph for an adapter with these limits.

@@ -107,17 +107,18 @@ impl fmt::Display for Comparison {
 pub(super) mod tests {
     use super::*;
     use crate::base::AdapterId;
-    use crate::run::{Ceiling, Machine, Timing};
+    use crate::run::{Ceiling, Class, Machine, Timing};
 
     /// A report of made-up entries: name, part of the roofline, and spread to both sides.
     pub(in super::super) fn report(entries: &[(&str, f64, f64)]) -> Report {
-        let ceilings = vec![Ceiling { class: "f32".into(), arithmetic: 2e11, matmul: 1e11 }];
+        let ceilings = vec![Ceiling { class: Class::F32, arithmetic: 2e11, matmul: 1e11 }];
         let machine = Machine {
             bytes_per_second: 1e10,
             ceilings,
             dispatch_seconds: 2e-6,
             pass_seconds: 4e-5,
             submission_seconds: 1e-4,
+            workgroups: 8.0,
         };
         let id = AdapterId { name: "Made Up".into(), driver: "1".into(), backend: "vulkan".into() };
         let mut report = Report::new(id, true, machine);
@@ -126,6 +127,7 @@ pub(super) mod tests {
             report.entries.push(Entry {
                 name: name.into(),
                 kernel: "map:vector".into(),
+                class: Class::F32,
                 flops: 1_000_000,
                 bytes: 10_000_000,
                 dispatches: 1,

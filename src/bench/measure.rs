@@ -3,10 +3,10 @@
 use super::suite::names;
 use super::{Case, Entry, Report, Scope};
 use crate::base::Limits;
-use crate::compile::{Chooser, Plan, Step, compile};
+use crate::compile::{Chooser, Plan, Step, compile, settle};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::run::{Executor, Machine, Roofline, States, Timing, Tuner};
+use crate::run::{Class, Executor, Machine, Roofline, States, Timing, Tuner};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -35,7 +35,7 @@ impl Settings {
 /// If the device fails.
 pub async fn probe(gpu: &Gpu, tuner: &mut Tuner) -> Result<Machine> {
     let roofline = Roofline::measure(gpu, tuner).await?;
-    Machine::measure(gpu, roofline).await
+    Machine::measure(gpu, roofline).await?.with_products(gpu).await
 }
 
 /// Measures the cases that the settings want; `progress` hears the name of each.
@@ -101,7 +101,7 @@ async fn measure_case(
         return Ok(Vec::new());
     }
     let graph = case.graph(limits)?;
-    let plan = compile(&graph, limits, chooser)?;
+    let plan = settle(chooser, |chooser| compile(&graph, limits, chooser)).await?;
     let kernels = if case.scope == Scope::Kernels { distinct(&case.name, &plan) } else { Vec::new() };
     let wanted = |(name, index): &(String, usize)| settings.wants(name) && case.wants(&plan.steps[*index]);
     let kernels: Vec<_> = kernels.into_iter().filter(wanted).collect();
@@ -144,6 +144,7 @@ fn entry(name: String, step: &Step, seconds: Timing) -> Entry {
     Entry {
         name,
         kernel: format!("{}:{}", step.shader, step.variant),
+        class: Class::of(step.shader, &step.constants),
         flops: step.flops,
         bytes: step.bytes,
         dispatches: step.dispatches.len(),
@@ -161,6 +162,7 @@ fn run_entry(case: &Case, plan: &Plan, seconds: Timing) -> Entry {
     Entry {
         name: case.name.clone(),
         kernel: String::new(),
+        class: plan.steps.iter().map(|s| Class::of(s.shader, &s.constants)).max().unwrap_or(Class::F32),
         flops: totals.flops,
         bytes: totals.traffic,
         dispatches: totals.dispatches,
@@ -215,7 +217,8 @@ fn sizes(step: &Step) -> String {
         let k = if turned { a.shape.dims()[a.shape.rank() - 2] } else { a.shape.last() };
         let side = |on: bool| if on { 't' } else { 'n' };
         let dtype = if b.dtype.is_packed() { format!(" {}", b.dtype) } else { String::new() };
-        return format!("{}×{}×{k} {}{}{dtype}", c.rows(), c.last(), side(turned), side(flag("TB")));
+        let half = if flag("HALF") { " f16" } else { "" };
+        return format!("{}×{}×{k} {}{}{dtype}{half}", c.rows(), c.last(), side(turned), side(flag("TB")));
     }
     let all = step.inputs.iter().chain(&step.outputs);
     all.max_by_key(|ty| ty.bytes()).map(ToString::to_string).unwrap_or_default()

@@ -81,7 +81,7 @@ impl Profile {
                 row.seconds += (span.end - span.begin) * share;
                 if n == 0 {
                     (row.steps, row.flops, row.bytes) = (row.steps + 1, row.flops + step.flops, row.bytes + step.bytes);
-                    row.limit += roofline.cost_seconds(step.flops, step.bytes);
+                    row.limit += roofline.cost_seconds(step.class, step.flops, step.bytes);
                 }
             }
             busy += run.busy() * share;

@@ -4,7 +4,7 @@ use super::Scope;
 use crate::base::AdapterId;
 use crate::compile::human_bytes;
 use crate::error::{Error, Result};
-use crate::run::{Machine, Timing};
+use crate::run::{Class, Machine, Timing};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,9 @@ pub struct Entry {
     pub name: String,
     /// Shader and candidate; empty for whole runs.
     pub kernel: String,
+    /// What it multiplies with; of a whole run the narrowest.
+    #[serde(default)]
+    pub class: Class,
     /// Floating-point operations.
     pub flops: u64,
     /// Bytes that must be read and written.
@@ -129,12 +132,12 @@ impl fmt::Display for Report {
         )?;
         writeln!(f, "copy bandwidth  {:.1} GB/s", m.bytes_per_second / 1e9)?;
         for c in &m.ceilings {
-            let (arithmetic, matmul) = (c.arithmetic / 1e9, c.matmul / 1e9);
-            writeln!(
-                f,
-                "{:<15} {arithmetic:.1} GFLOP/s of multiply-adds alone, {matmul:.1} GFLOP/s of matmul",
-                c.class
-            )?;
+            let arithmetic = c.arithmetic / 1e9;
+            let matmul = match c.matmul > 0.0 {
+                true => format!("{:.1} GFLOP/s of matmul", c.matmul / 1e9),
+                false => "no matmul of ours".to_string(),
+            };
+            writeln!(f, "{:<15} {arithmetic:.1} GFLOP/s of multiply-adds alone, {matmul}", c.class.name())?;
         }
         let (dispatch, pass) = (human_seconds(m.dispatch_seconds), human_seconds(m.pass_seconds));
         let submission = human_seconds(m.submission_seconds);

@@ -10,13 +10,14 @@ use crate::graph::{Graph, gradients};
 use crate::infer::{Options, decode_graph};
 use crate::model::{Llama, ModelConfig, find_config};
 use crate::nn::Frozen;
-use crate::ops::{Attention, Mask, MatMul};
-use crate::optim::Optimizer;
-use crate::train::train_graph;
+use crate::ops::{Attention, LinearCrossEntropy, Mask, MatMul, Operands};
+use crate::train::{Precision, Recipe, optimizer, train_graph};
 use std::path::Path;
 
 /// The model whose shapes kernels have.
 const SHAPES: &str = "smollm2-135m";
+/// What a training step computes in, and what its name says of that.
+const PRECISIONS: [(Precision, &str); 2] = [(Precision::F32, ""), (Precision::Mixed, " mixed")];
 /// Tokens that the KV cache holds while one is decoded, which stands at the end.
 const CONTEXT: usize = 1024;
 
@@ -36,8 +37,11 @@ pub fn suite(limits: &Limits, quick: bool) -> Result<Vec<Case>> {
         (false, true) => &[512, 1024, 2048],
         (false, false) => &[512, 1024, 2048, 4096, 8192],
     };
-    cases.extend(cubes.iter().map(|&n| cube(n)));
-    cases.push(train("train", Scope::Kernels, &one_layer, 1, seq));
+    cases.extend(cubes.iter().map(|&n| cube(n, Operands::F32)));
+    cases.extend(cubes.iter().map(|&n| cube(n, Operands::F16)));
+    cases.push(train("train", Scope::Kernels, &one_layer, 1, seq, Precision::F32));
+    // Elsewhere mixed precision has the kernels of f32.
+    cases.push(train("train mixed", Scope::Kernels, &one_layer, 1, seq, Precision::Mixed).half());
     cases.push(attention(if quick { 128 } else { 1024 }));
     cases.push(decode("prefill", Scope::Kernels, &one_layer, seq, DType::F32));
     let dtypes = if quick { &[DType::F32, DType::Q4_0][..] } else { &DType::WEIGHTS };
@@ -46,21 +50,31 @@ pub fn suite(limits: &Limits, quick: bool) -> Result<Vec<Case>> {
         // In other dtypes only what reads weights differs.
         cases.push(if dtype == DType::F32 { case } else { case.packed() });
     }
-    cases.push(train("train step story-1m", Scope::Whole, &story, 2, seq));
+    for (precision, name) in PRECISIONS {
+        cases.push(train(&format!("train step story-1m{name}"), Scope::Whole, &story, 2, seq, precision));
+    }
     cases.push(decode("decode story-1m f32", Scope::Whole, &story, 1, DType::F32));
     if quick {
         return Ok(cases);
     }
-    for kind in ["dense", "experts"] {
-        cases.push(train(&format!("train step {kind}"), Scope::Whole, &experts(kind == "experts")?, 2, 128));
+    for mib in [1, 4, 16, 64] {
+        cases.push(loss(mib));
     }
-    cases.push(train("train step smollm2-135m", Scope::Whole, &whole, 1, 128));
+    for kind in ["dense", "experts"] {
+        let config = experts(kind == "experts")?;
+        cases.push(train(&format!("train step {kind}"), Scope::Whole, &config, 2, 128, Precision::F32));
+    }
+    let sizes = if limits.is_cpu { &[(1, 128)][..] } else { &[(1, 128), (8, 1024)] };
+    for &(batch, seq) in sizes {
+        for (precision, name) in PRECISIONS {
+            cases.push(train(&format!("train step smollm2-135m{name}"), Scope::Whole, &whole, batch, seq, precision));
+        }
+    }
     for dtype in [DType::F32, DType::BF16, DType::Q4_0] {
         cases.push(decode(&format!("decode smollm2-135m {dtype}"), Scope::Whole, &whole, 1, dtype));
         cases.push(decode(&format!("prefill smollm2-135m {dtype}"), Scope::Whole, &whole, 128, dtype));
     }
     if !limits.is_cpu {
-        cases.push(train("train step smollm2-135m", Scope::Whole, &whole, 8, 1024));
         let large = find_config("llama-3.2-1b")?;
         cases.push(decode("decode llama-3.2-1b bf16", Scope::Whole, &large, 1, DType::BF16));
     }
@@ -84,12 +98,12 @@ fn experts(sparse: bool) -> Result<ModelConfig> {
     ModelConfig::parse(&config.to_string(), Path::new("config.json"))
 }
 
-/// A square product.
-fn cube(n: usize) -> Case {
+/// A square product of such operands.
+fn cube(n: usize, operands: Operands) -> Case {
     Case::new("cube", Scope::Kernels, move |_| {
         let mut g = Graph::new();
         let (a, b) = (g.state("a", TensorType::f32([n, n])), g.state("b", TensorType::f32([n, n])));
-        let c = g.apply1(MatMul::new(false, false), &[a, b])?;
+        let c = g.apply1(MatMul::new(false, false).with(operands), &[a, b])?;
         g.output("c", c);
         Ok(g)
     })
@@ -112,10 +126,31 @@ fn attention(seq: usize) -> Case {
     })
 }
 
-fn train(name: &str, scope: Scope, config: &ModelConfig, batch: usize, seq: usize) -> Case {
+/// The output projection and the loss of 128 rows of SmolLM2-135M, forward and backward, by so many MiB of logits at a time.
+fn loss(mib: usize) -> Case {
+    let (rows, width, vocab) = (128, 576, 49_152);
+    let chunk = (mib << 20) / (4 * rows);
+    Case::new(format!("loss {rows}×{width}×{vocab} by {mib} MiB"), Scope::Whole, move |_| {
+        let mut g = Graph::new();
+        let (x, w) = (g.state("x", TensorType::f32([rows, width])), g.state("w", TensorType::f32([vocab, width])));
+        let targets = g.input("targets", TensorType::u32([rows]));
+        let loss = g.apply(LinearCrossEntropy::new(chunk), &[x, w, targets])?[0];
+        for (name, dx) in ["dx", "dw"].into_iter().zip(gradients(&mut g, loss, &[x, w])?) {
+            let sum = g.sum_to(dx, &TensorType::f32([1]))?;
+            g.output(name, sum);
+        }
+        g.output("loss", loss);
+        Ok(g)
+    })
+    .tokens(rows, vocab, 0)
+}
+
+/// A training step.
+fn train(name: &str, scope: Scope, config: &ModelConfig, batch: usize, seq: usize, precision: Precision) -> Case {
     let (vocab, config) = (config.vocab_size, config.clone());
+    let optimizer = optimizer(&Recipe { precision, ..Recipe::default() });
     Case::new(format!("{name} {batch}×{seq}"), scope, move |limits| {
-        train_graph(&config, batch, seq, &Optimizer::default(), limits)
+        train_graph(&config, batch, seq, &optimizer, limits)
     })
     .tokens(batch * seq, vocab, 0)
 }
@@ -175,6 +210,10 @@ mod tests {
             {
                 assert!(names.iter().any(|n| n.starts_with("train 1×") && n.contains(part)), "{part}: {names:?}");
             }
+            for part in ["cube: matmul", "train mixed 1×"] {
+                assert!(names.iter().any(|n| n.starts_with(part) && n.ends_with(" f16")), "{part}: {names:?}");
+            }
+            assert!(names.iter().any(|n| n.starts_with("train step story-1m mixed ")), "{names:?}");
             for part in ["attention_part", "cache_write", "q4_0", "top_k"] {
                 assert!(names.iter().any(|n| n.starts_with("decode ") && n.contains(part)), "{part}: {names:?}");
             }

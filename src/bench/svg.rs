@@ -1,6 +1,7 @@
 //! The roofline as a picture: operations per byte across, operations per second up, both by powers of ten.
 
 use super::{Report, Scope};
+use crate::run::Class;
 use std::fmt::Write;
 
 /// Of the picture, and of the frame in it.
@@ -72,20 +73,25 @@ impl Chart {
         self.text((FRAME.0, FRAME.1 - 8.0), "start", "GFLOP/s");
     }
 
-    /// The line that nothing can be above, and one for the best product.
-    fn roofs(&mut self, bytes_per_second: f64, roof: f64, matmul: f64) {
+    /// The line that nothing of a precision can be above, and one for its best product.
+    fn roof(&mut self, bytes_per_second: f64, roof: f64, matmul: f64, name: &str, colour: &str) {
         let (left, right) = (10f64.powf(self.x.first), 10f64.powf(self.x.last));
         let slope = |x: f64| (x * bytes_per_second / 1e9).min(roof / 1e9);
         let ridge = (roof / bytes_per_second).clamp(left, right);
-        let style = r##"stroke="#000" stroke-width="2""##;
+        let style = format!(r#"stroke="{colour}" stroke-width="2""#);
         for (a, b) in [(left, ridge), (ridge, right)] {
             let ends = (self.place(a, slope(a)), self.place(b, slope(b)));
-            self.line(ends.0, ends.1, style);
+            self.line(ends.0, ends.1, &style);
+        }
+        let end = self.place(right, slope(right));
+        self.text((end.0 - 6.0, end.1 - 5.0), "end", name);
+        if matmul <= 0.0 {
+            return;
         }
         let start = (matmul / bytes_per_second).clamp(left, right);
         let (a, b) = (self.place(start, matmul / 1e9), self.place(right, matmul / 1e9));
-        self.line(a, b, r##"stroke="#000" stroke-dasharray="5 4""##);
-        self.text((b.0 - 6.0, b.1 - 5.0), "end", "best matmul");
+        self.line(a, b, &format!(r#"stroke="{colour}" stroke-dasharray="5 4""#));
+        self.text((b.0 - 100.0, b.1 - 5.0), "end", &format!("best matmul, {name}"));
     }
 }
 
@@ -106,9 +112,12 @@ pub fn roofline_svg(report: &Report) -> String {
     let points: Vec<_> = report.entries.iter().filter(|e| e.flops > 0 && e.bytes > 0).collect();
     let intensity = |i: usize| points[i].flops as f64 / points[i].bytes as f64;
     let rate = |i: usize| points[i].flops as f64 / points[i].seconds.median / 1e9;
-    let ridge = roof.flops_per_second / roof.bytes_per_second;
+    // Nothing rounds its operands: nobody asks for that roof.
+    let half = points.iter().any(|e| e.class != Class::F32).then(|| roof.rate(Class::F16));
+    let highest = half.unwrap_or(0.0).max(roof.flops_per_second);
+    let ridge = highest / roof.bytes_per_second;
     let x = Scale::around((0..points.len()).map(intensity).chain([ridge * 2.0]));
-    let y = Scale::around((0..points.len()).map(rate).chain([roof.flops_per_second / 1e9]));
+    let y = Scale::around((0..points.len()).map(rate).chain([highest / 1e9]));
     let mut chart = Chart { x, y, svg: String::new() };
     let (w, h) = SIZE;
     let _ = writeln!(
@@ -118,8 +127,15 @@ pub fn roofline_svg(report: &Report) -> String {
     );
     chart.text((FRAME.0, 22.0), "start", &format!("Roofline of {}; squares are whole runs", report.adapter.name));
     chart.grid();
-    let matmul = machine.ceilings.first().map_or(roof.flops_per_second, |c| c.matmul);
-    chart.roofs(roof.bytes_per_second, roof.flops_per_second, matmul);
+    let matmul = |half: bool| {
+        let class = machine.ceilings.iter().filter(|c| (c.class == Class::F32) != half);
+        class.map(|c| c.matmul).fold(0.0, f64::max)
+    };
+    // Points are judged by the roof of their precision: the one of f16 lies at or above the other.
+    if let Some(half) = half {
+        chart.roof(roof.bytes_per_second, half, matmul(true), "f16", "#888");
+    }
+    chart.roof(roof.bytes_per_second, roof.flops_per_second, matmul(false), "f32", "#000");
     let mut cases: Vec<&str> = Vec::new();
     for (i, entry) in points.iter().enumerate() {
         // `train`, `prefill`, `decode` and the like, kernels and whole runs alike.

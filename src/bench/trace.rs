@@ -61,7 +61,7 @@ fn event(track: u32, name: &str, begin: f64, end: f64, args: Value) -> Value {
 mod tests {
     use super::*;
     use crate::bench::Profile;
-    use crate::run::{DeviceSpan, Doing, HostSpan, Roofline, StepInfo};
+    use crate::run::{Class, DeviceSpan, Doing, HostSpan, Roofline, StepInfo};
 
     /// Two runs, the second encoded while the first is under way; the device's clock began long before the host's.
     fn runs() -> Vec<Run> {
@@ -69,6 +69,7 @@ mod tests {
             name: name.into(),
             op,
             kernel: "s:v".into(),
+            class: Class::F32,
             flops,
             bytes: 1000,
             dispatches: 1,
@@ -125,7 +126,7 @@ mod tests {
 
     #[test]
     fn sums_are_means_of_runs() {
-        let roofline = Roofline { bytes_per_second: 1e6, flops_per_second: 1e6 };
+        let roofline = Roofline { bytes_per_second: 1e6, flops_per_second: 1e6, half_flops_per_second: 2e6 };
         let profile = &Profile::of(&runs(), &roofline)[0];
         assert_eq!((profile.runs, profile.plan.as_str()), (2, "step"));
         let rows: Vec<_> = profile.rows.iter().map(|r| (r.op.as_str(), r.steps, r.seconds, r.limit)).collect();

@@ -1,6 +1,7 @@
 //! `danlu doctor`: what adapters there are, how fast the chosen one is, whether it computes right, and what would help.
 
 use super::advice::advice;
+use super::tuning::Evidence;
 use crate::compile::human_bytes;
 use crate::gpu::{AdapterReport, Gpu, Selector, list};
 use crate::graph::{Io, Kernel};
@@ -20,6 +21,9 @@ pub struct DoctorArgs {
     /// The adapter to examine, by its number or a part of its name
     #[arg(long, value_name = "NAME|NUMBER")]
     pub adapter: Option<String>,
+    /// Only show which kernels were measured on the adapter, which not and why, and which are taken
+    #[arg(long)]
+    pub tuning: bool,
     /// Print one JSON object and nothing else
     #[arg(long)]
     pub json: bool,
@@ -52,10 +56,18 @@ struct SelfTest {
 /// If `out` cannot be written, or the device fails on the way.
 pub async fn doctor(args: DoctorArgs, out: &mut impl Write) -> anyhow::Result<bool> {
     let adapters = list().await;
-    if !args.json {
+    if !args.json && !args.tuning {
         adapters.iter().try_for_each(|a| describe(a, out))?;
     }
     let selector = Selector::from(args.adapter.as_deref().unwrap_or_default());
+    if args.tuning {
+        let evidence = Evidence::of(&adapters[selector.choose(&adapters)?.0].id());
+        match args.json {
+            true => writeln!(out, "{}", serde_json::to_string_pretty(&evidence)?)?,
+            false => write!(out, "{}", evidence.text().trim_start())?,
+        }
+        return Ok(true);
+    }
     let mut report = Report {
         advice: advice(&adapters, None),
         adapters,
@@ -95,7 +107,7 @@ async fn examine(selector: &Selector, report: &mut Report, json: bool, out: &mut
     if !json {
         writeln!(out, "\n{}", report.why)?;
     }
-    let roofline = Tuner::new(&gpu, TuneMode::Full, None).roofline().await?;
+    let roofline = Tuner::new(&gpu, TuneMode::Full, None).roofline(false).await?;
     let test = self_test(&gpu).await?;
     if !json {
         let (copy, rate) = (roofline.bytes_per_second / 1e9, roofline.flops_per_second / 1e9);
@@ -201,7 +213,7 @@ mod tests {
 
     #[test]
     fn every_kernel_is_right_and_said_to_be() {
-        let (ok, text) = run(DoctorArgs { adapter: adapter(), json: false });
+        let (ok, text) = run(DoctorArgs { adapter: adapter(), json: false, tuning: false });
         println!("{text}");
         assert!(ok, "{text}");
         for part in ["adapter 0: ", "  subgroups  ", " was taken: ", "copy bandwidth", "GFLOP/s", "kernels right"] {
@@ -211,7 +223,7 @@ mod tests {
 
     #[test]
     fn json_is_one_object() {
-        let (ok, text) = run(DoctorArgs { adapter: adapter(), json: true });
+        let (ok, text) = run(DoctorArgs { adapter: adapter(), json: true, tuning: false });
         let report: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert!(ok && report["ok"] == true);
         assert!(report["roofline"]["flops_per_second"].as_f64().unwrap() > 0.0);
@@ -221,7 +233,7 @@ mod tests {
 
     #[test]
     fn an_unknown_adapter_is_not_well() {
-        let (ok, text) = run(DoctorArgs { adapter: Some("no such adapter".into()), json: false });
+        let (ok, text) = run(DoctorArgs { adapter: Some("no such adapter".into()), json: false, tuning: false });
         assert!(!ok && text.contains("no adapter fits name `no such adapter`; there are: 0: "), "{text}");
     }
 }

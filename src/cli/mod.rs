@@ -31,6 +31,7 @@ mod sampling;
 mod signals;
 mod text;
 mod train;
+mod tuning;
 
 pub use generate::{GenerateArgs, generate};
 

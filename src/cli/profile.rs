@@ -3,15 +3,15 @@
 use super::text::{self, Watch};
 use super::{AdapterArgs, hub, paths};
 use crate::bench::{Profile, trace_json};
-use crate::compile::{Plan, human_bytes};
+use crate::compile::{Plan, human_bytes, settle};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::infer::{Options, Sampling};
 use crate::model::{ModelConfig, find_config};
-use crate::run::{Executor, Recorder, Roofline, Run, States, TuneMode, Tuner};
+use crate::run::{Class, Executor, Recorder, Roofline, Run, States, TuneMode, Tuner};
 use crate::store::Checkpoint;
 use crate::store::atomic::write_file;
-use crate::train::{Recipe, fill, optimizer, train_plan};
+use crate::train::{Precision, Recipe, fill, optimizer, train_plan};
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
@@ -30,14 +30,17 @@ pub struct ProfileArgs {
     /// Tokens of one sequence.
     #[arg(long, default_value_t = 128)]
     seq: usize,
+    /// What products of linear layers are computed in.
+    #[arg(long, value_name = "f32|mixed", default_value = "f32")]
+    precision: Precision,
     /// Training steps to record.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     steps: u64,
     /// Profile generation with this model, and not training: a folder, a GGUF file or a hub name.
-    #[arg(long, value_name = "PATH|NAME", requires = "prompt", conflicts_with_all = ["config", "batch", "seq", "steps"])]
+    #[arg(long, value_name = "PATH|NAME", requires = "prompt", conflicts_with_all = ["config", "batch", "seq", "precision", "steps"])]
     model: Option<PathBuf>,
     /// What the model reads first.
-    #[arg(long, requires = "model", conflicts_with_all = ["config", "batch", "seq", "steps"], allow_hyphen_values = true)]
+    #[arg(long, requires = "model", conflicts_with_all = ["config", "batch", "seq", "precision", "steps"], allow_hyphen_values = true)]
     prompt: Option<String>,
     /// Tokens that it then writes.
     #[arg(long, requires = "model", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
@@ -67,7 +70,7 @@ pub async fn profile(args: ProfileArgs) -> Result<()> {
     let training = match args.model {
         Some(_) => None,
         None => {
-            let recipe = Recipe { batch: args.batch, seq: args.seq, ..Recipe::default() };
+            let recipe = Recipe { batch: args.batch, seq: args.seq, precision: args.precision, ..Recipe::default() };
             recipe.check()?;
             Some((recipe, find_config(&args.config)?))
         }
@@ -79,7 +82,10 @@ pub async fn profile(args: ProfileArgs) -> Result<()> {
     let (recorded, bytes) = match (&training, &checkpoint) {
         (Some((recipe, config)), _) => {
             let optimizer = optimizer(recipe);
-            let plan = train_plan(config, args.batch, args.seq, &optimizer, gpu.limits(), &mut tuner)?;
+            let plan = settle(&mut tuner, |chooser| {
+                train_plan(config, args.batch, args.seq, &optimizer, gpu.limits(), chooser)
+            })
+            .await?;
             let recorded = training_steps(&gpu, &mut tuner, config, &plan, args.steps).await?;
             (recorded, Some(plan.totals().device_bytes()))
         }
@@ -98,7 +104,10 @@ pub(super) async fn training_steps(
     plan: &Plan,
     steps: u64,
 ) -> Result<Recorded> {
-    let roofline = Roofline::measure(gpu, tuner).await?;
+    let mut roofline = Roofline::measure(gpu, tuner).await?;
+    if plan.steps.iter().any(|s| Class::of(s.shader, &s.constants) != Class::F32) {
+        roofline = roofline.with_half(gpu, tuner).await?;
+    }
     let mut states = States::new(gpu);
     let mut executor = Executor::new(gpu, plan, &mut states).await?;
     fill(config, &mut executor, &states).await?;

@@ -4,6 +4,7 @@ use super::progress::{LogFormat, observer};
 use super::signals::Stop;
 use super::{AdapterArgs, hub, paths, profile};
 use crate::base::Bytes;
+use crate::compile::{Chooser, settle};
 use crate::data::SMALLEST_VOCAB;
 use crate::gpu::Gpu;
 use crate::model::find_config;
@@ -181,7 +182,7 @@ pub async fn train(args: TrainArgs) -> Result<u8> {
     check_fits(&gpu, &recipe, &prepared.config)?;
     let stop = Stop::listen()?;
     let mut tuner = Tuner::new(&gpu, args.tune, Some(&paths::cache()));
-    let roofline = tuner.roofline().await?;
+    let roofline = tuner.roofline(recipe.precision == Precision::Mixed).await?;
     let kernels = resumption.as_ref().map_or(&[][..], |r| chosen(r, &gpu, observer.as_mut()));
     let mut choices = Choices::new(kernels, &mut tuner);
     let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut choices, None).await?;
@@ -245,9 +246,14 @@ fn keep_pipelines(gpu: &Gpu, observer: &mut dyn Observer) {
 /// Compiles what a training step will most probably run: whatever the tokenizer's vocabulary turns out to be, and without
 /// measuring, since the data are being read beside it.
 fn compile_step(gpu: &Gpu, recipe: &Recipe, tune: TuneMode, stop: &AtomicBool) {
-    let mut tuner = Tuner::new(gpu, tune.min(TuneMode::Cached), None);
-    let plan = find_config(&recipe.config)
-        .and_then(|config| train_plan(&config, recipe.batch, recipe.seq, &optimizer(recipe), gpu.limits(), &mut tuner));
+    let mut tuner = Tuner::new(gpu, tune.min(TuneMode::Cached), Some(&paths::cache()));
+    let optimizer = optimizer(recipe);
+    let plan = find_config(&recipe.config).and_then(|config| {
+        let plan = |chooser: &mut dyn Chooser| {
+            train_plan(&config, recipe.batch, recipe.seq, &optimizer, gpu.limits(), chooser)
+        };
+        pollster::block_on(settle(&mut tuner, plan))
+    });
     // Whatever is wrong with the plan is said where it is run.
     if let Ok(plan) = plan {
         compile_early(gpu, &plan, stop);

@@ -1,17 +1,22 @@
 //! Puts the parts of composite operators in their place.
 
 use super::rewrite::{Rewrite, ids};
+use crate::base::Limits;
 use crate::error::Result;
-use crate::graph::{Graph, OpNode};
+use crate::graph::{Graph, Io, OpNode, Value};
 
 /// One round of expansion; `None` if there was nothing to expand.
-pub(super) fn expand(graph: &Graph) -> Result<Option<Graph>> {
+pub(super) fn expand(graph: &Graph, limits: &Limits) -> Result<Option<Graph>> {
     let mut rewrite = Rewrite::new(graph);
     let mut changed = false;
     for id in ids(graph) {
         let node = graph.node(id);
         let expanded = match node.op() {
             Some(op) => {
+                let types = |values: &[Value]| values.iter().map(|&v| graph.ty(v).clone()).collect();
+                let io = Io { inputs: types(&node.inputs), outputs: node.outputs.clone() };
+                let fitted = op.fitted(&io, limits);
+                let op = fitted.as_ref().unwrap_or(op);
                 let view = OpNode { inputs: rewrite.inputs(node), outputs: vec![] };
                 rewrite.new.scope(node.name.clone(), |g| op.expand(g, &view))?
             }

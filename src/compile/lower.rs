@@ -7,11 +7,36 @@ use super::rewrite::ids;
 use crate::base::Limits;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Io, Kernel, Kind, NodeId, Op, Operand, Value};
+use std::pin::Pin;
+use std::sync::Arc;
 
 /// Picks among the candidates of a step.
 pub trait Chooser {
-    /// Index of the kernel to use; `kernels` is not empty.
-    fn choose(&mut self, op: &dyn Op, io: &Io, kernels: &[Kernel]) -> usize;
+    /// Index of the kernel to use; `kernels` is not empty. Waits for nothing: what would have to be measured first is
+    /// answered as well as is known, and left to [`Chooser::learn`].
+    fn choose(&mut self, op: &Arc<dyn Op>, io: &Io, kernels: &[Kernel]) -> usize;
+
+    /// Finds out what the choices since the last call lacked. True if some of them would now be others.
+    fn learn(&mut self) -> Learning<'_> {
+        Box::pin(std::future::ready(false))
+    }
+}
+
+/// What [`Chooser::learn`] is doing.
+pub type Learning<'a> = Pin<Box<dyn Future<Output = bool> + 'a>>;
+
+/// Has something made with a chooser, and once more where the chooser then had to learn first, as when a tuner measures
+/// kernels on a device. Whatever waits for a device waits here and nowhere in the compiler.
+///
+/// # Errors
+/// Those of `make`.
+pub async fn settle<T>(chooser: &mut dyn Chooser, mut make: impl FnMut(&mut dyn Chooser) -> Result<T>) -> Result<T> {
+    loop {
+        let made = make(chooser)?;
+        if !chooser.learn().await {
+            return Ok(made);
+        }
+    }
 }
 
 /// Picks the first candidate, which is right on every adapter.
@@ -19,7 +44,7 @@ pub trait Chooser {
 pub struct First;
 
 impl Chooser for First {
-    fn choose(&mut self, _op: &dyn Op, _io: &Io, _kernels: &[Kernel]) -> usize {
+    fn choose(&mut self, _op: &Arc<dyn Op>, _io: &Io, _kernels: &[Kernel]) -> usize {
         0
     }
 }
@@ -89,7 +114,7 @@ fn step(
     if kernels.is_empty() {
         return Err(Error::Graph(format!("{} at {} has no kernel for this adapter", op.name(), node.name)));
     }
-    let picked = if kernels.len() == 1 { 0 } else { chooser.choose(op.as_ref(), &io, &kernels) };
+    let picked = if kernels.len() == 1 { 0 } else { chooser.choose(op, &io, &kernels) };
     let kernel = kernels.swap_remove(picked.min(kernels.len() - 1));
     let in_place = op.writes();
     let resolve = |b: &crate::graph::Bind| {

@@ -16,7 +16,7 @@ mod prune;
 mod recompute;
 mod rewrite;
 
-pub use lower::{Chooser, First};
+pub use lower::{Chooser, First, Learning, settle};
 pub use memory::{Block, Region, pack};
 pub use plan::{Binding, BufferKind, BufferSpec, Plan, PlanDispatch, Step, Totals, Wire};
 pub use print::human_bytes;
@@ -49,7 +49,7 @@ pub fn compile_steps(graph: &Graph, limits: &Limits, chooser: &mut dyn Chooser) 
 /// As [`compile`].
 pub fn optimise(graph: &Graph, limits: &Limits) -> Result<Graph> {
     let mut graph = graph.clone();
-    while let Some(expanded) = expand::expand(&graph)? {
+    while let Some(expanded) = expand::expand(&graph, limits)? {
         graph = expanded;
     }
     let graph = prune::prune(&graph)?;

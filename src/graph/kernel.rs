@@ -87,12 +87,15 @@ pub struct Kernel {
     pub hooks: Vec<Hook>,
     /// The dispatches, in order.
     pub dispatches: Vec<Dispatch>,
+    /// Floating-point operations, with those of tiles that stand over the edges; 0 where they are the operator's cost.
+    pub flops: u64,
 }
 
 impl Kernel {
     /// A kernel with one dispatch that binds whole tensors.
     pub fn new(shader: &'static str, variant: impl Into<String>) -> Self {
-        Kernel { variant: variant.into(), shader, constants: Vec::new(), hooks: Vec::new(), dispatches: Vec::new() }
+        let variant = variant.into();
+        Kernel { variant, shader, constants: Vec::new(), hooks: Vec::new(), dispatches: Vec::new(), flops: 0 }
     }
 
     /// Adds a header constant.

@@ -96,6 +96,13 @@ pub trait Op: Any + Debug + Send + Sync {
         None
     }
 
+    /// The same in parts that suit an adapter, where the operator has parts and leaves their size open: asked before it is
+    /// expanded. A function of shapes and limits alone, so that runs repeat.
+    fn fitted(&self, io: &Io, limits: &Limits) -> Option<Arc<dyn Op>> {
+        let _ = (io, limits);
+        None
+    }
+
     /// Set where the operator stands for several others: they are put in its place before kernels are picked.
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
         let _ = (g, node);

@@ -41,7 +41,7 @@ impl Generator {
         options: impl Into<Options>,
     ) -> Result<Self> {
         let options = options.into().for_model(model.config());
-        let plans = plans(gpu, model, &*params, &states, &options)?;
+        let plans = plans(gpu, model, &*params, &states, &options).await?;
         Ok(Generator { passes: Passes::new(gpu, model, states, options, plans).await? })
     }
 
@@ -59,7 +59,7 @@ impl Generator {
         let (model, served) = (checkpoint.model(), checkpoint.served(gpu.limits().max_buffer_bytes)?);
         let options = options.into().for_model(model.config());
         let mut states = States::new(gpu);
-        let plans = plans(gpu, model, &served, &states, &options)?;
+        let plans = plans(gpu, model, &served, &states, &options).await?;
         checkpoint.stream_served(&mut states, &served, progress).await?;
         Ok(Generator { passes: Passes::new(gpu, model, states, options, plans).await? })
     }

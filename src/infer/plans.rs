@@ -4,7 +4,7 @@
 use super::Options;
 use super::passes::sizes;
 use crate::base::{DType, Limits, TensorType};
-use crate::compile::{Chooser, First, Plan, compile, human_bytes};
+use crate::compile::{Chooser, First, Plan, compile, human_bytes, settle};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Graph;
@@ -41,7 +41,7 @@ pub(super) struct Planner<'a> {
 
 /// Plans all runs, with the kernels that are known to be fast. Refuses what is too big for the adapter: weights, caches and
 /// all runs, less the states that are there already.
-pub(super) fn plans(
+pub(super) async fn plans(
     gpu: &Gpu,
     model: &Llama,
     params: &dyn Declare,
@@ -51,7 +51,8 @@ pub(super) fn plans(
     let (limits, there) = (gpu.limits(), |name: &str| states.contains(name));
     let adapter = &gpu.report().name;
     let planner = Planner { limits, adapter, model, params, bytes: states.bytes(), there: &there };
-    planner.plans(options, &mut Tuner::new(gpu, TuneMode::Cached, options.tuning.as_deref()))
+    let mut tuner = Tuner::new(gpu, TuneMode::Cached, options.tuning.as_deref());
+    settle(&mut tuner, |chooser| planner.plans(options, chooser)).await
 }
 
 impl Planner<'_> {

@@ -2,7 +2,7 @@
 //! logit of its row, the sum of exponentials, and the token's own logit.
 
 use crate::base::TensorType;
-use crate::compile::compile;
+use crate::compile::{compile, settle};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Graph;
@@ -94,7 +94,7 @@ impl Scorer {
         // Before anything is allocated: a short text says whether the weights have room.
         let sizes = Sizes { batch: 1, time: TIME_STEP, rows: ROW_STEP };
         let tuner = &mut Tuner::new(gpu, TuneMode::Off, None);
-        check_memory(gpu, &[&plan(gpu, checkpoint.model(), &served, sizes, tuner)?], &states)?;
+        check_memory(gpu, &[&plan(gpu, checkpoint.model(), &served, sizes, tuner).await?], &states)?;
         checkpoint.stream_served(&mut states, &served, progress).await?;
         Ok(Scorer::new(gpu, checkpoint.model(), Arc::new(served), states, batch_tokens))
     }
@@ -130,7 +130,7 @@ impl Scorer {
             if !same {
                 // The old plan's memory first.
                 self.run = None;
-                let plan = plan(&self.gpu, &self.model, &*self.params, batch.sizes, &mut self.tuner)?;
+                let plan = plan(&self.gpu, &self.model, &*self.params, batch.sizes, &mut self.tuner).await?;
                 let run = Executor::new(&self.gpu, &plan, &mut self.states).await?;
                 self.run = Some((batch.sizes, run));
             }
@@ -232,7 +232,7 @@ fn inputs(passages: &[Passage], batch: &Batch) -> [Vec<u32>; 3] {
     [tokens, rows, targets]
 }
 
-fn plan(
+async fn plan(
     gpu: &Gpu,
     model: &Llama,
     params: &dyn Declare,
@@ -246,7 +246,7 @@ fn plan(
     let targets = g.input("targets", TensorType::u32([sizes.rows]));
     let stats = model.score(&mut g, &params, tokens, rows, targets)?;
     g.output("stats", stats);
-    compile(&g, gpu.limits(), tuner)
+    settle(tuner, |chooser| compile(&g, gpu.limits(), chooser)).await
 }
 
 #[cfg(test)]

@@ -175,6 +175,10 @@ impl MatMul {
             for m in ranges(s.m, step_m) {
                 for n in ranges(s.n, step_n) {
                     for k in ranges(s.k, step_k) {
+                        // Tiles are computed whole, also where they stand over an edge.
+                        let [rows, columns] =
+                            [m.len().next_multiple_of(tier.tile[0]), n.len().next_multiple_of(tier.tile[1])];
+                        kernel.flops += 2 * (batch.len() * rows * columns * k.len()) as u64;
                         kernel = kernel.dispatch(self.part(&p, [&batch, &m, &n, &k], tier.tile, limits));
                     }
                 }

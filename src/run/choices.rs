@@ -2,9 +2,10 @@
 //! whatever was measured in between.
 
 use super::records::{KernelId, Key};
-use crate::compile::Chooser;
+use crate::compile::{Chooser, Learning};
 use crate::graph::{Io, Kernel, Op};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// What was chosen for a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +43,8 @@ impl<'a> Choices<'a> {
 }
 
 impl Chooser for Choices<'_> {
-    fn choose(&mut self, op: &dyn Op, io: &Io, kernels: &[Kernel]) -> usize {
-        let key = Key::of(op, io, kernels);
+    fn choose(&mut self, op: &Arc<dyn Op>, io: &Io, kernels: &[Kernel]) -> usize {
+        let key = Key::of(&**op, io, kernels);
         let of = |all: &[Choice]| {
             let choice = all.iter().find(|c| c.key == key)?;
             key.candidates.iter().position(|id| *id == choice.kernel)
@@ -58,6 +59,17 @@ impl Chooser for Choices<'_> {
         self.made.push(Choice { kernel: key.candidates[i].clone(), key });
         i
     }
+
+    fn learn(&mut self) -> Learning<'_> {
+        Box::pin(async {
+            let again = self.then.learn().await;
+            if again {
+                // What was chosen meanwhile was no choice yet.
+                (self.made, self.asked) = (Vec::new(), 0);
+            }
+            again
+        })
+    }
 }
 
 #[cfg(test)]
@@ -69,14 +81,14 @@ mod tests {
     struct Always(usize);
 
     impl Chooser for Always {
-        fn choose(&mut self, _op: &dyn Op, _io: &Io, _kernels: &[Kernel]) -> usize {
+        fn choose(&mut self, _op: &Arc<dyn Op>, _io: &Io, _kernels: &[Kernel]) -> usize {
             self.0
         }
     }
 
     #[test]
     fn what_was_chosen_is_chosen_again() {
-        let op = MatMul::new(false, false);
+        let op: Arc<dyn Op> = Arc::new(MatMul::new(false, false));
         let ty = TensorType::f32([256, 256]);
         let io = Io { outputs: op.infer(&[&ty, &ty]).unwrap(), inputs: vec![ty.clone(), ty] };
         let kernels = op.kernels(&io, &Limits::default());

@@ -1,21 +1,19 @@
 //! What a device can do at most, each limit measured by itself: what the roofline is drawn from.
 
 use super::Timing;
-use super::kernel::{filled, race_kernel};
-use super::roofline::Roofline;
+use super::ceilings::{Class, arithmetic, width};
+use super::kernel::{Prepared, filled};
+use super::roofline::{self, Roofline};
 use super::timing::mean;
 use crate::base::TensorType;
 use crate::compile::{Plan, Step};
 use crate::error::Result;
 use crate::gpu::{Gpu, Submission};
-use crate::graph::{Dispatch, Io, Kernel, Op, Operand};
+use crate::graph::{Io, Op};
 use crate::ops::Copy;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// Steps of each invocation of `arithmetic.wgsl`, and the flops of one: two multiply-adds of four lanes.
-const STEPS: usize = 2048;
-const STEP_FLOPS: usize = 2 * 4 * 2;
 /// Dispatches of which the cost of one is the mean.
 const DISPATCHES: usize = 512;
 /// Submissions of which the cost of one is the mean.
@@ -24,12 +22,11 @@ const SUBMISSIONS: usize = 32;
 /// A rate of arithmetic in one class of precision.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ceiling {
-    /// `f32`: operands and sums. Others (`f16`: operands f16, sums f32; `cooperative`) join the list in [`Machine::measure`]
-    /// with the first kernel of their class.
-    pub class: String,
+    /// What is multiplied, and how.
+    pub class: Class,
     /// Floating-point operations per second of multiply-adds on registers, without memory.
     pub arithmetic: f64,
-    /// Floating-point operations per second of the best matrix product that we have.
+    /// Floating-point operations per second of the best matrix product that we have; 0 where it was not measured.
     pub matmul: f64,
 }
 
@@ -42,10 +39,13 @@ pub struct Machine {
     pub ceilings: Vec<Ceiling>,
     /// Seconds that a small dispatch takes among others in one pass.
     pub dispatch_seconds: f64,
-    /// Seconds that a small dispatch takes in a pass of its own.
+    /// Seconds that a small dispatch takes in a pass of its own; 0 where it was not measured, as the next.
     pub pass_seconds: f64,
     /// Seconds from handing over a submission of one small dispatch to hearing that it is done.
     pub submission_seconds: f64,
+    /// Workgroups that are computed at the same time at full rate; 0 where it was not measured.
+    #[serde(default)]
+    pub workgroups: f64,
 }
 
 impl Machine {
@@ -54,24 +54,10 @@ impl Machine {
     /// # Errors
     /// If the device fails.
     pub async fn measure(gpu: &Gpu, roofline: Roofline) -> Result<Machine> {
-        let f32 =
-            Ceiling { class: "f32".into(), arithmetic: arithmetic(gpu).await?, matmul: roofline.flops_per_second };
-        let io = io(1);
-        let tiny = filled(gpu, &Copy.kernels(&io, gpu.limits())[0], &io).await?;
-        let mut each = Vec::new();
-        for split in [false, true] {
-            let dispatch = |s: &mut Submission| {
-                tiny.record(s);
-                if split {
-                    s.split();
-                }
-            };
-            let mut best = f64::INFINITY;
-            for _ in 0..3 {
-                best = best.min(mean(gpu, DISPATCHES, dispatch).await?);
-            }
-            each.push(best);
-        }
+        let mut machine = Machine::on(gpu, roofline.bytes_per_second).await?;
+        machine.ceilings[0].matmul = roofline.flops_per_second;
+        let tiny = tiny(gpu).await?;
+        machine.pass_seconds = dispatch(gpu, &tiny, true).await?;
         let mut waits = Vec::new();
         for _ in 0..SUBMISSIONS {
             let mut submission = gpu.submission();
@@ -80,21 +66,47 @@ impl Machine {
             submission.submit()?.wait(gpu).await?;
             waits.push(start.elapsed().as_secs_f64());
         }
-        Ok(Machine {
-            bytes_per_second: roofline.bytes_per_second,
-            ceilings: vec![f32],
-            dispatch_seconds: each[0],
-            pass_seconds: each[1],
-            submission_seconds: Timing::of(waits).median,
-        })
+        machine.submission_seconds = Timing::of(waits).median;
+        Ok(machine)
+    }
+
+    /// What forecasts want, and no more: bandwidth, arithmetic and the cost of a dispatch. Products are not measured: their
+    /// kernels are what is to be chosen.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub async fn bare(gpu: &Gpu) -> Result<Machine> {
+        Machine::on(gpu, roofline::copy(gpu).await?).await
+    }
+
+    async fn on(gpu: &Gpu, bytes_per_second: f64) -> Result<Machine> {
+        let mut ceilings = Vec::new();
+        for class in Class::all(gpu.limits()) {
+            ceilings.push(Ceiling { class, arithmetic: arithmetic(gpu, class).await?, matmul: 0.0 });
+        }
+        let workgroups = width(gpu, ceilings[0].arithmetic).await?;
+        let dispatch_seconds = dispatch(gpu, &tiny(gpu).await?, false).await?;
+        let (pass_seconds, submission_seconds) = (0.0, 0.0);
+        Ok(Machine { bytes_per_second, ceilings, dispatch_seconds, pass_seconds, submission_seconds, workgroups })
+    }
+
+    /// The same with the best product of every class beyond f32.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub async fn with_products(mut self, gpu: &Gpu) -> Result<Machine> {
+        for ceiling in self.ceilings.iter_mut().filter(|c| c.class != Class::F32) {
+            ceiling.matmul = roofline::product(gpu, ceiling.class).await?;
+        }
+        Ok(self)
     }
 
     /// The better of two measurements, each limit for itself: whatever else a machine does only makes them worse.
     pub fn best(&self, other: &Machine) -> Machine {
-        let ceilings = self.ceilings.iter().zip(&other.ceilings).map(|(a, b)| Ceiling {
-            class: a.class.clone(),
-            arithmetic: a.arithmetic.max(b.arithmetic),
-            matmul: a.matmul.max(b.matmul),
+        let ceilings = self.ceilings.iter().map(|a| {
+            let b = other.ceilings.iter().find(|b| b.class == a.class).unwrap_or(a);
+            let (arithmetic, matmul) = (a.arithmetic.max(b.arithmetic), a.matmul.max(b.matmul));
+            Ceiling { class: a.class, arithmetic, matmul }
         });
         Machine {
             bytes_per_second: self.bytes_per_second.max(other.bytes_per_second),
@@ -102,13 +114,22 @@ impl Machine {
             dispatch_seconds: self.dispatch_seconds.min(other.dispatch_seconds),
             pass_seconds: self.pass_seconds.min(other.pass_seconds),
             submission_seconds: self.submission_seconds.min(other.submission_seconds),
+            workgroups: self.workgroups.max(other.workgroups),
         }
     }
 
-    /// The roof over kernels of f32: its arithmetic is the device's own, so that a product that gets slower is seen.
+    /// Floating-point operations a second of a class at most: of arithmetic alone or of a product, whichever is faster.
+    /// `None` where that class was not measured.
+    pub fn rate(&self, class: Class) -> Option<f64> {
+        self.ceilings.iter().find(|c| c.class == class).map(|c| c.arithmetic.max(c.matmul))
+    }
+
+    /// The roof over kernels of f32 and of f16: its arithmetic is the device's own, so that a product that gets slower is seen.
     pub fn roofline(&self) -> Roofline {
-        let flops_per_second = self.ceilings.first().map_or(0.0, |c| c.arithmetic.max(c.matmul));
-        Roofline { bytes_per_second: self.bytes_per_second, flops_per_second }
+        let flops_per_second = self.rate(Class::F32).unwrap_or(0.0);
+        let half = [Class::F16, Class::Cooperative].into_iter().filter_map(|class| self.rate(class));
+        let half_flops_per_second = half.fold(0.0, f64::max);
+        Roofline { bytes_per_second: self.bytes_per_second, flops_per_second, half_flops_per_second }
     }
 
     /// Seconds that a step takes if it reaches the roof and its dispatches cost what small ones do.
@@ -122,32 +143,28 @@ impl Machine {
     }
 }
 
+/// A dispatch that does nothing to speak of.
+async fn tiny(gpu: &Gpu) -> Result<Prepared> {
+    let io = io(1);
+    filled(gpu, &Copy.kernels(&io, gpu.limits())[0], &io).await
+}
+
+/// Seconds of one of many such, with `split` each in a pass of its own.
+async fn dispatch(gpu: &Gpu, tiny: &Prepared, split: bool) -> Result<f64> {
+    let record = |s: &mut Submission| {
+        tiny.record(s);
+        if split {
+            s.split();
+        }
+    };
+    let mut best = f64::INFINITY;
+    for _ in 0..3 {
+        best = best.min(mean(gpu, DISPATCHES, record).await?);
+    }
+    Ok(best)
+}
+
 fn io(elements: usize) -> Io {
     let ty = TensorType::f32([elements]);
     Io { inputs: vec![ty.clone()], outputs: vec![ty] }
-}
-
-/// Multiply-adds that need nothing but registers: flops per second. Compilers differ in whether `fma` or the two operations
-/// that it stands for give the device's own instruction.
-async fn arithmetic(gpu: &Gpu) -> Result<f64> {
-    let mut best = 0.0_f64;
-    for fused in [0, 1] {
-        let (lanes, mut groups) = (64, 64_usize);
-        // As many workgroups as fill the device: until they take milliseconds.
-        while groups <= 65_535 {
-            let io = io(groups * lanes);
-            let kernel = Kernel::new("arithmetic", "registers")
-                .constant("WORKGROUP", lanes)
-                .constant("STEPS", STEPS)
-                .constant("FUSED", fused)
-                .dispatch(Dispatch::new([groups as u32, 1, 1]).bind("y", Operand::Output(0), 0, io.outputs[0].bytes()));
-            let seconds = race_kernel(gpu, &kernel, &io, None).await?;
-            best = best.max((groups * lanes * STEPS * STEP_FLOPS) as f64 / seconds);
-            if seconds > 5e-3 {
-                break;
-            }
-            groups *= 4;
-        }
-    }
-    Ok(best)
 }

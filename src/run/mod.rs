@@ -1,8 +1,10 @@
 //! From plain data to numbers on a device.
 
 mod bind;
+mod ceilings;
 mod choices;
 mod executor;
+mod forecast;
 mod kernel;
 mod machine;
 mod probe;
@@ -14,8 +16,10 @@ mod timing;
 mod tuner;
 
 pub use bind::{check_range, params_bytes, resolve};
+pub use ceilings::{Class, ceiling_kernels};
 pub use choices::{Choice, Choices};
 pub use executor::{Executor, Outputs, Results, check_memory, compile_all, compile_early, device_bytes, f32s};
+pub use forecast::Forecast;
 pub use kernel::{race_kernel, run_kernel, time_kernel};
 pub use machine::{Ceiling, Machine};
 pub use recorder::{DeviceSpan, Doing, HostSpan, Recorder, Run, StepInfo};

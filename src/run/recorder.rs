@@ -1,6 +1,7 @@
 //! What runs of plans did when, on the device and on the host: the material of `danlu profile`. Recording costs time of
 //! its own, a pass for every step; nothing here is used unless somebody asks.
 
+use super::ceilings::Class;
 use crate::compile::Step;
 use crate::error::Result;
 use crate::gpu::{Gpu, PassTimes, Submission, Ticket};
@@ -70,6 +71,8 @@ pub struct StepInfo {
     pub op: &'static str,
     /// Shader and candidate.
     pub kernel: String,
+    /// What it multiplies with.
+    pub class: Class,
     /// Floating-point operations.
     pub flops: u64,
     /// Bytes read and written.
@@ -84,6 +87,7 @@ impl From<&Step> for StepInfo {
             name: step.name.clone(),
             op: step.op,
             kernel: format!("{}:{}", step.shader, step.variant),
+            class: Class::of(step.shader, &step.constants),
             flops: step.flops,
             bytes: step.bytes,
             dispatches: step.dispatches.len(),

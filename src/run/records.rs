@@ -1,11 +1,11 @@
 //! What the tuner remembers: rows of evidence by adapter, in a file that outlives the process.
 
-use super::Roofline;
+use super::{Machine, Roofline};
 use crate::base::AdapterId;
 use crate::error::{Error, Result};
 use crate::graph::{Io, Kernel, Op};
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Changes when older files can no longer be read.
 const FORMAT: u32 = 1;
@@ -93,6 +93,12 @@ pub struct Row {
     pub key: Key,
     /// Seconds of each candidate; `None` where it was not measured. Empty where the nearest class decided.
     pub seconds: Vec<Option<f64>>,
+    /// What each was expected to take at least; empty where none was measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forecasts: Vec<f64>,
+    /// Why each of those that were not measured was not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<Option<String>>,
     /// The candidate taken, by its place.
     pub winner: usize,
 }
@@ -125,6 +131,9 @@ pub struct Records {
     /// Measured bandwidth and rate.
     #[serde(default)]
     pub roofline: Option<Roofline>,
+    /// The limits that forecasts rest on.
+    #[serde(default)]
+    pub machine: Option<Machine>,
 }
 
 /// The file: one record an adapter.
@@ -138,7 +147,7 @@ impl Records {
     /// Nothing known yet.
     pub fn new(adapter: AdapterId) -> Self {
         let (rows, proved, barred) = (Vec::new(), Vec::new(), Vec::new());
-        Records { adapter, build: build(), rows, proved, barred, roofline: None }
+        Records { adapter, build: build(), rows, proved, barred, roofline: None, machine: None }
     }
 
     /// What a file in `folder` says of this adapter under this build; nothing if there is none. A file that cannot be
@@ -147,6 +156,16 @@ impl Records {
         let build = build();
         let found = document(folder).into_iter().find(|r| r.adapter == *adapter && r.build == build);
         found.unwrap_or_else(|| Records::new(adapter.clone()))
+    }
+
+    /// Everything in the file in `folder`, also of other adapters, drivers and builds.
+    pub fn all(folder: &Path) -> Vec<Records> {
+        document(folder)
+    }
+
+    /// The file in `folder`.
+    pub fn file(folder: &Path) -> PathBuf {
+        folder.join(FILE)
     }
 
     /// Puts these records into the file in `folder`, in the place of earlier ones of the adapter, whole or not at all.
@@ -171,27 +190,34 @@ impl Records {
 
     /// What ships for this adapter, under whatever driver it was measured.
     pub fn shipped(adapter: &AdapterId) -> Option<Records> {
-        let all: Document =
-            serde_json::from_str(SHIPPED).expect("the table that ships is well-formed: a test reads it");
         let fits = |r: &Records| adapter.name.starts_with(&r.adapter.name) && adapter.backend == r.adapter.backend;
-        all.adapters.into_iter().find(fits)
+        shipped().adapters.into_iter().find(fits)
     }
 
-    /// These records in the form of the table that ships: one row a line, three digits.
-    pub fn to_table(&self) -> String {
+    /// The table that ships with these records in the place of those of their adapter: one row a line, three digits.
+    pub fn shipped_with(self) -> String {
+        let mut all = shipped().adapters;
+        let same = |r: &Records| (&r.adapter.name, &r.adapter.backend) == (&self.adapter.name, &self.adapter.backend);
+        match all.iter_mut().find(|r| same(r)) {
+            Some(place) => *place = self,
+            None => all.push(self),
+        }
+        let text: Vec<String> = all.iter().map(Records::to_table).collect();
+        format!("{{\"format\":{FORMAT},\"adapters\":[{}]}}\n", text.join(",\n"))
+    }
+
+    fn to_table(&self) -> String {
         let row = |r: &Row| {
             let round = |s: f64| format!("{s:.2e}").parse().unwrap_or(s);
             let seconds = r.seconds.iter().map(|s| s.map(round)).collect();
-            let row = Row { seconds, ..r.clone() };
+            // Those of one day's machine.
+            let row = Row { seconds, forecasts: Vec::new(), notes: Vec::new(), ..r.clone() };
             format!("  {}", serde_json::to_string(&row).expect("plain data"))
         };
         let rows: Vec<String> = self.rows.iter().map(row).collect();
         let adapter = serde_json::to_string(&self.adapter).expect("plain data");
-        let rows = rows.join(",\n");
-        let build = &self.build;
-        format!(
-            "{{\"format\":{FORMAT},\"adapters\":[{{\"adapter\":{adapter},\"build\":\"{build}\",\"rows\":[\n{rows}\n]}}]}}\n"
-        )
+        let (rows, build) = (rows.join(",\n"), &self.build);
+        format!("{{\"adapter\":{adapter},\"build\":\"{build}\",\"rows\":[\n{rows}\n]}}")
     }
 
     /// The row of a key.
@@ -209,6 +235,11 @@ impl Records {
     pub fn is_barred(&self, id: &KernelId) -> bool {
         self.barred.iter().any(|b| b.id == *id)
     }
+}
+
+/// The table that ships.
+fn shipped() -> Document {
+    serde_json::from_str(SHIPPED).expect("the table that ships is well-formed: a test reads it")
 }
 
 /// The file's records; none if there is no file or it cannot be understood.

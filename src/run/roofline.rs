@@ -1,13 +1,15 @@
 //! How fast a device copies and multiplies, and how long a plan must take at least.
 
+use super::ceilings::Class;
 use super::race_kernel;
 use crate::base::TensorType;
-use crate::compile::{Chooser, Plan, Step};
+use crate::compile::{Chooser, Plan, Step, settle};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, time};
 use crate::graph::{Io, Op};
-use crate::ops::{Copy, MatMul};
+use crate::ops::{Copy, MatMul, Operands};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// Elements of the copy: 32 MiB read and 32 MiB written.
 const COPY: usize = 8 << 20;
@@ -22,6 +24,9 @@ pub struct Roofline {
     pub bytes_per_second: f64,
     /// Floating-point operations per second of the best matrix product, f32.
     pub flops_per_second: f64,
+    /// The same of operands in f16 and sums in f32; 0 where it was not measured.
+    #[serde(default)]
+    pub half_flops_per_second: f64,
 }
 
 impl Roofline {
@@ -30,7 +35,25 @@ impl Roofline {
     /// # Errors
     /// If the device fails.
     pub async fn measure(gpu: &Gpu, chooser: &mut dyn Chooser) -> Result<Roofline> {
-        Ok(Roofline { bytes_per_second: copy(gpu).await?, flops_per_second: matmul(gpu, chooser).await? })
+        let flops_per_second = matmul(gpu, chooser, Operands::F32).await?;
+        Ok(Roofline { bytes_per_second: copy(gpu).await?, flops_per_second, half_flops_per_second: 0.0 })
+    }
+
+    /// Adds what mixed precision is measured by: the best product of f16 operands.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub async fn with_half(self, gpu: &Gpu, chooser: &mut dyn Chooser) -> Result<Roofline> {
+        let half_flops_per_second = matmul(gpu, chooser, Operands::F16).await?;
+        Ok(Roofline { half_flops_per_second, ..self })
+    }
+
+    /// Floating-point operations per second of kernels of a class. What is allowed to round its operands may also leave that.
+    pub fn rate(&self, class: Class) -> f64 {
+        match class {
+            Class::F32 => self.flops_per_second,
+            Class::F16 | Class::Cooperative => self.flops_per_second.max(self.half_flops_per_second),
+        }
     }
 
     /// The better of two measurements, each limit for itself: whatever else a machine does only makes them lower.
@@ -38,17 +61,18 @@ impl Roofline {
         Roofline {
             bytes_per_second: self.bytes_per_second.max(other.bytes_per_second),
             flops_per_second: self.flops_per_second.max(other.flops_per_second),
+            half_flops_per_second: self.half_flops_per_second.max(other.half_flops_per_second),
         }
     }
 
     /// Seconds that a step takes at least: its work or its traffic, whichever is longer.
     pub fn step_seconds(&self, step: &Step) -> f64 {
-        self.cost_seconds(step.flops, step.bytes)
+        self.cost_seconds(Class::of(step.shader, &step.constants), step.flops, step.bytes)
     }
 
-    /// Seconds that this much work and traffic takes at least, whichever is longer.
-    pub fn cost_seconds(&self, flops: u64, bytes: u64) -> f64 {
-        (flops as f64 / self.flops_per_second).max(bytes as f64 / self.bytes_per_second)
+    /// Seconds that this much work of a class and this much traffic takes at least, whichever is longer.
+    pub fn cost_seconds(&self, class: Class, flops: u64, bytes: u64) -> f64 {
+        (flops as f64 / self.rate(class)).max(bytes as f64 / self.bytes_per_second)
     }
 
     /// Seconds that one run of a plan takes at least: the sum over its steps.
@@ -67,7 +91,8 @@ fn io(op: &dyn Op, inputs: Vec<TensorType>) -> Result<Io> {
     Ok(Io { inputs, outputs })
 }
 
-async fn copy(gpu: &Gpu) -> Result<f64> {
+/// Bytes a second.
+pub(super) async fn copy(gpu: &Gpu) -> Result<f64> {
     let limits = gpu.limits();
     let most = limits.max_buffer_bytes.min(limits.memory_bytes.unwrap_or(u64::MAX) / 4) / 8;
     let n = COPY.min(most as usize);
@@ -82,20 +107,46 @@ async fn copy(gpu: &Gpu) -> Result<f64> {
     Ok(io.bytes() as f64 / best)
 }
 
-async fn matmul(gpu: &Gpu, chooser: &mut dyn Chooser) -> Result<f64> {
-    let op = MatMul::new(false, false);
+/// Flops a second of the best product that the chooser's kernels make of such operands.
+async fn matmul(gpu: &Gpu, chooser: &mut dyn Chooser, operands: Operands) -> Result<f64> {
+    let op: Arc<dyn Op> = Arc::new(MatMul::new(false, false).with(operands));
     let limits = gpu.limits();
     let mut best = 0.0_f64;
     for n in SIZES {
-        let io = io(&op, vec![TensorType::f32([n, n]), TensorType::f32([n, n])])?;
+        let io = io(&*op, vec![TensorType::f32([n, n]), TensorType::f32([n, n])])?;
         if io.bytes() > limits.max_buffer_bytes {
             break;
         }
         let kernels = op.kernels(&io, limits);
-        let picked = chooser.choose(&op, &io, &kernels).min(kernels.len() - 1);
+        let picked = settle(chooser, |chooser| Ok(chooser.choose(&op, &io, &kernels))).await?.min(kernels.len() - 1);
         let seconds = race_kernel(gpu, &kernels[picked], &io, None).await?;
         best = best.max(op.cost(&io).flops as f64 / seconds);
         if seconds > ENOUGH {
+            break;
+        }
+    }
+    Ok(best)
+}
+
+/// Flops a second of the best product that kernels of one class make of f16 operands; 0 where none is offered.
+pub(super) async fn product(gpu: &Gpu, class: Class) -> Result<f64> {
+    let op = MatMul::new(false, false).with(Operands::F16);
+    let limits = gpu.limits();
+    let mut best = 0.0_f64;
+    for n in SIZES {
+        let io = io(&op, vec![TensorType::f32([n, n]), TensorType::f32([n, n])])?;
+        let kernels = op.kernels(&io, limits).into_iter().filter(|k| Class::of(k.shader, &k.constants) == class);
+        let mut fastest: Option<f64> = None;
+        for kernel in kernels {
+            // One that the driver refuses is no ceiling.
+            if let Ok(seconds) = race_kernel(gpu, &kernel, &io, fastest).await {
+                fastest = Some(fastest.map_or(seconds, |f| f.min(seconds)));
+            }
+            gpu.check()?;
+        }
+        let Some(seconds) = fastest else { break };
+        best = best.max(op.cost(&io).flops as f64 / seconds);
+        if seconds > ENOUGH || 4 * io.bytes() > limits.max_buffer_bytes {
             break;
         }
     }

@@ -1,15 +1,17 @@
 //! Picks among a step's candidates by measuring them on the device, and remembers.
 
+use super::forecast::{self, Forecast, Race};
+use super::machine::Machine;
 use super::probe;
 use super::race_kernel;
 use super::records::{Barred, FILE, KernelId, Key, Records, Row};
 use super::roofline::Roofline;
-use crate::compile::Chooser;
+use crate::compile::{Chooser, Learning};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::graph::{Io, Kernel, Op};
-use pollster::block_on;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a [`Tuner`] may do.
@@ -58,6 +60,20 @@ pub struct Tuner {
     spent: Duration,
     measured: usize,
     changed: bool,
+    /// The device's limits were measured in this process.
+    has_machine: bool,
+    /// What was asked for and not known.
+    asked: Vec<Asked>,
+    /// What was found out in this process.
+    decided: Vec<(Key, usize)>,
+}
+
+/// A choice that has to wait for the device.
+#[derive(Debug)]
+struct Asked {
+    op: Arc<dyn Op>,
+    io: Io,
+    key: Key,
 }
 
 impl Tuner {
@@ -74,6 +90,9 @@ impl Tuner {
             spent: Duration::ZERO,
             measured: 0,
             changed: false,
+            has_machine: false,
+            asked: Vec::new(),
+            decided: Vec::new(),
         }
     }
 
@@ -105,17 +124,21 @@ impl Tuner {
     }
 
     /// Bandwidth and rate of the device, the best ever seen: measured now in full mode, or where nothing is remembered;
-    /// which takes half a second on a CPU and does not count towards the budget.
+    /// which takes half a second on a CPU and does not count towards the budget. With `half` also of products of f16 operands.
     ///
     /// # Errors
     /// If the device fails.
-    pub async fn roofline(&mut self) -> Result<Roofline> {
+    pub async fn roofline(&mut self, half: bool) -> Result<Roofline> {
         let known = self.records.roofline;
-        if let Some(known) = known.filter(|_| self.mode != TuneMode::Full) {
+        let enough = |r: &Roofline| self.mode != TuneMode::Full && (r.half_flops_per_second > 0.0 || !half);
+        if let Some(known) = known.filter(enough) {
             return Ok(known);
         }
         let gpu = self.gpu.clone();
-        let measured = Roofline::measure(&gpu, self).await?;
+        let mut measured = Roofline::measure(&gpu, self).await?;
+        if half {
+            measured = measured.with_half(&gpu, self).await?;
+        }
         let roofline = known.map_or(measured, |known| known.max(measured));
         self.records.roofline = Some(roofline);
         self.changed = true;
@@ -141,16 +164,13 @@ impl Tuner {
 
     /// True if candidate `i` may be taken, after a proof where there is none yet. That takes milliseconds and stands under no
     /// budget: what is chosen must not depend on how busy the machine is.
-    fn trusted(&mut self, op: &dyn Op, io: &Io, key: &Key, i: usize) -> bool {
+    async fn trusted(&mut self, op: &dyn Op, io: &Io, key: &Key, i: usize) -> bool {
+        if let Some(trusted) = self.verdict(key, i) {
+            return trusted;
+        }
         let id = &key.candidates[i];
-        if i == 0 || self.records.proved.contains(id) {
-            return true;
-        }
-        if self.records.is_barred(id) {
-            return false;
-        }
         let start = Instant::now();
-        let proof = block_on(probe::prove(&self.gpu, op, io, i));
+        let proof = probe::prove(&self.gpu, op, io, i).await;
         self.spent += start.elapsed();
         match proof {
             Ok(()) => self.records.proved.push(id.clone()),
@@ -171,81 +191,127 @@ impl Tuner {
         self.changed = true;
     }
 
-    /// Times every candidate on a small version of the node; the fastest that proves right wins.
-    fn measure(&mut self, op: &dyn Op, io: &Io, key: &Key) -> Row {
+    /// Times the candidates that may win on a small version of the node; the fastest that proves right is taken.
+    async fn measure(&mut self, op: &dyn Op, io: &Io, key: &Key) -> Row {
+        let machine = self.machine().await;
         let start = Instant::now();
         let limits = self.gpu.limits();
         let small = probe::shrink(op, io, limits, probe::measured(limits));
         let kernels = op.kernels(&small, limits);
-        let mut seconds: Vec<Option<f64>> = vec![None; kernels.len()];
-        let mut best: Option<f64> = None;
-        for (i, kernel) in kernels.iter().enumerate() {
-            if self.records.is_barred(&key.candidates[i]) {
-                continue;
-            }
-            match block_on(race_kernel(&self.gpu, kernel, &small, best)) {
-                Ok(t) => {
-                    seconds[i] = Some(t);
-                    best = Some(best.map_or(t, |b| b.min(t)));
-                }
-                Err(e) if i > 0 && self.gpu.check().is_ok() => self.bar(&key.candidates[i], e.to_string()),
-                Err(_) => {}
+        let forecast = |k: &Kernel| machine.as_ref().map_or(0.0, |m| Forecast::of(k, op.cost(&small), m).seconds());
+        let forecasts: Vec<f64> = kernels.iter().map(forecast).collect();
+        let reached = forecast::experience(key, &self.records.rows);
+        let barred: Vec<bool> = key.candidates.iter().map(|id| self.records.is_barred(id)).collect();
+        let gpu = &self.gpu;
+        let time = async |i: usize, best| race_kernel(gpu, &kernels[i], &small, best).await.map_err(|e| e.to_string());
+        let Race { seconds, notes, failed } = forecast::race(&forecasts, &reached, &barred, time).await;
+        for i in failed.into_iter().filter(|&i| i > 0) {
+            // A lost device says nothing about the kernel.
+            if self.gpu.check().is_ok() {
+                self.bar(&key.candidates[i], notes[i].clone().unwrap_or_default());
             }
         }
         self.spent += start.elapsed();
+        let best = seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min);
         let mut order: Vec<usize> = (0..kernels.len()).filter(|&i| seconds[i].is_some()).collect();
         // Within the measurement's noise the operator's own order decides, so that two fresh starts agree.
-        let time = |i: usize| seconds[i].filter(|&t| t > 1.05 * best.unwrap_or(0.0)).unwrap_or(0.0);
+        let time = |i: usize| seconds[i].filter(|&t| t > 1.05 * best).unwrap_or(0.0);
         order.sort_by(|&a, &b| time(a).total_cmp(&time(b)).then(a.cmp(&b)));
-        let winner = order.into_iter().find(|&i| self.trusted(op, io, key, i)).unwrap_or(0);
+        let mut winner = 0;
+        for i in order {
+            if self.trusted(op, io, key, i).await {
+                winner = i;
+                break;
+            }
+        }
         self.measured += 1;
-        Row { key: key.clone(), seconds, winner }
+        Row { key: key.clone(), seconds, forecasts, notes, winner }
     }
 
-    /// The winner of the nearest class in these records, if it may be taken here.
-    fn nearest(&mut self, op: &dyn Op, io: &Io, key: &Key) -> Option<usize> {
-        let i = self.records.nearest(key)?.winner;
-        self.trusted(op, io, key, i).then_some(i)
+    /// The limits that forecasts rest on, the best ever seen, measured at the first question of a process; as the roofline
+    /// they do not count towards the budget. `None` if the device fails.
+    async fn machine(&mut self) -> Option<Machine> {
+        if !self.has_machine {
+            let now = Machine::bare(&self.gpu).await.ok()?;
+            self.records.machine = Some(self.records.machine.as_ref().map_or(now.clone(), |m| m.best(&now)));
+            self.has_machine = true;
+        }
+        self.records.machine.clone()
     }
 
-    /// What the table that ships says.
-    fn table_choice(&mut self, op: &dyn Op, io: &Io, key: &Key) -> Option<usize> {
-        let table = self.shipped.as_ref()?;
-        let i = table.row(key).or_else(|| table.nearest(key))?.winner;
-        Some(if self.trusted(op, io, key, i) { i } else { 0 })
+    /// Whether candidate `i` may be taken, where that was found out already.
+    fn verdict(&self, key: &Key, i: usize) -> Option<bool> {
+        let id = &key.candidates[i];
+        let known = i == 0 || self.records.proved.contains(id);
+        known.then_some(true).or_else(|| self.records.is_barred(id).then_some(false))
     }
-}
 
-impl Chooser for Tuner {
-    fn choose(&mut self, op: &dyn Op, io: &Io, kernels: &[Kernel]) -> usize {
-        if self.mode == TuneMode::Off || kernels.len() < 2 || self.gpu.check().is_err() {
+    /// What needs no device: what was decided in this process, or is remembered or ships and was proved.
+    fn known(&self, key: &Key) -> Option<usize> {
+        if let Some((_, i)) = self.decided.iter().find(|(decided, _)| decided == key) {
+            return Some(*i);
+        }
+        let table = || self.shipped.as_ref().and_then(|t| t.row(key).or_else(|| t.nearest(key)));
+        let row = self.records.row(key).or_else(table)?;
+        let i = row.winner;
+        Some(if i < key.candidates.len() && self.verdict(key, i)? { i } else { 0 })
+    }
+
+    /// Measures and proves what is wanted for one choice.
+    async fn decide(&mut self, op: &dyn Op, io: &Io, key: &Key) -> usize {
+        if self.gpu.check().is_err() {
             return 0;
         }
-        let key = Key::of(op, io, kernels);
-        if let Some(row) = self.records.row(&key).filter(|r| r.winner < kernels.len()) {
-            let winner = row.winner;
-            return if self.trusted(op, io, &key, winner) { winner } else { 0 };
+        let remembered = self.records.row(key).map(|row| row.winner);
+        let table = || self.shipped.as_ref().and_then(|t| t.row(key).or_else(|| t.nearest(key))).map(|row| row.winner);
+        if let Some(winner) = remembered.or_else(table).filter(|&i| i < key.candidates.len()) {
+            return if self.trusted(op, io, key, winner).await { winner } else { 0 };
         }
-        if let Some(winner) = self.table_choice(op, io, &key) {
-            return winner;
-        }
-        if self.mode == TuneMode::Cached {
-            return self.nearest(op, io, &key).unwrap_or(0);
-        }
-        let row = if self.has_time() {
-            self.measure(op, io, &key)
+        let row = if self.mode == TuneMode::Full && self.has_time() {
+            self.measure(op, io, key).await
         } else {
-            let winner = self.nearest(op, io, &key).unwrap_or(0);
-            Row { key, seconds: Vec::new(), winner }
+            let nearest = self.records.nearest(key).map_or(0, |row| row.winner);
+            let winner = if self.trusted(op, io, key, nearest).await { nearest } else { 0 };
+            Row { key: key.clone(), seconds: Vec::new(), forecasts: Vec::new(), notes: Vec::new(), winner }
         };
         if self.gpu.check().is_err() {
             return 0;
         }
         let winner = row.winner;
         tracing::debug!("{} {}: {}", row.key.op, row.key.class, row.key.candidates[winner].kernel);
-        self.records.rows.push(row);
-        self.changed = true;
+        if self.mode == TuneMode::Full {
+            self.records.rows.push(row);
+            self.changed = true;
+        }
         winner
+    }
+}
+
+impl Chooser for Tuner {
+    fn choose(&mut self, op: &Arc<dyn Op>, io: &Io, kernels: &[Kernel]) -> usize {
+        if self.mode == TuneMode::Off || kernels.len() < 2 || self.gpu.check().is_err() {
+            return 0;
+        }
+        let key = Key::of(&**op, io, kernels);
+        if let Some(i) = self.known(&key) {
+            return i;
+        }
+        if !self.asked.iter().any(|asked| asked.key == key) {
+            self.asked.push(Asked { op: op.clone(), io: io.clone(), key });
+        }
+        0
+    }
+
+    fn learn(&mut self) -> Learning<'_> {
+        Box::pin(async {
+            let mut moved = false;
+            for asked in std::mem::take(&mut self.asked) {
+                let i = self.decide(&*asked.op, &asked.io, &asked.key).await;
+                moved |= i != 0;
+                self.decided.push((asked.key, i));
+            }
+            moved
+        })
     }
 }
 

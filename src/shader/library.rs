@@ -10,6 +10,7 @@ macro_rules! table {
 const TABLE: &[(&str, &str)] = table![
     "adamw",
     "arithmetic",
+    "arithmetic_coop",
     "attention",
     "attention_combine",
     "attention_delta",

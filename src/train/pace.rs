@@ -2,14 +2,14 @@
 
 use super::{Event, StepResult, Trainer};
 use crate::compile::Plan;
-use crate::run::Roofline;
+use crate::run::{Class, Roofline};
 use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Steps over which speed is averaged.
 const WINDOW: usize = 20;
 
-/// What a step takes at least, by the measured roofline, and the best rate of products.
+/// What a step takes at least, by the measured roofline, and the best rate of products of its precision.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
     /// Seconds of a step.
@@ -21,7 +21,8 @@ pub struct Pace {
 impl Pace {
     /// Of a plan.
     pub fn of(roofline: &Roofline, plan: &Plan) -> Pace {
-        Pace { step_seconds: roofline.seconds(plan), flops_per_second: roofline.flops_per_second }
+        let class = plan.steps.iter().map(|s| Class::of(s.shader, &s.constants)).max().unwrap_or(Class::F32);
+        Pace { step_seconds: roofline.seconds(plan), flops_per_second: roofline.rate(class) }
     }
 }
 

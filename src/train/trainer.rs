@@ -2,7 +2,7 @@
 
 use super::{Fit, Plans, Precision, Prepared, Progress, Recipe, plans};
 use crate::base::{Rng, TensorType};
-use crate::compile::{Chooser, First, Plan, compile};
+use crate::compile::{Chooser, First, Plan, compile, settle};
 use crate::data::{Loader, LoaderState};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -187,7 +187,8 @@ impl Trainer {
         let layout = ParamLayout::new(model.param_specs(), gpu.limits().max_buffer_bytes);
         let optimizer = optimizer(recipe);
         let mut choices = Choices::new(&[], chooser);
-        let Plans { train: plan, eval, fit } = plans(&prepared.config, recipe, gpu.limits(), &mut choices)?;
+        let Plans { train: plan, eval, fit } =
+            settle(&mut choices, |chooser| plans(&prepared.config, recipe, gpu.limits(), chooser)).await?;
         let kernels = choices.made();
         fit.as_ref().map_or(Ok(()), Fit::check)?;
         let mut states = States::new(gpu);

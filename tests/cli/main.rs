@@ -7,6 +7,7 @@ mod measuring;
 mod refused;
 mod resuming;
 mod runs;
+mod tuning;
 
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;

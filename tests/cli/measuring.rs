@@ -22,14 +22,20 @@ fn a_benchmark_is_kept_and_compared_with() {
         assert!(report["machine"][key].as_f64().unwrap() > 0.0, "{key}: {report}");
     }
     let entries = report["entries"].as_array().unwrap();
-    assert_eq!(entries.len(), 2, "{report}");
+    let names: Vec<&str> = entries.iter().map(|e| e["name"].as_str().unwrap()).collect();
+    assert!(names.len() == 3 && names[1].starts_with("train step story-1m mixed "), "{names:?}");
+    let classes: Vec<_> = entries.iter().map(|e| e["class"].as_str().unwrap()).collect();
+    assert!(classes[0] == "f32" && classes[1] != "f32" && classes[2] == "f32", "{classes:?}");
+    for ceiling in report["machine"]["ceilings"].as_array().unwrap() {
+        assert!(ceiling["arithmetic"].as_f64().unwrap() > 1e8, "{ceiling}");
+    }
     for e in entries {
         let number = |key: &str| e[key].as_f64().unwrap();
         assert!((number("fraction") - number("limit") / e["seconds"]["median"].as_f64().unwrap()).abs() < 1e-9);
         assert!(number("device_bytes") > 1e6 && number("tokens_per_second") > 0.0 && number("predicted") > 0.0, "{e}");
     }
     let svg = std::fs::read_to_string(place.path("roof.svg")).unwrap();
-    assert!(svg.starts_with("<svg ") && svg.matches("<title>").count() == 2, "{svg}");
+    assert!(svg.starts_with("<svg ") && svg.matches("<title>").count() == 3 && svg.contains(">f16</text>"), "{svg}");
 
     // Nothing kept yet; then the whole is kept by hand, as --keep wants no filter.
     let none = place.danlu(&format!("{what} --kept kept")).assert().success();
@@ -37,7 +43,7 @@ fn a_benchmark_is_kept_and_compared_with() {
     let path = said.split("--keep writes ").nth(1).unwrap_or_else(|| panic!("{said}")).trim();
     assert!(stdout(&none).contains("whole run") && !exists(place.path("kept")));
     // What then was a thousand times as fast is now slower; what was a thousand times as slow is faster.
-    for (factor, code, part) in [(1e3, 1, "2 slower, 0 faster"), (1e-3, 0, "0 slower, 2 faster")] {
+    for (factor, code, part) in [(1e3, 1, "3 slower, 0 faster"), (1e-3, 0, "0 slower, 3 faster")] {
         let mut kept = report.clone();
         for e in kept["entries"].as_array_mut().unwrap() {
             for key in ["limit", "fraction"] {
@@ -48,7 +54,7 @@ fn a_benchmark_is_kept_and_compared_with() {
         place.write(path, kept.to_string());
         let said = stderr(&place.danlu(&format!("{what} --kept kept")).assert().code(code));
         assert!(said.contains(part), "{said}");
-        assert_eq!(said.contains("danlu: 2 of 2 figures got slower; if that is meant, --keep"), code == 1, "{said}");
+        assert_eq!(said.contains("danlu: 3 of 3 figures got slower; if that is meant, --keep"), code == 1, "{said}");
     }
     place.write(path, "{}");
     let said = stderr(&place.danlu(&format!("{what} --kept kept")).assert().code(1));
@@ -120,6 +126,12 @@ fn steps_are_profiled() {
     assert_eq!(sum("steps") as usize, steps);
     assert_eq!(sum("flops") as u64, plan["totals"]["flops"]);
     assert!((sum("seconds") / report["profiles"][0]["busy"].as_f64().unwrap() - 1.0).abs() < 1e-6);
+    // Of mixed precision with the roof of its products.
+    let mixed = json(&stdout(&place.danlu(&format!("{line} --precision mixed --json")).assert().success()));
+    let rows = mixed["profiles"][0]["rows"].as_array().unwrap();
+    assert!(rows.iter().any(|r| r["kernel"].as_str().unwrap().contains("_half")), "{mixed}");
+    assert!(mixed["roofline"]["half_flops_per_second"].as_f64().unwrap() > 0.0, "{mixed}");
+    assert_eq!(report["roofline"]["half_flops_per_second"], 0.0);
     let measured =
         json(&stdout(&place.danlu("plan --config tiny.json --batch 2 --seq 16 --measure --json").assert().success()));
     assert!(measured["steps"].as_array().unwrap().iter().all(|s| s["seconds"].as_f64().is_some()), "{measured}");
