@@ -54,11 +54,9 @@ impl Llama {
         targets: Value,
         starts: Option<Value>,
     ) -> Result<Value> {
-        let rows = g.ty(tokens).shape.elements();
         let (x, routings) = self.hidden_from_start(g, params, tokens, starts)?;
-        let chunk = LinearCrossEntropy::chunk_for(rows);
         let weight = self.output_weight(g, params)?;
-        let loss = g.scope("output", |g| Ok(g.apply(LinearCrossEntropy::new(chunk), &[x, weight, targets])?[0]))?;
+        let loss = g.scope("output", |g| Ok(g.apply(LinearCrossEntropy::fitting(), &[x, weight, targets])?[0]))?;
         let share = self.config.experts.map_or(0.0, |experts| experts.balance);
         if share == 0.0 || routings.is_empty() {
             return Ok(loss);

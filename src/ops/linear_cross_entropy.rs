@@ -4,7 +4,7 @@
 //! Legend: R rows (tokens), D model width, V vocabulary.
 
 use super::{CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, IGNORE, MatMul, Operands, weight};
-use crate::base::{Array, DType, TensorType};
+use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Concat, Cost, Graph, Io, Map, Op, OpNode, Slice, Value};
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use std::sync::Arc;
 /// count `[1]` of rows that count. No gradient flows into a W that is not f32.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearCrossEntropy {
-    /// Words of one chunk; a multiple of 64. See [`LinearCrossEntropy::chunk_for`].
-    pub chunk: usize,
+    /// Words of one chunk, a multiple of 64; `None` as suits the adapter, see [`LinearCrossEntropy::chunk_for`].
+    pub chunk: Option<usize>,
     /// What x and W are rounded to before they are multiplied.
     pub operands: Operands,
 }
@@ -25,7 +25,7 @@ pub struct LinearCrossEntropy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearCrossEntropyGrad {
     /// Words of one chunk, as in the forward pass.
-    pub chunk: usize,
+    pub chunk: Option<usize>,
     /// What x, W and the logits' gradients are rounded to before they are multiplied.
     pub operands: Operands,
 }
@@ -33,17 +33,42 @@ pub struct LinearCrossEntropyGrad {
 impl LinearCrossEntropy {
     /// In strict f32, by so many words at a time.
     pub fn new(chunk: usize) -> Self {
-        LinearCrossEntropy { chunk, operands: Operands::F32 }
+        LinearCrossEntropy { chunk: Some(chunk), operands: Operands::F32 }
     }
 
-    /// Most words, in steps of 64 and at least 256, whose logits for `rows` rows take no more than 16 MiB.
-    pub fn chunk_for(rows: usize) -> usize {
-        ((16 << 20) / (4 * rows.max(1)) / 64 * 64).max(256)
+    /// In strict f32, by as many words at a time as suits the adapter.
+    pub fn fitting() -> Self {
+        LinearCrossEntropy { chunk: None, operands: Operands::F32 }
+    }
+
+    /// Words of one chunk for `rows` rows of `width` on an adapter with these limits: in steps of 64, at least 256.
+    ///
+    /// A chunk's logits are written once and read several times, which costs nothing where they stay in a cache; but every
+    /// chunk also reads x and adds to its gradient. On a CPU its logits take a MiB, as measured (docs/log.md).
+    /// Elsewhere they are 6·D words, with which x and its gradient are an eighth of the traffic, but 16 to 64 MiB of logits.
+    pub fn chunk_for(rows: usize, width: usize, limits: &Limits) -> usize {
+        let words = |bytes: usize| bytes / (4 * rows.max(1));
+        let words = match limits.is_cpu {
+            true => words(CPU_LOGITS),
+            false => (6 * width).clamp(words(GPU_LOGITS[0]), words(GPU_LOGITS[1])),
+        };
+        (words / 64 * 64).max(256)
     }
 }
 
+/// Bytes of a chunk's logits on a CPU.
+const CPU_LOGITS: usize = 1 << 20;
+/// Bytes of a chunk's logits on other adapters, at least and at most.
+const GPU_LOGITS: [usize; 2] = [16 << 20, 64 << 20];
+
+/// The chunk for operands x and W on an adapter.
+fn fitted(io: &Io, limits: &Limits) -> Option<usize> {
+    let x = &io.inputs[0].shape;
+    Some(LinearCrossEntropy::chunk_for(x.rows(), x.last(), limits))
+}
+
 /// R, D and V, or what is wrong.
-fn sizes(x: &TensorType, w: &TensorType, targets: &TensorType, chunk: usize) -> Result<[usize; 3], String> {
+fn sizes(x: &TensorType, w: &TensorType, targets: &TensorType, chunk: Option<usize>) -> Result<[usize; 3], String> {
     let &[v, d] = w.shape.dims() else { return Err("W must be [V,D]".into()) };
     if x.dtype != DType::F32 || x.shape.rank() < 2 || x.shape.last() != d {
         return Err(format!("x must be f32 [..,{d}]"));
@@ -55,6 +80,7 @@ fn sizes(x: &TensorType, w: &TensorType, targets: &TensorType, chunk: usize) -> 
     {
         return Err("targets must be u32 of x's leading dims".into());
     }
+    let chunk = chunk.unwrap_or(64);
     if chunk == 0 || !chunk.is_multiple_of(64) || v == 0 || v >= IGNORE as usize || x.shape.rows() == 0 {
         return Err(format!("a chunk of {chunk} words is not a multiple of 64, or there is nothing to do"));
     }
@@ -69,9 +95,10 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(g: &mut Graph, inputs: &[Value], chunk: usize) -> Result<Parts> {
+    fn of(g: &mut Graph, inputs: &[Value], chunk: Option<usize>) -> Result<Parts> {
         let [r, d, v] = sizes(g.ty(inputs[0]), g.ty(inputs[1]), g.ty(inputs[2]), chunk).map_err(Error::Graph)?;
         let (x, targets) = (g.reshape(inputs[0], [r, d])?, g.reshape(inputs[2], [r])?);
+        let chunk = chunk.unwrap_or_else(|| LinearCrossEntropy::chunk_for(r, d, &Limits::default()));
         let mut chunks = Vec::new();
         for start in (0..v).step_by(chunk) {
             let rows = chunk.min(v - start);
@@ -109,6 +136,10 @@ impl Op for LinearCrossEntropy {
         let inputs = [x, w, targets, node.outputs[1], node.outputs[2], dloss];
         let d = g.apply(LinearCrossEntropyGrad { chunk: self.chunk, operands: self.operands }, &inputs)?;
         Ok(vec![Some(d[0]), d.get(1).copied(), None])
+    }
+
+    fn fitted(&self, io: &Io, limits: &Limits) -> Option<Arc<dyn Op>> {
+        self.chunk.is_none().then(|| Arc::new(LinearCrossEntropy { chunk: fitted(io, limits), ..self.clone() }) as _)
     }
 
     fn narrow(&self) -> Option<Arc<dyn Op>> {
@@ -170,6 +201,12 @@ impl Op for LinearCrossEntropyGrad {
             return Err("lse must be f32 [R], count and dloss f32 [1]".into());
         }
         Ok([x, w].into_iter().filter(|ty| !ty.dtype.is_packed()).map(|ty| (*ty).clone()).collect())
+    }
+
+    fn fitted(&self, io: &Io, limits: &Limits) -> Option<Arc<dyn Op>> {
+        self.chunk
+            .is_none()
+            .then(|| Arc::new(LinearCrossEntropyGrad { chunk: fitted(io, limits), ..self.clone() }) as _)
     }
 
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
@@ -242,5 +279,28 @@ impl Op for LinearCrossEntropyGrad {
             }
         }
         if is_trained { vec![dx, dw] } else { vec![dx] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_suit_the_adapter_and_nothing_else() {
+        let cpu = Limits { is_cpu: true, ..Limits::default() };
+        // A MiB of logits on a CPU; never less than 256 words.
+        assert_eq!(LinearCrossEntropy::chunk_for(128, 576, &cpu), 2048);
+        assert_eq!(LinearCrossEntropy::chunk_for(8192, 576, &cpu), 256);
+        // Elsewhere from 16 MiB on, and with many rows so many words that x and its gradient count for little.
+        let gpu = Limits::default();
+        assert_eq!(LinearCrossEntropy::chunk_for(128, 576, &gpu), 32_768);
+        assert_eq!(LinearCrossEntropy::chunk_for(2048, 576, &gpu), 3456);
+        assert_eq!(LinearCrossEntropy::chunk_for(8192, 576, &gpu), 2048);
+        let (x, w) = (TensorType::f32([2, 64, 576]), TensorType::f32([49_152, 576]));
+        let io = Io { inputs: vec![x, w, TensorType::u32([2, 64])], outputs: Vec::new() };
+        let fitted = LinearCrossEntropy::fitting().fitted(&io, &cpu).expect("left open");
+        assert!(format!("{fitted:?}").contains("chunk: Some(2048)"), "{fitted:?}");
+        assert!(LinearCrossEntropy::new(64).fitted(&io, &cpu).is_none(), "what is given stays");
     }
 }

@@ -54,7 +54,7 @@ fn cross_entropy() -> Vec<Case> {
 
 fn linear_cross_entropy() -> Vec<Case> {
     let op = LinearCrossEntropy::new(64);
-    let grad = |operands| LinearCrossEntropyGrad { chunk: 64, operands };
+    let grad = |operands| LinearCrossEntropyGrad { chunk: Some(64), operands };
     let half = Operands::F16;
     let parts = [normal([5, 6]), normal([133, 6]), targets(5, 133), positive([5]), given([1], &[3.0]), positive([1])];
     let shaped = |b, t, n| (TensorType::u32([b, t]), targets(b * t, n).1);
