@@ -56,9 +56,9 @@ var<workgroup> tile_b: array<f16, ROWS_B * STEP_B>;
 var<workgroup> out: array<f32, 4u * SIZE * SIZE>;
 
 // Four elements of a stored row, of `ends` rows and columns that there are.
-fn load_a(base: u32, row: u32, column: u32, ends: vec2<u32>) -> vec4<f32> {
+fn load_a(lines: Lines, row: u32, column: u32, ends: vec2<u32>) -> vec4<f32> {
     var v = vec4<f32>();
-    let at = base + row * params.row_a + column;
+    let at = lines.base + row * lines.step + column;
     let i = params.whole_a + at;
     if row < ends.x && column < ends.y {
 #if VECTOR_A
@@ -89,14 +89,14 @@ fn load_b(base: u32, row: u32, column: u32, ends: vec2<u32>) -> vec4<f32> {
 }
 
 // Both tiles for the TILE_K of the sum from k0 on.
-fn stage(base_a: u32, base_b: u32, row: u32, column: u32, k0: u32, lane: u32) {
+fn stage(a_lines: Lines, base_b: u32, row: u32, column: u32, k0: u32, lane: u32) {
     for (var e = lane; e < ROWS_A * WIDE_A / 4u; e += LANES) {
         let r = e / (WIDE_A / 4u);
         let s = e % (WIDE_A / 4u) * 4u;
 #if TA
-        let v = load_a(base_a, k0 + r, row + s, vec2(params.k, params.m));
+        let v = load_a(a_lines, k0 + r, row + s, vec2(params.k, params.m));
 #else
-        let v = load_a(base_a, row + r, k0 + s, vec2(params.m, params.k));
+        let v = load_a(a_lines, row + r, k0 + s, vec2(params.m, params.k));
 #endif
         for (var d = 0u; d < 4u; d++) {
             tile_a[r * STEP_A + s + d] = f16(v[d]);
@@ -133,14 +133,14 @@ fn right(kk: u32, j0: u32) -> Right {
 }
 
 // What every subgroup has put into `out`: its matrix (i, j) of two by two.
-fn store(base: u32, row: u32, column: u32, i: u32, j: u32, lane: u32) {
+fn store(lines: Lines, row: u32, column: u32, i: u32, j: u32, lane: u32) {
     workgroupBarrier();
     for (var e = lane; e < 4u * SIZE * SIZE; e += LANES) {
         let group = e / (SIZE * SIZE);
         let r = row + (group / 2u * 2u + i) * SIZE + e / SIZE % SIZE;
         let s = column + (group % 2u * 2u + j) * SIZE + e % SIZE;
         if r < params.m && s < params.n {
-            let at = base + r * params.row_c + s;
+            let at = lines.base + r * lines.step + s;
             var v = out[e];
             if params.first == 0u {
                 v += c[at];
@@ -156,11 +156,11 @@ fn store(base: u32, row: u32, column: u32, i: u32, j: u32, lane: u32) {
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let base_a = params.skip_a + group.z * params.batch_a;
     let base_b = params.skip_b + group.z * params.batch_b;
-    let base_c = params.skip_c + group.z * params.batch_c;
     let row = group.y * TILE;
     let column = group.x * TILE;
+    var a_lines = lines_a(group.z, TA * row);
+    let c_lines = lines_c(group.z, column);
     let subgroup = lane / SUBGROUP;
     let i0 = subgroup / 2u * 2u * SIZE;
     let j0 = subgroup % 2u * 2u * SIZE;
@@ -169,7 +169,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var c10 = Sum();
     var c11 = Sum();
     for (var k = 0u; k < params.k; k += TILE_K) {
-        stage(base_a, base_b, row, column, k, lane);
+#if PANELS_K
+        a_lines = lines_a(group.z, k);
+#endif
+        stage(a_lines, base_b, row, column, k, lane);
         workgroupBarrier();
         for (var kk = 0u; kk < TILE_K; kk += SIZE) {
             let a0 = left(i0, kk);
@@ -185,11 +188,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let slot = subgroup * SIZE * SIZE;
     coopStoreT(c00, &out[slot], SIZE);
-    store(base_c, row, column, 0u, 0u, lane);
+    store(c_lines, row, column, 0u, 0u, lane);
     coopStoreT(c01, &out[slot], SIZE);
-    store(base_c, row, column, 0u, 1u, lane);
+    store(c_lines, row, column, 0u, 1u, lane);
     coopStoreT(c10, &out[slot], SIZE);
-    store(base_c, row, column, 1u, 0u, lane);
+    store(c_lines, row, column, 1u, 0u, lane);
     coopStoreT(c11, &out[slot], SIZE);
-    store(base_c, row, column, 1u, 1u, lane);
+    store(c_lines, row, column, 1u, 1u, lane);
 }

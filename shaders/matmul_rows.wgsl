@@ -23,12 +23,12 @@
 
 #if VECTOR_A
 // Four k of eight rows of op(a), from `row` on. Edges read a valid neighbour.
-fn load_a(base: u32, row: u32, k: u32, lane: u32) -> array<vec4<f32>, 8> {
+fn load_a(lines: Lines, row: u32, k: u32, lane: u32) -> array<vec4<f32>, 8> {
 #if TA
     // Lanes 0 to 3 load four rows of one k each, lanes 4 to 7 the next four rows: columns of what rows want.
-    let at = base + (k + lane % 4u) * params.row_a + min(row + lane / 4u * 4u, params.m - 4u);
+    let at = lines.base + (k + lane % 4u) * lines.step + min(row + lane / 4u * 4u, params.m - 4u);
 #else
-    let at = base + min(row + lane, params.m - 1u) * params.row_a + k;
+    let at = lines.base + min(row + lane, params.m - 1u) * lines.step + k;
 #endif
     let v = a[at / 4u];
     let i = params.whole_a + at;
@@ -43,23 +43,23 @@ fn load_a(base: u32, row: u32, k: u32, lane: u32) -> array<vec4<f32>, 8> {
 #endif
 }
 #else
-fn at_a(base: u32, row: u32, k: u32) -> f32 {
+fn at_a(lines: Lines, row: u32, k: u32) -> f32 {
 #if TAIL
     if k >= params.k {
         return 0.0;
     }
 #endif
 #if TA
-    let at = base + k * params.row_a + row;
+    let at = lines.base + k * lines.step + row;
 #else
-    let at = base + row * params.row_a + k;
+    let at = lines.base + row * lines.step + k;
 #endif
     return prologue(a[at], params.whole_a + at);
 }
 
-fn load_a(base: u32, first: u32, k: u32, lane: u32) -> array<vec4<f32>, 8> {
+fn load_a(lines: Lines, first: u32, k: u32, lane: u32) -> array<vec4<f32>, 8> {
     let row = min(first + lane, params.m - 1u);
-    let x = vec4(at_a(base, row, k), at_a(base, row, k + 1u), at_a(base, row, k + 2u), at_a(base, row, k + 3u));
+    let x = vec4(at_a(lines, row, k), at_a(lines, row, k + 1u), at_a(lines, row, k + 2u), at_a(lines, row, k + 3u));
     return eight(operand4(x));
 }
 #endif
@@ -84,10 +84,14 @@ fn at_b(base: u32, column: u32, k: u32) -> f32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = group.y * 8u * GROUPS;
     let column = (group.x * 8u + lane) * COLUMNS;
-    let base_a = params.skip_a + group.z * params.batch_a;
     let base_b = params.skip_b + group.z * params.batch_b;
+    var a_lines = lines_a(group.z, TA * row);
+    let c_lines = lines_c(group.z, group.x * 8u * COLUMNS);
     var acc: array<f32, 8 * GROUPS * COLUMNS>;
     for (var k = 0u; k < params.k; k += 4u) {
+#if PANELS_K
+        a_lines = lines_a(group.z, k);
+#endif
         // bs[j] holds four k of column j. Edges read a valid neighbour; the store below is guarded.
         var bs: array<vec4<f32>, COLUMNS>;
 #if VECTOR_B
@@ -117,7 +121,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
 #endif
         for (var g = 0u; g < GROUPS; g++) {
-            let rows = load_a(base_a, row + g * 8u, k, lane);
+            let rows = load_a(a_lines, row + g * 8u, k, lane);
             for (var r = 0u; r < 8u; r++) {
                 for (var j = 0u; j < COLUMNS; j++) {
                     let i = (g * 8u + r) * COLUMNS + j;
@@ -130,7 +134,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var r = 0u; r < 8u * GROUPS; r++) {
         for (var j = 0u; j < COLUMNS; j++) {
             if row + r < params.m && column + j < params.n {
-                let at = params.skip_c + group.z * params.batch_c + (row + r) * params.row_c + column + j;
+                let at = c_lines.base + (row + r) * c_lines.step + column + j;
                 var v = acc[r * COLUMNS + j];
                 if params.first == 0u {
                     v += c[at];

@@ -31,14 +31,14 @@ const PER_N = TILE_N / 16u;
 var<workgroup> tile_a: array<Staged, TILE_K * (TILE_M + 1u)>;
 var<workgroup> tile_b: array<Staged, TILE_K * (TILE_N + 1u)>;
 
-fn load_a(base: u32, i: u32, k: u32) -> f32 {
+fn load_a(lines: Lines, i: u32, k: u32) -> f32 {
     if i >= params.m || k >= params.k {
         return 0.0;
     }
 #if TA
-    let at = base + k * params.row_a + i;
+    let at = lines.base + k * lines.step + i;
 #else
-    let at = base + i * params.row_a + k;
+    let at = lines.base + i * lines.step + k;
 #endif
     return prologue(a[at], params.whole_a + at);
 }
@@ -77,15 +77,18 @@ fn load_b(base: u32, k: u32, j: u32) -> f32 {
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let base_a = params.skip_a + group.z * params.batch_a;
     let base_b = params.skip_b + group.z * params.batch_b;
-    let base_c = params.skip_c + group.z * params.batch_c;
     let row = group.y * TILE_M;
     let column = group.x * TILE_N;
+    var a_lines = lines_a(group.z, TA * row);
+    let c_lines = lines_c(group.z, column);
     let i0 = lane / 16u;
     let j0 = lane % 16u;
     var acc: array<f32, PER_M * PER_N>;
     for (var k = 0u; k < params.k; k += TILE_K) {
+#if PANELS_K
+        a_lines = lines_a(group.z, k);
+#endif
         // Neighbouring lanes load neighbouring addresses, whichever way the operand is stored.
         for (var e = lane; e < TILE_K * TILE_M; e += LANES) {
 #if TA
@@ -95,7 +98,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let i = e / TILE_K;
             let kk = e % TILE_K;
 #endif
-            tile_a[kk * (TILE_M + 1u) + i] = Staged(operand(load_a(base_a, row + i, k + kk)));
+            tile_a[kk * (TILE_M + 1u) + i] = Staged(operand(load_a(a_lines, row + i, k + kk)));
         }
 #if PACKED
         for (var e = lane; e < TILE_K * TILE_N / 4u; e += LANES) {
@@ -133,7 +136,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let r = row + i0 + i * 16u;
             let s = column + j0 + j * 16u;
             if r < params.m && s < params.n {
-                let at = base_c + r * params.row_c + s;
+                let at = c_lines.base + r * c_lines.step + s;
                 var v = acc[i * PER_N + j];
                 if params.first == 0u {
                     v += c[at];

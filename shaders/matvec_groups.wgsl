@@ -14,6 +14,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let along = lane % LANES;
     let column = group.x * (64u / LANES) + lane / LANES;
     let first = group.y * ROWS;
+    let c_lines = lines_c(group.z, group.x * (64u / LANES));
     let base_a = params.skip_a + group.z * params.batch_a;
     // Edges read a valid neighbour; the store below is guarded.
     let row_b = params.skip_b + group.z * params.batch_b + min(column, params.n - 1u) * params.row_b;
@@ -64,7 +65,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     if along == 0u && column < params.n {
         for (var r = 0u; r < min(ROWS, params.m - first); r++) {
-            let at = params.skip_c + group.z * params.batch_c + (first + r) * params.row_c + column;
+            let at = c_lines.base + (first + r) * c_lines.step + column;
 #if NORM
             let sum = sums[64u * r + lane] * inverse_rms(squares[64u * r + lane]);
 #else

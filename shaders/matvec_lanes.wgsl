@@ -16,6 +16,7 @@ fn totals(v: f32) -> vec2<f32> {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let column = group.x * 8u + lane;
     let first = group.y * ROWS;
+    let c_lines = lines_c(group.z, group.x * 8u);
     let base_a = params.skip_a + group.z * params.batch_a;
     // Edges read a valid neighbour; the store below is guarded.
     let row_b = params.skip_b + group.z * params.batch_b + min(column, params.n - 1u) * params.row_b;
@@ -42,7 +43,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #endif
     for (var r = 0u; r < ROWS; r++) {
         if first + r < params.m && column < params.n {
-            let at = params.skip_c + group.z * params.batch_c + (first + r) * params.row_c + column;
+            let at = c_lines.base + (first + r) * c_lines.step + column;
             c[at] = epilogue(acc[r], params.whole_c + at);
         }
     }

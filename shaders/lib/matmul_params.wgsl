@@ -6,8 +6,50 @@ struct Params {
     skip_a: u32, skip_b: u32, skip_c: u32, // word of the binding at which the first matrix starts
     whole_a: u32, whole_c: u32, // element of the tensor at which the binding starts: what hooks are told
     first: u32, last: u32, // of several dispatches that add up along k
+#if PANELS
+    panel_1: u32, panel_2: u32, // columns with which the second and the third panel begin
+#endif
 #if NORM
     eps: f32, // of the norm of a's rows
 #endif
 }
 @group(0) @binding(0) var<uniform> params: Params;
+
+// Element (r, s) of a matrix as it is stored lies at base + r * step + s.
+struct Lines {
+    base: u32,
+    step: u32,
+}
+
+#if PANELS
+// The panel that holds a column: panels are blocks of columns, one after the other, each by rows.
+fn panel(rows: u32, columns: u32, column: u32) -> Lines {
+    let second = column >= params.panel_1;
+    let third = column >= params.panel_2;
+    let start = select(select(0u, params.panel_1, second), params.panel_2, third);
+    let end = select(select(params.panel_1, params.panel_2, second), columns, third);
+    return Lines(start * (rows - 1u), end - start);
+}
+#endif
+
+// Of matrix z of a, where columns as stored from this one on are wanted.
+fn lines_a(z: u32, column: u32) -> Lines {
+#if PANELS_A
+#if TA
+    return panel(params.k, params.m, column);
+#else
+    return panel(params.m, params.k, column);
+#endif
+#else
+    return Lines(params.skip_a + z * params.batch_a, params.row_a);
+#endif
+}
+
+// The same of c.
+fn lines_c(z: u32, column: u32) -> Lines {
+#if PANELS_C
+    return panel(params.m, params.n, column);
+#else
+    return Lines(params.skip_c + z * params.batch_c, params.row_c);
+#endif
+}

@@ -7,7 +7,7 @@ use super::rewrite::{Rewrite, ids, uses};
 use crate::base::Limits;
 use crate::error::Result;
 use crate::graph::{Expr, Graph, Io, Kind, Map, Node, NodeId, Op, Value};
-use crate::ops::{MatMul, NormMatMul, RmsNorm};
+use crate::ops::{MatMul, NormMatMul, PanelMatMul, RmsNorm};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -93,8 +93,11 @@ impl<'a> Pass<'a> {
         let old = self.rewrite.old;
         let &[normed, weight] = old.node(id).inputs.as_slice() else { return None };
         let norm: &RmsNorm = operator(old, normed.node)?;
-        let linear = operator::<MatMul>(old, id)? == &MatMul::linear();
-        let op = NormMatMul { eps: norm.eps };
+        let (linear, widths) = match operator::<PanelMatMul>(old, id) {
+            Some(panels) => (panels.product == MatMul::linear(), panels.widths.clone()),
+            None => (operator::<MatMul>(old, id)? == &MatMul::linear(), Vec::new()),
+        };
+        let op = NormMatMul { eps: norm.eps, widths };
         let inputs = [old.node(normed.node).inputs[0], old.node(normed.node).inputs[1], weight];
         let io = Io { inputs: inputs.map(|v| old.ty(v).clone()).to_vec(), outputs: old.node(id).outputs.clone() };
         let moves = linear && normed.output == 0 && weight.node != normed.node;

@@ -1,7 +1,7 @@
 //! Where everything lies: a buffer for each state, one for inputs, one for constants, and arenas for what the steps make.
 //! It does not depend on which kernels are picked.
 
-use super::memory::{Block, pack};
+use super::memory::{Block, Span, pack};
 use super::place::{self, Places, Storage, is_transient, storage_bytes};
 use super::plan::{BufferKind, BufferSpec};
 use super::rewrite::ids;
@@ -95,46 +95,79 @@ fn fits(what: &str, wanted: u64, limits: &Limits) -> Result<()> {
     })
 }
 
-/// Lifetimes of everything transient.
+/// A range of a storage that a step uses.
+struct Use {
+    start: u64,
+    end: u64,
+    step: usize,
+}
+
+/// Lifetimes of everything transient: each part of a storage lives while it is used.
 pub(super) fn lifetimes(graph: &Graph, places: &Places, steps: &[NodeId]) -> Result<Lifetimes> {
     let mut index: HashMap<Storage, usize> = HashMap::new();
     let mut storages: Vec<Storage> = Vec::new();
-    let mut blocks: Vec<Block> = Vec::new();
+    let mut uses: Vec<Vec<Use>> = Vec::new();
     let mut apart = HashSet::new();
     for (step, &id) in steps.iter().enumerate() {
         let (reads, writes) = sides(graph, places, id);
-        for &storage in reads.iter().chain(&writes) {
+        for &value in reads.iter().chain(&writes) {
+            let storage = places[&value].storage;
             let i = *index.entry(storage).or_insert_with(|| {
                 storages.push(storage);
-                blocks.push(Block { bytes: storage_bytes(graph, storage), first: step, last: step });
-                blocks.len() - 1
+                uses.push(Vec::new());
+                uses.len() - 1
             });
-            blocks[i].last = step;
+            uses[i].push(used(graph, places, value, step));
         }
         for &r in &reads {
             for &w in &writes {
-                let (r_index, w_index) = (index[&r], index[&w]);
+                let (r, w) = (index[&places[&r].storage], index[&places[&w].storage]);
                 if r == w {
                     let name = graph.node(id).name.clone();
                     return Err(Error::Graph(format!("{name} reads and writes one storage")));
                 }
-                apart.insert((r_index.min(w_index), r_index.max(w_index)));
+                apart.insert((r.min(w), r.max(w)));
             }
         }
     }
     for (_, value) in graph.outputs() {
         if let Some(&i) = index.get(&places[value].storage) {
-            blocks[i].last = steps.len();
+            uses[i].push(used(graph, places, *value, steps.len()));
         }
     }
+    let block =
+        |(&storage, uses): (&Storage, &Vec<Use>)| Block { bytes: storage_bytes(graph, storage), spans: spans(uses) };
+    let blocks = storages.iter().zip(&uses).map(block).collect();
     Ok(Lifetimes { storages, blocks, apart })
 }
 
-/// Transient storages that a step reads and writes.
-fn sides(graph: &Graph, places: &Places, id: NodeId) -> (Vec<Storage>, Vec<Storage>) {
+fn used(graph: &Graph, places: &Places, value: Value, step: usize) -> Use {
+    let start = places[&value].offset;
+    Use { start, end: start + graph.ty(value).bytes(), step }
+}
+
+/// The parts between the ends of all ranges, each with the time from its first use to its last; equal neighbours are one.
+fn spans(uses: &[Use]) -> Vec<Span> {
+    let mut ends: Vec<u64> = uses.iter().flat_map(|u| [u.start, u.end]).collect();
+    ends.sort_unstable();
+    ends.dedup();
+    let mut spans: Vec<Span> = Vec::new();
+    for pair in ends.windows(2) {
+        let steps = || uses.iter().filter(|u| u.start <= pair[0] && pair[1] <= u.end).map(|u| u.step);
+        let (Some(first), Some(last)) = (steps().min(), steps().max()) else { continue };
+        match spans.last_mut().filter(|s| (s.end, s.first, s.last) == (pair[0], first, last)) {
+            Some(span) => span.end = pair[1],
+            None => spans.push(Span { start: pair[0], end: pair[1], first, last }),
+        }
+    }
+    spans
+}
+
+/// Values in transient storage that a step reads and writes.
+fn sides(graph: &Graph, places: &Places, id: NodeId) -> (Vec<Value>, Vec<Value>) {
     let node = graph.node(id);
-    let transient = |v: Value| Some(places[&v].storage).filter(|s| is_transient(graph, s.node));
-    let reads = node.inputs.iter().filter_map(|&v| transient(v)).collect();
-    let writes = graph.op_node(id).outputs.into_iter().filter_map(transient).collect();
+    let transient = |v: &Value| is_transient(graph, places[v].storage.node);
+    let reads = node.inputs.iter().copied().filter(transient).collect();
+    let writes = graph.op_node(id).outputs.into_iter().filter(transient).collect();
     (reads, writes)
 }

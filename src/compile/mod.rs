@@ -5,6 +5,7 @@ mod expand;
 mod fuse;
 mod fused;
 mod join;
+mod join_grad;
 mod layout;
 mod lower;
 mod memory;
@@ -17,7 +18,7 @@ mod recompute;
 mod rewrite;
 
 pub use lower::{Chooser, First, Learning, settle};
-pub use memory::{Block, Region, pack};
+pub use memory::{Block, Region, Span, pack};
 pub use plan::{Binding, BufferKind, BufferSpec, Plan, PlanDispatch, Step, Totals, Wire};
 pub use print::human_bytes;
 pub use recompute::{Again, Trade, recompute};
@@ -54,6 +55,8 @@ pub fn optimise(graph: &Graph, limits: &Limits) -> Result<Graph> {
     }
     let graph = prune::prune(&graph)?;
     let graph = join::join(&graph, limits)?;
+    let graph = join_grad::join_gradients(&graph, limits)?;
+    let graph = prune::prune(&graph)?;
     let graph = fuse::fuse(&graph, limits)?;
     let graph = prune::prune(&graph)?;
     let graph = pair::pair(&graph, limits)?;

@@ -28,7 +28,7 @@ pub(super) fn view(graph: &Graph, node: &Node) -> Option<View> {
 }
 
 /// The value behind a chain of whole-tensor views.
-fn root(graph: &Graph, value: Value) -> Value {
+pub(super) fn root(graph: &Graph, value: Value) -> Value {
     let node = graph.node(value.node);
     match view(graph, node) {
         Some(View::Slice(0)) if graph.ty(node.inputs[0]).bytes() == graph.ty(value).bytes() => {

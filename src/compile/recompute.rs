@@ -115,10 +115,11 @@ impl Load {
         let steps = layout::steps(&draft.graph);
         let Lifetimes { blocks, .. } = layout::lifetimes(&draft.graph, &place::place(&draft.graph)?, &steps)?;
         let mut change = vec![0i64; steps.len() + 2];
-        for block in &blocks {
-            let bytes = block.bytes.next_multiple_of(limits.binding_alignment) as i64;
-            change[block.first] += bytes;
-            change[block.last + 1] -= bytes;
+        for span in blocks.iter().flat_map(|block| &block.spans) {
+            let bytes = span.aligned(limits.binding_alignment);
+            let bytes = (bytes.end - bytes.start) as i64;
+            change[span.first] += bytes;
+            change[span.last + 1] -= bytes;
         }
         let mut alive = 0;
         let alive = change.iter().take(steps.len()).map(|c| {

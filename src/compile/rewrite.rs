@@ -33,6 +33,11 @@ impl<'a> Rewrite<'a> {
         }
     }
 
+    /// Says what one old value is in the new graph.
+    pub(super) fn put(&mut self, old: Value, new: Value) {
+        self.map.insert(old, new);
+    }
+
     /// Carries a node over as it is.
     pub(super) fn copy(&mut self, id: NodeId) -> Result<()> {
         let node = self.old.node(id);

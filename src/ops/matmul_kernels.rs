@@ -14,6 +14,16 @@ pub(super) struct Tier {
 }
 
 impl Tier {
+    /// Rows and columns of C that a workgroup makes.
+    pub(super) fn tile(&self) -> [usize; 2] {
+        self.tile
+    }
+
+    /// True for the kernel of a CPU's lanes.
+    pub(super) fn is_rows(&self) -> bool {
+        self.kernel.shader == "matmul_rows"
+    }
+
     fn constant(self, name: &'static str, value: usize) -> Self {
         Tier { kernel: self.kernel.constant(name, value), ..self }
     }
@@ -42,7 +52,7 @@ impl Product {
 }
 
 /// True for kernels that hand values from lane to lane of a workgroup of eight, which must lie in one subgroup.
-fn hands_on(limits: &Limits) -> bool {
+pub(super) fn hands_on(limits: &Limits) -> bool {
     limits.is_cpu && limits.min_subgroup >= 8
 }
 

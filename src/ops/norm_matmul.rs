@@ -1,6 +1,7 @@
 //! A normalised row times a matrix, in one kernel. M rows, N columns, K the dim that is summed.
 
 use super::matmul::MatMul;
+use super::panel_matmul::PanelMatMul;
 use super::rms_norm::RmsNorm;
 use crate::base::{Array, Limits, TensorType};
 use crate::error::Result;
@@ -8,15 +9,26 @@ use crate::graph::{Cost, Io, Kernel, Op, Operand};
 
 /// [`RmsNorm`] and then [`MatMul::linear`], for few rows: y = r · ((x ∘ gain) · Wᵀ), where r is the inverse root mean
 /// square, which every workgroup sums for itself as it walks along the row. Inputs: x `[.., K]`, gain `[K]`, W `[N,K]` of
-/// any dtype of weights. Output: y `[.., N]`. The compiler puts it where it has kernels and nobody else wants the
-/// normalised row.
+/// any dtype of weights. Output: y `[.., N]`, or its panels. The compiler puts it where it has kernels and nobody else wants
+/// the normalised row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormMatMul {
     /// Added to the mean square.
     pub eps: f32,
+    /// Columns of each panel of y ([`PanelMatMul::linear`]); none where y is one.
+    pub widths: Vec<usize>,
 }
 
 impl NormMatMul {
+    /// With a result by rows.
+    pub fn new(eps: f32) -> Self {
+        NormMatMul { eps, widths: Vec::new() }
+    }
+
+    fn panels(&self) -> Option<PanelMatMul> {
+        (!self.widths.is_empty()).then(|| PanelMatMul::linear(MatMul::linear(), self.widths.clone()))
+    }
+
     fn norm(&self) -> RmsNorm {
         RmsNorm { eps: self.eps }
     }
@@ -35,13 +47,25 @@ impl Op for NormMatMul {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         let &[x, gain, weight] = inputs else { return Err("takes three inputs: x, gain and a weight".into()) };
         self.norm().infer(&[x, gain])?;
-        MatMul::linear().infer(&[x, weight])
+        match self.panels() {
+            None => MatMul::linear().infer(&[x, weight]),
+            Some(panels) => panels.infer(&[x, weight]),
+        }
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let (product, own) = (MatMul::linear(), Self::product(io));
+        let (product, mut own) = (MatMul::linear(), Self::product(io));
+        let panels = self.panels();
+        if let Some(panels) = &panels {
+            own = panels.inner(&own);
+        }
         let Some(tier) = product.few_rows(&own, limits) else { return Vec::new() };
-        let mut kernel = product.dispatches(tier, &own, limits).constant("NORM", 1);
+        let kernel = match panels {
+            None => Some(product.dispatches(tier, &own, limits)),
+            Some(panels) => panels.kernel(tier, &own, limits),
+        };
+        let Some(kernel) = kernel else { return Vec::new() };
+        let mut kernel = kernel.constant("NORM", 1);
         kernel.variant = format!("norm_{}", kernel.variant);
         for dispatch in &mut kernel.dispatches {
             let weight = dispatch.bindings.iter_mut().find(|b| b.operand == Operand::Input(1));
@@ -53,13 +77,14 @@ impl Op for NormMatMul {
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let product = MatMul::linear().cost(&Self::product(io));
+        let own = Self::product(io);
+        let product = self.panels().map_or_else(|| MatMul::linear().cost(&own), |panels| panels.cost(&own));
         let row = io.inputs[0].shape.elements() as u64;
         Cost { flops: product.flops + 4 * row, bytes: io.bytes() }
     }
 
     fn epilogue(&self) -> bool {
-        true
+        self.widths.is_empty()
     }
 
     fn reduction(&self, io: &Io) -> usize {
@@ -68,6 +93,7 @@ impl Op for NormMatMul {
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let normed = self.norm().reference(&inputs[..2]).swap_remove(0);
-        MatMul::linear().reference(&[normed, inputs[2].clone()])
+        let inputs = [normed, inputs[2].clone()];
+        self.panels().map_or_else(|| MatMul::linear().reference(&inputs), |panels| panels.reference(&inputs))
     }
 }

@@ -1,7 +1,10 @@
 //! The table of operators: one row a case. It serves the operator tests, the shader-translation test and the doctor's
 //! self-test; a new operator adds rows here and is then tested forward, backward and on every adapter.
 
-use super::{Embedding, EmbeddingGrad, MatMul, NormMatMul, Operands, RmsNorm, RmsNormGrad, RmsNormGradGain, Rope};
+use super::{
+    Embedding, EmbeddingGrad, MatMul, NormMatMul, Operands, PanelMatMul, Panelled, RmsNorm, RmsNormGrad,
+    RmsNormGradGain, Rope,
+};
 use crate::base::{Array, Limits, Rng, TensorType, packed};
 use crate::error::Result;
 use crate::graph::{Binary, Expr, Graph, Io, Kernel, Map, MapPair, Op, OpNode, SumRows, Value};
@@ -123,7 +126,7 @@ pub fn below<const N: usize>(dims: [usize; N], n: usize) -> (TensorType, Draw) {
 
 /// Every row.
 pub fn table() -> Vec<Case> {
-    let own = [elementwise(), matmul(), norm(), position(), embedding()].concat();
+    let own = [elementwise(), matmul(), panels(), norm(), position(), embedding()].concat();
     let others = [
         super::table_weights::rows(),
         super::table_training::rows(),
@@ -180,14 +183,39 @@ fn matmul() -> Vec<Case> {
     ]
 }
 
+fn panels() -> Vec<Case> {
+    let half = |product: MatMul| product.with(Operands::F16);
+    let in_c = |product, widths: &[usize]| PanelMatMul::linear(product, widths.to_vec());
+    let in_a = |transpose_a, widths: &[usize]| PanelMatMul {
+        product: MatMul::new(transpose_a, false),
+        panelled: Panelled::A,
+        widths: widths.to_vec(),
+    };
+    let narrow = |op: PanelMatMul| PanelMatMul { product: half(op.product), ..op };
+    let (layers, x) = (in_c(MatMul::linear(), &[128, 64, 64]), normal([2, 35, 36]));
+    let (input, weights) = (in_a(false, &[64, 128]), in_a(true, &[64, 128, 64]));
+    vec![
+        Case::new("layers", layers.clone(), &[x.clone(), normal([256, 36])]),
+        Case::new("layers, odd", in_c(MatMul::linear(), &[64, 128]), &[normal([33, 19]), normal([192, 19])]),
+        Case::new("layers, few rows", layers.clone(), &[normal([2, 1, 36]), normal([256, 36])]),
+        Case::new("layers, half", narrow(layers), &[x, normal([256, 36])]),
+        Case::new("input", input.clone(), &[normal([70 * 192]), normal([192, 40])]),
+        Case::new("input, half", narrow(input), &[normal([70 * 192]), normal([192, 40])]),
+        Case::new("weights", weights.clone(), &[normal([37 * 256]), normal([37, 44])]),
+        Case::new("weights, half", narrow(weights), &[normal([37 * 256]), normal([37, 44])]),
+    ]
+}
+
 fn norm() -> Vec<Case> {
     let eps = 1e-5;
+    let to_panels = NormMatMul { eps, widths: vec![64, 128] };
     vec![
         Case::new("", RmsNorm { eps }, &[normal([2, 3, 17]), normal([17])]).wrt(&[0, 1]),
         Case::new("wide", RmsNorm { eps }, &[normal([5, 576]), normal([576])]),
-        Case::new("one row", NormMatMul { eps }, &[normal([1, 1, 64]), normal([64]), normal([48, 64])]),
-        Case::new("rows", NormMatMul { eps: 1.0 }, &[normal([2, 68]), normal([68]), normal([37, 68])]),
-        Case::new("long rows", NormMatMul { eps }, &[normal([1, 2, 600]), normal([600]), normal([9, 600])]),
+        Case::new("one row", NormMatMul::new(eps), &[normal([1, 1, 64]), normal([64]), normal([48, 64])]),
+        Case::new("rows", NormMatMul::new(1.0), &[normal([2, 68]), normal([68]), normal([37, 68])]),
+        Case::new("long rows", NormMatMul::new(eps), &[normal([1, 2, 600]), normal([600]), normal([9, 600])]),
+        Case::new("to panels", to_panels, &[normal([2, 1, 68]), normal([68]), normal([192, 68])]),
         Case::new("", RmsNormGrad, &[normal([2, 3, 17]), normal([17]), positive([2, 3]), normal([2, 3, 17])]),
         Case::new("wide", RmsNormGrad, &[normal([5, 576]), normal([576]), positive([5]), normal([5, 576])]),
         Case::new("parts", RmsNormGradGain { rows_per_part: 4 }, &[normal([11, 70]), positive([11]), normal([11, 70])]),

@@ -1,7 +1,9 @@
 //! Rows of the operators' table with weights in each dtype that a file may have.
 
 use super::table::{Case, Draw, below, normal, positive};
-use super::{Embedding, LinearCrossEntropy, LinearCrossEntropyGrad, MatMul, NormMatMul, Operands};
+use super::{
+    Embedding, LinearCrossEntropy, LinearCrossEntropyGrad, MatMul, NormMatMul, Operands, PanelMatMul, Panelled,
+};
 use crate::base::{DType, TensorType};
 
 /// Random blocks.
@@ -10,7 +12,21 @@ fn packed<const N: usize>(dtype: DType, dims: [usize; N]) -> (TensorType, Draw) 
 }
 
 pub(super) fn rows() -> Vec<Case> {
-    DType::WEIGHTS.into_iter().filter(|d| d.is_packed()).flat_map(of).collect()
+    let each = DType::WEIGHTS.into_iter().filter(|d| d.is_packed()).flat_map(of);
+    each.chain(panels()).collect()
+}
+
+/// What a result or a gradient in panels has to do with the weight's dtype is the same for all.
+fn panels() -> Vec<Case> {
+    let input = PanelMatMul { product: MatMul::new(false, false), panelled: Panelled::A, widths: vec![128, 64] };
+    vec![
+        Case::new(
+            "q8_0 layers",
+            PanelMatMul::linear(MatMul::linear(), vec![128, 64]),
+            &[normal([19, 64]), packed(DType::Q8_0, [192, 64])],
+        ),
+        Case::new("q8_0 input", input, &[normal([70 * 192]), packed(DType::Q8_0, [192, 96])]),
+    ]
 }
 
 fn of(dtype: DType) -> Vec<Case> {
@@ -35,7 +51,7 @@ fn of(dtype: DType) -> Vec<Case> {
         Case::new(&note("one row"), linear.clone(), &[normal([1, some]), packed(dtype, [37, some])]),
         Case::new(
             &note("of a norm"),
-            NormMatMul { eps: 1e-5 },
+            NormMatMul::new(1e-5),
             &[normal([1, some]), normal([some]), packed(dtype, [37, some])],
         ),
         Case::new(&note("linear"), linear.clone(), &[normal([3, 3, odd]), packed(dtype, [9, odd])]).wrt(&[0]),
