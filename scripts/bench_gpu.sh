@@ -3,7 +3,8 @@
 # kernel? One table of what docs/benchmarks.md lists for GPUs, then the whole roofline. `--quick` takes small sizes, so that
 # the way itself can be tried on a CPU. The adapter is that of DANLU_ADAPTER, else the automatic one.
 #
-# What fails is said and does not end the rest; then the exit code is 1.
+# What fails is said and does not end the rest; then the exit code is 1. DANLU=FILE takes a program that is built already, and
+# does not call cargo; PEERS=--eager leaves out what PyTorch compiles, which takes minutes.
 set -u
 quick="${1:-}"
 case "$quick" in "" | --quick) ;; *) echo "usage: $0 [--quick]" >&2; exit 2 ;; esac
@@ -12,13 +13,16 @@ adapter="${DANLU_ADAPTER:+--adapter=$DANLU_ADAPTER}"
 folder=target/bench-gpu
 failed=""
 
-sh scripts/adapter.sh && cargo build --quiet --release --locked --bin danlu || exit 1
-danlu="${CARGO_TARGET_DIR:-target}/release/danlu"
+danlu="${DANLU:-}"
+if [ -z "$danlu" ]; then
+    sh scripts/adapter.sh && cargo build --quiet --release --locked --bin danlu || exit 1
+    danlu="${CARGO_TARGET_DIR:-target}/release/danlu"
+fi
 rm -rf "$folder" && mkdir -p "$folder" || exit 1
 
 echo "== every kernel against its f64 reference"
 "$danlu" doctor $adapter || failed="$failed; danlu doctor: some kernel is wrong, or there is no adapter"
-if [ -z "$quick" ]; then
+if [ -z "$quick" ] && [ -z "${DANLU:-}" ]; then
     cargo test --release --locked --test ops || failed="$failed; the tests of operators"
 fi
 
@@ -29,12 +33,10 @@ for part in "cube:" "attention:" "train step" "decode story" "decode smollm2" "d
     # Not all sizes have all of them.
     case "$quick$part" in "--quickdecode smollm2" | "--quickdecode llama" | "decode story") continue ;; esac
     n=$((n + 1))
-    "$danlu" bench $quick "$part" --json $adapter >"$folder/part-$n.json" || {
+    "$danlu" bench $quick "$part" --json $adapter >"$folder/part-$n.json" ||
         failed="$failed; danlu bench \"$part\""
-        rm -f "$folder/part-$n.json"
-    }
 done
-python3 scripts/bench_peers.py $quick --danlu "$danlu" $adapter "$folder"/part-*.json || failed="$failed; scripts/bench_peers.py"
+python3 scripts/bench_peers.py $quick ${PEERS:-} --danlu "$danlu" $adapter "$folder"/part-*.json || failed="$failed; scripts/bench_peers.py"
 
 if [ -z "$quick" ]; then
     echo "== kernels and whole steps against the roofline"

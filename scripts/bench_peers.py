@@ -201,7 +201,7 @@ class Table:
                 print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
 
 
-def compare(entries, is_cpu, quick, danlu, adapter, peer):
+def compare(entries, is_cpu, quick, eager_only, danlu, adapter, peer):
     """All that docs/benchmarks.md lists, of Danlu's entries by name; `peer` runs PyTorch."""
     small = quick or is_cpu
     # On a CPU PyTorch is left out where it takes minutes.
@@ -223,7 +223,7 @@ def compare(entries, is_cpu, quick, danlu, adapter, peer):
             mine, fraction = table.mine(name)
             eager = None if slow and is_mixed else peer(train_step, preset, batch, seq, is_mixed, False)
             table.add(f"{name}, eager", mine, eager and eager[0], 1.0 if (batch, seq) == (1, 128) and not small else None, fraction)
-            if not slow:
+            if not slow and not eager_only:
                 compiled = peer(train_step, preset, batch, seq, is_mixed, True)
                 table.add(f"{name}, compiled", mine, compiled and compiled[0], 0.6 if batch == 8 else None, fraction)
             held = table.entries.get(name, {}).get("device_bytes")
@@ -253,6 +253,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reports", type=Path, nargs="+", help="what `danlu bench --json` said, in one file or in several")
     parser.add_argument("--quick", action="store_true", help="the sizes of `danlu bench --quick`")
+    parser.add_argument("--eager", action="store_true", help="leave out what PyTorch compiles")
     parser.add_argument("--danlu", help="the program, whose second start is timed")
     parser.add_argument("--adapter", help="the adapter that it takes")
     args = parser.parse_args()
@@ -276,12 +277,12 @@ def main():
     name = reports[0]["adapter"]["name"]
     is_cpu = bool(re.search("llvmpipe|swiftshader", name, re.IGNORECASE))
     adapter = ["--adapter", args.adapter] if args.adapter else []
-    table = compare(entries, is_cpu, args.quick, args.danlu, adapter, tried)
+    table = compare(entries, is_cpu, args.quick, args.eager, args.danlu, adapter, tried)
     print(f"Danlu on {name}; {theirs}")
     table.print()
-    left_out = [line for report in reports for line in report["skipped"]]
-    for line in left_out:
-        print(f"left out: {line}")
+    for report in reports:
+        for line in [*report["skipped"], *report.get("failed", [])]:
+            print(f"left out: {line}")
     if table.missed:
         print(f"without a figure of Danlu's: {'; '.join(table.missed)}")
 
