@@ -390,7 +390,7 @@ fn a_part_that_is_read_no_more_makes_room() {
             let x = g.input("x", TensorType::f32([8, COLUMNS]));
             let faces = g.apply(TwoFaces, &[x])?;
             let all = g.apply1(Concat { starts: vec![0, 8 * COLUMNS], elements: 16 * COLUMNS }, &faces)?;
-            let part = |i| Slice { start: i * 8 * COLUMNS, shape: [8, COLUMNS].into() };
+            let part = |i: usize| Slice { start: i * 8 * COLUMNS, shape: [8, COLUMNS].into() };
             let parts = [g.apply1(part(0), &[all])?, g.apply1(part(1), &[all])?];
             let w = g.state("weight", TensorType::f32([COLUMNS, COLUMNS]));
             let mut y = parts[0];
