@@ -35,11 +35,11 @@ async fn train() -> anyhow::Result<()> {
     let mut prepared = prepare(&recipe, &folder, &mut tell)?;
     // Every size of the preset may be changed before the model is made.
     prepared.config.num_hidden_layers = 2;
-    let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut First, None).await?;
+    let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut First).await?;
     let totals = plan.totals();
     println!(
         "{} parameters; a step is {} kernels in {} bytes",
-        trainer.layout.parameters(),
+        trainer.layout().parameters(),
         totals.steps,
         totals.device_bytes()
     );
@@ -55,10 +55,10 @@ async fn train() -> anyhow::Result<()> {
     println!("held-out loss {:.3}", trainer.validate(4).await?);
 
     // What `danlu generate --model` and `transformers` open.
-    save(&recipe.out, &prepared, &trainer, &trainer.pages().await?)?;
+    save(&recipe.out, &recipe, &prepared, &trainer.subject, &trainer.pages().await?)?;
     println!("saved to {}\n", recipe.out.display());
 
-    let layout = std::sync::Arc::new(trainer.layout.clone());
+    let layout = std::sync::Arc::new(trainer.layout().clone());
     let mut generator = Generator::new(&gpu, &trainer.model, layout, trainer.states.clone(), 64).await?;
     let prompt = prepared.tokenizer.encode_prompt(&recipe.prompt)?;
     let mut tokens = prompt.clone();

@@ -66,7 +66,7 @@ fn a_step_allocates_nothing() {
     let recipe = Recipe { config, stories: 80, batch: 3, seq: 40, ..Recipe::default() };
     let prepared = prepare(&recipe, &folder.path().join("cache"), &mut |_: &Event| {}).unwrap();
     block_on(async {
-        let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut First, None).await.unwrap();
+        let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut First).await.unwrap();
         // One step is always under way, as in a run. The first pay for what grows to its size once.
         trainer.submit().await.unwrap();
         let mut steps = async |count: u64| {

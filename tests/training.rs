@@ -77,7 +77,7 @@ impl Observer for Told {
 
 fn begin(gpu: &Gpu, recipe: &Recipe, folder: &Path) -> (Prepared, Trainer) {
     let prepared = prepare(recipe, &folder.join("cache"), &mut Told::default()).unwrap();
-    let (trainer, _) = block_on(Trainer::new(gpu, recipe, &prepared, &mut First, None)).unwrap();
+    let (trainer, _) = block_on(Trainer::new(gpu, recipe, &prepared, &mut First)).unwrap();
     (prepared, trainer)
 }
 
@@ -144,7 +144,7 @@ fn how_steps_are_waited_for_changes_no_bit() {
             assert_eq!(**told, format!("step {step} {bits:?}"), "{in_flight} in flight");
         }
         let out = folder.path().join(format!("in-flight-{in_flight}"));
-        save(&out, &prepared, &trainer, &block_on(trainer.pages()).unwrap()).unwrap();
+        save(&out, &recipe, &prepared, &trainer.subject, &block_on(trainer.pages()).unwrap()).unwrap();
         assert!(*expected == files(&out)["model.safetensors"], "{in_flight} in flight");
     }
 }
@@ -172,7 +172,7 @@ fn recomputing_changes_no_bit() {
     recipe.memory = Some(Bytes(1));
     let prepared = prepare(&recipe, &folder.path().join("cache"), &mut Told::default()).unwrap();
     let limits = Limits { memory_bytes: None, ..gpu.limits().clone() };
-    let least = plans(&prepared.config, &recipe, &limits, &mut First).unwrap().fit.unwrap();
+    let least = plans(&prepared.config, &recipe, None, &limits, &mut First).unwrap().fit.unwrap();
     let bytes = least.trade.reached + least.beside;
     let message = least.check().unwrap_err().to_string();
     assert!(
@@ -201,7 +201,7 @@ fn what_is_saved_tells_the_same_story() {
     let model = Llama::new(config.clone());
     // Pages of another size than the trainer's.
     let layout = ParamLayout::new(model.param_specs(), 16 << 10);
-    assert_ne!(layout.pages(), trainer.layout.pages());
+    assert_ne!(layout.pages(), trainer.layout().pages());
     let mut states = States::new(&gpu);
     for (i, page) in load_folder(&recipe.out, &config, &layout).unwrap().iter().enumerate() {
         block_on(states.buffer(&format!("param.{i}"), 4 * page.len() as u64)).unwrap();
@@ -221,7 +221,7 @@ fn what_is_saved_tells_the_same_story() {
         (tokenizer.decode(&tokens).unwrap(), tokens)
     };
     let loaded = tell(&model, &layout, states, &tokenizer);
-    let trained = tell(&trainer.model, &trainer.layout, trainer.states.clone(), &prepared.tokenizer);
+    let trained = tell(&trainer.model, trainer.layout(), trainer.states.clone(), &prepared.tokenizer);
     assert_eq!(loaded, trained);
     assert_eq!(loaded.0, told.sample, "the sample of the last step");
     assert!(loaded.1.len() > 10, "{loaded:?}");
@@ -237,7 +237,7 @@ fn a_run_asked_to_stop_saves_what_it_has() {
     let steps = told.lines.iter().filter(|line| line.starts_with("step")).count() as u64;
     assert_eq!(steps, trainer.submitted(), "every step begun was finished and told");
     assert!((4..STEPS).contains(&steps), "{steps}");
-    let saved = load_folder(&recipe.out, &load_config(&recipe.out).unwrap(), &trainer.layout).unwrap();
+    let saved = load_folder(&recipe.out, &load_config(&recipe.out).unwrap(), trainer.layout()).unwrap();
     assert!(saved == block_on(trainer.pages()).unwrap());
 }
 
@@ -264,14 +264,14 @@ fn families_are_trained_and_saved_in_their_own_form() {
         let (told, prepared, trainer) = train(&gpu, &recipe, folder.path(), None);
         assert_eq!((told.interrupted, prepared.config.family.name), (Some(false), row));
 
-        let fresh = trainer.layout.init(recipe.seed);
+        let fresh = trainer.layout().init(recipe.seed);
         let trained = block_on(trainer.pages()).unwrap();
-        for ((spec, before), (_, after)) in trainer.layout.tensors(&fresh).zip(trainer.layout.tensors(&trained)) {
+        for ((spec, before), (_, after)) in trainer.layout().tensors(&fresh).zip(trainer.layout().tensors(&trained)) {
             assert_ne!(before, after, "{row}: {} was not trained", spec.name);
         }
         let config = load_config(&recipe.out).unwrap();
         assert_eq!(config, prepared.config);
-        assert!(load_folder(&recipe.out, &config, &trainer.layout).unwrap() == trained, "{row}");
+        assert!(load_folder(&recipe.out, &config, trainer.layout()).unwrap() == trained, "{row}");
         let bytes = std::fs::read(recipe.out.join("model.safetensors")).unwrap();
         assert!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(stored).is_ok(), "{row} lacks {stored}");
     }
@@ -344,7 +344,7 @@ fn a_step_that_overflows_changes_nothing_but_the_scale() {
     let scaler = |trainer: &Trainer| -> Vec<f32> {
         bytemuck::pod_collect_to_vec(&block_on(trainer.states.read(SCALER)).unwrap())
     };
-    assert_eq!(trainer.layout.pages().len(), 1);
+    assert_eq!(trainer.layout().pages().len(), 1);
     assert_eq!(step(&mut trainer).loss_scale, Some((65_536.0, 0)));
     let (before, told) = (states(&trainer), scaler(&trainer));
     assert_eq!(told[..3], [65_536.0, 1.0, 0.0]);

@@ -4,7 +4,7 @@ use super::{hub, text};
 use crate::base::quantise::ENCODED;
 use crate::base::{Bytes, DType};
 use crate::compile::human_bytes;
-use crate::data::Tokenizer;
+use crate::data::{self, Tokenizer};
 use crate::error::Error;
 use crate::store::gguf::Metadata;
 use crate::store::{Checkpoint, FolderFile, Origin, SHARD_BYTES, TEMPLATES_FOLDER, TOKENIZER_FILES, atomic};
@@ -17,25 +17,25 @@ use std::path::{Path, PathBuf};
 pub struct ConvertArgs {
     /// Model folder or GGUF file to read, or a name on the hub: org/model, with @revision and :file.gguf where wanted.
     #[arg(value_name = "IN")]
-    from: PathBuf,
+    pub(super) from: PathBuf,
     /// What to write: a file whose name ends with .gguf, or else a Hugging Face folder.
     #[arg(value_name = "OUT")]
-    to: PathBuf,
+    pub(super) to: PathBuf,
     /// Dtype of the matrices: f32, f16, bf16, and in GGUF files q8_0, q4_0, q4_1. Without it they keep theirs, but that
     /// quantised ones become f32 in a folder. Norms and biases of a GGUF file are f32; a quantised one's embedding and
     /// output are q8_0.
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
-    dtype: Option<DType>,
+    pub(super) dtype: Option<DType>,
     /// Most bytes of one file of weights in a folder, such as 5GB, 500MB or 2GiB; a larger model lies in several
     /// [default: 5GB].
     #[arg(long, value_name = "SIZE")]
-    shard_size: Option<Bytes>,
+    pub(super) shard_size: Option<Bytes>,
     /// Overwrite what is there.
     #[arg(long)]
-    force: bool,
+    pub(super) force: bool,
 }
 
-fn dtype(name: &str) -> Result<DType, String> {
+pub(super) fn dtype(name: &str) -> Result<DType, String> {
     let known = ENCODED.map(DType::name);
     let found = ENCODED.into_iter().find(|d| d.name() == name.to_lowercase());
     found.ok_or_else(|| format!("choose one of {}", known.join(", ")))
@@ -64,15 +64,16 @@ pub struct MergeArgs {
 /// Writes the model that an adapter makes of another.
 pub fn merge(args: MergeArgs) -> Result<()> {
     let MergeArgs { model, adapter, out, dtype, force } = args;
-    write(ConvertArgs { from: model, to: out, dtype, shard_size: None, force }, Some(&adapter))
+    write(ConvertArgs { from: model, to: out, dtype, shard_size: None, force }, Some(&adapter), &[])
 }
 
 /// Converts, and says what was written.
 pub fn convert(args: ConvertArgs) -> Result<()> {
-    write(args, None)
+    write(args, None, &[])
 }
 
-fn write(args: ConvertArgs, adapter: Option<&Path>) -> Result<()> {
+/// Writes a model, or what an adapter makes of it; `more` are further files of a folder.
+pub(super) fn write(args: ConvertArgs, adapter: Option<&Path>, more: &[FolderFile]) -> Result<()> {
     let to_gguf = args.to.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     if to_gguf && args.to.is_dir() {
         return Err(Error::file(&args.to, "is a folder, where a file is to be written; give another name").into());
@@ -101,6 +102,7 @@ fn write(args: ConvertArgs, adapter: Option<&Path>) -> Result<()> {
         let files: Vec<FolderFile> = files
             .iter()
             .map(|(name, content)| FolderFile { name: name.as_str(), content: content.as_slice() })
+            .chain(more.iter().copied())
             .collect();
         checkpoint.write_folder(
             &args.to,
@@ -168,25 +170,13 @@ fn vocabulary(checkpoint: &Checkpoint) -> Result<Metadata> {
     Ok(Tokenizer::open(folder)?.gguf_keys(checkpoint.config().vocab_size)?)
 }
 
-/// Files of the tokenizer: a folder's as they are, a GGUF file's as made from its vocabulary.
+/// Files of the tokenizer; what is to be said of it is told.
 fn tokenizer_files(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>> {
-    match checkpoint.origin() {
-        Origin::Gguf(metadata) => {
-            if metadata.get("tokenizer.ggml.tokens").is_none() {
-                tell!("danlu: the file holds no vocabulary; the folder will hold no tokenizer");
-                return Ok(Vec::new());
-            }
-            Ok(text::tokenizer(checkpoint)?.files(checkpoint.config().max_position_embeddings)?)
-        }
-        Origin::Folder(folder) => {
-            let mut names: Vec<String> = TOKENIZER_FILES.map(String::from).into();
-            let more = std::fs::read_dir(folder.join(TEMPLATES_FOLDER)).into_iter().flatten().flatten();
-            names.extend(more.map(|entry| format!("{TEMPLATES_FOLDER}/{}", entry.file_name().to_string_lossy())));
-            let there = names.into_iter().map(|name| (folder.join(&name), name)).filter(|(path, _)| path.is_file());
-            let read = |(path, name): (PathBuf, String)| {
-                Ok((name, std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?))
-            };
-            there.map(read).collect()
+    if let Origin::Gguf(metadata) = checkpoint.origin() {
+        match metadata.get("tokenizer.ggml.tokens") {
+            None => tell!("danlu: the file holds no vocabulary; the folder will hold no tokenizer"),
+            Some(_) => drop(text::tokenizer(checkpoint)?),
         }
     }
+    Ok(data::tokenizer_files(checkpoint)?)
 }

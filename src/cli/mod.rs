@@ -19,6 +19,8 @@ mod chat;
 mod convert;
 pub mod doctor;
 mod eval;
+mod export;
+mod finetune;
 mod generate;
 mod hub;
 mod inspect;
@@ -49,8 +51,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Train a model from scratch: without arguments a small one, on embedded stories.
+    /// Train a model, from scratch or from where another one is: without arguments a small one, on embedded stories.
     Train(Box<train::TrainArgs>),
+    /// Go on with a model that is there: by adapters beside it (LoRA, QLoRA, DoRA), or all of it.
+    Finetune(Box<finetune::FinetuneArgs>),
     /// Continue a text with a model: a folder, a GGUF file or a hub name.
     Generate(Box<GenerateArgs>),
     /// Measure a model: perplexity of a text, multiple choice, cloze.
@@ -63,6 +67,8 @@ enum Command {
     Convert(convert::ConvertArgs),
     /// Write the model that an adapter makes of another.
     Merge(convert::MergeArgs),
+    /// Hand on what was trained: as a Hugging Face folder with a model card, a GGUF file, or an adapter.
+    Export(export::ExportArgs),
     /// Print what a training step will do, take and cost, without doing it.
     Plan(plan::PlanArgs),
     /// Measure the device's limits, and every kernel and whole steps against them.
@@ -98,12 +104,14 @@ pub fn main() -> ExitCode {
     let mut ended = 0;
     let done = match Cli::parse().command {
         Command::Train(args) => pollster::block_on(train::train(*args)).map(|code| ended = code),
+        Command::Finetune(args) => pollster::block_on(finetune::finetune(*args)).map(|code| ended = code),
         Command::Generate(args) => pollster::block_on(generate(*args)),
         Command::Eval(args) => pollster::block_on(eval::eval(args)),
         Command::Chat(args) => pollster::block_on(chat::chat(*args)),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Convert(args) => convert::convert(args),
         Command::Merge(args) => convert::merge(args),
+        Command::Export(args) => export::export(args),
         Command::Plan(args) => plan::plan(args),
         Command::Bench(args) => pollster::block_on(bench::bench(args)),
         Command::Profile(args) => pollster::block_on(profile::profile(args)),

@@ -61,7 +61,7 @@ pub fn plan(args: PlanArgs) -> Result<()> {
     };
     // Only a budget is planned for: what an adapter happens to have free is not a property of the plan.
     let limits = Limits { memory_bytes: None, ..limits };
-    let Plans { train: plan, fit, .. } = plans(&config, &recipe, &limits, &mut First)?;
+    let Plans { train: plan, fit, .. } = plans(&config, &recipe, None, &limits, &mut First)?;
     if args.json {
         say!("{}", json(&plan, fit.as_ref(), None)?);
     } else {

@@ -142,7 +142,7 @@ impl Observer for Terminal {
                 self.bar.set_position(*step);
                 self.bar.reset_eta();
             }
-            Event::Saved { step, folder, seconds, interrupted } => {
+            Event::Saved { step, folder, seconds, interrupted, base } => {
                 self.bar.finish_and_clear();
                 let how = if *interrupted { "stopped early" } else { "done" };
                 let (program, folder) = (shell(&program()), shell(&folder.display().to_string()));
@@ -150,8 +150,12 @@ impl Observer for Terminal {
                     tell!("go on with it by\n\n    {program} train --resume {folder}\n");
                 }
                 tell!("{how} after {step} steps in {seconds:.0} s; last step: {}", self.last);
-                tell!("the model lies in {folder}; run it with\n");
-                tell!("    {program} generate --model {folder} --prompt \"One day\"\n");
+                let (what, model) = match base {
+                    Some(base) => ("adapter", format!("{} --lora {folder}", shell(base))),
+                    None => ("model", folder.clone()),
+                };
+                tell!("the {what} lies in {folder}; run it with\n");
+                tell!("    {program} generate --model {model} --prompt \"One day\"\n");
             }
         }
     }

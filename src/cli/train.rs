@@ -1,5 +1,6 @@
-//! `danlu train`.
+//! `danlu train`, and what `danlu finetune` shares with it.
 
+use super::finetune::{Kind, LoraArgs};
 use super::progress::{LogFormat, observer};
 use super::signals::Stop;
 use super::{AdapterArgs, hub, paths, profile};
@@ -11,13 +12,14 @@ use crate::model::find_config;
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
 use crate::store::HubPart;
 use crate::train::{
-    Ending, Event, Observer, OnDivergence, Pace, Precision, Prepared, Recipe, Resumption, Trainer, check_fits,
-    optimizer, prepare, run, save, train_plan, unfinished,
+    Base, Ending, Event, Observer, OnDivergence, Pace, Precision, Prepared, Recipe, Resumption, Trainer, check_fits,
+    plans, prepare_from, save, unfinished,
 };
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The steps that `--profile` records: the first pays for page faults and the driver's lazy work.
@@ -32,6 +34,9 @@ pub struct TrainArgs {
     /// A preset, a config.json, a folder that holds one, or a name on the hub: org/model [default: story-1m].
     #[arg(long, value_name = "PRESET|FILE|NAME")]
     config: Option<String>,
+    /// A model to go on with, tokenizer and all: a folder, a GGUF file or a name on the hub.
+    #[arg(long, value_name = "PATH|NAME", conflicts_with_all = ["config", "tokenizer"])]
+    model: Option<String>,
     /// Text, JSONL with a `text` field, or a folder of them [default: embedded stories].
     #[arg(long, value_name = "FILE|FOLDER")]
     data: Option<PathBuf>,
@@ -101,15 +106,17 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
     #[command(flatten)]
+    lora: LoraArgs,
+    #[command(flatten)]
     adapter: AdapterArgs,
 }
 
 impl TrainArgs {
     /// The recipe, and where the run is taken up, if it is; `note` hears of checkpoints that are damaged.
-    fn recipe(&self, note: &mut dyn FnMut(String)) -> Result<(Recipe, Option<Resumption>)> {
+    fn recipe(&self, kind: Kind, note: &mut dyn FnMut(String)) -> Result<(Recipe, Option<Resumption>)> {
         let Some(folder) = &self.resume else {
-            let base = self.recipe.as_ref().map_or_else(|| Ok(Recipe::default()), Recipe::open)?;
-            let recipe = self.over(base)?;
+            let recipe = self.over(kind.recipe(self.recipe.as_deref())?)?;
+            kind.check(&recipe)?;
             if let Some((done, steps)) = unfinished(&recipe.out).filter(|_| !self.force) {
                 let out = recipe.out.display();
                 bail!(
@@ -119,7 +126,7 @@ impl TrainArgs {
             }
             return Ok((recipe, None));
         };
-        let folder = folder.clone().or(self.out.clone()).unwrap_or(Recipe::default().out);
+        let folder = folder.clone().or(self.out.clone()).unwrap_or(kind.recipe(None)?.out);
         let mut resumption = Resumption::find(&folder, note)?;
         let wanted = self.over(resumption.recipe.clone())?;
         resumption.change(Recipe { out: folder, ..wanted })?;
@@ -147,10 +154,14 @@ impl TrainArgs {
         put(&self.on_divergence, &mut r.recovery.on_divergence);
         r.checkpoint.every = self.checkpoint_every.or(r.checkpoint.every);
         r.memory = self.memory.or(r.memory);
+        r.model = self.model.clone().or(r.model);
+        r.lora = self.lora.over(r.lora);
         r.data = self.data.clone().or(r.data);
         r.tokenizer = self.tokenizer.clone().or(r.tokenizer);
         r.check()?;
-        r.config = hub::resolve_config(&r.config)?;
+        if r.model.is_none() {
+            r.config = hub::resolve_config(&r.config)?;
+        }
         r.tokenizer = r.tokenizer.map(|t| hub::resolve_part(&t, HubPart::Tokenizer)).transpose()?;
         Ok(r)
     }
@@ -158,37 +169,49 @@ impl TrainArgs {
 
 /// Trains a model and saves it; gives the exit code.
 pub async fn train(args: TrainArgs) -> Result<u8> {
+    run(args, Kind::Train).await
+}
+
+/// A training run of some kind.
+pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
     let mut notes = Vec::new();
-    let (recipe, resumption) = args.recipe(&mut |text| notes.push(text))?;
+    let (recipe, resumption) = args.recipe(kind, &mut |text| notes.push(text))?;
     let mut observer = observer(args.log_format, args.quiet, &recipe);
     notes.into_iter().for_each(|text| observer.event(&Event::Note { text }));
     // What can be refused early is: before the data is read, and before anything is computed.
     writable(&recipe.out, "output folder", "choose another with --out")?;
     writable(&paths::cache(), "cache folder", "set DANLU_CACHE to another")?;
-    let mut config = find_config(&recipe.config)?;
+    let base = open_base(&recipe)?;
+    let mut config = match &base {
+        Some(base) => base.checkpoint.config().clone(),
+        None => find_config(&recipe.config)?,
+    };
     let gpu = Gpu::open(&args.adapter.selector()).await?;
     keep_pipelines(&gpu, observer.as_mut());
-    // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
-    config.vocab_size = config.vocab_size.min(SMALLEST_VOCAB);
-    check_fits(&gpu, &recipe, &config)?;
+    if base.is_none() {
+        // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
+        config.vocab_size = config.vocab_size.min(SMALLEST_VOCAB);
+    }
+    check_fits(&gpu, &recipe, &config, base.as_deref())?;
     // A fresh driver compiles for seconds: meanwhile the stories are written.
     let refused = AtomicBool::new(false);
     let prepared = std::thread::scope(|scope| {
-        scope.spawn(|| compile_step(&gpu, &recipe, args.tune, &refused));
-        let prepared = prepare(&recipe, &paths::cache(), observer.as_mut());
+        scope.spawn(|| compile_step(&gpu, &recipe, base.as_deref(), args.tune, &refused));
+        let prepared = prepare_from(&recipe, base.clone(), &paths::cache(), observer.as_mut());
         refused.store(prepared.is_err(), Ordering::Relaxed);
         prepared
     })?;
-    check_fits(&gpu, &recipe, &prepared.config)?;
+    check_fits(&gpu, &recipe, &prepared.config, base.as_deref())?;
     let stop = Stop::listen()?;
     let mut tuner = Tuner::new(&gpu, args.tune, Some(&paths::cache()));
     let roofline = tuner.roofline(recipe.precision == Precision::Mixed).await?;
     let kernels = resumption.as_ref().map_or(&[][..], |r| chosen(r, &gpu, observer.as_mut()));
     let mut choices = Choices::new(kernels, &mut tuner);
-    let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut choices, None).await?;
-    if let Some(text) = trainer.fit.as_ref().and_then(|fit| fit.note()) {
+    let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut choices).await?;
+    let fitted = trainer.fit.as_ref().and_then(|fit| fit.note());
+    trainer.subject.note(&prepared.config).into_iter().chain(fitted).for_each(|text| {
         observer.event(&Event::Note { text });
-    }
+    });
     // What was measured is a convenience: a cache that cannot be written costs the next start some seconds.
     if let Err(error) = tuner.save() {
         observer.event(&Event::Note { text: format!("measurements were not kept: {error}") });
@@ -202,7 +225,7 @@ pub async fn train(args: TrainArgs) -> Result<u8> {
     let limit = Pace::of(&roofline, &plan);
     observer.event(&Event::Ready {
         adapter: gpu.report().line(),
-        parameters: trainer.layout.parameters(),
+        parameters: trainer.layout().parameters(),
         train_tokens: prepared.loader.train_tokens(),
         val_tokens: prepared.loader.val_tokens(),
         totals: plan.totals(),
@@ -216,12 +239,19 @@ pub async fn train(args: TrainArgs) -> Result<u8> {
     if args.profile.is_some() {
         trainer.record(Some(&recorder));
     }
-    let ending = run(&gpu, &recipe, &prepared, &mut trainer, Some(limit), stop.asked(), observer.as_mut()).await?;
+    let ending =
+        crate::train::run(&gpu, &recipe, &prepared, &mut trainer, Some(limit), stop.asked(), observer.as_mut()).await?;
     if let Err(error) = gpu.save_pipelines() {
         observer.event(&Event::Note { text: format!("compiled shaders were not kept: {error}") });
     }
     args.profile.as_deref().map_or(Ok(()), |file| profile::conclude(&gpu, &recorder, &roofline, file))?;
     Ok(if ending == Ending::Interrupted { stop.code() } else { 0 })
+}
+
+/// The model that the recipe goes on with, if it does.
+fn open_base(recipe: &Recipe) -> Result<Option<Arc<Base>>> {
+    let Some(model) = &recipe.model else { return Ok(None) };
+    Ok(Some(Arc::new(Base::open(&hub::resolve(Path::new(model))?, model)?)))
 }
 
 /// The kernels that a run was begun with, where they may be taken again.
@@ -245,13 +275,12 @@ fn keep_pipelines(gpu: &Gpu, observer: &mut dyn Observer) {
 
 /// Compiles what a training step will most probably run: whatever the tokenizer's vocabulary turns out to be, and without
 /// measuring, since the data are being read beside it.
-fn compile_step(gpu: &Gpu, recipe: &Recipe, tune: TuneMode, stop: &AtomicBool) {
+fn compile_step(gpu: &Gpu, recipe: &Recipe, base: Option<&Base>, tune: TuneMode, stop: &AtomicBool) {
     let mut tuner = Tuner::new(gpu, tune.min(TuneMode::Cached), Some(&paths::cache()));
-    let optimizer = optimizer(recipe);
-    let plan = find_config(&recipe.config).and_then(|config| {
-        let plan = |chooser: &mut dyn Chooser| {
-            train_plan(&config, recipe.batch, recipe.seq, &optimizer, gpu.limits(), chooser)
-        };
+    let config = base.map_or_else(|| find_config(&recipe.config), |base| Ok(base.checkpoint.config().clone()));
+    let plan = config.and_then(|config| {
+        let plan =
+            |chooser: &mut dyn Chooser| plans(&config, recipe, base, gpu.limits(), chooser).map(|plans| plans.train);
         pollster::block_on(settle(&mut tuner, plan))
     });
     // Whatever is wrong with the plan is said where it is run.
@@ -276,7 +305,7 @@ fn writable(folder: &Path, what: &str, advice: &str) -> Result<()> {
 
 /// The initial model, and every batch as `[B, T+1]` u32 little-endian rows.
 async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Trainer) -> Result<()> {
-    save(folder, prepared, trainer, &trainer.pages().await?)?;
+    save(folder, recipe, prepared, &trainer.subject, &trainer.pages().await?)?;
     let (n, seq) = (recipe.batch * recipe.seq, recipe.seq);
     let (mut inputs, mut targets) = (vec![0u32; n], vec![0u32; n]);
     type Batch<'a> = &'a dyn Fn(u64, &mut [u32], &mut [u32]);

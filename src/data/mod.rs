@@ -21,4 +21,4 @@ pub use shard::Shard;
 pub use story::StoryGrammar;
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Json, Message, RenderOptions, Rendered};
-pub use tokenizer::{END_OF_TEXT, SMALLEST_VOCAB, Tokenizer, Vocabulary};
+pub use tokenizer::{END_OF_TEXT, SMALLEST_VOCAB, Tokenizer, Vocabulary, tokenizer_files};

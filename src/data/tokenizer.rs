@@ -18,6 +18,7 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 use super::hash::Hasher;
 use crate::error::{Error, Result};
 use crate::store::gguf::ENDS;
+pub use gguf::tokenizer_files;
 pub use vocabulary::Vocabulary;
 
 /// The special token of tokenizers trained here: it begins a prompt and ends a document. In text files, a line of it parts

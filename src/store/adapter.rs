@@ -14,8 +14,10 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// The file by which the folder of an adapter is known.
+pub const CONFIG: &str = "adapter_config.json";
+/// The file of its numbers.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 /// What stands before the layers' names.
 const PREFIX: &str = "base_model.model.";
 

@@ -2,9 +2,9 @@
 //! tokenizer wants beside them. `transformers` opens what is written here.
 
 use super::Checkpoint;
-use super::atomic::{Made, Staged};
+use super::atomic::{Made, Staged, create_folder};
 use super::safetensors::stage_safetensors;
-use crate::base::Shape;
+use crate::base::{DType, Shape};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::nn::ParamLayout;
@@ -49,14 +49,43 @@ pub fn save_folder(
     pages: &[Vec<f32>],
     files: &[FolderFile],
 ) -> Result<()> {
+    let texts = [("config.json", config.to_json()), ("generation_config.json", config.generation_json())];
+    write(folder, stored(config, layout, pages), &texts, files)
+}
+
+impl Checkpoint {
+    /// Writes a model that was made of this one: its configuration with other weights, in f32. What a folder says of itself
+    /// is kept.
+    ///
+    /// # Errors
+    /// If the folder cannot be written or the disk is full.
+    pub fn write_trained(
+        &self,
+        folder: &Path,
+        layout: &ParamLayout,
+        pages: &[Vec<f32>],
+        files: &[FolderFile],
+    ) -> Result<()> {
+        let mut texts = vec![("config.json", self.config_json(DType::F32)?)];
+        texts.extend(self.generation_json()?.map(|text| ("generation_config.json", text)));
+        write(folder, stored(self.config(), layout, pages), &texts, files)
+    }
+}
+
+fn write(
+    folder: &Path,
+    stored: BTreeMap<String, (Shape, Cow<'_, [f32]>)>,
+    texts: &[(&str, String)],
+    files: &[FolderFile],
+) -> Result<()> {
     let made = Made::folder(folder)?;
-    let stored = stored(config, layout, pages);
     let tensors: Vec<_> = stored.iter().map(|(name, (shape, data))| (name.as_str(), shape, data.as_ref())).collect();
     let mut staged = vec![stage_safetensors(&folder.join("model.safetensors"), &tensors)?];
-    let (config, generation) = (config.to_json(), config.generation_json());
-    let own = [("config.json", config.as_bytes()), ("generation_config.json", generation.as_bytes())];
+    let own = texts.iter().map(|(name, text)| (*name, text.as_bytes()));
     for (name, content) in files.iter().map(|f| (f.name, f.content)).chain(own) {
-        staged.push(Staged::write(&folder.join(name), content.len() as u64, |w| w.write_all(content))?);
+        let path = folder.join(name);
+        path.parent().map_or(Ok(()), create_folder)?;
+        staged.push(Staged::write(&path, content.len() as u64, |w| w.write_all(content))?);
     }
     staged.into_iter().try_for_each(Staged::commit)?;
     made.keep();

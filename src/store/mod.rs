@@ -21,7 +21,7 @@ mod stream;
 mod tensors;
 mod weights;
 
-pub use adapter::{PeftAdapter, write_adapter};
+pub use adapter::{CONFIG as ADAPTER_CONFIG, PeftAdapter, WEIGHTS as ADAPTER_WEIGHTS, write_adapter};
 pub use checkpoint::{Checkpoint, Origin};
 pub use convert::Converted;
 pub use folder::{FolderFile, TEMPLATES_FOLDER, TOKENIZER_FILES, load_config, load_folder, save_folder};

@@ -84,13 +84,20 @@ pub struct Content {
     pub tokenizer: String,
     /// Hash of all tokens.
     pub tokens: String,
+    /// Hash of the model that training began with, where it was not a fresh one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 impl Content {
     /// Of what was prepared.
     pub fn of(prepared: &Prepared) -> Content {
         let hex = |hash: u64| format!("{hash:016x}");
-        Content { tokenizer: hex(prepared.tokenizer.content_hash()), tokens: hex(prepared.loader.checksum()) }
+        Content {
+            tokenizer: hex(prepared.tokenizer.content_hash()),
+            tokens: hex(prepared.loader.checksum()),
+            model: prepared.base.as_ref().map(|base| hex(base.hash)),
+        }
     }
 }
 
@@ -143,6 +150,7 @@ impl About {
     pub fn check_content(&self, prepared: &Prepared) -> Result<()> {
         let now = Content::of(prepared);
         let what = match () {
+            () if now.model != self.content.model => "the model that training began with is",
             () if now.tokenizer != self.content.tokenizer => "the tokenizer is",
             () if now.tokens != self.content.tokens => "the data are",
             () => return Ok(()),

@@ -110,6 +110,9 @@ pub enum Event {
         seconds: f64,
         /// True if the run was asked to stop.
         interrupted: bool,
+        /// Where adapters lie there: the model that they are of.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        base: Option<String>,
     },
 }
 

@@ -1,12 +1,11 @@
 //! The plans of training, within the memory that there is: where activations do not fit, some are computed again.
 
-use super::Recipe;
 use super::trainer::{graph, optimizer};
+use super::{Base, Recipe, Subject};
 use crate::base::{Bytes, Limits};
 use crate::compile::{Chooser, Plan, Trade, compile, compile_steps, human_bytes, optimise, recompute};
 use crate::error::{Error, Result};
 use crate::model::{Llama, ModelConfig};
-use crate::nn::ParamLayout;
 use crate::run::device_bytes;
 
 /// What a training run computes.
@@ -78,16 +77,24 @@ impl Fit {
 }
 
 /// Plans a step and validation for the memory that the recipe allows, or else that the adapter is known to have. What does
-/// not fit even so is planned as small as possible: [`Fit::check`] and `run::check_memory` refuse it.
+/// not fit even so is planned as small as possible: [`Fit::check`] and `run::check_memory` refuse it. Where adapters are
+/// trained, `base` is what they are of; without it, a model in bf16.
 ///
 /// # Errors
 /// If a tensor fits no buffer of an adapter with these limits, or has no kernel there.
-pub fn plans(config: &ModelConfig, recipe: &Recipe, limits: &Limits, chooser: &mut dyn Chooser) -> Result<Plans> {
+pub fn plans(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    base: Option<&Base>,
+    limits: &Limits,
+    chooser: &mut dyn Chooser,
+) -> Result<Plans> {
     let model = Llama::new(config.clone());
-    let layout = ParamLayout::new(model.param_specs(), limits.max_buffer_bytes);
+    let subject = Subject::new(&model, recipe, base, limits)?;
     let (batch, seq) = (recipe.batch, recipe.seq);
-    let mut steps = optimise(&graph(&model, &layout, batch, seq, Some(&optimizer(recipe)))?, limits)?;
-    let eval = compile(&graph(&model, &layout, batch, seq, None)?, limits, chooser)?;
+    let trained = Some((&optimizer(recipe), &subject.layout));
+    let mut steps = optimise(&graph(&model, &subject, batch, seq, trained)?, limits)?;
+    let eval = compile(&graph(&model, &*subject.whole(), batch, seq, None)?, limits, chooser)?;
     let asked = recipe.memory.map(|Bytes(bytes)| bytes);
     let mut traded = None;
     if let Some(allowed) = asked.into_iter().chain(limits.memory_bytes).min() {

@@ -1,6 +1,6 @@
 //! From a recipe to a model's configuration, a tokenizer and batches.
 
-use super::{Event, Observer, Recipe};
+use super::{Base, Event, Observer, Recipe};
 use crate::data::{Corpus, Loader, LoaderOptions, Shard, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, find_config};
@@ -18,30 +18,75 @@ pub struct Prepared {
     pub tokenizer: Tokenizer,
     /// Batches.
     pub loader: Loader,
+    /// The model that training begins with, where it is not a fresh one.
+    pub base: Option<Arc<Base>>,
 }
 
-/// Finds the configuration, reads the data, trains or opens the tokenizer, tokenises into a shard under `cache`.
+impl Prepared {
+    /// The tokenizer's files, to be written beside the model: those of the model it came with are as they were.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn tokenizer_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        match &self.base {
+            Some(base) => base.tokenizer_files(),
+            None => self.tokenizer.files(self.config.max_position_embeddings),
+        }
+    }
+}
+
+/// Finds the configuration, reads the data, trains or opens the tokenizer, tokenises into a shard under `cache`. Of a recipe
+/// that names a model, its folder or file is opened.
 ///
 /// # Errors
 /// Those of each part, in its own words.
 pub fn prepare(recipe: &Recipe, cache: &Path, observer: &mut dyn Observer) -> Result<Prepared> {
+    let base = recipe.model.as_deref().map(|model| Base::open(Path::new(model), model)).transpose()?;
+    prepare_from(recipe, base.map(Arc::new), cache, observer)
+}
+
+/// The same, to go on with a model that is open already.
+///
+/// # Errors
+/// Those of each part, in its own words.
+pub fn prepare_from(
+    recipe: &Recipe,
+    base: Option<Arc<Base>>,
+    cache: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Prepared> {
     recipe.check()?;
-    let mut config = find_config(&recipe.config)?;
+    if recipe.lora.is_some() && base.is_none() {
+        let message =
+            "lora trains adapters of a model that is there already; name one as model in the recipe, or by --model";
+        return Err(Error::Invalid(message.into()));
+    }
     let corpus = match &recipe.data {
         Some(path) => Corpus::open(path)?,
         None => Corpus::stories(recipe.seed, recipe.stories),
     };
-    let tokenizer = match &recipe.tokenizer {
-        Some(path) => Tokenizer::open(path)?,
-        None => Tokenizer::train(corpus.sample(TOKENIZER_SAMPLE)?.into_iter(), config.vocab_size)?,
+    let (config, tokenizer) = match &base {
+        Some(base) => base.parts(recipe.seq)?,
+        None => fresh(recipe, &corpus, observer)?,
     };
-    adapt(&mut config, &tokenizer, recipe, observer)?;
+    tokenizer.notes().iter().for_each(|note| observer.event(&Event::Note { text: note.clone() }));
     let shard = Shard::cached(cache, &corpus, &tokenizer, &mut |done, total| {
         observer.event(&Event::Tokenising { done, total });
     })?;
     let options =
         LoaderOptions { batch: recipe.batch, seq: recipe.seq, seed: recipe.seed, val_fraction: recipe.val_fraction };
-    Ok(Prepared { config, tokenizer, loader: Loader::new(Arc::new(shard), options)? })
+    Ok(Prepared { config, tokenizer, loader: Loader::new(Arc::new(shard), options)?, base })
+}
+
+/// The configuration and the tokenizer of a model that begins from nothing.
+fn fresh(recipe: &Recipe, corpus: &Corpus, observer: &mut dyn Observer) -> Result<(ModelConfig, Tokenizer)> {
+    let mut config = find_config(&recipe.config)?;
+    let tokenizer = match &recipe.tokenizer {
+        Some(path) => Tokenizer::open(path)?,
+        None => Tokenizer::train(corpus.sample(TOKENIZER_SAMPLE)?.into_iter(), config.vocab_size)?,
+    };
+    adapt(&mut config, &tokenizer, recipe, observer)?;
+    Ok((config, tokenizer))
 }
 
 /// A model trained from scratch takes its vocabulary from the tokenizer, and positions for the sequences it sees.

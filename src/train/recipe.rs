@@ -3,6 +3,7 @@
 use super::{CheckpointOptions, RecoveryOptions};
 use crate::base::Bytes;
 use crate::error::{Error, Result};
+use crate::nn::LoraConfig;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -39,6 +40,9 @@ impl std::str::FromStr for Precision {
 pub struct Recipe {
     /// A preset's name, a config.json, or a folder that holds one.
     pub config: String,
+    /// A model to go on with, tokenizer and all: a Hugging Face folder or a GGUF file. `config` and `tokenizer` are then its
+    /// own.
+    pub model: Option<String>,
     /// Text, JSONL with a `text` field, or a folder of them; without it, the embedded stories.
     pub data: Option<PathBuf>,
     /// An existing tokenizer.json; without it, a BPE is trained on the data.
@@ -92,12 +96,15 @@ pub struct Recipe {
     pub checkpoint: CheckpointOptions,
     /// What is done when training diverges.
     pub recovery: RecoveryOptions,
+    /// Adapters that are trained while the model stays as it is; without it all of the model is.
+    pub lora: Option<LoraConfig>,
 }
 
 impl Default for Recipe {
     fn default() -> Self {
         Recipe {
             config: "story-1m".into(),
+            model: None,
             data: None,
             tokenizer: None,
             stories: 6_000,
@@ -124,6 +131,25 @@ impl Default for Recipe {
             out: "runs/model".into(),
             checkpoint: CheckpointOptions::default(),
             recovery: RecoveryOptions::default(),
+            lora: None,
+        }
+    }
+}
+
+impl Recipe {
+    /// What `danlu finetune` begins with: the rates of a model that knows its language already, and with adapters a higher
+    /// one than for all of it.
+    pub fn finetuning(full: bool) -> Recipe {
+        Recipe {
+            steps: 200,
+            batch: 1,
+            seq: 512,
+            lr: if full { 2e-5 } else { 2e-4 },
+            weight_decay: 0.0,
+            beta2: 0.999,
+            out: "runs/finetuned".into(),
+            lora: (!full).then(LoraConfig::default),
+            ..Recipe::default()
         }
     }
 }
@@ -142,6 +168,35 @@ impl Recipe {
             let content = text.lines().nth(line).unwrap_or_default().trim();
             Error::file(path, format!("line {}, `{content}`: {}", line + 1, e.message().replace('\n', "; ")))
         })
+    }
+
+    /// Reads a TOML recipe of finetuning, whose other keys are those of [`Recipe::finetuning`]: of adapters where it has the
+    /// group `[lora]`, unless all is to be trained whatever it says.
+    ///
+    /// # Errors
+    /// As [`Recipe::open`].
+    pub fn open_finetuning(path: impl AsRef<Path>, full: bool) -> Result<Recipe> {
+        fn merge(into: &mut toml::Table, from: toml::Table) {
+            for (key, value) in from {
+                match (into.get_mut(&key), value) {
+                    (Some(toml::Value::Table(into)), toml::Value::Table(from)) => merge(into, from),
+                    (_, value) => drop(into.insert(key, value)),
+                }
+            }
+        }
+        let path = path.as_ref();
+        // What is wrong with it is said with its line.
+        Recipe::open(path)?;
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        let invalid = |e: toml::de::Error| Error::file(path, e.message().replace('\n', "; "));
+        let mut own: toml::Table = text.parse().map_err(invalid)?;
+        if full {
+            own.remove("lora");
+        }
+        let defaults = Recipe::finetuning(!own.contains_key("lora"));
+        let mut merged = toml::Table::try_from(defaults).expect("a recipe is always valid TOML");
+        merge(&mut merged, own);
+        merged.try_into().map_err(invalid)
     }
 
     /// The recipe as TOML.
@@ -191,8 +246,14 @@ impl Recipe {
         if !(self.val_fraction > 0.0 && self.val_fraction < 1.0) {
             return Err(Error::Invalid(format!("val_fraction is {}; it must lie between 0 and 1", self.val_fraction)));
         }
-        self.recovery.check()?;
-        Ok(())
+        if let (Some(model), Some(tokenizer)) = (&self.model, &self.tokenizer) {
+            let tokenizer = tokenizer.display();
+            let message =
+                format!("tokenizer is {tokenizer}, and the model {model} has its own; leave one of the two out");
+            return Err(Error::Invalid(message));
+        }
+        self.lora.as_ref().map_or(Ok(()), LoraConfig::check)?;
+        self.recovery.check()
     }
 
     /// Steps over which the learning rate rises.

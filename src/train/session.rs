@@ -4,15 +4,13 @@
 use super::keeper::{Keeper, Kept};
 use super::log::{RECIPE, RunLog};
 use super::pace::Speed;
+use super::save::save;
 use super::{About, Event, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trainer, Verdict};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::infer::{Generator, Sampling};
 use crate::store::atomic::{create_folder, write_file};
 use crate::store::snapshot::{Manifest, Series};
-use crate::store::{FolderFile, save_folder};
-use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -339,12 +337,13 @@ impl<'a> Session<'a> {
             self.back_to_best().await?;
         }
         let pages = self.trainer.pages().await?;
-        save(&self.recipe.out, self.prepared, self.trainer, &pages)?;
+        save(&self.recipe.out, self.recipe, self.prepared, &self.trainer.subject, &pages)?;
         self.tell(Event::Saved {
             step,
             folder: self.recipe.out.clone(),
             seconds: self.trainer.progress.seconds,
             interrupted: ending == Ending::Interrupted,
+            base: self.recipe.lora.as_ref().and(self.recipe.model.clone()),
         });
         // The model lies there; whoever counts on going on must know that nothing else does.
         match self.failed.take() {
@@ -373,8 +372,8 @@ impl<'a> Session<'a> {
     async fn sample(&mut self) -> Result<String> {
         let (recipe, trainer, tokenizer) = (self.recipe, &*self.trainer, &self.prepared.tokenizer);
         if self.sampler.is_none() {
-            let (model, layout) = (&trainer.model, Arc::new(trainer.layout.clone()));
-            self.sampler = Some(Generator::new(self.gpu, model, layout, trainer.states.clone(), recipe.seq).await?);
+            let (model, params) = (&trainer.model, trainer.subject.whole());
+            self.sampler = Some(Generator::new(self.gpu, model, params, trainer.states.clone(), recipe.seq).await?);
         }
         let generator = self.sampler.as_mut().expect("made above");
         generator.reset();
@@ -391,14 +390,4 @@ impl<'a> Session<'a> {
             .await?;
         tokenizer.decode(&tokens)
     }
-}
-
-/// Writes the model as a Hugging Face folder, tokenizer and all.
-///
-/// # Errors
-/// If the folder cannot be written.
-pub fn save(folder: &Path, prepared: &Prepared, trainer: &Trainer, pages: &[Vec<f32>]) -> Result<()> {
-    let files: Vec<(String, Vec<u8>)> = prepared.tokenizer.files(prepared.config.max_position_embeddings)?;
-    let files: Vec<FolderFile> = files.iter().map(|(name, content)| FolderFile { name, content }).collect();
-    save_folder(folder, &prepared.config, &trainer.layout, pages, &files)
 }

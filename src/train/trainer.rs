@@ -1,6 +1,6 @@
 //! The device's side of training: one plan for a step, one for validation, and the states that they share.
 
-use super::{Fit, Plans, Precision, Prepared, Progress, Recipe, plans};
+use super::{Base, Fit, Plans, Precision, Prepared, Progress, Recipe, Subject, plans};
 use crate::base::{Rng, TensorType};
 use crate::compile::{Chooser, First, Plan, compile, settle};
 use crate::data::{Loader, LoaderState};
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
-use crate::nn::{ParamLayout, Params};
+use crate::nn::{Adapted, DROPOUT, Declare, ParamLayout, Params};
 use crate::optim::{HYPER, LossScaling, Optimizer, SCALER, Schedule};
 use crate::run::{Choice, Choices, Executor, Recorder, Results, States, check_memory, device_bytes};
 use crate::store::snapshot::{Snapshot, StateSize};
@@ -18,8 +18,8 @@ use std::time::Instant;
 pub struct Trainer {
     /// The model.
     pub model: Llama,
-    /// Where its parameters lie.
-    pub layout: ParamLayout,
+    /// What of it is trained, and where that lies.
+    pub subject: Subject,
     /// Parameters and moments on the device.
     pub states: States,
     /// How a step was made to fit the memory, where that is limited or known.
@@ -30,6 +30,7 @@ pub struct Trainer {
     pub progress: Progress,
     optimizer: Optimizer,
     schedule: Schedule,
+    seed: u64,
     train: Executor,
     eval: Executor,
     loader: Loader,
@@ -79,13 +80,13 @@ pub fn schedule(recipe: &Recipe) -> Schedule {
     Schedule { lr: recipe.lr, min_lr: recipe.lr * recipe.lr_floor, warmup: recipe.warmup_steps(), total: recipe.steps }
 }
 
-/// The graph of a training step (`optimizer` given) or of validation.
+/// The graph of a training step, if what trains which pages is given, or of validation.
 pub(super) fn graph(
     model: &Llama,
-    layout: &ParamLayout,
+    params: &dyn Declare,
     batch: usize,
     seq: usize,
-    optimizer: Option<&Optimizer>,
+    trained: Option<(&Optimizer, &ParamLayout)>,
 ) -> Result<Graph> {
     // Every size and sum of the plan is then far from the end of 64 bits.
     let token = model.config().train_flops_per_token(seq);
@@ -95,16 +96,16 @@ pub(super) fn graph(
         return Err(Error::Invalid(format!("{message}, more than can be counted; choose a smaller --batch or --seq")));
     }
     let mut g = Graph::new();
-    let params: Params = layout.declare(&mut g)?;
+    let params: Params = params.declare(&mut g)?;
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
     let loss = model.loss(&mut g, &params, tokens, targets, None)?;
     // Validation tells of the model that is saved, whose parameters are f32.
-    if optimizer.is_some_and(|o| o.loss_scaling.is_some()) {
+    if trained.is_some_and(|(o, _)| o.loss_scaling.is_some()) {
         g.narrow();
     }
-    match optimizer {
-        Some(optimizer) => optimizer.train_step(&mut g, layout, &params, loss)?,
+    match trained {
+        Some((optimizer, layout)) => optimizer.train_step(&mut g, layout, &params, loss)?,
         None => g.output("loss", loss),
     }
     Ok(g)
@@ -138,7 +139,7 @@ pub fn train_graph(
 ) -> Result<Graph> {
     let model = Llama::new(config.clone());
     let layout = ParamLayout::new(model.param_specs(), limits.max_buffer_bytes);
-    graph(&model, &layout, batch, seq, Some(optimizer))
+    graph(&model, &layout, batch, seq, Some((optimizer, &layout)))
 }
 
 /// Gives a plan of [`train_plan`] fresh parameters and some tokens, so that it can be timed: how long experts take
@@ -163,41 +164,39 @@ pub async fn fill(config: &ModelConfig, executor: &mut Executor, states: &States
 ///
 /// # Errors
 /// As [`Fit::check`]; [`Error::Memory`] with the bytes wanted and had.
-pub fn check_fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig) -> Result<()> {
-    let plans = plans(config, recipe, gpu.limits(), &mut First)?;
+pub fn check_fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option<&Base>) -> Result<()> {
+    let plans = plans(config, recipe, base, gpu.limits(), &mut First)?;
     plans.fit.as_ref().map_or(Ok(()), Fit::check)?;
     check_memory(gpu, &[&plans.train, &plans.eval], &States::new(gpu))
 }
 
 impl Trainer {
-    /// Plans, allocates and initialises: fresh weights from the recipe's seed, or `weights` in the layout's pages.
-    /// Gives the plan of a step as well.
+    /// Plans, allocates and initialises: fresh weights from the recipe's seed, or those of the model that training begins
+    /// with, streamed from disk. Gives the plan of a step as well.
     ///
     /// # Errors
-    /// If the adapter has no room, or refuses a kernel.
+    /// If the adapter has no room, or refuses a kernel; or the model's weights cannot be read.
     pub async fn new(
         gpu: &Gpu,
         recipe: &Recipe,
         prepared: &Prepared,
         chooser: &mut dyn Chooser,
-        weights: Option<Vec<Vec<f32>>>,
     ) -> Result<(Trainer, Plan)> {
         let (batch, seq) = (recipe.batch, recipe.seq);
         let model = Llama::new(prepared.config.clone());
-        let layout = ParamLayout::new(model.param_specs(), gpu.limits().max_buffer_bytes);
+        let base = prepared.base.as_deref();
+        let subject = Subject::new(&model, recipe, base, gpu.limits())?;
         let optimizer = optimizer(recipe);
         let mut choices = Choices::new(&[], chooser);
         let Plans { train: plan, eval, fit } =
-            settle(&mut choices, |chooser| plans(&prepared.config, recipe, gpu.limits(), chooser)).await?;
+            settle(&mut choices, |chooser| plans(&prepared.config, recipe, base, gpu.limits(), chooser)).await?;
         let kernels = choices.made();
         fit.as_ref().map_or(Ok(()), Fit::check)?;
         let mut states = States::new(gpu);
         let device_bytes = device_bytes([&plan, &eval], &|_| false);
         let train = Executor::new(gpu, &plan, &mut states).await?;
         let eval = Executor::new(gpu, &eval, &mut states).await?;
-        for (i, page) in weights.unwrap_or_else(|| layout.init(recipe.seed)).iter().enumerate() {
-            states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page)).await?;
-        }
+        begin(&mut states, &subject, base, recipe.seed).await?;
         if let Some(scaling) = optimizer.loss_scaling {
             states.write(SCALER, 0, bytemuck::cast_slice(&scaling.initial())).await?;
         }
@@ -206,13 +205,14 @@ impl Trainer {
         let size = |(name, bytes): (&str, u64)| StateSize { name: name.into(), bytes };
         let trainer = Trainer {
             model,
-            layout,
+            subject,
             states,
             fit,
             kernels,
             progress: Progress::default(),
             optimizer,
             schedule: schedule(recipe),
+            seed: recipe.seed,
             train,
             eval,
             loader,
@@ -300,6 +300,8 @@ impl Trainer {
         self.data_wait = asked.elapsed().as_secs_f64();
         self.train.set("tokens", &self.inputs)?;
         self.train.set("targets", &self.targets)?;
+        // As far as there is dropout: what it leaves out depends on seed and step alone.
+        self.train.set(DROPOUT, &[(self.seed ^ (self.seed >> 32)) as u32, self.submitted as u32])?;
         let lr = self.rate(self.submitted);
         self.train.set(HYPER, &self.optimizer.hyper(lr, self.submitted))?;
         self.train.submit().await?;
@@ -341,13 +343,18 @@ impl Trainer {
         self.train.input("tokens").map_or(1, |t| t.shape.last() as u64)
     }
 
-    /// The parameters, in the layout's pages.
+    /// Where what is trained lies.
+    pub fn layout(&self) -> &ParamLayout {
+        &self.subject.layout
+    }
+
+    /// What is trained, in the layout's pages.
     ///
     /// # Errors
     /// If the device failed.
     pub async fn pages(&self) -> Result<Vec<Vec<f32>>> {
         let mut pages = Vec::new();
-        for i in 0..self.layout.pages().len() {
+        for i in 0..self.layout().pages().len() {
             pages.push(bytemuck::pod_collect_to_vec(&self.states.read(&format!("param.{i}")).await?));
         }
         Ok(pages)
@@ -361,5 +368,25 @@ impl Trainer {
     /// The batches, for whoever wants to write them down.
     pub fn loader(&self) -> &Loader {
         &self.loader
+    }
+}
+
+/// Gives the states what they hold before the first step.
+async fn begin(states: &mut States, subject: &Subject, base: Option<&Base>, seed: u64) -> Result<()> {
+    match (base, &subject.adapted) {
+        (Some(base), Some(Adapted { base: frozen, lora })) => {
+            base.checkpoint.stream(states, frozen, &mut |_| {}).await?;
+            match lora {
+                Some(lora) => base.checkpoint.stream_fresh(states, frozen, lora, seed).await,
+                None => Ok(()),
+            }
+        }
+        (Some(base), None) => base.checkpoint.stream_pages(states, &subject.layout, &mut |_| {}).await,
+        (None, _) => {
+            for (i, page) in subject.layout.init(seed).iter().enumerate() {
+                states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page)).await?;
+            }
+            Ok(())
+        }
     }
 }

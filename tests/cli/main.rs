@@ -1,7 +1,12 @@
 //! The commands as a person types them: what they print, what they leave on disk, and how they refuse.
 
+#[path = "../common/shared.rs"]
+mod shared;
+
 mod adapting;
 mod chat;
+mod exporting;
+mod finetuning;
 mod generating;
 mod measuring;
 mod refused;

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 const FLAGS: &str = "--steps 60 --checkpoint-every 3 --log-format json";
 
 /// Losses by step, as the metrics have them: each step once, in order.
-fn losses(place: &Place, run: &str) -> Vec<(u64, f64)> {
+pub fn losses(place: &Place, run: &str) -> Vec<(u64, f64)> {
     let text = fs::read_to_string(place.path(run).join("metrics.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     lines.filter_map(|m| Some((m["step"].as_u64()?, m["loss"].as_f64()?))).collect()
 }
 
-fn weights(place: &Place, run: &str) -> Vec<u8> {
+pub fn weights(place: &Place, run: &str) -> Vec<u8> {
     fs::read(place.path(run).join("model.safetensors")).unwrap()
 }
 

@@ -3,7 +3,8 @@
 use super::{Tokenizer, Vocabulary};
 use crate::error::{Error, Result};
 use crate::store::gguf::{Metadata, Value, passed_over, special_token};
-use crate::store::{Checkpoint, Origin};
+use crate::store::{Checkpoint, Origin, TEMPLATES_FOLDER, TOKENIZER_FILES};
+use std::path::PathBuf;
 
 /// The key of the default chat template, and how those of others begin, which end with their names.
 pub(super) const TEMPLATE: &str = "tokenizer.chat_template";
@@ -72,4 +73,24 @@ impl Tokenizer {
         }
         Ok(tokenizer)
     }
+}
+
+/// Names and contents of the files by which a model's tokenizer and templates are known in a folder: a folder's as they are,
+/// a GGUF file's as made from its vocabulary; none where there is no tokenizer.
+///
+/// # Errors
+/// If they cannot be read, or the vocabulary cannot be used.
+pub fn tokenizer_files(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>> {
+    let folder = match checkpoint.origin() {
+        Origin::Gguf(metadata) if metadata.get("tokenizer.ggml.tokens").is_none() => return Ok(Vec::new()),
+        Origin::Gguf(_) => return Tokenizer::of(checkpoint)?.files(checkpoint.config().max_position_embeddings),
+        Origin::Folder(folder) => folder,
+    };
+    let mut names: Vec<String> = TOKENIZER_FILES.map(String::from).into();
+    let more = std::fs::read_dir(folder.join(TEMPLATES_FOLDER)).into_iter().flatten().flatten();
+    names.extend(more.map(|entry| format!("{TEMPLATES_FOLDER}/{}", entry.file_name().to_string_lossy())));
+    let there = names.into_iter().map(|name| (folder.join(&name), name)).filter(|(path, _)| path.is_file());
+    let read =
+        |(path, name): (PathBuf, String)| Ok((name, std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?));
+    there.map(read).collect()
 }

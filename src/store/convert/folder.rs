@@ -86,14 +86,14 @@ impl Checkpoint {
     }
 
     /// The generation_config.json of a folder: its own, to the byte, or none; of a GGUF file, what its metadata say.
-    fn generation_json(&self) -> Result<Option<String>> {
+    pub(in crate::store) fn generation_json(&self) -> Result<Option<String>> {
         let Origin::Folder(folder) = self.origin() else { return Ok(Some(self.config().generation_json())) };
         let file = folder.join(GENERATION);
         file.is_file().then(|| crate::base::read_text(&file, MOST_CONFIG)).transpose()
     }
 
     /// The config.json of a folder whose matrices have a dtype: a folder's own, with what it says of the dtype.
-    fn config_json(&self, dtype: DType) -> Result<String> {
+    pub(in crate::store) fn config_json(&self, dtype: DType) -> Result<String> {
         let text = match self.origin() {
             Origin::Folder(folder) => config_text(&folder.join("config.json"))?,
             Origin::Gguf(_) => self.config().to_json(),

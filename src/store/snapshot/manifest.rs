@@ -6,7 +6,7 @@ use serde_json::Value;
 /// Changes when older checkpoints can no longer be read.
 pub(super) const FORMAT: u32 = 1;
 /// The manifest's name in its folder.
-pub(super) const MANIFEST: &str = "manifest.json";
+pub const MANIFEST: &str = "manifest.json";
 /// The file with the manifest's own sum, in `sha256sum`'s form: `sha256sum -c manifest.sha256` checks it.
 pub(super) const MANIFEST_SUM: &str = "manifest.sha256";
 

@@ -7,7 +7,7 @@ mod read;
 mod series;
 mod write;
 
-pub use manifest::{Manifest, Part, Shard, StateSize, cut};
+pub use manifest::{MANIFEST, Manifest, Part, Shard, StateSize, cut};
 pub use read::Snapshot;
 pub use series::Series;
 pub use write::{SHARD_BYTES, SnapshotWriter};

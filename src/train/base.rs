@@ -1,0 +1,157 @@
+//! What a run begins with where it is not a fresh model, and what of a model it trains: all of it, or adapters beside weights
+//! that stay as they are.
+
+use super::Recipe;
+use crate::base::Limits;
+use crate::data::{Tokenizer, hash::Hasher, tokenizer_files};
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::model::{Llama, ModelConfig};
+use crate::nn::{Adapted, Declare, Lora, ParamLayout, Params};
+use crate::store::{Checkpoint, PeftAdapter};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A model on disk that a run goes on with.
+#[derive(Debug)]
+pub struct Base {
+    /// The model.
+    pub checkpoint: Checkpoint,
+    /// What the person called it.
+    pub name: String,
+    /// Hash of its configuration and of every weight.
+    pub hash: u64,
+}
+
+impl Base {
+    /// Opens a Hugging Face folder or a GGUF file, and reads it once for its hash.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open(path: &Path, name: &str) -> Result<Base> {
+        let checkpoint = Checkpoint::open(path)?;
+        let mut hasher = Hasher::new();
+        hasher.update(checkpoint.config().to_json().as_bytes());
+        for tensor in checkpoint.tensors().iter() {
+            hasher.update(format!("{} {} {:?}", tensor.name, tensor.shape, tensor.dtype()?).as_bytes());
+            hasher.update(tensor.bytes);
+        }
+        Ok(Base { checkpoint, name: name.into(), hash: hasher.finish() })
+    }
+
+    /// The configuration and the tokenizer, for sequences of so many tokens.
+    ///
+    /// # Errors
+    /// If the model holds no tokenizer that can be used, or was not made for sequences so long.
+    pub fn parts(&self, seq: usize) -> Result<(ModelConfig, Tokenizer)> {
+        let (config, tokenizer) = (self.checkpoint.config().clone(), Tokenizer::of(&self.checkpoint)?);
+        let most = config.max_context();
+        if seq > most {
+            return Err(Error::Invalid(format!(
+                "seq is {seq}, and {} was made for texts of up to {most} tokens; choose a smaller --seq",
+                self.name
+            )));
+        }
+        Ok((config, tokenizer))
+    }
+
+    /// Refuses an adapter that PEFT would find no layers for: families whose own files pack several layers into one have no
+    /// modules of these names.
+    ///
+    /// # Errors
+    /// A sentence with the first such layer, or as [`PeftAdapter::open`].
+    pub fn check_peft(&self, adapter: &Path) -> Result<()> {
+        let model = self.checkpoint.model();
+        let adapter = PeftAdapter::open(adapter, &model.param_specs())?;
+        for module in adapter.modules() {
+            let weight = format!("{}.weight", module.name);
+            let sources = model.sources(&weight);
+            if let Some(other) = sources.iter().find(|s| s.tensor != weight) {
+                return Err(Error::Invalid(format!(
+                    "{} models keep {} as a part of {}, so that PEFT would find no layer for this adapter; write the model \
+                     that it makes, with --merge, or a .gguf file",
+                    self.checkpoint.config().family.name,
+                    module.name,
+                    other.tensor
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The files of its tokenizer, templates among them, to be written beside a model that was made of it.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn tokenizer_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        tokenizer_files(&self.checkpoint)
+    }
+}
+
+/// What of a model is trained.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// Where what is trained lies: all parameters, or the adapters'.
+    pub layout: ParamLayout,
+    /// The weights that stay as they are, and the adapters; nothing where all parameters are trained.
+    pub adapted: Option<Adapted>,
+}
+
+impl Subject {
+    /// What a recipe trains of a model. Frozen weights have the types that `base` gives them; where there is none, those of
+    /// a model in bf16.
+    ///
+    /// # Errors
+    /// If the recipe's adapters do not fit the model, or its weights its configuration.
+    pub fn new(model: &Llama, recipe: &Recipe, base: Option<&Base>, limits: &Limits) -> Result<Subject> {
+        let (specs, page) = (model.param_specs(), limits.max_buffer_bytes);
+        let Some(config) = &recipe.lora else {
+            return Ok(Subject { layout: ParamLayout::new(specs, page), adapted: None });
+        };
+        let frozen = match base {
+            Some(base) => base.checkpoint.frozen_as(config.base_dtype)?,
+            None => config.base_dtype.frozen(&specs),
+        };
+        let lora = Lora::new(config, &specs, page)?;
+        Ok(Subject { layout: lora.layout().clone(), adapted: Some(Adapted { base: frozen, lora: Some(lora) }) })
+    }
+
+    /// The adapters, where only they are trained.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.adapted.as_ref()?.lora.as_ref()
+    }
+
+    /// The model as validation and samples see it: with nothing left out.
+    pub fn whole(&self) -> Arc<dyn Declare> {
+        match &self.adapted {
+            None => Arc::new(self.layout.clone()),
+            Some(Adapted { base, lora }) => {
+                Arc::new(Adapted { base: base.clone(), lora: lora.as_ref().map(Lora::whole) })
+            }
+        }
+    }
+
+    /// One sentence about what is trained and what is not, where that is not all.
+    pub fn note(&self, config: &ModelConfig) -> Option<String> {
+        let (adapted, lora) = (self.adapted.as_ref()?, self.lora()?);
+        let (own, all) = (self.layout.parameters() as f64, config.parameters() as f64);
+        Some(format!(
+            "{:.2} M parameters of adapters in {} layers are trained, {:.2} % of the model's {:.2} M, which stay as they are \
+             and take {}",
+            own / 1e6,
+            lora.modules().len(),
+            100.0 * own / all,
+            all / 1e6,
+            crate::compile::human_bytes(adapted.base.bytes()),
+        ))
+    }
+}
+
+impl Declare for Subject {
+    fn declare(&self, g: &mut Graph) -> Result<Params> {
+        match &self.adapted {
+            None => self.layout.declare(g),
+            Some(adapted) => adapted.declare(g),
+        }
+    }
+}

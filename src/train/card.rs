@@ -1,0 +1,117 @@
+//! The model card of what was trained: README.md in Hugging Face's form. The same run gives the same bytes.
+
+use super::{Metrics, TrainedRun};
+use std::fmt::Write;
+
+/// Most rows of the table of losses.
+const ROWS: usize = 12;
+
+impl TrainedRun {
+    /// The card, with this name and licence, such as `apache-2.0`; `adapter`: of an adapter alone, and not of a model.
+    pub fn card(&self, name: &str, licence: Option<&str>, adapter: bool) -> String {
+        let recipe = &self.recipe;
+        let mut card = format!("---\nlicense: {}\n", licence.unwrap_or("unknown"));
+        if let Some(model) = &recipe.model {
+            let _ = writeln!(card, "base_model: {}", yaml(model));
+        }
+        let library = if adapter { "peft" } else { "transformers" };
+        let _ = write!(card, "library_name: {library}\npipeline_tag: text-generation\ntags:\n- danlu\n");
+        card += if recipe.lora.is_some() { "- lora\n" } else { "" };
+        let _ = write!(card, "---\n\n# {name}\n\n{}\n\n", self.what(adapter));
+        let _ = write!(card, "## Data\n\n{}\n\n", self.data());
+        let _ = write!(card, "## Training\n\n{}\n\n", self.training());
+        card += &self.losses();
+        let _ = write!(card, "## Hardware\n\n{}\n\n", self.hardware());
+        let _ = write!(card, "## Recipe\n\n```toml\n{}```\n", recipe.to_toml());
+        card
+    }
+
+    fn what(&self, adapter: bool) -> String {
+        let version = env!("CARGO_PKG_VERSION");
+        let by = format!("by Danlu {version}, whose every number is computed by WGSL shaders through wgpu");
+        match (&self.recipe.model, &self.recipe.lora) {
+            (None, _) => format!("A language model, trained from nothing {by}."),
+            (Some(model), None) => format!("{model}, trained further {by}."),
+            (Some(model), Some(_)) if adapter => format!("An adapter of {model}, trained {by}."),
+            (Some(model), Some(_)) => {
+                format!("{model} with an adapter, which was trained {by}, made part of its weights.")
+            }
+        }
+    }
+
+    fn data(&self) -> String {
+        let recipe = &self.recipe;
+        let what = match &recipe.data {
+            Some(path) => format!("`{}`", path.display()),
+            None => format!("{} stories of the grammar that Danlu holds", recipe.stories),
+        };
+        let share = 100.0 * recipe.val_fraction;
+        let sum = self
+            .about
+            .as_ref()
+            .map_or(String::new(), |a| format!(" The hash of its tokens is `{}`.", a.content.tokens));
+        format!("{what}, of which {share} % were held out.{sum}")
+    }
+
+    fn training(&self) -> String {
+        let recipe = &self.recipe;
+        let step = self.about.as_ref().map_or(recipe.steps, |a| a.progress.step);
+        let tokens = self.metrics.iter().filter_map(|m| m.tokens).next_back();
+        let tokens = tokens.map_or(String::new(), |tokens| format!(", {tokens} tokens"));
+        let mut text = format!(
+            "{step} of {} steps of {} sequences of {} tokens{tokens}; AdamW, highest learning rate {:e}, seed {}.",
+            recipe.steps, recipe.batch, recipe.seq, recipe.lr, recipe.seed
+        );
+        if let Some(lora) = &recipe.lora {
+            let kind = match (lora.dora, lora.rslora) {
+                (true, _) => "DoRA",
+                (_, true) => "rsLoRA",
+                _ => "LoRA",
+            };
+            let targets = if lora.targets.is_empty() { "every linear layer".into() } else { lora.targets.join(", ") };
+            let _ = write!(
+                text,
+                " {kind} of rank {} and alpha {} in {targets}; the model's own weights were held as {}.",
+                lora.rank, lora.alpha, lora.base_dtype
+            );
+        }
+        text
+    }
+
+    /// A table of the losses: every validation, or as many of them as are easily read.
+    fn losses(&self) -> String {
+        let with = |m: &&Metrics| m.validation_loss.is_some();
+        let all: Vec<&Metrics> = self.metrics.iter().filter(with).collect();
+        let Some(last) = all.last() else { return String::new() };
+        let every = all.len().div_ceil(ROWS);
+        let mut rows: Vec<&Metrics> = all.iter().copied().skip(every - 1).step_by(every).collect();
+        if rows.last().is_none_or(|row| row.step != last.step) {
+            rows.push(last);
+        }
+        let trained = |step: u64| self.metrics.iter().filter(|m| m.step == step).find_map(|m| m.smoothed_loss);
+        let mut text =
+            "## Losses\n\nCross entropy in nats a token; in training smoothed over some fifty steps.\n\n".to_string();
+        text += "| step | training | held out | perplexity |\n|---|---|---|---|\n";
+        for row in rows {
+            let loss = row.validation_loss.unwrap_or_default();
+            let training = trained(row.step).map_or(String::new(), |loss| format!("{loss:.4}"));
+            let _ = writeln!(text, "| {} | {training} | {loss:.4} | {:.3} |", row.step, loss.exp());
+        }
+        text + "\n"
+    }
+
+    fn hardware(&self) -> String {
+        match &self.about {
+            Some(about) => {
+                let (adapter, hours) = (&about.adapter, about.progress.seconds / 3600.0);
+                format!("{} ({}, {}), {hours:.2} hours.", adapter.name, adapter.backend, adapter.driver)
+            }
+            None => "Not written down: the run kept no checkpoint.".into(),
+        }
+    }
+}
+
+/// A string as YAML has it: JSON's strings are YAML's.
+fn yaml(text: &str) -> String {
+    serde_json::to_string(text).unwrap_or_default()
+}

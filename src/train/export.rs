@@ -1,0 +1,154 @@
+//! A run, or one of its checkpoints, as something to hand on: its weights as a folder, and a model card that says what they
+//! are.
+
+use super::log::RECIPE;
+use super::{About, Base, Metrics, Observer, Recipe, Subject, prepare, read_metrics};
+use crate::base::Limits;
+use crate::data::tokenizer_files;
+use crate::error::{Error, Result};
+use crate::model::Llama;
+use crate::nn::ParamLayout;
+use crate::store::snapshot::{MANIFEST, Series, Snapshot};
+use crate::store::{ADAPTER_CONFIG, Checkpoint, FolderFile, save_folder, write_adapter};
+use std::path::{Path, PathBuf};
+
+/// A run that was trained here, as it stands on disk.
+#[derive(Debug)]
+pub struct TrainedRun {
+    /// Its recipe.
+    pub recipe: Recipe,
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// The checkpoint that is meant; without it, the model that the run ended with.
+    pub snapshot: Option<Snapshot>,
+    /// What its newest checkpoint says, or the one that is meant.
+    pub about: Option<About>,
+    /// What was measured, up to that checkpoint.
+    pub metrics: Vec<Metrics>,
+}
+
+impl TrainedRun {
+    /// Opens a run's folder, or that of a checkpoint in it.
+    ///
+    /// # Errors
+    /// If it is neither, holds no model yet, or is damaged.
+    pub fn open(path: &Path) -> Result<TrainedRun> {
+        if path.join(MANIFEST).is_file() {
+            let snapshot = Snapshot::open(path)?;
+            snapshot.verify()?;
+            let about = About::read(&snapshot)?;
+            // RUN/checkpoints/step-N; one that was moved has no metrics.
+            let absolute = path.canonicalize().map_err(|e| Error::io("open", path, e))?;
+            let folder = absolute.parent().and_then(Path::parent).unwrap_or(&absolute).to_path_buf();
+            let step = about.progress.step;
+            let metrics = read_metrics(&folder)?.into_iter().filter(|m| m.step <= step).collect();
+            return Ok(TrainedRun {
+                recipe: about.recipe.clone(),
+                folder,
+                snapshot: Some(snapshot),
+                about: Some(about),
+                metrics,
+            });
+        }
+        let file = path.join(RECIPE);
+        if !file.is_file() {
+            let message =
+                format!("is neither a run of danlu train, which holds a {RECIPE}, nor one of its checkpoints");
+            return Err(Error::file(path, message));
+        }
+        let recipe = Recipe::open(&file)?;
+        let written = if recipe.lora.is_some() { ADAPTER_CONFIG } else { "config.json" };
+        if !path.join(written).is_file() {
+            let message = "holds a run that wrote no model yet; go on with it by danlu train --resume, or name one of its \
+                           checkpoints, checkpoints/step-N";
+            return Err(Error::file(path, message));
+        }
+        let about =
+            Series::of(path).list().pop().and_then(|(_, newest)| About::read(&Snapshot::open(&newest).ok()?).ok());
+        Ok(TrainedRun { recipe, folder: path.to_path_buf(), snapshot: None, about, metrics: read_metrics(path)? })
+    }
+
+    /// Writes the weights to a folder: those of a checkpoint, with configuration and tokenizer, or its adapters in PEFT's form.
+    /// `base` is the model that the run began with, where it did; `cache` is for a tokenizer that must be trained again.
+    ///
+    /// # Errors
+    /// If the checkpoint is of another model, its data are gone where they are wanted, or the folder cannot be written.
+    pub fn write_checkpoint(
+        &self,
+        folder: &Path,
+        base: Option<&Base>,
+        cache: &Path,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let Some(snapshot) = &self.snapshot else {
+            return Err(Error::Invalid("the run's own folder holds what it ended with".into()));
+        };
+        let recipe = &self.recipe;
+        if let Some(base) = base {
+            self.check_base(base)?;
+            let subject = self.subject(base.checkpoint.model(), Some(base))?;
+            let pages = pages(snapshot, &subject.layout)?;
+            if let (Some(lora), Some(config)) = (subject.lora(), &recipe.lora) {
+                return write_adapter(folder, lora, config, &base.name, &pages, &[]);
+            }
+            let files = base.tokenizer_files()?;
+            return base.checkpoint.write_trained(folder, &subject.layout, &pages, &borrowed(&files));
+        }
+        let (config, files) = if self.folder.join("config.json").is_file() {
+            let run = Checkpoint::open(&self.folder)?;
+            (run.config().clone(), tokenizer_files(&run)?)
+        } else {
+            let prepared = prepare(recipe, cache, observer)?;
+            self.about.as_ref().map_or(Ok(()), |about| about.check_content(&prepared))?;
+            let files = prepared.tokenizer_files()?;
+            (prepared.config, files)
+        };
+        let layout = self.subject(&Llama::new(config.clone()), None)?.layout;
+        save_folder(folder, &config, &layout, &pages(snapshot, &layout)?, &borrowed(&files))
+    }
+
+    /// Refuses a base that is no longer what the run began with.
+    fn check_base(&self, base: &Base) -> Result<()> {
+        let hash = Some(format!("{:016x}", base.hash));
+        if self.about.as_ref().is_none_or(|about| about.content.model == hash) {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "{} is no longer the model that the run began with; bring back what was there",
+            base.name
+        )))
+    }
+
+    /// What is trained, in pages as the checkpoint has them: their largest is as good as the limit that they were made for.
+    fn subject(&self, model: &Llama, base: Option<&Base>) -> Result<Subject> {
+        let states = self.snapshot.iter().flat_map(|s| &s.manifest().states);
+        let largest = states.filter(|s| s.name.starts_with("param.")).map(|s| s.bytes).max();
+        let limits = Limits { max_buffer_bytes: largest.unwrap_or(0), ..Limits::default() };
+        Subject::new(model, &self.recipe, base, &limits)
+    }
+}
+
+/// Parameters of a checkpoint, in a layout's pages.
+fn pages(snapshot: &Snapshot, layout: &ParamLayout) -> Result<Vec<Vec<f32>>> {
+    let mut pages = layout.zeros();
+    for (i, page) in pages.iter().enumerate() {
+        let (name, bytes) = (format!("param.{i}"), 4 * page.len() as u64);
+        if !snapshot.manifest().states.iter().any(|s| s.name == name && s.bytes == bytes) {
+            let message = format!("holds no state {name} of {bytes} bytes: it is a checkpoint of another model");
+            return Err(Error::file(snapshot.folder(), message));
+        }
+    }
+    for piece in snapshot.pieces() {
+        let (state, offset, bytes) = piece?;
+        let page = state.strip_prefix("param.").and_then(|i| pages.get_mut(i.parse::<usize>().ok()?));
+        if let Some(page) = page {
+            let at = offset as usize;
+            bytemuck::cast_slice_mut::<f32, u8>(page)[at..at + bytes.len()].copy_from_slice(&bytes);
+        }
+    }
+    Ok(pages)
+}
+
+fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<FolderFile<'_>> {
+    files.iter().map(|(name, content)| FolderFile { name, content }).collect()
+}
