@@ -6,14 +6,15 @@ mod common;
 
 use common::golden::{Golden, Sources, Step, TEN_STEPS};
 use common::interpret::Interpreter;
-use danlu::base::{Array, Rng, TensorType};
+use danlu::base::{Array, Bytes, Limits, Rng, TensorType};
 use danlu::compile::{First, compile};
 use danlu::graph::{Graph, gradients};
-use danlu::model::Llama;
+use danlu::model::{Llama, find_config};
 use danlu::nn::{Adapted, BaseDtype, Declare, Lora, LoraConfig, ParamLayout};
 use danlu::optim::{HYPER, Optimizer};
-use danlu::run::{Executor, States};
+use danlu::run::{Executor, States, device_bytes};
 use danlu::store::{Checkpoint, PeftAdapter};
+use danlu::train::{Recipe, plans};
 use pollster::block_on;
 use safetensors::SafeTensors;
 use std::path::Path;
@@ -129,6 +130,24 @@ fn adapters_are_trained_as_by_peft() {
             assert_close(&format!("{case} {name}"), &got[&name], &expected(&name), 0.0);
         }
     }
+}
+
+/// QLoRA of a Llama-3.2 of a billion parameters, one sequence of 512 tokens: what the plans of a step and of validation take
+/// together is within two gigabytes, by recomputation as far as the budget asks for it.
+#[test]
+fn qlora_of_a_billion_parameters_takes_two_gigabytes() {
+    let config = find_config("llama-3.2-1b").unwrap();
+    let lora = LoraConfig { base_dtype: BaseDtype::Nf4, ..LoraConfig::default() };
+    let budget = 2_000_000_000;
+    let recipe = Recipe { memory: Some(Bytes(budget)), lora: Some(lora), ..Recipe::finetuning(false) };
+    assert_eq!((recipe.batch, recipe.seq), (1, 512));
+    let limits = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
+    let plans = plans(&config, &recipe, None, &limits, &mut First).unwrap();
+    let bytes = device_bytes([&plans.train, &plans.eval], &|_| false);
+    let fit = plans.fit.unwrap();
+    eprintln!("{bytes} bytes; {}", fit.note().unwrap_or_default());
+    assert!(bytes <= budget, "{bytes} bytes");
+    assert_eq!(bytes, fit.trade.reached + fit.beside);
 }
 
 fn tiny() -> Checkpoint {

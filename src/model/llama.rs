@@ -10,7 +10,7 @@ use crate::nn::{
     AttentionKind, AttentionWeights, Heads, KvCache, Linear, MlpWeights, MoeKind, MoeWeights, ParamSpec, Params,
     Positions, Routing, attention, linear, load_balancing_loss, mlp, moe, rms_norm,
 };
-use crate::ops::{CrossEntropyUpdate, Embedding, LinearCrossEntropy, Mask};
+use crate::ops::{CrossEntropyUpdate, Embedding, LinearCrossEntropy, LinearLogProbs, Mask, Operands};
 
 /// A model of the family: what parameters it has, and what it computes.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,6 +66,25 @@ impl Llama {
             let balance = g.apply1(Map::scale(share as f32), &[balance])?;
             g.add(loss, balance)
         })
+    }
+
+    /// The log-probability of each target (u32 `[B,T]`), in nats: `[B,T]`, 0 where that is [`crate::ops::IGNORE`]. Logits never
+    /// exist whole. `starts` as of [`Llama::loss`].
+    ///
+    /// # Errors
+    /// If a shape does not fit.
+    pub fn log_probs(
+        &self,
+        g: &mut Graph,
+        params: &Params,
+        tokens: Value,
+        targets: Value,
+        starts: Option<Value>,
+    ) -> Result<Value> {
+        let (x, _) = self.hidden_from_start(g, params, tokens, starts)?;
+        let weight = self.output_weight(g, params)?;
+        let op = LinearLogProbs { chunk: None, operands: Operands::F32 };
+        g.scope("output", |g| Ok(g.apply(op, &[x, weight, targets])?[0]))
     }
 
     /// Logits `[B,T,V]` of tokens u32 `[B,T]`, whole: for tests and short texts.

@@ -36,7 +36,7 @@ pub struct CrossEntropyGrad {
     pub start: usize,
 }
 
-fn check_rows(logits: &TensorType, targets: &TensorType) -> Result<usize, String> {
+pub(super) fn check_rows(logits: &TensorType, targets: &TensorType) -> Result<usize, String> {
     match logits.shape.dims() {
         &[r, n] if logits.dtype == DType::F32 && n > 0 && *targets == TensorType::u32([r]) => Ok(r),
         _ => Err("logits must be f32 [R,N] and targets u32 [R]".into()),
@@ -44,13 +44,13 @@ fn check_rows(logits: &TensorType, targets: &TensorType) -> Result<usize, String
 }
 
 /// Dispatches over rows of `[R,N]` logits, in windows of rows whose ranges are aligned in every operand.
-fn windows(r: usize, n: usize, limits: &Limits) -> impl Iterator<Item = (usize, usize)> {
+pub(super) fn windows(r: usize, n: usize, limits: &Limits) -> impl Iterator<Item = (usize, usize)> {
     let fit = (limits.max_binding_bytes / (4 * n.max(3)) as u64).max(64) as usize / 64 * 64;
     (0..r).step_by(fit).map(move |first| (first, fit.min(r - first)))
 }
 
 /// Binds rows first .. first + count of an operand that has R rows.
-fn bind_rows(
+pub(super) fn bind_rows(
     d: Dispatch,
     name: &'static str,
     operand: Operand,

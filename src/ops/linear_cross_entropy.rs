@@ -62,13 +62,18 @@ const CPU_LOGITS: usize = 1 << 20;
 const GPU_LOGITS: [usize; 2] = [16 << 20, 64 << 20];
 
 /// The chunk for operands x and W on an adapter.
-fn fitted(io: &Io, limits: &Limits) -> Option<usize> {
+pub(super) fn fitted(io: &Io, limits: &Limits) -> Option<usize> {
     let x = &io.inputs[0].shape;
     Some(LinearCrossEntropy::chunk_for(x.rows(), x.last(), limits))
 }
 
 /// R, D and V, or what is wrong.
-fn sizes(x: &TensorType, w: &TensorType, targets: &TensorType, chunk: Option<usize>) -> Result<[usize; 3], String> {
+pub(super) fn sizes(
+    x: &TensorType,
+    w: &TensorType,
+    targets: &TensorType,
+    chunk: Option<usize>,
+) -> Result<[usize; 3], String> {
     let &[v, d] = w.shape.dims() else { return Err("W must be [V,D]".into()) };
     if x.dtype != DType::F32 || x.shape.rank() < 2 || x.shape.last() != d {
         return Err(format!("x must be f32 [..,{d}]"));
@@ -88,14 +93,14 @@ fn sizes(x: &TensorType, w: &TensorType, targets: &TensorType, chunk: Option<usi
 }
 
 /// The chunks of the vocabulary, as rows of W, and the flat operands.
-struct Parts {
-    x: Value,
-    targets: Value,
-    chunks: Vec<(usize, Value)>,
+pub(super) struct Parts {
+    pub x: Value,
+    pub targets: Value,
+    pub chunks: Vec<(usize, Value)>,
 }
 
 impl Parts {
-    fn of(g: &mut Graph, inputs: &[Value], chunk: Option<usize>) -> Result<Parts> {
+    pub fn of(g: &mut Graph, inputs: &[Value], chunk: Option<usize>) -> Result<Parts> {
         let [r, d, v] = sizes(g.ty(inputs[0]), g.ty(inputs[1]), g.ty(inputs[2]), chunk).map_err(Error::Graph)?;
         let (x, targets) = (g.reshape(inputs[0], [r, d])?, g.reshape(inputs[2], [r])?);
         let chunk = chunk.unwrap_or_else(|| LinearCrossEntropy::chunk_for(r, d, &Limits::default()));
@@ -110,8 +115,57 @@ impl Parts {
     }
 }
 
+/// The statistics `[R,3]` of all chunks.
+pub(super) fn statistics(g: &mut Graph, parts: &Parts, operands: Operands) -> Result<Value> {
+    let mut stats: Option<Value> = None;
+    for &(start, w) in &parts.chunks {
+        let logits = g.apply1(MatMul::linear().with(operands), &[parts.x, w])?;
+        let inputs: Vec<Value> = [logits, parts.targets].into_iter().chain(stats).collect();
+        stats = Some(g.apply1(CrossEntropyUpdate { start }, &inputs)?);
+    }
+    Ok(stats.expect("there is at least one chunk"))
+}
+
+/// The gradients towards x and, where it is f32, W, which `inputs` begin with: each chunk's logits are computed again, and
+/// `towards` gives the gradient towards them from its first word and them.
+pub(super) fn backward(
+    g: &mut Graph,
+    inputs: &[Value],
+    parts: &Parts,
+    operands: Operands,
+    towards: &dyn Fn(&mut Graph, usize, Value) -> Result<Value>,
+) -> Result<Vec<Value>> {
+    let (x_shape, w_shape) = (g.ty(inputs[0]).shape.clone(), g.ty(inputs[1]).shape.clone());
+    let is_trained = !g.ty(inputs[1]).dtype.is_packed();
+    let (mut dx, mut dw): (Option<Value>, Vec<Value>) = (None, Vec::new());
+    let mut starts = Vec::new();
+    for &(start, w) in &parts.chunks {
+        let logits = g.apply1(MatMul::linear().with(operands), &[parts.x, w])?;
+        let dlogits = towards(g, start, logits)?;
+        let part = g.apply1(MatMul::new(false, false).with(operands), &[dlogits, w])?;
+        dx = Some(match dx {
+            None => part,
+            Some(sum) => g.apply1(Map::add(), &[part, sum])?,
+        });
+        if is_trained {
+            dw.push(g.apply1(MatMul::new(true, false).with(operands), &[dlogits, parts.x])?);
+            starts.push(start * w_shape.last());
+        }
+    }
+    let dx = dx.expect("there is at least one chunk");
+    let mut both = vec![g.reshape(dx, x_shape)?];
+    if is_trained {
+        let dw = match dw[..] {
+            [dw] => dw,
+            _ => g.apply1(Concat { starts, elements: w_shape.elements() }, &dw)?,
+        };
+        both.push(g.reshape(dw, w_shape)?);
+    }
+    Ok(both)
+}
+
 /// Logits of every row against all of W, in f64.
-fn logits(x: &Array, w: &Array) -> Vec<Vec<f64>> {
+pub(super) fn logits(x: &Array, w: &Array) -> Vec<Vec<f64>> {
     let d = w.ty.shape.last();
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     x.data.chunks_exact(d).map(|x| w.data.chunks_exact(d).map(|w| dot(x, w)).collect()).collect()
@@ -148,13 +202,7 @@ impl Op for LinearCrossEntropy {
 
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
         let parts = Parts::of(g, &node.inputs, self.chunk)?;
-        let mut stats: Option<Value> = None;
-        for (start, w) in parts.chunks {
-            let logits = g.apply1(MatMul::linear().with(self.operands), &[parts.x, w])?;
-            let inputs: Vec<Value> = [logits, parts.targets].into_iter().chain(stats).collect();
-            stats = Some(g.apply1(CrossEntropyUpdate { start }, &inputs)?);
-        }
-        let stats = stats.expect("there is at least one chunk");
+        let stats = statistics(g, &parts, self.operands)?;
         Ok(Some(g.apply(CrossEntropyLoss, &[stats, parts.targets])?))
     }
 
@@ -181,7 +229,7 @@ impl Op for LinearCrossEntropy {
     }
 }
 
-fn log_sum_exp(x: &[f64]) -> f64 {
+pub(super) fn log_sum_exp(x: &[f64]) -> f64 {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     max + x.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
 }
@@ -210,35 +258,12 @@ impl Op for LinearCrossEntropyGrad {
     }
 
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
-        let &[x, w, _, lse, count, dloss] = &node.inputs[..] else { unreachable!("checked when the node was made") };
-        let (x_shape, w_shape) = (g.ty(x).shape.clone(), g.ty(w).shape.clone());
-        let is_trained = !g.ty(w).dtype.is_packed();
+        let &[_, _, _, lse, count, dloss] = &node.inputs[..] else { unreachable!("checked when the node was made") };
         let parts = Parts::of(g, &node.inputs, self.chunk)?;
-        let (mut dx, mut dw): (Option<Value>, Vec<Value>) = (None, Vec::new());
-        let mut starts = Vec::new();
-        for (start, w) in parts.chunks {
-            let logits = g.apply1(MatMul::linear().with(self.operands), &[parts.x, w])?;
-            let dlogits = g.apply1(CrossEntropyGrad { start }, &[logits, parts.targets, lse, count, dloss])?;
-            let part = g.apply1(MatMul::new(false, false).with(self.operands), &[dlogits, w])?;
-            dx = Some(match dx {
-                None => part,
-                Some(sum) => g.apply1(Map::add(), &[part, sum])?,
-            });
-            if is_trained {
-                dw.push(g.apply1(MatMul::new(true, false).with(self.operands), &[dlogits, parts.x])?);
-                starts.push(start * w_shape.last());
-            }
-        }
-        let dx = dx.expect("there is at least one chunk");
-        let mut both = vec![g.reshape(dx, x_shape)?];
-        if is_trained {
-            let dw = match dw[..] {
-                [dw] => dw,
-                _ => g.apply1(Concat { starts, elements: w_shape.elements() }, &dw)?,
-            };
-            both.push(g.reshape(dw, w_shape)?);
-        }
-        Ok(Some(both))
+        backward(g, &node.inputs, &parts, self.operands, &|g, start, logits| {
+            g.apply1(CrossEntropyGrad { start }, &[logits, parts.targets, lse, count, dloss])
+        })
+        .map(Some)
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -3,7 +3,8 @@
 use super::table::{Case, Draw, below, normal, positive};
 use super::{
     AdamW, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, Dropout, GlobalNorm, IGNORE, LinearCrossEntropy,
-    LinearCrossEntropyGrad, LossScale, Operands, SumParts, SumSquares,
+    LinearCrossEntropyGrad, LinearLogProbs, LinearLogProbsGrad, LogProbs, LogProbsGrad, LossScale, Operands, SumParts,
+    SumSquares,
 };
 use crate::base::TensorType;
 
@@ -11,7 +12,7 @@ type Input = (TensorType, Draw);
 
 /// These rows.
 pub(super) fn rows() -> Vec<Case> {
-    [cross_entropy(), linear_cross_entropy(), dropout(), optimizer()].concat()
+    [cross_entropy(), linear_cross_entropy(), log_probs(), dropout(), optimizer()].concat()
 }
 
 fn given<const N: usize>(dims: [usize; N], values: &[f64]) -> Input {
@@ -66,6 +67,33 @@ fn linear_cross_entropy() -> Vec<Case> {
         Case::new(
             "half",
             LinearCrossEntropy { operands: half, ..LinearCrossEntropy::new(64) },
+            &[normal([5, 6]), normal([133, 6]), targets(5, 133)],
+        ),
+        Case::new("half", grad(half), &parts),
+    ]
+}
+
+fn log_probs() -> Vec<Case> {
+    let op = LinearLogProbs { chunk: Some(64), operands: Operands::F32 };
+    let half = Operands::F16;
+    let grad = |operands| LinearLogProbsGrad { chunk: Some(64), operands };
+    let parts = [normal([5, 6]), normal([133, 6]), targets(5, 133), positive([5]), normal([5])];
+    let shaped = |b, t, n| (TensorType::u32([b, t]), targets(b * t, n).1);
+    vec![
+        Case::new("", LogProbs, &[positive([9, 3]), targets(9, 5)]),
+        Case::new("many", LogProbs, &[positive([700, 3]), targets(700, 5)]),
+        Case::new("", LogProbsGrad { start: 64 }, &[normal([7, 75]), targets(7, 139), positive([7]), normal([7])]),
+        Case::new(
+            "first",
+            LogProbsGrad { start: 0 },
+            &[normal([33, 300]), targets(33, 300), positive([33]), normal([33])],
+        ),
+        Case::new("", op.clone(), &[normal([2, 3, 8]), normal([40, 8]), shaped(2, 3, 40)]).wrt(&[0, 1]),
+        Case::new("chunks", op.clone(), &[normal([5, 6]), normal([133, 6]), targets(5, 133)]).wrt(&[0, 1]),
+        Case::new("chunks", grad(Operands::F32), &parts),
+        Case::new(
+            "half",
+            LinearLogProbs { operands: half, ..op },
             &[normal([5, 6]), normal([133, 6]), targets(5, 133)],
         ),
         Case::new("half", grad(half), &parts),

@@ -25,6 +25,8 @@ const TABLE: &[(&str, &str)] = table![
     "cross_entropy_grad",
     "cross_entropy_loss",
     "cross_entropy_update",
+    "log_probs",
+    "log_probs_grad",
     "dropout",
     "embedding",
     "embedding_grad",
