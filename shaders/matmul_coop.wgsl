@@ -168,7 +168,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var c01 = Sum();
     var c10 = Sum();
     var c11 = Sum();
-    for (var k = 0u; k < params.k; k += TILE_K) {
+    let ks = summed(group.z);
+    for (var k = ks.x; k < ks.y; k += TILE_K) {
 #if PANELS_K
         a_lines = lines_a(group.z, k);
 #endif

@@ -85,7 +85,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let i0 = lane / 16u;
     let j0 = lane % 16u;
     var acc: array<f32, PER_M * PER_N>;
-    for (var k = 0u; k < params.k; k += TILE_K) {
+    let ks = summed(group.z);
+    for (var k = ks.x; k < ks.y; k += TILE_K) {
 #if PANELS_K
         a_lines = lines_a(group.z, k);
 #endif

@@ -1,12 +1,16 @@
 // matvec_groups: c = a b' for few rows of a, on GPUs. LANES lanes of a workgroup of 64 walk along one row of b together,
-// each over blocks or quads of its own, and then add up in shared memory: right for any subgroup size.
+// each over blocks or quads of its own, and then add up: in shared memory, right for any subgroup size, or with SHUFFLE from
+// lane to lane, where subgroups have LANES or more. Both add in the same order.
 #import lib/matvec.wgsl
 #hook prologue
 #hook epilogue
 
+#if SHUFFLE
+#else
 var<workgroup> sums: array<f32, 64 * ROWS>;
 #if NORM
 var<workgroup> squares: array<f32, 64 * ROWS>;
+#endif
 #endif
 
 @compute @workgroup_size(64)
@@ -46,6 +50,27 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             acc[r] += product(w, x, vec2(low, high));
         }
     }
+#if SHUFFLE
+    var sums = acc;
+#if NORM
+    var squares: array<f32, ROWS>;
+    for (var r = 0u; r < ROWS; r++) {
+        squares[r] = sum4(square[r]);
+    }
+#endif
+    for (var width = LANES / 2u; width > 0u; width = width / 2u) {
+        for (var r = 0u; r < ROWS; r++) {
+            sums[r] += subgroupShuffleXor(sums[r], width);
+#if NORM
+            squares[r] += subgroupShuffleXor(squares[r], width);
+#endif
+        }
+    }
+    let row_of_sums = 1u;
+    let own = 0u;
+#else
+    let row_of_sums = 64u;
+    let own = lane;
     for (var r = 0u; r < ROWS; r++) {
         sums[64u * r + lane] = acc[r];
 #if NORM
@@ -63,13 +88,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
     }
+#endif
     if along == 0u && column < params.n {
         for (var r = 0u; r < min(ROWS, params.m - first); r++) {
             let at = c_lines.base + (first + r) * c_lines.step + column;
 #if NORM
-            let sum = sums[64u * r + lane] * inverse_rms(squares[64u * r + lane]);
+            let sum = sums[row_of_sums * r + own] * inverse_rms(squares[row_of_sums * r + own]);
 #else
-            let sum = sums[64u * r + lane];
+            let sum = sums[row_of_sums * r + own];
 #endif
             c[at] = epilogue(sum, params.whole_c + at);
         }

@@ -85,12 +85,16 @@ fn kernels_match_the_reference() {
 fn assert_within(case: &Case, kernel: &Kernel, limits: &Limits) {
     let io = case.io().expect("checked by the caller");
     let label = format!("{}, variant {}", case.label, kernel.variant);
-    for d in &kernel.dispatches {
+    let reserved = case.op.scratch(&io, limits);
+    assert!(kernel.scratch <= reserved, "{label}: {} bytes of scratch, reserved are {reserved}", kernel.scratch);
+    let scratch = danlu::base::TensorType::f32([kernel.scratch as usize / 4]);
+    for d in kernel.stages().flat_map(|stage| &stage.dispatches) {
         assert!(d.workgroups.iter().all(|&n| n > 0 && n <= limits.max_workgroups), "{label}: {:?}", d.workgroups);
         for b in &d.bindings {
             let ty = match b.operand {
                 danlu::graph::Operand::Input(i) => &io.inputs[i],
                 danlu::graph::Operand::Output(i) => &io.outputs[i],
+                danlu::graph::Operand::Scratch => &scratch,
             };
             assert!(b.offset % limits.binding_alignment == 0 && b.offset + b.bytes <= ty.bytes(), "{label}: {b:?}");
             assert!(b.bytes <= limits.max_binding_bytes, "{label}: {b:?} is beyond the binding limit");
@@ -144,7 +148,7 @@ fn kernels_translate_for_every_vendor() {
         for limits in [both(&Limits::default()), both(&wide)].concat() {
             for kernel in kernels(&case, &limits) {
                 assert_within(&case, &kernel, &limits);
-                common::check_kernel(&kernel);
+                kernel.stages().for_each(common::check_kernel);
                 if limits.is_cpu {
                     common::check_wide(&kernel);
                 }

@@ -6,6 +6,9 @@ struct Params {
     skip_a: u32, skip_b: u32, skip_c: u32, // word of the binding at which the first matrix starts
     whole_a: u32, whole_c: u32, // element of the tensor at which the binding starts: what hooks are told
     first: u32, last: u32, // of several dispatches that add up along k
+#if SPLIT
+    slice: u32, // of k, for each z: the length of its part of the sum
+#endif
 #if PANELS
     panel_1: u32, panel_2: u32, // columns with which the second and the third panel begin
 #endif
@@ -32,6 +35,15 @@ fn panel(rows: u32, columns: u32, column: u32) -> Lines {
 }
 #endif
 
+// The part of k that a workgroup sums: from x on, without y.
+fn summed(z: u32) -> vec2<u32> {
+#if SPLIT
+    return vec2(z * params.slice, min(params.k, (z + 1u) * params.slice));
+#else
+    return vec2(0u, params.k);
+#endif
+}
+
 // Of matrix z of a, where columns as stored from this one on are wanted.
 fn lines_a(z: u32, column: u32) -> Lines {
 #if PANELS_A
@@ -48,7 +60,9 @@ fn lines_a(z: u32, column: u32) -> Lines {
 // The same of c.
 fn lines_c(z: u32, column: u32) -> Lines {
 #if PANELS_C
-    return panel(params.m, params.n, column);
+    var lines = panel(params.m, params.n, column);
+    lines.base += z * params.batch_c;
+    return lines;
 #else
     return Lines(params.skip_c + z * params.batch_c, params.row_c);
 #endif

@@ -27,6 +27,17 @@ impl Attached {
         Hook { name, code: format!("fn {name}(v: f32, i: u32) -> f32 {{ return {body}; }}"), reads }
     }
 
+    /// Adds the hook to one stage of a kernel, and what it reads.
+    fn attach(&self, stage: &mut Kernel, hook: Hook, io: &Io) {
+        stage.hooks.push(hook);
+        for dispatch in &mut stage.dispatches {
+            for index in self.first..self.first + self.extras {
+                let bytes = io.inputs[index].bytes();
+                *dispatch = dispatch.clone().bind(format!("e{index}"), Operand::Input(index), 0, bytes);
+            }
+        }
+    }
+
     fn apply(&self, value: &mut Array, inputs: &[Array]) {
         for i in 0..value.data.len() {
             let v = value.data[i];
@@ -69,19 +80,17 @@ impl Op for Fused {
         let mut kernels = self.base.kernels(&self.base_io(io), limits);
         for kernel in &mut kernels {
             if let (Some(p), Some(at)) = (&self.prologue, self.base.prologue()) {
-                kernel.hooks.push(p.hook("prologue", &io.inputs[at], io));
+                p.attach(kernel, p.hook("prologue", &io.inputs[at], io), io);
             }
             if let Some(e) = &self.epilogue {
-                kernel.hooks.push(e.hook("epilogue", &io.outputs[0], io));
-            }
-            for dispatch in &mut kernel.dispatches {
-                for index in self.base_inputs..io.inputs.len() {
-                    let bytes = io.inputs[index].bytes();
-                    *dispatch = dispatch.clone().bind(format!("e{index}"), Operand::Input(index), 0, bytes);
-                }
+                e.attach(kernel.last_mut(), e.hook("epilogue", &io.outputs[0], io), io);
             }
         }
         kernels
+    }
+
+    fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
+        self.base.scratch(&self.base_io(io), limits)
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -31,6 +31,11 @@ pub(super) struct Lifetimes {
     apart: HashSet<(usize, usize)>,
 }
 
+/// What stands for the scratch memory of a node's kernels.
+pub(super) fn scratch(node: NodeId) -> Storage {
+    Value { node, output: u32::MAX }
+}
+
 /// The nodes that are steps of the plan, in order.
 pub(super) fn steps(graph: &Graph) -> Vec<NodeId> {
     ids(graph).filter(|&id| is_transient(graph, id) && place::view(graph, graph.node(id)).is_none()).collect()
@@ -38,7 +43,7 @@ pub(super) fn steps(graph: &Graph) -> Vec<NodeId> {
 
 pub(super) fn layout(graph: &Graph, places: &Places, limits: &Limits) -> Result<Layout> {
     let mut layout = sources(graph, limits)?;
-    let Lifetimes { storages, blocks, apart } = lifetimes(graph, places, &steps(graph))?;
+    let Lifetimes { storages, blocks, apart } = lifetimes(graph, places, &steps(graph), limits)?;
     let (regions, sizes) = pack(&blocks, &apart, limits.binding_alignment, limits.max_buffer_bytes).map_err(|i| {
         let name = &graph.node(storages[i].node).name;
         fits(name, blocks[i].bytes, limits).expect_err("a block that fits can always be placed")
@@ -103,11 +108,12 @@ struct Use {
 }
 
 /// Lifetimes of everything transient: each part of a storage lives while it is used.
-pub(super) fn lifetimes(graph: &Graph, places: &Places, steps: &[NodeId]) -> Result<Lifetimes> {
+pub(super) fn lifetimes(graph: &Graph, places: &Places, steps: &[NodeId], limits: &Limits) -> Result<Lifetimes> {
     let mut index: HashMap<Storage, usize> = HashMap::new();
     let mut storages: Vec<Storage> = Vec::new();
     let mut uses: Vec<Vec<Use>> = Vec::new();
     let mut apart = HashSet::new();
+    let mut own: HashMap<Storage, u64> = HashMap::new();
     for (step, &id) in steps.iter().enumerate() {
         let (reads, writes) = sides(graph, places, id);
         for &value in reads.iter().chain(&writes) {
@@ -129,14 +135,26 @@ pub(super) fn lifetimes(graph: &Graph, places: &Places, steps: &[NodeId]) -> Res
                 apart.insert((r.min(w), r.max(w)));
             }
         }
+        // A stage writes what the next one reads, beside all that the node reads and writes.
+        let (node, storage) = (graph.node(id), scratch(id));
+        let bytes = node.op().map_or(0, |op| op.scratch(&place::io(graph, node), limits));
+        if bytes > 0 {
+            let i = storages.len();
+            apart.extend(reads.iter().chain(&writes).map(|v| (index[&places[v].storage], i)));
+            own.insert(storage, bytes);
+            storages.push(storage);
+            uses.push(vec![Use { start: 0, end: bytes, step }]);
+        }
     }
     for (_, value) in graph.outputs() {
         if let Some(&i) = index.get(&places[value].storage) {
             uses[i].push(used(graph, places, *value, steps.len()));
         }
     }
-    let block =
-        |(&storage, uses): (&Storage, &Vec<Use>)| Block { bytes: storage_bytes(graph, storage), spans: spans(uses) };
+    let block = |(&storage, uses): (&Storage, &Vec<Use>)| Block {
+        bytes: own.get(&storage).copied().unwrap_or_else(|| storage_bytes(graph, storage)),
+        spans: spans(uses),
+    };
     let blocks = storages.iter().zip(&uses).map(block).collect();
     Ok(Lifetimes { storages, blocks, apart })
 }

@@ -79,7 +79,8 @@ pub(super) fn lower(graph: &Graph, places: &Places, limits: &Limits, chooser: &m
     }
     for id in steps {
         states_are_apart(graph, places, id)?;
-        plan.steps.push(step(graph, id, limits, chooser, &at)?);
+        let scratch = located.get(&layout::scratch(id)).copied();
+        plan.steps.extend(node_steps(graph, id, limits, chooser, (&at, scratch))?);
     }
     Ok(plan)
 }
@@ -100,13 +101,17 @@ fn states_are_apart(graph: &Graph, places: &Places, id: NodeId) -> Result<()> {
     }
 }
 
-fn step(
+/// Where a value lies, and the node's scratch memory.
+type At<'a> = (&'a dyn Fn(Value) -> (usize, u64), Option<(usize, u64)>);
+
+/// A step for each stage of the kernel that is picked; the first has all of the node's work.
+fn node_steps(
     graph: &Graph,
     id: NodeId,
     limits: &Limits,
     chooser: &mut dyn Chooser,
-    at: &dyn Fn(Value) -> (usize, u64),
-) -> Result<Step> {
+    (at, scratch): At,
+) -> Result<Vec<Step>> {
     let node = graph.node(id);
     let op = node.op().expect("a step is an operator");
     let io = place::io(graph, node);
@@ -117,35 +122,36 @@ fn step(
     let picked = if kernels.len() == 1 { 0 } else { chooser.choose(op, &io, &kernels) };
     let kernel = kernels.swap_remove(picked.min(kernels.len() - 1));
     let in_place = op.writes();
-    let resolve = |b: &crate::graph::Bind| {
-        let (value, written) = match b.operand {
-            Operand::Input(i) => (node.inputs[i], in_place.contains(&i)),
-            Operand::Output(i) => (Value { node: id, output: i as u32 }, true),
+    let resolve = |b: &crate::graph::Bind, stage: usize| {
+        let ((buffer, offset), written) = match b.operand {
+            Operand::Input(i) => (at(node.inputs[i]), in_place.contains(&i)),
+            Operand::Output(i) => (at(Value { node: id, output: i as u32 }), true),
+            // The first stage writes it, and the others read it.
+            Operand::Scratch => (scratch.expect("its operator says that it wants some"), stage == 0),
         };
-        let (buffer, offset) = at(value);
         Binding { name: b.name.clone(), buffer, offset: offset + b.offset, bytes: b.bytes, written }
     };
-    let dispatches = kernel
-        .dispatches
-        .iter()
-        .map(|d| PlanDispatch {
-            bindings: d.bindings.iter().map(resolve).collect(),
-            params: d.params.clone(),
-            workgroups: d.workgroups,
-        })
-        .collect();
     let cost = op.cost(&io);
-    Ok(Step {
-        name: node.name.clone(),
+    let step = |(i, stage): (usize, &Kernel)| Step {
+        name: if i == 0 { node.name.clone() } else { format!("{}.{}", node.name, stage.variant) },
         op: op.name(),
-        variant: kernel.variant,
-        shader: kernel.shader,
-        constants: kernel.constants,
-        hooks: kernel.hooks,
-        inputs: io.inputs,
-        outputs: io.outputs,
-        dispatches,
-        flops: cost.flops,
-        bytes: cost.bytes,
-    })
+        variant: stage.variant.clone(),
+        shader: stage.shader,
+        constants: stage.constants.clone(),
+        hooks: stage.hooks.clone(),
+        inputs: io.inputs.clone(),
+        outputs: io.outputs.clone(),
+        dispatches: stage
+            .dispatches
+            .iter()
+            .map(|d| PlanDispatch {
+                bindings: d.bindings.iter().map(|b| resolve(b, i)).collect(),
+                params: d.params.clone(),
+                workgroups: d.workgroups,
+            })
+            .collect(),
+        flops: if i == 0 { cost.flops } else { 0 },
+        bytes: if i == 0 { cost.bytes } else { kernel.scratch },
+    };
+    Ok(kernel.stages().enumerate().map(step).collect())
 }

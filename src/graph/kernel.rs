@@ -48,6 +48,8 @@ pub enum Operand {
     Input(usize),
     /// Output of the node.
     Output(usize),
+    /// Memory that only the kernel's own stages know: undefined before the first.
+    Scratch,
 }
 
 /// A shader variable and the range of an operand behind it.
@@ -89,13 +91,38 @@ pub struct Kernel {
     pub dispatches: Vec<Dispatch>,
     /// Floating-point operations, with those of tiles that stand over the edges; 0 where they are the operator's cost.
     pub flops: u64,
+    /// Bytes of [`Operand::Scratch`] for it and what follows; no more than its operator says ([`crate::graph::Op::scratch`]).
+    pub scratch: u64,
+    /// What runs after it, by another shader, to complete its work.
+    pub then: Option<Box<Kernel>>,
 }
 
 impl Kernel {
     /// A kernel with one dispatch that binds whole tensors.
     pub fn new(shader: &'static str, variant: impl Into<String>) -> Self {
-        let variant = variant.into();
-        Kernel { variant, shader, constants: Vec::new(), hooks: Vec::new(), dispatches: Vec::new(), flops: 0 }
+        Kernel {
+            variant: variant.into(),
+            shader,
+            constants: Vec::new(),
+            hooks: Vec::new(),
+            dispatches: Vec::new(),
+            flops: 0,
+            scratch: 0,
+            then: None,
+        }
+    }
+
+    /// It and what runs after it.
+    pub fn stages(&self) -> impl Iterator<Item = &Kernel> {
+        std::iter::successors(Some(self), |kernel| kernel.then.as_deref())
+    }
+
+    /// The last of its stages, which writes the outputs.
+    pub fn last_mut(&mut self) -> &mut Kernel {
+        match self.then {
+            None => self,
+            Some(ref mut next) => next.last_mut(),
+        }
     }
 
     /// Adds a header constant.

@@ -77,6 +77,13 @@ pub trait Op: Any + Debug + Send + Sync {
         Vec::new()
     }
 
+    /// The most bytes of [`crate::graph::Operand::Scratch`] that one of its kernels wants: reserved while the node runs,
+    /// whichever is chosen.
+    fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
+        let _ = (io, limits);
+        0
+    }
+
     /// Work and traffic.
     fn cost(&self, io: &Io) -> Cost {
         Cost { flops: io.elements(), bytes: io.bytes() }

@@ -125,7 +125,11 @@ impl Op for MatMul {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let tiers = self.tiers(io, limits);
-        tiers.into_iter().map(|tier| self.dispatches(tier, io, limits)).collect()
+        tiers.into_iter().filter_map(|tier| self.kernel(tier, io, limits)).collect()
+    }
+
+    fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
+        self.scratch_for(self.io_sizes(io), limits)
     }
 
     fn cost(&self, io: &Io) -> Cost {

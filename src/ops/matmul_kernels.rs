@@ -1,6 +1,7 @@
 //! Kernels of [`MatMul`]: its candidates, and the dispatches of each.
 
 use super::matmul::{MatMul, Sizes};
+use super::matmul_split::Split;
 use super::weight;
 use super::windows::{Window, ranges, rows_per_binding};
 use crate::base::{DType, Limits};
@@ -8,15 +9,22 @@ use crate::graph::{Dispatch, Io, Kernel, Operand};
 use std::ops::Range;
 
 /// A candidate's shader and the tile of C that one of its workgroups makes.
+#[derive(Clone)]
 pub(super) struct Tier {
     kernel: Kernel,
     tile: [usize; 2],
+    split: Option<Split>,
 }
 
 impl Tier {
     /// Rows and columns of C that a workgroup makes.
     pub(super) fn tile(&self) -> [usize; 2] {
         self.tile
+    }
+
+    /// True for kernels that may sum a part of K.
+    fn can_split(&self) -> bool {
+        ["matmul_tile", "matmul_block", "matmul_coop"].contains(&self.kernel.shader)
     }
 
     /// True for the kernel of a CPU's lanes.
@@ -28,6 +36,11 @@ impl Tier {
         Tier { kernel: self.kernel.constant(name, value), ..self }
     }
 }
+
+/// Tiles of `matmul_tile.wgsl` on a GPU.
+const TILES: [[usize; 2]; 2] = [[64, 64], [32, 32]];
+/// Tiles of `matmul_block.wgsl`, and the steps of the sum for which both its buffers fit 16 KiB.
+const BLOCKS: [([usize; 2], usize); 2] = [([64, 64], 16), ([128, 128], 8)];
 
 /// Columns of one lane of `matmul_rows.wgsl`, measured on lavapipe; VECTOR_B relies on its being 4.
 const ROWS_COLUMNS: usize = 4;
@@ -61,7 +74,7 @@ impl MatMul {
     pub(super) fn tiers(&self, io: &Io, limits: &Limits) -> Vec<Tier> {
         let (s, dtype) = (self.io_sizes(io), io.inputs[1].dtype);
         let half = self.operands.are_half();
-        let mut tiers: Vec<Tier> = self.few_rows(io, limits).into_iter().collect();
+        let mut tiers = self.few_rows(io, limits);
         if hands_on(limits) {
             tiers.push(self.rows(s, dtype));
             // Every kind has pipelines of its own, which take time to compile, and to measure: packed and rounded ones have
@@ -70,7 +83,7 @@ impl MatMul {
                 return tiers;
             }
         }
-        let sizes = [if limits.is_cpu && !dtype.is_packed() { [128, 64] } else { [64, 64] }, [32, 32]];
+        let sizes = if limits.is_cpu && !dtype.is_packed() { [[128, 64], TILES[1]] } else { TILES };
         let tile = |[m, n]: [usize; 2], staged: &str| {
             let tier = self.tier("matmul_tile", format!("tile_{m}x{n}{staged}"), dtype, [m, n]);
             tier.constant("TILE_M", m).constant("TILE_N", n).constant("TILE_K", 16)
@@ -80,29 +93,71 @@ impl MatMul {
         if half && limits.has_f16 {
             tiers.extend(sizes.map(|size| tile(size, "_staged").constant("STAGED", 1)));
         }
+        if !limits.is_cpu {
+            tiers.extend(self.blocks(io));
+        }
         if half && dtype == DType::F32 {
             tiers.extend(self.cooperative(s, limits));
         }
+        let split = tiers.iter().filter_map(|tier| {
+            let split = Split::of(s, tier.tile, limits).filter(|_| tier.can_split() && !limits.is_cpu)?;
+            Some(Tier { split: Some(split), ..tier.clone() })
+        });
+        let split: Vec<Tier> = split.collect();
+        tiers.extend(split);
         tiers
     }
 
-    /// The kernel that walks along rows of B, where A has so few that it is the faster one.
-    pub(super) fn few_rows(&self, io: &Io, limits: &Limits) -> Option<Tier> {
+    /// The most scratch memory that a kernel of [`MatMul::tiers`] wants.
+    pub(super) fn scratch_for(&self, s: Sizes, limits: &Limits) -> u64 {
+        if limits.is_cpu {
+            return 0;
+        }
+        let cooperative = limits.cooperative.iter().map(|&size| [4 * size as usize; 2]);
+        let tiles = TILES.into_iter().chain(BLOCKS.map(|(tile, _)| tile)).chain(cooperative);
+        tiles.filter_map(|tile| Split::of(s, tile, limits)).map(|split| split.bytes(s)).max().unwrap_or(0)
+    }
+
+    /// Larger tiles, where vectors of four lie along rows of both operands.
+    fn blocks(&self, io: &Io) -> Vec<Tier> {
+        let p = Product::of(self, io);
+        if p.dtype.is_packed() || !p.a[1].is_multiple_of(4) || !p.b[1].is_multiple_of(4) {
+            return Vec::new();
+        }
+        // No larger than C, but one at least.
+        let fits = |&([m, n], _): &([usize; 2], usize)| m <= 64 || m <= p.sizes.m && n <= p.sizes.n;
+        let block = |([m, n], k): ([usize; 2], usize)| {
+            let tier = self.tier("matmul_block", format!("block_{m}x{n}"), p.dtype, [m, n]);
+            tier.constant("TILE_M", m).constant("TILE_N", n).constant("TILE_K", k)
+        };
+        BLOCKS.into_iter().filter(fits).map(block).collect()
+    }
+
+    /// Kernels that walk along rows of B, where A has so few that they are faster.
+    pub(super) fn few_rows(&self, io: &Io, limits: &Limits) -> Vec<Tier> {
         let (s, dtype) = (self.io_sizes(io), io.inputs[1].dtype);
         if !self.transpose_b || self.transpose_a || !s.k.is_multiple_of(4) || self.operands.are_half() {
-            return None;
+            return Vec::new();
         }
         let rows = s.m.next_power_of_two();
         if hands_on(limits) {
             // Measured: beyond these the rows kernel is faster.
             let few = s.m <= if dtype.is_packed() { 4 } else { 2 };
             let tier = || self.tier("matvec_lanes", format!("lanes_{rows}"), dtype, [rows, 8]);
-            return few.then(|| tier().constant("ROWS", rows));
+            return few.then(|| tier().constant("ROWS", rows)).into_iter().collect();
         }
         // So many lanes share a row that each has some four blocks of it.
         let lanes = (s.k / 128).next_power_of_two().clamp(4, 32);
-        let tier = || self.tier("matvec_groups", format!("groups_{rows}"), dtype, [rows, 64 / lanes]);
-        (s.m <= 8).then(|| tier().constant("ROWS", rows).constant("LANES", lanes))
+        let tier = |what: &str| {
+            let tier = self.tier("matvec_groups", format!("{what}_{rows}"), dtype, [rows, 64 / lanes]);
+            tier.constant("ROWS", rows).constant("LANES", lanes)
+        };
+        let mut tiers: Vec<Tier> = if s.m <= 8 { vec![tier("groups")] } else { Vec::new() };
+        // Adapters without subgroups say that theirs have four lanes.
+        if s.m <= 8 && limits.min_subgroup as usize >= lanes.max(8) {
+            tiers.push(tier("shuffled").constant("SHUFFLE", 1));
+        }
+        tiers
     }
 
     fn rows(&self, s: Sizes, dtype: DType) -> Tier {
@@ -145,7 +200,18 @@ impl MatMul {
             kernel = kernel.constant("HALF", 1);
         }
         let is_packed = dtype.is_packed();
-        Tier { kernel: if is_packed { weight::header(kernel.constant("PACKED", 1), dtype) } else { kernel }, tile }
+        let kernel = if is_packed { weight::header(kernel.constant("PACKED", 1), dtype) } else { kernel };
+        Tier { kernel, tile, split: None }
+    }
+
+    /// One tier's kernel.
+    pub(super) fn kernel(&self, tier: Tier, io: &Io, limits: &Limits) -> Option<Kernel> {
+        let split = tier.split;
+        let kernel = self.dispatches(tier, io, limits);
+        match split {
+            None => Some(kernel),
+            Some(split) => split.apply(kernel, self.io_sizes(io), limits),
+        }
     }
 
     /// The dispatches that cover the product, each within the limits.

@@ -23,6 +23,7 @@ mod loss_scale;
 mod mask;
 mod matmul;
 mod matmul_kernels;
+mod matmul_split;
 mod norm_matmul;
 mod operands;
 mod panel_matmul;

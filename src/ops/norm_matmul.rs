@@ -29,6 +29,19 @@ impl NormMatMul {
         (!self.widths.is_empty()).then(|| PanelMatMul::linear(MatMul::linear(), self.widths.clone()))
     }
 
+    /// A product's kernel that norms its rows.
+    fn normed(&self, kernel: Kernel, io: &Io) -> Kernel {
+        let mut kernel = kernel.constant("NORM", 1);
+        kernel.variant = format!("norm_{}", kernel.variant);
+        for dispatch in &mut kernel.dispatches {
+            let weight = dispatch.bindings.iter_mut().find(|b| b.operand == Operand::Input(1));
+            weight.expect("a product binds its weight").operand = Operand::Input(2);
+            *dispatch =
+                dispatch.clone().bind("gain", Operand::Input(1), 0, io.inputs[1].bytes()).param("eps", self.eps);
+        }
+        kernel
+    }
+
     fn norm(&self) -> RmsNorm {
         RmsNorm { eps: self.eps }
     }
@@ -59,21 +72,12 @@ impl Op for NormMatMul {
         if let Some(panels) = &panels {
             own = panels.inner(&own);
         }
-        let Some(tier) = product.few_rows(&own, limits) else { return Vec::new() };
-        let kernel = match panels {
-            None => Some(product.dispatches(tier, &own, limits)),
+        let tiers = product.few_rows(&own, limits).into_iter();
+        let kernels = tiers.filter_map(|tier| match &panels {
+            None => product.kernel(tier, &own, limits),
             Some(panels) => panels.kernel(tier, &own, limits),
-        };
-        let Some(kernel) = kernel else { return Vec::new() };
-        let mut kernel = kernel.constant("NORM", 1);
-        kernel.variant = format!("norm_{}", kernel.variant);
-        for dispatch in &mut kernel.dispatches {
-            let weight = dispatch.bindings.iter_mut().find(|b| b.operand == Operand::Input(1));
-            weight.expect("a product binds its weight").operand = Operand::Input(2);
-            *dispatch =
-                dispatch.clone().bind("gain", Operand::Input(1), 0, io.inputs[1].bytes()).param("eps", self.eps);
-        }
-        vec![kernel]
+        });
+        kernels.map(|kernel| self.normed(kernel, io)).collect()
     }
 
     fn cost(&self, io: &Io) -> Cost {

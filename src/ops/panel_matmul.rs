@@ -80,7 +80,7 @@ impl PanelMatMul {
         if !self.widths.iter().all(|width| width.is_multiple_of(tile)) {
             return None;
         }
-        let mut kernel = self.product.dispatches(tier, inner, limits);
+        let mut kernel = self.product.kernel(tier, inner, limits)?;
         let [dispatch] = kernel.dispatches.as_mut_slice() else { return None };
         let (first, second) = (self.widths[0], self.widths[0] + self.widths[1]);
         dispatch.params.extend([("panel_1", first.into()), ("panel_2", second.into())]);
@@ -143,6 +143,10 @@ impl Op for PanelMatMul {
             tiers.truncate(tiers.iter().position(Tier::is_rows).map_or(tiers.len(), |i| i + 1));
         }
         tiers.into_iter().filter_map(|tier| self.kernel(tier, &inner, limits)).collect()
+    }
+
+    fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
+        self.product.scratch(&self.inner(io), limits)
     }
 
     fn cost(&self, io: &Io) -> Cost {

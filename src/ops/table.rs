@@ -171,6 +171,10 @@ fn matmul() -> Vec<Case> {
         Case::new("nt odd", op(false, true), &[normal([67, 131]), normal([70, 131])]),
         Case::new("tn odd", op(true, false), &[normal([131, 67]), normal([131, 70])]),
         Case::new("nn odd", op(false, false), &[normal([67, 131]), normal([131, 70])]),
+        // For larger tiles, and sums that are split.
+        Case::new("nt large", op(false, true), &[normal([132, 136]), normal([140, 136])]),
+        Case::new("tn large", op(true, false), &[normal([200, 132]), normal([200, 140])]),
+        Case::new("nn long", op(false, false), &[normal([7, 333]), normal([333, 45])]),
         // Rounding is no smooth function, so gradients are what `ops::matmul` tests say they are.
         Case::new("half nt", half(false, true), &[normal([13, 19]), normal([23, 19])]),
         Case::new("half tt", half(true, true), &[normal([19, 13]), normal([23, 19])]),
@@ -199,8 +203,7 @@ fn panels() -> Vec<Case> {
         Case::new("layers, odd", in_c(MatMul::linear(), &[64, 128]), &[normal([33, 19]), normal([192, 19])]),
         Case::new("layers, few rows", layers.clone(), &[normal([2, 1, 36]), normal([256, 36])]),
         Case::new("layers, half", narrow(layers), &[x, normal([256, 36])]),
-        Case::new("input", input.clone(), &[normal([70 * 192]), normal([192, 40])]),
-        Case::new("input, half", narrow(input), &[normal([70 * 192]), normal([192, 40])]),
+        Case::new("input", input, &[normal([70 * 192]), normal([192, 40])]),
         Case::new("weights", weights.clone(), &[normal([37 * 256]), normal([37, 44])]),
         Case::new("weights, half", narrow(weights), &[normal([37 * 256]), normal([37, 44])]),
     ]

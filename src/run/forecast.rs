@@ -36,8 +36,8 @@ impl Forecast {
         let flops = kernel.flops.max(cost.flops) as f64;
         Forecast {
             arithmetic: rate.map_or(0.0, |rate| flops / rate * paid / all.max(1.0)),
-            traffic: cost.bytes as f64 / machine.bytes_per_second,
-            launches: machine.dispatch_seconds * kernel.dispatches.len() as f64,
+            traffic: (cost.bytes + 2 * kernel.scratch) as f64 / machine.bytes_per_second,
+            launches: machine.dispatch_seconds * kernel.stages().map(|s| s.dispatches.len()).sum::<usize>() as f64,
         }
     }
 

@@ -18,6 +18,7 @@ const POISON: [u8; 4] = 0x7FC0_DEAD_u32.to_le_bytes();
 pub(super) struct Prepared {
     inputs: Vec<Buffer>,
     outputs: Vec<Buffer>,
+    scratch: Option<Buffer>,
     steps: Vec<(Arc<Pipeline>, BindGroup, [u32; 3])>,
     /// Bytes of guard on either side of an operand.
     guard: u64,
@@ -25,16 +26,29 @@ pub(super) struct Prepared {
 
 impl Prepared {
     async fn new(gpu: &Gpu, kernel: &Kernel, io: &Io) -> Result<Prepared> {
-        let source = assemble(kernel.shader, &kernel.constants, &kernel.hooks)?;
-        let pipeline = gpu.pipeline(kernel.shader, &source.text, &source.layout()).await?;
         let guard = gpu.limits().binding_alignment.max(256);
-        let mut made = Prepared { inputs: Vec::new(), outputs: Vec::new(), steps: Vec::new(), guard };
+        let mut made = Prepared { inputs: Vec::new(), outputs: Vec::new(), scratch: None, steps: Vec::new(), guard };
         for ty in &io.inputs {
             made.inputs.push(gpu.storage("input", ty.bytes() + 2 * guard).await?);
         }
         for ty in &io.outputs {
             made.outputs.push(gpu.storage("output", ty.bytes() + 2 * guard).await?);
         }
+        if kernel.scratch > 0 {
+            made.scratch = Some(gpu.storage("scratch", kernel.scratch + 2 * guard).await?);
+        }
+        for stage in kernel.stages() {
+            made.stage(gpu, stage, io, kernel.scratch).await?;
+        }
+        Ok(made)
+    }
+
+    /// Adds the dispatches of one stage.
+    async fn stage(&mut self, gpu: &Gpu, kernel: &Kernel, io: &Io, scratch: u64) -> Result<()> {
+        let source = assemble(kernel.shader, &kernel.constants, &kernel.hooks)?;
+        let pipeline = gpu.pipeline(kernel.shader, &source.text, &source.layout()).await?;
+        let guard = self.guard;
+        let scratch = TensorType::f32([(scratch / 4) as usize]);
         for d in &kernel.dispatches {
             let numbers = resolve(&source, &d.bindings)?;
             let mut ranges = Vec::new();
@@ -46,8 +60,9 @@ impl Prepared {
             }
             for (bind, (index, _)) in d.bindings.iter().zip(numbers) {
                 let (buffer, ty) = match bind.operand {
-                    Operand::Input(i) => (made.inputs.get(i), io.inputs.get(i)),
-                    Operand::Output(i) => (made.outputs.get(i), io.outputs.get(i)),
+                    Operand::Input(i) => (self.inputs.get(i), io.inputs.get(i)),
+                    Operand::Output(i) => (self.outputs.get(i), io.outputs.get(i)),
+                    Operand::Scratch => (self.scratch.as_ref(), Some(&scratch)),
                 };
                 let (Some(buffer), Some(ty)) = (buffer, ty) else {
                     let message =
@@ -62,9 +77,9 @@ impl Prepared {
                 ranges.push((index, buffer.range(guard + bind.offset, bytes)));
             }
             let group = gpu.bind(&pipeline, &ranges).await?;
-            made.steps.push((pipeline.clone(), group, d.workgroups));
+            self.steps.push((pipeline.clone(), group, d.workgroups));
         }
-        Ok(made)
+        Ok(())
     }
 
     pub(super) fn record(&self, submission: &mut Submission) {
@@ -111,9 +126,16 @@ pub async fn run_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, inputs: &[Array], w
     for (buffer, ty) in prepared.outputs.iter().zip(&io.outputs) {
         prepared.fill(gpu, buffer, &POISON.repeat(ty.shape.elements())).await?;
     }
+    let scratch = TensorType::f32([(kernel.scratch / 4) as usize]);
+    if let Some(buffer) = &prepared.scratch {
+        prepared.fill(gpu, buffer, &POISON.repeat(scratch.shape.elements())).await?;
+    }
     let mut submission = gpu.submission();
     prepared.record(&mut submission);
     submission.submit()?;
+    if let Some(buffer) = &prepared.scratch {
+        prepared.read(gpu, kernel, buffer, &scratch, "its scratch memory").await?;
+    }
     let mut results = Vec::new();
     for (i, (buffer, ty)) in prepared.outputs.iter().zip(&io.outputs).enumerate() {
         results.push(prepared.read(gpu, kernel, buffer, ty, &format!("output {i}")).await?);

@@ -1,0 +1,23 @@
+// matmul_sum: c = the sum of partial products, each the whole of c over a part of the dim that is summed, in the order of
+// these parts. The second stage of the kernels that split it.
+struct Params {
+    count: u32, // elements of c
+    slices: u32, // partial products
+    row: u32, // workgroups in x
+}
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> parts: array<f32>;
+@group(0) @binding(2) var<storage, read_write> c: array<f32>;
+#hook epilogue
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (group.y * params.row + group.x) * WORKGROUP + lane;
+    if i < params.count {
+        var sum = parts[i];
+        for (var s = 1u; s < params.slices; s++) {
+            sum += parts[s * params.count + i];
+        }
+        c[i] = epilogue(sum, i);
+    }
+}
