@@ -1,6 +1,7 @@
 // attention: o = softmax(scale * q k^T) v over the keys that a query sees (lib/query.wgsl); one lane is one query, keys stream by.
 // Queries of one kv head are numbered t * GROUP + g, so that the lanes of a workgroup see nearly the same keys and load
-// each at one address. C4 = C / 4. The softmax is online: max, sum and accumulator are rescaled as larger scores come.
+// each at one address. C4 = C / 4. The softmax is online: max, sum and accumulator are rescaled as larger scores come. HALF: the
+// factors of both products are rounded to f16.
 struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
@@ -12,7 +13,11 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
 
 const MASKED = -3.0e38;
 #import lib/cache.wgsl
+#import lib/operand.wgsl
 #import lib/query.wgsl
+
+fn key(at: u32) -> vec4<f32> { return operand4(k4(at)); }
+fn value(at: u32) -> vec4<f32> { return operand4(v4(at)); }
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -35,7 +40,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var query: array<vec4<f32>, C4>;
     var acc: array<vec4<f32>, C4>;
     for (var c = 0u; c < C4; c++) {
-        query[c] = q[q_at + c] * params.scale;
+        query[c] = operand4(q[q_at + c]);
     }
     var largest = MASKED;
     var sum = 0.0;
@@ -47,8 +52,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var s = vec4<f32>();
         for (var c = 0u; c < C4; c++) {
             let x = query[c];
-            s += vec4(dot(x, k4(k0 + c)), dot(x, k4(k1 + c)), dot(x, k4(k2 + c)), dot(x, k4(k3 + c)));
+            s += vec4(dot(x, key(k0 + c)), dot(x, key(k1 + c)), dot(x, key(k2 + c)), dot(x, key(k3 + c)));
         }
+        s *= params.scale;
         let at = vec4(j, j + 1u, j + 2u, j + 3u);
 #if ALIBI
         s += slope(head) * (vec4<f32>(at) - f32(last));
@@ -59,8 +65,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let p = exp(s - m);
         sum = sum * rescale + (p.x + p.y) + (p.z + p.w);
         largest = m;
+        let w = operand4(p);
         for (var c = 0u; c < C4; c++) {
-            acc[c] = acc[c] * rescale + (p.x * v4(k0 + c) + p.y * v4(k1 + c)) + (p.z * v4(k2 + c) + p.w * v4(k3 + c));
+            acc[c] = acc[c] * rescale + (w.x * value(k0 + c) + w.y * value(k1 + c))
+                + (w.z * value(k2 + c) + w.w * value(k3 + c));
         }
     }
     if group.x * WORKGROUP + lane < rows {

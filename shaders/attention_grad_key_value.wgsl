@@ -10,7 +10,11 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
 @group(0) @binding(6) var<storage, read> position: array<u32>;
 @group(0) @binding(7) var<storage, read_write> dk: array<vec4<f32>>;
 @group(0) @binding(8) var<storage, read_write> dv: array<vec4<f32>>;
+#import lib/operand.wgsl
 #import lib/query.wgsl
+
+fn query(at: u32) -> vec4<f32> { return operand4(q[at]); }
+fn dout(at: u32) -> vec4<f32> { return operand4(dy[at]); }
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -28,8 +32,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var dkey: array<vec4<f32>, C4>;
     var dvalue: array<vec4<f32>, C4>;
     for (var c = 0u; c < C4; c++) {
-        key[c] = k[k_at + c] * params.scale;
-        value[c] = v[k_at + c];
+        key[c] = operand4(k[k_at + c]);
+        value[c] = operand4(v[k_at + c]);
     }
     for (var g = 0u; g < GROUP; g++) {
         let head = group.y * GROUP + g;
@@ -42,9 +46,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var s = vec2<f32>();
             var dp = vec2<f32>();
             for (var c = 0u; c < C4; c++) {
-                s += vec2(dot(key[c], q[q0 + c]), dot(key[c], q[q1 + c]));
-                dp += vec2(dot(value[c], dy[q0 + c]), dot(value[c], dy[q1 + c]));
+                s += vec2(dot(key[c], query(q0 + c)), dot(key[c], query(q1 + c)));
+                dp += vec2(dot(value[c], dout(q0 + c)), dot(value[c], dout(q1 + c)));
             }
+            s *= params.scale;
             let a = stats[row + t];
             let b = stats[row + t1];
             let last = vec2(last_key(first + t), last_key(first + t1));
@@ -54,10 +59,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let from_key = vec2(first_key(group.z, t, last.x), first_key(group.z, t1, last.y));
             let seen = (vec2(j) <= last) & (vec2(j) >= from_key) & vec2(true, t + 1u < end);
             let p = select(vec2(0.0), exp(s - vec2(a.x, b.x)), seen);
-            let ds = p * (dp - vec2(a.y, b.y)) * params.scale;
+            // Probabilities, and gradients of scores, as they are multiplied.
+            let w = operand4(vec4(p, p * (dp - vec2(a.y, b.y)) * params.scale));
             for (var c = 0u; c < C4; c++) {
-                dvalue[c] += p.x * dy[q0 + c] + p.y * dy[q1 + c];
-                dkey[c] += ds.x * q[q0 + c] + ds.y * q[q1 + c];
+                dvalue[c] += w.x * dout(q0 + c) + w.y * dout(q1 + c);
+                dkey[c] += w.z * query(q0 + c) + w.w * query(q1 + c);
             }
         }
     }

@@ -9,7 +9,11 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
 @group(0) @binding(5) var<storage, read> stats: array<vec2<f32>>;
 @group(0) @binding(6) var<storage, read> position: array<u32>;
 @group(0) @binding(7) var<storage, read_write> dq: array<vec4<f32>>;
+#import lib/operand.wgsl
 #import lib/query.wgsl
+
+fn key(at: u32) -> vec4<f32> { return operand4(k[at]); }
+fn value(at: u32) -> vec4<f32> { return operand4(v[at]); }
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -34,8 +38,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var dout: array<vec4<f32>, C4>;
     var acc: array<vec4<f32>, C4>;
     for (var c = 0u; c < C4; c++) {
-        query[c] = q[q_at + c] * params.scale;
-        dout[c] = dy[q_at + c];
+        query[c] = operand4(q[q_at + c]);
+        dout[c] = operand4(dy[q_at + c]);
     }
     for (var j = begin; j < end; j += 4u) {
         let k0 = base + j * stride;
@@ -47,17 +51,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var c = 0u; c < C4; c++) {
             let x = query[c];
             let y = dout[c];
-            s += vec4(dot(x, k[k0 + c]), dot(x, k[k1 + c]), dot(x, k[k2 + c]), dot(x, k[k3 + c]));
-            dp += vec4(dot(y, v[k0 + c]), dot(y, v[k1 + c]), dot(y, v[k2 + c]), dot(y, v[k3 + c]));
+            s += vec4(dot(x, key(k0 + c)), dot(x, key(k1 + c)), dot(x, key(k2 + c)), dot(x, key(k3 + c)));
+            dp += vec4(dot(y, value(k0 + c)), dot(y, value(k1 + c)), dot(y, value(k2 + c)), dot(y, value(k3 + c)));
         }
+        s *= params.scale;
         let at = vec4(j, j + 1u, j + 2u, j + 3u);
 #if ALIBI
         s += slope(head) * (vec4<f32>(at) - f32(last));
 #endif
         let ds = exp(s - stat.x) * (dp - stat.y) * params.scale;
-        let w = select(vec4(0.0), ds, (at <= vec4(last)) & (at >= vec4(from_key)));
+        let w = select(vec4(0.0), operand4(ds), (at <= vec4(last)) & (at >= vec4(from_key)));
         for (var c = 0u; c < C4; c++) {
-            acc[c] += (w.x * k[k0 + c] + w.y * k[k1 + c]) + (w.z * k[k2 + c] + w.w * k[k3 + c]);
+            acc[c] += (w.x * key(k0 + c) + w.y * key(k1 + c)) + (w.z * key(k2 + c) + w.w * key(k3 + c));
         }
     }
     if group.x * WORKGROUP + lane < rows {

@@ -1,5 +1,6 @@
 // attention_grad_query_rows: attention_grad_query.wgsl for adapters whose subgroups have at least 8 lanes and are a
-// CPU's SIMD registers: ROWS queries a lane; of every 8 keys it loads one and hands it to the others; sums stand in dq.
+// CPU's SIMD registers: ROWS queries a lane; of every 8 keys it loads one and hands it to the others,
+// EIGHTS times 8 keys at a time; sums stand in dq.
 struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, entry: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
@@ -10,6 +11,7 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, ent
 @group(0) @binding(6) var<storage, read> position: array<u32>;
 @group(0) @binding(7) var<storage, read_write> dq: array<vec4<f32>>;
 #import lib/eight.wgsl
+#import lib/operand.wgsl
 #import lib/query.wgsl
 
 @compute @workgroup_size(WORKGROUP)
@@ -35,47 +37,58 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         from_key[r] = first_key(group.z, row / GROUP, last[r]);
         stat[r] = stats[(group.z * params.heads + head) * params.queries + row / GROUP];
     }
-    for (var j = begin; j < end; j += 8u) {
-        var s: array<array<vec4<f32>, 2>, ROWS>;
-        var dp: array<array<vec4<f32>, 2>, ROWS>;
-        let at_key = base + min(j + lane, end - 1u) * stride;
+    for (var j = begin; j < end; j += 8u * EIGHTS) {
+        var s: array<array<vec4<f32>, 2 * EIGHTS>, ROWS>;
+        var dp: array<array<vec4<f32>, 2 * EIGHTS>, ROWS>;
+        var at_key: array<u32, EIGHTS>;
+        for (var e = 0u; e < EIGHTS; e++) { at_key[e] = base + min(j + 8u * e + lane, end - 1u) * stride; }
         for (var c = 0u; c < width; c++) {
             var x: array<vec4<f32>, ROWS>;
             var y: array<vec4<f32>, ROWS>;
             for (var r = 0u; r < ROWS; r++) {
-                x[r] = q[at[r] + c];
-                y[r] = dy[at[r] + c];
+                x[r] = operand4(q[at[r] + c]);
+                y[r] = operand4(dy[at[r] + c]);
             }
-            let key = eight(k[at_key + c]);
-            for (var r = 0u; r < ROWS; r++) {
-                s[r][0] += vec4(dot(x[r], key[0]), dot(x[r], key[1]), dot(x[r], key[2]), dot(x[r], key[3]));
-                s[r][1] += vec4(dot(x[r], key[4]), dot(x[r], key[5]), dot(x[r], key[6]), dot(x[r], key[7]));
+            for (var e = 0u; e < EIGHTS; e++) {
+                let key = eight(operand4(k[at_key[e] + c]));
+                for (var r = 0u; r < ROWS; r++) {
+                    let z = x[r];
+                    s[r][2u * e] += vec4(dot(z, key[0]), dot(z, key[1]), dot(z, key[2]), dot(z, key[3]));
+                    s[r][2u * e + 1u] += vec4(dot(z, key[4]), dot(z, key[5]), dot(z, key[6]), dot(z, key[7]));
+                }
             }
-            let value = eight(v[at_key + c]);
-            for (var r = 0u; r < ROWS; r++) {
-                dp[r][0] += vec4(dot(y[r], value[0]), dot(y[r], value[1]), dot(y[r], value[2]), dot(y[r], value[3]));
-                dp[r][1] += vec4(dot(y[r], value[4]), dot(y[r], value[5]), dot(y[r], value[6]), dot(y[r], value[7]));
+            for (var e = 0u; e < EIGHTS; e++) {
+                let value = eight(operand4(v[at_key[e] + c]));
+                for (var r = 0u; r < ROWS; r++) {
+                    let z = y[r];
+                    dp[r][2u * e] += vec4(dot(z, value[0]), dot(z, value[1]), dot(z, value[2]), dot(z, value[3]));
+                    dp[r][2u * e + 1u] += vec4(dot(z, value[4]), dot(z, value[5]), dot(z, value[6]), dot(z, value[7]));
+                }
             }
         }
         for (var r = 0u; r < ROWS; r++) {
-            for (var n = 0u; n < 2u; n++) {
+            for (var n = 0u; n < 2u * EIGHTS; n++) {
                 let i = vec4(j + 4u * n) + vec4(0u, 1u, 2u, 3u);
                 var score = s[r][n] * params.scale;
 #if ALIBI
                 score += slope(group.y * GROUP + (row0 + r * WORKGROUP + lane) % GROUP) * (vec4<f32>(i) - f32(last[r]));
 #endif
                 let ds = exp(score - stat[r].x) * (dp[r][n] - stat[r].y) * params.scale;
-                s[r][n] = select(vec4(0.0), ds, (i <= vec4(last[r])) & (i >= vec4(from_key[r])));
+                s[r][n] = select(vec4(0.0), operand4(ds), (i <= vec4(last[r])) & (i >= vec4(from_key[r])));
             }
         }
         for (var c = 0u; c < width; c++) {
             var total: array<vec4<f32>, ROWS>;
-            let key = eight(k[at_key + c]);
+            for (var e = 0u; e < EIGHTS; e++) {
+                let key = eight(operand4(k[at_key[e] + c]));
+                for (var r = 0u; r < ROWS; r++) {
+                    let x = s[r][2u * e];
+                    let y = s[r][2u * e + 1u];
+                    total[r] += ((x.x * key[0] + x.y * key[1]) + (x.z * key[2] + x.w * key[3]))
+                        + ((y.x * key[4] + y.y * key[5]) + (y.z * key[6] + y.w * key[7]));
+                }
+            }
             for (var r = 0u; r < ROWS; r++) {
-                let x = s[r][0];
-                let y = s[r][1];
-                total[r] = ((x.x * key[0] + x.y * key[1]) + (x.z * key[2] + x.w * key[3]))
-                    + ((y.x * key[4] + y.y * key[5]) + (y.z * key[6] + y.w * key[7]));
                 if row0 + r * WORKGROUP + lane < rows {
                     if j > begin { total[r] += dq[at[r] + c]; }
                     dq[at[r] + c] = total[r];

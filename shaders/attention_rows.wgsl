@@ -1,6 +1,6 @@
 // attention_rows: attention.wgsl for adapters whose subgroups have at least 8 lanes and are a CPU's SIMD registers. A
-// lane has ROWS queries; of every 8 keys it loads one and hands it to the others; the accumulator stands in o itself:
-// loads, registers and code stay few.
+// lane has ROWS queries; of every 8 keys it loads one and hands it to the others, EIGHTS times 8 keys at a time; the
+// accumulator stands in o itself: loads, registers and code stay few.
 struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, entry: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
@@ -13,6 +13,7 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, ent
 const MASKED = -3.0e38;
 #import lib/cache.wgsl
 #import lib/eight.wgsl
+#import lib/operand.wgsl
 #import lib/query.wgsl
 
 @compute @workgroup_size(WORKGROUP)
@@ -38,22 +39,26 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         from_key[r] = first_key(group.z, row / GROUP, last[r]);
         largest[r] = MASKED;
     }
-    for (var j = begin; j < end; j += 8u) {
-        var s: array<array<vec4<f32>, 2>, ROWS>;
+    for (var j = begin; j < end; j += 8u * EIGHTS) {
+        var s: array<array<vec4<f32>, 2 * EIGHTS>, ROWS>;
         var rescale: array<f32, ROWS>;
-        let at_key = base + min(j + lane, end - 1u) * stride;
+        var at_key: array<u32, EIGHTS>;
+        for (var e = 0u; e < EIGHTS; e++) { at_key[e] = base + min(j + 8u * e + lane, end - 1u) * stride; }
         for (var c = 0u; c < width; c++) {
             var x: array<vec4<f32>, ROWS>;
-            for (var r = 0u; r < ROWS; r++) { x[r] = q[at[r] + c]; }
-            let key = eight(k4(at_key + c));
-            for (var r = 0u; r < ROWS; r++) {
-                s[r][0] += vec4(dot(x[r], key[0]), dot(x[r], key[1]), dot(x[r], key[2]), dot(x[r], key[3]));
-                s[r][1] += vec4(dot(x[r], key[4]), dot(x[r], key[5]), dot(x[r], key[6]), dot(x[r], key[7]));
+            for (var r = 0u; r < ROWS; r++) { x[r] = operand4(q[at[r] + c]); }
+            for (var e = 0u; e < EIGHTS; e++) {
+                let key = eight(operand4(k4(at_key[e] + c)));
+                for (var r = 0u; r < ROWS; r++) {
+                    let y = x[r];
+                    s[r][2u * e] += vec4(dot(y, key[0]), dot(y, key[1]), dot(y, key[2]), dot(y, key[3]));
+                    s[r][2u * e + 1u] += vec4(dot(y, key[4]), dot(y, key[5]), dot(y, key[6]), dot(y, key[7]));
+                }
             }
         }
         for (var r = 0u; r < ROWS; r++) {
             var m = largest[r];
-            for (var n = 0u; n < 2u; n++) {
+            for (var n = 0u; n < 2u * EIGHTS; n++) {
                 let i = vec4(j + 4u * n) + vec4(0u, 1u, 2u, 3u);
                 var scores = s[r][n] * params.scale;
 #if ALIBI
@@ -66,20 +71,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             rescale[r] = exp(largest[r] - m);
             largest[r] = m;
             sum[r] *= rescale[r];
-            for (var n = 0u; n < 2u; n++) {
+            for (var n = 0u; n < 2u * EIGHTS; n++) {
                 let p = exp(s[r][n] - m);
-                s[r][n] = p;
+                s[r][n] = operand4(p);
                 sum[r] += (p.x + p.y) + (p.z + p.w);
             }
         }
         for (var c = 0u; c < width; c++) {
             var total: array<vec4<f32>, ROWS>;
-            let value = eight(v4(at_key + c));
+            for (var e = 0u; e < EIGHTS; e++) {
+                let value = eight(operand4(v4(at_key[e] + c)));
+                for (var r = 0u; r < ROWS; r++) {
+                    let p = s[r][2u * e];
+                    let w = s[r][2u * e + 1u];
+                    total[r] += ((p.x * value[0] + p.y * value[1]) + (p.z * value[2] + p.w * value[3]))
+                        + ((w.x * value[4] + w.y * value[5]) + (w.z * value[6] + w.w * value[7]));
+                }
+            }
             for (var r = 0u; r < ROWS; r++) {
-                let p = s[r][0];
-                let w = s[r][1];
-                total[r] = ((p.x * value[0] + p.y * value[1]) + (p.z * value[2] + p.w * value[3]))
-                    + ((w.x * value[4] + w.y * value[5]) + (w.z * value[6] + w.w * value[7]));
                 if row0 + r * WORKGROUP + lane < rows {
                     if j > begin { total[r] += o[at[r] + c] * rescale[r]; }
                     o[at[r] + c] = total[r];

@@ -1,11 +1,11 @@
 // cache_write: keys[b, position + t] = k[b, t], values = v alike, in the cache's dtype, rows of `row` cells; rows beyond it
 // are dropped. ROTARY: keys and queries are turned to their positions (rope.wgsl) on the way, queries into `turned`.
-// A cell is what a lane writes: one f32; with HALF two f16; with BYTES a block of Q8_0, scale and 32 bytes.
+// A cell is what a lane writes: one f32; with F16 two f16; with BYTES a block of Q8_0, scale and 32 bytes.
 struct Params {
     cells: u32, count: u32, row: u32, queries: u32, keys: u32, entry: u32,
     width: u32, heads: u32, query_heads: u32, half_turned: u32, positions: u32,
 }
-#if HALF
+#if F16
 alias Cell = u32;
 const CELL = 2u;
 #else
@@ -72,7 +72,7 @@ fn store(at: u32, cell: Cell, of_keys: bool) {
 }
 
 // Cell `at` of the cache from the elements from i on.
-#if HALF
+#if F16
 fn fill(at: u32, i: u32, of_keys: bool) {
     let x = vec2(element(i, of_keys), element(i + 1u, of_keys));
     store(at, pack2x16float(clamp(x, vec2(-65504.0), vec2(65504.0))), of_keys); // beyond, the result would be anything

@@ -5,6 +5,7 @@ mod common;
 
 use common::interpret::Interpreter;
 use danlu::base::{Array, Limits};
+use danlu::bench::{fused_attention, unfused_attention};
 use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Io, Kernel, Op, SumRows, Value, gradients};
 use danlu::ops::table::{Case, Draw, table};
@@ -144,8 +145,9 @@ fn kernels_translate_for_every_vendor() {
     for case in rows() {
         // Every tier, also those that this machine would not pick.
         let all = Limits { has_f16: true, cooperative: vec![8, 16], ..Limits::default() };
-        let wide = Limits { min_subgroup: 8, max_subgroup: 8, ..all };
-        for limits in [both(&Limits::default()), both(&wide)].concat() {
+        let eight = Limits { min_subgroup: 8, max_subgroup: 8, ..all };
+        let wide = Limits { min_subgroup: 32, max_subgroup: 32, ..eight.clone() };
+        for limits in [both(&Limits::default()), both(&eight), [wide.clone(), wide]].concat() {
             for kernel in kernels(&case, &limits) {
                 assert_within(&case, &kernel, &limits);
                 kernel.stages().for_each(common::check_kernel);
@@ -290,6 +292,38 @@ fn gradients_match_central_differences() {
                     grad.data[i]
                 );
             }
+        }
+    }
+}
+
+/// What `danlu bench` divides is the same work: attention fused, and as the products, mask and softmax that it is made of.
+#[test]
+fn fused_and_unfused_attention_are_the_same() {
+    let (heads, seq, width) = (9, 12, 64);
+    let mut rng = danlu::base::Rng::new(11, 0);
+    let mut sources = [HashMap::new(), HashMap::new()];
+    for name in ["q", "k", "v"] {
+        let x: Vec<f64> = (0..heads * seq * width).map(|_| rng.normal()).collect();
+        let turned = (0..x.len()).map(|i| x[(i / width % seq * heads + i / width / seq) * width + i % width]).collect();
+        let shapes = [vec![1, seq, heads, width], vec![heads, seq, width]];
+        for ((sources, shape), data) in sources.iter_mut().zip(shapes).zip([x, turned]) {
+            sources.insert(name.to_string(), Array::new(danlu::base::TensorType::f32(shape), data));
+        }
+    }
+    sources[0].insert("position".into(), Array::new(danlu::base::TensorType::u32([1]), vec![0.0]));
+    let graphs = [fused_attention(seq).unwrap(), unfused_attention(seq).unwrap()];
+    let runs = [0, 1].map(|i| Interpreter::run(&graphs[i], &sources[i]));
+    for output in 0..3 {
+        // What is summed, for some of the sums are zero whatever is computed.
+        let [fused, unfused] = [0, 1].map(|i| {
+            let sum = graphs[i].outputs()[output].1;
+            runs[i].get(graphs[i].node(sum.node).inputs[0])
+        });
+        let (name, size) = (&graphs[0].outputs()[output].0, fused.rms());
+        assert!(size > 1e-3 && fused.data.len() == heads * seq * width, "{name}: nothing is compared");
+        for (i, b) in unfused.data.iter().enumerate() {
+            let a = fused.data[(i / width % seq * heads + i / width / seq) * width + i % width];
+            assert!((a - b).abs() <= 1e-10 * (size + a.abs()), "{name}, element {i}: {a} fused, {b}");
         }
     }
 }

@@ -323,7 +323,12 @@ fn a_strict_plan_has_no_f16_operand_and_a_mixed_one_no_other_product() {
     // Seven matrices a layer and the output, each forward and twice backward, the output's once more.
     assert_eq!(products.len(), 2 * 7 * 3 + 4);
     assert!(products.iter().all(|s| is_half(s) && s.shader == "matmul_coop"), "{products:?}");
-    assert!(mixed.iter().all(|(s, _)| s.shader.starts_with("matmul") || !is_half(s)));
+    // Attention, and its gradients towards queries and towards keys and values.
+    let attention = |s: &Step| s.op.starts_with("attention") && s.op != "attention_delta";
+    let blocks: Vec<&Step> = mixed.iter().map(|(s, _)| s).filter(|s| attention(s)).collect();
+    assert_eq!(blocks.len(), 2 * 3);
+    assert!(blocks.iter().all(|s| is_half(s) && s.shader.ends_with("_coop")), "{blocks:?}");
+    assert!(mixed.iter().all(|(s, _)| s.shader.starts_with("matmul") || attention(s) || !is_half(s)));
 }
 
 /// Everything that a step may change, to the bit.

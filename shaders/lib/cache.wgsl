@@ -1,6 +1,6 @@
-// cache: four neighbouring elements of the keys `k` and values `v`, whose number is i: f32 or, with HALF, f16 or, with
+// cache: four neighbouring elements of the keys `k` and values `v`, whose number is i: f32 or, with F16, f16 or, with
 // BYTES, blocks of Q8_0 (base/packed.rs).
-#if HALF
+#if F16
 alias Cell = vec2<u32>;
 fn k4(i: u32) -> vec4<f32> { return vec4(unpack2x16float(k[i].x), unpack2x16float(k[i].y)); }
 fn v4(i: u32) -> vec4<f32> { return vec4(unpack2x16float(v[i].x), unpack2x16float(v[i].y)); }

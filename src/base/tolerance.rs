@@ -11,7 +11,8 @@ pub struct Tolerance {
     pub epsilon: f64,
     /// Length of the longest reduction.
     pub reduction: usize,
-    /// What storing the result in a narrow dtype adds, as a share of the largest element.
+    /// What rounding to a narrow dtype adds, of the result as it is stored or on the way to it, as a share of the largest
+    /// element.
     pub storing: f64,
 }
 
@@ -31,6 +32,13 @@ impl Tolerance {
             _ => 0.0,
         };
         Tolerance { storing, ..self }
+    }
+
+    /// The bar for sums of which one factor of each product is rounded to f16 after it was computed: 2^-11 of it, and as
+    /// much again where the kernel's own error makes it the neighbour. A weighted mean moves by no more than that share of
+    /// the largest of what is summed; sums of which none stands out, by the root of that share's mean square.
+    pub fn of_halves(self) -> Self {
+        Tolerance { storing: f64::powi(2.0, -10), ..self }
     }
 
     /// Largest admissible elementwise error for a result whose reference is `r`.

@@ -1,6 +1,7 @@
 //! How fast kernels and whole steps are against what the device can do: what is measured, the report, its comparison with
 //! an earlier one, and its pictures. The measuring itself is in `run`.
 
+mod attention;
 mod case;
 mod compare;
 mod measure;
@@ -10,6 +11,7 @@ mod suite;
 mod svg;
 mod trace;
 
+pub use attention::{fused_attention, unfused_attention};
 pub use case::{Case, Scope};
 pub use compare::{Comparison, Move, Verdict, compare};
 pub use measure::{Settings, measure, probe};

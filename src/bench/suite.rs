@@ -1,8 +1,7 @@
 //! What `danlu bench` measures. Kernels are the steps of plans of SmolLM2-135M with one layer, so that the list is right by
 //! itself whatever operators a model is made of; whole steps are those of docs/benchmarks.md.
-//!
-//! B sequences, H heads, T tokens, C head width.
 
+use super::attention::{fused_attention, unfused_attention};
 use super::{Case, Scope};
 use crate::base::{DType, Limits, TensorType};
 use crate::error::Result;
@@ -10,7 +9,7 @@ use crate::graph::{Graph, gradients};
 use crate::infer::{Options, decode_graph};
 use crate::model::{Llama, ModelConfig, find_config};
 use crate::nn::Frozen;
-use crate::ops::{Attention, LinearCrossEntropy, Mask, MatMul, Operands};
+use crate::ops::{LinearCrossEntropy, MatMul, Operands};
 use crate::train::{Precision, Recipe, optimizer, train_graph};
 use std::path::Path;
 
@@ -42,7 +41,8 @@ pub fn suite(limits: &Limits, quick: bool) -> Result<Vec<Case>> {
     cases.push(train("train", Scope::Kernels, &one_layer, 1, seq, Precision::F32));
     // Elsewhere mixed precision has the kernels of f32.
     cases.push(train("train mixed", Scope::Kernels, &one_layer, 1, seq, Precision::Mixed).half());
-    cases.push(attention(if quick { 128 } else { 1024 }));
+    let long = if quick { 128 } else { 1024 };
+    cases.push(Case::new("attention", Scope::Kernels, move |_| fused_attention(long)));
     cases.push(decode("prefill", Scope::Kernels, &one_layer, seq, DType::F32));
     let dtypes = if quick { &[DType::F32, DType::Q4_0][..] } else { &DType::WEIGHTS };
     for &dtype in dtypes {
@@ -50,6 +50,11 @@ pub fn suite(limits: &Limits, quick: bool) -> Result<Vec<Case>> {
         // In other dtypes only what reads weights differs.
         cases.push(if dtype == DType::F32 { case } else { case.packed() });
     }
+    // The same work, so that one can be divided by the other.
+    let step = |name: &str, build: fn(usize) -> Result<Graph>| {
+        Case::new(format!("attention step {name}{long}"), Scope::Whole, move |_| build(long)).tokens(long, 1, 0)
+    };
+    cases.extend([step("", fused_attention), step("unfused ", unfused_attention)]);
     for (precision, name) in PRECISIONS {
         cases.push(train(&format!("train step story-1m{name}"), Scope::Whole, &story, 2, seq, precision));
     }
@@ -105,23 +110,6 @@ fn cube(n: usize, operands: Operands) -> Case {
         let (a, b) = (g.state("a", TensorType::f32([n, n])), g.state("b", TensorType::f32([n, n])));
         let c = g.apply1(MatMul::new(false, false).with(operands), &[a, b])?;
         g.output("c", c);
-        Ok(g)
-    })
-}
-
-/// Causal attention of nine heads of 64, forward and backward.
-fn attention(seq: usize) -> Case {
-    Case::new("attention", Scope::Kernels, move |_| {
-        let mut g = Graph::new();
-        let head = |g: &mut Graph, name: &str| g.state(name, TensorType::f32([1, seq, 9, 64]));
-        let (q, k, v) = (head(&mut g, "q"), head(&mut g, "k"), head(&mut g, "v"));
-        let first = g.input("position", TensorType::u32([1]));
-        let y = g.apply(Attention { mask: Mask::default() }, &[q, k, v, first])?[0];
-        let loss = g.sum_to(y, &TensorType::f32([1]))?;
-        for (name, dx) in ["dq", "dk", "dv"].into_iter().zip(gradients(&mut g, loss, &[q, k, v])?) {
-            let sum = g.sum_to(dx, &TensorType::f32([1]))?;
-            g.output(name, sum);
-        }
         Ok(g)
     })
 }

@@ -116,7 +116,7 @@ pub fn attention(
                 let turned = g.apply(Rope { inverse: false }, &[q, at.table, at.first, k])?;
                 (q, k) = (turned[0], turned[1]);
             }
-            g.apply(Attention { mask: kind.mask }, &[q, k, v, at.first])?[0]
+            g.apply(Attention::new(kind.mask), &[q, k, v, at.first])?[0]
         }
     };
     let y = g.reshape(y, [b, t, heads.queries * heads.width])?;

@@ -4,11 +4,14 @@
 
 use super::attention_delta::AttentionDelta;
 use super::attention_grad::{AttentionGradKeyValue, AttentionGradQuery};
-use super::attention_sizes::{Sizes, check_starts, scores};
+use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, scores};
+use super::attention_tiles::Staging;
 use super::mask::Mask;
-use crate::base::{Array, Limits, TensorType};
+use super::operands::Operands;
+use crate::base::{Array, Limits, TensorType, Tolerance};
 use crate::error::{Error, Result};
 use crate::graph::{Cost, Graph, Io, Kernel, Op, OpNode, Operand, Value};
+use std::sync::Arc;
 
 /// `softmax(q·kᵀ / √C)·v` over the keys that the mask lets query t see from position + t, by the online softmax (Milakov
 /// and Gimelshein, 2018) in tiles (Dao et al., 2022).
@@ -24,6 +27,15 @@ use crate::graph::{Cost, Graph, Io, Kernel, Op, OpNode, Operand, Value};
 pub struct Attention {
     /// What is seen.
     pub mask: Mask,
+    /// What the factors of both products are rounded to: q and k, probabilities and v; and so in the gradient.
+    pub operands: Operands,
+}
+
+impl Attention {
+    /// In strict f32.
+    pub const fn new(mask: Mask) -> Self {
+        Attention { mask, operands: Operands::F32 }
+    }
 }
 
 impl Op for Attention {
@@ -46,8 +58,8 @@ impl Op for Attention {
         let (Some(dy), &[q, k, v, position]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 4]) };
         let stats = g.apply1(AttentionDelta, &[dy, node.outputs[0], node.outputs[1]])?;
         let inputs = [q, k, v, dy, stats, position];
-        let dq = g.apply1(AttentionGradQuery { mask: self.mask }, &inputs)?;
-        let dkv = g.apply(AttentionGradKeyValue { mask: self.mask }, &inputs)?;
+        let dq = g.apply1(AttentionGradQuery { mask: self.mask, operands: self.operands }, &inputs)?;
+        let dkv = g.apply(AttentionGradKeyValue { mask: self.mask, operands: self.operands }, &inputs)?;
         Ok(vec![Some(dq), Some(dkv[0]), Some(dkv[1]), None])
     }
 
@@ -61,7 +73,15 @@ impl Op for Attention {
             ("o", Operand::Output(0)),
             ("lse", Operand::Output(1)),
         ];
-        z.kernels(["attention", "attention_rows"], io, limits, self.mask, z.t * z.group(), &names)
+        let shaders = Shaders {
+            lanes: "attention",
+            cpu: "attention_rows",
+            tile: "attention_tile",
+            coop: "attention_coop",
+            staging: Staging { of_rows: 1, streamed: 1, scores: 1, hands_on: true },
+        };
+        let kind = Kind { mask: self.mask, operands: self.operands };
+        z.kernels(shaders, io, limits, kind, z.t * z.group(), &names)
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -72,13 +92,22 @@ impl Op for Attention {
         Sizes::of_io(io).forward_reduction()
     }
 
+    fn tolerance(&self, io: &Io) -> Tolerance {
+        self.operands.tolerance(self.reduction(io))
+    }
+
+    fn narrow(&self) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(Attention { operands: Operands::F16, ..self.clone() }))
+    }
+
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let [q, k, v, position] = inputs else { unreachable!("checked when the node was made") };
+        let [q, k, v] = [q, k, v].map(|x| self.operands.rounded(x));
         let z = Sizes::of(&q.ty, &k.ty, &v.ty).expect("checked when the node was made");
         let (mut o, mut lse) = (Array::zeros(q.ty.shape.clone()), Array::zeros([z.b, z.h, z.t]));
         z.each_query(self.mask, position, |b, t, h, keys| {
             let at = z.q_at(b, t, h);
-            let scores = scores(&z, self.mask, [q, k], at, (b, h), keys.clone());
+            let scores = scores(&z, self.mask, [&q, &k], at, (b, h), keys.clone());
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
             lse.data[(b * z.h + h) * z.t + t] = max + sum.ln();

@@ -2,9 +2,11 @@
 //! (Dao et al., 2022, algorithm 4), once for dq with queries fixed and once for dk and dv with keys fixed, so that every
 //! sum has one owner and a fixed order. Legend as in `attention.rs`.
 
-use super::attention_sizes::{Sizes, check_starts, scores};
+use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, scores};
+use super::attention_tiles::Staging;
 use super::mask::Mask;
-use crate::base::{Array, DType, Limits, TensorType};
+use super::operands::Operands;
+use crate::base::{Array, DType, Limits, TensorType, Tolerance};
 use crate::error::Result;
 use crate::graph::{Cost, Io, Kernel, Op, Operand};
 
@@ -14,6 +16,8 @@ use crate::graph::{Cost, Io, Kernel, Op, Operand};
 pub struct AttentionGradQuery {
     /// As in the forward pass.
     pub mask: Mask,
+    /// What the factors of all products are rounded to, the gradients of scores among them.
+    pub operands: Operands,
 }
 
 /// dk and dv `[B,S,K,C]` from the inputs of [`AttentionGradQuery`].
@@ -21,6 +25,8 @@ pub struct AttentionGradQuery {
 pub struct AttentionGradKeyValue {
     /// As in the forward pass.
     pub mask: Mask,
+    /// What the factors of all products are rounded to, the gradients of scores among them.
+    pub operands: Operands,
 }
 
 const INPUTS: [(&str, Operand); 6] = [
@@ -52,17 +58,18 @@ fn names(outputs: &[&'static str]) -> Vec<(&'static str, Operand)> {
 }
 
 /// dq, dk and dv in f64.
-fn reference(mask: Mask, inputs: &[Array]) -> [Array; 3] {
+fn reference(mask: Mask, operands: Operands, inputs: &[Array]) -> [Array; 3] {
     let [q, k, v, dy, stats, position] = inputs else { unreachable!("checked when the node was made") };
+    let [q, k, v, dy] = [q, k, v, dy].map(|x| operands.rounded(x));
     let z = Sizes::of(&q.ty, &k.ty, &v.ty).expect("checked when the node was made");
     let scale = 1.0 / (z.c as f64).sqrt();
     let zeros = |x: &Array| Array::zeros(x.ty.shape.clone());
-    let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(v));
+    let (mut dq, mut dk, mut dv) = (zeros(&q), zeros(&k), zeros(&v));
     z.each_query(mask, position, |b, t, h, keys| {
         let at = z.q_at(b, t, h);
         let row = 2 * ((b * z.h + h) * z.t + t);
         let (lse, delta) = (stats.data[row], stats.data[row + 1]);
-        for (s, score) in keys.clone().zip(scores(&z, mask, [q, k], at, (b, h), keys)) {
+        for (s, score) in keys.clone().zip(scores(&z, mask, [&q, &k], at, (b, h), keys)) {
             let p = (score - lse).exp();
             let key = z.k_at(b, s, h);
             let dp: f64 = (0..z.c).map(|c| dy.data[at + c] * v.data[key + c]).sum();
@@ -89,14 +96,15 @@ impl Op for AttentionGradQuery {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let z = Sizes::of_io(io);
-        z.kernels(
-            ["attention_grad_query", "attention_grad_query_rows"],
-            io,
-            limits,
-            self.mask,
-            z.t * z.group(),
-            &names(&["dq"]),
-        )
+        let shaders = Shaders {
+            lanes: "attention_grad_query",
+            cpu: "attention_grad_query_rows",
+            tile: "attention_grad_query_tile",
+            coop: "attention_grad_query_coop",
+            staging: Staging { of_rows: 2, streamed: 2, scores: 1, hands_on: false },
+        };
+        let kind = Kind { mask: self.mask, operands: self.operands };
+        z.kernels(shaders, io, limits, kind, z.t * z.group(), &names(&["dq"]))
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -109,8 +117,12 @@ impl Op for AttentionGradQuery {
         z.c + z.s
     }
 
+    fn tolerance(&self, io: &Io) -> Tolerance {
+        self.operands.tolerance(self.reduction(io))
+    }
+
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let [dq, ..] = reference(self.mask, inputs);
+        let [dq, ..] = reference(self.mask, self.operands, inputs);
         vec![dq]
     }
 }
@@ -127,14 +139,15 @@ impl Op for AttentionGradKeyValue {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let z = Sizes::of_io(io);
-        z.kernels(
-            ["attention_grad_key_value", "attention_grad_key_value_rows"],
-            io,
-            limits,
-            self.mask,
-            z.s,
-            &names(&["dk", "dv"]),
-        )
+        let shaders = Shaders {
+            lanes: "attention_grad_key_value",
+            cpu: "attention_grad_key_value_rows",
+            tile: "attention_grad_key_value_tile",
+            coop: "attention_grad_key_value_coop",
+            staging: Staging { of_rows: 2, streamed: 2, scores: 2, hands_on: false },
+        };
+        let kind = Kind { mask: self.mask, operands: self.operands };
+        z.kernels(shaders, io, limits, kind, z.s, &names(&["dk", "dv"]))
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -147,8 +160,12 @@ impl Op for AttentionGradKeyValue {
         z.c + z.t * z.group()
     }
 
+    fn tolerance(&self, io: &Io) -> Tolerance {
+        self.operands.tolerance(self.reduction(io))
+    }
+
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let [_, dk, dv] = reference(self.mask, inputs);
+        let [_, dk, dv] = reference(self.mask, self.operands, inputs);
         vec![dk, dv]
     }
 }

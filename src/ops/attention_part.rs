@@ -29,7 +29,7 @@ pub fn cached_attention(g: &mut Graph, mask: Mask, inputs: &[Value; 4]) -> Resul
             return g.apply1(AttentionCombine, &sums);
         }
     }
-    Ok(g.apply(Attention { mask }, inputs)?[0])
+    Ok(g.apply(Attention::new(mask), inputs)?[0])
 }
 
 /// The softmax's sums over each of P parts of the keys that a query sees: the n keys are cut into parts of n/P, rounded

@@ -2,11 +2,37 @@
 //!
 //! Legend: B batch, T queries, S keys, H query heads, K kv heads (H is a multiple of K), C head width.
 
+use super::attention_tiles::Staging;
 use super::mask::Mask;
+use super::operands::Operands;
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Operand};
 use std::ops::Range;
+
+/// Rows of a lane of a CPU, and times eight keys that it takes at a time: measured on lavapipe (docs/log.md).
+const ROWS: usize = 2;
+const EIGHTS: usize = 2;
+
+/// The shaders of one of attention's operators.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shaders {
+    /// A lane a row, sums in registers.
+    pub lanes: &'static str,
+    /// Several rows a lane of a CPU, sums in memory.
+    pub cpu: &'static str,
+    /// Tiles in shared memory, by lanes or by cooperative matrices, and what they stage.
+    pub tile: &'static str,
+    pub coop: &'static str,
+    pub staging: Staging,
+}
+
+/// What is computed of the operands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kind {
+    pub mask: Mask,
+    pub operands: Operands,
+}
 
 /// Sizes of one attention, shared with its gradients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,30 +156,42 @@ impl Sizes {
         d
     }
 
-    /// The kernel for `rows` rows that are owned by lanes: with sums in registers, of `shader`; or, where lanes are those
-    /// of a CPU, with sums in memory, of `simd`.
+    /// Candidates for `rows` rows: with sums in registers, a lane a row; in tiles; or, where lanes are those of a CPU, with
+    /// sums in memory.
     pub fn kernels(
         &self,
-        [shader, simd]: [&'static str; 2],
+        shaders: Shaders,
         io: &Io,
         limits: &Limits,
-        mask: Mask,
+        kind: Kind,
         rows: usize,
         names: &[(&'static str, Operand)],
     ) -> Vec<Kernel> {
-        let base = |shader, variant: String, lanes| {
-            let kernel = Kernel::new(shader, variant).constant("WORKGROUP", lanes).constant("GROUP", self.group());
-            cache_constants(io.inputs[1].dtype, each(mask.constants(kernel, self.h), io.inputs.last()))
+        let base = |shader, variant: String| {
+            let half = kind.operands.are_half();
+            let kernel = Kernel::new(shader, variant + if half { "_half" } else { "" }).constant("GROUP", self.group());
+            let kernel = if half { kernel.constant("HALF", 1) } else { kernel };
+            cache_constants(io.inputs[1].dtype, each(kind.mask.constants(kernel, self.h), io.inputs.last()))
         };
         // The rows kernels hand values from lane to lane of a workgroup of eight, which must lie in one subgroup.
         if limits.is_cpu && limits.min_subgroup >= 8 {
-            // Fewer rows a lane where they would stay empty.
-            let r = [4, 2, 1].into_iter().find(|r| rows > 8 * (r / 2)).unwrap_or(1);
-            let kernel = base(simd, format!("rows_{r}x8"), 8).constant("ROWS", r);
+            let r = if rows > 8 { ROWS } else { 1 };
+            let kernel = base(shaders.cpu, format!("rows_{r}x{}", 8 * EIGHTS)).constant("WORKGROUP", 8);
+            let kernel = kernel.constant("ROWS", r).constant("EIGHTS", EIGHTS);
             return vec![self.dispatches(kernel, io, limits, rows.div_ceil(8 * r), names, Some(self.c))];
         }
-        let kernel = base(shader, "lanes_64".into(), 64).constant("C4", self.c / 4);
-        vec![self.dispatches(kernel, io, limits, rows.div_ceil(64), names, None)]
+        let c4 = self.c / 4;
+        let lanes = base(shaders.lanes, "lanes_64".into()).constant("WORKGROUP", 64).constant("C4", c4);
+        let mut kernels = vec![self.dispatches(lanes, io, limits, rows.div_ceil(64), names, None)];
+        for tile in shaders.staging.tiles(c4, rows, kind.operands, limits) {
+            let kernel = tile.constants(base(shaders.tile, tile.variant()), c4);
+            kernels.push(self.dispatches(kernel, io, limits, rows.div_ceil(tile.rows), names, None));
+        }
+        for coop in shaders.staging.cooperative(self.c, kind.operands, limits) {
+            let kernel = coop.constants(base(shaders.coop, coop.variant()), c4);
+            kernels.push(self.dispatches(kernel, io, limits, rows.div_ceil(coop.rows()), names, None));
+        }
+        kernels
     }
 
     fn dispatches(
@@ -231,7 +269,7 @@ pub(super) fn each(kernel: Kernel, position: Option<&TensorType>) -> Kernel {
 /// Adds the header constant that tells `lib/cache.wgsl` of a narrow dtype.
 pub(super) fn cache_constants(dtype: DType, kernel: Kernel) -> Kernel {
     match dtype {
-        DType::F16 => kernel.constant("HALF", 1),
+        DType::F16 => kernel.constant("F16", 1),
         DType::Q8_0 => kernel.constant("BYTES", 1),
         _ => kernel,
     }

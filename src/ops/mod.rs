@@ -6,6 +6,7 @@ mod attention_delta;
 mod attention_grad;
 mod attention_part;
 mod attention_sizes;
+mod attention_tiles;
 mod cache_write;
 mod copy;
 mod cross_entropy;

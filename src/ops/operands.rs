@@ -1,6 +1,6 @@
 //! How the operands of a product are rounded before they are multiplied. Sums are f32 whatever they are.
 
-use crate::base::Array;
+use crate::base::{Array, Tolerance};
 use half::f16;
 use std::borrow::Cow;
 
@@ -18,6 +18,14 @@ impl Operands {
     /// True where operands are rounded.
     pub fn are_half(self) -> bool {
         self == Operands::F16
+    }
+
+    /// The bar for sums of `reduction` products of which one factor is computed, and rounded, on the way, as attention's
+    /// probabilities are: the reference does not round it, for what a kernel rounds is not quite what the reference would,
+    /// and may become the neighbour.
+    pub(super) fn tolerance(self, reduction: usize) -> Tolerance {
+        let strict = Tolerance::f32(reduction);
+        if self.are_half() { strict.of_halves() } else { strict }
     }
 
     /// An element as it is multiplied.

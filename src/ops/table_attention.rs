@@ -3,7 +3,7 @@
 use super::table::{Case, Draw, normal};
 use super::{
     Attention, AttentionCombine, AttentionDelta, AttentionGradKeyValue, AttentionGradQuery, AttentionPart, CacheWrite,
-    Mask, TopK,
+    Mask, Operands, TopK,
 };
 use crate::base::{DType, TensorType};
 
@@ -11,7 +11,7 @@ type Input = (TensorType, Draw);
 
 /// These rows.
 pub(super) fn rows() -> Vec<Case> {
-    [attention(), masked(), packed(), narrow(), parts(), attention_grad(), cache(), largest()].concat()
+    [attention(), masked(), packed(), narrow(), halves(), parts(), attention_grad(), cache(), largest()].concat()
 }
 
 /// Positions: one, or one for each sequence.
@@ -64,14 +64,14 @@ fn places() -> Vec<(&'static str, [usize; 6], Vec<usize>)> {
 
 fn masked() -> Vec<Case> {
     let mut cases = vec![
-        Case::new("window", Attention { mask: window(3) }, &qkv([2, 7, 7, 4, 4, 8], &[0])).wrt(&[0, 1, 2]),
-        Case::new("alibi", Attention { mask: ALIBI }, &qkv([1, 9, 9, 6, 2, 16], &[0])).wrt(&[0, 1, 2]),
-        Case::new("window of one", Attention { mask: window(1) }, &qkv([1, 9, 9, 2, 1, 8], &[0])),
-        Case::new("wide window", Attention { mask: window(100) }, &qkv([1, 9, 9, 2, 1, 8], &[0])),
+        Case::new("window", Attention::new(window(3)), &qkv([2, 7, 7, 4, 4, 8], &[0])).wrt(&[0, 1, 2]),
+        Case::new("alibi", Attention::new(ALIBI), &qkv([1, 9, 9, 6, 2, 16], &[0])).wrt(&[0, 1, 2]),
+        Case::new("window of one", Attention::new(window(1)), &qkv([1, 9, 9, 2, 1, 8], &[0])),
+        Case::new("wide window", Attention::new(window(100)), &qkv([1, 9, 9, 2, 1, 8], &[0])),
     ];
     for (name, mask) in [("window", window(6)), ("alibi", ALIBI), ("window and alibi", BOTH)] {
         for (note, sizes, positions) in places() {
-            cases.push(Case::new(&format!("{name} {note}"), Attention { mask }, &qkv(sizes, &positions)));
+            cases.push(Case::new(&format!("{name} {note}"), Attention::new(mask), &qkv(sizes, &positions)));
         }
     }
     cases
@@ -97,10 +97,10 @@ fn packed_qkv([b, t, h, k, c]: [usize; 5], tokens: usize) -> [Input; 4] {
 fn packed() -> Vec<Case> {
     let mut cases = vec![
         Case::new("packed", Attention::default(), &packed_qkv([2, 9, 4, 2, 8], 4)).wrt(&[0, 1, 2]),
-        Case::new("packed, window", Attention { mask: window(3) }, &packed_qkv([1, 9, 2, 1, 8], 6)).wrt(&[0, 1, 2]),
+        Case::new("packed, window", Attention::new(window(3)), &packed_qkv([1, 9, 2, 1, 8], 6)).wrt(&[0, 1, 2]),
     ];
     for (note, sizes, tokens, mask) in documents() {
-        cases.push(Case::new(note, Attention { mask }, &packed_qkv(sizes, tokens)));
+        cases.push(Case::new(note, Attention::new(mask), &packed_qkv(sizes, tokens)));
     }
     cases
 }
@@ -113,12 +113,29 @@ fn narrow() -> Vec<Case> {
             let mut inputs = qkv(sizes, positions);
             inputs[1].0.dtype = dtype;
             inputs[2].0.dtype = dtype;
-            cases.push(Case::new(&format!("{dtype} {note}"), Attention { mask }, &inputs));
+            cases.push(Case::new(&format!("{dtype} {note}"), Attention::new(mask), &inputs));
         };
         case("decoding", Mask::default(), [2, 1, 65, 9, 3, 64], &[40, 64]);
         case("prefill", Mask::default(), [2, 17, 33, 8, 4, 8], &[11]);
         case("window", BOTH, [1, 9, 20, 4, 4, 40], &[8]);
     }
+    cases
+}
+
+/// Factors of products rounded to f16: heads that no tile divides, every mask, and documents.
+fn halves() -> Vec<Case> {
+    let operands = Operands::F16;
+    let mut cases = Vec::new();
+    let mut all = |note: &str, mask, [q, k, v, at]: [Input; 4]| {
+        cases.push(Case::new(note, Attention { mask, operands }, &[q.clone(), k.clone(), v.clone(), at.clone()]));
+        let inputs = backward([q, k, v, at]);
+        cases.push(Case::new(note, AttentionGradQuery { mask, operands }, &inputs));
+        cases.push(Case::new(note, AttentionGradKeyValue { mask, operands }, &inputs));
+    };
+    all("halves", Mask::default(), qkv([2, 33, 33, 6, 2, 32], &[0]));
+    all("halves prefill", Mask::default(), qkv([2, 7, 41, 3, 1, 8], &[11, 34]));
+    all("halves masked", BOTH, qkv([1, 50, 50, 3, 1, 40], &[0]));
+    all("halves documents", window(30), packed_qkv([1, 130, 3, 1, 16], 40));
     cases
 }
 
@@ -146,20 +163,23 @@ fn parts() -> Vec<Case> {
     cases
 }
 
+/// Inputs of the backward pass beside those of the forward one. lse is drawn, not computed: only then probabilities do not
+/// sum to one, which no kernel may rely on.
+fn backward([q, k, v, position]: [Input; 4]) -> [Input; 6] {
+    let &[b, t, h, _] = q.0.shape.dims() else { unreachable!("made above") };
+    let dy = q.clone();
+    [q, k, v, dy, (TensorType::f32([b, h, t, 2]), Draw::Normal), position]
+}
+
 fn attention_grad() -> Vec<Case> {
-    let inputs = |[b, t, s, h, k, c]: [usize; 6], positions: &[usize]| {
-        let [q, k, v, position] = qkv([b, t, s, h, k, c], positions);
-        // lse is drawn, not computed: only then probabilities do not sum to one, which no kernel may rely on.
-        let stats = (TensorType::f32([b, h, t, 2]), Draw::Normal);
-        [q, k, v, normal([b, t, h, c]), stats, position]
-    };
+    let (inputs, operands) = (|sizes, positions: &[usize]| backward(qkv(sizes, positions)), Operands::F32);
     let mut cases = vec![
         Case::new("", AttentionDelta, &[normal([2, 5, 3, 12]), normal([2, 5, 3, 12]), normal([2, 3, 5])]),
         Case::new("wide", AttentionDelta, &[normal([1, 33, 2, 80]), normal([1, 33, 2, 80]), normal([1, 2, 33])]),
     ];
     let mut both = |note: &str, mask, sizes, positions: &[usize]| {
-        cases.push(Case::new(note, AttentionGradQuery { mask }, &inputs(sizes, positions)));
-        cases.push(Case::new(note, AttentionGradKeyValue { mask }, &inputs(sizes, positions)));
+        cases.push(Case::new(note, AttentionGradQuery { mask, operands }, &inputs(sizes, positions)));
+        cases.push(Case::new(note, AttentionGradKeyValue { mask, operands }, &inputs(sizes, positions)));
     };
     for (note, sizes, position) in [
         ("one token", [2, 1, 1, 3, 1, 8], 0),
@@ -176,10 +196,9 @@ fn attention_grad() -> Vec<Case> {
         }
     }
     for (note, [b, t, h, k, c], tokens, mask) in documents() {
-        let mut inputs = inputs([b, t, t, h, k, c], &[0]);
-        inputs[5] = (TensorType::u32([b, t]), Draw::Starts(tokens));
-        cases.push(Case::new(note, AttentionGradQuery { mask }, &inputs));
-        cases.push(Case::new(note, AttentionGradKeyValue { mask }, &inputs));
+        let inputs = backward(packed_qkv([b, t, h, k, c], tokens));
+        cases.push(Case::new(note, AttentionGradQuery { mask, operands }, &inputs));
+        cases.push(Case::new(note, AttentionGradKeyValue { mask, operands }, &inputs));
     }
     cases
 }
