@@ -1,13 +1,15 @@
-//! The tuner: what it remembers, what it refuses to believe, and that it keeps to its time.
+//! The tuner: what it remembers, what it refuses to believe, and that it keeps to its time; and a benchmark in which a case fails.
 
 mod common;
 
-use danlu::base::{Array, Limits, TensorType};
+use danlu::base::{AdapterId, Array, Limits, TensorType};
+use danlu::bench::{Case, Scope, Settings, measure};
 use danlu::compile::{Chooser, settle};
+use danlu::error::Error;
 use danlu::gpu::Gpu;
-use danlu::graph::{Io, Kernel, Map, Op};
+use danlu::graph::{Graph, Io, Kernel, Map, Op};
 use danlu::ops::MatMul;
-use danlu::run::{Records, TuneMode, Tuner};
+use danlu::run::{Key, Records, TuneMode, Tuner};
 use pollster::block_on;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -256,6 +258,24 @@ fn the_table_that_ships_is_readable_and_covers_products() {
     }
 }
 
+/// Without the adapters: the candidates in the table are those that they are offered.
+#[test]
+fn tables_ship_for_the_software_adapters_and_are_of_today() {
+    for (name, lanes) in [("llvmpipe (LLVM 19.1.7, 256 bits)", 8), ("SwiftShader Device (Subzero)", 4)] {
+        let id = AdapterId { name: name.into(), driver: "any".into(), backend: "vulkan".into() };
+        let table = Records::shipped(&id).unwrap_or_else(|| panic!("none for {name}"));
+        assert!(table.rows.iter().all(|row| row.winner < row.key.candidates.len()), "{name}");
+        let limits = Limits { is_cpu: true, min_subgroup: lanes, max_subgroup: lanes, ..Limits::default() };
+        for (ta, tb) in [(false, false), (false, true), (true, false)] {
+            let op = MatMul::new(ta, tb);
+            let io = io(&op, &[TensorType::f32([576, 576]), TensorType::f32([576, 576])]);
+            let key = Key::of(&op, &io, &op.kernels(&io, &limits));
+            assert!(table.nearest(&key).is_some(), "{name}: write it anew, as CONTRIBUTING.md says: {key:?}");
+        }
+        assert!(Records::shipped(&AdapterId { backend: "gl".into(), ..id }).is_none());
+    }
+}
+
 #[test]
 fn roofline_is_remembered() {
     let folder = tempfile::tempdir().unwrap();
@@ -269,6 +289,25 @@ fn roofline_is_remembered() {
     let again = block_on(tuner(TuneMode::Full, folder.path()).roofline(false)).unwrap();
     assert!(again.bytes_per_second >= measured.bytes_per_second && again.flops_per_second >= measured.flops_per_second);
     println!("remembered: {:?}", start.elapsed());
+}
+
+#[test]
+fn a_case_that_fails_is_said_and_the_others_are_measured() {
+    let product = |_: &Limits| {
+        let mut g = Graph::new();
+        let a = g.state("a", TensorType::f32([64, 64]));
+        let c = g.apply1(MatMul::new(false, false), &[a, a])?;
+        g.output("c", c);
+        Ok(g)
+    };
+    let broken = |_: &Limits| Err(Error::Graph("no such graph".into()));
+    let cases = [Case::new("broken", Scope::Whole, broken), Case::new("whole", Scope::Whole, product)];
+    let settings = Settings { quick: true, ..Settings::default() };
+    let mut tuner = Tuner::new(gpu(), TuneMode::Cached, None);
+    let report = block_on(measure(gpu(), &mut tuner, &cases, &settings, &mut |_| ())).unwrap();
+    assert_eq!((report.entries.len(), &*report.entries[0].name), (1, "whole"));
+    assert!(report.failed.len() == 1 && report.failed[0].contains("broken: "), "{:?}", report.failed);
+    assert!(report.to_string().contains("failed: broken: "), "{report}");
 }
 
 /// What a file says is what was written, to the last bit of a float: serde_json rounds to the next but one unless told.

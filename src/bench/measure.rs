@@ -41,7 +41,8 @@ pub async fn probe(gpu: &Gpu, tuner: &mut Tuner) -> Result<Machine> {
 /// Measures the cases that the settings want; `progress` hears the name of each.
 ///
 /// # Errors
-/// If the filter fits nothing, or the device fails. What is too big for the device is left out.
+/// If the filter fits nothing, or the device is lost. What is too big for the device is left out; what fails otherwise is
+/// said in [`Report::failed`].
 pub async fn measure(
     gpu: &Gpu,
     tuner: &mut Tuner,
@@ -57,12 +58,14 @@ pub async fn measure(
             Ok(entries) if entries.is_empty() => continue,
             Ok(entries) => measured.extend(entries),
             Err(e @ Error::Memory { .. }) => report.skipped.push(format!("{}: {e}", case.name)),
+            // The device is well: the other cases can still be measured.
+            Err(e) if gpu.check().is_ok() => report.failed.push(format!("{}: {e}", case.name)),
             Err(e) => return Err(e),
         }
         // A machine whose neighbours are busy now and then is taken at its best.
         report.machine = report.machine.best(&probe(gpu, tuner).await?);
     }
-    if measured.is_empty() && report.skipped.is_empty() {
+    if measured.is_empty() && report.skipped.is_empty() && report.failed.is_empty() {
         let (filter, known) = (settings.filter.join(", "), names(cases));
         return Err(Error::Invalid(format!("nothing that is measured has `{filter}` in its name; there are: {known}")));
     }

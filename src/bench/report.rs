@@ -64,13 +64,16 @@ pub struct Report {
     pub entries: Vec<Entry>,
     /// What was left out, and why.
     pub skipped: Vec<String>,
+    /// What could not be measured though it should have been, and why.
+    #[serde(default)]
+    pub failed: Vec<String>,
 }
 
 impl Report {
     /// An empty one.
     pub fn new(adapter: AdapterId, device_clock: bool, machine: Machine) -> Report {
         let clock = if device_clock { "device" } else { "host" }.to_string();
-        Report { format: FORMAT, adapter, clock, machine, entries: Vec::new(), skipped: Vec::new() }
+        Report { format: FORMAT, adapter, clock, machine, entries: Vec::new(), skipped: Vec::new(), failed: Vec::new() }
     }
 
     /// Reads a kept report.
@@ -160,7 +163,8 @@ impl fmt::Display for Report {
                 row(f, e, width)?;
             }
         }
-        self.skipped.iter().try_for_each(|s| writeln!(f, "left out: {s}"))
+        self.skipped.iter().try_for_each(|s| writeln!(f, "left out: {s}"))?;
+        self.failed.iter().try_for_each(|s| writeln!(f, "failed: {s}"))
     }
 }
 

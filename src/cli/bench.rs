@@ -78,6 +78,12 @@ pub async fn bench(args: BenchArgs) -> Result<()> {
     if let Some(file) = &args.svg {
         write(file, &roofline_svg(&report))?;
     }
+    if !report.failed.is_empty() {
+        bail!(Error::Invalid(format!(
+            "could not be measured, so nothing is kept or compared: {}",
+            report.failed.join("; ")
+        )));
+    }
     conclude(&args, &report, before.as_ref(), kept.as_deref())
 }
 
