@@ -54,7 +54,7 @@ impl Kind {
                 "danlu finetune goes on with a model that is there: name it by --model; danlu train begins a new one"
             );
         }
-        if matches!(self, Kind::Finetune { .. }) && recipe.data.is_none() {
+        if matches!(self, Kind::Finetune { .. }) && recipe.data.is_empty() {
             bail!("danlu finetune wants data of yours: name them by --data");
         }
         Ok(())

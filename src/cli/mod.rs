@@ -17,6 +17,7 @@ mod batch;
 mod bench;
 mod chat;
 mod convert;
+mod data;
 pub mod doctor;
 mod eval;
 mod export;
@@ -69,6 +70,10 @@ enum Command {
     Merge(convert::MergeArgs),
     /// Hand on what was trained: as a Hugging Face folder with a model card, a GGUF file, or an adapter.
     Export(export::ExportArgs),
+    /// Show examples as a model will see them: what is to be predicted, how long they are, how they fill rows.
+    Data(data::DataArgs),
+    /// Write the tokens of text or examples as a shard, for `danlu train --data`.
+    Tokenize(data::TokenizeArgs),
     /// Print what a training step will do, take and cost, without doing it.
     Plan(plan::PlanArgs),
     /// Measure the device's limits, and every kernel and whole steps against them.
@@ -112,6 +117,8 @@ pub fn main() -> ExitCode {
         Command::Convert(args) => convert::convert(args),
         Command::Merge(args) => convert::merge(args),
         Command::Export(args) => export::export(args),
+        Command::Data(args) => data::data(args),
+        Command::Tokenize(args) => data::tokenize(args),
         Command::Plan(args) => plan::plan(args),
         Command::Bench(args) => pollster::block_on(bench::bench(args)),
         Command::Profile(args) => pollster::block_on(profile::profile(args)),

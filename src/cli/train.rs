@@ -6,7 +6,7 @@ use super::signals::Stop;
 use super::{AdapterArgs, hub, paths, profile};
 use crate::base::Bytes;
 use crate::compile::{Chooser, settle};
-use crate::data::SMALLEST_VOCAB;
+use crate::data::{Batch, DataSource, DataSources, LossOn, Overlong, SMALLEST_VOCAB};
 use crate::gpu::Gpu;
 use crate::model::find_config;
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
@@ -37,9 +37,19 @@ pub struct TrainArgs {
     /// A model to go on with, tokenizer and all: a folder, a GGUF file or a name on the hub.
     #[arg(long, value_name = "PATH|NAME", conflicts_with_all = ["config", "tokenizer"])]
     model: Option<String>,
-    /// Text, JSONL with a `text` field, or a folder of them [default: embedded stories].
-    #[arg(long, value_name = "FILE|FOLDER")]
-    data: Option<PathBuf>,
+    /// Text, examples as JSONL or JSON (text, messages, prompt/completion, Alpaca, ShareGPT), or a folder of them; several
+    /// with the weights of their rows [default: embedded stories].
+    #[arg(long, value_name = "FILE|FOLDER[=WEIGHT]")]
+    data: Vec<DataSource>,
+    /// Pack documents into full rows, of which each sees nothing of the others.
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pack: Option<bool>,
+    /// What to do with documents longer than a row [default: text is split, examples are truncated].
+    #[arg(long, value_name = "truncate|drop|split")]
+    overlong: Option<Overlong>,
+    /// Which tokens of a conversation are to be predicted [default: assistant].
+    #[arg(long, value_name = "assistant|all")]
+    loss_on: Option<LossOn>,
     /// An existing tokenizer.json, or a name on the hub [default: a BPE trained on the data].
     #[arg(long, value_name = "FILE|NAME")]
     tokenizer: Option<PathBuf>,
@@ -156,11 +166,19 @@ impl TrainArgs {
         r.memory = self.memory.or(r.memory);
         r.model = self.model.clone().or(r.model);
         r.lora = self.lora.over(r.lora);
-        r.data = self.data.clone().or(r.data);
+        put(&self.pack, &mut r.pack);
+        put(&self.loss_on, &mut r.loss_on);
+        r.overlong = self.overlong.or(r.overlong);
+        if !self.data.is_empty() {
+            r.data = DataSources(self.data.clone());
+        }
         r.tokenizer = self.tokenizer.clone().or(r.tokenizer);
         r.check()?;
         if r.model.is_none() {
             r.config = hub::resolve_config(&r.config)?;
+        }
+        for source in &mut r.data.0 {
+            source.path = hub::resolve_data(&source.path)?;
         }
         r.tokenizer = r.tokenizer.map(|t| hub::resolve_part(&t, HubPart::Tokenizer)).transpose()?;
         Ok(r)
@@ -278,14 +296,13 @@ fn keep_pipelines(gpu: &Gpu, observer: &mut dyn Observer) {
 fn compile_step(gpu: &Gpu, recipe: &Recipe, base: Option<&Base>, tune: TuneMode, stop: &AtomicBool) {
     let mut tuner = Tuner::new(gpu, tune.min(TuneMode::Cached), Some(&paths::cache()));
     let config = base.map_or_else(|| find_config(&recipe.config), |base| Ok(base.checkpoint.config().clone()));
-    let plan = config.and_then(|config| {
-        let plan =
-            |chooser: &mut dyn Chooser| plans(&config, recipe, base, gpu.limits(), chooser).map(|plans| plans.train);
+    let plans = config.and_then(|config| {
+        let plan = |chooser: &mut dyn Chooser| plans(&config, recipe, base, gpu.limits(), chooser);
         pollster::block_on(settle(&mut tuner, plan))
     });
     // Whatever is wrong with the plan is said where it is run.
-    if let Ok(plan) = plan {
-        compile_early(gpu, &plan, stop);
+    if let Ok(plans) = plans {
+        compile_early(gpu, &plans.train, stop);
     }
 }
 
@@ -306,22 +323,20 @@ fn writable(folder: &Path, what: &str, advice: &str) -> Result<()> {
 /// The initial model, and every batch as `[B, T+1]` u32 little-endian rows.
 async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Trainer) -> Result<()> {
     save(folder, recipe, prepared, &trainer.subject, &trainer.pages().await?)?;
-    let (n, seq) = (recipe.batch * recipe.seq, recipe.seq);
-    let (mut inputs, mut targets) = (vec![0u32; n], vec![0u32; n]);
-    type Batch<'a> = &'a dyn Fn(u64, &mut [u32], &mut [u32]);
-    let mut write = |name: &str, count: u64, batch: Batch| -> Result<()> {
+    let mut batch = trainer.loader().empty_batch();
+    let mut write = |name: &str, count: u64, fill: &dyn Fn(u64, &mut Batch)| -> Result<()> {
         let mut file = std::io::BufWriter::new(std::fs::File::create(folder.join(name))?);
         for index in 0..count {
-            batch(index, &mut inputs, &mut targets);
-            for (inputs, targets) in inputs.chunks_exact(seq).zip(targets.chunks_exact(seq)) {
+            fill(index, &mut batch);
+            for (inputs, targets) in batch.tokens.chunks_exact(batch.seq).zip(batch.targets.chunks_exact(batch.seq)) {
                 file.write_all(bytemuck::cast_slice(inputs))?;
-                file.write_all(bytemuck::cast_slice(&targets[seq - 1..]))?;
+                file.write_all(bytemuck::cast_slice(&targets[batch.seq - 1..]))?;
             }
         }
         Ok(file.flush()?)
     };
     let loader = trainer.loader();
     let count = trainer.val_batches(recipe.val_sequences);
-    write("tokens.bin", recipe.steps, &|step, i, t| loader.batch(step, i, t))?;
-    write("val.bin", count, &|index, i, t| loader.val_batch(index, count, i, t))
+    write("tokens.bin", recipe.steps, &|step, batch| loader.batch(step, batch))?;
+    write("val.bin", count, &|index, batch| loader.val_batch(index, count, batch))
 }

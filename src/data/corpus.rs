@@ -1,28 +1,35 @@
-//! Where text comes from: the embedded stories, a text file, a JSONL file, or a folder of such files.
+//! Where text and examples come from: the embedded stories, a text file, JSONL, JSON or Parquet in any of the forms of
+//! `form.rs`, compressed or not, or a folder of such files.
 
 mod pieces;
+mod records;
+mod table;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::form::Form;
 use super::hash::Hasher;
 use super::mapped::FileBytes;
 use super::story::StoryGrammar;
 use crate::error::{Error, Result};
-pub use pieces::{Piece, Pieces};
+pub use pieces::{Piece, Unit, Units};
+pub use records::Record;
+use records::{Layout, Packed, Reader, layout};
 
 /// How a file is divided into documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Format {
     /// One document, or several parted by lines that hold only `<|endoftext|>`.
     Text,
-    /// One JSON object a line, its document in the field `text`.
-    Jsonl,
+    /// Objects of one form.
+    Records(Layout, Packed, Form),
 }
 
 #[derive(Debug, Clone)]
 enum Source {
     Stories { seed: u64, count: u64 },
-    File { path: PathBuf, format: Format },
+    File { path: Arc<Path>, format: Format },
 }
 
 /// A bounded, ordered source of documents. Opening one reads every file once: to refuse what is no text before any work is
@@ -50,11 +57,14 @@ impl Corpus {
         }
     }
 
-    /// Opens a text file, a `.jsonl` file, or a folder: every `.txt`, `.md` and `.jsonl` below it, in the order of paths.
+    /// Opens a text file, a `.jsonl` file, a `.json` file that holds an array, either of them compressed (`.gz`, `.zst`), a
+    /// `.parquet` file, or a folder: every `.txt`, `.md` and such file below it, in the order of paths. The form of a file's
+    /// records is that of its first.
     ///
     /// # Errors
-    /// A sentence for a path that does not exist, a file that is empty or no UTF-8 text (with the offset), and a folder
-    /// without a usable file. Broken JSONL lines are reported by [`Corpus::pieces`], as `file:line`.
+    /// A sentence for a path that does not exist, a file that is empty or no UTF-8 text (with offset or line), a first record
+    /// of no known form, and a folder without a usable file. What is wrong with later records is reported by
+    /// [`Corpus::units`] and where they are encoded, as `file:line`.
     pub fn open(path: impl AsRef<Path>) -> Result<Corpus> {
         let path = path.as_ref();
         if !path.exists() {
@@ -70,7 +80,7 @@ impl Corpus {
                 corpus.add(file, &mut hasher)?;
             }
             if corpus.sources.is_empty() {
-                return Err(Error::file(path, "holds no .txt, .md or .jsonl file with text in it"));
+                return Err(Error::file(path, "holds no .txt, .md, .jsonl, .json or .parquet file with text in it"));
             }
         } else {
             corpus.add(path, &mut hasher)?;
@@ -85,20 +95,57 @@ impl Corpus {
     /// Checks one file and takes it in, unless it holds nothing but white space.
     fn add(&mut self, path: &Path, hasher: &mut Hasher) -> Result<()> {
         let bytes = FileBytes::open(path)?;
-        check_text(path, &bytes)?;
+        let layout = layout(path);
+        if layout.is_none_or(|(_, packed)| packed == Packed::Plainly) {
+            check_text(path, &bytes, layout.is_some())?;
+        }
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
         }
-        let format = match path.extension().and_then(|e| e.to_str()) {
-            Some("jsonl") => Format::Jsonl,
-            _ => Format::Text,
+        let path: Arc<Path> = path.into();
+        let format = match layout {
+            None => Format::Text,
+            Some((layout, packed)) => match self.form_of(&path, layout, packed)? {
+                Some(form) => Format::Records(layout, packed, form),
+                None => return Ok(()),
+            },
         };
-        hasher.update(&[format as u8]);
+        let kind = match format {
+            // As it was before there were other forms, so that shards are found again.
+            Format::Text => 0,
+            Format::Records(Layout::Lines, Packed::Plainly, Form::Text) => 1,
+            Format::Records(layout, packed, form) => 2 + 64 * layout as u8 + 8 * packed as u8 + form as u8,
+        };
+        hasher.update(&[kind]);
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(&bytes);
         self.bytes += bytes.len() as u64;
-        self.sources.push(Source::File { path: path.to_path_buf(), format });
+        self.sources.push(Source::File { path, format });
         Ok(())
+    }
+
+    /// The form of a file's first record, if it has one.
+    fn form_of(&self, path: &Arc<Path>, layout: Layout, packed: Packed) -> Result<Option<Form>> {
+        let Some((line, content)) = Reader::open(path, layout, packed)?.next()? else { return Ok(None) };
+        let record = Record { content, form: Form::Text, path: path.clone(), line, bytes_done: 0 };
+        Form::of(&record.json()?).map(Some).map_err(|message| record.error(message))
+    }
+
+    /// The forms of its files, each once. Text files and stories count as [`Form::Text`].
+    pub fn forms(&self) -> Vec<Form> {
+        let form = |source: &Source| match source {
+            Source::File { format: Format::Records(.., form), .. } => *form,
+            _ => Form::Text,
+        };
+        let mut forms: Vec<Form> = self.sources.iter().map(form).collect();
+        forms.sort_unstable();
+        forms.dedup();
+        forms
+    }
+
+    /// Whether it is nothing but running text.
+    pub fn is_text(&self) -> bool {
+        self.forms().iter().all(|form| *form == Form::Text)
     }
 
     /// The size of the text in bytes: of the files as they are, and an estimate for stories.
@@ -111,18 +158,22 @@ impl Corpus {
         self.hash
     }
 
-    /// The documents in order, long ones in pieces.
-    pub fn pieces(&self) -> Pieces<'_> {
-        Pieces::new(self)
+    /// Documents and records in order, long texts in pieces.
+    pub fn units(&self) -> Units<'_> {
+        Units::new(self)
     }
 
     /// At most about `max_bytes` of the text, evenly spread over the corpus: what a tokenizer is trained on.
     ///
     /// # Errors
-    /// Those of [`Corpus::pieces`].
+    /// Those of [`Corpus::units`], and of records.
     pub fn sample(&self, max_bytes: u64) -> Result<Vec<String>> {
         let every = self.bytes.div_ceil(max_bytes.max(1)).max(1) as usize;
-        self.pieces().step_by(every).map(|piece| piece.map(|piece| piece.text)).collect()
+        let texts = self.units().step_by(every).map(|unit| match unit? {
+            Unit::Piece(piece) => Ok(vec![piece.text]),
+            Unit::Record(record) => Ok(record.example()?.texts()),
+        });
+        Ok(texts.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 }
 
@@ -137,28 +188,45 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         }
         if kind.is_dir() {
             collect(&path, files)?;
-        } else if path.is_file() && matches!(path.extension().and_then(|e| e.to_str()), Some("txt" | "md" | "jsonl")) {
-            files.push(path);
+        } else if path.is_file() {
+            let usable = match layout(&path) {
+                // Folders of data hold .json files about the data as well: those are objects.
+                Some((Layout::Array, Packed::Plainly)) => begins_array(&path)?,
+                Some(_) => true,
+                None => path.extension().and_then(|e| e.to_str()).is_some_and(|e| matches!(e, "txt" | "md")),
+            };
+            if usable {
+                files.push(path);
+            }
         }
     }
     Ok(())
 }
 
-/// Refuses what is no text: a NUL byte, or anything that is not UTF-8.
-fn check_text(path: &Path, bytes: &[u8]) -> Result<()> {
+fn begins_array(path: &Path) -> Result<bool> {
+    let bytes = FileBytes::open(path)?;
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
+    Ok(bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'['))
+}
+
+/// Refuses what is no text: a NUL byte, or anything that is not UTF-8. Of records the line is named.
+fn check_text(path: &Path, bytes: &[u8], records: bool) -> Result<()> {
+    let complain = |at: usize, what: &str, advice: &str| {
+        if !records {
+            return Err(Error::file(path, format!("{what} at offset {at}; {advice}")));
+        }
+        let before = &bytes[..at];
+        let line = before.iter().filter(|&&b| b == b'\n').count() as u64 + 1;
+        let column = before.iter().rev().take_while(|&&b| b != b'\n').count() + 1;
+        Err(records::at(path, line, format!("{what} at column {column}; {advice}")))
+    };
     if let Err(error) = std::str::from_utf8(bytes) {
         let at = error.valid_up_to();
-        let message = format!(
-            "is not UTF-8 text: byte 0x{:02X} at offset {at}; convert it first, for example with iconv -t UTF-8",
-            bytes[at]
-        );
-        return Err(Error::file(path, message));
+        let what = format!("is not UTF-8 text: byte 0x{:02X}", bytes[at]);
+        return complain(at, &what, "convert it first, for example with iconv -t UTF-8");
     }
     match bytes.iter().position(|&b| b == 0) {
-        Some(at) => {
-            let message = format!("is a binary file, not text: a NUL byte at offset {at}; give plain text or JSONL");
-            Err(Error::file(path, message))
-        }
+        Some(at) => complain(at, "is a binary file, not text: a NUL byte", "give plain text or JSONL"),
         None => Ok(()),
     }
 }

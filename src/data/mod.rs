@@ -1,23 +1,40 @@
-//! From text to batches: corpora, tokenizers, tokenised shards, and loaders whose position can be saved.
+//! From text and examples to batches: corpora, tokenizers, chat templates, tokenised shards, and loaders whose position can
+//! be saved.
 //!
 //! ```text
-//! Corpus ──pieces──▶ Tokenizer ──tokens──▶ Shard (memory-mapped) ──windows──▶ Loader ──▶ [B, T] inputs, targets
+//! Corpus ──units──▶ Encoder (Tokenizer, ChatTemplate) ──tokens, marks──▶ Shard (memory-mapped) ──rows──▶ Loader
+//!                                                       Loader ──▶ Prefetch (a thread) ──▶ Batch [B, T]
 //! ```
 
 pub mod hash;
 
+mod batch;
 mod corpus;
+mod encoder;
+mod form;
 mod loader;
 mod mapped;
+mod mix;
+mod pack;
+mod prefetch;
+mod rows;
 mod shard;
+mod sources;
 mod story;
 mod stream;
 mod template;
 mod tokenizer;
 
-pub use corpus::{Corpus, Piece, Pieces};
-pub use loader::{Loader, LoaderOptions, LoaderState};
-pub use shard::Shard;
+pub use batch::{Batch, IGNORE};
+pub use corpus::{Corpus, Piece, Record, Unit, Units};
+pub use encoder::{Encoded, Encoder, LossOn};
+pub use form::{Chat, Example, Form};
+pub use loader::{Loader, LoaderOptions, LoaderSource, LoaderState};
+pub use pack::Bins;
+pub use prefetch::Prefetch;
+pub use rows::{Overlong, RowCounts, RowLayout};
+pub use shard::{MASKED, SHARD_ENDING, Shard, ShardKind};
+pub use sources::{DataSource, DataSources};
 pub use story::StoryGrammar;
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Json, Message, RenderOptions, Rendered};

@@ -1,6 +1,7 @@
 //! Chat templates: a conversation → the text that the model was trained to go on from, by the model's own Jinja template,
 //! rendered as `transformers` renders it. Which tokens that text becomes is the tokenizer's matter.
 
+mod answers;
 mod date;
 mod indent;
 mod json;
@@ -10,6 +11,7 @@ use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, State, context};
 use serde::{Deserialize, Serialize};
 use std::ops::{Range, RangeInclusive};
+use std::sync::OnceLock;
 
 use super::Tokenizer;
 use crate::error::{Error, Result};
@@ -73,8 +75,13 @@ impl Message {
         }
     }
 
-    fn field(&self, name: &str) -> Value {
+    pub(super) fn field(&self, name: &str) -> Value {
         self.0.get_attr(name).unwrap_or_default()
+    }
+
+    /// Whether it says nothing: neither words nor calls of functions.
+    pub fn is_empty(&self) -> bool {
+        self.content().trim().is_empty() && self.field("tool_calls").len().is_none_or(|calls| calls == 0)
     }
 
     /// The message as templates see it: without what is null, and with the reasoning under each of its names.
@@ -142,6 +149,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     special: Vec<(String, String)>,
     fallback: bool,
+    marks: bool,
+    closing: OnceLock<Option<answers::Closing>>,
 }
 
 impl ChatTemplate {
@@ -159,8 +168,10 @@ impl ChatTemplate {
         environment.add_filter("indent", indent::indent);
         environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", raise);
-        environment.add_template_owned("chat", with_calls(source)).map_err(|error| explain(&error))?;
-        Ok(ChatTemplate { environment, special, fallback: false })
+        let called = with_calls(source);
+        let marks = called != source;
+        environment.add_template_owned("chat", called).map_err(|error| explain(&error))?;
+        Ok(ChatTemplate { environment, special, fallback: false, marks, closing: OnceLock::new() })
     }
 
     /// The template that a model came with, or a plain one if it came with none. Some models have one of their own for
@@ -174,6 +185,11 @@ impl ChatTemplate {
             Some(source) => Self::new(source, special),
             None => Ok(ChatTemplate { fallback: true, ..Self::new(FALLBACK, special)? }),
         }
+    }
+
+    /// Its text.
+    pub fn source(&self) -> String {
+        self.environment.get_template("chat").map_or_else(|_| String::new(), |t| t.source().to_string())
     }
 
     /// True for the plain template of a model that came with none.
@@ -205,8 +221,7 @@ impl ChatTemplate {
         variables.extend(options.variables.iter().cloned());
         let variables = Value::from_pairs(variables);
         let mut environment = self.environment.clone();
-        let source = self.environment.get_template("chat").map_err(|error| explain(&error))?.source().to_string();
-        let marks = unused_marks(&[serde_json::to_string(&variables).unwrap_or_default(), source])?;
+        let marks = unused_marks(&[serde_json::to_string(&variables).unwrap_or_default(), self.source()])?;
         environment.add_function("generation", move |state: &mut State, arguments: Kwargs| {
             let body = arguments.get::<Value>("caller")?.call(state, &[])?;
             Ok::<_, minijinja::Error>(format!("{}{body}{}", marks[0], marks[1]))

@@ -6,6 +6,7 @@ mod gguf;
 mod pre;
 mod vocabulary;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -195,6 +196,28 @@ impl Tokenizer {
         }
     }
 
+    /// A text's ids, without special tokens around it, each with the range of bytes that it stands for.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode`].
+    pub fn encode_ranges(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>> {
+        match self.inner.encode(text, false) {
+            Ok(encoding) => {
+                let ranges = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+                Ok(encoding.get_ids().iter().copied().zip(ranges).collect())
+            }
+            Err(error) => Err(Error::Invalid(format!("the tokenizer cannot encode the text: {error}"))),
+        }
+    }
+
+    /// The texts of all special tokens.
+    pub fn special_texts(&self) -> Vec<String> {
+        let marked = self.inner.get_added_tokens_decoder();
+        let mut texts: Vec<String> = marked.into_values().filter(|t| t.special).map(|t| t.content).collect();
+        texts.sort();
+        texts
+    }
+
     /// The id that goes before every document of a shard: only where the tokenizer puts one there and it is not already
     /// the one that ended the document before.
     pub(super) fn document_prefix(&self) -> Option<u32> {
@@ -207,6 +230,15 @@ impl Tokenizer {
     /// [`Error::Invalid`] with the tokenizer's words.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         let text = self.inner.decode(ids, true);
+        text.map_err(|error| Error::Invalid(format!("the tokenizer cannot decode the ids: {error}")))
+    }
+
+    /// The text of ids, special tokens written out.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::decode`].
+    pub fn decode_all(&self, ids: &[u32]) -> Result<String> {
+        let text = self.inner.decode(ids, false);
         text.map_err(|error| Error::Invalid(format!("the tokenizer cannot decode the ids: {error}")))
     }
 

@@ -1,5 +1,5 @@
-//! Models by their name on a hub: `org/model[@revision]` or `org/model[@revision]:file.gguf`, downloaded through hf-hub
-//! into the cache that Hugging Face's tools share. What hf-hub 0.5 leaves out is in `hub/download.rs`; why 0.5, in
+//! Models and data sets by their name on a hub: `org/model[@revision]`, `org/model[@revision]:file.gguf`, and
+//! `org/data[@revision][:file]`, downloaded through hf-hub into the cache that Hugging Face's tools share. What hf-hub 0.5 leaves out is in `hub/download.rs`; why 0.5, in
 //! docs/decisions/0005-hf-hub-0.5.md.
 
 mod download;
@@ -55,20 +55,67 @@ pub enum HubEvent<'a> {
 /// Receives what happens.
 pub type HubReport<'a> = dyn FnMut(HubEvent) + 'a;
 
-/// A model's name on a hub.
+/// Endings of files of data, compressed or not.
+const DATA_ENDINGS: [&str; 6] = ["jsonl", "json", "parquet", "ndjson", "txt", "md"];
+
+/// Whether a file is one of data, by its name.
+fn is_data(file: &str) -> bool {
+    let lower = file.to_ascii_lowercase();
+    let plain = [".gz", ".zst"].iter().find_map(|packed| lower.strip_suffix(packed)).unwrap_or(&lower);
+    plain.rsplit_once('.').is_some_and(|(_, ending)| DATA_ENDINGS.contains(&ending))
+}
+
+/// Whether a file is about the data.
+fn is_about(file: &str) -> bool {
+    file.ends_with(".md") || file.to_ascii_lowercase().ends_with("dataset_infos.json")
+}
+
+/// The names of all files below a folder, as a hub would list them.
+fn walk(root: &Path, folder: &Path, into: &mut Vec<String>) -> Result<()> {
+    for entry in fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
+        let path = entry.map_err(|e| Error::io("list", folder, e))?.path();
+        if path.is_dir() {
+            walk(root, &path, into)?;
+        } else if let Ok(name) = path.strip_prefix(root) {
+            into.push(name.to_string_lossy().replace('\\', "/"));
+        }
+    }
+    Ok(())
+}
+
+/// Of all files of a data set those to train on: of records those named for training, where any are; else what there is.
+fn training_files(files: &[String]) -> Vec<String> {
+    let all: Vec<String> = files.iter().filter(|file| is_data(file) && !is_about(file)).cloned().collect();
+    let train: Vec<String> = all.iter().filter(|file| file.to_ascii_lowercase().contains("train")).cloned().collect();
+    if train.is_empty() { all } else { train }
+}
+
+/// A model's name on a hub, or a data set's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubName {
     /// `org/model`.
     pub repo: String,
     /// Branch, tag or commit; `main` where none is given.
     pub revision: String,
-    /// A GGUF file of the repository; none for the model in Hugging Face's form.
+    /// A GGUF file of the repository; none for the model in Hugging Face's form. Of a data set one of its files.
     pub file: Option<String>,
+    /// Whether it is a data set's.
+    pub data: bool,
 }
 
 impl HubName {
     /// Reads `org/model[@revision][:file.gguf]`; none if the text has another form, such as a path's.
     pub fn parse(text: &str) -> Option<HubName> {
+        let gguf = |file: &str| file.to_ascii_lowercase().ends_with(".gguf");
+        HubName::parse_with(text, false, &gguf)
+    }
+
+    /// Reads `org/data[@revision][:file]`, with or without `datasets/` before it; none if the text has another form.
+    pub fn parse_data(text: &str) -> Option<HubName> {
+        HubName::parse_with(text.strip_prefix("datasets/").unwrap_or(text), true, &is_data)
+    }
+
+    fn parse_with(text: &str, data: bool, is_file: &dyn Fn(&str) -> bool) -> Option<HubName> {
         let (rest, file) = match text.split_once(':') {
             Some((rest, file)) => (rest, Some(file)),
             None => (text, None),
@@ -81,13 +128,13 @@ impl HubName {
         };
         let (org, model) = repo.split_once('/')?;
         let fits = word(org) && word(model) && revision.split('/').all(word);
-        let gguf = |file: &str| is_safe(file) && file.to_ascii_lowercase().ends_with(".gguf");
-        let name = HubName { repo: repo.into(), revision: revision.into(), file: file.map(String::from) };
-        (fits && file.is_none_or(gguf)).then_some(name)
+        let name = HubName { repo: repo.into(), revision: revision.into(), file: file.map(String::from), data };
+        (fits && file.is_none_or(|file| is_safe(file) && is_file(file))).then_some(name)
     }
 
     fn repo_at(&self, revision: &str) -> Repo {
-        Repo::with_revision(self.repo.clone(), RepoType::Model, revision.into())
+        let kind = if self.data { RepoType::Dataset } else { RepoType::Model };
+        Repo::with_revision(self.repo.clone(), kind, revision.into())
     }
 }
 
@@ -110,6 +157,8 @@ pub enum HubPart {
     Config,
     /// tokenizer.json and what lies beside it for the tokenizer.
     Tokenizer,
+    /// The files of a data set that are for training.
+    Data,
 }
 
 /// The file, or all parts of the model of which it is one.
@@ -160,6 +209,24 @@ impl Hub {
     /// # Errors
     /// As [`Hub::fetch`].
     pub fn fetch_part(&self, name: &HubName, part: HubPart, report: &mut HubReport) -> Result<PathBuf> {
+        let path = self.fetch_any(name, part, report)?;
+        if part == HubPart::Data && name.file.is_none() {
+            let mut files = Vec::new();
+            walk(&path, &path, &mut files)?;
+            let wanted = training_files(&files);
+            if let Some(other) = files.iter().find(|file| is_data(file) && !is_about(file) && !wanted.contains(file)) {
+                return Err(Error::Invalid(format!(
+                    "of the data set {name} the cache holds {other} besides the files for training, and a folder is read whole; \
+                     name the file that is meant, as {name}:{}, or remove {}",
+                    wanted.first().map_or("file", String::as_str),
+                    path.join(other).display()
+                )));
+            }
+        }
+        Ok(path)
+    }
+
+    fn fetch_any(&self, name: &HubName, part: HubPart, report: &mut HubReport) -> Result<PathBuf> {
         let cached = self.cached(name, part);
         if self.options.offline {
             return cached.map_err(|missing| self.refuse(name, Refusal::Offline { missing }));
@@ -206,6 +273,10 @@ impl Hub {
             there(&TOKENIZER_FILES).into_iter().chain(files.iter().filter(template).cloned()).collect();
         match (part, &name.file) {
             (_, Some(file)) => get(&parts(file))?,
+            (HubPart::Data, None) => match &training_files(&files)[..] {
+                [] => return Err(self.refuse(name, Refusal::NoData { files })),
+                wanted => get(wanted)?,
+            },
             (HubPart::Config, None) => get(&["config.json".into()])?,
             (HubPart::Tokenizer, None) => {
                 get(&["tokenizer.json".into()])?;
@@ -225,7 +296,8 @@ impl Hub {
         }
         // Only now does the revision's name lead to this commit: what is found in the cache is complete. A part of a
         // model does not take the name from a whole one.
-        if part == HubPart::Model || self.cached(name, HubPart::Model).is_err() {
+        let whole = part == HubPart::Model || (part == HubPart::Data && name.file.is_none());
+        if whole || (!name.data && self.cached(name, HubPart::Model).is_err()) {
             let noted = self.cache(name, &name.revision).create_ref(&commit);
             noted.map_err(|e| self.refuse(name, Refusal::disk("refs", commit.len() as u64, e)))?;
         }
@@ -236,10 +308,16 @@ impl Hub {
     fn cached(&self, name: &HubName, part: HubPart) -> Result<PathBuf, Vec<String>> {
         let cache = self.cache(name, &name.revision);
         let refs = self.options.cache.join(name.repo_at("main").folder_name()).join("refs").join(&name.revision);
-        let commit = fs::read_to_string(refs).unwrap_or_else(|_| name.revision.clone());
+        let noted = fs::read_to_string(refs);
+        if part == HubPart::Data && name.file.is_none() && noted.is_err() {
+            // Only its name tells that all of a data set came.
+            return Err(vec!["all files".into()]);
+        }
+        let commit = noted.unwrap_or_else(|_| name.revision.clone());
         let snapshot = cache.pointer_path(commit.trim());
         let wanted = match (part, &name.file) {
             (_, Some(file)) => parts(file),
+            (HubPart::Data, None) => Vec::new(),
             (HubPart::Config, None) => vec!["config.json".into()],
             (HubPart::Tokenizer, None) => vec!["tokenizer.json".into()],
             (HubPart::Model, None) => match weight_files(&snapshot) {
@@ -247,6 +325,9 @@ impl Hub {
                 Err(_) => vec!["config.json".into(), WEIGHTS.into()],
             },
         };
+        if !snapshot.is_dir() {
+            return Err(if wanted.is_empty() { vec!["all files".into()] } else { wanted });
+        }
         let missing: Vec<String> = wanted.into_iter().filter(|f| !snapshot.join(f).is_file()).collect();
         match (missing.is_empty(), &name.file) {
             (false, _) => Err(missing),
@@ -360,6 +441,25 @@ mod tests {
         ] {
             assert_eq!(HubName::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn names_of_data_sets() {
+        for (text, repo, file) in [
+            ("org/data", "org/data", None),
+            ("datasets/org/data", "org/data", None),
+            ("org/data@v2:data/train.jsonl.gz", "org/data", Some("data/train.jsonl.gz")),
+        ] {
+            let name = HubName::parse_data(text).unwrap_or_else(|| panic!("{text}"));
+            assert_eq!((&*name.repo, name.file.as_deref(), name.data), (repo, file, true), "{text}");
+        }
+        for text in ["data", "org/data:../x.jsonl", "org/data:x.gguf", "a/b/c"] {
+            assert_eq!(HubName::parse_data(text), None, "{text}");
+        }
+        let of = |files: &[&str]| training_files(&files.iter().map(|f| f.to_string()).collect::<Vec<_>>());
+        let split = ["README.md", "data/train-0.parquet", "data/train-1.parquet", "data/test-0.parquet", "x.py"];
+        assert_eq!(of(&split), ["data/train-0.parquet", "data/train-1.parquet"]);
+        assert_eq!(of(&["README.md", "dataset_infos.json", "all.jsonl.zst"]), ["all.jsonl.zst"]);
     }
 
     #[test]

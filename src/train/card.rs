@@ -41,9 +41,10 @@ impl TrainedRun {
 
     fn data(&self) -> String {
         let recipe = &self.recipe;
-        let what = match &recipe.data {
-            Some(path) => format!("`{}`", path.display()),
-            None => format!("{} stories of the grammar that Danlu holds", recipe.stories),
+        let paths: Vec<String> = recipe.data.0.iter().map(|source| format!("`{}`", source.path.display())).collect();
+        let what = match paths.is_empty() {
+            false => paths.join(" and "),
+            true => format!("{} stories of the grammar that Danlu holds", recipe.stories),
         };
         let share = 100.0 * recipe.val_fraction;
         let sum = self

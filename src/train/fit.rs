@@ -91,10 +91,10 @@ pub fn plans(
 ) -> Result<Plans> {
     let model = Llama::new(config.clone());
     let subject = Subject::new(&model, recipe, base, limits)?;
-    let (batch, seq) = (recipe.batch, recipe.seq);
+    let (rows, packed) = ([recipe.batch, recipe.seq], recipe.pack);
     let trained = Some((&optimizer(recipe), &subject.layout));
-    let mut steps = optimise(&graph(&model, &subject, batch, seq, trained)?, limits)?;
-    let eval = compile(&graph(&model, &*subject.whole(), batch, seq, None)?, limits, chooser)?;
+    let mut steps = optimise(&graph(&model, &subject, rows, packed, trained)?, limits)?;
+    let eval = compile(&graph(&model, &*subject.whole(), rows, packed, None)?, limits, chooser)?;
     let asked = recipe.memory.map(|Bytes(bytes)| bytes);
     let mut traded = None;
     if let Some(allowed) = asked.into_iter().chain(limits.memory_bytes).min() {

@@ -25,7 +25,7 @@ pub use fit::{Fit, Plans, plans};
 pub use keeper::{Keeper, Kept};
 pub use log::{EventFile, METRICS, Metric, Metrics, RECIPE, RunLog, crc32c, masked, read_metrics};
 pub use pace::Pace;
-pub use prepare::{Prepared, prepare, prepare_from};
+pub use prepare::{Prepared, prepare, prepare_for, prepare_from, prepare_pairs};
 pub use recipe::{Precision, Recipe};
 pub use recovery::{OnDivergence, RecoveryOptions, Verdict};
 pub use resume::{Resumption, unfinished};

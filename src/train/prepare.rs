@@ -1,10 +1,13 @@
 //! From a recipe to a model's configuration, a tokenizer and batches.
 
 use super::{Base, Event, Observer, Recipe};
-use crate::data::{Corpus, Loader, LoaderOptions, Shard, Tokenizer};
+use crate::data::{
+    Corpus, Encoder, Loader, LoaderOptions, LoaderSource, Overlong, RowLayout, SHARD_ENDING, Shard, ShardKind,
+    Tokenizer,
+};
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, find_config};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A tokenizer is trained on at most this much of the data, spread over all of it.
@@ -35,7 +38,7 @@ impl Prepared {
     }
 }
 
-/// Finds the configuration, reads the data, trains or opens the tokenizer, tokenises into a shard under `cache`. Of a recipe
+/// Finds the configuration, reads the data, trains or opens the tokenizer, tokenises into shards under `cache`. Of a recipe
 /// that names a model, its folder or file is opened.
 ///
 /// # Errors
@@ -61,32 +64,190 @@ pub fn prepare_from(
             "lora trains adapters of a model that is there already; name one as model in the recipe, or by --model";
         return Err(Error::Invalid(message.into()));
     }
-    let corpus = match &recipe.data {
-        Some(path) => Corpus::open(path)?,
-        None => Corpus::stories(recipe.seed, recipe.stories),
-    };
-    let (config, tokenizer) = match &base {
-        Some(base) => base.parts(recipe.seq)?,
-        None => fresh(recipe, &corpus, observer)?,
-    };
+    let Some(base) = base else { return fresh(recipe, cache, observer) };
+    let (config, tokenizer) = base.parts(recipe.seq)?;
     tokenizer.notes().iter().for_each(|note| observer.event(&Event::Note { text: note.clone() }));
-    let shard = Shard::cached(cache, &corpus, &tokenizer, &mut |done, total| {
-        observer.event(&Event::Tokenising { done, total });
-    })?;
-    let options =
-        LoaderOptions { batch: recipe.batch, seq: recipe.seq, seed: recipe.seed, val_fraction: recipe.val_fraction };
-    Ok(Prepared { config, tokenizer, loader: Loader::new(Arc::new(shard), options)?, base })
+    let loader = prepare_for(recipe, &config, &tokenizer, cache, observer)?;
+    Ok(Prepared { config, tokenizer, loader, base: Some(base) })
 }
 
-/// The configuration and the tokenizer of a model that begins from nothing.
-fn fresh(recipe: &Recipe, corpus: &Corpus, observer: &mut dyn Observer) -> Result<(ModelConfig, Tokenizer)> {
+/// What is prepared for a model that begins from nothing.
+fn fresh(recipe: &Recipe, cache: &Path, observer: &mut dyn Observer) -> Result<Prepared> {
     let mut config = find_config(&recipe.config)?;
+    let opened = open(recipe)?;
     let tokenizer = match &recipe.tokenizer {
         Some(path) => Tokenizer::open(path)?,
-        None => Tokenizer::train(corpus.sample(TOKENIZER_SAMPLE)?.into_iter(), config.vocab_size)?,
+        None => {
+            let share = TOKENIZER_SAMPLE / opened.len() as u64;
+            let samples = opened.iter().map(|opened| opened.sample(share)).collect::<Result<Vec<_>>>()?;
+            Tokenizer::train(samples.into_iter().flatten(), config.vocab_size)?
+        }
     };
     adapt(&mut config, &tokenizer, recipe, observer)?;
-    Ok((config, tokenizer))
+    let loader = load(recipe, opened, &tokenizer, false, cache, observer)?;
+    Ok(Prepared { config, tokenizer, loader, base: None })
+}
+
+/// The same for a model that is there, with its own tokenizer: `config` stays as it is.
+///
+/// # Errors
+/// Those of each part; [`Error::Invalid`] for a tokenizer with ids that the model has no embedding for, and for sequences
+/// longer than the model's positions.
+pub fn prepare_for(
+    recipe: &Recipe,
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    cache: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Loader> {
+    check_for(recipe, config, tokenizer, observer)?;
+    load(recipe, open(recipe)?, tokenizer, false, cache, observer)
+}
+
+/// The same for preference pairs: rows 2n and 2n + 1 of a batch are the better and the worse answer to one prompt, of which only
+/// the last answers are to be predicted. `recipe.batch` counts rows, and is even.
+///
+/// # Errors
+/// Those of [`prepare_for`]; data that hold no pairs.
+pub fn prepare_pairs(
+    recipe: &Recipe,
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    cache: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Loader> {
+    check_for(recipe, config, tokenizer, observer)?;
+    load(recipe, open(recipe)?, tokenizer, true, cache, observer)
+}
+
+/// Refuses what does not fit a model that is there.
+fn check_for(recipe: &Recipe, config: &ModelConfig, tokenizer: &Tokenizer, observer: &mut dyn Observer) -> Result<()> {
+    recipe.check()?;
+    if tokenizer.vocab_size() > config.vocab_size {
+        let (ours, theirs) = (config.vocab_size, tokenizer.vocab_size());
+        return Err(Error::Invalid(format!(
+            "the tokenizer does not match the model: it has {theirs} tokens, and the model embeds {ours}; give the tokenizer \
+             that the model was trained with"
+        )));
+    }
+    if recipe.seq > config.max_position_embeddings {
+        let (seq, max) = (recipe.seq, config.max_position_embeddings);
+        let text = format!("sequences of {seq} tokens exceed the {max} positions that the model was trained for");
+        observer.event(&Event::Note { text });
+    }
+    Ok(())
+}
+
+/// One of the places that a recipe names.
+enum Opened {
+    Corpus(Corpus),
+    /// Tokenised already, by `danlu tokenize`.
+    Shard(PathBuf, Shard),
+}
+
+/// What a recipe names.
+fn open(recipe: &Recipe) -> Result<Vec<Opened>> {
+    let one = |path: &Path| match path.extension().is_some_and(|ending| ending == SHARD_ENDING) {
+        true => {
+            let shard = Shard::open(path)?;
+            shard.verify(path)?;
+            Ok(Opened::Shard(path.into(), shard))
+        }
+        false => Ok(Opened::Corpus(Corpus::open(path)?)),
+    };
+    match &recipe.data.0[..] {
+        [] => Ok(vec![Opened::Corpus(Corpus::stories(recipe.seed, recipe.stories))]),
+        sources => sources.iter().map(|source| one(&source.path)).collect(),
+    }
+}
+
+impl Opened {
+    /// Some of its text, for a tokenizer that is trained on it.
+    fn sample(&self, bytes: u64) -> Result<Vec<String>> {
+        match self {
+            Opened::Corpus(corpus) => corpus.sample(bytes),
+            Opened::Shard(path, _) => {
+                Err(Error::file(path, "is tokenised already; give --tokenizer, with which it was made"))
+            }
+        }
+    }
+
+    /// Its tokens, from the cache, newly made, or as they are; and what is to be said of them.
+    fn shard(
+        self,
+        recipe: &Recipe,
+        tokenizer: &Tokenizer,
+        cache: &Path,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(Shard, Option<String>)> {
+        let corpus = match self {
+            Opened::Corpus(corpus) => corpus,
+            Opened::Shard(path, shard) if !shard.is_of(tokenizer.content_hash()) => {
+                return Err(Error::file(path, "was made with another tokenizer; make it anew with `danlu tokenize`"));
+            }
+            Opened::Shard(_, shard) => {
+                let what = match shard.kind() {
+                    ShardKind::Text => return Ok((shard, None)),
+                    ShardKind::Examples => format!("data: {} examples, tokenised already", shard.documents()),
+                    ShardKind::Pairs => format!("data: {} pairs, tokenised already", shard.documents() / 2),
+                };
+                return Ok((shard, Some(what)));
+            }
+        };
+        let encoder = Encoder::new(tokenizer, &corpus, recipe.loss_on)?;
+        let shard = Shard::cached(cache, &corpus, &encoder, progress)?;
+        let note = encoder.told(&corpus, &shard);
+        Ok((shard, note))
+    }
+}
+
+/// Tokenises what a recipe names into shards, and says what it is.
+fn load(
+    recipe: &Recipe,
+    opened: Vec<Opened>,
+    tokenizer: &Tokenizer,
+    pairs: bool,
+    cache: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Loader> {
+    let mut sources = Vec::new();
+    for (i, opened) in opened.into_iter().enumerate() {
+        let refuse = |message: &str| match recipe.data.0.get(i) {
+            Some(source) => Err(Error::file(&source.path, message)),
+            None => Err(Error::Invalid(format!("the data {message}"))),
+        };
+        let (shard, note) = opened.shard(recipe, tokenizer, cache, &mut |done, total| {
+            observer.event(&Event::Tokenising { done, total });
+        })?;
+        let kind = shard.kind();
+        match kind {
+            ShardKind::Pairs if !pairs => {
+                return refuse("holds preference pairs (chosen and rejected), which `danlu dpo` trains on");
+            }
+            ShardKind::Text | ShardKind::Examples if pairs => {
+                return refuse("must hold preference pairs (chosen and rejected, see docs/data.md)");
+            }
+            _ => note.into_iter().for_each(|text| observer.event(&Event::Note { text })),
+        }
+        let text = kind == ShardKind::Text;
+        let overlong = recipe.overlong.unwrap_or(if text { Overlong::Split } else { Overlong::Truncate });
+        let layout = match recipe.pack {
+            _ if pairs => RowLayout::Pairs,
+            true => RowLayout::Packed(overlong),
+            false if text => RowLayout::Windows,
+            false => RowLayout::Padded(overlong),
+        };
+        let weight = recipe.data.0.get(i).map_or(1.0, |source| source.weight);
+        sources.push(LoaderSource { shard: Arc::new(shard), layout, weight });
+    }
+    let layouts: Vec<RowLayout> = sources.iter().map(|source| source.layout).collect();
+    let options =
+        LoaderOptions { batch: recipe.batch, seq: recipe.seq, seed: recipe.seed, val_fraction: recipe.val_fraction };
+    let loader = Loader::mixed(sources, options)?;
+    for (counts, layout) in loader.counts().iter().zip(layouts) {
+        counts.told(layout, recipe.seq).into_iter().for_each(|text| observer.event(&Event::Note { text }));
+    }
+    Ok(loader)
 }
 
 /// A model trained from scratch takes its vocabulary from the tokenizer, and positions for the sequences it sees.
@@ -109,3 +270,6 @@ fn adapt(config: &mut ModelConfig, tokenizer: &Tokenizer, recipe: &Recipe, obser
     config.eos_token_ids = vec![eos];
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

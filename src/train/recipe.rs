@@ -2,6 +2,7 @@
 
 use super::{CheckpointOptions, RecoveryOptions};
 use crate::base::Bytes;
+use crate::data::{DataSources, LossOn, Overlong};
 use crate::error::{Error, Result};
 use crate::nn::LoraConfig;
 use serde::{Deserialize, Serialize};
@@ -43,8 +44,16 @@ pub struct Recipe {
     /// A model to go on with, tokenizer and all: a Hugging Face folder or a GGUF file. `config` and `tokenizer` are then its
     /// own.
     pub model: Option<String>,
-    /// Text, JSONL with a `text` field, or a folder of them; without it, the embedded stories.
-    pub data: Option<PathBuf>,
+    /// Text, examples (JSONL or JSON) or folders of them, several with weights; without it, the embedded stories.
+    #[serde(skip_serializing_if = "DataSources::is_empty")]
+    pub data: DataSources,
+    /// Whether documents are packed into full rows, of which each sees nothing of the others. Without it running text is cut
+    /// into windows, and every example has a row of its own.
+    pub pack: bool,
+    /// What is done with documents longer than a row; if not given, running text is split and examples are truncated.
+    pub overlong: Option<Overlong>,
+    /// Which tokens of a conversation are to be predicted.
+    pub loss_on: LossOn,
     /// An existing tokenizer.json; without it, a BPE is trained on the data.
     pub tokenizer: Option<PathBuf>,
     /// Number of embedded stories to write.
@@ -105,7 +114,10 @@ impl Default for Recipe {
         Recipe {
             config: "story-1m".into(),
             model: None,
-            data: None,
+            data: DataSources::default(),
+            pack: false,
+            overlong: None,
+            loss_on: LossOn::Assistant,
             tokenizer: None,
             stories: 6_000,
             steps: 700,
@@ -225,7 +237,8 @@ impl Recipe {
                 return Err(Error::Invalid(format!("{key} is {value}; it must be at most {MOST}")));
             }
         }
-        if self.data.is_none() && self.stories == 0 {
+        self.data.check()?;
+        if self.data.is_empty() && self.stories == 0 {
             return Err(Error::Invalid("stories is 0 and no data is given; there is nothing to train on".into()));
         }
         let positive = [("lr", self.lr), ("epsilon", self.epsilon), ("clip", self.clip)];

@@ -3,7 +3,7 @@
 use super::{Base, Fit, Plans, Precision, Prepared, Progress, Recipe, Subject, plans};
 use crate::base::{Rng, TensorType};
 use crate::compile::{Chooser, First, Plan, compile, settle};
-use crate::data::{Loader, LoaderState};
+use crate::data::{Batch, Loader, LoaderState, Prefetch};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Graph;
@@ -13,6 +13,9 @@ use crate::optim::{HYPER, LossScaling, Optimizer, SCALER, Schedule};
 use crate::run::{Choice, Choices, Executor, Recorder, Results, States, check_memory, device_bytes};
 use crate::store::snapshot::{Snapshot, StateSize};
 use std::time::Instant;
+
+/// Where the documents of packed rows begin.
+const STARTS: &str = "starts";
 
 /// A model and everything that changes while it is trained.
 pub struct Trainer {
@@ -33,9 +36,8 @@ pub struct Trainer {
     seed: u64,
     train: Executor,
     eval: Executor,
-    loader: Loader,
-    inputs: Vec<u32>,
-    targets: Vec<u32>,
+    batches: Prefetch,
+    val_batch: Batch,
     written: Vec<StateSize>,
     device_bytes: u64,
     submitted: u64,
@@ -80,12 +82,13 @@ pub fn schedule(recipe: &Recipe) -> Schedule {
     Schedule { lr: recipe.lr, min_lr: recipe.lr * recipe.lr_floor, warmup: recipe.warmup_steps(), total: recipe.steps }
 }
 
-/// The graph of a training step, if what trains which pages is given, or of validation.
+/// The graph of a training step, if what trains which pages is given, or of validation; rows of several documents are
+/// `packed`.
 pub(super) fn graph(
     model: &Llama,
     params: &dyn Declare,
-    batch: usize,
-    seq: usize,
+    [batch, seq]: [usize; 2],
+    packed: bool,
     trained: Option<(&Optimizer, &ParamLayout)>,
 ) -> Result<Graph> {
     // Every size and sum of the plan is then far from the end of 64 bits.
@@ -99,7 +102,8 @@ pub(super) fn graph(
     let params: Params = params.declare(&mut g)?;
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
-    let loss = model.loss(&mut g, &params, tokens, targets, None)?;
+    let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
+    let loss = model.loss(&mut g, &params, tokens, targets, starts)?;
     // Validation tells of the model that is saved, whose parameters are f32.
     if trained.is_some_and(|(o, _)| o.loss_scaling.is_some()) {
         g.narrow();
@@ -139,7 +143,7 @@ pub fn train_graph(
 ) -> Result<Graph> {
     let model = Llama::new(config.clone());
     let layout = ParamLayout::new(model.param_specs(), limits.max_buffer_bytes);
-    graph(&model, &layout, batch, seq, Some((optimizer, &layout)))
+    graph(&model, &layout, [batch, seq], false, Some((optimizer, &layout)))
 }
 
 /// Gives a plan of [`train_plan`] fresh parameters and some tokens, so that it can be timed: how long experts take
@@ -170,6 +174,16 @@ pub fn check_fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option
     check_memory(gpu, &[&plans.train, &plans.eval], &States::new(gpu))
 }
 
+/// Gives a plan its batch.
+fn set(executor: &mut Executor, batch: &Batch) -> Result<()> {
+    executor.set("tokens", &batch.tokens)?;
+    executor.set("targets", &batch.targets)?;
+    if executor.input(STARTS).is_some() {
+        executor.set(STARTS, &batch.starts)?;
+    }
+    Ok(())
+}
+
 impl Trainer {
     /// Plans, allocates and initialises: fresh weights from the recipe's seed, or those of the model that training begins
     /// with, streamed from disk. Gives the plan of a step as well.
@@ -182,7 +196,6 @@ impl Trainer {
         prepared: &Prepared,
         chooser: &mut dyn Chooser,
     ) -> Result<(Trainer, Plan)> {
-        let (batch, seq) = (recipe.batch, recipe.seq);
         let model = Llama::new(prepared.config.clone());
         let base = prepared.base.as_deref();
         let subject = Subject::new(&model, recipe, base, gpu.limits())?;
@@ -200,8 +213,8 @@ impl Trainer {
         if let Some(scaling) = optimizer.loss_scaling {
             states.write(SCALER, 0, bytemuck::cast_slice(&scaling.initial())).await?;
         }
-        let (inputs, targets) = (vec![0; batch * seq], vec![0; batch * seq]);
-        let loader = prepared.loader.clone();
+        let val_batch = prepared.loader.empty_batch();
+        let batches = Prefetch::new(prepared.loader.clone());
         let size = |(name, bytes): (&str, u64)| StateSize { name: name.into(), bytes };
         let trainer = Trainer {
             model,
@@ -215,9 +228,8 @@ impl Trainer {
             seed: recipe.seed,
             train,
             eval,
-            loader,
-            inputs,
-            targets,
+            batches,
+            val_batch,
             written: plan.written_states().into_iter().map(size).collect(),
             device_bytes,
             submitted: 0,
@@ -258,7 +270,7 @@ impl Trainer {
 
     /// Steps done so far, and where the data stand, for a checkpoint; all that was submitted must be done.
     pub fn position(&self) -> (u64, LoaderState) {
-        (self.submitted, self.loader.state())
+        (self.submitted, self.batches.state())
     }
 
     /// Puts everything as it was when a checkpoint was taken. Results that were not taken are dropped.
@@ -284,7 +296,7 @@ impl Trainer {
             let (state, offset, bytes) = piece?;
             self.states.write(state, offset, &bytes).await?;
         }
-        self.loader.restore(progress.loader);
+        self.batches.restore(progress.loader);
         self.submitted = progress.step;
         self.progress = progress;
         Ok(())
@@ -296,10 +308,9 @@ impl Trainer {
     /// If the device failed.
     pub async fn submit(&mut self) -> Result<()> {
         let asked = Instant::now();
-        self.loader.next_batch(&mut self.inputs, &mut self.targets);
+        let batch = self.batches.next_batch();
         self.data_wait = asked.elapsed().as_secs_f64();
-        self.train.set("tokens", &self.inputs)?;
-        self.train.set("targets", &self.targets)?;
+        set(&mut self.train, batch)?;
         // As far as there is dropout: what it leaves out depends on seed and step alone.
         self.train.set(DROPOUT, &[(self.seed ^ (self.seed >> 32)) as u32, self.submitted as u32])?;
         let lr = self.rate(self.submitted);
@@ -317,30 +328,27 @@ impl Trainer {
         self.train.read(StepResult::of).await
     }
 
-    /// Mean loss over held-out batches: the same `count` every time.
+    /// Mean loss over the targets of held-out batches: the same `count` every time.
     ///
     /// # Errors
     /// If the device failed.
     pub async fn validate(&mut self, count: u64) -> Result<f64> {
-        let mut sum = 0.0;
+        let (mut sum, mut counted) = (0.0, 0);
         for index in 0..count {
-            self.loader.val_batch(index, count, &mut self.inputs, &mut self.targets);
-            self.eval.set("tokens", &self.inputs)?;
-            self.eval.set("targets", &self.targets)?;
+            self.batches.loader().val_batch(index, count, &mut self.val_batch);
+            set(&mut self.eval, &self.val_batch)?;
             self.eval.submit().await?;
-            sum += f64::from(self.eval.read(StepResult::of).await?.loss);
+            let tokens = self.val_batch.counted();
+            sum += f64::from(self.eval.read(StepResult::of).await?.loss) * tokens as f64;
+            counted += tokens;
         }
-        Ok(sum / count as f64)
+        Ok(sum / counted as f64)
     }
 
     /// Validation batches of `sequences` sequences at most.
     pub fn val_batches(&self, sequences: u64) -> u64 {
-        let batch = (self.inputs.len() as u64 / self.seq()).max(1);
-        sequences.div_ceil(batch).clamp(1, self.loader.val_batches())
-    }
-
-    fn seq(&self) -> u64 {
-        self.train.input("tokens").map_or(1, |t| t.shape.last() as u64)
+        let batch = (self.val_batch.rows() as u64).max(1);
+        sequences.div_ceil(batch).clamp(1, self.batches.loader().val_batches())
     }
 
     /// Where what is trained lies.
@@ -362,12 +370,12 @@ impl Trainer {
 
     /// Tokens of one step.
     pub fn tokens_per_step(&self) -> u64 {
-        self.inputs.len() as u64
+        self.val_batch.tokens.len() as u64
     }
 
     /// The batches, for whoever wants to write them down.
     pub fn loader(&self) -> &Loader {
-        &self.loader
+        self.batches.loader()
     }
 }
 

@@ -5,6 +5,7 @@ mod shared;
 
 mod adapting;
 mod chat;
+mod examples;
 mod exporting;
 mod finetuning;
 mod generating;

@@ -20,14 +20,33 @@ fn refused(mut command: Command, parts: &[&str]) {
 fn data() {
     let place = Place::new();
     std::fs::create_dir(place.path("folder")).unwrap();
-    let files: [(&str, &[u8], &str); 7] = [
+    let files: [(&str, &[u8], &str); 10] = [
         ("empty.txt", b"", "is empty; training needs text"),
         ("nul.txt", b"a\0b", "is a binary file, not text: a NUL byte at offset 1"),
         ("bin.txt", b"ab\xff", "is not UTF-8 text: byte 0xFF at offset 2; convert it first"),
-        ("field.jsonl", b"{\"text\": \"a\"}\n{\"txt\": \"b\"}\n", "field.jsonl:2: has no \"text\" field"),
-        ("broken.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"b\n", "broken.jsonl:2: is not a JSON object with a text"),
+        (
+            "field.jsonl",
+            b"{\"text\": \"a\"}\n{\"txt\": \"b\"}\n",
+            "field.jsonl:2: has the fields txt, which are of no form",
+        ),
+        ("broken.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"b\n", "broken.jsonl:2: is not JSON: EOF while parsing"),
         ("short.txt", b"short", "text shorter than one sequence: has"),
-        ("one.jsonl", b"[1]\n", "one.jsonl:1: is not a JSON object"),
+        ("one.jsonl", b"[1]\n", "one.jsonl:1: is a list and no object with fields"),
+        (
+            "empty.json",
+            b"[{\"instruction\": \"a\", \"output\": \"b\"},\n {\"instruction\": \"a\", \"output\": \"\"}]",
+            "empty.json:2: has an empty answer (message 2); leave the example out, or fill it in",
+        ),
+        (
+            "mixed.jsonl",
+            b"{\"text\": \"a\"}\n{\"instruction\": \"a\", \"output\": \"b\"}\n",
+            "mixed.jsonl:2: is in Alpaca form, and the file began in text form; one file has one form",
+        ),
+        (
+            "pairs.jsonl",
+            b"{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}\n",
+            "pairs.jsonl: holds preference pairs (chosen and rejected), which `danlu dpo` trains on",
+        ),
     ];
     if has_adapter() {
         for (name, content, part) in files {
@@ -35,7 +54,7 @@ fn data() {
             refused(place.train(&format!("--data {name} --out o")), &[part]);
         }
         refused(place.train("--data gone.txt --out o"), &["gone.txt: no such file or folder"]);
-        refused(place.train("--data folder --out o"), &["folder: holds no .txt, .md or .jsonl file"]);
+        refused(place.train("--data folder --out o"), &["folder: holds no .txt, .md, .jsonl, .json or .parquet file"]);
     }
     assert!(!exists(place.path("o")));
 }

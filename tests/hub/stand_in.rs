@@ -111,14 +111,16 @@ fn answer(mut stream: TcpStream, behaviour: &Mutex<Behaviour>, noted: &Mutex<Vec
     }
     let parts: Vec<&str> = request.path.split('/').skip(1).collect();
     match parts[..] {
-        ["api", "models", "org", "model", "revision", "main" | "v1" | COMMIT] => {
+        ["api", "models", "org", "model", "revision", "main" | "v1" | COMMIT]
+        | ["api", "datasets", "org", "data", "revision", "main" | COMMIT] => {
             let names = b.files.keys().chain(&b.listed);
             let siblings: Vec<_> = names.map(|f| serde_json::json!({ "rfilename": f, "more": 1 })).collect();
             let body = serde_json::json!({ "sha": COMMIT, "siblings": siblings, "private": false }).to_string();
             head(&mut stream, "200 OK", &format!("Content-Length: {}\r\n", body.len()))?;
             stream.write_all(body.as_bytes())
         }
-        ["org", "model", "resolve", COMMIT, ref file @ ..] => {
+        ["org", "model", "resolve", COMMIT, ref file @ ..]
+        | ["datasets", "org", "data", "resolve", COMMIT, ref file @ ..] => {
             let name = file.join("/");
             let Some(content) = b.files.get(&name).cloned() else { return missing(stream, "EntryNotFound") };
             let commit = b.commit.clone().unwrap_or(COMMIT.into());

@@ -1,11 +1,14 @@
-//! Walks a corpus document by document, and cuts long documents where tokenizers would cut them too.
+//! Walks a corpus document by document and record by record, and cuts long documents where tokenizers would cut them too.
 
 use std::borrow::Cow;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::{Corpus, Format, Source};
+use super::records::{Content, Reader};
+use super::{Corpus, Format, Record, Source};
+use crate::data::form::{Example, Form};
 use crate::data::mapped::FileBytes;
 use crate::data::story::StoryGrammar;
 use crate::data::tokenizer::END_OF_TEXT;
@@ -27,83 +30,124 @@ pub struct Piece {
     pub bytes_done: u64,
 }
 
-/// The iterator of [`Corpus::pieces`]. After an error it is at its end.
+/// A part of a corpus that is tokenised by itself.
+#[derive(Debug, Clone)]
+pub enum Unit {
+    /// A document of running text, or a part of one.
+    Piece(Piece),
+    /// A record of any other form.
+    Record(Record),
+}
+
+impl Unit {
+    /// How much work it is.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Unit::Piece(piece) => piece.text.len(),
+            Unit::Record(record) => record.len(),
+        }
+    }
+
+    /// How many bytes of the corpus lie behind the reader after it.
+    pub fn bytes_done(&self) -> u64 {
+        match self {
+            Unit::Piece(piece) => piece.bytes_done,
+            Unit::Record(record) => record.bytes_done,
+        }
+    }
+}
+
+/// The iterator of [`Corpus::units`]. After an error it is at its end.
 #[derive(Debug)]
-pub struct Pieces<'a> {
+pub struct Units<'a> {
     corpus: &'a Corpus,
     source: usize,
-    bytes_done: u64,
+    /// Bytes of the sources before this one.
+    bytes_before: u64,
     story: u64,
     file: Option<OpenFile>,
 }
 
-/// A file being read: `at` is the reader's offset, `line` the last line of JSONL taken.
+/// A file being read.
 #[derive(Debug)]
-struct OpenFile {
+enum OpenFile {
+    Text(OpenText),
+    Records(OpenRecords),
+}
+
+#[derive(Debug)]
+struct OpenText {
     bytes: FileBytes,
     at: usize,
-    line: usize,
     inside_document: bool,
-    /// What is left of a long JSONL document.
+}
+
+#[derive(Debug)]
+struct OpenRecords {
+    reader: Reader,
+    path: Arc<Path>,
+    form: Form,
+    /// What is left of a long text.
     pending: String,
 }
 
 #[derive(Deserialize)]
-struct Record<'a> {
+struct TextRecord<'a> {
     #[serde(borrow)]
     text: Option<Cow<'a, str>>,
 }
 
-impl<'a> Pieces<'a> {
+impl<'a> Units<'a> {
     pub(super) fn new(corpus: &'a Corpus) -> Self {
-        Pieces { corpus, source: 0, bytes_done: 0, story: 0, file: None }
+        Units { corpus, source: 0, bytes_before: 0, story: 0, file: None }
     }
 
-    fn next_story(&mut self, seed: u64, count: u64) -> Option<Piece> {
+    fn next_story(&mut self, seed: u64, count: u64) -> Option<Unit> {
         if self.story == count {
             return None;
         }
         let text = StoryGrammar::new(seed).story(self.story);
         self.story += 1;
-        self.bytes_done += text.len() as u64;
-        Some(Piece { text, starts_document: true, ends_document: true, bytes_done: self.bytes_done })
+        self.bytes_before += text.len() as u64;
+        let bytes_done = self.bytes_before;
+        Some(Unit::Piece(Piece { text, starts_document: true, ends_document: true, bytes_done }))
     }
 
-    fn next_in_file(&mut self, path: &Path, format: Format) -> Result<Option<Piece>> {
-        if self.file.is_none() {
-            let bytes = FileBytes::open(path)?;
-            let at = if bytes.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
-            self.file = Some(OpenFile { bytes, at, line: 0, inside_document: false, pending: String::new() });
-        }
-        let file = self.file.as_mut().expect("opened above");
-        let before = file.at;
-        let piece = match format {
-            Format::Text => file.next_text(path)?,
-            Format::Jsonl => file.next_record(path)?,
+    fn next_in_file(&mut self, path: &Arc<Path>, format: Format) -> Result<Option<Unit>> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(OpenFile::open(path, format)?),
         };
-        self.bytes_done += (file.at - before) as u64;
-        Ok(piece.map(|mut piece| {
-            piece.bytes_done = self.bytes_done;
-            piece
+        let unit = match file {
+            OpenFile::Text(file) => file.next(path)?.map(Unit::Piece),
+            OpenFile::Records(file) => file.next()?,
+        };
+        let bytes_done = self.bytes_before + file.bytes_read();
+        Ok(unit.map(|mut unit| {
+            match &mut unit {
+                Unit::Piece(piece) => piece.bytes_done = bytes_done,
+                Unit::Record(record) => record.bytes_done = bytes_done,
+            }
+            unit
         }))
     }
 }
 
-impl Iterator for Pieces<'_> {
-    type Item = Result<Piece>;
+impl Iterator for Units<'_> {
+    type Item = Result<Unit>;
 
-    fn next(&mut self) -> Option<Result<Piece>> {
+    fn next(&mut self) -> Option<Result<Unit>> {
         let corpus = self.corpus;
         while let Some(source) = corpus.sources.get(self.source) {
-            let piece = match source {
+            let unit = match source {
                 Source::Stories { seed, count } => Ok(self.next_story(*seed, *count)),
                 Source::File { path, format } => self.next_in_file(path, *format),
             };
-            match piece {
-                Ok(Some(piece)) => return Some(Ok(piece)),
+            match unit {
+                Ok(Some(unit)) => return Some(Ok(unit)),
                 Ok(None) => {
                     self.source += 1;
-                    self.file = None;
+                    self.bytes_before += self.file.take().map_or(0, |file| file.bytes_read());
                 }
                 Err(error) => {
                     self.source = corpus.sources.len();
@@ -116,8 +160,51 @@ impl Iterator for Pieces<'_> {
 }
 
 impl OpenFile {
+    fn open(path: &Arc<Path>, format: Format) -> Result<OpenFile> {
+        let Format::Records(layout, packed, form) = format else {
+            let bytes = FileBytes::open(path)?;
+            let at = if bytes.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
+            return Ok(OpenFile::Text(OpenText { bytes, at, inside_document: false }));
+        };
+        let reader = Reader::open(path, layout, packed)?;
+        Ok(OpenFile::Records(OpenRecords { reader, path: path.clone(), form, pending: String::new() }))
+    }
+
+    fn bytes_read(&self) -> u64 {
+        match self {
+            OpenFile::Text(file) => file.at as u64,
+            OpenFile::Records(file) => file.reader.bytes_read(),
+        }
+    }
+}
+
+impl OpenRecords {
+    /// The next record; of the form `text` the next document, or the next piece of a long one.
+    fn next(&mut self) -> Result<Option<Unit>> {
+        let mut starts_document = false;
+        while self.pending.is_empty() {
+            let Some((line, content)) = self.reader.next()? else { return Ok(None) };
+            let record = Record { content, form: self.form, path: self.path.clone(), line, bytes_done: 0 };
+            if self.form != Form::Text {
+                return Ok(Some(Unit::Record(record)));
+            }
+            self.pending = record_text(&record)?;
+            starts_document = true;
+        }
+        let ends_document = self.pending.len() <= PIECE_BYTES;
+        let at = match ends_document {
+            true => self.pending.len(),
+            false => cut(&self.pending[..floor_char_boundary(&self.pending, PIECE_BYTES)]),
+        };
+        let rest = self.pending.split_off(at);
+        let text = std::mem::replace(&mut self.pending, rest);
+        Ok(Some(Unit::Piece(Piece { text, starts_document, ends_document, bytes_done: 0 })))
+    }
+}
+
+impl OpenText {
     /// The next piece of a text file: up to a separator line, the end, or a good place to cut.
-    fn next_text(&mut self, path: &Path) -> Result<Option<Piece>> {
+    fn next(&mut self, path: &Path) -> Result<Option<Piece>> {
         while self.at < self.bytes.len() {
             let rest = &self.bytes[self.at..];
             let window = utf8_prefix(path, self.at, rest, PIECE_BYTES + END_OF_TEXT.len() + 2)?;
@@ -147,45 +234,21 @@ impl OpenFile {
         }
         Ok(None)
     }
-
-    /// The next document of a JSONL file, or the next piece of a long one.
-    fn next_record(&mut self, path: &Path) -> Result<Option<Piece>> {
-        let mut starts_document = false;
-        while self.pending.is_empty() {
-            if self.at >= self.bytes.len() {
-                return Ok(None);
-            }
-            let rest = &self.bytes[self.at..];
-            let end = rest.iter().position(|&b| b == b'\n').unwrap_or(rest.len());
-            self.line += 1;
-            let line = &rest[..end];
-            if !line.iter().all(u8::is_ascii_whitespace) {
-                self.pending = record_text(path, self.line, line)?;
-                starts_document = true;
-            }
-            self.at += (end + 1).min(rest.len());
-        }
-        if self.pending.len() <= PIECE_BYTES {
-            let text = std::mem::take(&mut self.pending);
-            return Ok(Some(Piece { text, starts_document, ends_document: true, bytes_done: 0 }));
-        }
-        let rest = self.pending.split_off(cut(&self.pending[..floor_char_boundary(&self.pending, PIECE_BYTES)]));
-        let text = std::mem::replace(&mut self.pending, rest);
-        Ok(Some(Piece { text, starts_document, ends_document: false, bytes_done: 0 }))
-    }
 }
 
-/// The `text` of one line of JSONL; a text of white space only counts as none and is skipped.
-fn record_text(path: &Path, line: usize, bytes: &[u8]) -> Result<String> {
-    let place = format!("{}:{line}", path.display());
-    let record: Record = serde_json::from_slice(bytes).map_err(|error| {
-        let reason = error.to_string().replace(" at line 1 column ", " at column ");
-        Error::file(&place, format!("is not a JSON object with a text: {reason}"))
-    })?;
-    let text = record
-        .text
-        .ok_or_else(|| Error::file(&place, "has no \"text\" field; every line must look like {\"text\": \"...\"}"))?;
-    Ok(if text.trim().is_empty() { String::new() } else { text.into_owned() })
+/// The `text` of one record; a text of white space only counts as none and is skipped.
+fn record_text(record: &Record) -> Result<String> {
+    if let Content::Bytes(bytes) = &record.content
+        && let Ok(TextRecord { text: Some(text) }) = serde_json::from_slice(bytes)
+    {
+        return Ok(if text.trim().is_empty() { String::new() } else { text.into_owned() });
+    }
+    // Whatever is wrong with it has its words elsewhere.
+    match record.example()? {
+        Example::Text(text) if text.trim().is_empty() => Ok(String::new()),
+        Example::Text(text) => Ok(text),
+        _ => Err(record.error("has no \"text\" field")),
+    }
 }
 
 /// The longest prefix of at most `limit` bytes that ends between characters.

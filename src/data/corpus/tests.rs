@@ -19,11 +19,17 @@ fn message<T>(dir: &tempfile::TempDir, result: Result<T>) -> String {
     text.replace(&format!("{}{}", dir.path().display(), std::path::MAIN_SEPARATOR), "")
 }
 
+fn pieces(corpus: &Corpus) -> impl Iterator<Item = Piece> {
+    corpus.units().map(|unit| match unit.unwrap() {
+        Unit::Piece(piece) => piece,
+        Unit::Record(record) => panic!("{record:?} is no text"),
+    })
+}
+
 fn documents(corpus: &Corpus) -> Vec<String> {
     let mut documents: Vec<String> = Vec::new();
     let mut inside = false;
-    for piece in corpus.pieces() {
-        let piece = piece.unwrap();
+    for piece in pieces(corpus) {
         assert_eq!(piece.starts_document, !inside);
         if piece.starts_document {
             documents.push(String::new());
@@ -68,18 +74,19 @@ fn broken_jsonl_names_file_and_line() {
     let cases: [(&[u8], &str); 4] = [
         (
             b"{\"text\": \"a\"}\n\n{\"text\": \"b\"\n",
-            "d.jsonl:3: is not a JSON object with a text: EOF while parsing an object at column 12",
+            "d.jsonl:3: is not JSON: EOF while parsing an object at column 12",
         ),
-        (b"{\"txt\": \"a\"}\n", "d.jsonl:1: has no \"text\" field; every line must look like {\"text\": \"...\"}"),
         (
-            b"{\"text\": 3}\n",
-            "d.jsonl:1: is not a JSON object with a text: invalid type: integer `3`, expected a string at column 10",
+            b"{\"text\": \"a\"}\n{\"txt\": \"a\"}\n",
+            "d.jsonl:2: has the fields txt, which are of no form that is known: text; messages; prompt and completion; \
+             instruction and output (Alpaca); conversations (ShareGPT); chosen and rejected",
         ),
-        (b"{\"text\": \"a\"}\nhello\n", "d.jsonl:2: is not a JSON object with a text: expected value at column 1"),
+        (b"{\"text\": 3}\n", "d.jsonl:1: has a \"text\" that is a number and no text"),
+        (b"{\"text\": \"a\"}\nhello\n", "d.jsonl:2: is not JSON: expected value at column 1"),
     ];
     for (content, expected) in cases {
         let (dir, corpus) = open("d.jsonl", content);
-        let error = corpus.unwrap().pieces().find_map(|piece| piece.err()).expect("an error");
+        let error = corpus.map_or_else(Some, |c| c.units().find_map(Result::err)).expect("an error");
         assert_eq!(message::<()>(&dir, Err(error)), expected);
     }
 }
@@ -93,7 +100,7 @@ fn a_missing_path_and_a_folder_without_text_are_refused() {
     fs::write(dir.path().join("sub/picture.png"), b"x").unwrap();
     fs::write(dir.path().join("sub/empty.txt"), b"").unwrap();
     let none = Corpus::open(dir.path().join("sub"));
-    assert_eq!(message(&dir, none), "sub: holds no .txt, .md or .jsonl file with text in it");
+    assert_eq!(message(&dir, none), "sub: holds no .txt, .md, .jsonl, .json or .parquet file with text in it");
 }
 
 #[test]
@@ -128,8 +135,8 @@ fn long_documents_come_in_pieces_that_join_to_the_whole() {
         let whole = unit.repeat(5 * PIECE_BYTES / (2 * unit.len()));
         let (_dir, corpus) = open("d.txt", whole.as_bytes());
         let corpus = corpus.unwrap();
-        assert!(corpus.pieces().count() >= 3);
-        assert!(corpus.pieces().all(|p| p.unwrap().text.len() <= PIECE_BYTES));
+        assert!(pieces(&corpus).count() >= 3);
+        assert!(pieces(&corpus).all(|p| p.text.len() <= PIECE_BYTES));
         assert_eq!(documents(&corpus), [whole.as_str()], "{unit:?}");
         let line = format!("{{\"text\": {}}}\n", serde_json::to_string(&whole).unwrap()).repeat(2);
         let (_dir, corpus) = open("d.jsonl", line.as_bytes());
@@ -154,4 +161,93 @@ fn stories_are_documents_and_a_sample_is_bounded() {
     assert_eq!(documents(&corpus), StoryGrammar::new(3).take(200).collect::<Vec<_>>());
     let sampled: usize = corpus.sample(20_000).unwrap().iter().map(String::len).sum();
     assert!((10_000..30_000).contains(&sampled), "{sampled}");
+}
+
+/// What is wrong with examples, each with file and line; of an array the line is that of the element.
+#[test]
+fn bad_examples_name_file_line_and_reason() {
+    let good = "{\"instruction\": \"Say a\", \"input\": \"\", \"output\": \"a\"}";
+    let tokenizer = crate::data::Tokenizer::train(["x"].into_iter(), 257).unwrap();
+    let no_form = "which are of no form that is known: text; messages; prompt and completion; instruction and output \
+                   (Alpaca); conversations (ShareGPT); chosen and rejected";
+    for (name, content, expected) in [
+        ("a.jsonl", format!("{good}\n{{\"instruction\": \n"), "a.jsonl:2: is not JSON: EOF while parsing a value at column 16".into()),
+        ("b.jsonl", format!("{good}\n\n{{\"instruction\": \"x\"}}\n"), format!("b.jsonl:3: has the fields instruction, {no_form}")),
+        ("c.jsonl", format!("{good}\n{}\n", good.replace("\"a\"}", "\" \"}")),
+            "c.jsonl:2: has an empty answer (message 2); leave the example out, or fill it in".into()),
+        ("d.jsonl", format!("{good}\n{}\n", good.replace("\"a\"}", "7}")), "d.jsonl:2: has a \"output\" that is a number and no text".into()),
+        ("e.jsonl", format!("{good}\n{{\"text\": \"x\"}}\n"),
+            "e.jsonl:2: is in text form, and the file began in Alpaca form; one file has one form".into()),
+        ("f.json", format!("[\n  {good},\n  {{\n \"instruction\": \"x\",\n nonsense\n}}]"),
+            "f.json:5: is not JSON: key must be a string at column 2".into()),
+        ("g.json", format!("[\n{good},\n\n3]"), "g.json:4: is a number and no object with fields".into()),
+        ("h.json", format!("[{good}\n{good}]"), "h.json:2: has no comma between two elements of its array".into()),
+        ("i.json", format!("[{good},\n{{\"output\": "), "i.json:2: ends within an element of its array; the file is cut short".into()),
+        ("j.json", format!("[{good}] x"), "j.json:1: goes on after the end of its array".into()),
+        ("k.json", good.to_string(), "k.json:1: is no JSON array; objects one a line belong in a .jsonl file".into()),
+        ("l.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}".into(),
+            "l.jsonl:1: holds no answer: no message is the assistant's".into()),
+        ("m.jsonl", "{\"messages\": [{\"role\": \"user\"}]}".into(),
+            "m.jsonl:1: message 1 of \"messages\" has neither \"content\" nor \"tool_calls\"".into()),
+        ("n.jsonl", "{\"conversations\": [{\"from\": \"me\", \"value\": \"x\"}]}".into(),
+            "n.jsonl:1: turn 1 of \"conversations\" is \"from\" \"me\", which is none of human, user, gpt, assistant, chatgpt, \
+             model, bot, bing, bard, system, function_call, observation, tool, function_response".into()),
+        ("o.jsonl", "{\"conversations\": [{\"from\": \"function_call\", \"value\": \"{x\"}]}".into(),
+            "o.jsonl:1: turn 1 of \"conversations\" is a function call that is no JSON: key must be a string at column 2".into()),
+        ("p.jsonl", "{\"prompt\": \"x\", \"chosen\": \"a\", \"rejected\": \"a\"}".into(),
+            "p.jsonl:1: has the same answer as \"chosen\" and as \"rejected\"".into()),
+    ] {
+        let (dir, corpus) = open(name, content.as_bytes());
+        let error = corpus.and_then(|corpus| {
+            let encoder = crate::data::Encoder::new(&tokenizer, &corpus, crate::data::LossOn::Assistant)?;
+            let found = corpus.units().find_map(|unit| unit.and_then(|unit| encoder.encode(&unit)).err());
+            found.map_or(Ok(()), Err)
+        });
+        assert_eq!(message(&dir, error), expected, "{content}");
+    }
+    let (dir, corpus) = open("q.jsonl", &[good.as_bytes(), b"\n{\"instruction\": \"caf\xE9\"}\n"].concat());
+    let advice = "convert it first, for example with iconv -t UTF-8";
+    assert_eq!(message(&dir, corpus), format!("q.jsonl:2: is not UTF-8 text: byte 0xE9 at column 21; {advice}"));
+}
+
+/// The same records plain, compressed and in columns give the same examples, with the line or row of each.
+#[test]
+fn compressed_files_and_columns_hold_what_plain_ones_do() {
+    use std::io::Write;
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/data");
+    let plain = fs::read(goldens.join("chat.jsonl")).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&plain).unwrap();
+    let array = format!("[{}]", String::from_utf8_lossy(&plain).trim().replace('\n', ",\n"));
+    let files = [
+        ("a.jsonl", plain.clone()),
+        ("b.jsonl.gz", gzip.finish().unwrap()),
+        ("c.jsonl.zst", zstd::encode_all(&plain[..], 3).unwrap()),
+        ("d.json.zst", zstd::encode_all(array.as_bytes(), 3).unwrap()),
+        ("e.parquet", fs::read(goldens.join("chat.parquet")).unwrap()),
+    ];
+    let examples = |corpus: &Corpus| {
+        let record = |unit: Result<Unit>| match unit.unwrap() {
+            Unit::Record(record) => (record.line, record.example().unwrap()),
+            Unit::Piece(piece) => panic!("{piece:?} is a text"),
+        };
+        corpus.units().map(record).collect::<Vec<_>>()
+    };
+    let (_dir, first) = open(files[0].0, &files[0].1);
+    let expected = examples(&first.unwrap());
+    assert_eq!(expected.iter().map(|(line, _)| *line).collect::<Vec<_>>(), [1, 2, 3, 4]);
+    for (name, content) in &files {
+        let (_dir, corpus) = open(name, content);
+        let corpus = corpus.unwrap();
+        assert_eq!(examples(&corpus), expected, "{name}");
+        assert!(corpus.units().all(|unit| unit.unwrap().bytes_done() <= corpus.bytes()), "{name}");
+    }
+    let (_dir, texts) = open("t.parquet", &fs::read(goldens.join("texts.parquet")).unwrap());
+    assert_eq!(documents(&texts.unwrap()), ["One.", "Zwei — 二.", "Three\n\nlines."]);
+    let (dir, cut) = open("f.parquet", &files[4].1[..200]);
+    let said = message(&dir, cut);
+    assert!(said.starts_with("f.parquet: is no Parquet file that can be read: "), "{said}");
+    let (dir, cut) = open("g.jsonl.gz", &files[1].1[..40]);
+    let error = cut.and_then(|cut| cut.units().find_map(Result::err).map_or(Ok(()), Err));
+    assert!(message(&dir, error).starts_with("cannot read "), "a broken stream is told");
 }

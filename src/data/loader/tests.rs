@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::data::{Corpus, Tokenizer};
+use crate::data::{Corpus, Encoder, LossOn, Tokenizer};
 
 const T: usize = 32;
 
@@ -11,7 +11,8 @@ fn shard(stories: u64) -> Arc<Shard> {
     let dir = tempfile::tempdir().unwrap();
     let corpus = Corpus::stories(3, stories);
     let tokenizer = Tokenizer::train(corpus.sample(50_000).unwrap().into_iter(), 400).unwrap();
-    Arc::new(Shard::build(dir.path().join("s"), &corpus, &tokenizer, &mut |_, _| {}).unwrap())
+    let encoder = Encoder::new(&tokenizer, &corpus, LossOn::Assistant).unwrap();
+    Arc::new(Shard::build(dir.path().join("s"), &corpus, &encoder, &mut |_, _| {}).unwrap())
 }
 
 fn loader(shard: &Arc<Shard>, batch: usize, seed: u64) -> Loader {
@@ -19,25 +20,10 @@ fn loader(shard: &Arc<Shard>, batch: usize, seed: u64) -> Loader {
 }
 
 fn batch(loader: &Loader, step: u64) -> (Vec<u32>, Vec<u32>) {
-    let len = loader.options.batch * T;
-    let (mut inputs, mut targets) = (vec![0; len], vec![0; len]);
-    loader.batch(step, &mut inputs, &mut targets);
-    (inputs, targets)
-}
-
-#[test]
-fn permutations_are_permutations_and_differ_by_epoch() {
-    for n in [1, 2, 3, 4, 5, 7, 16, 17, 100, 1000, 4097] {
-        for epoch in 0..3 {
-            let seen: HashSet<_> = (0..n).map(|i| permute(i, n, 9, epoch)).collect();
-            assert!(seen.len() as u64 == n && seen.iter().all(|&i| i < n), "n {n}, epoch {epoch}");
-        }
-    }
-    let order = |seed, epoch| (0..100).map(|i| permute(i, 100, seed, epoch)).collect::<Vec<_>>();
-    assert_ne!(order(1, 0), order(1, 1));
-    assert_ne!(order(1, 0), order(2, 0));
-    let moved = order(1, 0).iter().enumerate().filter(|&(i, &p)| i as u64 != p).count();
-    assert!(moved > 80, "{moved} of 100 moved");
+    let mut batch = loader.empty_batch();
+    loader.batch(step, &mut batch);
+    assert!(batch.starts.iter().all(|&start| start == 0) && batch.counted() == batch.tokens.len() as u64);
+    (batch.tokens, batch.targets)
 }
 
 #[test]
@@ -47,7 +33,7 @@ fn an_epoch_takes_every_window_once_and_nothing_held_out() {
     let (rows, seq) = (loader.rows_per_epoch(), T as u64);
     let mut offsets = HashSet::new();
     for epoch in 0..4 {
-        let mut starts: Vec<_> = (0..rows).map(|i| loader.row_start(epoch * rows + i)).collect();
+        let mut starts: Vec<_> = (0..rows).map(|i| loader.sources[0].window_start(epoch * rows + i)).collect();
         starts.sort_unstable();
         assert!(starts.windows(2).all(|pair| pair[1] == pair[0] + seq), "windows overlap or are missing");
         assert!(starts[rows as usize - 1] + seq < loader.train_tokens(), "reads what is held out");
@@ -70,19 +56,18 @@ fn targets_are_inputs_one_later() {
 fn a_saved_position_gives_the_same_batches() {
     let shard = shard(60);
     let mut running = loader(&shard, 4, 5);
-    let (mut inputs, mut targets) = (vec![0; 4 * T], vec![0; 4 * T]);
+    let mut batches = [running.empty_batch(), running.empty_batch()];
     for _ in 0..17 {
-        running.next_batch(&mut inputs, &mut targets);
+        running.next_batch(&mut batches[0]);
     }
     let saved = serde_json::to_string(&running.state()).unwrap();
     assert_eq!(saved, "{\"step\":17}");
     let mut resumed = loader(&shard, 4, 5);
     resumed.restore(serde_json::from_str(&saved).unwrap());
-    let (mut again, mut again_targets) = (inputs.clone(), targets.clone());
     for _ in 0..300 {
-        running.next_batch(&mut inputs, &mut targets);
-        resumed.next_batch(&mut again, &mut again_targets);
-        assert!(inputs == again && targets == again_targets);
+        running.next_batch(&mut batches[0]);
+        resumed.next_batch(&mut batches[1]);
+        assert_eq!(batches[0], batches[1]);
     }
     assert_ne!(batch(&running, 0), batch(&loader(&shard, 4, 6), 0), "another seed, another order");
 }
@@ -106,9 +91,9 @@ fn validation_batches_are_fixed_and_lie_in_the_tail() {
     for count in [1, 3, loader.val_batches()] {
         let mut seen = HashSet::new();
         for index in 0..count {
-            let (mut inputs, mut targets) = (vec![0; 2 * T], vec![0; 2 * T]);
-            loader.val_batch(index, count, &mut inputs, &mut targets);
-            for row in inputs.chunks(T) {
+            let mut batch = loader.empty_batch();
+            loader.val_batch(index, count, &mut batch);
+            for row in batch.tokens.chunks(T) {
                 let at = (0..tail.len() - T).step_by(T).find(|&at| tail[at..at + T] == *row).expect("a tail window");
                 assert!(seen.insert(at), "window {at} twice");
             }
@@ -134,10 +119,10 @@ fn tiny_texts_are_refused_or_used_to_the_last_window() {
     let seq = len / 2 - 1;
     let loader = fits(seq).unwrap();
     assert_eq!((loader.rows_per_epoch(), loader.val_batches()), (1, 1));
-    let (mut inputs, mut targets) = (vec![0; 3 * seq], vec![0; 3 * seq]);
-    loader.val_batch(0, 1, &mut inputs, &mut targets);
-    assert_eq!(inputs[..seq], inputs[seq..2 * seq], "the one row repeats");
-    loader.batch(5, &mut inputs, &mut targets);
+    let mut batch = loader.empty_batch();
+    loader.val_batch(0, 1, &mut batch);
+    assert_eq!(batch.tokens[..seq], batch.tokens[seq..2 * seq], "the one row repeats");
+    loader.batch(5, &mut batch);
 }
 
 #[test]
@@ -151,4 +136,29 @@ fn impossible_options_are_refused() {
     );
     assert_eq!(refuse(LoaderOptions { val_fraction: 1.0, ..default() }), "a held-out share of 1 is not in 0..1");
     assert_eq!(refuse(LoaderOptions { val_fraction: f64::NAN, ..default() }), "a held-out share of NaN is not in 0..1");
+}
+
+/// Rows of two sources come in the proportion of their weights, each source's in its own order.
+#[test]
+fn several_sources_are_mixed_by_weight() {
+    let shards = [shard(60), shard(80)];
+    let options = LoaderOptions { batch: 4, seq: T, seed: 5, ..Default::default() };
+    let source = |i: usize, weight| LoaderSource { shard: shards[i].clone(), layout: RowLayout::Windows, weight };
+    let mixed = Loader::mixed(vec![source(0, 3.0), source(1, 1.0)], options.clone()).unwrap();
+    let alone = [0, 1].map(|i| Loader::new(shards[i].clone(), options.clone()).unwrap());
+    let mut rows = [0, 0];
+    for step in 0..250 {
+        let (tokens, _) = batch(&mixed, step);
+        for row in tokens.chunks(T) {
+            let next = [0, 1].map(|i| {
+                let number = rows[i];
+                batch(&alone[i], number / 4).0[number as usize % 4 * T..][..T].to_vec()
+            });
+            let from = next.iter().position(|next| next == row).expect("the next row of one of them");
+            rows[from] += 1;
+        }
+    }
+    assert_eq!(rows, [750, 250]);
+    assert_ne!(mixed.checksum(), alone[0].checksum());
+    assert_eq!(mixed.val_tokens(), alone[0].val_tokens() + alone[1].val_tokens());
 }

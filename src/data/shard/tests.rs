@@ -3,10 +3,22 @@
 use std::fs;
 
 use super::*;
-use crate::data::StoryGrammar;
+use crate::data::{LossOn, StoryGrammar, Tokenizer};
 
 fn tokenizer() -> Tokenizer {
     Tokenizer::train(StoryGrammar::new(1).take(100), 600).unwrap()
+}
+
+fn encoder<'a>(tokenizer: &'a Tokenizer, corpus: &Corpus) -> Encoder<'a> {
+    Encoder::new(tokenizer, corpus, LossOn::Assistant).unwrap()
+}
+
+fn build(path: impl AsRef<Path>, corpus: &Corpus, tokenizer: &Tokenizer) -> Result<Shard> {
+    Shard::build(path, corpus, &encoder(tokenizer, corpus), &mut |_, _| {})
+}
+
+fn cached(folder: impl AsRef<Path>, corpus: &Corpus, tokenizer: &Tokenizer) -> Result<Shard> {
+    Shard::cached(folder, corpus, &encoder(tokenizer, corpus), &mut |_, _| {})
 }
 
 fn tokens(shard: &Shard) -> Vec<u32> {
@@ -24,7 +36,8 @@ fn threads_do_not_change_a_byte() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let path = dir.path().join(format!("{threads}.tokens"));
         let mut heard = Vec::new();
-        pool.install(|| Shard::build(&path, &corpus, &tokenizer, &mut |done, all| heard.push((done, all)))).unwrap();
+        let encoder = encoder(&tokenizer, &corpus);
+        pool.install(|| Shard::build(&path, &corpus, &encoder, &mut |done, all| heard.push((done, all)))).unwrap();
         assert!(heard.len() >= 4 && heard.is_sorted() && heard.first().unwrap().0 == 0, "{heard:?}");
         assert_eq!(heard.last(), Some(&(corpus.bytes(), corpus.bytes())));
         bytes.push(fs::read(path).unwrap());
@@ -36,12 +49,20 @@ fn threads_do_not_change_a_byte() {
 fn documents_stand_in_order_each_with_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let tokenizer = tokenizer();
-    let shard = Shard::build(dir.path().join("s"), &Corpus::stories(4, 50), &tokenizer, &mut |_, _| {}).unwrap();
+    let shard = build(dir.path().join("s"), &Corpus::stories(4, 50), &tokenizer).unwrap();
     let tokens = tokens(&shard);
     let texts: Vec<_> = tokens.split(|&id| id == 0).map(|ids| tokenizer.decode(ids).unwrap()).collect();
     assert_eq!(tokens.last(), Some(&0));
     assert_eq!(texts[..50], StoryGrammar::new(4).take(50).collect::<Vec<_>>());
-    assert!(!shard.is_empty());
+    assert!(!shard.is_empty() && !shard.is_marked());
+    assert_eq!(shard.documents(), 50);
+    let mut at = 0;
+    for index in 0..50 {
+        let document = shard.document(index);
+        assert!(document.start == at && document.end > at && tokens[document.end as usize - 1] == 0);
+        at = document.end;
+    }
+    assert_eq!(at, shard.len());
 }
 
 /// A long text in pieces gives the tokens of the whole where a good place to cut was found.
@@ -51,8 +72,8 @@ fn cutting_a_long_text_does_not_change_its_tokens() {
     let text: Vec<String> = StoryGrammar::new(2).take(400).map(|s| s.replace(['.', '"'], "")).collect();
     fs::write(dir.path().join("t.txt"), text.join("\n")).unwrap();
     let (corpus, tokenizer) = (Corpus::open(dir.path().join("t.txt")).unwrap(), tokenizer());
-    assert!(corpus.pieces().count() > 3);
-    let shard = Shard::build(dir.path().join("s"), &corpus, &tokenizer, &mut |_, _| {}).unwrap();
+    assert!(corpus.units().count() > 3);
+    let shard = build(dir.path().join("s"), &corpus, &tokenizer).unwrap();
     let whole = [tokenizer.encode(&text.join("\n")).unwrap(), vec![0]].concat();
     assert!(tokens(&shard) == whole);
 }
@@ -63,7 +84,9 @@ fn the_cache_is_used_again_and_a_damaged_entry_is_made_anew() {
     let (corpus, tokenizer) = (Corpus::stories(4, 20), tokenizer());
     let get = |corpus: &Corpus| {
         let mut calls = 0;
-        let shard = Shard::cached(dir.path().join("cache"), corpus, &tokenizer, &mut |_, _| calls += 1).unwrap();
+        let shard =
+            Shard::cached(dir.path().join("cache"), corpus, &encoder(&tokenizer, corpus), &mut |_, _| calls += 1)
+                .unwrap();
         (calls > 0, shard.checksum())
     };
     let (built, checksum) = get(&corpus);
@@ -82,7 +105,7 @@ fn the_cache_is_used_again_and_a_damaged_entry_is_made_anew() {
 fn damage_is_said_in_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s.tokens");
-    Shard::build(&path, &Corpus::stories(4, 5), &tokenizer(), &mut |_, _| {}).unwrap();
+    build(&path, &Corpus::stories(4, 5), &tokenizer()).unwrap();
     let good = fs::read(&path).unwrap();
     let change = |at: usize, value: u8| {
         let mut bytes = good.clone();
@@ -100,7 +123,7 @@ fn damage_is_said_in_a_sentence() {
             good[..whole - 1].to_vec(),
             format!("is cut short or grown: {} bytes, its header says {whole}; delete it", whole - 1),
         ),
-        (change(8, 3), "is a token shard of version 2, this is version 1; delete it".to_string()),
+        (change(8, 3), "is a token shard of version 1, this is version 2; delete it".to_string()),
         (change(17, 1), "has a damaged header; delete it".to_string()),
     ];
     for (bytes, expected) in cases {
@@ -119,7 +142,7 @@ fn a_failed_build_leaves_nothing_behind() {
     fs::write(dir.path().join("d.jsonl"), "{\"text\": \"a\"}\nbroken\n").unwrap();
     let corpus = Corpus::open(dir.path().join("d.jsonl")).unwrap();
     let out = dir.path().join("out");
-    assert!(Shard::cached(&out, &corpus, &tokenizer(), &mut |_, _| {}).is_err());
+    assert!(cached(&out, &corpus, &tokenizer()).is_err());
     assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
 }
 
@@ -128,6 +151,23 @@ fn an_unwritable_folder_is_said_in_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("file"), "").unwrap();
     let folder = dir.path().join("file/cache");
-    let error = Shard::cached(&folder, &Corpus::stories(1, 1), &tokenizer(), &mut |_, _| {}).unwrap_err();
+    let error = cached(&folder, &Corpus::stories(1, 1), &tokenizer()).unwrap_err();
     assert!(error.to_string().starts_with(&format!("cannot create {}: ", folder.display())), "{error}");
+}
+
+/// Marks survive, and reading without them gives the tokens alone.
+#[test]
+fn what_is_not_to_be_predicted_is_marked() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("d.jsonl"), "{\"prompt\": \"ab\", \"completion\": \"cd\"}\n").unwrap();
+    let corpus = Corpus::open(dir.path().join("d.jsonl")).unwrap();
+    let tokenizer = tokenizer();
+    let shard = build(dir.path().join("s"), &corpus, &tokenizer).unwrap();
+    let ids = [tokenizer.encode("abcd").unwrap(), vec![0]].concat();
+    let mut marked = vec![0; shard.len() as usize];
+    shard.read_marked(0, &mut marked);
+    assert_eq!(tokens(&shard), ids);
+    let masked: Vec<bool> = marked.iter().map(|token| token & MASKED != 0).collect();
+    assert!(shard.is_marked() && masked.starts_with(&[true]) && masked.ends_with(&[false, false]), "{masked:?}");
+    assert_eq!(marked.iter().map(|token| token & !MASKED).collect::<Vec<_>>(), ids);
 }

@@ -15,6 +15,8 @@ pub(super) enum Refusal {
     Status { status: u16, code: String, file: Option<String> },
     /// The repository is there, but no model in Hugging Face's form is in it.
     NoModel { files: Vec<String> },
+    /// The repository is there, but no files of data that are read are in it.
+    NoData { files: Vec<String> },
     /// The repository has no such file.
     NoFile { file: String, files: Vec<String> },
     /// The operating system refused the cache.
@@ -110,6 +112,10 @@ impl Refusal {
             ),
             Refusal::Status { status, code, file } => self.status(hub, name, (*status, code, file.as_deref())),
             Refusal::NoModel { files } => no_model(hub, name, files),
+            Refusal::NoData { files } => format!(
+                "the data set {name} has no file that is read (.parquet, .jsonl, .json, .txt, .md; .gz and .zst too); there is {}",
+                if files.is_empty() { "nothing".into() } else { few(files) }
+            ),
             Refusal::NoFile { file, files } => {
                 let alike: Vec<String> = files.iter().filter(|f| ending(f) == ending(file)).cloned().collect();
                 let there = if alike.is_empty() { "none of that kind".into() } else { few(&alike) };

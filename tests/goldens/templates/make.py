@@ -78,4 +78,5 @@ def main():
     (here / "golden.json").write_text(golden + "\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

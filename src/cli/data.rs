@@ -1,0 +1,236 @@
+//! `danlu data` and `danlu tokenize`: examples as a model will see them, and shards of tokens that runs can share.
+
+use super::text::count;
+use super::{hub, paths, text};
+use crate::compile::human_bytes;
+use crate::data::{
+    Corpus, Encoder, Loader, LoaderOptions, LoaderSource, LossOn, MASKED, Overlong, RowLayout, SHARD_ENDING, Shard,
+    ShardKind, Tokenizer,
+};
+use crate::store::{Checkpoint, HubPart};
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::fmt::Write;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Data, and who reads them.
+#[derive(Debug, Args)]
+struct Source {
+    /// Text, examples (JSONL, JSON, Parquet; .gz and .zst too) or a folder of them.
+    data: PathBuf,
+    /// The model's tokenizer: a tokenizer.json, a folder or GGUF file with one, or a name on the hub.
+    #[arg(long, alias = "model", value_name = "FILE|FOLDER|NAME")]
+    tokenizer: PathBuf,
+    /// Which tokens of a conversation are to be predicted.
+    #[arg(long, value_name = "assistant|all", default_value = "assistant")]
+    loss_on: LossOn,
+}
+
+/// Flags of `danlu data`.
+#[derive(Debug, Args)]
+pub struct DataArgs {
+    #[command(flatten)]
+    source: Source,
+    /// Tokens of one row, for what is said of rows.
+    #[arg(long, default_value_t = 1024)]
+    seq: usize,
+    /// What becomes of documents longer than a row.
+    #[arg(long, value_name = "truncate|drop|split", default_value = "truncate")]
+    overlong: Overlong,
+    /// How many examples to show.
+    #[arg(long, value_name = "COUNT", default_value_t = 3)]
+    examples: u64,
+    /// Colours; without them what is to be predicted stands in ⟦ ⟧.
+    #[arg(long, value_enum, default_value_t)]
+    color: Color,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Flags of `danlu tokenize`.
+#[derive(Debug, Args)]
+pub struct TokenizeArgs {
+    #[command(flatten)]
+    source: Source,
+    /// The shard's file, ending in .tokens [default: beside the data].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Color {
+    fn is_on(self) -> bool {
+        match self {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+        }
+    }
+}
+
+/// The tokenizer of a file, a folder or a model.
+fn tokenizer(argument: &Path) -> Result<Tokenizer> {
+    let path = hub::resolve_part(argument, HubPart::Tokenizer)?;
+    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+        return Ok(text::tokenizer(&Checkpoint::open(&path)?)?);
+    }
+    Ok(Tokenizer::open(path)?)
+}
+
+/// A bar of bytes of the data.
+fn bar() -> impl FnMut(u64, u64) {
+    let bar = ProgressBar::new(0);
+    let template = "tokenising {bar:32} {bytes}/{total_bytes} {bytes_per_sec}";
+    bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+    move |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+        if done >= total {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Writes a shard.
+pub fn tokenize(args: TokenizeArgs) -> Result<()> {
+    let out = args.out.unwrap_or_else(|| {
+        let name = args.source.data.file_name().unwrap_or_default().to_string_lossy();
+        args.source.data.with_file_name(format!("{name}.{SHARD_ENDING}"))
+    });
+    if out.extension().is_none_or(|ending| ending != SHARD_ENDING) {
+        bail!("{}: a shard's name ends in .{SHARD_ENDING}, by which `danlu train --data` knows it", out.display());
+    }
+    let tokenizer = tokenizer(&args.source.tokenizer)?;
+    let corpus = Corpus::open(hub::resolve_data(&args.source.data)?)?;
+    let encoder = Encoder::new(&tokenizer, &corpus, args.source.loss_on)?;
+    let began = Instant::now();
+    let shard = Shard::build(&out, &corpus, &encoder, &mut bar())?;
+    let seconds = began.elapsed().as_secs_f64();
+    encoder.told(&corpus, &shard).into_iter().for_each(|text| say!("{text}"));
+    say!(
+        "{}: {} in {}, checksum {:016x}; {:.1} s, {}/s",
+        out.display(),
+        count(shard.len() as usize, "token"),
+        count(shard.documents() as usize, "document"),
+        shard.checksum(),
+        seconds,
+        human_bytes((corpus.bytes() as f64 / seconds) as u64)
+    );
+    Ok(())
+}
+
+/// Shows the first examples, and how long all are.
+pub fn data(args: DataArgs) -> Result<()> {
+    let tokenizer = tokenizer(&args.source.tokenizer)?;
+    let shard = if args.source.data.extension().is_some_and(|ending| ending == SHARD_ENDING) {
+        let shard = Shard::open(&args.source.data)?;
+        if !shard.is_of(tokenizer.content_hash()) {
+            bail!(
+                "{}: was made with another tokenizer than {}",
+                args.source.data.display(),
+                args.source.tokenizer.display()
+            );
+        }
+        shard.verify(&args.source.data)?;
+        shard
+    } else {
+        let corpus = Corpus::open(hub::resolve_data(&args.source.data)?)?;
+        let encoder = Encoder::new(&tokenizer, &corpus, args.source.loss_on)?;
+        let shard = Shard::cached(paths::cache(), &corpus, &encoder, &mut bar())?;
+        encoder.told(&corpus, &shard).into_iter().for_each(|text| say!("{text}"));
+        shard
+    };
+    let color = args.color.is_on();
+    for index in 0..args.examples.min(shard.documents()) {
+        let range = shard.document(index);
+        // A book is not shown whole.
+        let len = (range.end - range.start).min(4 * args.seq as u64);
+        let mut tokens = vec![0; len as usize];
+        shard.read_marked(range.start, &mut tokens);
+        let predicted = tokens.iter().filter(|token| **token & MASKED == 0).count();
+        let title = format!("example {} · {} · {predicted} to be predicted", index + 1, count(tokens.len(), "token"));
+        say!(
+            "\n{}\n{}",
+            if color { format!("\x1b[1m{title}\x1b[0m") } else { title },
+            shown(&tokenizer, &tokens, color)?
+        );
+    }
+    let lengths: Vec<u64> =
+        (0..shard.documents()).map(|i| shard.document(i)).map(|range| range.end - range.start).collect();
+    say!("\n{}", histogram(&lengths));
+    rows(&args, shard)
+}
+
+/// Tokens as text, those apart that are to be predicted.
+fn shown(tokenizer: &Tokenizer, tokens: &[u32], color: bool) -> Result<String> {
+    let mut text = String::new();
+    for run in tokens.chunk_by(|a, b| (a & MASKED) == (b & MASKED)) {
+        let ids: Vec<u32> = run.iter().map(|token| token & !MASKED).collect();
+        let part = tokenizer.decode_all(&ids)?;
+        match (run[0] & MASKED == 0, color) {
+            (true, true) => write!(text, "\x1b[32m{part}\x1b[0m")?,
+            (true, false) => write!(text, "⟦{part}⟧")?,
+            (false, true) => write!(text, "\x1b[2m{part}\x1b[0m")?,
+            (false, false) => text += &part,
+        }
+    }
+    Ok(text)
+}
+
+/// Lengths by powers of two, with a bar for each.
+fn histogram(lengths: &[u64]) -> String {
+    let mut sorted = lengths.to_vec();
+    sorted.sort_unstable();
+    let Some(&longest) = sorted.last() else { return "no documents".into() };
+    let at = |share: f64| sorted[((sorted.len() - 1) as f64 * share).round() as usize];
+    let all: u64 = sorted.iter().sum();
+    let mut out = format!(
+        "{} in {}; half have up to {}, 95 % up to {}, the longest {longest}\n",
+        count(all as usize, "token"),
+        count(sorted.len(), "document"),
+        at(0.5),
+        at(0.95)
+    );
+    let bucket = |len: u64| (u64::BITS - len.leading_zeros()).max(5);
+    let buckets: Vec<(u32, usize)> =
+        sorted.chunk_by(|a, b| bucket(*a) == bucket(*b)).map(|run| (bucket(run[0]), run.len())).collect();
+    let most = buckets.iter().map(|(_, n)| *n).max().unwrap_or(1);
+    for (bits, n) in buckets {
+        let from = if bits == 5 { 0 } else { 1u64 << (bits - 1) };
+        let width = (n * 40).div_ceil(most);
+        out += &format!("{from:>9} to {:<9} {n:>9} {}\n", (1u64 << bits) - 1, "█".repeat(width));
+    }
+    out.trim_end().to_string()
+}
+
+/// What becomes of the documents in rows, packed and alone.
+fn rows(args: &DataArgs, shard: Shard) -> Result<()> {
+    let shard = Arc::new(shard);
+    let overlong = args.overlong;
+    let layouts: &[(&str, RowLayout)] = match shard.kind() {
+        ShardKind::Pairs => &[("pairs: ", RowLayout::Pairs)],
+        _ => &[("packed: ", RowLayout::Packed(overlong)), ("one a row: ", RowLayout::Padded(overlong))],
+    };
+    for (name, layout) in layouts {
+        let source = LoaderSource { shard: shard.clone(), layout: *layout, weight: 1.0 };
+        let options = LoaderOptions { batch: 2, seq: args.seq, ..LoaderOptions::default() };
+        match Loader::mixed(vec![source], options) {
+            Ok(loader) => loader.counts()[0].told(*layout, args.seq).iter().for_each(|text| say!("{name}{text}")),
+            Err(error) => say!("{name}{error}"),
+        }
+    }
+    Ok(())
+}

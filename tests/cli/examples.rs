@@ -1,0 +1,145 @@
+//! Training on examples from outside: forms confirmed aloud, rows packed and padded, several sources, taken up to the bit.
+
+use super::{Place, has_adapter, stderr, stdout};
+use std::fs;
+
+/// Conversations in two forms, short enough for packing to matter.
+fn write_data(place: &Place) {
+    let words = ["cat", "dog", "mat", "house", "red", "ran", "sat", "saw"];
+    let word = |i: usize| words[i % words.len()];
+    let alpaca = |i: usize| {
+        let output = (0..1 + i % 3).map(|k| word(i + k)).collect::<Vec<_>>().join(" ");
+        format!("{{\"instruction\": \"say {}\", \"input\": \"\", \"output\": \"{output}\"}}", word(i))
+    };
+    let alpaca: Vec<String> = (0..40).map(alpaca).collect();
+    place.write("alpaca.json", format!("[\n{}\n]\n", alpaca.join(",\n")));
+    let turns = |i: usize| {
+        format!(
+            "{{\"messages\": [{{\"role\": \"user\", \"content\": \"{}\"}}, {{\"role\": \"assistant\", \"content\": \"{}\"}}]}}\n",
+            word(i),
+            word(i + 1)
+        )
+    };
+    place.write("chat.jsonl", (0..30).map(turns).collect::<String>());
+}
+
+#[test]
+fn packed_conversations_of_two_sources_are_taken_up_to_the_bit() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    write_data(&place);
+    let flags = "--data alpaca.json=0.7 --data chat.jsonl=0.3 --pack --seq 32 --steps 9 --checkpoint-every 3 --keep 9";
+    let said = stderr(&place.train(&format!("{flags} --out calm")).assert().success());
+    for part in [
+        "data: 40 examples in Alpaca form; the tokenizer has no chat template",
+        "data: 30 examples in messages form",
+        "40 documents in ",
+        " rows of 32 tokens, which are ",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    place.train(&format!("{flags} --out hurt")).assert().success();
+    for step in [6, 9] {
+        fs::remove_dir_all(place.path(&format!("hurt/checkpoints/step-{step}"))).unwrap();
+    }
+    fs::remove_file(place.path("hurt/model.safetensors")).unwrap();
+    place.danlu("train --resume hurt --tune off").assert().success();
+    let weights = |run: &str| fs::read(place.path(run).join("model.safetensors")).unwrap();
+    assert!(weights("calm") == weights("hurt"));
+    let recipe = fs::read_to_string(place.path("calm/recipe.toml")).unwrap();
+    assert!(recipe.contains("pack = true") && recipe.contains("weight = 0.7"), "{recipe}");
+}
+
+#[test]
+fn examples_alone_in_a_row_are_cut_off_aloud() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    write_data(&place);
+    let long = "the red cat saw a dog that sat on the mat of a house far from the red house of the dog";
+    let line = |i: usize| {
+        let output = if i.is_multiple_of(4) { long } else { "cat" };
+        format!("{{\"instruction\": \"say {i}\", \"output\": \"{output}\"}}\n")
+    };
+    place.write("long.jsonl", (0..40).map(line).collect::<String>());
+    for (overlong, done) in [("truncate", "their ends are cut off"), ("drop", "they are left out")] {
+        let mut train = place.train(&format!("--data long.jsonl --seq 32 --overlong {overlong} --out {overlong}"));
+        let said = stderr(&train.assert().success());
+        assert!(said.contains("10 of 40 documents are longer than 32 tokens: ") && said.contains(done), "{said}");
+    }
+    let all = stderr(&place.train("--data alpaca.json --seq 32 --loss-on all --out all").assert().success());
+    assert!(all.contains("data: 40 examples in Alpaca form"), "{all}");
+}
+
+/// A tokenizer folder with a template in which answers are seen.
+fn write_tokenizer(place: &Place) {
+    let tokenizer = danlu::data::Tokenizer::train(["the cat sat on the mat"].into_iter(), 300).unwrap();
+    fs::create_dir(place.path("tokenizer")).unwrap();
+    for (name, content) in tokenizer.files(64).unwrap() {
+        place.write(&format!("tokenizer/{name}"), content);
+    }
+    let template = "{% for m in messages %}{{ '<' + m.role + '>' + m.content + eos_token }}{% endfor %}\
+                    {% if add_generation_prompt %}<assistant>{% endif %}";
+    place.write("tokenizer/chat_template.jinja", template);
+}
+
+#[test]
+fn examples_are_shown_as_the_model_sees_them() {
+    let place = Place::new();
+    write_data(&place);
+    write_tokenizer(&place);
+    let line = "data alpaca.json --tokenizer tokenizer --seq 64 --examples 2 --color";
+    let plain = stdout(&place.danlu(&format!("{line} never")).assert().success());
+    for part in [
+        "data: 40 examples in Alpaca form\n",
+        "\nexample 1 · ",
+        "<user>say cat<|endoftext|><assistant>⟦cat<|endoftext|>⟧",
+        "<user>say dog<|endoftext|><assistant>⟦dog mat<|endoftext|>⟧",
+        " tokens in 40 documents; half have up to ",
+        "packed: 40 documents in ",
+        "one a row: 40 documents in 40 rows of 64 tokens, which are ",
+    ] {
+        assert!(plain.contains(part), "{part}: {plain}");
+    }
+    assert!(!plain.contains("example 3"));
+    let colored = stdout(&place.danlu(&format!("{line} always")).assert().success());
+    let first = "\x1b[2m<user>say cat<|endoftext|><assistant>\x1b[0m\x1b[32mcat<|endoftext|>\x1b[0m";
+    assert!(colored.contains(first), "{colored}");
+}
+
+/// A shard that was made apart trains as its data do, and is refused with another tokenizer or when it is damaged.
+#[test]
+fn tokenised_shards_are_used_again() {
+    let place = Place::new();
+    write_data(&place);
+    write_tokenizer(&place);
+    let said = stdout(&place.danlu("tokenize alpaca.json --tokenizer tokenizer --out a.tokens").assert().success());
+    assert!(said.starts_with("data: 40 examples in Alpaca form\na.tokens: ") && said.contains(" checksum "), "{said}");
+    let shown = stdout(&place.danlu("data a.tokens --tokenizer tokenizer --examples 1").assert().success());
+    assert!(shown.contains("<assistant>⟦cat<|endoftext|>⟧"), "{shown}");
+    let refused = |line: &str, part: &str| {
+        let said = stderr(&place.danlu(line).assert().code(1));
+        assert!(said.contains(part), "{part}: {said}");
+    };
+    refused("tokenize alpaca.json --tokenizer tokenizer --out a.bin", "a.bin: a shard's name ends in .tokens");
+    if has_adapter() {
+        let train = |data: &str, out: &str| {
+            let line = format!("--data {data} --tokenizer tokenizer --pack --seq 32 --out {out}");
+            let said = stderr(&place.train(&line).assert().success());
+            (said, fs::read(place.path(out).join("model.safetensors")).unwrap())
+        };
+        let (told, from_shard) = train("a.tokens", "shard");
+        assert!(told.contains("data: 40 examples, tokenised already"), "{told}");
+        assert!(from_shard == train("alpaca.json", "data").1, "the same tokens, the same model");
+        let without = place.train("--data a.tokens --out o").assert().code(1);
+        assert!(stderr(&without).contains("is tokenised already; give --tokenizer"), "{}", stderr(&without));
+    }
+    let mut bytes = fs::read(place.path("a.tokens")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    place.write("a.tokens", bytes);
+    refused("data a.tokens --tokenizer tokenizer", "is damaged: checksum");
+}
