@@ -20,6 +20,7 @@ pub mod infer;
 pub mod eval;
 pub mod train;
 pub mod bench;
+pub mod estimate;
 pub mod cli;
 
 #[cfg(test)]

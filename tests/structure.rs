@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// The rooms, each of which may import only from those before it. `error` and `base` are free to all.
 const ROOMS: &[&str] = &[
     "error", "base", "gpu", "shader", "graph", "ops", "parallel", "compile", "comm", "run", "nn", "model", "store",
-    "data", "optim", "infer", "eval", "train", "bench", "serve", "cli",
+    "data", "optim", "infer", "eval", "train", "bench", "estimate", "serve", "cli",
 ];
 
 /// Rooms that say what to compute: they see a device's limits as data, never the device.

@@ -119,6 +119,7 @@ pub(super) mod tests {
             pass_seconds: 4e-5,
             submission_seconds: 1e-4,
             workgroups: 8.0,
+            reached: Default::default(),
         };
         let id = AdapterId { name: "Made Up".into(), driver: "1".into(), backend: "vulkan".into() };
         let mut report = Report::new(id, true, machine);

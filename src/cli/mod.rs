@@ -31,6 +31,7 @@ mod plan;
 mod profile;
 mod progress;
 mod sampling;
+mod scale;
 mod signals;
 mod text;
 mod train;

@@ -2,14 +2,17 @@
 
 use super::hub;
 use super::profile::training_steps;
+use super::scale;
 use crate::base::{Bytes, Limits};
 use crate::bench::Profile;
-use crate::compile::{First, Plan, human_bytes};
+use crate::compile::{First, Plan, Trade, human_bytes};
+use crate::estimate::{Answer, Fits, Job, MachineFile, Planned, Prices, Span};
 use crate::gpu::Gpu;
 use crate::model::ModelConfig;
 use crate::model::find_config;
+use crate::nn::{BaseDtype, LoraConfig};
 use crate::run::{TuneMode, Tuner};
-use crate::train::{Fit, Plans, Precision, Recipe, optimizer, plans, train_plan};
+use crate::train::{Precision, Recipe, optimizer, train_plan};
 use anyhow::Result;
 use clap::Args;
 
@@ -25,56 +28,152 @@ pub struct PlanArgs {
     /// Tokens of one sequence.
     #[arg(long, default_value_t = 128)]
     seq: usize,
-    /// Most device memory of a step and of validation, such as 6GB: shows what is computed again to keep to it.
-    #[arg(long, value_name = "SIZE", conflicts_with = "measure")]
-    budget: Option<Bytes>,
+    /// Device memory, such as 6GB: the largest batch and sequence that fit it, and what of a step is computed again to
+    /// keep to it.
+    #[arg(long, alias = "budget", value_name = "SIZE", conflicts_with = "measure")]
+    memory: Option<Bytes>,
     /// `f32`, or `mixed`, as of `danlu train`.
     #[arg(long, value_name = "f32|mixed", default_value = "f32")]
     precision: Precision,
-    /// Print JSON.
+    #[command(flatten)]
+    adapters: LoraArgs,
+    /// Time on this machine: h100, h100-500w, h200, a100, mi300x, sunway, cpu, a TOML file like those of machines/, or what `danlu bench --json` wrote.
+    #[arg(long, value_name = "NAME|FILE")]
+    machine: Option<String>,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    scale: scale::ScaleArgs,
+    /// Print every step: its kernel, operations, bytes, and where it writes.
+    #[arg(long)]
+    list: bool,
+    /// Print JSON, with every step.
     #[arg(long)]
     json: bool,
     /// Run the step on the adapter and print where its time goes, by operator.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["lora_rank", "base_dtype", "machine"])]
     measure: bool,
     /// Plan for this adapter, and not for the least that every adapter offers.
     #[command(flatten)]
     adapter: super::AdapterArgs,
 }
 
-/// Prints the plan of a training step. Without `--adapter` no device is touched.
+/// Adapters in place of all weights.
+#[derive(Debug, Args)]
+struct LoraArgs {
+    /// Train adapters of this rank, and no weights [default with --base-dtype: 16].
+    #[arg(long, value_name = "RANK")]
+    lora_rank: Option<usize>,
+    /// Which layers get adapters: names such as q_proj, or patterns with * [default: every linear layer].
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    lora_targets: Vec<String>,
+    /// Adapters with magnitudes of their own (DoRA).
+    #[arg(long)]
+    dora: bool,
+    /// In which dtype the frozen weights are held; nf4 is QLoRA [default with --lora-rank: keep].
+    #[arg(long, value_name = "keep|f32|f16|bf16|q8_0|nf4")]
+    base_dtype: Option<BaseDtype>,
+}
+
+impl LoraArgs {
+    fn config(&self) -> Option<LoraConfig> {
+        let plain = LoraConfig::default();
+        let asked = self.lora_rank.is_some() || self.base_dtype.is_some() || self.dora || !self.lora_targets.is_empty();
+        asked.then(|| LoraConfig {
+            rank: self.lora_rank.unwrap_or(plain.rank),
+            targets: self.lora_targets.clone(),
+            dora: self.dora,
+            base_dtype: self.base_dtype.unwrap_or(plain.base_dtype),
+            ..plain
+        })
+    }
+}
+
+/// The run that the step is one of.
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Steps of the whole run: its time, energy and price.
+    #[arg(long, value_name = "COUNT", conflicts_with = "tokens")]
+    steps: Option<u64>,
+    /// Tokens of the whole run, such as 15e9.
+    #[arg(long, value_name = "COUNT", value_parser = amount)]
+    tokens: Option<f64>,
+    /// Price of an hour of the adapter [default: the machine file's].
+    #[arg(long, value_name = "PRICE", value_parser = amount)]
+    price: Option<f64>,
+    /// Watts that the machine draws while it computes [default: the machine file's].
+    #[arg(long, value_name = "WATTS", value_parser = amount)]
+    watts: Option<f64>,
+}
+
+impl RunArgs {
+    fn span(&self) -> Option<Span> {
+        self.steps.map(Span::Steps).or(self.tokens.map(|tokens| Span::Tokens(tokens as u64)))
+    }
+
+    fn prices(&self, machine: Option<&MachineFile>) -> Prices {
+        Prices {
+            per_hour: self.price.or(machine.and_then(|m| m.price)),
+            watts: self.watts.or(machine.and_then(|m| m.watts)),
+        }
+    }
+}
+
+fn amount(text: &str) -> Result<f64, String> {
+    let value = text.parse().ok().filter(|v: &f64| *v >= 0.0 && v.is_finite());
+    value.ok_or_else(|| format!("`{text}` is no number from 0 up"))
+}
+
+/// Says what a run takes. Without `--adapter` no device is touched.
 pub fn plan(args: PlanArgs) -> Result<()> {
     let recipe = Recipe {
         batch: args.batch,
         seq: args.seq,
-        memory: args.budget,
+        memory: args.memory,
         precision: args.precision,
+        lora: args.adapters.config(),
         ..Recipe::default()
     };
     recipe.check()?;
+    let machine = args.machine.as_deref().map(MachineFile::find).transpose()?;
     let config = find_config(&hub::resolve_config(&args.config)?)?;
+    if let (Some(machine), Some(_)) = (&machine, args.scale.nodes) {
+        let run = scale::Run { tokens: args.run.tokens, price: args.run.price, watts: args.run.watts };
+        return scale::plan(&args.scale, &config, [args.batch, args.seq], machine, &run, args.json);
+    }
     let limits = match args.adapter.adapter {
         _ if args.measure => return pollster::block_on(measure(&args, &recipe, &config)),
-        Some(_) => pollster::block_on(crate::gpu::Gpu::open(&args.adapter.selector()))?.limits().clone(),
+        Some(_) => pollster::block_on(Gpu::open(&args.adapter.selector()))?.limits().clone(),
         // The largest buffers: whether the model fits a real adapter is then for the reader to see.
         None => Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() },
     };
+    let memory = args.memory.or(limits.memory_bytes.map(Bytes)).or(machine.as_ref().and_then(|m| m.memory));
     // Only a budget is planned for: what an adapter happens to have free is not a property of the plan.
     let limits = Limits { memory_bytes: None, ..limits };
-    let Plans { train: plan, fit, .. } = plans(&config, &recipe, None, &limits, &mut First)?;
-    if args.json {
-        say!("{}", json(&plan, fit.as_ref(), None)?);
-    } else {
-        say!("{plan}");
-        fit.iter().for_each(|fit| say!("\n{}", traded(fit)));
+    let job = Job { config, recipe };
+    let plans = job.plans(&limits, &mut First)?;
+    let fits = memory.map(|memory| Fits::find(&job, &limits, memory, args.memory.is_some())).transpose()?;
+    let mut answer = Answer::of(&job, &plans, fits, machine.as_ref())?;
+    if let Some(span) = args.run.span() {
+        answer = answer.over(span, args.run.prices(machine.as_ref()));
     }
-    Ok(fit.as_ref().map_or(Ok(()), Fit::check)?)
+    if args.json {
+        say!("{}", json(&plans.train, Some((&answer, &plans)), None)?);
+    } else {
+        if args.list {
+            say!("{}\n", plans.train);
+        }
+        say!("{}", answer.to_string().trim_end());
+        let traded = plans.trade.as_ref().filter(|trade| !trade.again.is_empty());
+        traded.iter().for_each(|trade| say!("\n{}", table(trade, &plans)));
+    }
+    Ok(plans.check(args.memory)?)
 }
 
 /// The trade as a table: equal values of all layers are one row.
-fn traded(fit: &Fit) -> String {
+fn table(trade: &Trade, plans: &Planned) -> String {
     let mut rows: Vec<(String, usize, u64, u64)> = Vec::new();
-    for again in &fit.trade.again {
+    for again in &trade.again {
         let part = |p: &str| if p.parse::<u64>().is_ok() { "*" } else { p }.to_string();
         let name = again.name.split('.').map(part).collect::<Vec<_>>().join(".");
         match rows.iter_mut().find(|row| row.0 == name) {
@@ -84,27 +183,27 @@ fn traded(fit: &Fit) -> String {
             None => rows.push((name, 1, again.saved, again.flops)),
         }
     }
-    let mut text = format!(
-        "recomputation, for {} of which validation takes {}\n",
-        human_bytes(fit.allowed),
-        human_bytes(fit.beside)
-    );
-    text += &format!("{:<58} {:>12}\n", "with every activation kept", human_bytes(fit.trade.before));
+    let (budget, beside) = (human_bytes(trade.budget + plans.beside()), human_bytes(plans.beside()));
+    let mut text = format!("recomputation, for {budget} of which validation takes {beside}\n");
+    text += &format!("{:<58} {:>12}\n", "with every activation kept", human_bytes(trade.before));
     for (name, count, saved, flops) in rows {
         let gflop = flops as f64 / 1e9;
         text += &format!("  {count:>4} x {name:<49} {:>12} less, {gflop:>9.3} Gflop more\n", human_bytes(saved));
     }
-    let (reached, added) = (human_bytes(fit.trade.reached), fit.added());
-    text + &format!("{:<58} {reached:>12}, {added} more operations", "reached")
+    let (reached, added) = (human_bytes(trade.reached), 100.0 * plans.added());
+    text + &format!("{:<58} {reached:>12}, {added:.1} % more operations", "reached")
 }
 
-/// The plan with its totals, and with the measured seconds of every step if there are any.
-fn json(plan: &Plan, fit: Option<&Fit>, seconds: Option<&[f64]>) -> Result<String> {
+/// The plan with its totals, the answer, and with the measured seconds of every step if there are any.
+fn json(plan: &Plan, answered: Option<(&Answer, &Planned)>, seconds: Option<&[f64]>) -> Result<String> {
     let mut value = serde_json::to_value(plan)?;
     value["totals"] = serde_json::to_value(plan.totals())?;
-    if let Some(fit) = fit {
-        value["trade"] = serde_json::to_value(&fit.trade)?;
-        value["trade"]["beside"] = fit.beside.into();
+    if let Some((answer, plans)) = answered {
+        value["answer"] = serde_json::to_value(answer)?;
+        if let Some(trade) = &plans.trade {
+            value["trade"] = serde_json::to_value(trade)?;
+            value["trade"]["beside"] = plans.beside().into();
+        }
     }
     for (i, s) in seconds.into_iter().flatten().enumerate() {
         value["steps"][i]["seconds"] = (*s).into();

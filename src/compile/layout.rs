@@ -3,17 +3,18 @@
 
 use super::memory::{Block, Span, pack};
 use super::place::{self, Places, Storage, is_transient, storage_bytes};
-use super::plan::{BufferKind, BufferSpec};
+use super::plan::{BufferKind, BufferSpec, Tenant};
 use super::rewrite::ids;
 use crate::base::Limits;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Kind, NodeId, Value};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// The buffers of a plan, and for each storage its buffer and first byte.
+/// The buffers of a plan, for each storage its buffer and first byte, and who lies in the arenas when.
 pub(super) struct Layout {
     pub(super) buffers: Vec<BufferSpec>,
     pub(super) located: HashMap<Storage, (usize, u64)>,
+    pub(super) tenants: Vec<Tenant>,
 }
 
 impl Layout {
@@ -48,10 +49,16 @@ pub(super) fn layout(graph: &Graph, places: &Places, limits: &Limits) -> Result<
         let name = &graph.node(storages[i].node).name;
         fits(name, blocks[i].bytes, limits).expect_err("a block that fits can always be placed")
     })?;
-    let first = layout.buffers.len();
+    let arenas = layout.buffers.len();
     layout.buffers.extend(sizes.into_iter().map(|bytes| BufferSpec { kind: BufferKind::Arena, bytes }));
-    for (storage, region) in storages.into_iter().zip(regions) {
-        layout.located.insert(storage, (first + region.buffer, region.offset));
+    for ((storage, region), block) in storages.into_iter().zip(regions).zip(blocks) {
+        let buffer = arenas + region.buffer;
+        let tenant = |span: &Span| {
+            let (name, bytes) = (graph.node(storage.node).name.clone(), span.end - span.start);
+            Tenant { name, buffer, offset: region.offset + span.start, bytes, first: span.first, last: span.last }
+        };
+        layout.tenants.extend(block.spans.iter().map(tenant));
+        layout.located.insert(storage, (buffer, region.offset));
     }
     Ok(layout)
 }
@@ -84,7 +91,7 @@ pub(super) fn sources(graph: &Graph, limits: &Limits) -> Result<Layout> {
         located.insert(value, (buffer, offset));
         fits(&node.name, buffers[buffer].bytes, limits)?;
     }
-    Ok(Layout { buffers, located })
+    Ok(Layout { buffers, located, tenants: Vec::new() })
 }
 
 fn fits(what: &str, wanted: u64, limits: &Limits) -> Result<()> {

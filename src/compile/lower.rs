@@ -51,7 +51,7 @@ impl Chooser for First {
 
 pub(super) fn lower(graph: &Graph, places: &Places, limits: &Limits, chooser: &mut dyn Chooser) -> Result<Plan> {
     let steps = layout::steps(graph);
-    let Layout { buffers, located } = layout::layout(graph, places, limits)?;
+    let Layout { buffers, located, tenants } = layout::layout(graph, places, limits)?;
     let at = |value: Value| -> (usize, u64) {
         let Place { storage, offset } = places[&value];
         let (buffer, base) = located[&storage];
@@ -64,6 +64,7 @@ pub(super) fn lower(graph: &Graph, places: &Places, limits: &Limits, chooser: &m
     let mut plan = Plan {
         buffers,
         steps: Vec::new(),
+        tenants,
         inputs: Vec::new(),
         outputs: graph.outputs().iter().map(|(name, v)| wire(name, *v)).collect(),
         constants: Vec::new(),

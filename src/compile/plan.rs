@@ -13,6 +13,9 @@ pub struct Plan {
     pub buffers: Vec<BufferSpec>,
     /// The steps, in order.
     pub steps: Vec<Step>,
+    /// Who lies in the arenas when.
+    #[serde(skip)]
+    pub tenants: Vec<Tenant>,
     /// What the host writes before each run.
     pub inputs: Vec<Wire>,
     /// What the host may read after each run.
@@ -44,6 +47,23 @@ pub struct BufferSpec {
     pub kind: BufferKind,
     /// Its size.
     pub bytes: u64,
+}
+
+/// Something that steps make, at its place in an arena for as long as it is needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Tenant {
+    /// Path of the node that makes it.
+    pub name: String,
+    /// Index of its buffer.
+    pub buffer: usize,
+    /// First byte in that buffer.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// The first step that writes it.
+    pub first: usize,
+    /// The last step that reads or writes it; the number of steps where the caller reads it.
+    pub last: usize,
 }
 
 /// A named tensor at its place.

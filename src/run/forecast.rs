@@ -164,6 +164,7 @@ mod tests {
             pass_seconds: 1e-5,
             submission_seconds: 1e-4,
             workgroups: 100.0,
+            reached: Default::default(),
         }
     }
 

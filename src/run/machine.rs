@@ -12,6 +12,7 @@ use crate::gpu::{Gpu, Submission};
 use crate::graph::{Io, Op};
 use crate::ops::Copy;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// Dispatches of which the cost of one is the mean.
@@ -46,9 +47,16 @@ pub struct Machine {
     /// Workgroups that are computed at the same time at full rate; 0 where it was not measured.
     #[serde(default)]
     pub workgroups: f64,
+    /// The share of what [`Machine::predicted`] allows for that kernels of an operator reach, measured or assumed; under
+    /// [`Machine::REST`] that of all others. Nothing means all of it.
+    #[serde(default)]
+    pub reached: BTreeMap<String, f64>,
 }
 
 impl Machine {
+    /// The name in [`Machine::reached`] that stands for every operator without an entry of its own.
+    pub const REST: &str = "rest";
+
     /// Measures what `roofline` does not say yet.
     ///
     /// # Errors
@@ -87,7 +95,16 @@ impl Machine {
         let workgroups = width(gpu, ceilings[0].arithmetic).await?;
         let dispatch_seconds = dispatch(gpu, &tiny(gpu).await?, false).await?;
         let (pass_seconds, submission_seconds) = (0.0, 0.0);
-        Ok(Machine { bytes_per_second, ceilings, dispatch_seconds, pass_seconds, submission_seconds, workgroups })
+        let reached = BTreeMap::new();
+        Ok(Machine {
+            bytes_per_second,
+            ceilings,
+            dispatch_seconds,
+            pass_seconds,
+            submission_seconds,
+            workgroups,
+            reached,
+        })
     }
 
     /// The same with the best product of every class beyond f32.
@@ -115,6 +132,7 @@ impl Machine {
             pass_seconds: self.pass_seconds.min(other.pass_seconds),
             submission_seconds: self.submission_seconds.min(other.submission_seconds),
             workgroups: self.workgroups.max(other.workgroups),
+            reached: self.reached.clone(),
         }
     }
 
@@ -140,6 +158,31 @@ impl Machine {
     /// The same of a whole plan, with the way to the device and back.
     pub fn predicted_plan(&self, plan: &Plan) -> f64 {
         self.submission_seconds + plan.steps.iter().map(|s| self.predicted(s)).sum::<f64>()
+    }
+
+    /// Learns from kernels that were timed what each operator reaches: steps and their seconds. Operators of which no step
+    /// was timed are taken to reach what all together do.
+    pub fn learn<'a>(&mut self, timed: impl IntoIterator<Item = (&'a Step, f64)>) {
+        let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+        for (step, seconds) in timed {
+            for name in [step.op, Machine::REST] {
+                let sum = sums.entry(name).or_default();
+                *sum = (sum.0 + self.predicted(step), sum.1 + seconds);
+            }
+        }
+        let share = |(name, (limit, seconds)): (&str, (f64, f64))| (name.to_string(), limit / seconds);
+        self.reached = sums.into_iter().map(share).collect();
+    }
+
+    /// Seconds that a step takes if it reaches of the roof what its operator does.
+    pub fn expected(&self, step: &Step) -> f64 {
+        let reached = self.reached.get(step.op).or_else(|| self.reached.get(Machine::REST));
+        self.predicted(step) / reached.filter(|r| **r > 0.0).unwrap_or(&1.0)
+    }
+
+    /// The same of a whole plan, with the way to the device and back.
+    pub fn expected_plan(&self, plan: &Plan) -> f64 {
+        self.submission_seconds + plan.steps.iter().map(|s| self.expected(s)).sum::<f64>()
     }
 }
 

@@ -234,8 +234,11 @@ fn a_full_disk_behind_standard_output_is_said() {
 fn plans_are_text_and_json() {
     let place = Place::new();
     let danlu = |line: &str| place.danlu(line).assert().success().stderr("");
-    let text = stdout(&danlu("plan --config tiny.json --batch 2 --seq 16"));
+    let text = stdout(&danlu("plan --config tiny.json --batch 2 --seq 16 --list"));
     assert!(text.contains("attention") && text.contains("matmul"), "{text}");
+    for kind in ["weights", "gradients", "moments", "activations", "workspace", "in all"] {
+        assert!(text.contains(&format!("\n{kind} ")), "{kind}: {text}");
+    }
     let plan: Value =
         serde_json::from_str(&stdout(&danlu("plan --config tiny.json --batch 2 --seq 16 --json"))).unwrap();
     let steps = plan["steps"].as_array().unwrap();
@@ -257,8 +260,19 @@ fn every_preset_can_be_planned() {
     let place = Place::new();
     for preset in ["story-1m", "story-4m", "smollm2-135m", "tinyllama-1.1b", "llama-3-8b"] {
         let plan = place.danlu(&format!("plan --config {preset} --batch 1 --seq 128")).assert().success().stderr("");
-        assert!(stdout(&plan).contains("\ntotal: "), "{preset}");
+        assert!(stdout(&plan).contains("\nin all "), "{preset}");
     }
+    // Sizes that no device here holds, and ways to train that need none.
+    let large = place.danlu("plan --config llama-3.1-405b --batch 1 --seq 64 --machine h200 --tokens 1e9").assert();
+    let said = stdout(&large.success().stderr(""));
+    for part in ["405853388800", "on NVIDIA H200", "the run ", "price ", "energy "] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let adapters = "plan --config llama-3.2-1b --lora-rank 16 --base-dtype nf4 --batch 1 --seq 512 --json";
+    let plan: Value = serde_json::from_str(&stdout(&place.danlu(adapters).assert().success().stderr(""))).unwrap();
+    assert_eq!(plan["answer"]["parameters"]["trained"], 11_272_192);
+    let fewer = stderr(&place.danlu("plan --machine abacus").assert().code(1));
+    assert!(fewer.contains("machines: h100, h200"), "{fewer}");
     let refused = stderr(&place.danlu("plan --batch 65536 --seq 512").assert().code(1));
     assert!(refused.lines().count() == 1 && refused.contains("a buffer of this adapter offers"), "{refused}");
 }
@@ -278,7 +292,7 @@ fn every_command_explains_itself() {
             "--config --data --tokenizer --recipe --steps --batch --seq --lr --seed --out --quiet --log-format",
         ),
         ("generate --help", "--model --prompt --tokens --temperature --top-k --top-p --seed --adapter"),
-        ("plan --help", "--config --batch --seq --json --adapter"),
+        ("plan --help", "--config --batch --seq --memory --lora-rank --base-dtype --machine --price --json --adapter"),
         ("doctor --help", "--adapter --json"),
     ] {
         let said = help(line);

@@ -1,0 +1,207 @@
+//! What a run takes, as data and as a text.
+
+use super::{Fits, Job, MachineFile, Parameters, Planned, Usage};
+use crate::compile::human_bytes;
+use crate::error::Result;
+use serde::Serialize;
+use std::fmt;
+
+/// How long a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// So many steps of the optimizer.
+    Steps(u64),
+    /// As many steps as see so many tokens.
+    Tokens(u64),
+}
+
+/// What time costs.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Prices {
+    /// An hour of the adapter.
+    pub per_hour: Option<f64>,
+    /// Watts while it computes.
+    pub watts: Option<f64>,
+}
+
+/// How long it takes on a machine.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Time {
+    /// The machine.
+    pub machine: String,
+    /// Seconds of a step, operators reaching of the roofline what they are known or assumed to.
+    pub step: f64,
+    /// Seconds of a step at least: every operator at the roofline.
+    pub least: f64,
+    /// Trained tokens per second.
+    pub tokens_per_second: f64,
+    /// The part of the machine's arithmetic that the model's own operations take (model FLOPs utilisation).
+    pub mfu: f64,
+}
+
+/// What a whole run takes.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Cost {
+    /// Steps of the optimizer.
+    pub steps: u64,
+    /// Tokens seen.
+    pub tokens: u64,
+    /// Seconds, validation and checkpoints not among them.
+    pub seconds: f64,
+    /// In the currency of the price per hour.
+    pub money: Option<f64>,
+    /// Kilowatt-hours.
+    pub energy: Option<f64>,
+}
+
+/// What is answered before anything is loaded.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Answer {
+    /// Numbers of parameters.
+    pub parameters: Parameters,
+    /// Sequences of a step.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub seq: usize,
+    /// Floating-point operations of a step, with what is computed again.
+    pub flops: u64,
+    /// Bytes of a step by kind.
+    pub usage: Usage,
+    /// Bytes of a step.
+    pub step_bytes: u64,
+    /// Bytes that validation adds.
+    pub validation_bytes: u64,
+    /// Bytes on the device in all: what a run allocates.
+    pub device_bytes: u64,
+    /// Bytes that computing activations again saves, and what it adds to a step's work, where a budget asks for it.
+    pub recomputed: Option<(u64, f64)>,
+    /// What fits, where memory was named.
+    pub fits: Option<Fits>,
+    /// Where a machine was named.
+    pub time: Option<Time>,
+    /// Where a machine and a span were named.
+    pub cost: Option<Cost>,
+}
+
+impl Answer {
+    /// From the plans of a job, what fits some memory, and the machine that time is asked of.
+    ///
+    /// # Errors
+    /// As [`Job::parameters`].
+    pub fn of(job: &Job, plans: &Planned, fits: Option<Fits>, machine: Option<&MachineFile>) -> Result<Answer> {
+        let usage = Usage::of(&plans.train);
+        let traded = plans.trade.as_ref().filter(|trade| !trade.again.is_empty());
+        Ok(Answer {
+            parameters: job.parameters()?,
+            batch: job.recipe.batch,
+            seq: job.recipe.seq,
+            flops: plans.train.totals().flops,
+            usage,
+            step_bytes: usage.total(),
+            validation_bytes: plans.beside(),
+            device_bytes: plans.bytes(),
+            recomputed: traded.map(|trade| (trade.before - trade.reached, plans.added())),
+            fits,
+            time: machine.map(|machine| time(job, plans, machine)),
+            cost: None,
+        })
+    }
+
+    /// The same with what a run of this length takes, where the time of a step is known.
+    #[must_use]
+    pub fn over(mut self, span: Span, prices: Prices) -> Answer {
+        let each = (self.batch * self.seq) as u64;
+        let steps = match span {
+            Span::Steps(steps) => steps,
+            Span::Tokens(tokens) => tokens.div_ceil(each),
+        };
+        self.cost = self.time.as_ref().map(|time| {
+            let seconds = time.step * steps as f64;
+            let hours = seconds / 3600.0;
+            Cost {
+                steps,
+                tokens: steps.saturating_mul(each),
+                seconds,
+                money: prices.per_hour.map(|price| price * hours),
+                energy: prices.watts.map(|watts| watts * hours / 1000.0),
+            }
+        });
+        self
+    }
+}
+
+fn time(job: &Job, plans: &Planned, file: &MachineFile) -> Time {
+    let machine = file.machine();
+    let step = machine.expected_plan(&plans.train);
+    let tokens = (job.recipe.batch * job.recipe.seq) as f64;
+    let peak = machine.ceilings.iter().map(|c| c.arithmetic.max(c.matmul)).fold(0.0, f64::max);
+    // Of frozen weights no gradient is computed: a third of the work less.
+    let passes = if job.recipe.lora.is_some() { 2.0 } else { 3.0 };
+    let model = passes * job.config.forward_flops_per_token(job.recipe.seq) as f64 * tokens;
+    Time {
+        machine: file.name.clone(),
+        step,
+        least: machine.predicted_plan(&plans.train),
+        tokens_per_second: tokens / step,
+        mfu: model / step / peak,
+    }
+}
+
+/// Seconds as a person reads them, up to years.
+pub fn human_time(seconds: f64) -> String {
+    match seconds {
+        s if s < 1.0 => format!("{:.3} s", s),
+        s if s < 120.0 => format!("{s:.1} s"),
+        s if s < 7200.0 => format!("{:.1} minutes", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} hours", s / 3600.0),
+        s if s < 63_072_000.0 => format!("{:.1} days", s / 86_400.0),
+        s => format!("{:.1} years", s / 31_536_000.0),
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Parameters { model, trained } = self.parameters;
+        let share = trained as f64 / model as f64 * 100.0;
+        writeln!(f, "{:<14} {model:>16}, of which {trained} are trained ({share:.2} %)", "parameters")?;
+        writeln!(f, "\n{:<14} {:>16}  bytes on the device, at the moment with most", "", "")?;
+        for (name, bytes) in self.usage.kinds() {
+            writeln!(f, "{name:<14} {bytes:>16}  {}", human_bytes(bytes))?;
+        }
+        writeln!(f, "{:<14} {:>16}  {}", "a step", self.step_bytes, human_bytes(self.step_bytes))?;
+        let (more, all) = (self.validation_bytes, self.device_bytes);
+        writeln!(f, "{:<14} {more:>16}  {}, beside it", "validation", human_bytes(more))?;
+        writeln!(f, "{:<14} {all:>16}  {}", "in all", human_bytes(all))?;
+        if let Some((saved, added)) = self.recomputed {
+            let (saved, added) = (human_bytes(saved), added * 100.0);
+            writeln!(f, "without recomputation a step would take {saved} more, and {added:.1} % less work")?;
+        }
+        if let Some(fits) = &self.fits {
+            let (memory, batch, seq) = (human_bytes(fits.memory), self.batch, self.seq);
+            writeln!(f, "\n{memory} hold at most, validation with it")?;
+            let again = |n: usize| format!(", with recomputation {n} or up to a sixteenth more");
+            let (more, longer) = fits.recomputed.map_or_else(Default::default, |(b, t)| (again(b), again(t)));
+            writeln!(f, "{:>10} sequences of {seq} tokens{more}", fits.batch)?;
+            writeln!(f, "{:>10} tokens in each of {batch} sequences{longer}", fits.seq)?;
+        }
+        if let Some(time) = &self.time {
+            let (step, least) = (human_time(time.step), human_time(time.least));
+            writeln!(f, "\non {}", time.machine)?;
+            writeln!(f, "a step         {step}, and at the roofline {least}; {:.3} Tflop", self.flops as f64 / 1e12)?;
+            writeln!(f, "tokens         {:.1} a second; MFU {:.1} %", time.tokens_per_second, time.mfu * 100.0)?;
+        }
+        if let Some(cost) = &self.cost {
+            let Cost { steps, tokens, .. } = cost;
+            writeln!(f, "the run        {}: {steps} steps, {tokens} tokens", human_time(cost.seconds))?;
+            if let Some(money) = cost.money {
+                let million = money / (*tokens as f64 / 1e6);
+                writeln!(f, "price          {money:.2}, {million:.4} a million tokens")?;
+            }
+            if let Some(energy) = cost.energy {
+                let million = energy / (*tokens as f64 / 1e6);
+                writeln!(f, "energy         {energy:.2} kWh, {million:.4} a million tokens")?;
+            }
+        }
+        Ok(())
+    }
+}

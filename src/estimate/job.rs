@@ -1,0 +1,109 @@
+//! What is to be trained, and how: everything that decides what a step computes.
+
+use crate::base::{Bytes, Limits};
+use crate::compile::{Chooser, First, Plan, Trade, human_bytes};
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::nn::Lora;
+use crate::run::device_bytes;
+use crate::train::{Recipe, plans};
+
+/// A model and the way it is trained.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The model.
+    pub config: ModelConfig,
+    /// Batch, sequence, precision, optimizer, adapters where not all weights are trained, and the memory that is allowed.
+    pub recipe: Recipe,
+}
+
+/// Numbers of parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Parameters {
+    /// Of the model.
+    pub model: u64,
+    /// That are trained.
+    pub trained: u64,
+}
+
+/// What a job computes.
+#[derive(Debug)]
+pub struct Planned {
+    /// A step.
+    pub train: Plan,
+    /// Validation.
+    pub eval: Plan,
+    /// How the step keeps to the memory that is allowed, where that is said.
+    pub trade: Option<Trade>,
+}
+
+impl Planned {
+    /// Bytes on the device in all: what a run allocates.
+    pub fn bytes(&self) -> u64 {
+        device_bytes([&self.train, &self.eval], &|_| false)
+    }
+
+    /// Bytes that validation adds to a step.
+    pub fn beside(&self) -> u64 {
+        device_bytes([&self.eval], &|_| true)
+    }
+
+    /// Work that is done twice, as a share of what a step would be without.
+    pub fn added(&self) -> f64 {
+        let again = self.trade.as_ref().map_or(0, Trade::flops);
+        again as f64 / (self.train.totals().flops - again).max(1) as f64
+    }
+
+    /// Refuses what takes more than is allowed.
+    ///
+    /// # Errors
+    /// A sentence with the smallest number of bytes that would do.
+    pub fn check(&self, memory: Option<Bytes>) -> Result<()> {
+        let (Some(Bytes(allowed)), least) = (memory, self.bytes()) else { return Ok(()) };
+        if least <= allowed {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "training takes at least {} ({least} bytes), with all activations recomputed where that helps, and {} \
+             ({allowed} bytes) are allowed; allow more, or choose a smaller model, --batch or --seq",
+            human_bytes(least),
+            human_bytes(allowed),
+        )))
+    }
+}
+
+impl Job {
+    /// The same with other sizes, and memory.
+    pub fn sized(&self, batch: usize, seq: usize, memory: Option<Bytes>) -> Job {
+        Job { recipe: Recipe { batch, seq, memory, ..self.recipe.clone() }, config: self.config.clone() }
+    }
+
+    /// Counts parameters.
+    ///
+    /// # Errors
+    /// If the adapters name no layer of the model.
+    pub fn parameters(&self) -> Result<Parameters> {
+        let model = self.config.parameters();
+        let lora = |config| Lora::new(config, &self.config.param_specs(), Limits::default().max_buffer_bytes);
+        let trained = self.recipe.lora.as_ref().map_or(Ok(model), |config| Ok(lora(config)?.layout().parameters()))?;
+        Ok(Parameters { model, trained })
+    }
+
+    /// The plans of a step and of validation, within the memory that the recipe allows; adapters are of a model in bf16.
+    ///
+    /// # Errors
+    /// If a tensor fits no buffer of an adapter with these limits, or has no kernel there.
+    pub fn plans(&self, limits: &Limits, chooser: &mut dyn Chooser) -> Result<Planned> {
+        let plans = plans(&self.config, &self.recipe, None, limits, chooser)?;
+        Ok(Planned { train: plans.train, eval: plans.eval, trade: plans.fit.map(|fit| fit.trade) })
+    }
+
+    /// Bytes on the device of a step and of validation together; with memory that is allowed, activations are computed
+    /// again as far as that is needed.
+    ///
+    /// # Errors
+    /// As [`Job::plans`].
+    pub fn bytes(&self, limits: &Limits) -> Result<u64> {
+        Ok(self.plans(limits, &mut First)?.bytes())
+    }
+}

@@ -1,0 +1,110 @@
+//! Axes along which the work of a step is split over ranks.
+
+use crate::error::{Error, Result};
+use serde::Serialize;
+use std::fmt;
+use std::str::FromStr;
+
+/// Sizes of the axes. Ranks are numbered with tensor innermost, then sequence, then data, and pipeline outermost; the
+/// expert axis is the inner part of data, as in BaGuaLu's MoDa, so that it adds no ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Mesh {
+    /// Parts of the batch.
+    pub data: usize,
+    /// Parts of every matrix.
+    pub tensor: usize,
+    /// Parts of the list of layers.
+    pub pipeline: usize,
+    /// Parts of the list of experts; divides `data`.
+    pub expert: usize,
+    /// Parts of every sequence.
+    pub sequence: usize,
+}
+
+impl Mesh {
+    /// One rank.
+    pub const ONE: Mesh = Mesh { data: 1, tensor: 1, pipeline: 1, expert: 1, sequence: 1 };
+
+    /// All ranks.
+    pub fn ranks(&self) -> usize {
+        self.data * self.tensor * self.pipeline * self.sequence
+    }
+
+    /// The size of each axis, and how many ranks lie between two neighbours along it.
+    pub fn strides(&self) -> [(&'static str, usize, usize); 5] {
+        let inner = self.tensor * self.sequence;
+        [
+            ("tensor", self.tensor, 1),
+            ("sequence", self.sequence, self.tensor),
+            ("expert", self.expert, inner),
+            ("data", self.data, inner),
+            ("pipeline", self.pipeline, inner * self.data),
+        ]
+    }
+}
+
+impl fmt::Display for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = [
+            ("data", self.data),
+            ("tensor", self.tensor),
+            ("pipeline", self.pipeline),
+            ("expert", self.expert),
+            ("sequence", self.sequence),
+        ];
+        let parts: Vec<String> = all.iter().filter(|(_, n)| *n > 1).map(|(axis, n)| format!("{axis}={n}")).collect();
+        f.write_str(if parts.is_empty() { "data=1".into() } else { parts.join(",") }.as_str())
+    }
+}
+
+impl FromStr for Mesh {
+    type Err = Error;
+
+    /// Reads `data=4,tensor=2`; what is not named is 1.
+    fn from_str(text: &str) -> Result<Mesh> {
+        let wrong = |what: String| Error::Invalid(format!("mesh `{text}`: {what}; write axes as in data=4,tensor=2"));
+        let mut mesh = Mesh::ONE;
+        for part in text.split(',') {
+            let (axis, size) = part.split_once('=').ok_or_else(|| wrong(format!("`{part}` has no =")))?;
+            let place = match axis.trim() {
+                "data" => &mut mesh.data,
+                "tensor" => &mut mesh.tensor,
+                "pipeline" => &mut mesh.pipeline,
+                "expert" => &mut mesh.expert,
+                "sequence" => &mut mesh.sequence,
+                axis => {
+                    let known = "data, tensor, pipeline, expert, sequence";
+                    return Err(wrong(format!("there is no axis {axis}; there are {known}")));
+                }
+            };
+            let size = size.trim().parse().ok().filter(|n| (1..=1 << 24).contains(n));
+            *place = size.ok_or_else(|| wrong(format!("`{part}` names no number from 1 to {}", 1 << 24)))?;
+        }
+        if !mesh.data.is_multiple_of(mesh.expert) {
+            let (data, expert) = (mesh.data, mesh.expert);
+            return Err(wrong(format!("experts are spread over the data axis, and {expert} does not divide {data}")));
+        }
+        Ok(mesh)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meshes_are_read_and_written() {
+        let mesh: Mesh = "data=8,tensor=4, expert=2".parse().unwrap();
+        assert_eq!((mesh.ranks(), mesh.to_string()), (32, "data=8,tensor=4,expert=2".into()));
+        assert_eq!(Mesh::ONE.to_string().parse::<Mesh>().unwrap(), Mesh::ONE);
+        for (text, part) in [
+            ("data", "has no ="),
+            ("rows=2", "there is no axis rows"),
+            ("data=0", "names no number from 1"),
+            ("data=3,expert=2", "2 does not divide 3"),
+        ] {
+            let said = text.parse::<Mesh>().unwrap_err().to_string();
+            assert!(said.contains(part) && said.contains("data=4,tensor=2"), "{said}");
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! What training will take before anything is loaded: bytes by kind, what fits, time, energy and money.
+
+mod answer;
+mod fits;
+mod job;
+mod machine_file;
+mod mesh;
+mod network;
+mod part;
+mod scale;
+mod search;
+mod setup;
+mod shards;
+mod usage;
+
+pub use answer::{Answer, Cost, Prices, Span, Time, human_time};
+pub use fits::Fits;
+pub use job::{Job, Parameters, Planned};
+pub use machine_file::MachineFile;
+pub use mesh::Mesh;
+pub use network::{Group, Level, Network};
+pub use part::{Part, Parts, Work};
+pub use scale::{Messages, Prediction, REACHED, Reached, Seconds, predict};
+pub use search::{Asked, Found, Loser, search};
+pub use setup::{Rate, Recompute, Setup, Storage, Zero};
+pub use shards::Params;
+pub use usage::Usage;

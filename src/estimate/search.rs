@@ -1,0 +1,172 @@
+//! The best mesh of a machine for a step: all that fit are predicted, and why the others lose is said.
+
+use super::machine_file::MachineFile;
+use super::part::Parts;
+use super::scale::{Prediction, predict};
+use super::setup::{Recompute, Setup, Zero};
+use super::shards::Params;
+use super::{Mesh, Usage};
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use serde::Serialize;
+use std::collections::{BTreeMap, HashMap};
+
+/// What is left open; nothing means that it is looked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Asked {
+    /// The axes.
+    pub mesh: Option<Mesh>,
+    /// What is sharded.
+    pub zero: Option<Zero>,
+    /// What is computed again.
+    pub recompute: Option<Recompute>,
+    /// Sequences at a time.
+    pub micro_batch: Option<usize>,
+    /// Stages of a pipeline rank.
+    pub interleave: Option<usize>,
+}
+
+/// Why a mesh is not the best.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Loser {
+    /// The axes.
+    pub mesh: Mesh,
+    /// Seconds of a step by the best setup on it; nothing where none fits.
+    pub seconds: Option<f64>,
+    /// A sentence.
+    pub why: String,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Found {
+    /// The best; nothing where none fits.
+    pub best: Option<Prediction>,
+    /// The others, the fastest first; of each mesh its best setup.
+    pub losers: Vec<Loser>,
+    /// How many ways were predicted.
+    pub tried: usize,
+}
+
+/// Predicts every way that is left open on so many ranks.
+///
+/// # Errors
+/// If the one way that was asked for cannot be.
+pub fn search(config: &ModelConfig, setup: Setup, asked: Asked, ranks: usize, machine: &MachineFile) -> Result<Found> {
+    let memory = machine.memory.map_or(u64::MAX, |m| m.0);
+    let mut parts: HashMap<[usize; 3], Option<Parts>> = HashMap::new();
+    let mut best: BTreeMap<Mesh, Prediction> = BTreeMap::new();
+    let mut smallest: BTreeMap<Mesh, Usage> = BTreeMap::new();
+    let (mut tried, mut refused) = (0, None);
+    for mesh in asked.mesh.map_or_else(|| meshes(config, setup, ranks, machine), |mesh| vec![mesh]) {
+        let params = Params::of(config, mesh);
+        for setup in setups(config, mesh, setup, asked) {
+            let key = [setup.micro_batch, mesh.sequence, mesh.tensor];
+            let sizes = [setup.micro_batch, setup.seq / mesh.sequence, setup.seq];
+            let own = *parts.entry(key).or_insert_with(|| match Parts::of(config, sizes, mesh.tensor) {
+                Ok(parts) => Some(parts),
+                Err(e) => {
+                    refused = Some(e);
+                    None
+                }
+            });
+            let Some(own) = own else { continue };
+            let predicted = match predict(config, &own, &params, mesh, setup, machine) {
+                Ok(predicted) => predicted,
+                Err(e) => {
+                    refused = Some(e);
+                    continue;
+                }
+            };
+            tried += 1;
+            if predicted.usage.total() > memory {
+                let least = smallest.entry(mesh).or_insert(predicted.usage);
+                if predicted.usage.total() < least.total() {
+                    *least = predicted.usage;
+                }
+            } else if best.get(&mesh).is_none_or(|b| predicted.seconds.total() < b.seconds.total()) {
+                best.insert(mesh, predicted);
+            }
+        }
+    }
+    if tried == 0 {
+        return Err(refused.unwrap_or_else(|| {
+            Error::Invalid(format!(
+                "{ranks} ranks cannot share a step of {} sequences; choose another --batch",
+                setup.batch
+            ))
+        }));
+    }
+    Ok(judge(best, &smallest, memory, tried))
+}
+
+fn judge(all: BTreeMap<Mesh, Prediction>, smallest: &BTreeMap<Mesh, Usage>, memory: u64, tried: usize) -> Found {
+    let mut all: Vec<Prediction> = all.into_values().collect();
+    all.sort_by(|a, b| a.seconds.total().total_cmp(&b.seconds.total()));
+    let mut losers: Vec<Loser> = Vec::new();
+    for other in all.iter().skip(1) {
+        // What it spends most on beyond the best.
+        let more = other.seconds.parts().into_iter().zip(all[0].seconds.parts());
+        let more = more.map(|((name, mine), (_, best))| (name, mine - best));
+        let (name, seconds) = more.max_by(|a, b| a.1.total_cmp(&b.1)).expect("there are parts");
+        let share = (other.seconds.total() / all[0].seconds.total() - 1.0) * 100.0;
+        let why = format!("{share:.0} % slower, most of it {name}: {seconds:.3} s more");
+        losers.push(Loser { mesh: other.mesh, seconds: Some(other.seconds.total()), why });
+    }
+    for (mesh, usage) in smallest.iter().filter(|(mesh, _)| !all.iter().any(|p| p.mesh == **mesh)) {
+        let (name, bytes) = usage.kinds().into_iter().max_by_key(|(_, bytes)| *bytes).expect("there are kinds");
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        let (total, bytes, memory) = (gb(usage.total()), gb(bytes), gb(memory));
+        let why = format!("takes {total:.1} GB at least, {bytes:.1} of them {name}, and a rank has {memory:.0}");
+        losers.push(Loser { mesh: *mesh, seconds: None, why });
+    }
+    Found { best: all.into_iter().next(), losers, tried }
+}
+
+/// Every mesh of so many ranks that a model and a machine allow.
+fn meshes(config: &ModelConfig, setup: Setup, ranks: usize, machine: &MachineFile) -> Vec<Mesh> {
+    // Nobody's tensor parallelism leaves the first level twice: its messages are hidden by nothing.
+    let node = machine.levels.first().and_then(|l| l.ranks).unwrap_or(1).clamp(1, 64);
+    let divisors = |n: usize, most: usize| (1..=most.min(n)).filter(move |d| n.is_multiple_of(*d));
+    let mut found = Vec::new();
+    for tensor in divisors(ranks, 2 * node) {
+        for pipeline in divisors(ranks / tensor, config.num_hidden_layers) {
+            for sequence in divisors(ranks / tensor / pipeline, 64).filter(|s| setup.seq / s >= 512 || *s == 1) {
+                let data = ranks / tensor / pipeline / sequence;
+                if data > setup.batch {
+                    continue;
+                }
+                let experts = config.experts.map_or(1, |e| e.count);
+                for expert in divisors(data, experts).filter(|n| experts.is_multiple_of(*n)) {
+                    found.push(Mesh { data, tensor, pipeline, expert, sequence });
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Every setup that is left open on a mesh.
+fn setups(config: &ModelConfig, mesh: Mesh, setup: Setup, asked: Asked) -> Vec<Setup> {
+    let each = setup.batch / mesh.data;
+    let sizes: Vec<usize> = match asked.micro_batch {
+        Some(n) => vec![n],
+        None => [1, 2, 4, 8, 16].into_iter().filter(|n| each.is_multiple_of(*n)).collect(),
+    };
+    let interleaves: Vec<usize> = match (asked.interleave, mesh.pipeline) {
+        (Some(n), _) => vec![n],
+        (None, 1) => vec![1],
+        (None, p) => [1, 2, 4].into_iter().filter(|v| v * p <= config.num_hidden_layers).collect(),
+    };
+    let zeros = asked.zero.map_or_else(|| (0..=3).map(Zero).collect(), |z| vec![z]);
+    let kept = asked.recompute.map_or_else(|| Recompute::ALL.to_vec(), |r| vec![r]);
+    let mut found = Vec::new();
+    for &micro_batch in &sizes {
+        for &interleave in &interleaves {
+            for &zero in &zeros {
+                found.extend(kept.iter().map(|&r| Setup { micro_batch, interleave, zero, recompute: r, ..setup }));
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,124 @@
+//! Bytes on the device by what they are for.
+
+use crate::compile::{BufferKind, Plan, Tenant};
+use serde::Serialize;
+use std::collections::BTreeSet;
+
+/// Device bytes of one plan by kind. What the arenas hold is told of the moment at which most is alive in them; together
+/// the kinds are all that the plan's buffers take, to the byte.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Parameters, those that are trained and those that are not.
+    pub weights: u64,
+    /// What the optimizer keeps from step to step.
+    pub moments: u64,
+    /// What the optimizer reads of this step.
+    pub gradients: u64,
+    /// What the forward pass makes and the backward pass reads.
+    pub activations: u64,
+    /// What lives within one of the passes.
+    pub workspace: u64,
+    /// What the arenas hold beside that then, since blocks of other moments lie there.
+    pub gaps: u64,
+    /// What the host writes, and constants.
+    pub inputs: u64,
+}
+
+impl Usage {
+    /// Of a plan: of a training step, or of any other, which then has no gradients and no activations.
+    pub fn of(plan: &Plan) -> Usage {
+        let mut usage = Usage::default();
+        let written: BTreeSet<&str> = plan.written_states().into_iter().map(|(name, _)| name).collect();
+        let mut arenas = 0;
+        for buffer in &plan.buffers {
+            *match &buffer.kind {
+                BufferKind::State(name) if name.starts_with("param.") || !written.contains(name.as_str()) => {
+                    &mut usage.weights
+                }
+                BufferKind::State(_) => &mut usage.moments,
+                BufferKind::Arena => &mut arenas,
+                BufferKind::Input | BufferKind::Constant => &mut usage.inputs,
+            } += buffer.bytes;
+        }
+        let at = peak(plan);
+        let border = border(plan);
+        let gradients = gradients(plan, border);
+        for (i, tenant) in plan.tenants.iter().enumerate().filter(|(_, t)| t.first <= at && at <= t.last) {
+            *match () {
+                () if gradients.contains(&i) => &mut usage.gradients,
+                () if tenant.first < border && border <= tenant.last => &mut usage.activations,
+                () => &mut usage.workspace,
+            } += tenant.bytes;
+        }
+        usage.gaps = arenas - usage.gradients - usage.activations - usage.workspace;
+        usage
+    }
+
+    /// What the forward pass of a plan makes and its backward pass reads.
+    pub(super) fn kept(plan: &Plan) -> impl Iterator<Item = &Tenant> {
+        let border = border(plan);
+        plan.tenants.iter().filter(move |t| t.first < border && border <= t.last)
+    }
+
+    /// All together.
+    pub fn total(&self) -> u64 {
+        self.kinds().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Names and bytes, in the order of a person's interest.
+    pub fn kinds(&self) -> [(&'static str, u64); 7] {
+        [
+            ("weights", self.weights),
+            ("gradients", self.gradients),
+            ("moments", self.moments),
+            ("activations", self.activations),
+            ("workspace", self.workspace),
+            ("gaps", self.gaps),
+            ("inputs", self.inputs),
+        ]
+    }
+}
+
+/// The step at which most is alive in the arenas.
+fn peak(plan: &Plan) -> usize {
+    let mut change = vec![0i128; plan.steps.len() + 2];
+    for tenant in &plan.tenants {
+        change[tenant.first] += i128::from(tenant.bytes);
+        change[tenant.last + 1] -= i128::from(tenant.bytes);
+    }
+    let (mut alive, mut most, mut at) = (0, 0, 0);
+    for (step, change) in change.into_iter().enumerate() {
+        alive += change;
+        if alive > most {
+            (most, at) = (alive, step);
+        }
+    }
+    at
+}
+
+/// The first step of the backward pass, or the number of steps where there is none: gradients and copies of what is
+/// computed again bear it in their names.
+fn border(plan: &Plan) -> usize {
+    let backward = |name: &str| name.starts_with("grad.") || name.starts_with("again.");
+    plan.steps.iter().position(|s| backward(&s.name)).unwrap_or(plan.steps.len())
+}
+
+/// The tenants that are read by steps which write states, in the backward pass: what the optimizer reads.
+fn gradients(plan: &Plan, border: usize) -> BTreeSet<usize> {
+    let is_state = |buffer: usize| matches!(plan.buffers[buffer].kind, BufferKind::State(_));
+    let mut found = BTreeSet::new();
+    for (i, step) in plan.steps.iter().enumerate().skip(border) {
+        let bindings = || step.dispatches.iter().flat_map(|d| &d.bindings);
+        if !bindings().any(|b| b.written && is_state(b.buffer)) {
+            continue;
+        }
+        let read: Vec<_> = bindings().filter(|b| !b.written && !is_state(b.buffer)).collect();
+        for (t, tenant) in plan.tenants.iter().enumerate().filter(|(_, t)| t.first <= i && i <= t.last) {
+            let holds = |offset: u64| (tenant.offset..tenant.offset + tenant.bytes).contains(&offset);
+            if read.iter().any(|b| b.buffer == tenant.buffer && holds(b.offset)) {
+                found.insert(t);
+            }
+        }
+    }
+    found
+}

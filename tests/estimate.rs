@@ -1,0 +1,301 @@
+//! What is answered before anything is loaded, against what a run then takes.
+
+mod common;
+
+use danlu::base::{Bytes, Limits};
+use danlu::bench::{Case, Settings, measure, suite};
+use danlu::compile::{BufferKind, First, Plan};
+use danlu::estimate::{
+    Answer, Asked, Fits, Job, MachineFile, Mesh, Params, Parts, Prices, Rate, Recompute, Setup, Span, Storage, Usage,
+    Zero, predict, search,
+};
+use danlu::model::find_config;
+use danlu::nn::{BaseDtype, LoraConfig};
+use danlu::run::{Executor, States, TuneMode, Tuner};
+use danlu::train::{Recipe, fill};
+use pollster::block_on;
+use std::time::Instant;
+
+fn job(preset: &str, batch: usize, seq: usize, base: Option<BaseDtype>) -> Job {
+    let lora = base.map(|base_dtype| LoraConfig { rank: 4, base_dtype, ..LoraConfig::default() });
+    Job { config: find_config(preset).unwrap(), recipe: Recipe { batch, seq, lora, ..Recipe::default() } }
+}
+
+/// Bytes of the states whose names begin so.
+fn states(plan: &Plan, prefix: &str) -> u64 {
+    let of = |kind: &BufferKind| matches!(kind, BufferKind::State(name) if name.starts_with(prefix));
+    plan.buffers.iter().filter(|b| of(&b.kind)).map(|b| b.bytes).sum()
+}
+
+#[test]
+fn bytes_are_those_that_a_run_allocates() {
+    let gpu = common::gpu();
+    let limits = Limits { memory_bytes: None, ..gpu.limits().clone() };
+    for base in [None, Some(BaseDtype::Keep), Some(BaseDtype::Nf4)] {
+        let job = job("story-1m", 2, 64, base);
+        let plans = job.plans(&limits, &mut First).unwrap();
+        let answer = Answer::of(&job, &plans, None, None).unwrap();
+        let mut shared = States::new(&gpu);
+        let train = block_on(Executor::new(&gpu, &plans.train, &mut shared)).unwrap();
+        let eval = block_on(Executor::new(&gpu, &plans.eval, &mut shared)).unwrap();
+        assert_eq!(train.allocated_bytes(), answer.step_bytes, "{base:?}");
+        let twice = plans.eval.totals().state_bytes;
+        assert_eq!(train.allocated_bytes() + eval.allocated_bytes() - twice, answer.device_bytes, "{base:?}");
+
+        let Usage { weights, gradients, moments, activations, .. } = answer.usage;
+        assert_eq!(answer.usage.total(), plans.train.totals().device_bytes(), "{base:?}");
+        assert_eq!(moments, 2 * states(&plans.train, "param."), "{base:?}: both moments of all that is trained");
+        assert_eq!(weights + moments, plans.train.totals().state_bytes, "{base:?}");
+        // With adapters, most is alive in the middle of the step, when some gradients are not begun.
+        let page = states(&plans.train, "param.");
+        assert!((base.is_some() || gradients >= page) && gradients < page + 64, "{base:?}: {gradients} of {page}");
+        // Each layer keeps at least its input, the gate, up and the queries.
+        let (rows, c) = (2 * 64, &job.config);
+        let least = 4 * rows * c.num_hidden_layers * (2 * c.hidden_size + 2 * c.intermediate_size);
+        assert!(base.is_none() || activations > least as u64, "{activations} of {least}");
+    }
+}
+
+#[test]
+fn what_fits_fits_and_one_more_does_not() {
+    let limits = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
+    for base in [None, Some(BaseDtype::Nf4)] {
+        let job = job("story-1m", 1, 64, base);
+        let memory = Bytes(40 << 20);
+        let fits = Fits::find(&job, &limits, memory, true).unwrap();
+        let bytes = |batch, seq, memory| job.sized(batch, seq, memory).bytes(&limits).unwrap();
+        assert!(bytes(fits.batch, 64, None) <= memory.0 && bytes(fits.batch + 1, 64, None) > memory.0, "{fits:?}");
+        let longest = fits.seq == job.config.max_context();
+        assert!(bytes(1, fits.seq, None) <= memory.0, "{fits:?}");
+        assert!(longest || bytes(1, fits.seq + 64, None) > memory.0, "{fits:?}");
+        let (batch, seq) = fits.recomputed.unwrap();
+        assert!(batch >= fits.batch && seq >= fits.seq && batch > 0, "{fits:?}");
+        assert!(bytes(batch, 64, Some(memory)) <= memory.0 && bytes(1, seq, Some(memory)) <= memory.0, "{fits:?}");
+    }
+    let nothing = Fits::find(&job("story-1m", 1, 64, None), &limits, Bytes(1 << 20), true).unwrap();
+    assert_eq!((nothing.batch, nothing.seq, nothing.recomputed), (0, 0, Some((0, 0))));
+}
+
+#[test]
+fn runs_cost_their_time() {
+    let limits = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
+    let job = job("story-1m", 2, 64, None);
+    let machine = MachineFile::find("h100").unwrap();
+    let plans = job.plans(&limits, &mut First).unwrap();
+    let answer = Answer::of(&job, &plans, None, Some(&machine)).unwrap();
+    let prices = Prices { per_hour: Some(2.0), watts: Some(500.0) };
+    let time = answer.time.clone().unwrap();
+    assert!(time.least <= time.step && time.mfu > 0.0 && time.mfu < 1.0, "{time:?}");
+    let cost = answer.over(Span::Tokens(1000), prices).cost.unwrap();
+    assert_eq!((cost.steps, cost.tokens), (8, 1024));
+    let hours = 8.0 * time.step / 3600.0;
+    let close = |x: Option<f64>, y: f64| assert!((x.unwrap() - y).abs() < 1e-9 * y, "{x:?} {y}");
+    close(Some(cost.seconds), 3600.0 * hours);
+    close(cost.money, 2.0 * hours);
+    close(cost.energy, 0.5 * hours);
+}
+
+/// A machine that learned from one model's kernels knows about how long another's step takes. Figures of a quiet machine
+/// are in docs/benchmarks.md; here neighbours may take the processor away at any time.
+#[test]
+fn time_is_about_what_a_step_takes() {
+    let gpu = common::gpu();
+    let mut tuner = Tuner::new(&gpu, TuneMode::Off, None);
+    let cases = suite(gpu.limits(), true).unwrap();
+    let cases: Vec<Case> = cases.into_iter().filter(|c| c.name.starts_with("train 1×")).collect();
+    let settings = Settings { quick: true, ..Settings::default() };
+    let report = block_on(measure(&gpu, &mut tuner, &cases, &settings, &mut |_| ())).unwrap();
+    let machine = MachineFile::of("here", &report.machine, None);
+    let job = job("story-1m", 4, 64, None);
+    let plans = job.plans(&Limits { memory_bytes: None, ..gpu.limits().clone() }, &mut First).unwrap();
+    let expected = Answer::of(&job, &plans, None, Some(&machine)).unwrap().time.unwrap();
+    let mut states = States::new(&gpu);
+    let mut executor = block_on(Executor::new(&gpu, &plans.train, &mut states)).unwrap();
+    block_on(fill(&job.config, &mut executor, &states)).unwrap();
+    let run = |executor: &mut Executor| {
+        let start = Instant::now();
+        block_on(executor.run()).unwrap();
+        start.elapsed().as_secs_f64()
+    };
+    run(&mut executor);
+    let seconds = (0..5).map(|_| run(&mut executor)).fold(f64::INFINITY, f64::min);
+    eprintln!("a step was expected to take {:.4} s and took {seconds:.4} s", expected.step);
+    assert!(expected.least <= 1.3 * seconds, "the roofline is {} s, and a step took {seconds} s", expected.least);
+    assert!((1.0 / 3.0..3.0).contains(&(expected.step / seconds)), "{} and {seconds}", expected.step);
+}
+
+/// A published figure, and how it was reached.
+struct Published {
+    machine: &'static str,
+    model: &'static str,
+    mesh: &'static str,
+    /// Sequences of a step, tokens of a sequence, sequences of a micro-batch, stages of a pipeline rank.
+    sizes: [usize; 4],
+    zero: u8,
+    recompute: Recompute,
+    products: Rate,
+    /// Tokens a second and rank, or Tflop/s a rank of the model's own operations.
+    figure: Figure,
+    /// How far off the prediction may be.
+    bar: f64,
+}
+
+enum Figure {
+    Tokens(f64),
+    Tflops(f64),
+}
+
+/// docs/scaling.md names the sources.
+const PUBLISHED: [Published; 18] = {
+    use Figure::*;
+    use Rate::*;
+    use Recompute::*;
+    const fn row(
+        (machine, model): (&'static str, &'static str),
+        mesh: &'static str,
+        sizes: [usize; 4],
+        zero: u8,
+        (recompute, products): (Recompute, Rate),
+        figure: Figure,
+        bar: f64,
+    ) -> Published {
+        Published { machine, model, mesh, sizes, zero, recompute, products, figure, bar }
+    }
+    let (b8, b70, b405) = ("llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b");
+    let meta = "h100-500w";
+    [
+        row((meta, b8), "data=8", [16, 8192, 2, 1], 3, (Selective, F16), Tokens(5762.0), 0.25),
+        row((meta, b8), "data=8", [16, 8192, 2, 1], 3, (Selective, F16), Tokens(6667.0), 0.25),
+        row((meta, b8), "data=8", [16, 8192, 2, 1], 3, (Selective, F8), Tokens(8532.0), 0.25),
+        row((meta, b8), "data=128", [256, 8192, 2, 1], 3, (Selective, F16), Tokens(6514.0), 0.25),
+        row((meta, b8), "data=128", [256, 8192, 2, 1], 3, (Selective, F8), Tokens(8380.0), 0.25),
+        row((meta, b8), "data=8", [8, 32768, 1, 1], 3, (Full, F8), Tokens(3890.0), 0.25),
+        row((meta, b8), "data=4,sequence=2", [4, 65_536, 1, 1], 3, (Full, F8), Tokens(2540.0), 0.25),
+        row((meta, b8), "data=2,sequence=4", [2, 131_072, 1, 1], 3, (Full, F8), Tokens(1071.0), 0.6),
+        row((meta, b8), "sequence=8", [1, 262_144, 1, 1], 3, (Full, F8), Tokens(548.0), 0.6),
+        row((meta, b8), "data=8,tensor=8", [96, 8192, 12, 1], 3, (Selective, F16), Tokens(4378.0), 0.25),
+        row((meta, b70), "data=32,tensor=8", [512, 8192, 16, 1], 3, (Full, F16), Tokens(597.3), 0.25),
+        row((meta, b70), "data=32,tensor=8", [512, 8192, 16, 1], 3, (Full, F8), Tokens(829.0), 0.25),
+        row((meta, b405), "data=8,tensor=8,pipeline=8", [256, 8192, 4, 1], 2, (Full, F8), Tokens(100.0), 0.25),
+        row((meta, b405), "data=8,tensor=8,pipeline=8", [256, 8192, 4, 2], 2, (Full, F8), Tokens(128.0), 0.25),
+        row(("h200", b8), "data=32", [64, 8192, 2, 1], 3, (Selective, F8), Tokens(10_938.0), 0.25),
+        row(("h100", b405), "data=64,tensor=8,pipeline=16", [2048, 8192, 1, 7], 2, (None, F16), Tflops(430.0), 0.25),
+        row(("h100", b405), "data=128,tensor=8,pipeline=16", [2048, 8192, 1, 7], 2, (None, F16), Tflops(400.0), 0.25),
+        row(("a100", "llama-65b"), "data=256,tensor=8", [2048, 2048, 8, 1], 3, (Selective, F16), Tokens(380.0), 0.25),
+    ]
+};
+
+#[test]
+fn published_figures_are_reproduced() {
+    let mut off = Vec::new();
+    for p in PUBLISHED {
+        let (config, machine) = (find_config(p.model).unwrap(), MachineFile::find(p.machine).unwrap());
+        let mesh: Mesh = p.mesh.parse().unwrap();
+        let [batch, seq, micro_batch, interleave] = p.sizes;
+        let setup = Setup {
+            batch,
+            seq,
+            micro_batch,
+            interleave,
+            zero: Zero(p.zero),
+            recompute: p.recompute,
+            storage: Storage::BF16,
+            products: p.products,
+        };
+        let parts = Parts::of(&config, [micro_batch, seq / mesh.sequence, seq], mesh.tensor).unwrap();
+        let params = Params::of(&config, mesh);
+        let predicted = predict(&config, &parts, &params, mesh, setup, &machine).unwrap();
+        let flops = config.train_flops_per_token(seq) as f64;
+        let published = match p.figure {
+            Figure::Tokens(tokens) => tokens,
+            Figure::Tflops(tflops) => tflops * 1e12 / flops,
+        };
+        let error = predicted.tokens_per_rank / published - 1.0;
+        let line = format!(
+            "| {} | {} | {mesh} | {batch}×{seq} | {:?} | {:?} | {published:.0} | {:.0} | {:+.0} % | {:.0} GB |",
+            p.model,
+            p.machine,
+            p.recompute,
+            p.products,
+            predicted.tokens_per_rank,
+            error * 100.0,
+            predicted.usage.total() as f64 / 1e9
+        );
+        eprintln!("{line}");
+        if error.abs() > p.bar {
+            off.push(line);
+        }
+    }
+    assert!(off.is_empty(), "{off:#?}");
+}
+
+/// The textbook's volumes, of a model whose numbers are small enough to be written down.
+#[test]
+fn messages_are_those_of_the_textbook() {
+    let config = find_config("llama-3.1-8b").unwrap();
+    let machine = MachineFile::find("h100").unwrap();
+    let setup = Setup {
+        batch: 64,
+        seq: 4096,
+        micro_batch: 1,
+        interleave: 1,
+        zero: Zero(0),
+        recompute: Recompute::None,
+        storage: Storage::BF16,
+        products: Rate::F16,
+    };
+    let of = |mesh: &str, setup: Setup| {
+        let mesh: Mesh = mesh.parse().unwrap();
+        let parts = Parts::of(&config, [1, 4096 / mesh.sequence, 4096], mesh.tensor).unwrap();
+        predict(&config, &parts, &Params::of(&config, mesh), mesh, setup, &machine).unwrap()
+    };
+    let close = |x: f64, y: f64| assert!((x - y).abs() <= 1e-9 * y, "{x} {y}");
+    let n = config.parameters() as f64;
+    // All-reduce: 2 (n - 1) / n of the gradients; scattered and gathered: as much of gradients and of weights; weights anew
+    // twice with each of 8 micro-batches.
+    close(of("data=8", setup).messages.data, 2.0 * 7.0 / 8.0 * 4.0 * n);
+    close(of("data=8", Setup { zero: Zero(2), ..setup }).messages.data, 7.0 / 8.0 * (4.0 + 2.0) * n);
+    close(of("data=8", Setup { zero: Zero(3), ..setup }).messages.data, 7.0 / 8.0 * (4.0 + 16.0 * 2.0) * n);
+    // Eight gathers or scatters a layer of what 64 sequences make, 3 of 4 parts of it.
+    let wide = 64.0 * 4096.0 * 4096.0 * 2.0;
+    close(of("tensor=4", setup).messages.tensor, 32.0 * 8.0 * 3.0 / 4.0 * wide);
+    close(of("pipeline=4", setup).messages.pipeline, 2.0 * wide);
+    // Keys and values of the own quarter go three hops forward, and with their gradients backward.
+    let keys = 64.0 * 1024.0 * 2.0 * 1024.0 * 2.0;
+    close(of("sequence=4", setup).messages.sequence, 32.0 * 3.0 * 3.0 * keys);
+    let alone = of("data=1", setup).messages;
+    assert_eq!((alone.data, alone.tensor, alone.pipeline, alone.expert, alone.sequence), (0.0, 0.0, 0.0, 0.0, 0.0));
+    // Moments are a sixty-fourth of what they were, and of weights one layer comes while another works.
+    let sharded = of("data=64", Setup { zero: Zero(3), ..setup }).usage;
+    let whole = of("data=64", setup).usage;
+    assert!(whole.moments.abs_diff(64 * sharded.moments) < 64, "{sharded:?} {whole:?}");
+    assert!(sharded.weights < whole.weights / 16, "{sharded:?} {whole:?}");
+}
+
+#[test]
+fn the_best_mesh_fits_and_nothing_that_fits_is_faster() {
+    let config = find_config("mixtral-8x7b").unwrap();
+    let machine = MachineFile::find("h200").unwrap();
+    let setup = Setup {
+        batch: 64,
+        seq: 4096,
+        micro_batch: 1,
+        interleave: 1,
+        zero: Zero(0),
+        recompute: Recompute::None,
+        storage: Storage::BF16,
+        products: Rate::F16,
+    };
+    let found = search(&config, setup, Asked::default(), 16, &machine).unwrap();
+    let best = found.best.unwrap();
+    assert!(best.mesh.ranks() == 16 && best.usage.total() <= machine.memory.unwrap().0, "{best:?}");
+    let seconds = best.seconds.total();
+    assert!(found.losers.iter().all(|l| l.seconds.is_none_or(|s| s >= seconds) && l.mesh != best.mesh));
+    assert!(found.losers.iter().any(|l| l.seconds.is_none() && l.why.contains(" GB at least")));
+    assert!(found.losers.iter().any(|l| l.why.contains(" % slower, most of it ")));
+    let again = Asked { mesh: Some(best.mesh), zero: Some(best.setup.zero), ..Asked::default() };
+    assert_eq!(search(&config, setup, again, 16, &machine).unwrap().best.unwrap(), best);
+    let impossible = Asked { mesh: Some("tensor=3".parse().unwrap()), ..Asked::default() };
+    let said = search(&config, setup, impossible, 3, &machine).unwrap_err().to_string();
+    assert!(said.contains("cannot be split into 3 tensor parts"), "{said}");
+}
