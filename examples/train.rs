@@ -35,7 +35,7 @@ async fn train() -> anyhow::Result<()> {
     let mut prepared = prepare(&recipe, &folder, &mut tell)?;
     // Every size of the preset may be changed before the model is made.
     prepared.config.num_hidden_layers = 2;
-    let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut First).await?;
+    let (mut trainer, plan, _) = Trainer::new(&gpu, &recipe, &prepared, &mut First).await?;
     let totals = plan.totals();
     println!(
         "{} parameters; a step is {} kernels in {} bytes",

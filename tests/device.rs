@@ -56,7 +56,7 @@ impl Device {
         for (i, (tokens, targets)) in batches.iter().enumerate() {
             self.set("tokens", tokens);
             self.set("targets", targets);
-            let hyper = Optimizer::default().hyper(schedule.rate(i as u64), i as u64);
+            let hyper = Optimizer::default().hyper(schedule.rate(i as u64));
             self.run.set(HYPER, &hyper).unwrap();
             block_on(self.run.submit()).unwrap();
             if i > 0 {
@@ -134,7 +134,7 @@ fn ten_steps_of_adamw() {
 fn a_curve_of_two_hundred_steps() {
     let gpu = common::gpu();
     let golden = Golden::open("curve");
-    let schedule = Schedule { lr: 3e-3, min_lr: 3e-4, warmup: 20, total: 200 };
+    let schedule = Schedule::cosine(3e-3, 3e-4, 20, 200);
     let batches = golden.batches("batches");
     let step = Step::new(&golden, &batches[0].0.ty);
     let losses = Device::new(&gpu, &golden, &step.graph, &mut First)

@@ -459,8 +459,8 @@ fn a_training_step_keeps_to_its_budget() {
     let kept = optimise(&Step::new(&golden, &tokens.ty).graph, &limits).expect("a graph of steps");
     let mut feed: Feed = golden.states().into_iter().collect();
     feed.extend([("tokens".to_string(), tokens), ("targets".to_string(), targets)]);
-    let hyper = Optimizer::default().hyper(TEN_STEPS.rate(0), 0).map(f64::from);
-    feed.insert(HYPER.into(), Array::new(TensorType::f32([4]), hyper.to_vec()));
+    let hyper = Optimizer::default().hyper(TEN_STEPS.rate(0)).map(f64::from);
+    feed.insert(HYPER.into(), Array::new(TensorType::f32([1]), hyper.to_vec()));
     let plan = plan_of(&kept, &limits);
     let (before, expected) = (plan.totals(), run_steps(&kept, &plan, &limits, &feed).expect("legal bindings"));
     let least = recomputed(&kept, &limits, 0).1.reached;
@@ -487,8 +487,8 @@ fn a_training_step_survives_its_plan() {
     let graph = Step::new(&golden, &tokens.ty).graph;
     let mut feed: Feed = golden.states().into_iter().collect();
     feed.extend([("tokens".to_string(), tokens), ("targets".to_string(), targets)]);
-    let hyper = Optimizer::default().hyper(TEN_STEPS.rate(0), 0).map(f64::from);
-    feed.insert(HYPER.into(), Array::new(TensorType::f32([4]), hyper.to_vec()));
+    let hyper = Optimizer::default().hyper(TEN_STEPS.rate(0)).map(f64::from);
+    feed.insert(HYPER.into(), Array::new(TensorType::f32([1]), hyper.to_vec()));
     let expected = run_graph(&graph, &feed);
     let sizes = [(8, 256 << 20, 128 << 20), (8, 64 << 10, 16 << 10), (16, 1 << 20, 4 << 10)];
     for (max_storage_bindings, max_buffer_bytes, max_binding_bytes) in sizes {

@@ -35,7 +35,7 @@ fn recipe(folder: &Path) -> Recipe {
 
 fn begin(gpu: &Gpu, recipe: &Recipe, folder: &Path) -> (Prepared, Trainer) {
     let prepared = prepare(recipe, &folder.join("cache"), &mut |_: &Event| {}).unwrap();
-    let (trainer, _) = block_on(Trainer::new(gpu, recipe, &prepared, &mut First)).unwrap();
+    let (trainer, ..) = block_on(Trainer::new(gpu, recipe, &prepared, &mut First)).unwrap();
     (prepared, trainer)
 }
 

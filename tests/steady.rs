@@ -63,10 +63,16 @@ fn a_step_allocates_nothing() {
     let config = folder.path().join("config.json");
     std::fs::write(&config, CONFIG).unwrap();
     let config = config.to_str().unwrap().to_string();
-    let recipe = Recipe { config, stories: 80, batch: 3, seq: 40, ..Recipe::default() };
-    let prepared = prepare(&recipe, &folder.path().join("cache"), &mut |_: &Event| {}).unwrap();
+    for accumulate in [1, 3] {
+        let recipe = Recipe { config: config.clone(), stories: 80, batch: 3, seq: 40, accumulate, ..Recipe::default() };
+        allocates_nothing(&gpu, &recipe, folder.path());
+    }
+}
+
+fn allocates_nothing(gpu: &danlu::gpu::Gpu, recipe: &Recipe, folder: &std::path::Path) {
+    let prepared = prepare(recipe, &folder.join("cache"), &mut |_: &Event| {}).unwrap();
     block_on(async {
-        let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut First).await.unwrap();
+        let (mut trainer, plan, _) = Trainer::new(gpu, recipe, &prepared, &mut First).await.unwrap();
         // One step is always under way, as in a run. The first pay for what grows to its size once.
         trainer.submit().await.unwrap();
         let mut steps = async |count: u64| {

@@ -4,7 +4,7 @@ use crate::base::{DType, Limits, Rng, TensorType, packed};
 use crate::compile::Step;
 use crate::error::Result;
 use crate::graph::{Graph, Kind};
-use crate::optim::{HYPER, Optimizer};
+use crate::optim::{HYPER, JUDGE, Optimizer};
 use crate::run::{Class, Executor, States};
 
 /// Elements that fill a state, again and again.
@@ -94,7 +94,7 @@ impl Case {
             let Some(ty) = ty.filter(|_| matches!(node.kind, Kind::State) && states.contains(&node.name)) else {
                 continue;
             };
-            if !node.name.starts_with("adam_") {
+            if !node.name.starts_with("adam_") && node.name != JUDGE {
                 fill_state(states, &node.name, ty).await?;
             }
         }
@@ -103,7 +103,7 @@ impl Case {
             let Some(ty) = executor.input(&node.name).cloned() else { continue };
             let n = ty.shape.elements();
             match (node.name.as_str(), ty.dtype) {
-                (HYPER, _) => executor.set(HYPER, &Optimizer::default().hyper(1e-4, 10))?,
+                (HYPER, _) => executor.set(HYPER, &Optimizer::default().hyper(1e-4))?,
                 (name, DType::U32) => {
                     let value = |i: usize, rng: &mut Rng| match name {
                         "position" => self.position,

@@ -95,7 +95,7 @@ fn answered(recipe: &Recipe, key: &str, answer: &str) -> Result<Recipe, String> 
     table.insert(key.into(), if is_word { word } else { literal.unwrap_or(word) });
     let changed: Recipe = table.try_into().map_err(|e: toml::de::Error| e.message().replace('\n', "; "))?;
     changed.check().map_err(|e| e.to_string())?;
-    if key == "data" && changed.data.as_ref().is_some_and(|path| !path.exists()) {
+    if key == "data" && changed.data.0.iter().any(|source| !source.path.exists()) {
         return Err(format!("{answer}: no such file or folder"));
     }
     Ok(changed)
@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(asked("").0, Recipe::default());
         let (recipe, said) = asked("gone.txt\nCargo.toml\n\n0\nmany\n12\n\n\n1e-3\nhalf\nmixed\n\nruns/mine\n");
         assert_eq!((recipe.steps, recipe.lr, recipe.out.to_str()), (12, 1e-3, Some("runs/mine")));
-        assert_eq!((recipe.data.as_ref().and_then(|d| d.to_str()), recipe.batch), (Some("Cargo.toml"), 2));
+        assert_eq!((recipe.data.0[0].path.to_str(), recipe.batch), (Some("Cargo.toml"), 2));
         for part in [
             "Optimizer steps [700]: ",
             "  gone.txt: no such file or folder\n",

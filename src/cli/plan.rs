@@ -11,6 +11,7 @@ use crate::gpu::Gpu;
 use crate::model::ModelConfig;
 use crate::model::find_config;
 use crate::nn::{BaseDtype, LoraConfig};
+use crate::optim::Rule;
 use crate::run::{TuneMode, Tuner};
 use crate::train::{Precision, Recipe, optimizer, train_plan};
 use anyhow::Result;
@@ -25,9 +26,18 @@ pub struct PlanArgs {
     /// Sequences of one step.
     #[arg(long, default_value_t = 8)]
     batch: usize,
+    /// Batches of one step, as of `danlu train`: the plan of one, and below it that of the update.
+    #[arg(long, default_value_t = 1)]
+    accumulate: u32,
     /// Tokens of one sequence.
     #[arg(long, default_value_t = 128)]
     seq: usize,
+    /// Optimizer, as of `danlu train`.
+    #[arg(long, value_name = "adamw|adamw8bit|muon|sgd", default_value = "adamw")]
+    optimizer: Rule,
+    /// Decay of a moving average of the parameters, as of `danlu train`.
+    #[arg(long, value_name = "DECAY", default_value_t = 0.0)]
+    ema: f64,
     /// Device memory, such as 6GB: the largest batch and sequence that fit it, and what of a step is computed again to
     /// keep to it.
     #[arg(long, alias = "budget", value_name = "SIZE", conflicts_with = "measure")]
@@ -128,7 +138,10 @@ fn amount(text: &str) -> Result<f64, String> {
 pub fn plan(args: PlanArgs) -> Result<()> {
     let recipe = Recipe {
         batch: args.batch,
+        accumulate: args.accumulate,
         seq: args.seq,
+        optimizer: args.optimizer,
+        ema: args.ema,
         memory: args.memory,
         precision: args.precision,
         lora: args.adapters.config(),

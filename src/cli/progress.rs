@@ -120,10 +120,12 @@ impl Terminal {
         else {
             return;
         };
-        let scale = loss_scale.zip(*skipped).map_or(String::new(), |(s, n)| format!(" scale {s} ({n} skipped)"));
+        let scale = loss_scale.map_or(String::new(), |s| format!(" scale {s}"));
+        let left_out = skipped.filter(|n| *n > 0).map_or(String::new(), |n| format!(" ({n} skipped)"));
         let share = roofline.map_or(String::new(), |r| format!(" {:.0}% of roofline", r * 100.0));
-        self.last =
-            format!("loss {loss:.3} lr {lr:.1e} norm {grad_norm:.2}{scale} {tokens_per_second:.0} tok/s{share}");
+        self.last = format!(
+            "loss {loss:.3} lr {lr:.1e} norm {grad_norm:.2}{scale}{left_out} {tokens_per_second:.0} tok/s{share}"
+        );
         self.bar.set_position(*step);
         self.bar.set_message(self.last.clone());
         // Without a terminal there is no bar: a line now and then.

@@ -9,6 +9,7 @@ use crate::compile::{Chooser, settle};
 use crate::data::{Batch, DataSource, DataSources, LossOn, Overlong, SMALLEST_VOCAB};
 use crate::gpu::Gpu;
 use crate::model::find_config;
+use crate::optim::{Rule, Shape};
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
 use crate::store::HubPart;
 use crate::train::{
@@ -56,9 +57,12 @@ pub struct TrainArgs {
     /// Optimizer steps.
     #[arg(long, allow_negative_numbers = true)]
     steps: Option<u64>,
-    /// Sequences of one step.
+    /// Sequences that are computed at a time.
     #[arg(long, allow_negative_numbers = true)]
     batch: Option<usize>,
+    /// Batches of one step: gradients are added up, each token weighing the same [default: 1].
+    #[arg(long, value_name = "BATCHES", allow_negative_numbers = true)]
+    accumulate: Option<u32>,
     /// Tokens of one sequence.
     #[arg(long, allow_negative_numbers = true)]
     seq: Option<usize>,
@@ -69,9 +73,18 @@ pub struct TrainArgs {
     /// `f32`, or `mixed`: products round their operands to f16, and the loss is scaled.
     #[arg(long, value_name = "f32|mixed")]
     precision: Option<Precision>,
+    /// How parameters follow from gradients [default: adamw].
+    #[arg(long, value_name = "adamw|adamw8bit|muon|sgd")]
+    optimizer: Option<Rule>,
     /// Highest learning rate.
     #[arg(long, allow_negative_numbers = true)]
     lr: Option<f64>,
+    /// How it goes on after the warm-up [default: cosine].
+    #[arg(long, value_name = "constant|linear|cosine|wsd")]
+    schedule: Option<Shape>,
+    /// Keep a moving average of the parameters with this decay, such as 0.999, and validate and write that.
+    #[arg(long, value_name = "DECAY", allow_negative_numbers = true)]
+    ema: Option<f64>,
     /// Seed of weights, data order and samples.
     #[arg(long, allow_negative_numbers = true)]
     seed: Option<u64>,
@@ -176,7 +189,11 @@ impl TrainArgs {
         put(&self.batch, &mut r.batch);
         put(&self.seq, &mut r.seq);
         put(&self.precision, &mut r.precision);
+        put(&self.accumulate, &mut r.accumulate);
+        put(&self.optimizer, &mut r.optimizer);
         put(&self.lr, &mut r.lr);
+        put(&self.schedule, &mut r.schedule);
+        put(&self.ema, &mut r.ema);
         put(&self.seed, &mut r.seed);
         put(&self.out, &mut r.out);
         put(&self.prompt, &mut r.prompt);
@@ -246,7 +263,7 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
     let roofline = tuner.roofline(recipe.precision == Precision::Mixed).await?;
     let kernels = resumption.as_ref().map_or(&[][..], |r| chosen(r, &gpu, observer.as_mut()));
     let mut choices = Choices::new(kernels, &mut tuner);
-    let (mut trainer, plan) = Trainer::new(&gpu, &recipe, &prepared, &mut choices).await?;
+    let (mut trainer, plan, apply) = Trainer::new(&gpu, &recipe, &prepared, &mut choices).await?;
     let fitted = trainer.fit.as_ref().and_then(|fit| fit.note());
     trainer.subject.note(&prepared.config).into_iter().chain(fitted).for_each(|text| {
         observer.event(&Event::Note { text });
@@ -261,7 +278,7 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
     if let Some(resumption) = &resumption {
         resumption.restore(&mut trainer, &prepared).await?;
     }
-    let limit = Pace::of(&roofline, &plan);
+    let limit = Pace::of(&roofline, [(&plan, recipe.accumulate)].into_iter().chain(apply.iter().map(|plan| (plan, 1))));
     observer.event(&Event::Ready {
         adapter: gpu.report().line(),
         parameters: trainer.layout().parameters(),
@@ -358,7 +375,7 @@ async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Tra
     };
     let loader = trainer.loader();
     let count = trainer.val_batches(recipe.val_sequences);
-    write("tokens.bin", recipe.steps, &|step, batch| loader.batch(step, batch))?;
+    write("tokens.bin", recipe.steps * u64::from(recipe.accumulate), &|step, batch| loader.batch(step, batch))?;
     write("val.bin", count, &|index, batch| loader.val_batch(index, count, batch))
 }
 

@@ -1,7 +1,7 @@
 //! What a run takes, as data and as a text.
 
 use super::{Fits, Job, MachineFile, Parameters, Planned, Usage};
-use crate::compile::human_bytes;
+use crate::compile::{Plan, human_bytes};
 use crate::error::Result;
 use serde::Serialize;
 use std::fmt;
@@ -59,11 +59,13 @@ pub struct Cost {
 pub struct Answer {
     /// Numbers of parameters.
     pub parameters: Parameters,
-    /// Sequences of a step.
+    /// Sequences of a batch.
     pub batch: usize,
     /// Tokens of a sequence.
     pub seq: usize,
-    /// Floating-point operations of a step, with what is computed again.
+    /// Batches of a step.
+    pub accumulate: u32,
+    /// Floating-point operations of a batch, with what is computed again.
     pub flops: u64,
     /// Bytes of a step by kind.
     pub usage: Usage,
@@ -95,6 +97,7 @@ impl Answer {
             parameters: job.parameters()?,
             batch: job.recipe.batch,
             seq: job.recipe.seq,
+            accumulate: job.recipe.accumulate,
             flops: plans.train.totals().flops,
             usage,
             step_bytes: usage.total(),
@@ -110,7 +113,7 @@ impl Answer {
     /// The same with what a run of this length takes, where the time of a step is known.
     #[must_use]
     pub fn over(mut self, span: Span, prices: Prices) -> Answer {
-        let each = (self.batch * self.seq) as u64;
+        let each = (self.batch * self.seq) as u64 * u64::from(self.accumulate);
         let steps = match span {
             Span::Steps(steps) => steps,
             Span::Tokens(tokens) => tokens.div_ceil(each),
@@ -132,8 +135,11 @@ impl Answer {
 
 fn time(job: &Job, plans: &Planned, file: &MachineFile) -> Time {
     let machine = file.machine();
-    let step = machine.expected_plan(&plans.train);
-    let tokens = (job.recipe.batch * job.recipe.seq) as f64;
+    let batches = f64::from(job.recipe.accumulate);
+    let of_step =
+        |seconds: &dyn Fn(&Plan) -> f64| batches * seconds(&plans.train) + plans.apply.as_ref().map_or(0.0, seconds);
+    let step = of_step(&|plan| machine.expected_plan(plan));
+    let tokens = (job.recipe.batch * job.recipe.seq) as f64 * batches;
     let peak = machine.ceilings.iter().map(|c| c.arithmetic.max(c.matmul)).fold(0.0, f64::max);
     // Of frozen weights no gradient is computed: a third of the work less.
     let passes = if job.recipe.lora.is_some() { 2.0 } else { 3.0 };
@@ -141,7 +147,7 @@ fn time(job: &Job, plans: &Planned, file: &MachineFile) -> Time {
     Time {
         machine: file.name.clone(),
         step,
-        least: machine.predicted_plan(&plans.train),
+        least: of_step(&|plan| machine.predicted_plan(plan)),
         tokens_per_second: tokens / step,
         mfu: model / step / peak,
     }

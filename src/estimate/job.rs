@@ -29,8 +29,10 @@ pub struct Parameters {
 /// What a job computes.
 #[derive(Debug)]
 pub struct Planned {
-    /// A step.
+    /// A step, or one of several batches of one.
     pub train: Plan,
+    /// The update that follows several batches.
+    pub apply: Option<Plan>,
     /// Validation.
     pub eval: Plan,
     /// How the step keeps to the memory that is allowed, where that is said.
@@ -40,12 +42,12 @@ pub struct Planned {
 impl Planned {
     /// Bytes on the device in all: what a run allocates.
     pub fn bytes(&self) -> u64 {
-        device_bytes([&self.train, &self.eval], &|_| false)
+        device_bytes([&self.train, &self.eval].into_iter().chain(&self.apply), &|_| false)
     }
 
-    /// Bytes that validation adds to a step.
+    /// Bytes that validation, and an update after several batches, add to a step.
     pub fn beside(&self) -> u64 {
-        device_bytes([&self.eval], &|_| true)
+        self.bytes() - device_bytes([&self.train], &|_| false)
     }
 
     /// Work that is done twice, as a share of what a step would be without.
@@ -95,7 +97,7 @@ impl Job {
     /// If a tensor fits no buffer of an adapter with these limits, or has no kernel there.
     pub fn plans(&self, limits: &Limits, chooser: &mut dyn Chooser) -> Result<Planned> {
         let plans = plans(&self.config, &self.recipe, None, limits, chooser)?;
-        Ok(Planned { train: plans.train, eval: plans.eval, trade: plans.fit.map(|fit| fit.trade) })
+        Ok(Planned { train: plans.train, apply: plans.apply, eval: plans.eval, trade: plans.fit.map(|fit| fit.trade) })
     }
 
     /// Bytes on the device of a step and of validation together; with memory that is allowed, activations are computed

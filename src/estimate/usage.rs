@@ -35,6 +35,8 @@ impl Usage {
                 BufferKind::State(name) if name.starts_with("param.") || !written.contains(name.as_str()) => {
                     &mut usage.weights
                 }
+                // Of several batches a step, in which they are added up.
+                BufferKind::State(name) if name.starts_with("grad.") => &mut usage.gradients,
                 BufferKind::State(_) => &mut usage.moments,
                 BufferKind::Arena => &mut arenas,
                 BufferKind::Input | BufferKind::Constant => &mut usage.inputs,
@@ -43,14 +45,16 @@ impl Usage {
         let at = peak(plan);
         let border = border(plan);
         let gradients = gradients(plan, border);
+        let mut alive = 0;
         for (i, tenant) in plan.tenants.iter().enumerate().filter(|(_, t)| t.first <= at && at <= t.last) {
+            alive += tenant.bytes;
             *match () {
                 () if gradients.contains(&i) => &mut usage.gradients,
                 () if tenant.first < border && border <= tenant.last => &mut usage.activations,
                 () => &mut usage.workspace,
             } += tenant.bytes;
         }
-        usage.gaps = arenas - usage.gradients - usage.activations - usage.workspace;
+        usage.gaps = arenas - alive;
         usage
     }
 

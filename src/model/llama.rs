@@ -54,18 +54,35 @@ impl Llama {
         targets: Value,
         starts: Option<Value>,
     ) -> Result<Value> {
+        Ok(self.loss_and_count(g, params, tokens, targets, starts)?[0])
+    }
+
+    /// [`Llama::loss`], and how many targets count: `[1]`.
+    ///
+    /// # Errors
+    /// If a shape does not fit.
+    pub fn loss_and_count(
+        &self,
+        g: &mut Graph,
+        params: &Params,
+        tokens: Value,
+        targets: Value,
+        starts: Option<Value>,
+    ) -> Result<[Value; 2]> {
         let (x, routings) = self.hidden_from_start(g, params, tokens, starts)?;
         let weight = self.output_weight(g, params)?;
-        let loss = g.scope("output", |g| Ok(g.apply(LinearCrossEntropy::fitting(), &[x, weight, targets])?[0]))?;
+        let all = g.scope("output", |g| g.apply(LinearCrossEntropy::fitting(), &[x, weight, targets]))?;
+        let (loss, count) = (all[0], all[2]);
         let share = self.config.experts.map_or(0.0, |experts| experts.balance);
         if share == 0.0 || routings.is_empty() {
-            return Ok(loss);
+            return Ok([loss, count]);
         }
-        g.scope("balance", |g| {
+        let loss = g.scope("balance", |g| {
             let balance = load_balancing_loss(g, &routings)?;
             let balance = g.apply1(Map::scale(share as f32), &[balance])?;
             g.add(loss, balance)
-        })
+        })?;
+        Ok([loss, count])
     }
 
     /// The log-probability of each target (u32 `[B,T]`), in nats: `[B,T]`, 0 where that is [`crate::ops::IGNORE`]. Logits never

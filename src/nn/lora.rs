@@ -157,7 +157,7 @@ impl LoraConfig {
         let layers = specs.iter().filter_map(|s| Some((s.name.strip_suffix(".weight")?, s)));
         let layers: Vec<_> = layers.filter(|(_, s)| is_linear(&s.name) && s.shape.rank() == 2).collect();
         for target in &self.targets {
-            if !layers.iter().any(|(name, _)| matches(target, name)) {
+            if !layers.iter().any(|(name, _)| names_match(target, name)) {
                 let mut known: Vec<&str> = Vec::new();
                 for (name, _) in &layers {
                     let last = name.rsplit('.').next().unwrap_or(name);
@@ -172,7 +172,7 @@ impl LoraConfig {
                 )));
             }
         }
-        let wanted = |name: &str| self.targets.is_empty() || self.targets.iter().any(|t| matches(t, name));
+        let wanted = |name: &str| self.targets.is_empty() || self.targets.iter().any(|t| names_match(t, name));
         let module = |(name, spec): (&str, &ParamSpec)| LoraModule {
             name: name.into(),
             shape: [spec.shape.rows(), spec.shape.last()],
@@ -183,8 +183,9 @@ impl LoraConfig {
     }
 }
 
-/// True if a target names a layer: by the last parts of its name, or by a pattern of all of it.
-fn matches(target: &str, name: &str) -> bool {
+/// True if a target names a layer, or a parameter: by the last parts of its name, or by a pattern of all of it, in which *
+/// stands for anything.
+pub fn names_match(target: &str, name: &str) -> bool {
     if !target.contains('*') {
         return name == target || name.strip_suffix(target).is_some_and(|rest| rest.ends_with('.'));
     }

@@ -10,6 +10,6 @@ mod params;
 pub use attention::{AttentionKind, AttentionWeights, Heads, KvCache, Positions, attention};
 pub use frozen::{Declare, Frozen};
 pub use layers::{Linear, MlpWeights, linear, mlp, rms_norm};
-pub use lora::{Adapted, Adapter, BaseDtype, DROPOUT, Gain, Lora, LoraConfig, LoraModule};
+pub use lora::{Adapted, Adapter, BaseDtype, DROPOUT, Gain, Lora, LoraConfig, LoraModule, names_match};
 pub use moe::{MoeKind, MoeWeights, Routing, load_balancing_loss, moe, router_z_loss};
-pub use params::{Init, Page, ParamLayout, ParamSpec, Params};
+pub use params::{Group, Init, PARAMETERS, Page, ParamLayout, ParamSpec, Params};

@@ -12,6 +12,12 @@ use std::sync::Arc;
 /// Parameters begin at multiples of this many elements: 256 bytes, the strictest alignment of a binding.
 const ALIGN: usize = 64;
 
+/// Groups begin at multiples of this many elements: no block of an optimizer's packed state (`ops::AdamW8`) is of two.
+const GROUP_ALIGN: usize = 256;
+
+/// The states `param.<page>` hold the parameters.
+pub const PARAMETERS: &str = "param";
+
 /// What a fresh parameter holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
@@ -38,19 +44,73 @@ pub struct ParamSpec {
     pub init: Init,
 }
 
+/// What the optimizer makes one difference of: parameters that are treated alike lie side by side, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Group {
+    /// 0 for matrices that are updated as matrices, 1 for all else: the two kinds share no page.
+    pub kind: u8,
+    /// 0 where weight decay applies, else 1.
+    pub rest: u8,
+    /// Which of the optimizer's own settings; 0 for those that all have.
+    pub settings: u16,
+}
+
+impl Group {
+    /// Decayed or not, and nothing else.
+    pub fn of(spec: &ParamSpec) -> Group {
+        Group { kind: 1, rest: u8::from(!spec.decay), settings: 0 }
+    }
+
+    /// True if weight decay applies.
+    pub fn decays(&self) -> bool {
+        self.rest == 0
+    }
+}
+
 /// One flat f32 tensor that holds several parameters.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Page {
     /// Elements, a multiple of 64.
     pub elements: usize,
-    /// Parameters before this element are decayed, those from it on are not.
-    pub decay_end: usize,
+    /// Groups in their order, each with the first element after it.
+    pub groups: Vec<(Group, usize)>,
     /// Which parameters lie in it, ascending, as indices into [`ParamLayout::specs`].
     pub params: std::ops::Range<usize>,
     /// First element of each of them.
     pub starts: Vec<usize>,
     /// Ranges that belong to no parameter: first element, and the first after.
     pub gaps: Vec<(usize, usize)>,
+}
+
+impl Page {
+    /// Where a parameter of this group would begin.
+    fn start_of(&self, group: Group) -> usize {
+        let goes_on = self.groups.last().is_none_or(|(last, _)| *last == group);
+        if goes_on { self.elements } else { self.elements.next_multiple_of(GROUP_ALIGN) }
+    }
+
+    fn push(&mut self, group: Group, size: usize, padded: usize) {
+        let (before, start) = (self.elements, self.start_of(group));
+        if start > before {
+            match self.gaps.last_mut() {
+                Some((_, end)) if *end == before => *end = start,
+                _ => self.gaps.push((before, start)),
+            }
+        }
+        self.elements = start + padded;
+        match self.groups.last_mut() {
+            Some((last, end)) if *last == group => *end = self.elements,
+            last => {
+                last.into_iter().for_each(|(_, end)| *end = start);
+                self.groups.push((group, self.elements));
+            }
+        }
+        self.starts.push(start);
+        if padded > size {
+            self.gaps.push((start + size, self.elements));
+        }
+        self.params.end += 1;
+    }
 }
 
 /// Where every parameter lies. Moments of the optimizer have the same layout.
@@ -112,27 +172,30 @@ impl ParamLayout {
     /// # Panics
     /// If two parameters share a name, or one is empty.
     pub fn new(specs: Vec<ParamSpec>, page_bytes: u64) -> Self {
-        let (mut ordered, rest): (Vec<_>, Vec<_>) = specs.into_iter().partition(|s| s.decay);
-        ordered.extend(rest);
+        ParamLayout::grouped(specs, page_bytes, Group::of)
+    }
+
+    /// [`ParamLayout::new`] with other groups, in their order.
+    ///
+    /// # Panics
+    /// As [`ParamLayout::new`].
+    pub fn grouped(specs: Vec<ParamSpec>, page_bytes: u64, group: impl Fn(&ParamSpec) -> Group) -> Self {
+        let mut ordered = specs;
+        ordered.sort_by_key(&group);
         let limit = (page_bytes / 4) as usize;
         let mut pages: Vec<Page> = Vec::new();
         for (i, spec) in ordered.iter().enumerate() {
             let size = spec.shape.elements();
             assert!(size > 0, "parameter {} is empty", spec.name);
             let padded = size.next_multiple_of(ALIGN);
-            if pages.last().is_none_or(|page| page.elements + padded > limit) {
+            let group = group(spec);
+            let fits = |page: &Page| {
+                page.start_of(group) + padded <= limit && page.groups.iter().all(|(other, _)| other.kind == group.kind)
+            };
+            if !pages.last().is_some_and(fits) {
                 pages.push(Page { params: i..i, ..Page::default() });
             }
-            let page = pages.last_mut().expect("pushed above");
-            page.starts.push(page.elements);
-            if padded > size {
-                page.gaps.push((page.elements + size, page.elements + padded));
-            }
-            page.elements += padded;
-            page.params.end = i + 1;
-            if spec.decay {
-                page.decay_end = page.elements;
-            }
+            pages.last_mut().expect("pushed above").push(group, size, padded);
         }
         let place = |(p, page): (usize, &Page)| -> Vec<(String, (usize, usize))> {
             page.params.clone().zip(&page.starts).map(|(i, &start)| (ordered[i].name.clone(), (p, start))).collect()
@@ -175,17 +238,25 @@ impl ParamLayout {
     /// # Errors
     /// If a view does not fit, which would be a bug of the layout.
     pub fn declare(&self, g: &mut Graph) -> Result<Params> {
-        let pages = self.states(g, "param");
-        let (mut views, mut by_name) = (Vec::new(), HashMap::new());
-        for (page, state) in self.pages.iter().zip(&pages) {
+        let pages = self.states(g, PARAMETERS);
+        let views = self.views(g, &pages)?;
+        let by_name = self.specs.iter().map(|spec| spec.name.clone()).zip(views.iter().copied()).collect();
+        Ok(Params { pages, views, frozen: false, by_name, adapters: HashMap::new() })
+    }
+
+    /// A view of every parameter's range in these pages, named after it, in the order of [`ParamLayout::specs`].
+    ///
+    /// # Errors
+    /// If a view does not fit, which would be a bug of the layout.
+    pub fn views(&self, g: &mut Graph, pages: &[Value]) -> Result<Vec<Value>> {
+        let mut views = Vec::new();
+        for (page, state) in self.pages.iter().zip(pages) {
             for (spec, &start) in self.specs[page.params.clone()].iter().zip(&page.starts) {
                 let slice = Arc::new(Slice { start, shape: spec.shape.clone() });
-                let view = g.apply_named(slice, &[*state], spec.name.clone())?[0];
-                views.push(view);
-                by_name.insert(spec.name.clone(), view);
+                views.push(g.apply_named(slice, &[*state], spec.name.clone())?[0]);
             }
         }
-        Ok(Params { pages, views, frozen: false, by_name, adapters: HashMap::new() })
+        Ok(views)
     }
 
     /// Pages of zeros, such as fresh moments.
@@ -220,12 +291,12 @@ impl ParamLayout {
     pub fn tensors_mut<'a>(&'a self, pages: &'a mut [Vec<f32>]) -> Vec<(&'a ParamSpec, &'a mut [f32])> {
         let mut all = Vec::new();
         for (page, data) in self.pages.iter().zip(pages) {
-            let mut rest = data.as_mut_slice();
-            for spec in &self.specs[page.params.clone()] {
-                let size = spec.shape.elements();
-                let (own, after) = rest.split_at_mut(size.next_multiple_of(ALIGN));
-                all.push((spec, &mut own[..size]));
-                rest = after;
+            let (mut rest, mut at) = (data.as_mut_slice(), 0);
+            for (spec, &start) in self.specs[page.params.clone()].iter().zip(&page.starts) {
+                let end = start + spec.shape.elements();
+                let (own, after) = rest.split_at_mut(end - at);
+                all.push((spec, &mut own[start - at..]));
+                (rest, at) = (after, end);
             }
         }
         all

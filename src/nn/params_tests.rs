@@ -35,13 +35,15 @@ proptest! {
                     prop_assert_eq!(gaps.next(), Some(&(at, start)));
                 }
                 prop_assert_eq!(start % 64, 0);
-                prop_assert_eq!(spec.decay, start < page.decay_end);
+                let (group, _) = page.groups.iter().find(|(_, end)| start < *end).unwrap();
+                prop_assert_eq!(*group, Group::of(spec));
                 at = start + spec.shape.elements();
             }
             if at != page.elements {
                 prop_assert_eq!(gaps.next(), Some(&(at, page.elements)));
             }
             prop_assert_eq!(gaps.next(), None);
+            prop_assert_eq!(page.groups.last().unwrap().1, page.elements);
         }
         prop_assert_eq!(next, shapes.len());
     }
@@ -87,4 +89,23 @@ fn views_are_named_after_their_parameters() {
     assert_eq!(g.node(params.get("p1").unwrap().node).name, "p1");
     assert_eq!(g.dims(params.views[0]), [9, 7]);
     assert_eq!(params.get("q").unwrap_err().to_string(), "graph: there is no parameter q");
+}
+
+#[test]
+fn kinds_share_no_page_and_groups_adjoin() {
+    let shapes = [(9, 7, true), (5, 5, false), (30, 30, true), (3, 3, true), (8, 8, true)];
+    // Every second parameter is of the other kind, the last has settings of its own.
+    let group = |spec: &ParamSpec| {
+        let i: usize = spec.name[1..].parse().unwrap();
+        Group { kind: (i % 2) as u8, settings: u16::from(i == 4), ..Group::of(spec) }
+    };
+    let layout = ParamLayout::grouped(specs(&shapes), 1 << 20, group);
+    let names: Vec<_> = layout.specs().iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(names, ["p0", "p2", "p4", "p3", "p1"]);
+    let groups: Vec<Vec<_>> = layout.pages().iter().map(|p| p.groups.clone()).collect();
+    let of = |kind, rest, settings| Group { kind, rest, settings };
+    assert_eq!(
+        groups,
+        [vec![(of(0, 0, 0), 64 + 960), (of(0, 0, 1), 64 + 960 + 64)], vec![(of(1, 0, 0), 256), (of(1, 1, 0), 320)]]
+    );
 }

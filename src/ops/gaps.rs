@@ -2,7 +2,7 @@
 
 use crate::base::{Array, DType, TensorType};
 
-/// Type and bytes of the constant that tells [`super::SumSquares`] and [`super::AdamW`] what to leave out: u32
+/// Type and bytes of the constant that tells [`super::SumSquares`] and updates what to leave out: u32
 /// `[G,2]`, the first element of each gap and the first after it, in ascending order. `None` where there is no gap.
 pub fn gap_table(gaps: &[(usize, usize)]) -> Option<(TensorType, Vec<u8>)> {
     let mut gaps: Vec<_> = gaps.iter().filter(|(start, end)| start < end).collect();

@@ -2,9 +2,9 @@
 
 use super::table::{Case, Draw, below, normal, positive};
 use super::{
-    AdamW, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, Dropout, GlobalNorm, IGNORE, LinearCrossEntropy,
-    LinearCrossEntropyGrad, LinearLogProbs, LinearLogProbsGrad, LogProbs, LogProbsGrad, LossScale, Operands, SumParts,
-    SumSquares,
+    Accumulate, AdamW, AdamW8, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, Dropout, Ema, GlobalNorm,
+    IGNORE, Judge, LinearCrossEntropy, LinearCrossEntropyGrad, LinearLogProbs, LinearLogProbsGrad, LogProbs,
+    LogProbsGrad, MuonMomentum, MuonUpdate, Operands, Part, Sgd, SumParts, SumSquares,
 };
 use crate::base::TensorType;
 
@@ -111,34 +111,83 @@ fn dropout() -> Vec<Case> {
 }
 
 fn optimizer() -> Vec<Case> {
-    let step =
-        |decay_end, max_norm| AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, decay_end, max_norm };
+    let part = |end, rate, decay| Part { end, rate, decay };
+    let two = |middle, end| vec![part(middle, 1.0, 0.1), part(end, 0.5, 0.0)];
+    let adamw = |parts| AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, parts };
+    let sgd = |momentum, nesterov, parts| Sgd { momentum, nesterov, parts };
+    let momentum = |start, nesterov| MuonMomentum { start, momentum: 0.95, nesterov };
+    let muon = |start| MuonUpdate { start, rate: 0.5, decay: 0.1, adjusted: 0.75 };
     let page = |n: usize| [normal([n]), normal([n]), positive([n]), normal([n])];
-    let rest = |norm: f64, factor| [given([1], &[norm]), given([4], &[0.125, 2.5, 5.25, factor])];
-    let gaps = (TensorType::u32([3, 2]), Draw::Given([5, 9, 64, 128, 190, 200].map(f64::from).to_vec()));
-    let scale = LossScale { interval: 11, rest1: 0.1, rest2: 0.01 };
-    let scaler = |good, norm| {
-        [given([5], &[8.0, good, 3.0, 0.25, 0.125]), given([1], &[norm]), given([4], &[0.125, 0.0, 0.0, 1.0])]
+    let told = |factor| given([4], &[0.125, 2.5, 5.25, factor]);
+    let gaps = || (TensorType::u32([3, 2]), Draw::Given([5, 9, 64, 128, 190, 200].map(f64::from).to_vec()));
+    let inputs = |n, factor| [&page(n)[..], &[told(factor)]].concat();
+    let plain = |n, factor| vec![normal([n]), normal([n]), told(factor)];
+    let heavy = |n, factor| vec![normal([n]), normal([n]), normal([n]), told(factor)];
+    let adamw8 = |parts| AdamW8 { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, parts };
+    let codes = || given([512], &AdamW8::codes().iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+    let bytes = |n: usize, factor| {
+        let word = |i: usize| (i as u32).wrapping_mul(0x9e37_79b9);
+        let moments = (AdamW8::codes_type(n), Draw::Given((0..n.div_ceil(2)).map(|i| f64::from(word(i))).collect()));
+        let scales = AdamW8::scales_type(n);
+        let scales = (scales.clone(), positive([scales.shape.elements()]).1);
+        vec![normal([n]), moments, scales, normal([n]), codes(), told(factor)]
     };
-    let inputs = |n, norm, gap: Option<&Input>| {
-        [&page(n)[..], &rest(norm, 1.0)[..], gap.map_or(&[][..], std::slice::from_ref)].concat()
-    };
+    let judge = Judge { interval: 11, rest1: 0.1, rest2: 0.01, max_norm: 1.0, outlier: 4.0 };
+    let strict = Judge { interval: 0, ..judge.clone() };
+    let state = |good, weights| given([8], &[8.0, good, 3.0, 0.25, 0.125, 60.0, weights, 1.0]);
+    let rest = |norm| [given([1], &[norm]), given([1], &[0.125])];
+    let judged = |good, norm: f64| [&[state(good, 40.0)], &rest(norm)[..]].concat();
+    let infinite = f64::INFINITY;
     vec![
         Case::new("", SumSquares, &[normal([1000])]),
         Case::new("parts", SumSquares, &[normal([40_000])]),
-        Case::new("gaps", SumSquares, &[normal([300]), gaps.clone()]),
+        Case::new("gaps", SumSquares, &[normal([300]), gaps()]),
         Case::new("", SumParts { root: false }, &[positive([3]), positive([700])]),
         Case::new("root", SumParts { root: true }, &[positive([1000])]),
         Case::new("seven", SumParts { root: true }, &std::array::from_fn::<_, 7, _>(|i| positive([i + 1]))),
         Case::new("many pages", GlobalNorm, &std::array::from_fn::<_, 9, _>(|i| positive([i + 1]))),
-        Case::new("", step(100, 1.0), &inputs(777, 3.5, None)),
-        Case::new("no clipping", step(0, f32::INFINITY), &inputs(130, 3.5, None)),
-        Case::new("small norm", step(130, 1.0), &inputs(130, 0.25, None)),
-        Case::new("scaled", step(100, 1.0), &[&page(777)[..], &rest(3.5, 0.0078125)[..]].concat()),
-        Case::new("left out", step(100, 1.0), &[&page(777)[..], &rest(f64::INFINITY, 0.0)[..]].concat()),
-        Case::new("", scale.clone(), &scaler(9.0, 6.0)),
-        Case::new("doubles", scale.clone(), &scaler(10.0, 6.0)),
-        Case::new("overflow", scale, &scaler(9.0, f64::INFINITY)),
-        Case::new("gaps", step(150, 1.0), &inputs(300, 2.0, Some(&gaps))),
+        Case::new("", judge.clone(), &judged(9.0, 6.0)),
+        Case::new("doubles", judge.clone(), &judged(10.0, 6.0)),
+        Case::new("overflow", judge.clone(), &judged(9.0, infinite)),
+        Case::new("no clipping", Judge { max_norm: f32::INFINITY, ..judge.clone() }, &judged(9.0, 6.0)),
+        Case::new("outlier", judge.clone(), &judged(9.0, 49.0)),
+        Case::new("large, of few", judge.clone(), &[&[state(9.0, 31.5)], &rest(4900.0)[..]].concat()),
+        Case::new("any size", Judge { outlier: 0.0, ..judge }, &judged(9.0, 4900.0)),
+        Case::new("not scaled", strict.clone(), &judged(10.0, 5.0)),
+        Case::new("not scaled, overflow", strict.clone(), &judged(10.0, infinite)),
+        Case::new(
+            "sums",
+            strict.clone(),
+            &[&judged(10.0, 5.0)[..], &[given([1], &[3.5]), given([1], &[7.5])]].concat(),
+        ),
+        Case::new(
+            "sums of nothing",
+            strict,
+            &[&judged(10.0, 0.0)[..], &[given([1], &[0.0]), given([1], &[0.0])]].concat(),
+        ),
+        Case::new("", Accumulate { start: 64 }, &[normal([200]), normal([5, 12]), given([1], &[1.0])]),
+        Case::new("first", Accumulate { start: 0 }, &[normal([200]), normal([3, 5]), given([1], &[0.0])]),
+        Case::new("", adamw(two(128, 777)), &inputs(777, 0.25)),
+        Case::new("wide", adamw(vec![part(132, 1.0, 0.0)]), &inputs(132, 1.0)),
+        Case::new("left out", adamw(two(64, 777)), &inputs(777, 0.0)),
+        Case::new("gaps", adamw(two(128, 300)), &[&inputs(300, 0.5)[..], &[gaps()]].concat()),
+        Case::new("", adamw8(two(256, 777)), &bytes(777, 0.5)),
+        Case::new("left out", adamw8(two(256, 300)), &bytes(300, 0.0)),
+        Case::new("gaps", adamw8(two(256, 300)), &[&bytes(300, 0.5)[..], &[gaps()]].concat()),
+        Case::new("one", adamw8(vec![part(1, 1.0, 0.0)]), &bytes(1, 0.5)),
+        Case::new("", sgd(0.0, false, two(128, 300)), &plain(300, 0.5)),
+        Case::new("left out", sgd(0.0, false, two(128, 300)), &plain(300, 0.0)),
+        Case::new("momentum", sgd(0.9, false, two(64, 777)), &heavy(777, 0.5)),
+        Case::new("nesterov", sgd(0.9, true, two(64, 768)), &heavy(768, 0.5)),
+        Case::new("", Ema { rest: 0.01, elements: 777 }, &plain(777, 0.5)),
+        Case::new("left out", Ema { rest: 0.01, elements: 128 }, &plain(128, 0.0)),
+        Case::new("gaps", Ema { rest: 0.01, elements: 300 }, &[&plain(300, 0.5)[..], &[gaps()]].concat()),
+        Case::new("", momentum(64, true), &[normal([200]), normal([5, 12]), told(0.5)]),
+        Case::new("plain", momentum(0, false), &[normal([200]), normal([3, 5]), told(0.5)]),
+        Case::new("left out", momentum(64, true), &[normal([700]), normal([25, 24]), told(0.0)]),
+        Case::new("", muon(64), &[normal([200]), normal([5, 12]), told(0.5)]),
+        Case::new("odd", muon(0), &[normal([200]), normal([3, 5]), told(0.5)]),
+        Case::new("left out", muon(0), &[normal([700]), normal([25, 24]), told(0.0)]),
+        Case::new("gaps", sgd(0.9, true, two(128, 300)), &[&heavy(300, 0.5)[..], &[gaps()]].concat()),
     ]
 }

@@ -1,9 +1,12 @@
 //! Optimizers as graph nodes, scaling of the loss, and the learning rate over time.
 
-mod adamw;
-mod loss_scaling;
+mod judge;
+mod muon;
+mod optimizer;
+mod rule;
 mod schedule;
 
-pub use adamw::{HYPER, Optimizer};
-pub use loss_scaling::{LossScaling, SCALER};
-pub use schedule::Schedule;
+pub use judge::{JUDGE, LossScaling};
+pub use optimizer::{EMA, HYPER, KEEP, Optimizer};
+pub use rule::{Rule, Settings};
+pub use schedule::{Schedule, Shape};

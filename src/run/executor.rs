@@ -281,6 +281,11 @@ impl Executor {
         self.pending.len()
     }
 
+    /// True if results must be taken before the next run is submitted.
+    pub fn is_full(&self) -> bool {
+        self.pending.len() == SLOTS
+    }
+
     /// From now on tells `recorder` what every run does when, as runs of the plan `name`; or, with `None`, no longer.
     pub fn record(&mut self, recorder: Option<&Recorder>, name: &str) {
         self.recorder = recorder.map(|recorder| (recorder.clone(), name.into()));

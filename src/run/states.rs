@@ -34,6 +34,17 @@ impl States {
         Ok(buffer)
     }
 
+    /// The same buffers, those of states `<from>.<page>` also as `<to>.<page>` in place of what had that name.
+    pub fn renamed(&self, from: &str, to: &str) -> States {
+        let mut renamed = self.clone();
+        for (name, buffer) in &self.buffers {
+            if let Some(page) = name.strip_prefix(from).filter(|page| page.starts_with('.')) {
+                renamed.buffers.insert(format!("{to}{page}"), buffer.clone());
+            }
+        }
+        renamed
+    }
+
     /// Writes bytes (whole words) into a state that a plan, or [`States::buffer`], has made.
     ///
     /// # Errors

@@ -106,7 +106,7 @@ impl Subject {
     pub fn new(model: &Llama, recipe: &Recipe, base: Option<&Base>, limits: &Limits) -> Result<Subject> {
         let (specs, page) = (model.param_specs(), limits.max_buffer_bytes);
         let Some(config) = &recipe.lora else {
-            return Ok(Subject { layout: ParamLayout::new(specs, page), adapted: None });
+            return Ok(Subject { layout: super::optimizer(recipe).layout(specs, page)?, adapted: None });
         };
         let frozen = match base {
             Some(base) => base.checkpoint.frozen_as(config.base_dtype)?,

@@ -53,7 +53,7 @@ pub enum Event {
         /// Scale of the loss from here on, in mixed precision.
         #[serde(skip_serializing_if = "Option::is_none")]
         loss_scale: Option<f32>,
-        /// Steps left out so far because a gradient overflowed, in mixed precision.
+        /// Steps left out so far because a gradient overflowed or was an outlier.
         #[serde(skip_serializing_if = "Option::is_none")]
         skipped: Option<u64>,
         /// Tokens trained on so far.

@@ -7,7 +7,8 @@ use crate::base::Limits;
 use crate::data::tokenizer_files;
 use crate::error::{Error, Result};
 use crate::model::Llama;
-use crate::nn::ParamLayout;
+use crate::nn::{PARAMETERS, ParamLayout};
+use crate::optim::EMA;
 use crate::store::snapshot::{MANIFEST, Series, Snapshot};
 use crate::store::{ADAPTER_CONFIG, Checkpoint, FolderFile, save_folder, write_adapter};
 use std::path::{Path, PathBuf};
@@ -131,8 +132,10 @@ impl TrainedRun {
 /// Parameters of a checkpoint, in a layout's pages.
 fn pages(snapshot: &Snapshot, layout: &ParamLayout) -> Result<Vec<Vec<f32>>> {
     let mut pages = layout.zeros();
+    // Where an average is kept, that is the model.
+    let of = if snapshot.manifest().states.iter().any(|s| s.name == format!("{EMA}.0")) { EMA } else { PARAMETERS };
     for (i, page) in pages.iter().enumerate() {
-        let (name, bytes) = (format!("param.{i}"), 4 * page.len() as u64);
+        let (name, bytes) = (format!("{of}.{i}"), 4 * page.len() as u64);
         if !snapshot.manifest().states.iter().any(|s| s.name == name && s.bytes == bytes) {
             let message = format!("holds no state {name} of {bytes} bytes: it is a checkpoint of another model");
             return Err(Error::file(snapshot.folder(), message));
@@ -140,7 +143,10 @@ fn pages(snapshot: &Snapshot, layout: &ParamLayout) -> Result<Vec<Vec<f32>>> {
     }
     for piece in snapshot.pieces() {
         let (state, offset, bytes) = piece?;
-        let page = state.strip_prefix("param.").and_then(|i| pages.get_mut(i.parse::<usize>().ok()?));
+        let page = state
+            .strip_prefix(of)
+            .and_then(|i| i.strip_prefix('.'))
+            .and_then(|i| pages.get_mut(i.parse::<usize>().ok()?));
         if let Some(page) = page {
             let at = offset as usize;
             bytemuck::cast_slice_mut::<f32, u8>(page)[at..at + bytes.len()].copy_from_slice(&bytes);

@@ -1,18 +1,22 @@
 //! The plans of training, within the memory that there is: where activations do not fit, some are computed again.
 
-use super::trainer::{graph, optimizer};
+use super::trainer::{Work, graph, optimizer};
 use super::{Base, Recipe, Subject};
 use crate::base::{Bytes, Limits};
 use crate::compile::{Chooser, Plan, Trade, compile, compile_steps, human_bytes, optimise, recompute};
 use crate::error::{Error, Result};
+use crate::graph::Kind;
 use crate::model::{Llama, ModelConfig};
+use crate::nn::Declare;
 use crate::run::device_bytes;
 
 /// What a training run computes.
 #[derive(Debug)]
 pub struct Plans {
-    /// A step.
+    /// A step, or one of several batches of one.
     pub train: Plan,
+    /// The update that follows several batches.
+    pub apply: Option<Plan>,
     /// Validation.
     pub eval: Plan,
     /// How they were made to fit, where the memory is limited or known.
@@ -24,7 +28,7 @@ pub struct Plans {
 pub struct Fit {
     /// Bytes allowed: by the recipe, or by the adapter.
     pub allowed: u64,
-    /// Bytes that validation takes of them, beside a step.
+    /// Bytes that validation, and an update after several batches, take of them beside a step.
     pub beside: u64,
     /// What a step trades for the rest.
     pub trade: Trade,
@@ -91,14 +95,20 @@ pub fn plans(
 ) -> Result<Plans> {
     let model = Llama::new(config.clone());
     let subject = Subject::new(&model, recipe, base, limits)?;
-    let (rows, packed) = ([recipe.batch, recipe.seq], recipe.pack);
-    let trained = Some((&optimizer(recipe), &subject.layout));
-    let mut steps = optimise(&graph(&model, &subject, rows, packed, trained)?, limits)?;
-    let eval = compile(&graph(&model, &*subject.whole(), rows, packed, None)?, limits, chooser)?;
+    let optimizer = optimizer(recipe);
+    let (rows, packed, several) = ([recipe.batch, recipe.seq], recipe.pack, recipe.accumulate > 1);
+    let (o, layout) = (&optimizer, &subject.layout);
+    let work = if several { Work::Batch(o, layout) } else { Work::Step(o, layout) };
+    let graph_of = |params: &dyn Declare, work| graph(&model, params, rows, packed, work);
+    let graph = graph_of(&subject, work)?;
+    let mut steps = optimise(&graph, limits)?;
+    let eval = compile(&graph_of(&*subject.whole(), Work::Validation)?, limits, chooser)?;
+    let apply = several.then(|| compile(&optimizer.apply(layout)?, limits, chooser)).transpose()?;
     let asked = recipe.memory.map(|Bytes(bytes)| bytes);
     let mut traded = None;
     if let Some(allowed) = asked.into_iter().chain(limits.memory_bytes).min() {
-        let beside = device_bytes([&eval], &|_| true);
+        let shared = |name: &str| graph.nodes().iter().any(|n| matches!(n.kind, Kind::State) && n.name == name);
+        let beside = device_bytes([&eval].into_iter().chain(&apply), &shared);
         let (fitted, trade) = recompute(&steps, limits, allowed.saturating_sub(beside))?;
         steps = fitted;
         traded = Some((allowed, beside, trade));
@@ -108,5 +118,5 @@ pub fn plans(
         let flops = train.totals().flops - trade.flops();
         Fit { allowed, beside, trade, flops, asked: asked == Some(allowed) }
     });
-    Ok(Plans { train, eval, fit })
+    Ok(Plans { train, apply, eval, fit })
 }

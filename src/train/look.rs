@@ -60,7 +60,7 @@ impl Look {
     ) -> Result<Vec<String>> {
         if self.sampler.is_none() {
             let (model, params) = (&trainer.model, trainer.subject.whole());
-            self.sampler = Some(Generator::new(gpu, model, params, trainer.states.clone(), recipe.seq).await?);
+            self.sampler = Some(Generator::new(gpu, model, params, trainer.shown.clone(), recipe.seq).await?);
         }
         let generator = self.sampler.as_mut().expect("made above");
         let mut texts = Vec::new();
@@ -91,7 +91,7 @@ impl Look {
         let mut told = Vec::new();
         for task in &self.tasks.0 {
             let scorer = self.scorer.get_or_insert_with(|| {
-                Scorer::new(gpu, &trainer.model, trainer.subject.whole(), trainer.states.clone(), SCORED_TOKENS)
+                Scorer::new(gpu, &trainer.model, trainer.subject.whole(), trainer.shown.clone(), SCORED_TOKENS)
             });
             let asked = Task { file: &task.file, form: task.form, items: &task.items, limit: None, shots: 0, seed: 0 };
             let report = evaluate(scorer, tokenizer, &asked, &mut |_, _| ()).await?;

@@ -32,7 +32,7 @@ pub use look::Tasks;
 pub use pace::Pace;
 pub use plot::{Axis, Curve, Panel, Picture, curves, picture};
 pub use prepare::{Prepared, prepare, prepare_for, prepare_from, prepare_pairs};
-pub use recipe::{Precision, Recipe};
+pub use recipe::{GroupOptions, Precision, Recipe};
 pub use recipe_text::nearest;
 pub use recovery::{OnDivergence, RecoveryOptions, Verdict};
 pub use resume::{Resumption, unfinished};

@@ -19,10 +19,14 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Of a plan.
-    pub fn of(roofline: &Roofline, plan: &Plan) -> Pace {
-        let class = plan.steps.iter().map(|s| Class::of(s.shader, &s.constants)).max().unwrap_or(Class::F32);
-        Pace { step_seconds: roofline.seconds(plan), flops_per_second: roofline.rate(class) }
+    /// Of plans, each run so many times a step.
+    pub fn of<'a>(roofline: &Roofline, plans: impl IntoIterator<Item = (&'a Plan, u32)>) -> Pace {
+        let (mut step_seconds, mut class) = (0.0, None);
+        for (plan, times) in plans {
+            step_seconds += roofline.seconds(plan) * f64::from(times);
+            class = class.max(plan.steps.iter().map(|s| Class::of(s.shader, &s.constants)).max());
+        }
+        Pace { step_seconds, flops_per_second: roofline.rate(class.unwrap_or(Class::F32)) }
     }
 }
 
@@ -73,8 +77,8 @@ impl Speed {
             smoothed_loss,
             lr: trainer.rate(step - 1),
             grad_norm: result.grad_norm,
-            loss_scale: result.loss_scale.map(|(scale, _)| scale),
-            skipped: result.loss_scale.map(|(_, skipped)| skipped),
+            loss_scale: result.loss_scale,
+            skipped: Some(result.skipped),
             tokens: trainer.tokens_per_step() * step,
             tokens_per_second,
             roofline: self.limit.map(|limit| limit.step_seconds / per_step),

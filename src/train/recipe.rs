@@ -6,6 +6,7 @@ use crate::base::Bytes;
 use crate::data::{DataSources, LossOn, Overlong};
 use crate::error::{Error, Result};
 use crate::nn::LoraConfig;
+use crate::optim::{Rule, Shape};
 use crate::run::TuneMode;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -62,8 +63,10 @@ pub struct Recipe {
     pub stories: u64,
     /// Optimizer steps.
     pub steps: u64,
-    /// Sequences of one step.
+    /// Sequences that are computed at a time.
     pub batch: usize,
+    /// Batches of one step: their gradients are added up, each token weighing the same, before parameters change.
+    pub accumulate: u32,
     /// Tokens of one sequence.
     pub seq: usize,
     /// Most bytes of device memory of a step and of validation, such as `6GB`: what does not fit is computed again.
@@ -77,22 +80,35 @@ pub struct Recipe {
     pub adapter: Option<String>,
     /// Which kernels are taken.
     pub tune: TuneMode,
+    /// `adamw`; `adamw8bit`, whose moments take a byte each; `muon`, with AdamW for embedding, output, gains and biases; or `sgd`.
+    pub optimizer: Rule,
     /// Highest learning rate.
     pub lr: f64,
+    /// How it goes on after the warm-up: `constant`, `linear`, `cosine`, or `wsd`, which stays and falls in the end.
+    pub schedule: Shape,
     /// The learning rate ends at this share of the highest.
     pub lr_floor: f64,
     /// Steps over which the learning rate rises; a twentieth of all steps if not given.
     pub warmup: Option<u64>,
-    /// Decay of matrices, as in AdamW.
+    /// With `wsd`, the last steps, in which the rate falls; a fifth of all steps if not given.
+    pub decay_steps: Option<u64>,
+    /// With `linear` and `cosine`, how often the rate begins again at the highest.
+    pub restarts: u64,
+    /// Decay of matrices, as in AdamW; gains and biases have none.
     pub weight_decay: f64,
-    /// Decay of the first moment.
+    /// Decay of AdamW's first moment.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay of AdamW's second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the root of AdamW's second moment.
     pub epsilon: f64,
-    /// The gradient is scaled down to this global norm.
+    /// Momentum of SGD and Muon, which looks one step ahead, as Nesterov's does; 0 for none.
+    pub momentum: f64,
+    /// The gradient is scaled down to this global norm; 0 for never.
     pub clip: f64,
+    /// Decay of a moving average of the parameters, such as 0.999: validation, samples and the model that is written are
+    /// then the average's; 0 for none.
+    pub ema: f64,
     /// Seed of the weights, the order of the data and the samples.
     pub seed: u64,
     /// Steps between validations; a tenth of all steps if not given.
@@ -119,6 +135,21 @@ pub struct Recipe {
     pub recovery: RecoveryOptions,
     /// Adapters that are trained while the model stays as it is; without it all of the model is.
     pub lora: Option<LoraConfig>,
+    /// Parameters with settings of their own; of several that fit the first counts.
+    pub groups: Vec<GroupOptions>,
+}
+
+/// One of `[[groups]]` of a recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupOptions {
+    /// The last parts of a parameter's name, such as `embed_tokens.weight`, or a pattern of all of it, such as
+    /// `model.layers.1*`.
+    pub params: String,
+    /// Their highest learning rate; that of the rest if not given.
+    pub lr: Option<f64>,
+    /// Their weight decay; that of the rest if not given.
+    pub weight_decay: Option<f64>,
 }
 
 impl Default for Recipe {
@@ -134,20 +165,27 @@ impl Default for Recipe {
             stories: 6_000,
             steps: 700,
             batch: 2,
+            accumulate: 1,
             seq: 128,
             memory: None,
             precision: Precision::F32,
             loss_scale_interval: 2_000,
             adapter: None,
             tune: TuneMode::Full,
+            optimizer: Rule::AdamW,
             lr: 4e-3,
+            schedule: Shape::Cosine,
             lr_floor: 0.1,
             warmup: None,
+            decay_steps: None,
+            restarts: 0,
             weight_decay: 0.1,
             beta1: 0.9,
             beta2: 0.99,
             epsilon: 1e-8,
+            momentum: 0.95,
             clip: 1.0,
+            ema: 0.0,
             seed: 1,
             eval_every: None,
             val_fraction: 0.05,
@@ -161,6 +199,7 @@ impl Default for Recipe {
             checkpoint: CheckpointOptions::default(),
             recovery: RecoveryOptions::default(),
             lora: None,
+            groups: Vec::new(),
         }
     }
 }
@@ -242,6 +281,7 @@ impl Recipe {
             ("steps", self.steps),
             ("batch", self.batch as u64),
             ("seq", self.seq as u64),
+            ("accumulate", u64::from(self.accumulate)),
             ("loss_scale_interval", u64::from(self.loss_scale_interval)),
             ("eval_limit", self.eval_limit as u64),
         ];
@@ -250,7 +290,7 @@ impl Recipe {
                 return Err(Error::Invalid(format!("{key} is 0; it must be at least 1")));
             }
         }
-        for (key, value) in [("batch", self.batch), ("seq", self.seq)] {
+        for (key, value) in [("batch", self.batch), ("seq", self.seq), ("accumulate", self.accumulate as usize)] {
             if value > MOST {
                 return Err(Error::Invalid(format!("{key} is {value}; it must be at most {MOST}")));
             }
@@ -259,20 +299,40 @@ impl Recipe {
         if self.data.is_empty() && self.stories == 0 {
             return Err(Error::Invalid("stories is 0 and no data is given; there is nothing to train on".into()));
         }
-        let positive = [("lr", self.lr), ("epsilon", self.epsilon), ("clip", self.clip)];
+        let positive = [("lr", self.lr), ("epsilon", self.epsilon)];
         for (key, value) in positive {
             if !(value > 0.0 && value.is_finite()) {
                 return Err(Error::Invalid(format!("{key} is {value}; it must be a number above 0")));
             }
         }
-        let shares = [("lr_floor", self.lr_floor), ("beta1", self.beta1), ("beta2", self.beta2)];
+        let shares = [
+            ("lr_floor", self.lr_floor),
+            ("beta1", self.beta1),
+            ("beta2", self.beta2),
+            ("momentum", self.momentum),
+            ("ema", self.ema),
+        ];
         for (key, value) in shares {
             if !(0.0..=1.0).contains(&value) || (key != "lr_floor" && value >= 1.0) {
                 return Err(Error::Invalid(format!("{key} is {value}; it must lie from 0 to 1")));
             }
         }
-        if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite()) {
-            return Err(Error::Invalid(format!("weight_decay is {}; it must be 0 or above", self.weight_decay)));
+        let mut others = vec![("weight_decay", self.weight_decay), ("clip", self.clip)];
+        for group in &self.groups {
+            others.extend(group.lr.map(|lr| ("lr of a group", lr)));
+            others.extend(group.weight_decay.map(|decay| ("weight_decay of a group", decay)));
+        }
+        for (key, value) in others {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err(Error::Invalid(format!("{key} is {value}; it must be 0 or above")));
+            }
+        }
+        if self.restarts > 0 && ![Shape::Linear, Shape::Cosine].contains(&self.schedule) {
+            let message = format!(
+                "restarts is {}, and the schedule begins again only where it is linear or cosine",
+                self.restarts
+            );
+            return Err(Error::Invalid(message));
         }
         if !(self.val_fraction > 0.0 && self.val_fraction < 1.0) {
             return Err(Error::Invalid(format!("val_fraction is {}; it must lie between 0 and 1", self.val_fraction)));
@@ -292,6 +352,11 @@ impl Recipe {
         self.warmup.unwrap_or(self.steps.div_ceil(20))
     }
 
+    /// With `wsd`, the last steps, in which the learning rate falls.
+    pub fn decay_steps(&self) -> u64 {
+        self.decay_steps.unwrap_or(self.steps.div_ceil(5))
+    }
+
     /// Steps between checkpoints, if any are taken.
     pub fn checkpoint_interval(&self) -> Option<u64> {
         Some(self.checkpoint.every.unwrap_or(self.eval_interval())).filter(|&every| every > 0)
@@ -302,6 +367,7 @@ impl Recipe {
     pub fn resolved(&self) -> Recipe {
         let mut resolved = self.clone();
         resolved.warmup = Some(self.warmup_steps());
+        resolved.decay_steps = (self.schedule == Shape::Wsd).then(|| self.decay_steps()).or(self.decay_steps);
         resolved.eval_every = Some(self.eval_interval());
         resolved.checkpoint.every = Some(self.checkpoint_interval().unwrap_or(0));
         resolved

@@ -46,7 +46,12 @@ fn every_key_has_its_comment() {
 
 #[test]
 fn a_commented_recipe_is_the_recipe() {
-    let mut changed = Recipe { steps: 7, data: Some("a \"b\".txt".into()), lr: 1e-3, ..Recipe::default() };
+    let mut changed = Recipe {
+        steps: 7,
+        data: crate::data::DataSources(vec![crate::data::DataSource { path: "a \"b\".txt".into(), weight: 1.0 }]),
+        lr: 1e-3,
+        ..Recipe::default()
+    };
     changed.checkpoint.keep = 5;
     for recipe in [Recipe::default(), changed.clone(), changed.resolved()] {
         let text = recipe.to_commented_toml(&["batch", "lr"]);

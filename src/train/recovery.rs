@@ -33,6 +33,9 @@ impl std::str::FromStr for OnDivergence {
 pub struct RecoveryOptions {
     /// Back to a checkpoint, or stop.
     pub on_divergence: OnDivergence,
+    /// A step is left out whose gradient's norm is more than so many times the running mean, once fifty have counted; 0 for
+    /// none. One whose norm is no number always is.
+    pub outlier: f64,
     /// So many steps in a row that were left out are a divergence; a step that was not left out and gave no number always is.
     pub skipped: u64,
     /// The learning rate is multiplied by this with each rollback.
@@ -43,7 +46,7 @@ pub struct RecoveryOptions {
 
 impl Default for RecoveryOptions {
     fn default() -> Self {
-        RecoveryOptions { on_divergence: OnDivergence::Rollback, skipped: 20, rate: 0.5, most: 4 }
+        RecoveryOptions { on_divergence: OnDivergence::Rollback, outlier: 0.0, skipped: 20, rate: 0.5, most: 4 }
     }
 }
 
@@ -55,6 +58,10 @@ impl RecoveryOptions {
     pub fn check(&self) -> Result<()> {
         if !(self.rate > 0.0 && self.rate <= 1.0) {
             let message = format!("recovery.rate is {}; it must be above 0 and at most 1", self.rate);
+            return Err(Error::Invalid(message));
+        }
+        if self.outlier != 0.0 && !(self.outlier > 1.0 && self.outlier.is_finite()) {
+            let message = format!("recovery.outlier is {}; it must be above 1, or 0 for none", self.outlier);
             return Err(Error::Invalid(message));
         }
         if self.skipped == 0 {
@@ -78,13 +85,12 @@ pub enum Verdict {
 impl Verdict {
     /// Of a step's result.
     pub fn of(result: &StepResult) -> Verdict {
-        let finite = result.loss.is_finite() && result.grad_norm.is_finite();
         // An overflow of scaled gradients is answered by a smaller scale, as long as there is one.
-        let is_scaled = result.loss_scale.is_some_and(|(scale, _)| scale >= 1.0);
+        let has_scale = result.loss_scale.is_none_or(|scale| scale >= 1.0 || result.grad_norm.is_finite());
         match () {
-            () if finite => Verdict::Taken,
-            () if result.loss.is_finite() && is_scaled => Verdict::LeftOut,
-            () => Verdict::Diverged,
+            () if !result.loss.is_finite() || !has_scale => Verdict::Diverged,
+            () if result.left_out => Verdict::LeftOut,
+            () => Verdict::Taken,
         }
     }
 }
@@ -94,14 +100,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_overflow_is_no_divergence_while_there_is_a_scale() {
-        let of = |loss, grad_norm, loss_scale| Verdict::of(&StepResult { loss, grad_norm, loss_scale });
+    fn a_step_that_was_left_out_is_no_divergence_while_there_is_a_scale() {
+        let of = |loss, grad_norm, loss_scale, left_out| {
+            Verdict::of(&StepResult { loss, grad_norm, loss_scale, skipped: 0, left_out })
+        };
         let (nan, inf) = (f32::NAN, f32::INFINITY);
-        assert_eq!(of(2.0, 1.0, None), Verdict::Taken);
-        assert_eq!(of(2.0, inf, None), Verdict::Diverged);
-        assert_eq!(of(nan, 1.0, None), Verdict::Diverged);
-        assert_eq!(of(2.0, inf, Some((4.0, 3))), Verdict::LeftOut);
-        assert_eq!(of(2.0, nan, Some((0.5, 3))), Verdict::Diverged);
-        assert_eq!(of(nan, nan, Some((4.0, 3))), Verdict::Diverged);
+        assert_eq!(of(2.0, 1.0, None, false), Verdict::Taken);
+        assert_eq!(of(2.0, inf, None, true), Verdict::LeftOut);
+        assert_eq!(of(2.0, 900.0, None, true), Verdict::LeftOut);
+        assert_eq!(of(nan, 1.0, None, false), Verdict::Diverged);
+        assert_eq!(of(nan, nan, None, true), Verdict::Diverged);
+        assert_eq!(of(2.0, inf, Some(4.0), true), Verdict::LeftOut);
+        assert_eq!(of(2.0, 900.0, Some(0.5), true), Verdict::LeftOut);
+        assert_eq!(of(2.0, nan, Some(0.5), true), Verdict::Diverged);
+        assert_eq!(of(nan, nan, Some(4.0), true), Verdict::Diverged);
     }
 }

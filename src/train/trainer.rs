@@ -1,6 +1,6 @@
 //! The device's side of training: one plan for a step, one for validation, and the states that they share.
 
-use super::{Base, Fit, Plans, Precision, Prepared, Progress, Recipe, Subject, plans};
+use super::{Base, Fit, GroupOptions, Plans, Precision, Prepared, Progress, Recipe, Subject, plans};
 use crate::base::{Rng, TensorType};
 use crate::compile::{Chooser, First, Plan, compile, settle};
 use crate::data::{Batch, Loader, LoaderState, Prefetch};
@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
-use crate::nn::{Adapted, DROPOUT, Declare, ParamLayout, Params};
-use crate::optim::{HYPER, LossScaling, Optimizer, SCALER, Schedule};
+use crate::nn::{Adapted, DROPOUT, Declare, PARAMETERS, ParamLayout, Params};
+use crate::optim::{EMA, HYPER, JUDGE, KEEP, LossScaling, Optimizer, Schedule, Settings};
 use crate::run::{Choice, Choices, Executor, Recorder, Results, States, check_memory, device_bytes};
 use crate::store::snapshot::{Snapshot, StateSize};
 use std::time::Instant;
@@ -25,6 +25,9 @@ pub struct Trainer {
     pub subject: Subject,
     /// Parameters and moments on the device.
     pub states: States,
+    /// The same, with their moving average in the place of the parameters where one is kept: what the model is that is
+    /// validated and saved.
+    pub shown: States,
     /// How a step was made to fit the memory, where that is limited or known.
     pub fit: Option<Fit>,
     /// The kernels that were chosen.
@@ -35,8 +38,11 @@ pub struct Trainer {
     schedule: Schedule,
     seed: u64,
     train: Executor,
+    /// What follows the batches of a step, where there are several.
+    apply: Option<Executor>,
+    batches: u32,
     eval: Executor,
-    batches: Prefetch,
+    loader: Prefetch,
     val_batch: Batch,
     written: Vec<StateSize>,
     device_bytes: u64,
@@ -51,45 +57,84 @@ pub struct StepResult {
     pub loss: f32,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f32,
-    /// Where the loss is scaled: the next step's scale, and the steps left out so far because a gradient overflowed.
-    pub loss_scale: Option<(f32, u64)>,
+    /// Where the loss is scaled: the next step's scale.
+    pub loss_scale: Option<f32>,
+    /// Steps left out so far because a gradient overflowed or was an outlier.
+    pub skipped: u64,
+    /// Whether this one was.
+    pub left_out: bool,
 }
 
 impl StepResult {
     fn of(results: Results<'_>) -> Self {
         let first = |name| results.first(name).unwrap_or(f32::NAN);
-        let skipped = results.element(SCALER, 2).map(|n| n as u64);
-        let loss_scale = results.first(SCALER).zip(skipped);
-        StepResult { loss: first("loss"), grad_norm: first("grad_norm"), loss_scale }
+        let judged = |index| results.element(JUDGE, index);
+        StepResult {
+            loss: first("loss"),
+            grad_norm: first("grad_norm"),
+            // Without scaling it stays 0.
+            loss_scale: judged(0).filter(|scale| *scale > 0.0),
+            skipped: judged(2).map_or(0, |n| n as u64),
+            left_out: judged(7).is_some_and(|flag| flag > 0.0),
+        }
     }
 }
 
 /// The optimizer of a recipe.
 pub fn optimizer(recipe: &Recipe) -> Optimizer {
+    let own = |group: &GroupOptions| Settings {
+        params: group.params.clone(),
+        rate: group.lr.map_or(1.0, |lr| lr / recipe.lr),
+        weight_decay: group.weight_decay,
+    };
     Optimizer {
+        rule: recipe.optimizer,
         beta1: recipe.beta1,
         beta2: recipe.beta2,
         epsilon: recipe.epsilon,
+        momentum: recipe.momentum,
+        nesterov: recipe.momentum > 0.0,
         weight_decay: recipe.weight_decay,
-        max_norm: recipe.clip,
+        max_norm: if recipe.clip > 0.0 { recipe.clip } else { f64::INFINITY },
+        outlier: recipe.recovery.outlier,
         loss_scaling: (recipe.precision == Precision::Mixed)
             .then(|| LossScaling { interval: recipe.loss_scale_interval, ..LossScaling::default() }),
+        ema: recipe.ema,
+        settings: recipe.groups.iter().map(own).collect(),
     }
 }
 
 /// The schedule of a recipe.
 pub fn schedule(recipe: &Recipe) -> Schedule {
-    Schedule { lr: recipe.lr, min_lr: recipe.lr * recipe.lr_floor, warmup: recipe.warmup_steps(), total: recipe.steps }
+    Schedule {
+        shape: recipe.schedule,
+        lr: recipe.lr,
+        min_lr: recipe.lr * recipe.lr_floor,
+        warmup: recipe.warmup_steps(),
+        total: recipe.steps,
+        decay: recipe.decay_steps(),
+        restarts: recipe.restarts,
+    }
 }
 
-/// The graph of a training step, if what trains which pages is given, or of validation; rows of several documents are
-/// `packed`.
+/// What a graph of training is for.
+#[derive(Clone, Copy)]
+pub(super) enum Work<'a> {
+    /// A step of one batch, which trains these pages.
+    Step(&'a Optimizer, &'a ParamLayout),
+    /// One of several batches of a step.
+    Batch(&'a Optimizer, &'a ParamLayout),
+    /// Validation.
+    Validation,
+}
+
+/// The graph of a batch, whose rows of several documents are `packed`.
 pub(super) fn graph(
     model: &Llama,
     params: &dyn Declare,
     [batch, seq]: [usize; 2],
     packed: bool,
-    trained: Option<(&Optimizer, &ParamLayout)>,
+    work: Work,
 ) -> Result<Graph> {
     // Every size and sum of the plan is then far from the end of 64 bits.
     let token = model.config().train_flops_per_token(seq);
@@ -103,14 +148,19 @@ pub(super) fn graph(
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
     let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
-    let loss = model.loss(&mut g, &params, tokens, targets, starts)?;
+    let [loss, count] = model.loss_and_count(&mut g, &params, tokens, targets, starts)?;
     // Validation tells of the model that is saved, whose parameters are f32.
-    if trained.is_some_and(|(o, _)| o.loss_scaling.is_some()) {
+    if let Work::Step(optimizer, _) | Work::Batch(optimizer, _) = work
+        && optimizer.loss_scaling.is_some()
+    {
         g.narrow();
     }
-    match trained {
-        Some((optimizer, layout)) => optimizer.train_step(&mut g, layout, &params, loss)?,
-        None => g.output("loss", loss),
+    match work {
+        Work::Step(optimizer, layout) => optimizer.train_step(&mut g, layout, &params, loss)?,
+        Work::Batch(optimizer, layout) => {
+            optimizer.accumulate_step(&mut g, layout, &params, [loss, count], batch * seq)?;
+        }
+        Work::Validation => g.output("loss", loss),
     }
     Ok(g)
 }
@@ -142,8 +192,8 @@ pub fn train_graph(
     limits: &crate::base::Limits,
 ) -> Result<Graph> {
     let model = Llama::new(config.clone());
-    let layout = ParamLayout::new(model.param_specs(), limits.max_buffer_bytes);
-    graph(&model, &layout, [batch, seq], false, Some((optimizer, &layout)))
+    let layout = optimizer.layout(model.param_specs(), limits.max_buffer_bytes)?;
+    graph(&model, &layout, [batch, seq], false, Work::Step(optimizer, &layout))
 }
 
 /// Gives a plan of [`train_plan`] fresh parameters and some tokens, so that it can be timed: how long experts take
@@ -171,7 +221,8 @@ pub async fn fill(config: &ModelConfig, executor: &mut Executor, states: &States
 pub fn check_fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option<&Base>) -> Result<()> {
     let plans = plans(config, recipe, base, gpu.limits(), &mut First)?;
     plans.fit.as_ref().map_or(Ok(()), Fit::check)?;
-    check_memory(gpu, &[&plans.train, &plans.eval], &States::new(gpu))
+    let all: Vec<&Plan> = [&plans.train, &plans.eval].into_iter().chain(&plans.apply).collect();
+    check_memory(gpu, &all, &States::new(gpu))
 }
 
 /// Gives a plan its batch.
@@ -186,7 +237,7 @@ fn set(executor: &mut Executor, batch: &Batch) -> Result<()> {
 
 impl Trainer {
     /// Plans, allocates and initialises: fresh weights from the recipe's seed, or those of the model that training begins
-    /// with, streamed from disk. Gives the plan of a step as well.
+    /// with, streamed from disk. Gives the plans of a batch, and of the update that follows several, as well.
     ///
     /// # Errors
     /// If the adapter has no room, or refuses a kernel; or the model's weights cannot be read.
@@ -195,30 +246,45 @@ impl Trainer {
         recipe: &Recipe,
         prepared: &Prepared,
         chooser: &mut dyn Chooser,
-    ) -> Result<(Trainer, Plan)> {
+    ) -> Result<(Trainer, Plan, Option<Plan>)> {
         let model = Llama::new(prepared.config.clone());
         let base = prepared.base.as_deref();
         let subject = Subject::new(&model, recipe, base, gpu.limits())?;
         let optimizer = optimizer(recipe);
         let mut choices = Choices::new(&[], chooser);
-        let Plans { train: plan, eval, fit } =
+        let Plans { train: plan, apply, eval, fit } =
             settle(&mut choices, |chooser| plans(&prepared.config, recipe, base, gpu.limits(), chooser)).await?;
         let kernels = choices.made();
         fit.as_ref().map_or(Ok(()), Fit::check)?;
         let mut states = States::new(gpu);
-        let device_bytes = device_bytes([&plan, &eval], &|_| false);
+        let device_bytes = device_bytes([&plan, &eval].into_iter().chain(&apply), &|_| false);
         let train = Executor::new(gpu, &plan, &mut states).await?;
-        let eval = Executor::new(gpu, &eval, &mut states).await?;
+        let apply_run = match &apply {
+            Some(plan) => Some(Executor::new(gpu, plan, &mut states).await?),
+            None => None,
+        };
+        // Validation sees the average in the parameters' place, where there is one.
+        let averages = optimizer.ema > 0.0;
+        let shown = |states: &States| if averages { states.renamed(EMA, PARAMETERS) } else { states.clone() };
+        let eval = match averages {
+            true => Executor::new(gpu, &eval, &mut shown(&states)).await?,
+            false => Executor::new(gpu, &eval, &mut states).await?,
+        };
         begin(&mut states, &subject, base, recipe.seed).await?;
+        for i in (0..subject.layout.pages().len()).filter(|_| averages) {
+            let page = states.read(&format!("{PARAMETERS}.{i}")).await?;
+            states.write(&format!("{EMA}.{i}"), 0, &page).await?;
+        }
         if let Some(scaling) = optimizer.loss_scaling {
-            states.write(SCALER, 0, bytemuck::cast_slice(&scaling.initial())).await?;
+            states.write(JUDGE, 0, bytemuck::cast_slice(&scaling.initial())).await?;
         }
         let val_batch = prepared.loader.empty_batch();
-        let batches = Prefetch::new(prepared.loader.clone());
+        let loader = Prefetch::new(prepared.loader.clone());
         let size = |(name, bytes): (&str, u64)| StateSize { name: name.into(), bytes };
         let trainer = Trainer {
             model,
             subject,
+            shown: shown(&states),
             states,
             fit,
             kernels,
@@ -227,15 +293,17 @@ impl Trainer {
             schedule: schedule(recipe),
             seed: recipe.seed,
             train,
+            apply: apply_run,
+            batches: recipe.accumulate,
             eval,
-            batches,
+            loader,
             val_batch,
-            written: plan.written_states().into_iter().map(size).collect(),
+            written: apply.as_ref().unwrap_or(&plan).written_states().into_iter().map(size).collect(),
             device_bytes,
             submitted: 0,
             data_wait: 0.0,
         };
-        Ok((trainer, plan))
+        Ok((trainer, plan, apply))
     }
 
     /// From now on tells `recorder` what every step does when; with `None` no longer.
@@ -270,7 +338,7 @@ impl Trainer {
 
     /// Steps done so far, and where the data stand, for a checkpoint; all that was submitted must be done.
     pub fn position(&self) -> (u64, LoaderState) {
-        (self.submitted, self.batches.state())
+        (self.submitted, self.loader.state())
     }
 
     /// Puts everything as it was when a checkpoint was taken. Results that were not taken are dropped.
@@ -289,14 +357,16 @@ impl Trainer {
                 ),
             ));
         }
-        while self.train.pending() > 0 {
-            self.result().await?;
+        for run in [Some(&mut self.train), self.apply.as_mut()].into_iter().flatten() {
+            while run.pending() > 0 {
+                run.read(|_| ()).await?;
+            }
         }
         for piece in snapshot.pieces() {
             let (state, offset, bytes) = piece?;
             self.states.write(state, offset, &bytes).await?;
         }
-        self.batches.restore(progress.loader);
+        self.loader.restore(progress.loader);
         self.submitted = progress.step;
         self.progress = progress;
         Ok(())
@@ -307,15 +377,27 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub async fn submit(&mut self) -> Result<()> {
-        let asked = Instant::now();
-        let batch = self.batches.next_batch();
-        self.data_wait = asked.elapsed().as_secs_f64();
-        set(&mut self.train, batch)?;
-        // As far as there is dropout: what it leaves out depends on seed and step alone.
-        self.train.set(DROPOUT, &[(self.seed ^ (self.seed >> 32)) as u32, self.submitted as u32])?;
-        let lr = self.rate(self.submitted);
-        self.train.set(HYPER, &self.optimizer.hyper(lr, self.submitted))?;
-        self.train.submit().await?;
+        self.data_wait = 0.0;
+        let hyper = self.optimizer.hyper(self.rate(self.submitted));
+        for index in 0..self.batches {
+            let asked = Instant::now();
+            // As far as there is dropout: what it leaves out depends on seed and batch alone.
+            let seed = [(self.seed ^ (self.seed >> 32)) as u32, self.loader.state().step as u32];
+            let batch = self.loader.next_batch();
+            self.data_wait += asked.elapsed().as_secs_f64();
+            if self.apply.is_some() && self.train.is_full() {
+                self.train.read(|_| ()).await?;
+            }
+            set(&mut self.train, batch)?;
+            self.train.set(DROPOUT, &seed)?;
+            self.train.set(HYPER, &hyper)?;
+            self.train.set(KEEP, &[f32::from(u8::from(index > 0))])?;
+            self.train.submit().await?;
+        }
+        if let Some(apply) = &mut self.apply {
+            apply.set(HYPER, &hyper)?;
+            apply.submit().await?;
+        }
         self.submitted += 1;
         Ok(())
     }
@@ -325,7 +407,7 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub async fn result(&mut self) -> Result<StepResult> {
-        self.train.read(StepResult::of).await
+        self.apply.as_mut().unwrap_or(&mut self.train).read(StepResult::of).await
     }
 
     /// Mean loss over the targets of held-out batches: the same `count` every time.
@@ -335,7 +417,7 @@ impl Trainer {
     pub async fn validate(&mut self, count: u64) -> Result<f64> {
         let (mut sum, mut counted) = (0.0, 0);
         for index in 0..count {
-            self.batches.loader().val_batch(index, count, &mut self.val_batch);
+            self.loader.loader().val_batch(index, count, &mut self.val_batch);
             set(&mut self.eval, &self.val_batch)?;
             self.eval.submit().await?;
             let tokens = self.val_batch.counted();
@@ -348,7 +430,7 @@ impl Trainer {
     /// Validation batches of `sequences` sequences at most.
     pub fn val_batches(&self, sequences: u64) -> u64 {
         let batch = (self.val_batch.rows() as u64).max(1);
-        sequences.div_ceil(batch).clamp(1, self.batches.loader().val_batches())
+        sequences.div_ceil(batch).clamp(1, self.loader.loader().val_batches())
     }
 
     /// Where what is trained lies.
@@ -356,26 +438,26 @@ impl Trainer {
         &self.subject.layout
     }
 
-    /// What is trained, in the layout's pages.
+    /// What is trained, as it is validated, in the layout's pages.
     ///
     /// # Errors
     /// If the device failed.
     pub async fn pages(&self) -> Result<Vec<Vec<f32>>> {
         let mut pages = Vec::new();
         for i in 0..self.layout().pages().len() {
-            pages.push(bytemuck::pod_collect_to_vec(&self.states.read(&format!("param.{i}")).await?));
+            pages.push(bytemuck::pod_collect_to_vec(&self.shown.read(&format!("{PARAMETERS}.{i}")).await?));
         }
         Ok(pages)
     }
 
     /// Tokens of one step.
     pub fn tokens_per_step(&self) -> u64 {
-        self.val_batch.tokens.len() as u64
+        self.val_batch.tokens.len() as u64 * u64::from(self.batches)
     }
 
     /// The batches, for whoever wants to write them down.
     pub fn loader(&self) -> &Loader {
-        self.batches.loader()
+        self.loader.loader()
     }
 }
 

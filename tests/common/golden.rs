@@ -7,7 +7,7 @@ use danlu::graph::{Graph, NodeId, Value};
 use danlu::model::{Llama, ModelConfig};
 use danlu::nn::{ParamLayout, Params};
 use danlu::ops::IGNORE;
-use danlu::optim::{HYPER, Optimizer, Schedule};
+use danlu::optim::{HYPER, JUDGE, Optimizer, Schedule, Shape};
 use danlu::store::{load_config, load_folder};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -19,7 +19,8 @@ pub type Sources = HashMap<String, Array>;
 pub type Numbers = BTreeMap<String, Vec<f64>>;
 
 /// The schedule of the ten steps of `gqa` and `tied`.
-pub const TEN_STEPS: Schedule = Schedule { lr: 1e-2, min_lr: 1e-3, warmup: 3, total: 10 };
+pub const TEN_STEPS: Schedule =
+    Schedule { shape: Shape::Cosine, lr: 1e-2, min_lr: 1e-3, warmup: 3, total: 10, decay: 0, restarts: 0 };
 
 /// One golden folder: the model, its weights, and PyTorch's numbers.
 pub struct Golden {
@@ -65,7 +66,7 @@ impl Golden {
 
     /// The initial parameters, and moments of zero.
     pub fn states(&self) -> Sources {
-        let mut sources = Sources::new();
+        let mut sources = Sources::from([(JUDGE.into(), Array::zeros([8]))]);
         for (i, page) in self.pages.iter().enumerate() {
             let values = page.iter().map(|&x| f64::from(x)).collect();
             sources.insert(format!("param.{i}"), Array::new(TensorType::f32([page.len()]), values));
@@ -166,13 +167,17 @@ impl Step {
     ) -> Numbers {
         let mut numbers = Numbers::new();
         for (i, (tokens, targets)) in batches.iter().enumerate() {
-            let hyper = Optimizer::default().hyper(schedule.rate(i as u64), i as u64).map(f64::from);
+            let hyper = Optimizer::default().hyper(schedule.rate(i as u64)).map(f64::from);
             sources.insert("tokens".into(), tokens.clone());
             sources.insert("targets".into(), targets.clone());
-            sources.insert(HYPER.into(), Array::new(TensorType::f32([4]), hyper.to_vec()));
+            sources.insert(HYPER.into(), Array::new(TensorType::f32([1]), hyper.to_vec()));
             let run = Interpreter::run_with(&self.graph, &sources, noise.as_deref_mut());
             for (name, value) in self.graph.outputs() {
-                let name = if name == "loss" { "losses" } else { "grad_norms" };
+                let name = match name.as_str() {
+                    "loss" => "losses",
+                    "grad_norm" => "grad_norms",
+                    _ => continue,
+                };
                 numbers.entry(name.into()).or_default().push(run.get(*value).data[0]);
             }
             for (n, node) in self.graph.nodes().iter().enumerate() {

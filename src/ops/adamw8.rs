@@ -1,0 +1,185 @@
+//! One step of AdamW whose moments take eight bits (Dettmers et al., "8-bit optimizers via block-wise quantization", 2022) on a
+//! flat page of parameters, in place.
+
+use super::gaps;
+use super::update::{self, Part};
+use crate::base::{Array, Limits, TensorType};
+use crate::error::Result;
+use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
+
+/// Elements of a block, which has a scale for either moment.
+pub const BLOCK: usize = 256;
+
+/// Updates p, f32 `[N]`, and its moments from g.
+///
+/// Inputs: p; the moments' codes, u32 `[⌈N/2⌉]`, each of two elements, from the lowest byte m, v, m, v; their scales, f32
+/// `[2·⌈N/256⌉]`, m's and v's of each block, the largest magnitude in it; g `[N]`; [`AdamW8::codes`]; then as
+/// [`super::AdamW`] what the judge tells, and the table of gaps. The first three are states. No outputs.
+///
+/// Moments are their code times their scale, move in f32, update p as they are, and are rounded to the nearest code, as
+/// bitsandbytes does. All parts but the last end at a multiple of 256.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdamW8 {
+    /// Decay of the first moment, β₁.
+    pub beta1: f32,
+    /// Decay of the second moment, β₂.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub epsilon: f32,
+    /// The page's parts.
+    pub parts: Vec<Part>,
+}
+
+impl AdamW8 {
+    /// What the codes of m stand for, and those of v: bitsandbytes' dynamic map with a sign, and without. The exponent takes
+    /// as many bits as it has leading zeros, the rest is a fraction.
+    pub fn codes() -> Vec<f32> {
+        [map(true), map(false)].concat()
+    }
+
+    /// Type of the codes' state for a page of `n` elements.
+    pub fn codes_type(n: usize) -> TensorType {
+        TensorType::u32([n.div_ceil(2)])
+    }
+
+    /// Type of the scales' state for a page of `n` elements.
+    pub fn scales_type(n: usize) -> TensorType {
+        TensorType::f32([2 * n.div_ceil(BLOCK)])
+    }
+}
+
+fn map(signed: bool) -> Vec<f32> {
+    let mut codes = vec![0.0, 1.0];
+    for i in 0..7 {
+        let items = if signed { 1usize << i } else { 1 << (i + 1) };
+        // As torch.linspace has it: the second half is counted from the end, each with one rounding.
+        let step = (1.0f32 - 0.1) / items as f32;
+        let begins = |k: usize| step.mul_add(k as f32, 0.1);
+        let ends = |k: usize| (-step).mul_add((items - k) as f32, 1.0);
+        let at = |k: usize| if k < items.div_ceil(2) { begins(k) } else { ends(k) };
+        let power = 10f64.powi(i - 6) as f32;
+        for k in 0..items {
+            let mean = (at(k) + at(k + 1)) / 2.0 * power;
+            codes.push(mean);
+            if signed {
+                codes.push(-mean);
+            }
+        }
+    }
+    codes.sort_by(f32::total_cmp);
+    codes
+}
+
+/// The code nearest to x, the lower of two.
+fn nearest(codes: &[f64], x: f64) -> usize {
+    (1..codes.len()).take_while(|&k| 0.5 * (codes[k - 1] + codes[k]) < x).count()
+}
+
+impl Op for AdamW8 {
+    fn name(&self) -> &'static str {
+        "adamw8"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let [p, moments, scales, g, codes, rest @ ..] = inputs else {
+            return Err(
+                "takes p, moments, scales, g, codes, what it is told, and the table of gaps if there are any".into()
+            );
+        };
+        update::check(&[&[*p, *g], rest].concat(), 2, &self.parts)?;
+        let n = p.shape.elements();
+        if **moments != Self::codes_type(n) || **scales != Self::scales_type(n) || **codes != TensorType::f32([512]) {
+            let types = (Self::codes_type(n), Self::scales_type(n));
+            return Err(format!("moments must be {}, scales {}, and codes f32[512]", types.0, types.1));
+        }
+        let rest = &self.parts[..self.parts.len() - 1];
+        if rest.iter().any(|part| !part.end.is_multiple_of(BLOCK)) {
+            return Err(format!("parts must end at multiples of {BLOCK}"));
+        }
+        Ok(vec![])
+    }
+
+    fn writes(&self) -> Vec<usize> {
+        vec![0, 1, 2]
+    }
+
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        let workgroup = if limits.is_cpu { 8 } else { 32 };
+        let mut kernel = Kernel::new("adamw8", format!("lanes_{workgroup}"))
+            .constant("WORKGROUP", workgroup)
+            .constant("GAPS", io.inputs.len() - 6);
+        // Whole blocks, whose codes begin at an aligned byte.
+        let window = (limits.max_binding_bytes / 4) as usize / BLOCK * BLOCK;
+        let mut first = 0;
+        for part in &self.parts {
+            for start in (first..part.end).step_by(window) {
+                let count = window.min(part.end - start);
+                let (at, bytes) = (start as u64 * 4, count as u64 * 4);
+                let mut d = Dispatch::new(spread(count.div_ceil(BLOCK), limits))
+                    .bind("p", Operand::Input(0), at, bytes)
+                    .bind("moments", Operand::Input(1), at / 2, count.div_ceil(2) as u64 * 4)
+                    .bind("g", Operand::Input(3), at, bytes)
+                    .param("start", start)
+                    .param("count", count)
+                    .param("rate", part.rate)
+                    .param("decay", part.decay)
+                    .param("beta1", self.beta1)
+                    .param("beta2", self.beta2)
+                    .param("epsilon", self.epsilon);
+                for (name, i) in [("scales", 2), ("codes", 4), ("told", 5), ("gaps", 6)] {
+                    if let Some(ty) = io.inputs.get(i) {
+                        d = d.bind(name, Operand::Input(i), 0, ty.bytes());
+                    }
+                }
+                kernel = kernel.dispatch(d);
+            }
+            first = part.end;
+        }
+        vec![kernel]
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        let [p, moments, scales] = [0, 1, 2].map(|i| io.inputs[i].bytes());
+        Cost { flops: 40 * io.inputs[0].shape.elements() as u64, bytes: io.bytes() + p + moments + scales }
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        let [beta1, beta2] = [self.beta1, self.beta2].map(f64::from);
+        let [lr, bias1, bias2, factor] = inputs[5].data[..] else { unreachable!("checked when the node was made") };
+        let [mut p, mut moments, mut scales] = [0, 1, 2].map(|i| inputs[i].clone());
+        if factor == 0.0 {
+            return vec![p, moments, scales];
+        }
+        let (signed, unsigned) = inputs[4].data.split_at(256);
+        let code = |i: usize, byte: usize| (inputs[1].data[i / 2] as u32 >> (16 * (i % 2) + 8 * byte) & 255) as usize;
+        let n = p.data.len();
+        moments.data.fill(0.0);
+        for start in (0..n).step_by(BLOCK) {
+            let block = start / BLOCK;
+            let (m_scale, v_scale) = (inputs[2].data[2 * block], inputs[2].data[2 * block + 1]);
+            let mut new = Vec::new();
+            for i in start..n.min(start + BLOCK) {
+                if gaps::contains(inputs.get(6), i) {
+                    new.push((0.0, 0.0));
+                    continue;
+                }
+                let part = update::part_of(&self.parts, i);
+                let (rate, g) = (lr * f64::from(part.rate), inputs[3].data[i] * factor);
+                let (m, v) = (signed[code(i, 0)] * m_scale, unsigned[code(i, 1)] * v_scale);
+                let (m, v) = (m + (g - m) * (1.0 - beta1), v * beta2 + g * g * (1.0 - beta2));
+                p.data[i] -= p.data[i] * rate * f64::from(part.decay);
+                p.data[i] -= rate * bias1 * m / ((v * bias2).sqrt() + f64::from(self.epsilon));
+                new.push((m, v));
+            }
+            let most = new.iter().fold((0.0f64, 0.0f64), |most, x| (most.0.max(x.0.abs()), most.1.max(x.1)));
+            let share = |x: f64, most: f64| if most > 0.0 { x / most } else { 0.0 };
+            new.resize(new.len().next_multiple_of(2), (0.0, 0.0));
+            for (k, (m, v)) in new.iter().enumerate() {
+                let pair = nearest(signed, share(*m, most.0)) + 256 * nearest(unsigned, share(*v, most.1));
+                moments.data[(start + k) / 2] += (pair << (16 * (k % 2))) as f64;
+            }
+            (scales.data[2 * block], scales.data[2 * block + 1]) = most;
+        }
+        vec![p, moments, scales]
+    }
+}

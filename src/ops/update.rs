@@ -1,0 +1,87 @@
+//! What updates of parameters share: a page is updated in place, part by part, of which each has its own rates.
+
+use super::gaps;
+use super::windows::item;
+use crate::base::{DType, Limits, TensorType};
+use crate::graph::{Dispatch, Io, Kernel, Operand, spread};
+
+/// A part of a page whose parameters are updated alike: those before `end` that belong to no part before it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Part {
+    /// The first element after it; a multiple of 64, or the page's end.
+    pub end: usize,
+    /// Times the learning rate.
+    pub rate: f32,
+    /// Weight decay; AdamW's, Muon's and their like take it times this part's learning rate.
+    pub decay: f32,
+}
+
+/// The part in which element `i` lies.
+pub(super) fn part_of(parts: &[Part], i: usize) -> &Part {
+    parts.iter().find(|part| i < part.end).expect("parts cover the page")
+}
+
+/// Checks the inputs of an update: `pages` f32 tensors of one shape, what the judge tells, perhaps the table of gaps.
+pub(super) fn check(inputs: &[&TensorType], pages: usize, parts: &[Part]) -> Result<(), String> {
+    if inputs.len() < pages + 1 {
+        return Err(format!("takes {pages} pages, what it is told, and the table of gaps if there are any"));
+    }
+    gaps::check(&inputs[pages + 1..])?;
+    let n = inputs[0].shape.elements();
+    if inputs[0].dtype != DType::F32 || inputs[1..pages].iter().any(|x| *x != inputs[0]) {
+        return Err("the pages must be f32 of one shape".into());
+    }
+    if *inputs[pages] != TensorType::f32([4]) {
+        return Err("what it is told must be f32[4]".into());
+    }
+    let aligned = parts.windows(2).all(|w| w[0].end < w[1].end && w[0].end.is_multiple_of(64));
+    if parts.last().is_none_or(|last| last.end != n) || !aligned {
+        return Err(format!("the parts must ascend in steps of 64 elements up to {n}"));
+    }
+    Ok(())
+}
+
+/// The kernel of an update over its parts, each in windows that fit a binding. Inputs are the pages under `names`, then
+/// `told` and perhaps `gaps`; `params` are those of every dispatch.
+pub(super) fn kernel(
+    shader: &'static str,
+    io: &Io,
+    limits: &Limits,
+    names: &[&'static str],
+    parts: &[Part],
+    params: &[(&'static str, f32)],
+) -> Kernel {
+    let (n, pages) = (io.inputs[0].shape.elements(), names.len());
+    let workgroup = if limits.is_cpu { 64 } else { 256 };
+    let has_gaps = io.inputs.len() > pages + 1;
+    // Padding begins at any element.
+    let item = if has_gaps { 1 } else { item(n) };
+    let mut kernel = Kernel::new(shader, format!("lanes_{workgroup}"))
+        .constant("WORKGROUP", workgroup)
+        .constant("VECTOR", usize::from(item == 4))
+        .constant("GAPS", usize::from(has_gaps));
+    let window = (limits.max_binding_bytes / 256 * 64) as usize;
+    let mut first = 0;
+    for part in parts {
+        for start in (first..part.end).step_by(window) {
+            let count = window.min(part.end - start);
+            let mut d = Dispatch::new(spread((count / item).div_ceil(workgroup), limits))
+                .param("start", start / item)
+                .param("count", count / item)
+                .param("rate", part.rate)
+                .param("decay", part.decay);
+            for &(name, value) in params {
+                d = d.param(name, value);
+            }
+            for (i, name) in names.iter().enumerate() {
+                d = d.bind(*name, Operand::Input(i), start as u64 * 4, count as u64 * 4);
+            }
+            for (name, i) in ["told", "gaps"].into_iter().zip(pages..io.inputs.len()) {
+                d = d.bind(name, Operand::Input(i), 0, io.inputs[i].bytes());
+            }
+            kernel = kernel.dispatch(d);
+        }
+        first = part.end;
+    }
+    kernel
+}

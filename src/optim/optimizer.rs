@@ -1,0 +1,305 @@
+//! An optimizer appended to a graph that computes a loss: the backward pass, one judgement of the step, and an update of
+//! every page of parameters.
+
+use super::judge::{self, JUDGE, LossScaling};
+use super::{Rule, Settings};
+use crate::base::TensorType;
+use crate::error::{Error, Result};
+use crate::graph::{Concat, Graph, Map, Value, gradients, scaled_gradients};
+use crate::nn::{Group, PARAMETERS, Page, ParamLayout, ParamSpec, Params, names_match};
+use crate::ops::{Accumulate, AdamW, AdamW8, Ema, GlobalNorm, Part, Sgd, SumSquares, gap_table};
+
+/// Name of the graph's input that holds [`Optimizer::hyper`].
+pub const HYPER: &str = "hyper";
+
+/// The states `ema.<page>` hold the moving average of the parameters.
+pub const EMA: &str = "ema";
+/// The states `grad.<page>` hold sums of gradients.
+const GRADIENTS: &str = "grad";
+
+/// Settings that stay the same throughout a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Optimizer {
+    /// How parameters follow from gradients.
+    pub rule: Rule,
+    /// AdamW's decay of the first moment, β₁.
+    pub beta1: f64,
+    /// AdamW's decay of the second moment, β₂.
+    pub beta2: f64,
+    /// AdamW's addend to the root of the second moment.
+    pub epsilon: f64,
+    /// SGD's and Muon's momentum.
+    pub momentum: f64,
+    /// Whether that looks one step ahead.
+    pub nesterov: bool,
+    /// Weight decay of matrices; times the learning rate.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm; infinite turns that off.
+    pub max_norm: f64,
+    /// A step whose norm is more than so many times the running mean is left out; 0 turns that off.
+    pub outlier: f64,
+    /// Where gradients are of f16 products: how the loss is scaled so that they neither vanish nor overflow.
+    pub loss_scaling: Option<LossScaling>,
+    /// Decay of a moving average of the parameters, which is kept beside them; 0 for none.
+    pub ema: f64,
+    /// Parameters with settings of their own.
+    pub settings: Vec<Settings>,
+}
+
+impl Default for Optimizer {
+    fn default() -> Self {
+        Optimizer {
+            rule: Rule::AdamW,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            momentum: 0.95,
+            nesterov: true,
+            weight_decay: 0.1,
+            max_norm: 1.0,
+            outlier: 0.0,
+            loss_scaling: None,
+            ema: 0.0,
+            settings: Vec::new(),
+        }
+    }
+}
+
+/// Name of the input, f32 `[1]`, of a graph that accumulates: 0 for the first batch of a step, else 1.
+pub const KEEP: &str = "keep";
+
+/// The gradients of one step: flat, one tensor a page, or by parameter.
+struct Gradients {
+    pages: Vec<Value>,
+    views: Vec<Value>,
+}
+
+impl Optimizer {
+    /// What the host writes to the input [`HYPER`], f32 `[1]`, before a step: its learning rate. All else is known on the
+    /// device, where alone it is known which steps count.
+    pub fn hyper(&self, lr: f64) -> [f32; 1] {
+        [lr as f32]
+    }
+
+    /// Lays parameters out so that those that are updated alike adjoin.
+    ///
+    /// # Errors
+    /// If settings fit no parameter.
+    ///
+    /// # Panics
+    /// As [`ParamLayout::new`].
+    pub fn layout(&self, specs: Vec<ParamSpec>, page_bytes: u64) -> Result<ParamLayout> {
+        for own in &self.settings {
+            if !specs.iter().any(|spec| names_match(&own.params, &spec.name)) {
+                return Err(Error::Invalid(format!(
+                    "a group is for the parameters `{}`, and the model has none of that name; name the last parts, such as \
+                     {}, or write a pattern of whole names, such as model.layers.*.mlp.*",
+                    own.params,
+                    specs.first().map_or("", |spec| &spec.name)
+                )));
+            }
+        }
+        Ok(ParamLayout::grouped(specs, page_bytes, |spec| self.group(spec)))
+    }
+
+    fn group(&self, spec: &ParamSpec) -> Group {
+        let own = self.settings.iter().position(|own| names_match(&own.params, &spec.name));
+        Group {
+            kind: u8::from(!self.rule.is_orthogonal(spec)),
+            settings: own.map_or(0, |i| i as u16 + 1),
+            ..Group::of(spec)
+        }
+    }
+
+    /// The parts of a page, with their rates.
+    pub(super) fn parts(&self, page: &Page) -> Vec<Part> {
+        let part = |&(group, end): &(Group, usize)| {
+            let own = (group.settings as usize).checked_sub(1).and_then(|i| self.settings.get(i));
+            let decay = own.and_then(|own| own.weight_decay).unwrap_or(self.weight_decay);
+            Part {
+                end,
+                rate: own.map_or(1.0, |own| own.rate) as f32,
+                decay: if group.decays() { decay as f32 } else { 0.0 },
+            }
+        };
+        page.groups.iter().map(part).collect()
+    }
+
+    /// Appends the backward pass and one update. Reads the input [`HYPER`], which it declares; what belongs to the optimizer
+    /// are the states [`JUDGE`], and those of its rule, one a page, as `adam_m.<page>` and `adam_v.<page>`; gives the
+    /// outputs `loss` and `grad_norm` (before clipping), f32 `[1]` each, and [`JUDGE`], the state after the step.
+    ///
+    /// # Errors
+    /// If the loss does not depend on every parameter.
+    pub fn train_step(&self, g: &mut Graph, layout: &ParamLayout, params: &Params, loss: Value) -> Result<()> {
+        let views = match &self.loss_scaling {
+            None => gradients(g, loss, &params.views)?,
+            Some(_) => {
+                let scale = judge::scale(g)?;
+                scaled_gradients(g, loss, scale, &params.views)?
+            }
+        };
+        let mut pages = Vec::new();
+        for (i, page) in layout.pages().iter().enumerate() {
+            let concat = Concat { starts: page.starts.clone(), elements: page.elements };
+            pages.push(g.scope(format!("optimizer.{i}"), |g| g.apply1(concat, &views[page.params.clone()]))?);
+        }
+        g.output("loss", loss);
+        self.update(g, layout, &params.pages, &Gradients { pages, views }, &[]).map(|_| ())
+    }
+
+    /// Appends the backward pass of one of several batches that make a step, whose gradients are added up in the states
+    /// `grad.<page>`, each batch weighing as much as its share of targets that `count`, f32 `[1]`, among `rows`. Reads the
+    /// input [`KEEP`], which it declares; gives the output `loss`. What the sums mean is [`Optimizer::apply`]'s.
+    ///
+    /// # Errors
+    /// If the loss does not depend on every parameter.
+    pub fn accumulate_step(
+        &self,
+        g: &mut Graph,
+        layout: &ParamLayout,
+        params: &Params,
+        [loss, count]: [Value; 2],
+        rows: usize,
+    ) -> Result<()> {
+        let weight = g.scope("accumulate", |g| g.apply1(Map::scale(1.0 / rows as f32), &[count]))?;
+        let scale = match &self.loss_scaling {
+            None => weight,
+            Some(_) => {
+                let scale = judge::scale(g)?;
+                g.scope("accumulate", |g| g.mul(scale, weight))?
+            }
+        };
+        let views = scaled_gradients(g, loss, scale, &params.views)?;
+        let keep = g.input(KEEP, TensorType::f32([1]));
+        let pages = layout.states(g, GRADIENTS);
+        for (page, sums) in layout.pages().iter().zip(pages) {
+            for (n, &start) in page.params.clone().zip(&page.starts) {
+                g.scope(&layout.specs()[n].name, |g| g.apply(Accumulate { start }, &[sums, views[n], keep]))?;
+            }
+        }
+        g.scope("accumulate", |g| {
+            let part = g.mul(loss, weight)?;
+            let sums = sums(g);
+            g.apply(Accumulate { start: 0 }, &[sums[0], weight, keep])?;
+            g.apply(Accumulate { start: 0 }, &[sums[1], part, keep])
+        })?;
+        g.output("loss", loss);
+        Ok(())
+    }
+
+    /// The graph of the update that follows batches of [`Optimizer::accumulate_step`]; inputs, states and outputs are those
+    /// of [`Optimizer::train_step`], of the mean over all tokens that counted.
+    ///
+    /// # Errors
+    /// If a view does not fit, which would be a bug of the layout.
+    pub fn apply(&self, layout: &ParamLayout) -> Result<Graph> {
+        let mut g = Graph::new();
+        let pages = layout.states(&mut g, PARAMETERS);
+        let sums = sums(&mut g);
+        let gradients = layout.states(&mut g, GRADIENTS);
+        let views = layout.views(&mut g, &gradients)?;
+        let gradients = Gradients { pages: gradients, views };
+        let loss = self.update(&mut g, layout, &pages, &gradients, &sums)?;
+        g.output("loss", loss.expect("there are sums"));
+        Ok(g)
+    }
+
+    /// Judges the gradients and updates the parameters; of sums of weights and losses, where they are given, the mean loss.
+    fn update(
+        &self,
+        g: &mut Graph,
+        layout: &ParamLayout,
+        params: &[Value],
+        gradients: &Gradients,
+        totals: &[Value],
+    ) -> Result<Option<Value>> {
+        let hyper = g.input(HYPER, TensorType::f32([1]));
+        let (mut sums, mut gaps) = (Vec::new(), Vec::new());
+        for (i, (page, &flat)) in layout.pages().iter().zip(&gradients.pages).enumerate() {
+            let name = format!("optimizer.{i}");
+            let table: Vec<Value> = gap_table(&page.gaps)
+                .map(|(ty, bytes)| g.scope(&name, |g| g.constant("gaps", ty, bytes)))
+                .into_iter()
+                .collect();
+            sums.push(g.scope(&name, |g| g.apply1(SumSquares, &[&[flat], table.as_slice()].concat()))?);
+            gaps.push(table);
+        }
+        let (told, loss) = g.scope("optimizer", |g| {
+            let norm = g.apply1(GlobalNorm, &sums)?;
+            self.judge(g, &[&[norm, hyper], totals].concat())
+        })?;
+        for (i, page) in layout.pages().iter().enumerate() {
+            g.scope(format!("optimizer.{i}"), |g| {
+                let state = params[i];
+                if page.groups[0].0.kind == 0 && self.rule == Rule::Muon {
+                    self.orthogonal(g, layout, i, state, &gradients.views, told)?;
+                } else {
+                    self.plain(g, i, page, state, &[&[gradients.pages[i], told], gaps[i].as_slice()].concat())?;
+                }
+                self.average(g, i, page, state, &[&[told], gaps[i].as_slice()].concat())
+            })?;
+        }
+        Ok(loss)
+    }
+
+    /// One update of a whole page.
+    fn plain(&self, g: &mut Graph, i: usize, page: &Page, state: Value, rest: &[Value]) -> Result<()> {
+        let ty = TensorType::f32([page.elements]);
+        let parts = self.parts(page);
+        match self.rule {
+            Rule::AdamW | Rule::Muon => {
+                let [m, v] = ["adam_m", "adam_v"].map(|name| g.state(&format!("{name}.{i}"), ty.clone()));
+                let [beta1, beta2, epsilon] = [self.beta1, self.beta2, self.epsilon].map(|x| x as f32);
+                g.apply(AdamW { beta1, beta2, epsilon, parts }, &[&[state, m, v], rest].concat())?;
+            }
+            Rule::AdamW8bit => {
+                let moments = g.state(&format!("adam_codes.{i}"), AdamW8::codes_type(page.elements));
+                let scales = g.state(&format!("adam_scales.{i}"), AdamW8::scales_type(page.elements));
+                let codes = bytemuck::cast_slice(&AdamW8::codes()).to_vec();
+                let codes = g.constant("codes", TensorType::f32([512]), codes);
+                let [beta1, beta2, epsilon] = [self.beta1, self.beta2, self.epsilon].map(|x| x as f32);
+                let inputs = [&[state, moments, scales, rest[0], codes], &rest[1..]].concat();
+                g.apply(AdamW8 { beta1, beta2, epsilon, parts }, &inputs)?;
+            }
+            Rule::Sgd => {
+                let sgd = Sgd { momentum: self.momentum as f32, nesterov: self.nesterov, parts };
+                let m = (self.momentum != 0.0).then(|| g.state(&format!("momentum.{i}"), ty));
+                let inputs = [&[state, rest[0]], m.as_slice(), &rest[1..]].concat();
+                g.apply(sgd, &inputs)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The moving average of a page, where one is kept.
+    fn average(&self, g: &mut Graph, i: usize, page: &Page, state: Value, rest: &[Value]) -> Result<()> {
+        if self.ema != 0.0 {
+            let average = g.state(&format!("{EMA}.{i}"), TensorType::f32([page.elements]));
+            let ema = Ema { rest: (1.0 - self.ema) as f32, elements: page.elements };
+            g.apply(ema, &[&[average, state], rest].concat())?;
+        }
+        Ok(())
+    }
+
+    /// From norm, hyper and perhaps sums: what updates are told, and of sums the mean loss.
+    fn judge(&self, g: &mut Graph, rest: &[Value]) -> Result<(Value, Option<Value>)> {
+        let state = judge::state(g);
+        let op = crate::ops::Judge {
+            interval: self.loss_scaling.map_or(0, |scaling| scaling.interval),
+            rest1: (1.0 - self.beta1) as f32,
+            rest2: (1.0 - self.beta2) as f32,
+            max_norm: self.max_norm as f32,
+            outlier: self.outlier as f32,
+        };
+        let told = g.apply(op, &[&[state], rest].concat())?;
+        g.output(JUDGE, state);
+        g.output("grad_norm", told[0]);
+        Ok((told[1], told.get(2).copied()))
+    }
+}
+
+/// Sums of weights, and of losses times these.
+fn sums(g: &mut Graph) -> [Value; 2] {
+    ["sum.weight", "sum.loss"].map(|name| g.state(name, TensorType::f32([1])))
+}
