@@ -44,11 +44,15 @@ fn bytes_are_those_that_a_run_allocates() {
 
         let Usage { weights, gradients, moments, activations, .. } = answer.usage;
         assert_eq!(answer.usage.total(), plans.train.totals().device_bytes(), "{base:?}");
-        assert_eq!(moments, 2 * states(&plans.train, "param."), "{base:?}: both moments of all that is trained");
+        assert_eq!(
+            moments,
+            2 * states(&plans.train, "param.") + states(&plans.train, "judge"),
+            "{base:?}: both moments of all that is trained"
+        );
         assert_eq!(weights + moments, plans.train.totals().state_bytes, "{base:?}");
-        // With adapters, most is alive in the middle of the step, when some gradients are not begun.
+        // Most is alive in the middle of the step, when not all gradients are begun.
         let page = states(&plans.train, "param.");
-        assert!((base.is_some() || gradients >= page) && gradients < page + 64, "{base:?}: {gradients} of {page}");
+        assert!(gradients < page + 64, "{base:?}: {gradients} of {page}");
         // Each layer keeps at least its input, the gate, up and the queries.
         let (rows, c) = (2 * 64, &job.config);
         let least = 4 * rows * c.num_hidden_layers * (2 * c.hidden_size + 2 * c.intermediate_size);
@@ -291,8 +295,11 @@ fn the_best_mesh_fits_and_nothing_that_fits_is_faster() {
     assert!(best.mesh.ranks() == 16 && best.usage.total() <= machine.memory.unwrap().0, "{best:?}");
     let seconds = best.seconds.total();
     assert!(found.losers.iter().all(|l| l.seconds.is_none_or(|s| s >= seconds) && l.mesh != best.mesh));
-    assert!(found.losers.iter().any(|l| l.seconds.is_none() && l.why.contains(" GB at least")));
     assert!(found.losers.iter().any(|l| l.why.contains(" % slower, most of it ")));
+    // On ranks with less memory than the state takes of each, meshes are out for that, and the reason says so.
+    let small = MachineFile { memory: Some(Bytes(40_000_000_000)), ..machine.clone() };
+    let out = search(&config, setup, Asked::default(), 16, &small).unwrap().losers;
+    assert!(out.iter().any(|l| l.seconds.is_none() && l.why.contains(" GB at least")), "{out:?}");
     let again = Asked { mesh: Some(best.mesh), zero: Some(best.setup.zero), ..Asked::default() };
     assert_eq!(search(&config, setup, again, 16, &machine).unwrap().best.unwrap(), best);
     let impossible = Asked { mesh: Some("tensor=3".parse().unwrap()), ..Asked::default() };

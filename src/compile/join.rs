@@ -88,7 +88,7 @@ fn joined(graph: &Graph, run: &[NodeId], limits: &Limits) -> Option<Arc<dyn Op>>
     let op = PanelMatMul::linear(product.clone(), parts.iter().map(Part::rows).collect());
     let outputs = op.infer(&[x, &weight]).ok()?;
     let io = crate::graph::Io { inputs: vec![x.clone(), weight], outputs };
-    (!op.kernels(&io, limits).is_empty()).then(|| Arc::new(op) as _)
+    (io.fits(limits) && !op.kernels(&io, limits).is_empty()).then(|| Arc::new(op) as _)
 }
 
 /// Runs of products, each of the same input and of weights that adjoin, with no state written in between.

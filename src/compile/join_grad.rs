@@ -170,7 +170,7 @@ impl<'a> Finder<'a> {
     fn has_kernels(&self, op: &PanelMatMul, inputs: &[TensorType]) -> Option<()> {
         let outputs = op.infer(&inputs.iter().collect::<Vec<_>>()).ok()?;
         let io = Io { inputs: inputs.to_vec(), outputs };
-        (!op.kernels(&io, self.limits).is_empty()).then_some(())
+        (io.fits(self.limits) && !op.kernels(&io, self.limits).is_empty()).then_some(())
     }
 
     fn member(&self, term: Value) -> Option<Member> {

@@ -129,7 +129,7 @@ fn part(plan: &Plan, wide: u64) -> Part {
 fn add(work: &mut Work, step: &Step, wide: u64) {
     let (flops, bytes) = (step.flops as f64, step.bytes as f64);
     match step.op {
-        "matmul" | "norm_matmul" | "expert_linear" | "expert_linear_grad" | "expert_grad" => {
+        "matmul" | "norm_matmul" | "panel_matmul" | "expert_linear" | "expert_linear_grad" | "expert_grad" => {
             work.products += flops;
             work.product_bytes += bytes;
         }

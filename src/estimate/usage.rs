@@ -1,6 +1,6 @@
 //! Bytes on the device by what they are for.
 
-use crate::compile::{BufferKind, Plan, Tenant};
+use crate::compile::{Binding, BufferKind, Plan, Tenant};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -118,8 +118,9 @@ fn gradients(plan: &Plan, border: usize) -> BTreeSet<usize> {
         }
         let read: Vec<_> = bindings().filter(|b| !b.written && !is_state(b.buffer)).collect();
         for (t, tenant) in plan.tenants.iter().enumerate().filter(|(_, t)| t.first <= i && i <= t.last) {
-            let holds = |offset: u64| (tenant.offset..tenant.offset + tenant.bytes).contains(&offset);
-            if read.iter().any(|b| b.buffer == tenant.buffer && holds(b.offset)) {
+            // Parts of what a step reads may be tenants of their own.
+            let meets = |b: &Binding| tenant.offset < b.offset + b.bytes && b.offset < tenant.offset + tenant.bytes;
+            if read.iter().any(|b| b.buffer == tenant.buffer && meets(b)) {
                 found.insert(t);
             }
         }

@@ -22,6 +22,11 @@ impl Io {
         self.inputs.iter().chain(&self.outputs).map(TensorType::bytes).sum()
     }
 
+    /// False if an input or output fits no buffer of such an adapter, so that its elements may be beyond what kernels count.
+    pub fn fits(&self, limits: &Limits) -> bool {
+        self.inputs.iter().chain(&self.outputs).all(|ty| ty.bytes() <= limits.max_buffer_bytes)
+    }
+
     /// Elements of output 0, for operators that do a fixed amount of work for each.
     pub fn elements(&self) -> u64 {
         self.outputs.first().map_or(0, |t| t.shape.elements() as u64)

@@ -272,7 +272,7 @@ fn every_preset_can_be_planned() {
     let plan: Value = serde_json::from_str(&stdout(&place.danlu(adapters).assert().success().stderr(""))).unwrap();
     assert_eq!(plan["answer"]["parameters"]["trained"], 11_272_192);
     let fewer = stderr(&place.danlu("plan --machine abacus").assert().code(1));
-    assert!(fewer.contains("machines: h100, h200"), "{fewer}");
+    assert!(fewer.contains("machines: h100, h100-500w, h200, "), "{fewer}");
     let refused = stderr(&place.danlu("plan --batch 65536 --seq 512").assert().code(1));
     assert!(refused.lines().count() == 1 && refused.contains("a buffer of this adapter offers"), "{refused}");
 }

@@ -3,9 +3,10 @@
     pip install torch bitsandbytes
     python3 tests/goldens/adamw8.py
 
-bitsandbytes has its 8-bit optimizers on GPUs only; its maps and its quantisation of blocks run on the CPU. What its kernels
-do with them (csrc/kernels.cu, kOptimizerStatic8bit2StateBlockwise) is written out here: moments are dequantised, move in
-float32, update the parameters, and are quantised again with the block's largest magnitude as scale.
+bitsandbytes has its 8-bit optimizers on GPUs only; its maps are taken from it. What its kernels do with them
+(csrc/kernels.cu, kOptimizerStatic8bit2StateBlockwise) is written out here: moments are dequantised, move in float32, update
+the parameters, and are quantised again: the nearest code of their share of the block's largest magnitude. (Its
+quantize_blockwise on the CPU looks codes up in a coarse table, which tells small numbers apart less well.)
 """
 
 import json
@@ -19,8 +20,9 @@ RATE, BETA1, BETA2, EPSILON, DECAY = 0.01, 0.9, 0.95, 1e-8, 0.1
 
 
 def quantise(x, code):
-    q, state = bnb.quantize_blockwise(x, code=code, blocksize=BLOCK)
-    return q, state.absmax
+    absmax = torch.stack([block.abs().max() for block in x.split(BLOCK)])
+    share = x / absmax.clamp(min=1e-38).repeat_interleave(BLOCK)[:N]
+    return torch.bucketize(share, (code[1:] + code[:-1]) / 2), absmax
 
 
 def dequantise(q, absmax, code):
