@@ -23,13 +23,17 @@ mod export;
 mod finetune;
 mod generate;
 mod hub;
+mod init;
 mod inspect;
 mod out;
 mod paths;
 mod plan;
+mod plot;
 mod profile;
 mod progress;
+mod runs;
 mod sampling;
+mod shell;
 mod signals;
 mod text;
 mod train;
@@ -55,6 +59,12 @@ enum Command {
     Train(Box<train::TrainArgs>),
     /// Go on with a model that is there: by adapters beside it (LoRA, QLoRA, DoRA), or all of it.
     Finetune(Box<finetune::FinetuneArgs>),
+    /// Write a commented recipe, by a few questions.
+    Init(init::InitArgs),
+    /// List and compare training runs.
+    Runs(runs::RunsArgs),
+    /// Draw the curves of training runs.
+    Plot(plot::PlotArgs),
     /// Continue a text with a model: a folder, a GGUF file or a hub name.
     Generate(Box<GenerateArgs>),
     /// Measure a model: perplexity of a text, multiple choice, cloze.
@@ -77,6 +87,10 @@ enum Command {
     Profile(profile::ProfileArgs),
     /// List adapters, measure the chosen one, and test every kernel on it.
     Doctor(doctor::DoctorArgs),
+    /// Print what a shell needs to complete this command's words.
+    Completions(shell::CompletionsArgs),
+    /// Print the manual page, or write one for each command into a folder.
+    Man(shell::ManArgs),
 }
 
 /// Which adapter to compute on.
@@ -90,11 +104,16 @@ pub struct AdapterArgs {
 impl AdapterArgs {
     /// The selector that the flag stands for.
     pub fn selector(&self) -> Selector {
-        match self.adapter.as_deref().map(|a| (a, a.parse())) {
-            None => Selector::Automatic,
-            Some((_, Ok(number))) => Selector::Number(number),
-            Some((name, Err(_))) => Selector::Name(name.to_string()),
-        }
+        selector(self.adapter.as_deref())
+    }
+}
+
+/// The adapter that a number or a name stands for; without either the best.
+fn selector(adapter: Option<&str>) -> Selector {
+    match adapter.map(|a| (a, a.parse())) {
+        None => Selector::Automatic,
+        Some((_, Ok(number))) => Selector::Number(number),
+        Some((name, Err(_))) => Selector::Name(name.to_string()),
     }
 }
 
@@ -105,6 +124,11 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Train(args) => pollster::block_on(train::train(*args)).map(|code| ended = code),
         Command::Finetune(args) => pollster::block_on(finetune::finetune(*args)).map(|code| ended = code),
+        Command::Init(args) => init::init(args),
+        Command::Runs(args) => runs::runs(args),
+        Command::Plot(args) => plot::plot(args),
+        Command::Completions(args) => shell::completions(args),
+        Command::Man(args) => shell::man(args),
         Command::Generate(args) => pollster::block_on(generate(*args)),
         Command::Eval(args) => pollster::block_on(eval::eval(args)),
         Command::Chat(args) => pollster::block_on(chat::chat(*args)),

@@ -2,7 +2,7 @@
 
 use crate::compile::human_bytes;
 use crate::store::Loaded;
-use crate::train::{Event, Observer, Recipe};
+use crate::train::{Event, Observer, RECIPE, Recipe};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
@@ -22,7 +22,12 @@ pub fn observer(format: LogFormat, quiet: bool, recipe: &Recipe) -> Box<dyn Obse
     match format {
         LogFormat::Json => Box::new(Json),
         LogFormat::Text if quiet => Box::new(Quiet),
-        LogFormat::Text => Box::new(Terminal { bar: ProgressBar::hidden(), steps: recipe.steps, last: String::new() }),
+        LogFormat::Text => Box::new(Terminal {
+            bar: ProgressBar::hidden(),
+            recipe: summary(recipe),
+            steps: recipe.steps,
+            last: String::new(),
+        }),
     }
 }
 
@@ -56,8 +61,18 @@ impl Observer for Quiet {
     }
 }
 
+/// What a recipe sets otherwise than by default, and where all of it is kept.
+fn summary(recipe: &Recipe) -> String {
+    let (values, defaults) = (recipe.values(), Recipe::default().values());
+    let own = values.iter().filter(|(key, value)| defaults.get(*key) != Some(value) && *key != "out");
+    let own: Vec<String> = own.map(|(key, value)| format!("{key} = {value}")).collect();
+    let own = if own.is_empty() { "all by default".into() } else { own.join(", ") };
+    format!("{own}; kept in {}", recipe.out.join(RECIPE).display())
+}
+
 struct Terminal {
     bar: ProgressBar,
+    recipe: String,
     steps: u64,
     last: String,
 }
@@ -84,6 +99,7 @@ impl Terminal {
         let Event::Ready { adapter, parameters, train_tokens, val_tokens, totals, step_limit, steps } = event else {
             return;
         };
+        tell!("recipe      {}", self.recipe);
         tell!("adapter     {adapter}");
         tell!("model       {:.2} M parameters", *parameters as f64 / 1e6);
         tell!("data        {train_tokens} tokens to train on, {val_tokens} held out");
@@ -126,6 +142,10 @@ impl Observer for Terminal {
             Event::Step { .. } => self.step(event),
             Event::Validation { step, loss } => {
                 self.line(&format!("step {step}: validation loss {loss:.4}, perplexity {:.2}", loss.exp()))
+            }
+            Event::Task { step, task, items, metrics } => {
+                let figures: Vec<String> = metrics.iter().map(|m| format!("{} {:.4}", m.name, m.value)).collect();
+                self.line(&format!("step {step}: {task}, {items} items: {}", figures.join(", ")))
             }
             Event::Sample { text, .. } => {
                 let frame = textwrap::Options::new(100).initial_indent("│ ").subsequent_indent("│ ");

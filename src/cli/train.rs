@@ -3,7 +3,7 @@
 use super::finetune::{Kind, LoraArgs};
 use super::progress::{LogFormat, observer};
 use super::signals::Stop;
-use super::{AdapterArgs, hub, paths, profile};
+use super::{AdapterArgs, hub, paths, profile, selector};
 use crate::base::Bytes;
 use crate::compile::{Chooser, settle};
 use crate::data::SMALLEST_VOCAB;
@@ -12,8 +12,8 @@ use crate::model::find_config;
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
 use crate::store::HubPart;
 use crate::train::{
-    Base, Ending, Event, Observer, OnDivergence, Pace, Precision, Prepared, Recipe, Resumption, Trainer, check_fits,
-    plans, prepare_from, save, unfinished,
+    Base, Ending, Event, Observer, OnDivergence, Pace, Precision, Prepared, Recipe, Resumption, Tasks, Trainer,
+    check_fits, plans, prepare_from, save, unfinished,
 };
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -89,15 +89,22 @@ pub struct TrainArgs {
     /// When training diverges: back to the last checkpoint and on with a lower rate, or stop [default: rollback].
     #[arg(long, value_name = "rollback|stop")]
     on_divergence: Option<OnDivergence>,
+    /// Print the recipe that flags and files come to, as TOML, and train nothing.
+    #[arg(long)]
+    print_recipe: bool,
+    /// Score these files of items, as `danlu eval --items` takes them, after each validation.
+    #[arg(long, value_name = "FILE,...", value_delimiter = ',')]
+    eval_tasks: Option<Vec<PathBuf>>,
     /// Say nothing but where the model lies.
     #[arg(long)]
     quiet: bool,
     /// How the run is reported.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
-    /// Which kernels: `full` measures candidates once and remembers, `cached` measures nothing, `off` takes the first.
-    #[arg(long, value_name = "off|cached|full", default_value = "full")]
-    tune: TuneMode,
+    /// Which kernels: `full` measures candidates once and remembers, `cached` measures nothing, `off` takes the first
+    /// [default: full].
+    #[arg(long, value_name = "off|cached|full")]
+    tune: Option<TuneMode>,
     /// Also write the initial model, tokens.bin and val.bin there, for comparison with another trainer.
     #[arg(long, value_name = "FOLDER")]
     dump: Option<PathBuf>,
@@ -133,8 +140,19 @@ impl TrainArgs {
         Ok((resumption.recipe.clone(), Some(resumption)))
     }
 
+    /// A recipe with the flags in place of its keys, checked, and with names on the hub resolved.
+    fn over(&self, recipe: Recipe) -> Result<Recipe> {
+        let mut r = self.put(recipe);
+        r.check()?;
+        if r.model.is_none() {
+            r.config = hub::resolve_config(&r.config)?;
+        }
+        r.tokenizer = r.tokenizer.map(|t| hub::resolve_part(&t, HubPart::Tokenizer)).transpose()?;
+        Ok(r)
+    }
+
     /// A recipe with the flags in place of its keys.
-    fn over(&self, mut r: Recipe) -> Result<Recipe> {
+    fn put(&self, mut r: Recipe) -> Recipe {
         fn put<T: Clone>(flag: &Option<T>, key: &mut T) {
             if let Some(value) = flag {
                 *key = value.clone();
@@ -158,12 +176,10 @@ impl TrainArgs {
         r.lora = self.lora.over(r.lora);
         r.data = self.data.clone().or(r.data);
         r.tokenizer = self.tokenizer.clone().or(r.tokenizer);
-        r.check()?;
-        if r.model.is_none() {
-            r.config = hub::resolve_config(&r.config)?;
-        }
-        r.tokenizer = r.tokenizer.map(|t| hub::resolve_part(&t, HubPart::Tokenizer)).transpose()?;
-        Ok(r)
+        r.adapter = self.adapter.adapter.clone().or(r.adapter);
+        put(&self.tune, &mut r.tune);
+        put(&self.eval_tasks, &mut r.eval_tasks);
+        r
     }
 }
 
@@ -176,9 +192,14 @@ pub async fn train(args: TrainArgs) -> Result<u8> {
 pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
     let mut notes = Vec::new();
     let (recipe, resumption) = args.recipe(kind, &mut |text| notes.push(text))?;
+    if args.print_recipe {
+        say!("{}", recipe.resolved().to_toml().trim_end());
+        return Ok(0);
+    }
     let mut observer = observer(args.log_format, args.quiet, &recipe);
     notes.into_iter().for_each(|text| observer.event(&Event::Note { text }));
     // What can be refused early is: before the data is read, and before anything is computed.
+    Tasks::read(&recipe)?;
     writable(&recipe.out, "output folder", "choose another with --out")?;
     writable(&paths::cache(), "cache folder", "set DANLU_CACHE to another")?;
     let base = open_base(&recipe)?;
@@ -186,7 +207,7 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
         Some(base) => base.checkpoint.config().clone(),
         None => find_config(&recipe.config)?,
     };
-    let gpu = Gpu::open(&args.adapter.selector()).await?;
+    let gpu = Gpu::open(&selector(recipe.adapter.as_deref())).await?;
     keep_pipelines(&gpu, observer.as_mut());
     if base.is_none() {
         // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
@@ -196,14 +217,14 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
     // A fresh driver compiles for seconds: meanwhile the stories are written.
     let refused = AtomicBool::new(false);
     let prepared = std::thread::scope(|scope| {
-        scope.spawn(|| compile_step(&gpu, &recipe, base.as_deref(), args.tune, &refused));
+        scope.spawn(|| compile_step(&gpu, &recipe, base.as_deref(), &refused));
         let prepared = prepare_from(&recipe, base.clone(), &paths::cache(), observer.as_mut());
         refused.store(prepared.is_err(), Ordering::Relaxed);
         prepared
     })?;
     check_fits(&gpu, &recipe, &prepared.config, base.as_deref())?;
     let stop = Stop::listen()?;
-    let mut tuner = Tuner::new(&gpu, args.tune, Some(&paths::cache()));
+    let mut tuner = Tuner::new(&gpu, recipe.tune, Some(&paths::cache()));
     let roofline = tuner.roofline(recipe.precision == Precision::Mixed).await?;
     let kernels = resumption.as_ref().map_or(&[][..], |r| chosen(r, &gpu, observer.as_mut()));
     let mut choices = Choices::new(kernels, &mut tuner);
@@ -275,8 +296,8 @@ fn keep_pipelines(gpu: &Gpu, observer: &mut dyn Observer) {
 
 /// Compiles what a training step will most probably run: whatever the tokenizer's vocabulary turns out to be, and without
 /// measuring, since the data are being read beside it.
-fn compile_step(gpu: &Gpu, recipe: &Recipe, base: Option<&Base>, tune: TuneMode, stop: &AtomicBool) {
-    let mut tuner = Tuner::new(gpu, tune.min(TuneMode::Cached), Some(&paths::cache()));
+fn compile_step(gpu: &Gpu, recipe: &Recipe, base: Option<&Base>, stop: &AtomicBool) {
+    let mut tuner = Tuner::new(gpu, recipe.tune.min(TuneMode::Cached), Some(&paths::cache()));
     let config = base.map_or_else(|| find_config(&recipe.config), |base| Ok(base.checkpoint.config().clone()));
     let plan = config.and_then(|config| {
         let plan =
@@ -325,3 +346,7 @@ async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Tra
     write("tokens.bin", recipe.steps, &|step, i, t| loader.batch(step, i, t))?;
     write("val.bin", count, &|index, i, t| loader.val_batch(index, count, i, t))
 }
+
+#[cfg(test)]
+#[path = "train_tests.rs"]
+mod tests;

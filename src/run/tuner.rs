@@ -10,12 +10,14 @@ use crate::compile::{Chooser, Learning};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::graph::{Io, Kernel, Op};
+use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a [`Tuner`] may do.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TuneMode {
     /// Take the first candidate always: the same kernels on every machine of a kind.
     Off,

@@ -1,6 +1,7 @@
 //! What a training run tells while it goes.
 
 use crate::compile::Totals;
+use crate::eval::Metric;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -72,6 +73,17 @@ pub enum Event {
         step: u64,
         /// Mean cross entropy, in nats a token.
         loss: f64,
+    },
+    /// Figures of a task.
+    Task {
+        /// After this many steps.
+        step: u64,
+        /// The file's name, without its ending.
+        task: String,
+        /// Items scored.
+        items: usize,
+        /// The figures, as `danlu eval` has them.
+        metrics: Vec<Metric>,
     },
     /// Text by the model.
     Sample {

@@ -29,7 +29,7 @@ impl Pace {
 /// Speed over the last steps.
 pub(super) struct Speed {
     began: Instant,
-    done: u64,
+    /// When the last steps were done; the first of them may be the end of a pause.
     recent: VecDeque<Instant>,
     limit: Option<Pace>,
     /// Operations of the model for a token.
@@ -38,12 +38,23 @@ pub(super) struct Speed {
 
 impl Speed {
     pub(super) fn new(limit: Option<Pace>, flops: f64) -> Speed {
-        Speed { began: Instant::now(), done: 0, recent: VecDeque::new(), limit, flops }
+        let began = Instant::now();
+        Speed { began, recent: VecDeque::from([began]), limit, flops }
     }
 
-    /// Forgets the last steps, after a pause.
-    pub(super) fn pause(&mut self) {
+    /// Forgets the last steps, after a pause that ends now.
+    pub(super) fn pause(&mut self, now: Instant) {
         self.recent.clear();
+        self.recent.push_back(now);
+    }
+
+    /// Seconds of a step, over the last of them; one is done now.
+    fn per_step(&mut self, now: Instant) -> f64 {
+        self.recent.push_back(now);
+        if self.recent.len() > WINDOW {
+            self.recent.pop_front();
+        }
+        now.duration_since(self.recent[0]).as_secs_f64() / (self.recent.len() - 1) as f64
     }
 
     /// Seconds since the first step of this process.
@@ -53,16 +64,7 @@ impl Speed {
 
     /// What is told of a step that is done.
     pub(super) fn step(&mut self, result: StepResult, smoothed_loss: f64, trainer: &Trainer) -> Event {
-        self.done += 1;
-        self.recent.push_back(Instant::now());
-        if self.recent.len() > WINDOW {
-            self.recent.pop_front();
-        }
-        let span = self.recent.back().zip(self.recent.front()).map(|(b, a)| b.duration_since(*a).as_secs_f64());
-        let per_step = match self.recent.len() {
-            0 | 1 => self.seconds() / self.done as f64,
-            n => span.unwrap_or(0.0) / (n - 1) as f64,
-        };
+        let per_step = self.per_step(Instant::now());
         let step = trainer.progress.step;
         let tokens_per_second = trainer.tokens_per_step() as f64 / per_step;
         Event::Step {
@@ -79,5 +81,23 @@ impl Speed {
             mfu: self.limit.map(|limit| tokens_per_second * self.flops / limit.flops_per_second),
             data_wait: trainer.data_wait(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn pauses_do_not_count() {
+        let mut speed = Speed::new(None, 1.0);
+        let at = |seconds: u64| speed.began + Duration::from_secs(seconds);
+        let (first, second, ended, third, fourth) = (at(2), at(4), at(104), at(105), at(106));
+        assert_eq!([speed.per_step(first), speed.per_step(second)], [2.0, 2.0]);
+        speed.pause(ended);
+        assert_eq!([speed.per_step(third), speed.per_step(fourth)], [1.0, 1.0]);
+        let last: Vec<f64> = (1..=30).map(|i| speed.per_step(fourth + Duration::from_secs(3 * i))).collect();
+        assert_eq!((last[0], last[29]), (5.0 / 3.0, 3.0));
     }
 }

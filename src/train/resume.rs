@@ -9,7 +9,20 @@ use std::path::Path;
 
 /// Keys that change nothing of what is computed, or only what is to come by the person's wish. A name ending in a dot is
 /// that of a group.
-const FREE: [&str; 7] = ["memory", "prompt", "out", "eval_every", "patience", "checkpoint.", "recovery."];
+const FREE: [&str; 12] = [
+    "memory",
+    "adapter",
+    "tune",
+    "prompt",
+    "prompts",
+    "eval_tasks",
+    "eval_limit",
+    "out",
+    "eval_every",
+    "patience",
+    "checkpoint.",
+    "recovery.",
+];
 
 /// A run that can be taken up.
 #[derive(Debug)]
@@ -51,7 +64,7 @@ impl Resumption {
     /// # Errors
     /// A sentence with the first key whose value may not change.
     pub fn change(&mut self, wanted: Recipe) -> Result<()> {
-        let (had, has) = (flat(&self.recipe.resolved()), flat(&wanted.resolved()));
+        let (had, has) = (self.recipe.resolved().values(), wanted.resolved().values());
         let free = |key: &str| FREE.iter().any(|f| key == *f || (f.ends_with('.') && key.starts_with(f)));
         let keys = had.keys().chain(has.keys());
         let Some(key) = keys.into_iter().find(|key| had.get(*key) != has.get(*key) && !free(key) && *key != "steps")
@@ -93,21 +106,6 @@ impl Resumption {
         about.check_content(prepared)?;
         trainer.restore(snapshot, about.progress.clone()).await
     }
-}
-
-/// A recipe's keys, with their groups before them, and values.
-fn flat(recipe: &Recipe) -> BTreeMap<String, String> {
-    fn walk(prefix: &str, value: toml::Value, into: &mut BTreeMap<String, String>) {
-        match value {
-            toml::Value::Table(table) => {
-                table.into_iter().for_each(|(key, value)| walk(&format!("{prefix}{key}."), value, into));
-            }
-            value => drop(into.insert(prefix.trim_end_matches('.').to_string(), value.to_string())),
-        }
-    }
-    let mut keys = BTreeMap::new();
-    walk("", toml::Value::try_from(recipe).expect("a recipe is always valid TOML"), &mut keys);
-    keys
 }
 
 /// Steps done and wanted of a run in this folder that has not come to its end, if there is one with a checkpoint.

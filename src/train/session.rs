@@ -3,19 +3,16 @@
 
 use super::keeper::{Keeper, Kept};
 use super::log::{RECIPE, RunLog};
+use super::look::Look;
 use super::pace::Speed;
 use super::save::save;
 use super::{About, Event, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trainer, Verdict};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::infer::{Generator, Sampling};
 use crate::store::atomic::{create_folder, write_file};
 use crate::store::snapshot::{Manifest, Series};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-
-/// Tokens of a sample.
-const SAMPLE_TOKENS: usize = 80;
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +68,7 @@ struct Session<'a> {
     /// Seconds of the processes before this one.
     earlier: f64,
     val_batches: u64,
-    sampler: Option<Generator>,
+    look: Look,
     /// The step whose checkpoint was taken last.
     taken: u64,
     /// The step of the checkpoint that training went back to last.
@@ -106,7 +103,7 @@ impl<'a> Session<'a> {
             speed: Speed::new(limit, flops),
             earlier: trainer.progress.seconds,
             val_batches: trainer.val_batches(recipe.val_sequences),
-            sampler: None,
+            look: Look::new(recipe)?,
             taken: step,
             back_at: None,
             failed: None,
@@ -249,7 +246,7 @@ impl<'a> Session<'a> {
         self.series.forget_after(step);
         (self.taken, self.back_at) = (step, Some(step));
         self.log.back_to(step)?;
-        self.speed.pause();
+        self.speed.pause(Instant::now());
         self.note(format!(
             "{why}: training diverged; back to the checkpoint of step {step}, and on with {rate_scale} of the learning rate"
         ));
@@ -267,8 +264,7 @@ impl<'a> Session<'a> {
                 return self.roll_back(&why).await.map(|()| false);
             }
             self.tell(Event::Validation { step, loss });
-            let text = self.sample().await?;
-            self.tell(Event::Sample { step, text });
+            self.look().await?;
             let progress = &mut self.trainer.progress;
             if progress.best.is_none_or(|(best, _)| loss < best) {
                 (progress.best, progress.since_best) = (Some((loss, step)), 0);
@@ -284,7 +280,7 @@ impl<'a> Session<'a> {
                 self.keep(validation, began).await?;
             }
         }
-        self.speed.pause();
+        self.speed.pause(Instant::now());
         Ok(self.is_enough())
     }
 
@@ -369,25 +365,15 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    async fn sample(&mut self) -> Result<String> {
-        let (recipe, trainer, tokenizer) = (self.recipe, &*self.trainer, &self.prepared.tokenizer);
-        if self.sampler.is_none() {
-            let (model, params) = (&trainer.model, trainer.subject.whole());
-            self.sampler = Some(Generator::new(self.gpu, model, params, trainer.states.clone(), recipe.seq).await?);
+    /// Tasks and samples.
+    async fn look(&mut self) -> Result<()> {
+        let (step, tokenizer) = (self.done(), &self.prepared.tokenizer);
+        for (task, items, metrics) in self.look.tasks(self.gpu, self.trainer, tokenizer).await? {
+            self.tell(Event::Task { step, task, items, metrics });
         }
-        let generator = self.sampler.as_mut().expect("made above");
-        generator.reset();
-        let mut prompt = tokenizer.encode_prompt(&recipe.prompt)?;
-        prompt.truncate(generator.context().saturating_sub(1).max(1));
-        let mut tokens = prompt.clone();
-        let sampling = Sampling { seed: recipe.seed, ..Sampling::default() };
-        let count = SAMPLE_TOKENS.min(generator.context().saturating_sub(prompt.len()));
-        generator
-            .generate(&prompt, count, &sampling, |token| {
-                tokens.push(token);
-                Ok(true)
-            })
-            .await?;
-        tokenizer.decode(&tokens)
+        for text in self.look.samples(self.gpu, self.recipe, self.trainer, tokenizer).await? {
+            self.tell(Event::Sample { step, text });
+        }
+        Ok(())
     }
 }

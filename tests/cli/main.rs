@@ -12,6 +12,7 @@ mod measuring;
 mod refused;
 mod resuming;
 mod runs;
+mod seeing;
 mod tuning;
 
 use assert_cmd::Command;

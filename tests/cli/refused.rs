@@ -105,7 +105,10 @@ fn values() {
 fn recipes() {
     let place = Place::new();
     for (text, parts) in [
-        ("steps = 3\nleraning_rate = 1\n", ["line 2, `leraning_rate = 1`", "unknown field `leraning_rate`"]),
+        (
+            "steps = 3\nleraning_rate = 1\n",
+            ["line 2, `leraning_rate = 1`", "unknown key `leraning_rate`; did you mean `lr`?"],
+        ),
         ("steps = \"x\"\n", ["line 1, `steps = \"x\"`", "invalid type"]),
         ("steps = -1\n", ["line 1, `steps = -1`", "invalid value"]),
         ("lr = \n", ["line 1, `lr =`", "bad.toml: "]),

@@ -4,6 +4,7 @@ use super::JSONL;
 use crate::error::{Error, Result};
 use crate::train::Event;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What was measured after a step, in the order in which a run tells it: not every line has every number.
@@ -45,6 +46,9 @@ pub struct Metrics {
     pub data_wait: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_stall: Option<f64>,
+    /// Figures of tasks, named `task.figure`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, f64>,
     /// What the model wrote.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
@@ -170,6 +174,10 @@ impl Metrics {
                 perplexity: Some(loss.exp()),
                 ..Metrics::default()
             },
+            Event::Task { step, task, metrics, .. } => {
+                let tasks = metrics.iter().map(|m| (format!("{task}.{}", m.name), m.value)).collect();
+                Metrics { step: *step, tasks, ..Metrics::default() }
+            }
             Event::Sample { step, text } => Metrics { step: *step, sample: Some(text.clone()), ..Metrics::default() },
             Event::Checkpoint { step, stall, .. } => {
                 Metrics { step: *step, checkpoint_stall: Some(*stall), ..Metrics::default() }

@@ -105,6 +105,10 @@ impl EventFile {
                 summary = summary.message(1, value);
             }
         }
+        for (name, value) in &metrics.tasks {
+            let tag = format!("tasks/{}", name.replace('.', "/"));
+            summary = summary.message(1, Message::default().bytes(1, tag.as_bytes()).float(2, *value as f32));
+        }
         if let Some(sample) = &metrics.sample {
             let shape = Message::default().message(2, Message::default().integer(1, 1));
             let tensor = Message::default().integer(1, STRING).message(2, shape).bytes(8, sample.as_bytes());

@@ -1,0 +1,145 @@
+//! What runs on disk came to, from what they wrote down: for a list of them, and to compare them.
+
+use super::log::{RECIPE, read_metrics};
+use super::{Metrics, Recipe};
+use crate::error::Result;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// How deep below a folder runs are looked for.
+const DEPTH: usize = 3;
+
+/// What a run came to so far.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RunSummary {
+    /// The run's folder.
+    pub folder: PathBuf,
+    /// Steps done.
+    pub step: u64,
+    /// Steps of its recipe.
+    pub steps: Option<u64>,
+    /// Whether the model lies there.
+    pub model: bool,
+    /// Cross entropy of the last step, smoothed; nats a token.
+    pub loss: Option<f64>,
+    /// The lowest validation loss, nats a token, and after which step.
+    pub best: Option<(f64, u64)>,
+    /// Tokens trained on.
+    pub tokens: Option<f64>,
+    /// Tokens a second: the median over the steps.
+    pub tokens_per_second: Option<f64>,
+    /// Bytes of tensors on the device.
+    pub device_bytes: Option<f64>,
+    /// Steps left out.
+    pub skipped: Option<f64>,
+    /// Seconds since 1970 of the last line.
+    pub wall: f64,
+    /// The recipe's keys and values, those of groups with the group's name before them; also of versions whose recipes
+    /// this one could not take.
+    pub recipe: BTreeMap<String, String>,
+}
+
+impl RunSummary {
+    /// Of a run's folder; nothing if there is none.
+    ///
+    /// # Errors
+    /// If its metrics cannot be read.
+    pub fn of(folder: &Path) -> Result<Option<RunSummary>> {
+        let lines = read_metrics(folder)?;
+        let text = std::fs::read_to_string(folder.join(RECIPE)).ok();
+        if lines.is_empty() && text.is_none() {
+            return Ok(None);
+        }
+        let recipe =
+            text.and_then(|text| text.parse().ok()).map_or(BTreeMap::new(), |t| Recipe::flat(toml::Value::Table(t)));
+        let last = |get: fn(&Metrics) -> Option<f64>| lines.iter().rev().find_map(get);
+        let validations = lines.iter().filter_map(|m| m.validation_loss.map(|loss| (loss, m.step)));
+        let mut speeds: Vec<f64> = lines.iter().filter_map(|m| m.tokens_per_second).collect();
+        speeds.sort_by(f64::total_cmp);
+        Ok(Some(RunSummary {
+            folder: folder.to_path_buf(),
+            step: lines.iter().map(|m| m.step).max().unwrap_or(0),
+            steps: recipe.get("steps").and_then(|steps| steps.parse().ok()),
+            model: folder.join("config.json").is_file(),
+            loss: last(|m| m.smoothed_loss.or(m.loss)),
+            best: validations.min_by(|a, b| a.0.total_cmp(&b.0)),
+            tokens: last(|m| m.tokens),
+            tokens_per_second: speeds.get(speeds.len() / 2).copied(),
+            device_bytes: last(|m| m.device_bytes),
+            skipped: last(|m| m.skipped),
+            wall: lines.last().map_or(0.0, |m| m.wall),
+            recipe,
+        }))
+    }
+
+    /// Keys of the recipes that are not the same in all runs, without those that every run has its own of.
+    pub fn differing(runs: &[RunSummary]) -> Vec<String> {
+        let mut keys: Vec<&String> = runs.iter().flat_map(|run| run.recipe.keys()).collect();
+        keys.sort();
+        keys.dedup();
+        let own = |key: &str| ["out", "steps"].contains(&key);
+        let same = |key: &str| runs.windows(2).all(|pair| pair[0].recipe.get(key) == pair[1].recipe.get(key));
+        keys.into_iter().filter(|key| !own(key) && !same(key)).cloned().collect()
+    }
+}
+
+/// The runs in a folder and up to three folders below it, by name. Of a run's folder it is the run.
+///
+/// # Errors
+/// If metrics cannot be read.
+pub fn find_runs(folder: &Path) -> Result<Vec<RunSummary>> {
+    fn walk(folder: &Path, depth: usize, into: &mut Vec<RunSummary>) -> Result<()> {
+        if let Some(run) = RunSummary::of(folder)? {
+            into.push(run);
+            return Ok(());
+        }
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let is_folder = |e: &std::fs::DirEntry| e.file_type().is_ok_and(|t| t.is_dir());
+        let mut folders: Vec<PathBuf> = entries.filter(is_folder).map(|e| e.path()).collect();
+        folders.sort();
+        if depth > 0 {
+            folders.iter().try_for_each(|folder| walk(folder, depth - 1, into))?;
+        }
+        Ok(())
+    }
+    let mut runs = Vec::new();
+    walk(folder, DEPTH, &mut runs)?;
+    Ok(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_found_and_their_differences() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, file: &str, text: &str| {
+            std::fs::create_dir_all(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join(file), text).unwrap();
+        };
+        let line = |step: u64, rest: &str| format!("{{\"step\":{step},\"wall\":{step}.5,{rest}}}\n");
+        write("a", RECIPE, "steps = 9\nlr = 0.5\nnew_key = 1\n[checkpoint]\nkeep = 1\n");
+        let lines = [
+            line(1, "\"loss\":3.0,\"smoothed_loss\":3.5,\"tokens_per_second\":10.0"),
+            line(1, "\"validation_loss\":2.5"),
+            line(2, "\"loss\":2.0,\"smoothed_loss\":2.25,\"tokens_per_second\":30.0"),
+            line(2, "\"validation_loss\":2.75"),
+            line(3, "\"loss\":1.0,\"smoothed_loss\":2.0,\"tokens_per_second\":20.0"),
+            "{\"step\":4,\"lo".into(),
+        ];
+        write("a", "metrics.jsonl", &lines.concat());
+        write("deep/er/b", RECIPE, "steps = 5\nlr = 0.25\n[checkpoint]\nkeep = 1\n");
+        write("empty", "notes.txt", "");
+        let runs = find_runs(dir.path()).unwrap();
+        assert_eq!(runs.len(), 2);
+        let a = &runs[0];
+        assert_eq!((a.step, a.steps, a.model, a.loss, a.best), (3, Some(9), false, Some(2.0), Some((2.5, 1))));
+        assert_eq!((a.tokens_per_second, a.wall), (Some(20.0), 3.5));
+        assert_eq!((runs[1].step, runs[1].steps, runs[1].loss), (0, Some(5), None));
+        assert_eq!(RunSummary::differing(&runs), ["lr", "new_key"]);
+        assert_eq!(find_runs(&dir.path().join("a")).unwrap(), runs[..1]);
+        assert!(find_runs(&dir.path().join("empty")).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,177 @@
+//! Commands around a run: a recipe by questions, the recipe that flags come to, lists and pictures of runs, and what
+//! shells and manuals know.
+
+use super::{Place, exists, has_adapter, stderr, stdout};
+use std::fs;
+
+#[test]
+fn a_recipe_is_written_and_taken() {
+    let place = Place::new();
+    place.danlu("init --yes r.toml").assert().success().stdout("");
+    let text = fs::read_to_string(place.path("r.toml")).unwrap();
+    assert!(text.contains("\nsteps = 700 ") && text.contains("# optimizer steps") && text.contains("\n[checkpoint]\n"));
+    let said = stderr(&place.danlu("init --yes r.toml").assert().code(1));
+    assert_eq!(said, "danlu: r.toml is there already; name another file, or write over it with --force\n");
+    place.danlu("init --yes --force r.toml").assert().success();
+    let said = stderr(&place.danlu("init").write_stdin("").assert().code(1));
+    assert_eq!(said, "danlu: there is no terminal to ask on; take the defaults with --yes\n");
+    let printed = |line: &str| stdout(&place.danlu(line).assert().success().stderr(""));
+    assert_eq!(printed("train --recipe r.toml --print-recipe"), printed("train --print-recipe"));
+    assert!(!exists(place.path("runs")), "nothing was to be trained");
+}
+
+#[test]
+fn the_resolved_recipe_is_printed_and_kept() {
+    let place = Place::new();
+    let printed = stdout(&place.train("--lr 0.5 --print-recipe --out o").assert().success().stderr(""));
+    for line in ["lr = 0.5", "steps = 3", "warmup = 1", "eval_every = 1", "tune = \"off\"", "out = \"o\"", "[recovery]"]
+    {
+        assert!(printed.lines().any(|l| l == line), "{line}: {printed}");
+    }
+    if !has_adapter() {
+        return;
+    }
+    place.train("--lr 0.5 --out o --quiet").assert().success();
+    let kept = fs::read_to_string(place.path("o/recipe.toml")).unwrap();
+    let without_adapter =
+        |text: &str| text.lines().filter(|l| !l.starts_with("adapter")).collect::<Vec<_>>().join("\n");
+    assert_eq!(without_adapter(kept.trim_end()), without_adapter(printed.trim_end()));
+}
+
+#[test]
+fn runs_are_listed_and_drawn() {
+    let place = Place::new();
+    let said = stderr(&place.danlu("runs").assert().code(1));
+    assert_eq!(said, "danlu: runs: no such folder; `danlu train --out FOLDER` makes one\n");
+    if !has_adapter() {
+        return;
+    }
+    place.train("--out runs/slow --lr 0.001 --quiet").assert().success();
+    place.train("--out runs/more/fast --lr 0.01 --steps 4 --quiet").assert().success();
+    let table = stdout(&place.danlu("runs").assert().success());
+    let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows.len(), 3, "{table}");
+    assert_eq!(rows[0].last(), Some(&"lr"), "{table}");
+    assert_eq!((&rows[1][..2], rows[1].last()), (&["more/fast", "4/4"][..], Some(&"0.01")), "{table}");
+    assert_eq!((&rows[2][..2], rows[2].last()), (&["slow", "3/3"][..], Some(&"0.001")), "{table}");
+    let json = stdout(&place.danlu("runs runs/slow --json").assert().success());
+    let run: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(run["step"] == 3 && run["model"] == true && run["best"][0].as_f64().unwrap() > 0.0, "{json}");
+    assert!(run["recipe"]["checkpoint.keep"] == "2", "{json}");
+
+    let plot = |line: &str| place.danlu(&format!("plot {line}"));
+    assert_eq!(stdout(&plot("runs/slow runs/more/fast -o a.svg").assert().success()), "a.svg\n");
+    let svg = fs::read_to_string(place.path("a.svg")).unwrap();
+    for part in ["smoothed_loss: ", "validation_loss: ", "runs/slow", "runs/more/fast"] {
+        assert!(svg.contains(part), "{part}: {svg}");
+    }
+    plot("runs/slow -o a.png --metrics loss,lr,tokens_per_second --over tokens --size 640x480").assert().success();
+    assert!(fs::read(place.path("a.png")).unwrap().starts_with(b"\x89PNG\r\n\x1a\n"));
+    for (line, part) in [
+        ("runs/slow -o a.gif", "a.gif: a picture's name must end in .svg or .png"),
+        ("gone -o a.svg", "gone: no such folder; `danlu runs` lists runs"),
+        ("runs -o a.svg", "runs: holds no metrics.jsonl with a line in it; `danlu runs` lists runs"),
+        ("runs/slow -o a.svg --metrics los", "there is no metric los; there are loss, smoothed_loss"),
+        ("runs/slow -o no/a.svg", "cannot write into no "),
+    ] {
+        let said = stderr(&plot(line).assert().code(1));
+        assert!(said.lines().count() == 1 && said.contains(part), "{part}: {said}");
+    }
+}
+
+#[test]
+fn shells_and_manuals_know_every_command() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let script = stdout(&place.danlu(&format!("completions {shell}")).assert().success().stderr(""));
+        for word in ["train", "generate", "print-recipe", "temperature"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+    }
+    place.danlu("completions csh").assert().code(2);
+    assert!(stdout(&place.danlu("man").assert().success()).contains(".TH danlu 1"));
+    let listed = stdout(&place.danlu("man pages").assert().success());
+    let help = stdout(&place.danlu("--help").assert().success());
+    let commands = help.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| !l.is_empty());
+    let mut pages: Vec<String> = commands
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next().filter(|word| !word.is_empty()))
+        .filter(|command| *command != "help")
+        .map(|command| format!("danlu-{command}.1"))
+        .chain(["danlu.1".into()])
+        .collect();
+    pages.sort();
+    assert!(pages.len() > 10 && listed.lines().count() == pages.len(), "{listed}");
+    assert_eq!(place.names("pages"), pages);
+    let page = fs::read_to_string(place.path("pages/danlu-train.1")).unwrap();
+    assert!(page.contains("print\\-recipe") && page.contains("Optimizer steps"), "{page}");
+}
+
+/// By its own reader, where that is installed.
+#[test]
+fn tensorboard_opens_the_event_file() {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/check_tensorboard.py");
+    let read = |folder: &str| std::process::Command::new("python3").args([script, folder]).output();
+    match read(".") {
+        Ok(run) if run.status.code() != Some(3) => {}
+        _ => return eprintln!("SKIPPED: python3 with tensorboard is not installed here"),
+    }
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    place.train("--out m --steps 5 --quiet").assert().success();
+    let run = read(place.path("m").to_str().unwrap()).unwrap();
+    assert!(run.status.success(), "{run:?}");
+    let found: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+    // The same numbers as in metrics.jsonl, as far as an f32 holds them.
+    let lines = fs::read_to_string(place.path("m/metrics.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    for metric in danlu::train::METRICS {
+        let told = lines.iter().filter_map(|l| Some((l["step"].as_u64()?, l[metric.name].as_f64()? as f32)));
+        let told: Vec<(u64, f32)> = told.collect();
+        let read = found["scalars"][metric.tag].as_array().map_or(&[][..], Vec::as_slice);
+        let read: Vec<(u64, f32)> =
+            read.iter().map(|e| (e[0].as_u64().unwrap(), e[1].as_f64().unwrap() as f32)).collect();
+        assert_eq!(read, told, "{}", metric.tag);
+        assert!(
+            !told.is_empty() || metric.name == "loss_scale" || metric.name == "skipped",
+            "{} is never told",
+            metric.name
+        );
+    }
+    let samples: Vec<_> = lines.iter().filter_map(|l| l["sample"].as_str()).collect();
+    let texts: Vec<_> = found["texts"].as_array().unwrap().iter().map(|t| t[2].as_str().unwrap()).collect();
+    assert!(!texts.is_empty() && texts == samples, "{texts:?}");
+}
+
+#[test]
+fn tasks_and_several_samples_are_told_on_the_way() {
+    let place = Place::new();
+    place.write("words.jsonl", "{\"text\": \"The cat sat on the mat\"}\n".repeat(3));
+    place.write("r.toml", "prompt = \"A dog\"\nprompts = [\"The cat\", \"A red\"]\neval_limit = 2\n");
+    let said = stderr(&place.train("--eval-tasks gone.jsonl --out m").assert().code(1));
+    assert!(said.contains("cannot read gone.jsonl") && !exists(place.path("m")), "{said}");
+    if !has_adapter() {
+        return;
+    }
+    let line = "--recipe r.toml --eval-tasks words.jsonl --out m --steps 2 --log-format json";
+    let said = stdout(&place.train(line).assert().success());
+    let events: Vec<serde_json::Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let of = |kind: &str| events.iter().filter(|e| e["event"] == kind).collect::<Vec<_>>();
+    let tasks = of("task");
+    assert_eq!(tasks.len(), 2, "{said}");
+    assert!(tasks[1]["step"] == 2 && tasks[1]["task"] == "words" && tasks[1]["items"] == 2, "{said}");
+    assert!(tasks[1]["metrics"][1]["name"] == "perplexity", "{said}");
+    let texts: Vec<&str> = of("sample").iter().map(|e| e["text"].as_str().unwrap()).collect();
+    let begins = ["A dog", "The cat", "A red", "A dog", "The cat", "A red"];
+    assert!(texts.len() == 6 && texts.iter().zip(begins).all(|(text, begin)| text.starts_with(begin)), "{texts:?}");
+    // What was told is what the model that was saved scores.
+    let eval = "eval --model m --items words.jsonl --limit 2 --json";
+    let scored: serde_json::Value = serde_json::from_str(&stdout(&place.danlu(eval).assert().success())).unwrap();
+    let lines = fs::read_to_string(place.path("m/metrics.jsonl")).unwrap();
+    let last: serde_json::Value =
+        lines.lines().rev().find(|l| l.contains("words.perplexity")).map(|l| serde_json::from_str(l).unwrap()).unwrap();
+    let (told, wanted) = (&last["tasks"]["words.perplexity"], &scored["metrics"][1]["value"]);
+    let (told, wanted) = (told.as_f64().unwrap(), wanted.as_f64().unwrap());
+    assert!((told / wanted - 1.0).abs() < 1e-3, "{told} {wanted}");
+}
