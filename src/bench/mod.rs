@@ -3,6 +3,7 @@
 
 mod attention;
 mod case;
+mod comm;
 mod compare;
 mod measure;
 mod profile;
@@ -13,6 +14,7 @@ mod trace;
 
 pub use attention::{fused_attention, unfused_attention};
 pub use case::{Case, Scope};
+pub use comm::{CommFigure, CommReport, measure_comm};
 pub use compare::{Comparison, Move, Verdict, compare};
 pub use measure::{Settings, measure, probe};
 pub use profile::{HostRow, Profile, ProfileRow};

@@ -1,7 +1,7 @@
 //! `danlu bench`.
 
 use super::{AdapterArgs, paths};
-use crate::bench::{Report, Settings, compare, kept_path, measure, roofline_svg, suite};
+use crate::bench::{Report, Settings, compare, kept_path, measure, measure_comm, roofline_svg, suite};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::run::{TuneMode, Tuner};
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// Flags of `danlu bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// Only what has this in its name, such as `matmul`, `decode q4_0` or `train step`.
+    /// Only what has this in its name, such as `matmul`, `decode q4_0` or `train step`; `comm`: what ranks exchange.
     #[arg(value_name = "NAME")]
     filter: Option<String>,
     /// Smaller shapes and fewer runs: a minute on two cores.
@@ -35,6 +35,9 @@ pub struct BenchArgs {
     /// Changes up to this part are not worth a word.
     #[arg(long, requires = "kept", value_name = "PART", default_value_t = 0.25, value_parser = part)]
     threshold: f64,
+    /// With `comm`: ranks, as threads of this process.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    ranks: usize,
     #[command(flatten)]
     adapter: AdapterArgs,
 }
@@ -46,6 +49,15 @@ fn part(text: &str) -> Result<f64, String> {
 
 /// Measures, prints and compares.
 pub async fn bench(args: BenchArgs) -> Result<()> {
+    if args.filter.as_deref() == Some("comm") {
+        let report = measure_comm(args.ranks, args.quick)?;
+        if args.json {
+            say!("{}", serde_json::to_string(&report)?);
+        } else {
+            say!("{report}");
+        }
+        return Ok(());
+    }
     let gpu = Gpu::open(&args.adapter.selector()).await?;
     let kept = args.kept.as_deref().map(|folder| kept_path(folder, &gpu.report().id()));
     // What cannot be read is said before a quarter of an hour is spent.

@@ -6,7 +6,7 @@ use super::plan::{Binding, Plan, PlanDispatch, Step, Wire};
 use super::rewrite::ids;
 use crate::base::Limits;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Io, Kernel, Kind, NodeId, Op, Operand, Value};
+use crate::graph::{Collective, Graph, Io, Kernel, Kind, NodeId, Op, Operand, Value};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -115,6 +115,25 @@ fn node_steps(
     let node = graph.node(id);
     let op = node.op().expect("a step is an operator");
     let io = place::io(graph, node);
+    let cost = op.cost(&io);
+    if let Some(Collective::AllReduce) = op.collective() {
+        let (buffer, offset) = at(node.inputs[0]);
+        let bytes = io.inputs[0].bytes();
+        return Ok(vec![Step {
+            name: node.name.clone(),
+            op: op.name(),
+            variant: String::new(),
+            shader: "",
+            constants: Vec::new(),
+            hooks: Vec::new(),
+            inputs: io.inputs,
+            outputs: io.outputs,
+            dispatches: Vec::new(),
+            all_reduce: Some(Binding { name: "x".into(), buffer, offset, bytes, written: true }),
+            flops: cost.flops,
+            bytes: cost.bytes,
+        }]);
+    }
     let mut kernels = op.kernels(&io, limits);
     if kernels.is_empty() {
         return Err(Error::Graph(format!("{} at {} has no kernel for this adapter", op.name(), node.name)));
@@ -131,7 +150,6 @@ fn node_steps(
         };
         Binding { name: b.name.clone(), buffer, offset: offset + b.offset, bytes: b.bytes, written }
     };
-    let cost = op.cost(&io);
     let step = |(i, stage): (usize, &Kernel)| Step {
         name: if i == 0 { node.name.clone() } else { format!("{}.{}", node.name, stage.variant) },
         op: op.name(),
@@ -150,6 +168,7 @@ fn node_steps(
                 workgroups: d.workgroups,
             })
             .collect(),
+        all_reduce: None,
         flops: if i == 0 { cost.flops } else { 0 },
         bytes: if i == 0 { cost.bytes } else { kernel.scratch },
     };

@@ -15,7 +15,6 @@ mod plan;
 mod print;
 mod prune;
 mod recompute;
-mod rewrite;
 
 pub use lower::{Chooser, First, Learning, settle};
 pub use memory::{Block, Region, Span, pack};
@@ -25,7 +24,7 @@ pub use recompute::{Again, Trade, recompute};
 
 use crate::base::Limits;
 use crate::error::Result;
-use crate::graph::Graph;
+use crate::graph::{Graph, rewrite};
 
 /// Compiles a graph for an adapter with these limits; `chooser` picks among the candidates of each step.
 ///

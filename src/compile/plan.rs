@@ -81,10 +81,20 @@ pub struct Step {
     pub outputs: Vec<TensorType>,
     /// Its dispatches.
     pub dispatches: Vec<PlanDispatch>,
+    /// Where ranks meet instead: what becomes its sum over all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub all_reduce: Option<Binding>,
     /// Work and traffic.
     pub flops: u64,
     /// Bytes that it reads and writes.
     pub bytes: u64,
+}
+
+impl Step {
+    /// All that it binds.
+    pub fn bindings(&self) -> impl Iterator<Item = &Binding> {
+        self.dispatches.iter().flat_map(|d| &d.bindings).chain(&self.all_reduce)
+    }
 }
 
 /// One dispatch with everything resolved.
@@ -162,7 +172,7 @@ impl Plan {
     /// The states that a run of it changes, and their bytes, in the order of its buffers: what a run of training is, and
     /// what has to be kept of it.
     pub fn written_states(&self) -> Vec<(&str, u64)> {
-        let bindings = self.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| &d.bindings);
+        let bindings = self.steps.iter().flat_map(Step::bindings);
         let written: BTreeSet<usize> = bindings.filter(|b| b.written).map(|b| b.buffer).collect();
         let state = |i: usize| match &self.buffers[i].kind {
             BufferKind::State(name) => Some((name.as_str(), self.buffers[i].bytes)),

@@ -19,9 +19,10 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:>5}  {:<44} {:<22} {:>10} {:>10}  writes", "step", "node", "kernel", "Mflop", "bytes")?;
         for (i, step) in self.steps.iter().enumerate() {
-            let kernel = format!("{}:{}", step.shader, step.variant);
+            let kernel =
+                if step.all_reduce.is_some() { step.op.into() } else { format!("{}:{}", step.shader, step.variant) };
             let mut at: Vec<String> = Vec::new();
-            for b in step.dispatches.iter().flat_map(|d| &d.bindings).filter(|b| b.written) {
+            for b in step.bindings().filter(|b| b.written) {
                 at.push(format!("{}+{}", b.buffer, b.offset));
             }
             at.dedup();

@@ -10,6 +10,7 @@ mod map_pair;
 mod node;
 mod op;
 mod print;
+pub(crate) mod rewrite;
 mod sum;
 mod view;
 
@@ -21,6 +22,6 @@ pub(crate) use map::compact;
 pub use map::{Map, spread};
 pub use map_pair::MapPair;
 pub use node::{Kind, Node, NodeId, Value};
-pub use op::{Cost, Io, Op, OpNode, View};
+pub use op::{Collective, Cost, Io, Op, OpNode, View};
 pub use sum::{SumRows, SumTo};
 pub use view::{Concat, Detach, Slice};

@@ -55,6 +55,13 @@ pub enum View {
     Concat(Vec<u64>),
 }
 
+/// What an operator does together with the same one on all other ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Collective {
+    /// Input 0, a state, becomes its sum over all ranks.
+    AllReduce,
+}
+
 /// An operator of the library. Everything has a default but the name, the types and the reference; an operator has
 /// either kernels, or a view, or an expansion.
 pub trait Op: Any + Debug + Send + Sync {
@@ -95,6 +102,11 @@ pub trait Op: Any + Debug + Send + Sync {
     /// Inputs that are states and are updated in place.
     fn writes(&self) -> Vec<usize> {
         Vec::new()
+    }
+
+    /// Set where ranks meet: there are no kernels then, and the executor does it.
+    fn collective(&self) -> Option<Collective> {
+        None
     }
 
     /// Set where the operator moves no data.

@@ -1,6 +1,7 @@
 //! The operator library: one file an operator, and the table that lists them for tests and self-tests.
 
 mod adamw;
+mod all_reduce;
 mod attention;
 mod attention_delta;
 mod attention_grad;
@@ -45,6 +46,7 @@ mod top_k;
 mod windows;
 
 pub use adamw::AdamW;
+pub use all_reduce::AllReduce;
 pub use attention::Attention;
 pub use attention_delta::AttentionDelta;
 pub use attention_grad::{AttentionGradKeyValue, AttentionGradQuery};

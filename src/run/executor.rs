@@ -1,10 +1,12 @@
 //! Runs a plan: everything is made once; a run uploads its small inputs, encodes, submits, and allocates nothing.
 
 use super::bind::params_bytes;
+use super::ranks::Ranks;
 use super::recorder::{Doing, Log, Recorder, StepInfo};
 use super::{States, Timing};
 use crate::base::TensorType;
-use crate::compile::{BufferKind, Plan, PlanDispatch, Step, Wire, human_bytes};
+use crate::comm::Communicator;
+use crate::compile::{Binding, BufferKind, Plan, PlanDispatch, Step, Wire, human_bytes};
 use crate::error::{Error, Result};
 use crate::gpu::{BindGroup, Buffer, Compile, Gpu, Pipeline, Range, Readback, Submission, Upload};
 use crate::shader::{Source, assemble};
@@ -28,6 +30,15 @@ struct Launch {
     ends: bool,
     /// A submission ends after this dispatch.
     last: bool,
+}
+
+/// A step at which ranks meet.
+struct Meeting {
+    /// It comes before this launch.
+    before: usize,
+    buffer: usize,
+    offset: u64,
+    bytes: u64,
 }
 
 struct Slot {
@@ -70,6 +81,8 @@ impl<'a> Results<'a> {
 pub struct Executor {
     gpu: Gpu,
     launches: Vec<Launch>,
+    meetings: Vec<Meeting>,
+    ranks: Option<Ranks>,
     buffers: Vec<Buffer>,
     inputs: Vec<Wire>,
     outputs: Vec<(Wire, u64)>,
@@ -109,7 +122,7 @@ impl Executor {
         for (wire, bytes) in &plan.constants {
             gpu.write(&buffers[wire.buffer], wire.offset, bytes).await?;
         }
-        let launches = launches(gpu, plan, &buffers).await?;
+        let (launches, meetings) = launches(gpu, plan, &buffers).await?;
         let input_buffer = plan.buffers.iter().position(|b| b.kind == BufferKind::Input);
         let mut output_bytes = 0;
         let mut outputs = Vec::new();
@@ -129,6 +142,8 @@ impl Executor {
         Ok(Executor {
             gpu,
             launches,
+            meetings,
+            ranks: None,
             buffers,
             inputs,
             outputs,
@@ -142,6 +157,21 @@ impl Executor {
             steps: plan.steps.iter().map(StepInfo::from).collect(),
             recorder: None,
         })
+    }
+
+    /// From now on meets these other ranks where its plan says so; all of them run the same plan equally often.
+    ///
+    /// # Errors
+    /// If the adapter has no room for what is under way between them.
+    pub async fn join(&mut self, comm: Arc<dyn Communicator>) -> Result<()> {
+        let most = self.meetings.iter().map(|m| m.bytes).max().unwrap_or(0);
+        self.ranks = Some(Ranks::new(&self.gpu, comm, most).await?);
+        Ok(())
+    }
+
+    /// Seconds that meetings with other ranks took since they were last asked for.
+    pub fn take_meeting_seconds(&mut self) -> f64 {
+        self.ranks.as_mut().map_or(0.0, Ranks::take_seconds)
     }
 
     /// Device bytes of the plan's buffers, as allocated.
@@ -194,13 +224,24 @@ impl Executor {
             submission.copy_in(&slot.upload, 0, self.buffers[b].whole())?;
         }
         log.did(Doing::Upload);
-        for launch in &self.launches {
+        let mut met = 0;
+        for (i, launch) in self.launches.iter().enumerate() {
+            if self.meetings.get(met).is_some_and(|m| m.before == i) {
+                log.submit(submission, &self.gpu).await?;
+                met = meet(&self.gpu, self.ranks.as_mut(), &self.buffers, &self.meetings, met).await?;
+                submission = log.submission(&self.gpu).await?;
+            }
             submission.dispatch(&launch.pipeline, &launch.group, launch.workgroups);
             let full = launch.ends && log.step(&mut submission, launch.step);
             if launch.last || full {
                 log.submit(submission, &self.gpu).await?;
                 submission = log.submission(&self.gpu).await?;
             }
+        }
+        if met < self.meetings.len() {
+            log.submit(submission, &self.gpu).await?;
+            meet(&self.gpu, self.ranks.as_mut(), &self.buffers, &self.meetings, met).await?;
+            submission = log.submission(&self.gpu).await?;
         }
         for (wire, offset) in slot.wanted.iter().map(|&i| &self.outputs[i]) {
             let range = self.buffers[wire.buffer].range(wire.offset, wire.ty.bytes());
@@ -277,6 +318,26 @@ impl Executor {
     }
 }
 
+/// Holds all meetings that stand at one place, from the first on; the number of the next.
+async fn meet(
+    gpu: &Gpu,
+    ranks: Option<&mut Ranks>,
+    buffers: &[Buffer],
+    meetings: &[Meeting],
+    first: usize,
+) -> Result<usize> {
+    let Some(ranks) = ranks else {
+        return Err(Error::Graph("the plan sums over ranks, and it was joined to none".into()));
+    };
+    let here = meetings[first..].iter().take_while(|m| m.before == meetings[first].before);
+    let mut next = first;
+    for m in here {
+        ranks.all_reduce(gpu, &buffers[m.buffer], m.offset, m.bytes).await?;
+        next += 1;
+    }
+    Ok(next)
+}
+
 /// A run's output as f32.
 pub fn f32s(outputs: &Outputs, name: &str) -> Vec<f32> {
     outputs.get(name).map_or_else(Vec::new, |bytes| bytemuck::pod_collect_to_vec(bytes))
@@ -305,16 +366,17 @@ pub fn check_memory(gpu: &Gpu, plans: &[&Plan], states: &States) -> Result<()> {
     Err(Error::Memory { what, wanted, had, adapter: gpu.report().name.clone(), advice })
 }
 
-/// Pipelines, compiled on all cores, and for each dispatch its bind group.
-async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<Vec<Launch>> {
+/// Pipelines, compiled on all cores, and for each dispatch its bind group; and the meetings between them.
+async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<(Vec<Launch>, Vec<Meeting>)> {
+    let kernels = || plan.steps.iter().enumerate().filter(|(_, s)| s.all_reduce.is_none());
     let sources: Vec<Source> =
-        plan.steps.iter().map(|s| assemble(s.shader, &s.constants, &s.hooks)).collect::<Result<_>>()?;
+        kernels().map(|(_, s)| assemble(s.shader, &s.constants, &s.hooks)).collect::<Result<_>>()?;
     // What cannot be compiled is reported below, by its step.
     compile_all(gpu, &sources);
     let alignment = gpu.limits().binding_alignment;
     let mut params: Vec<u8> = Vec::new();
     let mut offsets = Vec::new();
-    for (step, source) in plan.steps.iter().zip(&sources) {
+    for ((_, step), source) in kernels().zip(&sources) {
         for dispatch in &step.dispatches {
             params.resize(params.len().next_multiple_of(alignment as usize), 0);
             offsets.push(params.len() as u64);
@@ -327,7 +389,14 @@ async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<Vec<Laun
     let mut offsets = offsets.into_iter();
     let mut launches: Vec<Launch> = Vec::new();
     let mut flops = 0;
-    for (index, (step, source)) in plan.steps.iter().zip(&sources).enumerate() {
+    let mut meetings = Vec::new();
+    let mut sources = sources.iter();
+    for (index, step) in plan.steps.iter().enumerate() {
+        if let Some(Binding { buffer, offset, bytes, .. }) = step.all_reduce {
+            meetings.push(Meeting { before: launches.len(), buffer, offset, bytes });
+            continue;
+        }
+        let source = sources.next().expect("one source a kernel");
         let pipeline = gpu.pipeline(&step.name, &source.text, &source.layout()).await?;
         flops += step.flops;
         if flops > FLOPS_PER_SUBMISSION {
@@ -351,7 +420,7 @@ async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<Vec<Laun
             launch.ends = true;
         }
     }
-    Ok(launches)
+    Ok((launches, meetings))
 }
 
 /// Compiles what a plan runs before it is needed; gives the number of shaders. A plan that differs from the later one

@@ -8,6 +8,7 @@ mod forecast;
 mod kernel;
 mod machine;
 mod probe;
+mod ranks;
 mod recorder;
 mod records;
 mod roofline;

@@ -202,3 +202,22 @@ fn arguments_are_refused() {
         assert!(said.starts_with("danlu: ") && said.contains(part), "{line}: {said}");
     }
 }
+
+#[test]
+fn what_ranks_exchange_is_measured() {
+    let place = Place::new();
+    let said = stdout(&place.danlu("bench comm --quick --ranks 3 --json").assert().success());
+    let report: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(report["ranks"], 3);
+    let figures = report["figures"].as_array().unwrap();
+    for name in ["barrier", "broadcast", "all_reduce", "reduce_scatter", "all_gather", "all_to_all"] {
+        let of = figures.iter().filter(|f| f["collective"] == name);
+        assert_eq!(of.clone().count(), if name == "barrier" { 1 } else { 3 }, "{said}");
+        assert!(of.clone().all(|f| f["seconds"].as_f64().unwrap() > 0.0), "{said}");
+    }
+    let table = stdout(&place.danlu("bench comm --quick --ranks 2").assert().success());
+    assert!(table.contains("2 ranks") && table.lines().any(|l| l.starts_with("all_reduce")), "{table}");
+    assert!(
+        stderr(&place.danlu("bench comm --ranks 1").assert().code(1)).contains("1 ranks: there must be from 2 to 64")
+    );
+}

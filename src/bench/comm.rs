@@ -1,0 +1,121 @@
+//! What ranks that are threads exchange in a second: each collective, by the size of what a rank gives.
+
+use crate::comm::{Communicator, Element, LocalComm};
+use crate::error::{Error, Result};
+use serde::Serialize;
+use std::fmt;
+use std::time::Instant;
+
+/// Bytes that a rank gives, from what measures latency to what measures bandwidth.
+const SIZES: [usize; 4] = [4, 4 << 10, 1 << 20, 32 << 20];
+
+/// One collective at one size.
+#[derive(Debug, Clone, Serialize)]
+pub struct CommFigure {
+    /// Which.
+    pub collective: &'static str,
+    /// Bytes that a rank gives.
+    pub bytes: usize,
+    /// Seconds of a call: the median.
+    pub seconds: f64,
+    /// Bytes that each rank must send at least, a second.
+    pub bandwidth: f64,
+}
+
+/// All of them.
+#[derive(Debug, Clone, Serialize)]
+pub struct CommReport {
+    /// Ranks.
+    pub ranks: usize,
+    /// The figures.
+    pub figures: Vec<CommFigure>,
+}
+
+/// What is measured: its name, what it does with the bytes that a rank gives and those that it gets, and which part of the
+/// former a rank must send at least, for N ranks.
+type Case = (&'static str, fn(&dyn Communicator, &mut [u8], &mut [u8]) -> Result<()>, fn(f64) -> f64);
+
+const CASES: [Case; 6] = [
+    ("barrier", |comm, _, _| comm.barrier(), |_| 0.0),
+    ("broadcast", |comm, mine, _| comm.broadcast(0, mine), |_| 1.0),
+    ("all_reduce", |comm, mine, _| comm.all_reduce(mine, Element::F32), |n| 2.0 * (n - 1.0) / n),
+    (
+        "reduce_scatter",
+        |comm, mine, other| {
+            let part = crate::comm::share(mine.len() / 4, comm.size(), comm.rank()).len() * 4;
+            comm.reduce_scatter(mine, Element::F32, &mut other[..part])
+        },
+        |n| (n - 1.0) / n,
+    ),
+    (
+        "all_gather",
+        |comm, mine, other| {
+            let part = mine.len() / comm.size();
+            comm.all_gather(&mine[..part], &mut other[..part * comm.size()])
+        },
+        |n| (n - 1.0) / n,
+    ),
+    (
+        "all_to_all",
+        |comm, mine, other| {
+            let whole = mine.len() / comm.size() * comm.size();
+            comm.all_to_all(&mine[..whole], &mut other[..whole])
+        },
+        |n| (n - 1.0) / n,
+    ),
+];
+
+/// Measures collectives among so many threads.
+///
+/// # Errors
+/// If fewer than two ranks are asked for, or one fails.
+pub fn measure_comm(ranks: usize, quick: bool) -> Result<CommReport> {
+    if !(2..=64).contains(&ranks) {
+        return Err(Error::Invalid(format!("{ranks} ranks: there must be from 2 to 64")));
+    }
+    let sizes = &SIZES[..if quick { SIZES.len() - 1 } else { SIZES.len() }];
+    let told: Vec<Result<Vec<CommFigure>>> = std::thread::scope(|scope| {
+        let start = |comm: LocalComm| scope.spawn(move || measure_rank(&comm, sizes));
+        let threads: Vec<_> = LocalComm::group(ranks, None).into_iter().map(start).collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.map(|told| told.unwrap_or_else(|_| Err(Error::Rank("a rank panicked".into())))).collect()
+    });
+    let mut told = told.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(CommReport { ranks, figures: told.swap_remove(0) })
+}
+
+fn measure_rank(comm: &dyn Communicator, sizes: &[usize]) -> Result<Vec<CommFigure>> {
+    let mut figures = Vec::new();
+    for (collective, call, part) in CASES {
+        for &bytes in &sizes[..if collective == "barrier" { 1 } else { sizes.len() }] {
+            let (mut mine, mut other) = (vec![1; bytes], vec![0; bytes]);
+            let runs = (64 << 20) / bytes.max(1 << 20) + 3;
+            let mut times = Vec::new();
+            for run in 0..runs {
+                let began = Instant::now();
+                call(comm, &mut mine, &mut other)?;
+                // The first makes room.
+                if run > 0 {
+                    times.push(began.elapsed().as_secs_f64());
+                }
+            }
+            times.sort_by(f64::total_cmp);
+            let seconds = times[times.len() / 2];
+            let bandwidth = part(comm.size() as f64) * bytes as f64 / seconds;
+            figures.push(CommFigure { collective, bytes, seconds, bandwidth });
+        }
+    }
+    Ok(figures)
+}
+
+impl fmt::Display for CommReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} ranks, threads of this process", self.ranks)?;
+        write!(f, "{:<16} {:>12} {:>12} {:>12}", "collective", "bytes", "us", "MB/s a rank")?;
+        for CommFigure { collective, bytes, seconds, bandwidth } in &self.figures {
+            let (us, rate) = (seconds * 1e6, bandwidth / 1e6);
+            write!(f, "\n{collective:<16} {bytes:>12} {us:>12.1} {rate:>12.1}")?;
+        }
+        Ok(())
+    }
+}

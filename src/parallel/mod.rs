@@ -1,0 +1,6 @@
+//! Graphs for one device → graphs for one rank of many: values that ranks must agree on get a collective behind them. The
+//! model's code knows nothing of it.
+
+mod data;
+
+pub use data::sum_states;
