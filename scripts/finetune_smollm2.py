@@ -60,7 +60,11 @@ def nats(*model):
 
 before = nats(args.model)
 print(f"held out, before: {before:.4f} nats a token", flush=True)
-flags = ["--steps", args.steps, "--batch", args.batch, "--seq", args.seq, "--lr", args.lr, "--base-dtype", args.base_dtype]
+# The loss is told on examples of our own: training validates once, on a little.
+recipe = out.with_suffix(".toml")
+recipe.write_text(f"eval_every = {args.steps}\nval_sequences = 1\n[lora]\n")
+flags = ["--recipe", recipe, "--steps", args.steps, "--batch", args.batch, "--seq", args.seq, "--lr", args.lr]
+flags += ["--base-dtype", args.base_dtype]
 danlu("finetune", "--model", args.model, "--data", train, *flags, "--out", out, "--force", "--tune", "cached")
 after = nats(args.model, "--lora", out)
 print(f"held out, after: {after:.4f} nats a token", flush=True)
