@@ -60,6 +60,20 @@ fn bytes_are_those_that_a_run_allocates() {
     }
 }
 
+/// Where activations are few, most is alive when the update reads the gradients: all of them.
+#[test]
+fn gradients_are_as_many_as_parameters() {
+    let limits = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
+    for accumulate in [1, 4] {
+        let mut job = job("story-1m", 1, 4, None);
+        job.recipe.accumulate = accumulate;
+        let plans = job.plans(&limits, &mut First).unwrap();
+        let (usage, page) = (Answer::of(&job, &plans, None, None).unwrap().usage, states(&plans.train, "param."));
+        assert!((page..page + 64).contains(&usage.gradients) || accumulate > 1, "{} of {page}", usage.gradients);
+        assert!(usage.gradients >= page, "{} of {page}, {accumulate} batches", usage.gradients);
+    }
+}
+
 #[test]
 fn what_fits_fits_and_one_more_does_not() {
     let limits = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
@@ -233,21 +247,24 @@ fn published_figures_are_reproduced() {
     assert!(off.is_empty(), "{off:#?}");
 }
 
+/// 64 sequences of 4096 tokens, nothing sharded and nothing computed again.
+const SETUP: Setup = Setup {
+    batch: 64,
+    seq: 4096,
+    micro_batch: 1,
+    interleave: 1,
+    zero: Zero(0),
+    recompute: Recompute::None,
+    storage: Storage::BF16,
+    products: Rate::F16,
+};
+
 /// The textbook's volumes, of a model whose numbers are small enough to be written down.
 #[test]
 fn messages_are_those_of_the_textbook() {
     let config = find_config("llama-3.1-8b").unwrap();
     let machine = MachineFile::find("h100").unwrap();
-    let setup = Setup {
-        batch: 64,
-        seq: 4096,
-        micro_batch: 1,
-        interleave: 1,
-        zero: Zero(0),
-        recompute: Recompute::None,
-        storage: Storage::BF16,
-        products: Rate::F16,
-    };
+    let setup = SETUP;
     let of = |mesh: &str, setup: Setup| {
         let mesh: Mesh = mesh.parse().unwrap();
         let parts = Parts::of(&config, [1, 4096 / mesh.sequence, 4096], mesh.tensor).unwrap();
@@ -280,16 +297,7 @@ fn messages_are_those_of_the_textbook() {
 fn the_best_mesh_fits_and_nothing_that_fits_is_faster() {
     let config = find_config("mixtral-8x7b").unwrap();
     let machine = MachineFile::find("h200").unwrap();
-    let setup = Setup {
-        batch: 64,
-        seq: 4096,
-        micro_batch: 1,
-        interleave: 1,
-        zero: Zero(0),
-        recompute: Recompute::None,
-        storage: Storage::BF16,
-        products: Rate::F16,
-    };
+    let setup = SETUP;
     let found = search(&config, setup, Asked::default(), 16, &machine).unwrap();
     let best = found.best.unwrap();
     assert!(best.mesh.ranks() == 16 && best.usage.total() <= machine.memory.unwrap().0, "{best:?}");

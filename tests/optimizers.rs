@@ -5,6 +5,7 @@ mod common;
 
 use common::golden::{Golden, Step, TEN_STEPS, interpret, loss_and_gradients};
 use common::spread::Spread;
+use common::tiny_run::{self, begin};
 use danlu::base::{Array, TensorType};
 use danlu::compile::{First, compile};
 use danlu::gpu::Gpu;
@@ -15,9 +16,7 @@ use danlu::ops::{AdamW8, Part};
 use danlu::optim::{HYPER, JUDGE, KEEP, LossScaling, Optimizer, Rule, Settings};
 use danlu::run::{Executor, States, f32s};
 use danlu::store::snapshot::Series;
-use danlu::train::{
-    Event, GroupOptions, Precision, Prepared, Recipe, Resumption, Trainer, plans, prepare, read_metrics, run,
-};
+use danlu::train::{Event, GroupOptions, Precision, Prepared, Recipe, Resumption, Trainer, plans, read_metrics, run};
 use pollster::block_on;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -234,31 +233,11 @@ fn batch_graph(golden: &Golden, optimizer: &Optimizer, ids: &TensorType) -> Grap
     g
 }
 
-const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}"#;
-
 fn recipe(folder: &Path, name: &str) -> Recipe {
-    let config = folder.join("config.json");
-    std::fs::write(&config, CONFIG).unwrap();
-    let mut recipe = Recipe {
-        config: config.to_str().unwrap().into(),
-        stories: 80,
-        steps: 6,
-        batch: 2,
-        seq: 24,
-        eval_every: Some(3),
-        val_sequences: 2,
-        out: folder.join(name),
-        ..Recipe::default()
-    };
+    let tiny = tiny_run::recipe(folder, name);
+    let mut recipe = Recipe { steps: 6, seq: 24, eval_every: Some(3), ..tiny };
     recipe.checkpoint.every = Some(3);
     recipe
-}
-
-fn begin(gpu: &Gpu, recipe: &Recipe, folder: &Path) -> (Prepared, Trainer) {
-    let prepared = prepare(recipe, &folder.join("cache"), &mut |_: &Event| {}).unwrap();
-    let (trainer, ..) = block_on(Trainer::new(gpu, recipe, &prepared, &mut First)).unwrap();
-    (prepared, trainer)
 }
 
 fn go(gpu: &Gpu, recipe: &Recipe, (prepared, trainer): &mut (Prepared, Trainer), stop_after: u64) {

@@ -3,40 +3,20 @@
 
 mod common;
 
-use danlu::compile::First;
+use common::tiny_run::{self, begin};
 use danlu::gpu::Gpu;
 use danlu::run::States;
-use danlu::train::{Ending, Event, OnDivergence, Prepared, Recipe, Resumption, Trainer, prepare, read_metrics, run};
+use danlu::train::{Ending, Event, OnDivergence, Prepared, Recipe, Resumption, Trainer, read_metrics, run};
 use pollster::block_on;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}"#;
-
 fn recipe(folder: &Path) -> Recipe {
-    let config = folder.join("config.json");
-    std::fs::write(&config, CONFIG).unwrap();
-    let mut recipe = Recipe {
-        config: config.to_str().unwrap().into(),
-        stories: 80,
-        steps: 12,
-        batch: 2,
-        seq: 32,
-        eval_every: Some(6),
-        val_sequences: 2,
-        out: folder.join("run"),
-        ..Recipe::default()
-    };
+    let tiny = tiny_run::recipe(folder, "run");
+    let mut recipe = Recipe { steps: 12, seq: 32, eval_every: Some(6), ..tiny };
     recipe.checkpoint.every = Some(3);
     recipe
-}
-
-fn begin(gpu: &Gpu, recipe: &Recipe, folder: &Path) -> (Prepared, Trainer) {
-    let prepared = prepare(recipe, &folder.join("cache"), &mut |_: &Event| {}).unwrap();
-    let (trainer, ..) = block_on(Trainer::new(gpu, recipe, &prepared, &mut First)).unwrap();
-    (prepared, trainer)
 }
 
 /// Runs a trainer and has `meddle` see every event; what it came to, and the notes.

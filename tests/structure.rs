@@ -225,6 +225,21 @@ fn files_are_short_and_say_what_they_are() {
     none(complaints);
 }
 
+/// A file that no `mod` names is not compiled, however right it looks.
+#[test]
+fn every_source_file_is_a_module() {
+    let sources: Vec<PathBuf> = files("src", "rs").into_iter().filter(|p| !p.starts_with("src/bin")).collect();
+    let all: String = sources.iter().map(|p| read(p)).collect();
+    let is_named = |path: &&PathBuf| {
+        let stem = path.file_stem().and_then(|s| s.to_str()).expect("a name");
+        let name =
+            if stem == "mod" { path.parent().and_then(Path::file_name).and_then(|s| s.to_str()) } else { Some(stem) };
+        let name = name.expect("a folder");
+        stem == "lib" || all.contains(&format!("mod {name};")) || all.contains(&format!("{stem}.rs\"]"))
+    };
+    none(sources.iter().filter(|p| !is_named(p)).map(|p| format!("{} is no module", p.display())).collect());
+}
+
 #[test]
 fn shaders_have_no_atomics_and_no_overrides() {
     let mut complaints = Vec::new();

@@ -6,6 +6,7 @@ pub mod interpret;
 pub mod scores;
 pub mod shared;
 pub mod spread;
+pub mod tiny_run;
 
 use danlu::gpu::{Gpu, Selector};
 use danlu::graph::Kernel;
