@@ -14,7 +14,7 @@ use crate::nn::{BaseDtype, LoraConfig};
 use crate::optim::Rule;
 use crate::run::{TuneMode, Tuner};
 use crate::train::{Precision, Recipe, optimizer, train_plan};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 /// Flags of `danlu plan`.
@@ -47,9 +47,9 @@ pub struct PlanArgs {
     precision: Precision,
     #[command(flatten)]
     adapters: LoraArgs,
-    /// Time on this machine: h100, h100-500w, h200, a100, mi300x, sunway, cpu, a TOML file like those of machines/, or what `danlu bench --json` wrote.
-    #[arg(long, value_name = "NAME|FILE")]
-    machine: Option<String>,
+    /// Time on this machine: h100, h100-500w, h200, a100, mi300x, sunway, cpu, a TOML file like those of machines/, or what `danlu bench --json` wrote. With --nodes several, separated by commas, side by side.
+    #[arg(long, value_name = "NAME|FILE", value_delimiter = ',')]
+    machine: Vec<String>,
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
@@ -148,12 +148,16 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         ..Recipe::default()
     };
     recipe.check()?;
-    let machine = args.machine.as_deref().map(MachineFile::find).transpose()?;
+    let mut machines = args.machine.iter().map(|name| MachineFile::find(name)).collect::<Result<Vec<_>, _>>()?;
     let config = find_config(&hub::resolve_config(&args.config)?)?;
-    if let (Some(machine), Some(_)) = (&machine, args.scale.nodes) {
+    if !args.scale.nodes.is_empty() {
         let run = scale::Run { tokens: args.run.tokens, price: args.run.price, watts: args.run.watts };
-        return scale::plan(&args.scale, &config, [args.batch, args.seq], machine, &run, args.json);
+        return scale::plan(&args.scale, &config, [args.batch, args.seq], &machines, &run, args.json);
     }
+    if machines.len() > 1 {
+        bail!("--machine names {} machines; several are compared with --nodes only", machines.len());
+    }
+    let machine = machines.pop();
     let limits = match args.adapter.adapter {
         _ if args.measure => return pollster::block_on(measure(&args, &recipe, &config)),
         Some(_) => pollster::block_on(Gpu::open(&args.adapter.selector()))?.limits().clone(),

@@ -15,9 +15,10 @@ const SHOWN: usize = 12;
 /// Flags of `danlu plan` that ask for more than one adapter.
 #[derive(Debug, Args)]
 pub struct ScaleArgs {
-    /// Plan for so many nodes of --machine: which mesh is best, and what a step takes on it.
-    #[arg(long, value_name = "COUNT", requires = "machine", conflicts_with_all = ["measure", "list", "memory", "lora_rank"])]
-    pub nodes: Option<usize>,
+    /// Plan for so many nodes of --machine: which mesh is best, and what a step takes on it. Of several machines one count
+    /// for all, or one for each, separated by commas.
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', requires = "machine", conflicts_with_all = ["measure", "list", "memory", "lora_rank"])]
+    pub nodes: Vec<usize>,
     /// Axes of the mesh, such as data=8,tensor=8,pipeline=2 (also expert, sequence); `auto` looks for the best.
     #[arg(long, value_name = "auto|AXES", default_value = "auto", requires = "nodes")]
     mesh: String,
@@ -48,16 +49,55 @@ pub struct Run {
     pub watts: Option<f64>,
 }
 
-/// Searches and prints.
+/// Searches and prints: one machine in all detail, several side by side.
 pub fn plan(
+    args: &ScaleArgs,
+    config: &ModelConfig,
+    sizes: [usize; 2],
+    machines: &[MachineFile],
+    run: &Run,
+    as_json: bool,
+) -> Result<()> {
+    let nodes = match (args.nodes.as_slice(), machines.len()) {
+        ([all], n) => vec![*all; n],
+        (each, n) if each.len() == n => each.to_vec(),
+        (each, n) => bail!("--nodes gives {} counts for {n} machines; give one for all, or one for each", each.len()),
+    };
+    let mut sides = Vec::new();
+    for (machine, nodes) in machines.iter().zip(nodes) {
+        let (found, ranks) = find(args, config, sizes, machine, nodes)?;
+        sides.push(Side { machine, nodes, ranks, found });
+    }
+    match sides.as_slice() {
+        _ if as_json => {
+            let value = |s: &Side| json!({"machine": s.machine.name, "ranks": s.ranks, "found": s.found});
+            let values: Vec<_> = sides.iter().map(value).collect();
+            let text = match values.as_slice() {
+                [one] => serde_json::to_string_pretty(one)?,
+                all => serde_json::to_string_pretty(all)?,
+            };
+            say!("{text}");
+        }
+        [one] => say!("{}", text(&one.found, config, one.machine, one.nodes, run).trim_end()),
+        _ => say!("{}", side_by_side(&sides, config, run).trim_end()),
+    }
+    match sides.iter().find(|side| side.found.best.is_none()) {
+        None => Ok(()),
+        Some(side) => bail!(
+            "no way that was tried fits the memory of {}; take more nodes, or a smaller --batch or --seq",
+            side.machine.name
+        ),
+    }
+}
+
+/// The best mesh of so many nodes of a machine, and how many ranks they are.
+fn find(
     args: &ScaleArgs,
     config: &ModelConfig,
     [batch, seq]: [usize; 2],
     machine: &MachineFile,
-    run: &Run,
-    as_json: bool,
-) -> Result<()> {
-    let nodes = args.nodes.unwrap_or(1);
+    nodes: usize,
+) -> Result<(Found, usize)> {
     let Some(ranks) = nodes.checked_mul(machine.adapters).filter(|n| (1..=1 << 24).contains(n)) else {
         bail!("--nodes is {nodes}; it must be at least 1, and its adapters at most {}", 1 << 24);
     };
@@ -83,19 +123,61 @@ pub fn plan(
         storage: args.storage,
         products: args.products,
     };
-    let found = search(config, setup, asked, ranks, machine)?;
-    if as_json {
-        say!("{}", serde_json::to_string_pretty(&json!({"machine": machine.name, "ranks": ranks, "found": found}))?);
-    } else {
-        say!("{}", text(&found, config, machine, nodes, run).trim_end());
+    Ok((search(config, setup, asked, ranks, machine)?, ranks))
+}
+
+/// One machine among others.
+struct Side<'a> {
+    machine: &'a MachineFile,
+    nodes: usize,
+    ranks: usize,
+    found: Found,
+}
+
+/// A row for each machine; and what an hour of the others must cost for their tokens to cost as much as the first's, and a
+/// sixth of that.
+fn side_by_side(sides: &[Side], config: &ModelConfig, run: &Run) -> String {
+    let mut text = format!("{} parameters, side by side\n\n", config.parameters());
+    let heads = ["ranks", "tokens/s each", "tokens a day", "MFU %", "kWh a million", "price a million", "of the first"];
+    text += &format!("{:<46}", "machine");
+    text += &heads.map(|head| format!(" {head:>15}")).concat();
+    text.push('\n');
+    // Of a million tokens.
+    let hours = |p: &Prediction| 1e6 / p.tokens_per_rank / 3600.0;
+    let price = |s: &Side, p: &Prediction| run.price.or(s.machine.price).map(|price| price * hours(p));
+    let first = sides.first().and_then(|s| price(s, s.found.best.as_ref()?));
+    for side in sides {
+        let Some(p) = &side.found.best else {
+            text += &format!("{:<46} {:>15} fits in no way that was tried\n", side.machine.name, side.ranks);
+            continue;
+        };
+        let known = |value: Option<f64>, digits: usize| value.map_or("?".into(), |v| format!("{v:.digits$}"));
+        let paid = price(side, p);
+        let cells = [
+            side.ranks.to_string(),
+            format!("{:.1}", p.tokens_per_rank),
+            format!("{:.3e}", p.tokens_per_rank * side.ranks as f64 * 86_400.0),
+            format!("{:.1}", 100.0 * p.mfu),
+            known(run.watts.or(side.machine.watts).map(|watts| watts * hours(p) / 1000.0), 4),
+            known(paid, 4),
+            known(paid.zip(first).map(|(paid, first)| paid / first), 2),
+        ];
+        text += &format!("{:<46}", side.machine.name);
+        text += &cells.map(|cell| format!(" {cell:>15}")).concat();
+        text += &format!("\n  {}\n", p.mesh);
     }
-    match found.best {
-        Some(_) => Ok(()),
-        None => bail!(
-            "no way that was tried fits the memory of {}; take more nodes, or a smaller --batch or --seq",
-            machine.name
-        ),
+    let Some(first) = first else { return text };
+    for side in &sides[1..] {
+        let Some(p) = &side.found.best else { continue };
+        let hour = first / hours(p);
+        let of = (run.price.or(side.machine.price)).map_or(String::new(), |own| format!(" (it is {own:.3})"));
+        text += &format!(
+            "\n{}: a token costs as much as the first's at {hour:.3} an hour, and a sixth of it at {:.3}{of}",
+            side.machine.name,
+            hour / 6.0
+        );
     }
+    text
 }
 
 fn text(found: &Found, config: &ModelConfig, machine: &MachineFile, nodes: usize, run: &Run) -> String {

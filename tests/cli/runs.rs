@@ -277,6 +277,37 @@ fn every_preset_can_be_planned() {
     assert!(refused.lines().count() == 1 && refused.contains("a buffer of this adapter offers"), "{refused}");
 }
 
+/// Tokens of one machine beside those of another.
+#[test]
+fn machines_are_compared() {
+    let place = Place::new();
+    let asked = "plan --config smollm2-135m --batch 16 --seq 512 --machine h100,sunway";
+    let said = stdout(&place.danlu(&format!("{asked} --nodes 1,8")).assert().success().stderr(""));
+    let cells = |machine: &str| -> Vec<String> {
+        let row = said.lines().find(|line| line.starts_with(machine)).unwrap_or_else(|| panic!("{machine}: {said}"));
+        row[46..].split_whitespace().map(String::from).collect()
+    };
+    let (first, second) = (cells("NVIDIA H100"), cells("SW26010-Pro"));
+    assert_eq!((first[0].as_str(), first[6].as_str(), second[0].as_str()), ("8", "1.00", "8"), "{said}");
+    let number = |cell: &str| cell.parse::<f64>().unwrap();
+    let ratio = number(&second[5]) / number(&first[5]);
+    assert!((ratio - number(&second[6])).abs() < 0.02 * ratio, "{said}");
+    // At the hour's price that is told a token of the second costs what one of the first does.
+    let told = said.lines().find(|line| line.starts_with("SW26010-Pro") && line.contains("a token costs")).unwrap();
+    let hour = number(told.split(" at ").nth(1).unwrap().split(' ').next().unwrap());
+    let again = stdout(&place.danlu(&format!("{asked} --nodes 1,8 --json")).assert().success().stderr(""));
+    let both: Value = serde_json::from_str(&again).unwrap();
+    let rate = |i: usize| both[i]["found"]["best"]["tokens_per_rank"].as_f64().unwrap();
+    assert!((hour - 2.5 * rate(1) / rate(0)).abs() < 2e-3, "{told}");
+    for (line, sentence) in [
+        (format!("{asked} --nodes 1,2,3"), "--nodes gives 3 counts for 2 machines"),
+        (asked.to_string(), "several are compared with --nodes only"),
+    ] {
+        let refused = stderr(&place.danlu(&line).assert().code(1));
+        assert!(refused.lines().count() == 1 && refused.contains(sentence), "{refused}");
+    }
+}
+
 #[test]
 fn every_command_explains_itself() {
     let place = Place::new();
