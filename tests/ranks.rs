@@ -21,14 +21,14 @@ fn gradients(rank: usize) -> Vec<f32> {
 }
 
 /// A graph that reads two states, of which one is summed over ranks.
-fn graph() -> Graph {
+fn graph(ranks: usize) -> Graph {
     let mut g = Graph::new();
     for (name, elements) in [("grad.0", ELEMENTS), ("kept", 8)] {
         let state = g.state(name, TensorType::f32([elements]));
         let sum = g.apply1(SumSquares, &[state]).unwrap();
         g.output(name, sum);
     }
-    sum_states(&g, &|name| name.starts_with("grad.")).unwrap()
+    sum_states(&g, ranks, &|name| name.starts_with("grad.")).unwrap()
 }
 
 #[test]
@@ -40,13 +40,13 @@ fn states_are_summed_over_ranks_and_the_same_on_each() {
         }
         let run = |comm: LocalComm, rank: usize| {
             let gpu = common::gpu();
-            let plan = compile(&graph(), gpu.limits(), &mut First).unwrap();
-            assert_eq!(plan.steps.iter().filter(|s| s.all_reduce.is_some()).count(), 1);
+            let plan = compile(&graph(ranks), gpu.limits(), &mut First).unwrap();
+            assert_eq!(plan.steps.iter().filter(|s| s.meeting.is_some()).count(), 1);
             assert_eq!(plan.written_states(), [("grad.0", 4 * ELEMENTS as u64)]);
             let mut states = States::new(&gpu);
             let mut executor = block_on(Executor::new(&gpu, &plan, &mut states)).unwrap();
             let alone = block_on(executor.run()).unwrap_err().to_string();
-            assert!(alone.contains("the plan sums over ranks, and it was joined to none"), "{alone}");
+            assert!(alone.contains("the plan meets other ranks, and it was joined to none"), "{alone}");
             block_on(executor.join(Arc::new(comm))).unwrap();
             block_on(states.write("grad.0", 0, bytemuck::cast_slice(&gradients(rank)))).unwrap();
             block_on(states.write("kept", 0, bytemuck::cast_slice(&[rank as f32; 8]))).unwrap();

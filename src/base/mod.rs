@@ -1,6 +1,8 @@
-//! Plain values that every room may use: shapes, dtypes, limits as data, host arrays, random numbers, tolerances.
+//! Plain values that every room may use: shapes, dtypes, limits as data, axes of ranks, host arrays, random numbers,
+//! tolerances.
 
 mod array;
+mod axis;
 mod bytes;
 mod files;
 mod limits;
@@ -16,6 +18,7 @@ mod tensor_type;
 mod tolerance;
 
 pub use array::Array;
+pub use axis::Axis;
 pub use bytes::Bytes;
 pub use files::{read_bytes, read_optional_text, read_text};
 pub use limits::{AdapterId, Limits};

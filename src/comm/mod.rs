@@ -4,10 +4,12 @@
 //! rank, and from run to run.
 
 mod element;
+mod groups;
 mod local;
 mod pending;
 
 pub use element::Element;
+pub use groups::Groups;
 pub use local::LocalComm;
 pub use pending::{Background, Pending};
 

@@ -2,11 +2,11 @@
 
 use super::layout::{self, Layout};
 use super::place::{self, Place, Places};
-use super::plan::{Binding, Plan, PlanDispatch, Step, Wire};
+use super::plan::{Binding, Meeting, Plan, PlanDispatch, Step, Wire};
 use super::rewrite::ids;
 use crate::base::Limits;
 use crate::error::{Error, Result};
-use crate::graph::{Collective, Graph, Io, Kernel, Kind, NodeId, Op, Operand, Value};
+use crate::graph::{Graph, Io, Kernel, Kind, Meet, NodeId, Op, Operand, Value};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -117,9 +117,8 @@ fn node_steps(
     let op = node.op().expect("a step is an operator");
     let io = place::io(graph, node);
     let cost = op.cost(&io);
-    if let Some(Collective::AllReduce) = op.collective() {
-        let (buffer, offset) = at(node.inputs[0]);
-        let bytes = io.inputs[0].bytes();
+    if let Some(meet) = op.collective() {
+        let meeting = meeting(graph, id, meet, &at, &io);
         return Ok(vec![Step {
             name: node.name.clone(),
             op: op.name(),
@@ -130,7 +129,7 @@ fn node_steps(
             inputs: io.inputs,
             outputs: io.outputs,
             dispatches: Vec::new(),
-            all_reduce: Some(Binding { name: "x".into(), buffer, offset, bytes, written: true }),
+            meeting: Some(meeting),
             flops: cost.flops,
             bytes: cost.bytes,
         }]);
@@ -169,9 +168,31 @@ fn node_steps(
                 workgroups: d.workgroups,
             })
             .collect(),
-        all_reduce: None,
+        meeting: None,
         flops: if i == 0 { cost.flops } else { 0 },
         bytes: if i == 0 { cost.bytes } else { kernel.scratch },
     };
     Ok(kernel.stages().enumerate().map(step).collect())
+}
+
+/// A collective with its ranges resolved.
+fn meeting(graph: &Graph, id: NodeId, meet: Meet, at: &dyn Fn(Value) -> (usize, u64), io: &Io) -> Meeting {
+    let node = graph.node(id);
+    let in_place = node.op().is_some_and(|op| !op.writes().is_empty());
+    let binding = |name: &str, value: Value, written| {
+        let ((buffer, offset), bytes) = (at(value), graph.ty(value).bytes());
+        Binding { name: name.into(), buffer, offset, bytes, written }
+    };
+    let input = node.inputs.first().copied();
+    let output = if in_place { input } else { graph.op_node(id).outputs.first().copied() };
+    let blocks = |dims: &[usize]| dims[..meet.what.dim()].iter().product::<usize>() as u64;
+    Meeting {
+        what: meet.what,
+        axis: meet.axis,
+        ranks: meet.ranks,
+        read: input.map(|v| binding("x", v, false)),
+        written: output.map(|v| binding("y", v, true)),
+        blocks: io.inputs.first().map_or(1, |ty| blocks(ty.shape.dims())),
+        sent: meet.what.sent(io.inputs.first().map_or(0, |ty| ty.bytes()), meet.ranks),
+    }
 }

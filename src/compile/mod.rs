@@ -18,7 +18,7 @@ mod recompute;
 
 pub use lower::{Chooser, First, Learning, settle};
 pub use memory::{Block, Region, Span, pack};
-pub use plan::{Binding, BufferKind, BufferSpec, Plan, PlanDispatch, Step, Tenant, Totals, Wire};
+pub use plan::{Binding, BufferKind, BufferSpec, Meeting, Plan, PlanDispatch, Sent, Step, Tenant, Totals, Wire};
 pub use print::human_bytes;
 pub use recompute::{Again, Trade, recompute};
 

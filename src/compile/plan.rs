@@ -1,9 +1,9 @@
 //! The plan: steps, buffers and offsets as plain data, to be printed, compared, costed or run.
 
-use crate::base::TensorType;
-use crate::graph::{Cost, Hook, Scalar};
+use crate::base::{Axis, TensorType};
+use crate::graph::{Collective, Cost, Hook, Scalar};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Everything that the executor needs.
@@ -101,9 +101,9 @@ pub struct Step {
     pub outputs: Vec<TensorType>,
     /// Its dispatches.
     pub dispatches: Vec<PlanDispatch>,
-    /// Where ranks meet instead: what becomes its sum over all of them.
+    /// Where ranks meet instead: what they do.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub all_reduce: Option<Binding>,
+    pub meeting: Option<Meeting>,
     /// Work and traffic.
     pub flops: u64,
     /// Bytes that it reads and writes.
@@ -113,8 +113,28 @@ pub struct Step {
 impl Step {
     /// All that it binds.
     pub fn bindings(&self) -> impl Iterator<Item = &Binding> {
-        self.dispatches.iter().flat_map(|d| &d.bindings).chain(&self.all_reduce)
+        let own = self.dispatches.iter().flat_map(|d| &d.bindings);
+        own.chain(self.meeting.iter().flat_map(|m| m.read.iter().chain(&m.written)))
     }
+}
+
+/// A step at which ranks of an axis meet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Meeting {
+    /// What they do.
+    pub what: Collective,
+    /// Along which axis.
+    pub axis: Axis,
+    /// How many they are.
+    pub ranks: usize,
+    /// What this rank gives. Where a state is summed in place, `written` is the same range.
+    pub read: Option<Binding>,
+    /// What it gets.
+    pub written: Option<Binding>,
+    /// Product of the sizes before the dim that is divided or put together: so many blocks lie one after another.
+    pub blocks: u64,
+    /// Bytes that this rank sends: [`Collective::sent`].
+    pub sent: u64,
 }
 
 /// One dispatch with everything resolved.
@@ -141,6 +161,15 @@ pub struct Binding {
     pub bytes: u64,
     /// True where the step writes it.
     pub written: bool,
+}
+
+/// What one run of a plan sends along an axis.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Sent {
+    /// Times that its ranks meet.
+    pub meetings: usize,
+    /// Bytes that this rank sends.
+    pub bytes: u64,
 }
 
 /// Sums over a plan.
@@ -187,6 +216,16 @@ impl Plan {
             } += buffer.bytes;
         }
         t
+    }
+
+    /// What one run sends along each axis on which its ranks meet.
+    pub fn sent(&self) -> BTreeMap<Axis, Sent> {
+        let mut all: BTreeMap<Axis, Sent> = BTreeMap::new();
+        for meeting in self.steps.iter().filter_map(|s| s.meeting.as_ref()) {
+            let sent = all.entry(meeting.axis).or_default();
+            *sent = Sent { meetings: sent.meetings + 1, bytes: sent.bytes + meeting.sent };
+        }
+        all
     }
 
     /// The states that a run of it changes, and their bytes, in the order of its buffers: what a run of training is, and

@@ -1,6 +1,6 @@
 //! The plan as a table of text.
 
-use super::plan::{BufferKind, Plan};
+use super::plan::{BufferKind, Plan, Sent};
 use std::fmt;
 
 /// A number of bytes as a person reads it: `1.5 MiB`.
@@ -19,8 +19,10 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:>5}  {:<44} {:<22} {:>10} {:>10}  writes", "step", "node", "kernel", "Mflop", "bytes")?;
         for (i, step) in self.steps.iter().enumerate() {
-            let kernel =
-                if step.all_reduce.is_some() { step.op.into() } else { format!("{}:{}", step.shader, step.variant) };
+            let kernel = match &step.meeting {
+                Some(meeting) => format!("{} along {}", step.op, meeting.axis),
+                None => format!("{}:{}", step.shader, step.variant),
+            };
             let mut at: Vec<String> = Vec::new();
             for b in step.bindings().filter(|b| b.written) {
                 at.push(format!("{}+{}", b.buffer, b.offset));
@@ -39,6 +41,10 @@ impl fmt::Display for Plan {
                 BufferKind::State(name) => format!("state {name}"),
             };
             writeln!(f, "buffer {i:<3} {kind:<24} {:>14} bytes ({})", b.bytes, human_bytes(b.bytes))?;
+        }
+        for (axis, Sent { meetings, bytes }) in self.sent() {
+            let human = human_bytes(bytes);
+            writeln!(f, "along {axis:<19} {meetings:>6} meetings {bytes:>14} bytes sent ({human})")?;
         }
         let t = self.totals();
         write!(

@@ -1,4 +1,4 @@
-//! Drops nodes that neither reach an output nor write a state.
+//! Drops nodes that neither reach an output nor write a state nor send anything to another rank.
 
 use super::rewrite::{Rewrite, ids};
 use crate::error::Result;
@@ -11,8 +11,8 @@ pub(super) fn prune(graph: &Graph) -> Result<Graph> {
     }
     for id in ids(graph).rev() {
         let node = graph.node(id);
-        let writes = node.op().is_some_and(|op| !op.writes().is_empty());
-        if writes || live[id.0 as usize] {
+        let acts = node.op().is_some_and(|op| !op.writes().is_empty() || node.outputs.is_empty());
+        if acts || live[id.0 as usize] {
             live[id.0 as usize] = true;
             for input in &node.inputs {
                 live[input.node.0 as usize] = true;

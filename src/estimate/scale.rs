@@ -8,6 +8,7 @@ use super::part::{Parts, Work};
 use super::setup::{Rate, Recompute, Setup};
 use super::shards::Params;
 use super::{Mesh, Usage};
+use crate::base::Axis;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use serde::Serialize;
@@ -121,8 +122,8 @@ pub fn predict(
     let micro_batches = check(config, mesh, setup)?;
     let rates = Rates::of(machine, setup);
     let network = Network { levels: &machine.levels, reached: REACHED.network };
-    let group = |axis: &str| {
-        let (_, size, stride) = mesh.strides().into_iter().find(|(name, ..)| *name == axis).expect("an axis");
+    let group = |axis: Axis| {
+        let (_, size, stride) = mesh.strides().into_iter().find(|(a, ..)| *a == axis).expect("an axis");
         Group { size, stride }
     };
     let shape = Shape::of(config, mesh, setup);
@@ -135,14 +136,14 @@ pub fn predict(
     let passes = 2.0 + again;
     let wide = shape.wide * setup.storage.activations;
     // Two gathers and two scatters each way (Korthikanti et al., 2022).
-    let tensor = passes * 4.0 * network.gather(group("tensor"), wide);
+    let tensor = passes * 4.0 * network.gather(group(Axis::Tensor), wide);
     let sparse = config.layers[..config.num_hidden_layers].iter().filter(|l| l.sparse).count() as f64;
     let sent_to_experts = shape.routed * setup.storage.activations;
-    let expert = passes * 2.0 * network.all_to_all(group("expert"), sent_to_experts);
+    let expert = passes * 2.0 * network.all_to_all(group(Axis::Expert), sent_to_experts);
     // Keys and values go around once forward, and with their gradients backward (Liu et al., 2023).
     let ring_bytes = shape.keys * setup.storage.activations;
     let rounds = (mesh.sequence - 1) as f64;
-    let ring = rounds * network.send(group("sequence"), ring_bytes);
+    let ring = rounds * network.send(group(Axis::Sequence), ring_bytes);
     let hidden = |attention: f64| (ring - attention).max(0.0);
     let attention = rates.attention(parts.layer.forward.attention);
     let backward_attention = rates.attention(parts.layer.backward.attention);
@@ -165,7 +166,7 @@ pub fn predict(
     };
     let busy = seconds.total();
     let (p, v) = (mesh.pipeline as f64, setup.interleave as f64);
-    let boundary = network.send(group("pipeline"), wide / mesh.tensor as f64);
+    let boundary = network.send(group(Axis::Pipeline), wide / mesh.tensor as f64);
     seconds.pipeline = busy / m * (p - 1.0) / v + 2.0 * (p - 1.0) * v * boundary;
 
     // The data axis: what is reduced hides behind the last backward pass, what is gathered behind the passes that want it.

@@ -22,6 +22,6 @@ pub(crate) use map::compact;
 pub use map::{Map, spread};
 pub use map_pair::MapPair;
 pub use node::{Kind, Node, NodeId, Value};
-pub use op::{Collective, Cost, Io, Op, OpNode, View};
+pub use op::{Collective, Cost, Io, Meet, Op, OpNode, View};
 pub use sum::{SumRows, SumTo};
 pub use view::{Concat, Detach, Slice};

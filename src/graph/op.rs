@@ -1,8 +1,9 @@
 //! What an operator must say of itself.
 
 use super::{Graph, Kernel, Value};
-use crate::base::{Array, Limits, TensorType, Tolerance};
+use crate::base::{Array, Axis, Limits, TensorType, Tolerance};
 use crate::error::Result;
+use serde::Serialize;
 use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -60,11 +61,67 @@ pub enum View {
     Concat(Vec<u64>),
 }
 
-/// What an operator does together with the same one on all other ranks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What an operator does together with the same one on the other ranks of an axis. Nothing else moves between ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Collective {
-    /// Input 0, a state, becomes its sum over all ranks.
+    /// Input 0 becomes its sum over all ranks: output 0, or in place, where it is a state that is written.
     AllReduce,
+    /// Output 0 is input 0 of all ranks, one after another along a dim.
+    AllGather {
+        /// The dim.
+        dim: usize,
+    },
+    /// Output 0 is this rank's part, along a dim, of the sum of input 0 over all ranks.
+    ReduceScatter {
+        /// The dim.
+        dim: usize,
+    },
+    /// Part r of input 0's first dim goes to rank r; in its place in output 0 stands what came from there.
+    AllToAll,
+    /// Input 0 goes to a rank.
+    Send {
+        /// Which one.
+        to: usize,
+    },
+    /// Output 0 comes from a rank.
+    Receive {
+        /// Which one.
+        from: usize,
+    },
+}
+
+impl Collective {
+    /// Bytes that each of `ranks` ranks must send, given those of its input: what textbooks show to be the least.
+    pub fn sent(self, bytes: u64, ranks: usize) -> u64 {
+        let (n, others) = (ranks as u64, ranks as u64 - 1);
+        match self {
+            Collective::AllReduce => 2 * bytes * others / n,
+            Collective::AllGather { .. } => bytes * others,
+            Collective::ReduceScatter { .. } | Collective::AllToAll => bytes * others / n,
+            Collective::Send { .. } => bytes,
+            Collective::Receive { .. } => 0,
+        }
+    }
+
+    /// The dim that is divided or put together.
+    pub fn dim(self) -> usize {
+        match self {
+            Collective::AllGather { dim } | Collective::ReduceScatter { dim } => dim,
+            _ => 0,
+        }
+    }
+}
+
+/// A collective and the ranks that take part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Meet {
+    /// What they do.
+    pub what: Collective,
+    /// The axis along which they lie.
+    pub axis: Axis,
+    /// How many they are.
+    pub ranks: usize,
 }
 
 /// An operator of the library. Everything has a default but the name, the types and the reference; an operator has
@@ -110,7 +167,7 @@ pub trait Op: Any + Debug + Send + Sync {
     }
 
     /// Set where ranks meet: there are no kernels then, and the executor does it.
-    fn collective(&self) -> Option<Collective> {
+    fn collective(&self) -> Option<Meet> {
         None
     }
 

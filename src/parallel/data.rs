@@ -1,12 +1,13 @@
 //! Data parallelism: each rank works on its own rows, and sums are made over all ranks before anybody uses them.
 
+use crate::base::Axis;
 use crate::error::Result;
 use crate::graph::rewrite::{Rewrite, ids};
 use crate::graph::{Graph, Kind, Value};
-use crate::ops::AllReduce;
+use crate::ops::{Along, SumState};
 use std::collections::BTreeSet;
 
-/// A graph that first replaces these states by their sums over all ranks, in the order in which the graph reads them: what
+/// A graph that first replaces these states by their sums over the ranks of the data axis, so many, in the order in which the graph reads them: what
 /// every rank has gathered from its rows (gradients, losses, weights), before the optimizer takes it.
 ///
 /// Everything that a rank computes from then on it computes as all others do, so that what was the same on all ranks stays
@@ -14,7 +15,8 @@ use std::collections::BTreeSet;
 ///
 /// # Errors
 /// If a state is of other than f32.
-pub fn sum_states(graph: &Graph, summed: &dyn Fn(&str) -> bool) -> Result<Graph> {
+pub fn sum_states(graph: &Graph, ranks: usize, summed: &dyn Fn(&str) -> bool) -> Result<Graph> {
+    let sum = SumState(Along { axis: Axis::Data, ranks });
     let mut rewrite = Rewrite::new(graph);
     let mut done: BTreeSet<Value> = BTreeSet::new();
     for id in ids(graph) {
@@ -23,7 +25,7 @@ pub fn sum_states(graph: &Graph, summed: &dyn Fn(&str) -> bool) -> Result<Graph>
             if matches!(source.kind, Kind::State) && summed(&source.name) && done.insert(input) {
                 let state = rewrite.value(input);
                 let name = format!("ranks.{}", source.name);
-                rewrite.new.scope(name, |g| g.apply(AllReduce, &[state]))?;
+                rewrite.new.scope(name, |g| g.apply(sum, &[state]))?;
             }
         }
         rewrite.copy(id)?;
@@ -46,20 +48,20 @@ mod tests {
             let sum = g.apply1(SumSquares, &[value]).unwrap();
             g.output(name, sum);
         }
-        let summed = sum_states(&g, &|name| name.starts_with("grad.")).unwrap();
+        let summed = sum_states(&g, 2, &|name| name.starts_with("grad.")).unwrap();
         let ops: Vec<String> = summed.nodes().iter().filter(|n| n.op().is_some()).map(|n| n.name.clone()).collect();
         assert_eq!(
             ops,
             [
                 "sum_squares",
-                "ranks.grad.1.all_reduce",
+                "ranks.grad.1.sum_state",
                 "sum_squares",
-                "ranks.grad.0.all_reduce",
+                "ranks.grad.0.sum_state",
                 "sum_squares",
                 "sum_squares"
             ]
         );
         assert_eq!(summed.outputs().len(), 4);
-        assert_eq!(sum_states(&g, &|_| false).unwrap().nodes().len(), g.nodes().len());
+        assert_eq!(sum_states(&g, 2, &|_| false).unwrap().nodes().len(), g.nodes().len());
     }
 }

@@ -2,5 +2,7 @@
 //! model's code knows nothing of it.
 
 mod data;
+mod mesh;
 
 pub use data::sum_states;
+pub use mesh::Mesh;

@@ -1,12 +1,12 @@
 //! Runs a plan: everything is made once; a run uploads its small inputs, encodes, submits, and allocates nothing.
 
 use super::bind::params_bytes;
-use super::ranks::Ranks;
+use super::ranks::{self, Ranks};
 use super::recorder::{Doing, Log, Recorder, StepInfo};
 use super::{States, Timing};
-use crate::base::TensorType;
-use crate::comm::Communicator;
-use crate::compile::{Binding, BufferKind, Plan, PlanDispatch, Step, Wire, human_bytes};
+use crate::base::{Axis, DType, TensorType};
+use crate::comm::{Communicator, Groups};
+use crate::compile::{BufferKind, Plan, PlanDispatch, Step, Wire, human_bytes};
 use crate::error::{Error, Result};
 use crate::gpu::{BindGroup, Buffer, Compile, Gpu, Pipeline, Range, Readback, Submission, Upload};
 use crate::shader::{Source, assemble};
@@ -36,9 +36,8 @@ struct Launch {
 struct Meeting {
     /// It comes before this launch.
     before: usize,
-    buffer: usize,
-    offset: u64,
-    bytes: u64,
+    what: crate::compile::Meeting,
+    dtype: DType,
 }
 
 struct Slot {
@@ -159,13 +158,21 @@ impl Executor {
         })
     }
 
-    /// From now on meets these other ranks where its plan says so; all of them run the same plan equally often.
+    /// From now on meets these other ranks along the data axis where its plan says so; all of them run it equally often.
     ///
     /// # Errors
-    /// If the adapter has no room for what is under way between them.
+    /// As [`Executor::join_groups`].
     pub async fn join(&mut self, comm: Arc<dyn Communicator>) -> Result<()> {
-        let most = self.meetings.iter().map(|m| m.bytes).max().unwrap_or(0);
-        self.ranks = Some(Ranks::new(&self.gpu, comm, most).await?);
+        self.join_groups(Groups::of(Axis::Data, comm)).await
+    }
+
+    /// From now on meets other ranks along each axis where its plan says so; all of them run theirs equally often.
+    ///
+    /// # Errors
+    /// If the plan is for other numbers of ranks, or the adapter has no room for what is under way between them.
+    pub async fn join_groups(&mut self, groups: Groups) -> Result<()> {
+        let meetings: Vec<_> = self.meetings.iter().map(|m| m.what.clone()).collect();
+        self.ranks = Some(Ranks::new(&self.gpu, groups, &meetings).await?);
         Ok(())
     }
 
@@ -332,12 +339,12 @@ async fn meet(
     first: usize,
 ) -> Result<usize> {
     let Some(ranks) = ranks else {
-        return Err(Error::Graph("the plan sums over ranks, and it was joined to none".into()));
+        return Err(Error::Graph("the plan meets other ranks, and it was joined to none".into()));
     };
     let here = meetings[first..].iter().take_while(|m| m.before == meetings[first].before);
     let mut next = first;
     for m in here {
-        ranks.all_reduce(gpu, &buffers[m.buffer], m.offset, m.bytes).await?;
+        ranks.meet(gpu, buffers, &m.what, m.dtype).await?;
         next += 1;
     }
     Ok(next)
@@ -373,7 +380,7 @@ pub fn check_memory(gpu: &Gpu, plans: &[&Plan], states: &States) -> Result<()> {
 
 /// Pipelines, compiled on all cores, and for each dispatch its bind group; and the meetings between them.
 async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<(Vec<Launch>, Vec<Meeting>)> {
-    let kernels = || plan.steps.iter().enumerate().filter(|(_, s)| s.all_reduce.is_none());
+    let kernels = || plan.steps.iter().enumerate().filter(|(_, s)| s.meeting.is_none());
     let sources: Vec<Source> =
         kernels().map(|(_, s)| assemble(s.shader, &s.constants, &s.hooks)).collect::<Result<_>>()?;
     // What cannot be compiled is reported below, by its step.
@@ -396,9 +403,10 @@ async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<(Vec<Lau
     let mut flops = 0;
     let mut meetings = Vec::new();
     let mut sources = sources.iter();
+    let mut meets = ranks::meetings(plan).peekable();
     for (index, step) in plan.steps.iter().enumerate() {
-        if let Some(Binding { buffer, offset, bytes, .. }) = step.all_reduce {
-            meetings.push(Meeting { before: launches.len(), buffer, offset, bytes });
+        if let Some((_, what, dtype)) = meets.next_if(|(at, ..)| *at == index) {
+            meetings.push(Meeting { before: launches.len(), what: what.clone(), dtype });
             continue;
         }
         let source = sources.next().expect("one source a kernel");

@@ -22,7 +22,8 @@ pub(super) struct Base<'a> {
     roots: Vec<Option<Value>>,
     /// How many nodes before this one write a state.
     epochs: Vec<u32>,
-    /// True for operators that may be computed twice: they neither write a state nor are memory of others.
+    /// True for operators that may be computed twice: they neither write a state nor are memory of others, and no other rank
+    /// takes part.
     pure: Vec<bool>,
 }
 
@@ -36,7 +37,8 @@ impl<'a> Base<'a> {
             let writes = node.op().is_some_and(|op| !op.writes().is_empty());
             base.roots.push(root);
             base.epochs.push(epoch);
-            base.pure.push(node.op().is_some() && view.is_none() && !writes);
+            let alone = node.op().is_some_and(|op| op.collective().is_none());
+            base.pure.push(alone && view.is_none() && !writes);
             epoch += u32::from(writes);
         }
         base

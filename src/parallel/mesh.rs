@@ -1,5 +1,6 @@
 //! Axes along which the work of a step is split over ranks.
 
+use crate::base::Axis;
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::fmt;
@@ -31,28 +32,39 @@ impl Mesh {
     }
 
     /// The size of each axis, and how many ranks lie between two neighbours along it.
-    pub fn strides(&self) -> [(&'static str, usize, usize); 5] {
+    pub fn strides(&self) -> [(Axis, usize, usize); 5] {
         let inner = self.tensor * self.sequence;
         [
-            ("tensor", self.tensor, 1),
-            ("sequence", self.sequence, self.tensor),
-            ("expert", self.expert, inner),
-            ("data", self.data, inner),
-            ("pipeline", self.pipeline, inner * self.data),
+            (Axis::Tensor, self.tensor, 1),
+            (Axis::Sequence, self.sequence, self.tensor),
+            (Axis::Expert, self.expert, inner),
+            (Axis::Data, self.data, inner),
+            (Axis::Pipeline, self.pipeline, inner * self.data),
         ]
+    }
+
+    /// The number of parts along an axis.
+    pub fn size(&self, axis: Axis) -> usize {
+        match axis {
+            Axis::Data => self.data,
+            Axis::Tensor => self.tensor,
+            Axis::Pipeline => self.pipeline,
+            Axis::Expert => self.expert,
+            Axis::Sequence => self.sequence,
+        }
+    }
+
+    /// Which part along an axis is this rank's.
+    pub fn place(&self, rank: usize, axis: Axis) -> usize {
+        let along = self.strides().into_iter().find(|(a, ..)| *a == axis);
+        along.map_or(0, |(_, size, stride)| rank / stride % size)
     }
 }
 
 impl fmt::Display for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let all = [
-            ("data", self.data),
-            ("tensor", self.tensor),
-            ("pipeline", self.pipeline),
-            ("expert", self.expert),
-            ("sequence", self.sequence),
-        ];
-        let parts: Vec<String> = all.iter().filter(|(_, n)| *n > 1).map(|(axis, n)| format!("{axis}={n}")).collect();
+        let sizes = Axis::ALL.map(|axis| (axis, self.size(axis)));
+        let parts: Vec<String> = sizes.iter().filter(|(_, n)| *n > 1).map(|(axis, n)| format!("{axis}={n}")).collect();
         f.write_str(if parts.is_empty() { "data=1".into() } else { parts.join(",") }.as_str())
     }
 }
@@ -96,6 +108,7 @@ mod tests {
     fn meshes_are_read_and_written() {
         let mesh: Mesh = "data=8,tensor=4, expert=2".parse().unwrap();
         assert_eq!((mesh.ranks(), mesh.to_string()), (32, "data=8,tensor=4,expert=2".into()));
+        assert_eq!((mesh.place(13, Axis::Tensor), mesh.place(13, Axis::Data), mesh.place(13, Axis::Expert)), (1, 3, 1));
         assert_eq!(Mesh::ONE.to_string().parse::<Mesh>().unwrap(), Mesh::ONE);
         for (text, part) in [
             ("data", "has no ="),

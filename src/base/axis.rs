@@ -1,0 +1,42 @@
+//! Axes along which the work of a step is split over ranks.
+
+use serde::Serialize;
+use std::fmt;
+
+/// What the work of a step is split by: one direction of a mesh, along which ranks meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Axis {
+    /// Rows of the batch.
+    Data,
+    /// Matrices, by columns or rows.
+    Tensor,
+    /// Layers.
+    Pipeline,
+    /// Experts.
+    Expert,
+    /// Tokens of each sequence.
+    Sequence,
+}
+
+impl Axis {
+    /// All of them, in the order in which a mesh is written.
+    pub const ALL: [Axis; 5] = [Axis::Data, Axis::Tensor, Axis::Pipeline, Axis::Expert, Axis::Sequence];
+
+    /// Its name in `data=4,tensor=2`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Axis::Data => "data",
+            Axis::Tensor => "tensor",
+            Axis::Pipeline => "pipeline",
+            Axis::Expert => "expert",
+            Axis::Sequence => "sequence",
+        }
+    }
+}
+
+impl fmt::Display for Axis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
