@@ -52,7 +52,7 @@ async fn train() -> anyhow::Result<()> {
             println!("step {step:>3}: loss {:.3}, gradient norm {:.2}", result.loss, result.grad_norm);
         }
     }
-    println!("held-out loss {:.3}", trainer.validate(4).await?);
+    println!("held-out loss {:.3}", trainer.validate(4).await?.0);
 
     // What `danlu generate --model` and `transformers` open.
     save(&recipe.out, &recipe, &prepared, &trainer.subject, &trainer.pages().await?)?;

@@ -9,7 +9,7 @@ use danlu::estimate::{
     Answer, Asked, Fits, Job, MachineFile, Mesh, Params, Parts, Prices, Rate, Recompute, Setup, Span, Storage, Usage,
     Zero, predict, search,
 };
-use danlu::model::find_config;
+use danlu::model::{DpoConfig, find_config};
 use danlu::nn::{BaseDtype, LoraConfig};
 use danlu::run::{Executor, States, TuneMode, Tuner};
 use danlu::train::{Recipe, fill};
@@ -31,8 +31,11 @@ fn states(plan: &Plan, prefix: &str) -> u64 {
 fn bytes_are_those_that_a_run_allocates() {
     let gpu = common::gpu();
     let limits = Limits { memory_bytes: None, ..gpu.limits().clone() };
-    for base in [None, Some(BaseDtype::Keep), Some(BaseDtype::Nf4)] {
-        let job = job("story-1m", 2, 64, base);
+    let ways =
+        [(None, false), (Some(BaseDtype::Keep), false), (Some(BaseDtype::Nf4), false), (Some(BaseDtype::Nf4), true)];
+    for (base, pairs) in ways {
+        let mut job = job("story-1m", if pairs { 1 } else { 2 }, 64, base);
+        job.recipe.dpo = pairs.then(DpoConfig::default);
         let plans = job.plans(&limits, &mut First).unwrap();
         let answer = Answer::of(&job, &plans, None, None).unwrap();
         let mut shared = States::new(&gpu);

@@ -1,4 +1,4 @@
-//! Preference pairs against PyTorch's golden (tests/goldens/dpo/make.py): log-probabilities, margins, loss and every gradient, by
+//! Preference pairs against PyTorch's golden (tests/goldens/dpo/make.py): log-probabilities, rewards, losses and gradients, by
 //! the operators' references.
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use common::golden::{Golden, interpret};
 use danlu::base::{Array, TensorType};
 use danlu::graph::{Graph, gradients};
-use danlu::model::{Llama, preference};
+use danlu::model::{DpoConfig, Llama, PreferenceLoss, preference};
 use danlu::nn::Declare;
 use safetensors::SafeTensors;
 use std::path::Path;
@@ -34,36 +34,46 @@ fn pairs_have_the_loss_and_gradients_of_pytorch() {
         let id = |x: f64| if x == -100.0 { f64::from(danlu::ops::IGNORE) } else { x };
         Array::new(TensorType::u32([6, 11]), numbers(name).into_iter().map(id).collect())
     };
-    let mut g = Graph::new();
-    let params = Declare::declare(&golden.layout, &mut g).unwrap();
-    let (tokens, targets) = (g.input("tokens", TensorType::u32([6, 11])), g.input("targets", TensorType::u32([6, 11])));
-    let reference = g.input("reference", TensorType::f32([3]));
-    let log_probs = Llama::new(golden.config.clone()).log_probs(&mut g, &params, tokens, targets, None).unwrap();
-    let said = preference(&mut g, log_probs, reference, numbers("beta")[0]).unwrap();
-    let grads = gradients(&mut g, said.loss, &params.views).unwrap();
-    for (name, value) in [("log_probs", log_probs), ("margins", said.margins), ("loss", said.loss)] {
-        g.output(name, value);
-    }
-    for (spec, grad) in golden.layout.specs().iter().zip(grads) {
-        g.output(&format!("grad.{}", spec.name), grad);
-    }
-    let mut sources = golden.states();
-    sources.insert("tokens".into(), ids("tokens"));
-    sources.insert("targets".into(), ids("targets"));
-    sources.insert("reference".into(), Array::new(TensorType::f32([3]), numbers("reference")));
-    let mut got = interpret(&g, &sources, None);
-    let rows: Vec<f64> = got["log_probs"].chunks(11).map(|row| row.iter().sum()).collect();
-    got.insert("log_probs".into(), rows);
-    assert_eq!(got.len(), 3 + golden.layout.specs().len());
-    for (name, got) in &got {
-        let expected = numbers(name);
-        assert_eq!(got.len(), expected.len(), "{name}");
-        // Constants of the graph, β among them, are f32, and so are the gradients in the file.
-        let bar = 32.0 * f64::from(f32::EPSILON) * expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-        for (i, (a, b)) in got.iter().zip(&expected).enumerate() {
-            assert!((a - b).abs() <= bar, "{name}[{i}]: {a}, PyTorch has {b}; the bar is {bar:e}");
+    for (kind, config) in losses(numbers("beta")[0]) {
+        let mut g = Graph::new();
+        let params = Declare::declare(&golden.layout, &mut g).unwrap();
+        let inputs = ["tokens", "targets"].map(|name| g.input(name, TensorType::u32([6, 11])));
+        let reference = g.input("reference", TensorType::f32([6]));
+        let model = Llama::new(golden.config.clone());
+        let log_probs = model.log_probs(&mut g, &params, inputs[0], inputs[1], None).unwrap();
+        let said = preference(&mut g, log_probs, reference, &config).unwrap();
+        let grads = gradients(&mut g, said.loss, &params.views).unwrap();
+        for (name, value) in [("log_probs", said.answers), ("rewards", said.rewards), (kind, said.loss)] {
+            g.output(name, value);
+        }
+        let names = golden.layout.specs().iter().map(|spec| format!("grad.{kind}.{}", spec.name));
+        for (name, grad) in names.zip(grads).filter(|(name, _)| file.tensor(name).is_ok()) {
+            g.output(&name, grad);
+        }
+        let mut sources = golden.states();
+        sources.insert("tokens".into(), ids("tokens"));
+        sources.insert("targets".into(), ids("targets"));
+        sources.insert("reference".into(), Array::new(TensorType::f32([6]), numbers("reference")));
+        let got = interpret(&g, &sources, None);
+        assert!(got.len() >= 9, "{kind}: {}", got.len());
+        for (name, got) in &got {
+            let expected = numbers(name);
+            assert_eq!(got.len(), expected.len(), "{name}");
+            // Constants of the graph, β among them, are f32, and so are the gradients in the file.
+            let bar = 32.0 * f64::from(f32::EPSILON) * expected.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+            for (i, (a, b)) in got.iter().zip(&expected).enumerate() {
+                assert!((a - b).abs() <= bar, "{name}[{i}]: {a}, PyTorch has {b}; the bar is {bar:e}");
+            }
         }
     }
-    let right = got["margins"].iter().filter(|m| **m > 0.0).count() as f64 / 3.0;
-    assert!((right - numbers("accuracy")[0]).abs() < 1e-12);
+}
+
+/// The losses that the golden has, by its names.
+fn losses(beta: f64) -> [(&'static str, DpoConfig); 3] {
+    let plain = DpoConfig { beta, ..DpoConfig::default() };
+    [
+        ("loss", plain.clone()),
+        ("smoothed", DpoConfig { label_smoothing: 0.1, ..plain.clone() }),
+        ("ipo", DpoConfig { loss: PreferenceLoss::Ipo, ..plain }),
+    ]
 }

@@ -64,7 +64,7 @@ impl Observer for Told {
                 self.lines.push(format!("step {step} {bits:?}"));
                 self.stop.fetch_or(self.stop_after == Some(*step), Ordering::Relaxed);
             }
-            Event::Validation { step, loss } => self.lines.push(format!("validation {step} {:?}", loss.to_bits())),
+            Event::Validation { step, loss, .. } => self.lines.push(format!("validation {step} {:?}", loss.to_bits())),
             Event::Sample { step, text } => {
                 self.lines.push(format!("sample {step} {text}"));
                 self.sample.clone_from(text);

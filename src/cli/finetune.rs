@@ -1,7 +1,8 @@
-//! `danlu finetune`: `danlu train` of a model that is there, with adapters unless all of it is to be trained; and the flags of
-//! adapters, which both have.
+//! `danlu finetune` and `danlu dpo`: `danlu train` of a model that is there, with adapters unless all of it is to be trained; and
+//! the flags of adapters, which all have.
 
 use super::train::{TrainArgs, run};
+use crate::model::{DpoConfig, PreferenceLoss};
 use crate::nn::{BaseDtype, LoraConfig};
 use crate::train::Recipe;
 use anyhow::{Result, bail};
@@ -24,8 +25,52 @@ pub async fn finetune(args: FinetuneArgs) -> Result<u8> {
     run(args.train, Kind::Finetune { full: args.full }).await
 }
 
+/// Flags of `danlu dpo`: those of `danlu finetune`, on pairs of which one answer is `chosen` and one `rejected`: 200 steps of one
+/// pair in rows of 512 tokens, at a rate of 5e-5 for adapters and 5e-6 for the whole model, into runs/preferred.
+#[derive(Debug, Args)]
+pub struct DpoArgs {
+    /// Train the whole model, and no adapters.
+    #[arg(long, conflicts_with = "adapters")]
+    full: bool,
+    #[command(flatten)]
+    pairs: PairArgs,
+    #[command(flatten)]
+    train: TrainArgs,
+}
+
+/// Flags of the recipe's group `[dpo]`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PairArgs {
+    /// How dearly it pays to move away from the model that training begins with [default: 0.1].
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    beta: Option<f64>,
+    /// The loss of a pair: of its margin by DPO, or by IPO [default: sigmoid].
+    #[arg(long, value_name = "sigmoid|ipo")]
+    loss: Option<PreferenceLoss>,
+    /// The share of pairs that are taken to be the wrong way round [default: 0].
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    label_smoothing: Option<f64>,
+}
+
+impl PairArgs {
+    /// The group with the flags in place of its keys.
+    pub fn over(&self, dpo: Option<DpoConfig>) -> Option<DpoConfig> {
+        let DpoConfig { beta, loss, label_smoothing } = dpo?;
+        Some(DpoConfig {
+            beta: self.beta.unwrap_or(beta),
+            loss: self.loss.unwrap_or(loss),
+            label_smoothing: self.label_smoothing.unwrap_or(label_smoothing),
+        })
+    }
+}
+
+/// Trains on preference pairs; gives the exit code.
+pub async fn dpo(args: DpoArgs) -> Result<u8> {
+    run(args.train, Kind::Dpo { full: args.full, pairs: args.pairs }).await
+}
+
 /// What a run is for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Kind {
     /// A model from scratch, or from where another one is.
     Train,
@@ -34,28 +79,48 @@ pub enum Kind {
         /// Whether all of it is trained whatever the recipe says.
         full: bool,
     },
+    /// The same on preference pairs.
+    Dpo {
+        /// Whether all of it is trained whatever the recipe says.
+        full: bool,
+        /// In the place of the recipe's keys.
+        pairs: PairArgs,
+    },
 }
 
 impl Kind {
     /// The recipe where no flag says anything.
-    pub fn recipe(self, file: Option<&Path>) -> Result<Recipe> {
-        Ok(match (self, file) {
-            (Kind::Train, None) => Recipe::default(),
-            (Kind::Train, Some(file)) => Recipe::open(file)?,
-            (Kind::Finetune { full }, None) => Recipe::finetuning(full),
-            (Kind::Finetune { full }, Some(file)) => Recipe::open_finetuning(file, full)?,
-        })
+    pub fn recipe(&self, file: Option<&Path>) -> Result<Recipe> {
+        let (full, defaults): (bool, fn(bool) -> Recipe) = match self {
+            Kind::Train => return Ok(file.map(Recipe::open).transpose()?.unwrap_or_default()),
+            Kind::Finetune { full } => (*full, Recipe::finetuning),
+            Kind::Dpo { full, .. } => (*full, Recipe::preferring),
+        };
+        Ok(file.map_or_else(|| Ok(defaults(full)), |file| Recipe::open_over(file, full, defaults))?)
+    }
+
+    /// The recipe with the flags that only this kind has.
+    pub fn over(&self, recipe: Recipe) -> Recipe {
+        match self {
+            Kind::Dpo { pairs, .. } => Recipe { dpo: pairs.over(recipe.dpo), ..recipe },
+            _ => recipe,
+        }
     }
 
     /// Refuses a recipe that lacks what this kind of run is about.
-    pub fn check(self, recipe: &Recipe) -> Result<()> {
-        if matches!(self, Kind::Finetune { .. }) && recipe.model.is_none() {
+    pub fn check(&self, recipe: &Recipe) -> Result<()> {
+        let command = match self {
+            Kind::Train => return Ok(()),
+            Kind::Finetune { .. } => "finetune",
+            Kind::Dpo { .. } => "dpo",
+        };
+        if recipe.model.is_none() {
             bail!(
-                "danlu finetune goes on with a model that is there: name it by --model; danlu train begins a new one"
+                "danlu {command} goes on with a model that is there: name it by --model; danlu train begins a new one"
             );
         }
-        if matches!(self, Kind::Finetune { .. }) && recipe.data.is_empty() {
-            bail!("danlu finetune wants data of yours: name them by --data");
+        if recipe.data.is_empty() {
+            bail!("danlu {command} wants data of yours: name them by --data");
         }
         Ok(())
     }

@@ -61,6 +61,8 @@ enum Command {
     Train(Box<train::TrainArgs>),
     /// Go on with a model that is there: by adapters beside it (LoRA, QLoRA, DoRA), or all of it.
     Finetune(Box<finetune::FinetuneArgs>),
+    /// Teach a model which of two answers is the better: direct preference optimisation, by adapters or of all of it.
+    Dpo(Box<finetune::DpoArgs>),
     /// Write a commented recipe, by a few questions.
     Init(init::InitArgs),
     /// List and compare training runs.
@@ -130,6 +132,7 @@ pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Train(args) => pollster::block_on(train::train(*args)).map(|code| ended = code),
         Command::Finetune(args) => pollster::block_on(finetune::finetune(*args)).map(|code| ended = code),
+        Command::Dpo(args) => pollster::block_on(finetune::dpo(*args)).map(|code| ended = code),
         Command::Init(args) => init::init(args),
         Command::Runs(args) => runs::runs(args),
         Command::Plot(args) => plot::plot(args),

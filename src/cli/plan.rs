@@ -8,8 +8,7 @@ use crate::bench::Profile;
 use crate::compile::{First, Plan, Trade, human_bytes};
 use crate::estimate::{Answer, Fits, Job, MachineFile, Planned, Prices, Span};
 use crate::gpu::Gpu;
-use crate::model::ModelConfig;
-use crate::model::find_config;
+use crate::model::{DpoConfig, ModelConfig, find_config};
 use crate::nn::{BaseDtype, LoraConfig};
 use crate::optim::Rule;
 use crate::run::{TuneMode, Tuner};
@@ -47,6 +46,9 @@ pub struct PlanArgs {
     precision: Precision,
     #[command(flatten)]
     adapters: LoraArgs,
+    /// Preference pairs, as of `danlu dpo`: --batch counts pairs.
+    #[arg(long, conflicts_with = "measure")]
+    dpo: bool,
     /// Time on this machine: h100, h100-500w, h200, a100, mi300x, sunway, cpu, a TOML file like those of machines/, or what `danlu bench --json` wrote. With --nodes several, separated by commas, side by side.
     #[arg(long, value_name = "NAME|FILE", value_delimiter = ',')]
     machine: Vec<String>,
@@ -145,6 +147,7 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         memory: args.memory,
         precision: args.precision,
         lora: args.adapters.config(),
+        dpo: args.dpo.then(DpoConfig::default),
         ..Recipe::default()
     };
     recipe.check()?;

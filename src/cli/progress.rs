@@ -2,7 +2,7 @@
 
 use crate::compile::human_bytes;
 use crate::store::Loaded;
-use crate::train::{Event, Observer, RECIPE, Recipe};
+use crate::train::{Event, Observer, RECIPE, Recipe, Rewards};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::time::Duration;
@@ -83,10 +83,9 @@ impl Terminal {
         if self.bar.is_hidden() { tell!("{text}") } else { self.bar.println(text) }
     }
 
-    fn tokenising(&mut self, done: u64, total: u64) {
+    fn going(&mut self, template: &str, done: u64, total: u64) {
         if self.bar.length() != Some(total) || self.bar.is_finished() {
             self.bar = ProgressBar::new(total);
-            let template = "tokenising {bar:32} {bytes}/{total_bytes}";
             self.bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
         }
         self.bar.set_position(done);
@@ -116,15 +115,18 @@ impl Terminal {
     }
 
     fn step(&mut self, event: &Event) {
-        let Event::Step { step, loss, lr, grad_norm, loss_scale, skipped, tokens_per_second, roofline, .. } = event
+        let Event::Step {
+            step, loss, lr, grad_norm, loss_scale, skipped, rewards, tokens_per_second, roofline, ..
+        } = event
         else {
             return;
         };
         let scale = loss_scale.map_or(String::new(), |s| format!(" scale {s}"));
         let left_out = skipped.filter(|n| *n > 0).map_or(String::new(), |n| format!(" ({n} skipped)"));
         let share = roofline.map_or(String::new(), |r| format!(" {:.0}% of roofline", r * 100.0));
+        let margin = rewards.map_or(String::new(), |r| format!(" margin {:.3}", r.margin));
         self.last = format!(
-            "loss {loss:.3} lr {lr:.1e} norm {grad_norm:.2}{scale}{left_out} {tokens_per_second:.0} tok/s{share}"
+            "loss {loss:.3}{margin} lr {lr:.1e} norm {grad_norm:.2}{scale}{left_out} {tokens_per_second:.0} tok/s{share}"
         );
         self.bar.set_position(*step);
         self.bar.set_message(self.last.clone());
@@ -139,11 +141,24 @@ impl Observer for Terminal {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Note { text } => self.line(&format!("note        {text}")),
-            Event::Tokenising { done, total } => self.tokenising(*done, *total),
+            Event::Tokenising { done, total } => {
+                self.going("tokenising {bar:32} {bytes}/{total_bytes}", *done, *total);
+            }
+            Event::Reference { done, total } => {
+                self.going("reference {bar:32} {pos}/{len} pairs, eta {eta}", *done, *total);
+            }
             Event::Ready { .. } => self.ready(event),
             Event::Step { .. } => self.step(event),
-            Event::Validation { step, loss } => {
+            Event::Validation { step, loss, rewards: None } => {
                 self.line(&format!("step {step}: validation loss {loss:.4}, perplexity {:.2}", loss.exp()))
+            }
+            Event::Validation { step, loss, rewards: Some(rewards) } => {
+                let Rewards { chosen, rejected, margin, accuracy } = rewards;
+                self.line(&format!(
+                    "step {step}: validation loss {loss:.4}, {:.0} % of pairs right, rewards {chosen:.3} and {rejected:.3}, \
+                     margin {margin:.3}",
+                    100.0 * accuracy
+                ));
             }
             Event::Task { step, task, items, metrics } => {
                 let figures: Vec<String> = metrics.iter().map(|m| format!("{} {:.4}", m.name, m.value)).collect();

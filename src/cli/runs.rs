@@ -67,6 +67,8 @@ fn table(runs: &[RunSummary], folder: &Path, now: f64) -> Vec<String> {
     let keys = RunSummary::differing(runs);
     let mut rows =
         vec![["run", "steps", "loss", "best val", "perplexity", "at", "tok/s", "written"].map(String::from).to_vec()];
+    let pairs = runs.iter().any(|run| run.accuracy.is_some());
+    rows[0].extend(pairs.then(|| "pairs right".into()));
     rows[0].extend(keys.iter().cloned());
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     for run in runs {
@@ -77,11 +79,13 @@ fn table(runs: &[RunSummary], folder: &Path, now: f64) -> Vec<String> {
             steps,
             or_dash(run.loss.map(|x| format!("{x:.4}"))),
             or_dash(run.best.map(|(x, _)| format!("{x:.4}"))),
-            or_dash(run.best.map(|(x, _)| format!("{:.2}", x.exp()))),
+            // The loss of pairs is none of tokens.
+            or_dash(run.best.filter(|_| run.accuracy.is_none()).map(|(x, _)| format!("{:.2}", x.exp()))),
             or_dash(run.best.map(|(_, step)| step.to_string())),
             or_dash(run.tokens_per_second.map(|x| format!("{x:.0}"))),
             or_dash((run.wall > 0.0).then(|| ago(now - run.wall))),
         ];
+        row.extend(pairs.then(|| or_dash(run.accuracy.map(|x| format!("{:.0} %", 100.0 * x)))));
         row.extend(keys.iter().map(|key| or_dash(run.recipe.get(key).map(|v| v.trim_matches('"').to_string()))));
         rows.push(row);
     }
@@ -122,6 +126,7 @@ mod tests {
             model: true,
             loss: Some(1.25),
             best,
+            accuracy: None,
             tokens: None,
             tokens_per_second: Some(1234.4),
             device_bytes: None,

@@ -143,9 +143,9 @@ pub struct TrainArgs {
 
 impl TrainArgs {
     /// The recipe, and where the run is taken up, if it is; `note` hears of checkpoints that are damaged.
-    fn recipe(&self, kind: Kind, note: &mut dyn FnMut(String)) -> Result<(Recipe, Option<Resumption>)> {
+    fn recipe(&self, kind: &Kind, note: &mut dyn FnMut(String)) -> Result<(Recipe, Option<Resumption>)> {
         let Some(folder) = &self.resume else {
-            let recipe = self.over(kind.recipe(self.recipe.as_deref())?)?;
+            let recipe = self.over(kind.over(kind.recipe(self.recipe.as_deref())?))?;
             kind.check(&recipe)?;
             if let Some((done, steps)) = unfinished(&recipe.out).filter(|_| !self.force) {
                 let out = recipe.out.display();
@@ -158,7 +158,7 @@ impl TrainArgs {
         };
         let folder = folder.clone().or(self.out.clone()).unwrap_or(kind.recipe(None)?.out);
         let mut resumption = Resumption::find(&folder, note)?;
-        let wanted = self.over(resumption.recipe.clone())?;
+        let wanted = self.over(kind.over(resumption.recipe.clone()))?;
         resumption.change(Recipe { out: folder, ..wanted })?;
         Ok((resumption.recipe.clone(), Some(resumption)))
     }
@@ -226,7 +226,7 @@ pub async fn train(args: TrainArgs) -> Result<u8> {
 /// A training run of some kind.
 pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
     let mut notes = Vec::new();
-    let (recipe, resumption) = args.recipe(kind, &mut |text| notes.push(text))?;
+    let (recipe, resumption) = args.recipe(&kind, &mut |text| notes.push(text))?;
     if args.print_recipe {
         say!("{}", recipe.resolved().to_toml().trim_end());
         return Ok(0);
@@ -275,6 +275,7 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
     if let Some(folder) = &args.dump {
         dump(folder, &recipe, &prepared, &trainer).await?;
     }
+    trainer.take_reference(&recipe, &prepared, &paths::cache(), stop.asked(), observer.as_mut()).await?;
     if let Some(resumption) = &resumption {
         resumption.restore(&mut trainer, &prepared).await?;
     }

@@ -59,8 +59,10 @@ pub struct Cost {
 pub struct Answer {
     /// Numbers of parameters.
     pub parameters: Parameters,
-    /// Sequences of a batch.
+    /// Sequences of a batch, or preference pairs.
     pub batch: usize,
+    /// Whether they are pairs, of two sequences each.
+    pub pairs: bool,
     /// Tokens of a sequence.
     pub seq: usize,
     /// Batches of a step.
@@ -96,6 +98,7 @@ impl Answer {
         Ok(Answer {
             parameters: job.parameters()?,
             batch: job.recipe.batch,
+            pairs: job.recipe.dpo.is_some(),
             seq: job.recipe.seq,
             accumulate: job.recipe.accumulate,
             flops: plans.train.totals().flops,
@@ -113,7 +116,8 @@ impl Answer {
     /// The same with what a run of this length takes, where the time of a step is known.
     #[must_use]
     pub fn over(mut self, span: Span, prices: Prices) -> Answer {
-        let each = (self.batch * self.seq) as u64 * u64::from(self.accumulate);
+        let sequences = self.batch * if self.pairs { 2 } else { 1 };
+        let each = (sequences * self.seq) as u64 * u64::from(self.accumulate);
         let steps = match span {
             Span::Steps(steps) => steps,
             Span::Tokens(tokens) => tokens.div_ceil(each),
@@ -139,7 +143,7 @@ fn time(job: &Job, plans: &Planned, file: &MachineFile) -> Time {
     let of_step =
         |seconds: &dyn Fn(&Plan) -> f64| batches * seconds(&plans.train) + plans.apply.as_ref().map_or(0.0, seconds);
     let step = of_step(&|plan| machine.expected_plan(plan));
-    let tokens = (job.recipe.batch * job.recipe.seq) as f64 * batches;
+    let tokens = (job.recipe.sequences() * job.recipe.seq) as f64 * batches;
     let peak = machine.ceilings.iter().map(|c| c.arithmetic.max(c.matmul)).fold(0.0, f64::max);
     // Of frozen weights no gradient is computed: a third of the work less.
     let passes = if job.recipe.lora.is_some() { 2.0 } else { 3.0 };
@@ -187,8 +191,9 @@ impl fmt::Display for Answer {
             writeln!(f, "\n{memory} hold at most, validation with it")?;
             let again = |n: usize| format!(", with recomputation {n} or up to a sixteenth more");
             let (more, longer) = fits.recomputed.map_or_else(Default::default, |(b, t)| (again(b), again(t)));
-            writeln!(f, "{:>10} sequences of {seq} tokens{more}", fits.batch)?;
-            writeln!(f, "{:>10} tokens in each of {batch} sequences{longer}", fits.seq)?;
+            let what = if self.pairs { "pairs" } else { "sequences" };
+            writeln!(f, "{:>10} {what} of {seq} tokens{more}", fits.batch)?;
+            writeln!(f, "{:>10} tokens in each of {batch} {what}{longer}", fits.seq)?;
         }
         if let Some(time) = &self.time {
             let (step, least) = (human_time(time.step), human_time(time.least));

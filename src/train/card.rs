@@ -1,6 +1,7 @@
 //! The model card of what was trained: README.md in Hugging Face's form. The same run gives the same bytes.
 
 use super::{Metrics, TrainedRun};
+use crate::model::PreferenceLoss;
 use std::fmt::Write;
 
 /// Most rows of the table of losses.
@@ -61,7 +62,11 @@ impl TrainedRun {
         let tokens = tokens.map_or(String::new(), |tokens| format!(", {tokens} tokens"));
         let mut text = format!(
             "{step} of {} steps of {} sequences of {} tokens{tokens}; AdamW, highest learning rate {:e}, seed {}.",
-            recipe.steps, recipe.batch, recipe.seq, recipe.lr, recipe.seed
+            recipe.steps,
+            recipe.sequences(),
+            recipe.seq,
+            recipe.lr,
+            recipe.seed
         );
         if let Some(lora) = &recipe.lora {
             let kind = match (lora.dora, lora.rslora) {
@@ -74,6 +79,18 @@ impl TrainedRun {
                 text,
                 " {kind} of rank {} and alpha {} in {targets}; the model's own weights were held as {}.",
                 lora.rank, lora.alpha, lora.base_dtype
+            );
+        }
+        if let Some(dpo) = &recipe.dpo {
+            let (loss, smoothing) = match (dpo.loss, dpo.label_smoothing) {
+                (PreferenceLoss::Ipo, _) => ("IPO's", String::new()),
+                (PreferenceLoss::Sigmoid, 0.0) => ("DPO's", String::new()),
+                (PreferenceLoss::Sigmoid, share) => ("DPO's", format!(", labels smoothed by {share}")),
+            };
+            let _ = write!(
+                text,
+                " Preference pairs, each of two of the sequences: {loss} loss with beta {}{smoothing}.",
+                dpo.beta
             );
         }
         text
@@ -90,13 +107,17 @@ impl TrainedRun {
             rows.push(last);
         }
         let trained = |step: u64| self.metrics.iter().filter(|m| m.step == step).find_map(|m| m.smoothed_loss);
-        let mut text =
-            "## Losses\n\nCross entropy in nats a token; in training smoothed over some fifty steps.\n\n".to_string();
-        text += "| step | training | held out | perplexity |\n|---|---|---|---|\n";
+        let (what, figure) = match last.validation_rewards.is_some() {
+            true => ("Mean loss of preference pairs", "pairs right"),
+            false => ("Cross entropy in nats a token", "perplexity"),
+        };
+        let mut text = format!("## Losses\n\n{what}; in training smoothed over some fifty steps.\n\n");
+        let _ = write!(text, "| step | training | held out | {figure} |\n|---|---|---|---|\n");
         for row in rows {
             let loss = row.validation_loss.unwrap_or_default();
             let training = trained(row.step).map_or(String::new(), |loss| format!("{loss:.4}"));
-            let _ = writeln!(text, "| {} | {training} | {loss:.4} | {:.3} |", row.step, loss.exp());
+            let figure = row.validation_rewards.map_or(loss.exp(), |rewards| rewards.accuracy);
+            let _ = writeln!(text, "| {} | {training} | {loss:.4} | {figure:.3} |", row.step);
         }
         text + "\n"
     }

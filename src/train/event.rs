@@ -1,5 +1,6 @@
 //! What a training run tells while it goes.
 
+use super::Rewards;
 use crate::compile::Totals;
 use crate::eval::Metric;
 use serde::Serialize;
@@ -19,6 +20,13 @@ pub enum Event {
         /// Bytes done.
         done: u64,
         /// Bytes in all.
+        total: u64,
+    },
+    /// The reference of preference pairs is being computed.
+    Reference {
+        /// Pairs done.
+        done: u64,
+        /// Pairs in all.
         total: u64,
     },
     /// Everything is planned and allocated.
@@ -42,7 +50,7 @@ pub enum Event {
     Step {
         /// Its number, from 1.
         step: u64,
-        /// Mean cross entropy, in nats a token.
+        /// Mean cross entropy, in nats a token; of preference pairs, their mean loss.
         loss: f32,
         /// The same, smoothed over some fifty steps.
         smoothed_loss: f64,
@@ -56,6 +64,9 @@ pub enum Event {
         /// Steps left out so far because a gradient overflowed or was an outlier.
         #[serde(skip_serializing_if = "Option::is_none")]
         skipped: Option<u64>,
+        /// Of preference pairs.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rewards: Option<Rewards>,
         /// Tokens trained on so far.
         tokens: u64,
         /// Tokens a second, over the last steps.
@@ -71,8 +82,11 @@ pub enum Event {
     Validation {
         /// After this many steps.
         step: u64,
-        /// Mean cross entropy, in nats a token.
+        /// Mean cross entropy, in nats a token; of preference pairs, their mean loss.
         loss: f64,
+        /// Of preference pairs.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rewards: Option<Rewards>,
     },
     /// Figures of a task.
     Task {

@@ -1,7 +1,7 @@
 //! The plans of training, within the memory that there is: where activations do not fit, some are computed again.
 
-use super::trainer::{Work, graph, optimizer};
-use super::{Base, Recipe, Subject};
+use super::graphs::{Rows, Work, graph};
+use super::{Base, Recipe, Subject, optimizer};
 use crate::base::{Bytes, Limits};
 use crate::compile::{Chooser, Plan, Trade, compile, compile_steps, human_bytes, optimise, recompute};
 use crate::error::{Error, Result};
@@ -96,10 +96,10 @@ pub fn plans(
     let model = Llama::new(config.clone());
     let subject = Subject::new(&model, recipe, base, limits)?;
     let optimizer = optimizer(recipe);
-    let (rows, packed, several) = ([recipe.batch, recipe.seq], recipe.pack, recipe.accumulate > 1);
+    let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1);
     let (o, layout) = (&optimizer, &subject.layout);
     let work = if several { Work::Batch(o, layout) } else { Work::Step(o, layout) };
-    let graph_of = |params: &dyn Declare, work| graph(&model, params, rows, packed, work);
+    let graph_of = |params: &dyn Declare, work| graph(&model, params, rows, work);
     let graph = graph_of(&subject, work)?;
     let mut steps = optimise(&graph, limits)?;
     let eval = compile(&graph_of(&*subject.whole(), Work::Validation)?, limits, chooser)?;

@@ -79,6 +79,7 @@ impl Speed {
             grad_norm: result.grad_norm,
             loss_scale: result.loss_scale,
             skipped: Some(result.skipped),
+            rewards: result.rewards,
             tokens: trainer.tokens_per_step() * step,
             tokens_per_second,
             roofline: self.limit.map(|limit| limit.step_seconds / per_step),

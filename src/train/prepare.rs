@@ -59,10 +59,13 @@ pub fn prepare_from(
     observer: &mut dyn Observer,
 ) -> Result<Prepared> {
     recipe.check()?;
-    if recipe.lora.is_some() && base.is_none() {
-        let message =
-            "lora trains adapters of a model that is there already; name one as model in the recipe, or by --model";
-        return Err(Error::Invalid(message.into()));
+    for (asked, what) in [
+        (recipe.lora.is_some(), "lora trains adapters of a model that is there already"),
+        (recipe.dpo.is_some(), "dpo measures by the model that training begins with, and a fresh one knows nothing"),
+    ] {
+        if asked && base.is_none() {
+            return Err(Error::Invalid(format!("{what}; name one as model in the recipe, or by --model")));
+        }
     }
     let Some(base) = base else { return fresh(recipe, cache, observer) };
     let (config, tokenizer) = base.parts(recipe.seq)?;
@@ -84,11 +87,12 @@ fn fresh(recipe: &Recipe, cache: &Path, observer: &mut dyn Observer) -> Result<P
         }
     };
     adapt(&mut config, &tokenizer, recipe, observer)?;
-    let loader = load(recipe, opened, &tokenizer, false, cache, observer)?;
+    let loader = load(recipe, opened, &tokenizer, cache, observer)?;
     Ok(Prepared { config, tokenizer, loader, base: None })
 }
 
-/// The same for a model that is there, with its own tokenizer: `config` stays as it is.
+/// The same for a model that is there, with its own tokenizer: `config` stays as it is. Where the recipe has `[dpo]`, rows 2n and
+/// 2n + 1 of a batch are the better and the worse answer to one prompt, of which only the last answers are to be predicted.
 ///
 /// # Errors
 /// Those of each part; [`Error::Invalid`] for a tokenizer with ids that the model has no embedding for, and for sequences
@@ -101,23 +105,7 @@ pub fn prepare_for(
     observer: &mut dyn Observer,
 ) -> Result<Loader> {
     check_for(recipe, config, tokenizer, observer)?;
-    load(recipe, open(recipe)?, tokenizer, false, cache, observer)
-}
-
-/// The same for preference pairs: rows 2n and 2n + 1 of a batch are the better and the worse answer to one prompt, of which only
-/// the last answers are to be predicted. `recipe.batch` counts rows, and is even.
-///
-/// # Errors
-/// Those of [`prepare_for`]; data that hold no pairs.
-pub fn prepare_pairs(
-    recipe: &Recipe,
-    config: &ModelConfig,
-    tokenizer: &Tokenizer,
-    cache: &Path,
-    observer: &mut dyn Observer,
-) -> Result<Loader> {
-    check_for(recipe, config, tokenizer, observer)?;
-    load(recipe, open(recipe)?, tokenizer, true, cache, observer)
+    load(recipe, open(recipe)?, tokenizer, cache, observer)
 }
 
 /// Refuses what does not fit a model that is there.
@@ -206,11 +194,10 @@ fn load(
     recipe: &Recipe,
     opened: Vec<Opened>,
     tokenizer: &Tokenizer,
-    pairs: bool,
     cache: &Path,
     observer: &mut dyn Observer,
 ) -> Result<Loader> {
-    let mut sources = Vec::new();
+    let (mut sources, pairs) = (Vec::new(), recipe.dpo.is_some());
     for (i, opened) in opened.into_iter().enumerate() {
         let refuse = |message: &str| match recipe.data.0.get(i) {
             Some(source) => Err(Error::file(&source.path, message)),
@@ -241,8 +228,12 @@ fn load(
         sources.push(LoaderSource { shard: Arc::new(shard), layout, weight });
     }
     let layouts: Vec<RowLayout> = sources.iter().map(|source| source.layout).collect();
-    let options =
-        LoaderOptions { batch: recipe.batch, seq: recipe.seq, seed: recipe.seed, val_fraction: recipe.val_fraction };
+    let options = LoaderOptions {
+        batch: recipe.sequences(),
+        seq: recipe.seq,
+        seed: recipe.seed,
+        val_fraction: recipe.val_fraction,
+    };
     let loader = Loader::mixed(sources, options)?;
     for (counts, layout) in loader.counts().iter().zip(layouts) {
         counts.told(layout, recipe.seq).into_iter().for_each(|text| observer.event(&Event::Note { text }));

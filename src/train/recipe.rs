@@ -5,6 +5,7 @@ use super::{CheckpointOptions, RecoveryOptions};
 use crate::base::Bytes;
 use crate::data::{DataSources, LossOn, Overlong};
 use crate::error::{Error, Result};
+use crate::model::DpoConfig;
 use crate::nn::LoraConfig;
 use crate::optim::{Rule, Shape};
 use crate::run::TuneMode;
@@ -63,7 +64,7 @@ pub struct Recipe {
     pub stories: u64,
     /// Optimizer steps.
     pub steps: u64,
-    /// Sequences that are computed at a time.
+    /// Sequences that are computed at a time; of preference pairs, pairs.
     pub batch: usize,
     /// Batches of one step: their gradients are added up, each token weighing the same, before parameters change.
     pub accumulate: u32,
@@ -135,6 +136,8 @@ pub struct Recipe {
     pub recovery: RecoveryOptions,
     /// Adapters that are trained while the model stays as it is; without it all of the model is.
     pub lora: Option<LoraConfig>,
+    /// Where the data are preference pairs: how these are trained on.
+    pub dpo: Option<DpoConfig>,
     /// Parameters with settings of their own; of several that fit the first counts.
     pub groups: Vec<GroupOptions>,
 }
@@ -199,6 +202,7 @@ impl Default for Recipe {
             checkpoint: CheckpointOptions::default(),
             recovery: RecoveryOptions::default(),
             lora: None,
+            dpo: None,
             groups: Vec::new(),
         }
     }
@@ -220,6 +224,12 @@ impl Recipe {
             ..Recipe::default()
         }
     }
+
+    /// What `danlu dpo` begins with: as finetuning, at a quarter of its rates.
+    pub fn preferring(full: bool) -> Recipe {
+        let recipe = Recipe::finetuning(full);
+        Recipe { lr: recipe.lr / 4.0, out: "runs/preferred".into(), dpo: Some(DpoConfig::default()), ..recipe }
+    }
 }
 
 impl Recipe {
@@ -238,12 +248,12 @@ impl Recipe {
         })
     }
 
-    /// Reads a TOML recipe of finetuning, whose other keys are those of [`Recipe::finetuning`]: of adapters where it has the
-    /// group `[lora]`, unless all is to be trained whatever it says.
+    /// Reads a TOML recipe whose other keys are those of `defaults`, [`Recipe::finetuning`] or [`Recipe::preferring`]: of
+    /// adapters where it has the group `[lora]`, unless all is to be trained whatever it says.
     ///
     /// # Errors
     /// As [`Recipe::open`].
-    pub fn open_finetuning(path: impl AsRef<Path>, full: bool) -> Result<Recipe> {
+    pub fn open_over(path: impl AsRef<Path>, full: bool, defaults: fn(bool) -> Recipe) -> Result<Recipe> {
         fn merge(into: &mut toml::Table, from: toml::Table) {
             for (key, value) in from {
                 match (into.get_mut(&key), value) {
@@ -261,7 +271,7 @@ impl Recipe {
         if full {
             own.remove("lora");
         }
-        let defaults = Recipe::finetuning(!own.contains_key("lora"));
+        let defaults = defaults(!own.contains_key("lora"));
         let mut merged = toml::Table::try_from(defaults).expect("a recipe is always valid TOML");
         merge(&mut merged, own);
         merged.try_into().map_err(invalid)
@@ -344,7 +354,18 @@ impl Recipe {
             return Err(Error::Invalid(message));
         }
         self.lora.as_ref().map_or(Ok(()), LoraConfig::check)?;
+        self.dpo.as_ref().map_or(Ok(()), DpoConfig::check)?;
+        if self.dpo.is_some() && self.pack {
+            return Err(Error::Invalid(
+                "pack is true, and preference pairs have a row for each answer; leave it out".into(),
+            ));
+        }
         self.recovery.check()
+    }
+
+    /// Rows of a batch.
+    pub fn sequences(&self) -> usize {
+        self.batch * if self.dpo.is_some() { 2 } else { 1 }
     }
 
     /// Steps over which the learning rate rises.

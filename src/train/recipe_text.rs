@@ -15,7 +15,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ("tokenizer", "a tokenizer.json; without it, a BPE is trained on the data"),
     ("stories", "embedded stories to write; only without data"),
     ("steps", "optimizer steps"),
-    ("batch", "sequences of a batch"),
+    ("batch", "sequences of a batch, or pairs"),
     ("accumulate", "batches of a step"),
     ("seq", "tokens of a sequence"),
     ("memory", "most device memory, such as \"6GB\"; without it, what the adapter has"),
@@ -62,6 +62,9 @@ const COMMENTS: &[(&str, &str)] = &[
     ("lora.targets", "layers that get them, by name or pattern"),
     ("lora.rslora", "scale by the root of the rank"),
     ("lora.dora", "train magnitudes apart from directions"),
+    ("dpo.beta", "preference pairs: how dearly it pays to move away from the model that training began with"),
+    ("dpo.loss", "\"sigmoid\", or \"ipo\""),
+    ("dpo.label_smoothing", "sigmoid: the share of pairs taken to be the wrong way round"),
     ("lora.base_dtype", "dtype of the model's own weights: \"nf4\" for QLoRA, \"keep\" as they came"),
 ];
 
@@ -98,6 +101,7 @@ const ALIASES: &[(&str, &str)] = &[
     ("optim", "optimizer"),
     ("lr_scheduler_type", "schedule"),
     ("packing", "pack"),
+    ("loss_type", "dpo.loss"),
 ];
 
 /// Words less alike than this are not taken for each other (Jaro and Winkler's measure, 0 to 1).

@@ -25,6 +25,9 @@ pub struct RunSummary {
     pub loss: Option<f64>,
     /// The lowest validation loss, nats a token, and after which step.
     pub best: Option<(f64, u64)>,
+    /// Of preference pairs, the share of held-out ones that are right, after the last validation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
     /// Tokens trained on.
     pub tokens: Option<f64>,
     /// Tokens a second: the median over the steps.
@@ -64,6 +67,7 @@ impl RunSummary {
             model: folder.join("config.json").is_file(),
             loss: last(|m| m.smoothed_loss.or(m.loss)),
             best: validations.min_by(|a, b| a.0.total_cmp(&b.0)),
+            accuracy: last(|m| Some(m.validation_rewards?.accuracy)),
             tokens: last(|m| m.tokens),
             tokens_per_second: speeds.get(speeds.len() / 2).copied(),
             device_bytes: last(|m| m.device_bytes),

@@ -258,12 +258,12 @@ impl<'a> Session<'a> {
         let (step, mut began) = (self.done(), Instant::now());
         let mut validation = None;
         if self.is_evaluated(step) {
-            let loss = self.trainer.validate(self.val_batches).await?;
+            let (loss, rewards) = self.trainer.validate(self.val_batches).await?;
             if !loss.is_finite() {
                 let why = format!("the validation loss after step {step} is {loss}");
                 return self.roll_back(&why).await.map(|()| false);
             }
-            self.tell(Event::Validation { step, loss });
+            self.tell(Event::Validation { step, loss, rewards });
             self.look().await?;
             let progress = &mut self.trainer.progress;
             if progress.best.is_none_or(|(best, _)| loss < best) {

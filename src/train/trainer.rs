@@ -1,21 +1,19 @@
 //! The device's side of training: one plan for a step, one for validation, and the states that they share.
 
+use super::graphs::{REFERENCE, STARTS};
+use super::preferring::{References, Rewards};
 use super::{Base, Fit, GroupOptions, Plans, Precision, Prepared, Progress, Recipe, Subject, plans};
-use crate::base::{Rng, TensorType};
-use crate::compile::{Chooser, First, Plan, compile, settle};
+use crate::compile::{Chooser, First, Plan, settle};
 use crate::data::{Batch, Loader, LoaderState, Prefetch};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
-use crate::nn::{Adapted, DROPOUT, Declare, PARAMETERS, ParamLayout, Params};
+use crate::nn::{Adapted, DROPOUT, PARAMETERS, ParamLayout};
 use crate::optim::{EMA, HYPER, JUDGE, KEEP, LossScaling, Optimizer, Schedule, Settings};
 use crate::run::{Choice, Choices, Executor, Recorder, Results, States, check_memory, device_bytes};
 use crate::store::snapshot::{Snapshot, StateSize};
+use std::collections::VecDeque;
 use std::time::Instant;
-
-/// Where the documents of packed rows begin.
-const STARTS: &str = "starts";
 
 /// A model and everything that changes while it is trained.
 pub struct Trainer {
@@ -41,8 +39,12 @@ pub struct Trainer {
     /// What follows the batches of a step, where there are several.
     apply: Option<Executor>,
     batches: u32,
-    eval: Executor,
-    loader: Prefetch,
+    pub(super) eval: Executor,
+    pub(super) loader: Prefetch,
+    /// Of pairs, what the model that training began with says of them.
+    pub(super) references: Option<References>,
+    /// Of several batches of pairs, those of a step that were read already.
+    rewards: VecDeque<Rewards>,
     val_batch: Batch,
     written: Vec<StateSize>,
     device_bytes: u64,
@@ -53,7 +55,7 @@ pub struct Trainer {
 /// What a step reports.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepResult {
-    /// Mean cross entropy in nats a token.
+    /// Mean cross entropy in nats a token; of preference pairs, their mean loss.
     pub loss: f32,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f32,
@@ -63,6 +65,8 @@ pub struct StepResult {
     pub skipped: u64,
     /// Whether this one was.
     pub left_out: bool,
+    /// Of preference pairs.
+    pub rewards: Option<Rewards>,
 }
 
 impl StepResult {
@@ -76,6 +80,7 @@ impl StepResult {
             loss_scale: judged(0).filter(|scale| *scale > 0.0),
             skipped: judged(2).map_or(0, |n| n as u64),
             left_out: judged(7).is_some_and(|flag| flag > 0.0),
+            rewards: Rewards::of(&results),
         }
     }
 }
@@ -117,103 +122,6 @@ pub fn schedule(recipe: &Recipe) -> Schedule {
     }
 }
 
-/// What a graph of training is for.
-#[derive(Clone, Copy)]
-pub(super) enum Work<'a> {
-    /// A step of one batch, which trains these pages.
-    Step(&'a Optimizer, &'a ParamLayout),
-    /// One of several batches of a step.
-    Batch(&'a Optimizer, &'a ParamLayout),
-    /// Validation.
-    Validation,
-}
-
-/// The graph of a batch, whose rows of several documents are `packed`.
-pub(super) fn graph(
-    model: &Llama,
-    params: &dyn Declare,
-    [batch, seq]: [usize; 2],
-    packed: bool,
-    work: Work,
-) -> Result<Graph> {
-    // Every size and sum of the plan is then far from the end of 64 bits.
-    let token = model.config().train_flops_per_token(seq);
-    let flops = token.saturating_mul(batch as u128).saturating_mul(seq as u128);
-    if flops > 1 << 62 {
-        let message = format!("a step of {batch} sequences of {seq} tokens takes {flops} operations with this model");
-        return Err(Error::Invalid(format!("{message}, more than can be counted; choose a smaller --batch or --seq")));
-    }
-    let mut g = Graph::new();
-    let params: Params = params.declare(&mut g)?;
-    let tokens = g.input("tokens", TensorType::u32([batch, seq]));
-    let targets = g.input("targets", TensorType::u32([batch, seq]));
-    let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
-    let [loss, count] = model.loss_and_count(&mut g, &params, tokens, targets, starts)?;
-    // Validation tells of the model that is saved, whose parameters are f32.
-    if let Work::Step(optimizer, _) | Work::Batch(optimizer, _) = work
-        && optimizer.loss_scaling.is_some()
-    {
-        g.narrow();
-    }
-    match work {
-        Work::Step(optimizer, layout) => optimizer.train_step(&mut g, layout, &params, loss)?,
-        Work::Batch(optimizer, layout) => {
-            optimizer.accumulate_step(&mut g, layout, &params, [loss, count], batch * seq)?;
-        }
-        Work::Validation => g.output("loss", loss),
-    }
-    Ok(g)
-}
-
-/// The plan of one training step, without touching a device.
-///
-/// # Errors
-/// If the model fits no buffer of an adapter with these limits.
-pub fn train_plan(
-    config: &ModelConfig,
-    batch: usize,
-    seq: usize,
-    optimizer: &Optimizer,
-    limits: &crate::base::Limits,
-    chooser: &mut dyn Chooser,
-) -> Result<Plan> {
-    compile(&train_graph(config, batch, seq, optimizer, limits)?, limits, chooser)
-}
-
-/// The graph that [`train_plan`] compiles.
-///
-/// # Errors
-/// If a step would take more operations than can be counted.
-pub fn train_graph(
-    config: &ModelConfig,
-    batch: usize,
-    seq: usize,
-    optimizer: &Optimizer,
-    limits: &crate::base::Limits,
-) -> Result<Graph> {
-    let model = Llama::new(config.clone());
-    let layout = optimizer.layout(model.param_specs(), limits.max_buffer_bytes)?;
-    graph(&model, &layout, [batch, seq], false, Work::Step(optimizer, &layout))
-}
-
-/// Gives a plan of [`train_plan`] fresh parameters and some tokens, so that it can be timed: how long experts take
-/// depends on which tokens choose them.
-///
-/// # Errors
-/// If the device fails.
-pub async fn fill(config: &ModelConfig, executor: &mut Executor, states: &States) -> Result<()> {
-    let limits = states.gpu().limits();
-    let layout = ParamLayout::new(Llama::new(config.clone()).param_specs(), limits.max_buffer_bytes);
-    for (i, page) in layout.init(0).iter().enumerate() {
-        states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page)).await?;
-    }
-    let count = executor.input("tokens").map_or(0, |ty| ty.shape.elements());
-    let mut rng = Rng::new(0, 0);
-    let tokens: Vec<u32> = (0..count).map(|_| rng.below(config.vocab_size) as u32).collect();
-    executor.set("tokens", &tokens)?;
-    executor.set("targets", &tokens)
-}
-
 /// Refuses a run that is too big for the adapter, before anything is allocated or measured.
 ///
 /// # Errors
@@ -226,13 +134,24 @@ pub fn check_fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option
 }
 
 /// Gives a plan its batch.
-fn set(executor: &mut Executor, batch: &Batch) -> Result<()> {
+pub(super) fn set(executor: &mut Executor, batch: &Batch) -> Result<()> {
     executor.set("tokens", &batch.tokens)?;
     executor.set("targets", &batch.targets)?;
     if executor.input(STARTS).is_some() {
         executor.set(STARTS, &batch.starts)?;
     }
     Ok(())
+}
+
+/// Gives a plan of preference pairs what its batch is compared with.
+fn refer(executor: &mut Executor, batch: &Batch, references: Option<&References>) -> Result<()> {
+    match references {
+        Some(references) => executor.set(REFERENCE, &references.of(batch)?),
+        None if executor.input(REFERENCE).is_some() => {
+            Err(Error::Invalid("pairs are trained on once their reference is taken: Trainer::take_reference".into()))
+        }
+        None => Ok(()),
+    }
 }
 
 impl Trainer {
@@ -297,6 +216,8 @@ impl Trainer {
             batches: recipe.accumulate,
             eval,
             loader,
+            references: None,
+            rewards: VecDeque::new(),
             val_batch,
             written: apply.as_ref().unwrap_or(&plan).written_states().into_iter().map(size).collect(),
             device_bytes,
@@ -362,6 +283,7 @@ impl Trainer {
                 run.read(|_| ()).await?;
             }
         }
+        self.rewards.clear();
         for piece in snapshot.pieces() {
             let (state, offset, bytes) = piece?;
             self.states.write(state, offset, &bytes).await?;
@@ -386,9 +308,10 @@ impl Trainer {
             let batch = self.loader.next_batch();
             self.data_wait += asked.elapsed().as_secs_f64();
             if self.apply.is_some() && self.train.is_full() {
-                self.train.read(|_| ()).await?;
+                self.rewards.extend(self.train.read(|results| Rewards::of(&results)).await?);
             }
             set(&mut self.train, batch)?;
+            refer(&mut self.train, batch, self.references.as_ref())?;
             self.train.set(DROPOUT, &seed)?;
             self.train.set(HYPER, &hyper)?;
             self.train.set(KEEP, &[f32::from(u8::from(index > 0))])?;
@@ -407,24 +330,37 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub async fn result(&mut self) -> Result<StepResult> {
-        self.apply.as_mut().unwrap_or(&mut self.train).read(StepResult::of).await
+        let Some(apply) = &mut self.apply else { return self.train.read(StepResult::of).await };
+        let mut result = apply.read(StepResult::of).await?;
+        if self.references.is_some() {
+            while self.rewards.len() < self.batches as usize {
+                self.rewards.extend(self.train.read(|results| Rewards::of(&results)).await?);
+            }
+            result.rewards = Rewards::mean(self.rewards.drain(..self.batches as usize));
+        }
+        Ok(result)
     }
 
-    /// Mean loss over the targets of held-out batches: the same `count` every time.
+    /// Mean loss over the targets of held-out batches, the same `count` every time; of preference pairs over these, with their
+    /// rewards.
     ///
     /// # Errors
     /// If the device failed.
-    pub async fn validate(&mut self, count: u64) -> Result<f64> {
-        let (mut sum, mut counted) = (0.0, 0);
+    pub async fn validate(&mut self, count: u64) -> Result<(f64, Option<Rewards>)> {
+        let (mut sum, mut counted, mut rewards) = (0.0, 0, Vec::new());
         for index in 0..count {
             self.loader.loader().val_batch(index, count, &mut self.val_batch);
             set(&mut self.eval, &self.val_batch)?;
+            refer(&mut self.eval, &self.val_batch, self.references.as_ref())?;
             self.eval.submit().await?;
-            let tokens = self.val_batch.counted();
-            sum += f64::from(self.eval.read(StepResult::of).await?.loss) * tokens as f64;
-            counted += tokens;
+            let result = self.eval.read(StepResult::of).await?;
+            rewards.extend(result.rewards);
+            // Batches hold equally many pairs.
+            let weight = if result.rewards.is_some() { 1 } else { self.val_batch.counted() };
+            sum += f64::from(result.loss) * weight as f64;
+            counted += weight;
         }
-        Ok(sum / counted as f64)
+        Ok((sum / counted as f64, Rewards::mean(rewards)))
     }
 
     /// Validation batches of `sequences` sequences at most.

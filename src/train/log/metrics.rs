@@ -2,7 +2,7 @@
 
 use super::JSONL;
 use crate::error::{Error, Result};
-use crate::train::Event;
+use crate::train::{Event, Rewards};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,6 +32,12 @@ pub struct Metrics {
     pub loss_scale: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<f64>,
+    /// Of preference pairs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rewards: Option<Rewards>,
+    /// Of those that are held out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation_rewards: Option<Rewards>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,6 +72,10 @@ pub struct Metric {
     pub get: fn(&Metrics) -> Option<f64>,
 }
 
+const fn reward(name: &'static str, tag: &'static str, what: &'static str, get: fn(&Metrics) -> Option<f64>) -> Metric {
+    Metric { name, tag, what, get }
+}
+
 /// Every number that a run writes down.
 pub const METRICS: &[Metric] = &[
     Metric { name: "loss", tag: "train/loss", what: "cross entropy of the step, nats a token", get: |m| m.loss },
@@ -96,6 +106,29 @@ pub const METRICS: &[Metric] = &[
         get: |m| m.loss_scale,
     },
     Metric { name: "skipped", tag: "train/skipped_steps", what: "steps left out so far", get: |m| m.skipped },
+    reward("reward_chosen", "train/reward_chosen", "of preference pairs, the better answers' reward", |m| {
+        Some(m.rewards?.chosen)
+    }),
+    reward("reward_rejected", "train/reward_rejected", "the worse answers' reward", |m| Some(m.rewards?.rejected)),
+    reward("reward_margin", "train/reward_margin", "by how much the better ones' is higher", |m| {
+        Some(m.rewards?.margin)
+    }),
+    reward("reward_accuracy", "train/reward_accuracy", "share of pairs in which it is", |m| Some(m.rewards?.accuracy)),
+    reward(
+        "validation_reward_chosen",
+        "validation/reward_chosen",
+        "of held-out pairs, the better answers' reward",
+        |m| Some(m.validation_rewards?.chosen),
+    ),
+    reward("validation_reward_rejected", "validation/reward_rejected", "the worse answers' reward", |m| {
+        Some(m.validation_rewards?.rejected)
+    }),
+    reward("validation_reward_margin", "validation/reward_margin", "by how much the better ones' is higher", |m| {
+        Some(m.validation_rewards?.margin)
+    }),
+    reward("validation_reward_accuracy", "validation/reward_accuracy", "share of held-out pairs in which it is", |m| {
+        Some(m.validation_rewards?.accuracy)
+    }),
     Metric { name: "tokens", tag: "progress/tokens", what: "tokens trained on so far", get: |m| m.tokens },
     Metric {
         name: "tokens_per_second",
@@ -148,6 +181,7 @@ impl Metrics {
                 grad_norm,
                 loss_scale,
                 skipped,
+                rewards,
                 tokens,
                 tokens_per_second,
                 roofline,
@@ -161,6 +195,7 @@ impl Metrics {
                 grad_norm: some(*grad_norm),
                 loss_scale: loss_scale.and_then(some),
                 skipped: skipped.map(|n| n as f64),
+                rewards: *rewards,
                 tokens: Some(*tokens as f64),
                 tokens_per_second: Some(*tokens_per_second),
                 roofline: *roofline,
@@ -168,10 +203,12 @@ impl Metrics {
                 data_wait: Some(*data_wait),
                 ..Metrics::default()
             },
-            Event::Validation { step, loss } => Metrics {
+            Event::Validation { step, loss, rewards } => Metrics {
                 step: *step,
                 validation_loss: Some(*loss),
-                perplexity: Some(loss.exp()),
+                // The loss of pairs is none of tokens.
+                perplexity: rewards.is_none().then(|| loss.exp()),
+                validation_rewards: *rewards,
                 ..Metrics::default()
             },
             Event::Task { step, task, metrics, .. } => {

@@ -12,6 +12,7 @@ fn step(step: u64, loss: f32) -> Event {
         grad_norm: 0.5,
         loss_scale: None,
         skipped: None,
+        rewards: None,
         tokens: 32 * step,
         tokens_per_second: 100.0,
         roofline: None,
@@ -24,7 +25,7 @@ fn feed(log: &mut RunLog, from: u64, to: u64, loss: f32) {
     for n in from..=to {
         assert_eq!(log.event(&step(n, loss + n as f32)), None);
         if n % 2 == 0 {
-            assert_eq!(log.event(&Event::Validation { step: n, loss: 1.0 }), None);
+            assert_eq!(log.event(&Event::Validation { step: n, loss: 1.0, rewards: None }), None);
             log.event(&Event::Sample { step: n, text: format!("Ein Märchen {n}") });
         }
     }

@@ -1,7 +1,7 @@
 //! What is prepared for a model that is there: its own tokenizer or none, examples or pairs.
 
 use super::*;
-use crate::model::find_config;
+use crate::model::{DpoConfig, find_config};
 
 fn notes() -> (impl FnMut(&Event), std::rc::Rc<std::cell::RefCell<Vec<String>>>) {
     let heard = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
@@ -49,7 +49,14 @@ fn pairs_are_for_preferences_and_nothing_else_is() {
     let pair = |i: usize| format!("{{\"prompt\": \"q{i}\", \"chosen\": \"yes {i}\", \"rejected\": \"no {i}\"}}\n");
     let pairs = recipe(folder.path(), &(0..10).map(pair).collect::<String>());
     let (mut observer, heard) = notes();
-    let mut loader = prepare_pairs(&pairs, &config, &tokenizer, folder.path(), &mut observer).unwrap();
+    let mut loader = prepare_for(
+        &Recipe { dpo: Some(DpoConfig::default()), batch: 1, ..pairs.clone() },
+        &config,
+        &tokenizer,
+        folder.path(),
+        &mut observer,
+    )
+    .unwrap();
     let notes = heard.borrow().join("\n");
     assert!(notes.contains("data: 10 pairs in preference form"), "{notes}");
     let mut batch = loader.empty_batch();
@@ -65,6 +72,7 @@ fn pairs_are_for_preferences_and_nothing_else_is() {
     let error = prepare_for(&pairs, &config, &tokenizer, folder.path(), &mut |_: &Event| {}).unwrap_err().to_string();
     assert!(error.ends_with("holds preference pairs (chosen and rejected), which `danlu dpo` trains on"), "{error}");
     let other = recipe(folder.path(), &"{\"prompt\": \"q\", \"completion\": \"a\"}\n".repeat(10));
-    let error = prepare_pairs(&other, &config, &tokenizer, folder.path(), &mut |_: &Event| {}).unwrap_err().to_string();
+    let other = Recipe { dpo: Some(DpoConfig::default()), ..other };
+    let error = prepare_for(&other, &config, &tokenizer, folder.path(), &mut |_: &Event| {}).unwrap_err().to_string();
     assert!(error.ends_with("must hold preference pairs (chosen and rejected, see docs/data.md)"), "{error}");
 }

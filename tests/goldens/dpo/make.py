@@ -6,10 +6,13 @@
 
 Direct preference optimisation (Rafailov et al., 2023, equation 7), as TRL's DPOTrainer has it with loss_type "sigmoid": with
 pi and ref the sums of the log-probabilities of an answer's tokens, -log sigmoid(beta * ((pi_c - pi_r) - (ref_c - ref_r))), its
-mean over the pairs, and the rewards beta * (pi - ref). The reference is the same model with other numbers.
+mean over the pairs, and the rewards beta * (pi - ref). The reference is the same model with other numbers. Beside it
+`smoothed`, with TRL's label_smoothing of 0.1, and `ipo`, (((pi_c - pi_r) - (ref_c - ref_r)) - 1 / (2 beta))**2 of sums over
+tokens (Azar et al., 2023, equation 17).
 
 `tokens`, `targets` [6,11]: rows 2n and 2n + 1 are the better and the worse answer, -100 where a token does not count.
-`log_probs` [6], `reference` [3] (ref_c - ref_r), `margins` [3], `loss` [1], `accuracy` [1], `grad.<p>` as float32.
+`log_probs`, `reference`, `rewards` [6]; of each loss `<loss>` [1], and `grad.<loss>.<p>` as float32, of `smoothed` and `ipo`
+those of gains and of the last layer's query projection.
 """
 
 import argparse
@@ -27,6 +30,7 @@ import llama64  # noqa: E402
 import make  # noqa: E402
 
 BETA = 0.3
+SMOOTHING = 0.1
 # Of each row: where its answer begins, and where it ends.
 ANSWERS = [(4, 11), (4, 8), (2, 6), (2, 11), (7, 9), (7, 10)]
 
@@ -56,20 +60,27 @@ def numbers():
     pi = sums(params, config, tokens, targets)
     with torch.no_grad():
         ref = sums(reference, config, tokens, targets)
-    chosen_rewards, rejected_rewards = BETA * (pi - ref)[0::2], BETA * (pi - ref)[1::2]
-    loss = -F.logsigmoid(chosen_rewards - rejected_rewards).mean()
-    loss.backward()
+    rewards = BETA * (pi - ref)
+    margins = rewards[0::2] - rewards[1::2]
+    losses = {
+        "loss": -F.logsigmoid(margins).mean(),
+        "smoothed": (-(1 - SMOOTHING) * F.logsigmoid(margins) - SMOOTHING * F.logsigmoid(-margins)).mean(),
+        "ipo": ((margins / BETA - 1 / (2 * BETA)) ** 2).mean(),
+    }
     out = {
         "tokens": tokens.int(),
         "targets": targets.int(),
         "beta": torch.tensor([BETA], dtype=torch.float64),
         "log_probs": pi.detach(),
-        "reference": ref[0::2] - ref[1::2],
-        "margins": (chosen_rewards - rejected_rewards).detach(),
-        "loss": loss.detach().reshape(1),
-        "accuracy": (chosen_rewards > rejected_rewards).double().mean().reshape(1),
+        "reference": ref,
+        "rewards": rewards.detach(),
     }
-    return out | {f"grad.{n}": p.grad.float() for n, p in params.items()}
+    for kind, loss in losses.items():
+        out[kind] = loss.detach().reshape(1)
+        grads = torch.autograd.grad(loss, list(params.values()), retain_graph=True)
+        some = {n: g.float() for n, g in zip(params, grads) if kind == "loss" or g.dim() == 1 or "1.self_attn.q_proj" in n}
+        out |= {f"grad.{kind}.{n}": g for n, g in some.items()}
+    return out
 
 
 def main():
@@ -85,7 +96,7 @@ def main():
     else:
         save_file(out, file)
         file.chmod(0o644)
-        print({k: out[k].tolist() for k in ("log_probs", "reference", "margins", "loss", "accuracy")})
+        print({k: out[k].tolist() for k in ("log_probs", "reference", "rewards", "loss", "smoothed", "ipo")})
 
 
 if __name__ == "__main__":

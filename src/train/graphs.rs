@@ -1,0 +1,153 @@
+//! What a training step computes, and validation, as graphs.
+
+use super::Recipe;
+use crate::base::{Rng, TensorType};
+use crate::compile::{Chooser, Plan, compile};
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::model::{DpoConfig, Llama, ModelConfig, preference};
+use crate::nn::{Declare, ParamLayout, Params};
+use crate::optim::Optimizer;
+use crate::run::{Executor, States};
+
+/// Where the documents of packed rows begin.
+pub(super) const STARTS: &str = "starts";
+/// Of each answer of preference pairs, its log-probability by the model that training began with: an input.
+pub(super) const REFERENCE: &str = "reference";
+/// Outputs: of each answer its reward; and in validation its log-probability.
+pub(super) const REWARDS: &str = "rewards";
+pub(super) const ANSWERS: &str = "answers";
+
+/// What a graph of training is for.
+#[derive(Clone, Copy)]
+pub(super) enum Work<'a> {
+    /// A step of one batch, which trains these pages.
+    Step(&'a Optimizer, &'a ParamLayout),
+    /// One of several batches of a step.
+    Batch(&'a Optimizer, &'a ParamLayout),
+    /// Validation.
+    Validation,
+}
+
+/// What the rows of a batch are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows<'a> {
+    /// How many there are.
+    pub batch: usize,
+    /// Tokens of each.
+    pub seq: usize,
+    /// Whether they hold several documents.
+    pub packed: bool,
+    /// Where they are preference pairs: how these are trained on.
+    pub dpo: Option<&'a DpoConfig>,
+}
+
+impl Rows<'_> {
+    /// Those of a recipe.
+    pub fn of(recipe: &Recipe) -> Rows<'_> {
+        let Recipe { seq, pack: packed, dpo, .. } = recipe;
+        Rows { batch: recipe.sequences(), seq: *seq, packed: *packed, dpo: dpo.as_ref() }
+    }
+}
+
+/// The graph of a batch.
+pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work) -> Result<Graph> {
+    let Rows { batch, seq, packed, dpo } = rows;
+    // Every size and sum of the plan is then far from the end of 64 bits.
+    let token = model.config().train_flops_per_token(seq);
+    let flops = token.saturating_mul(batch as u128).saturating_mul(seq as u128);
+    if flops > 1 << 62 {
+        let message = format!("a step of {batch} sequences of {seq} tokens takes {flops} operations with this model");
+        return Err(Error::Invalid(format!("{message}, more than can be counted; choose a smaller --batch or --seq")));
+    }
+    let mut g = Graph::new();
+    let params: Params = params.declare(&mut g)?;
+    let tokens = g.input("tokens", TensorType::u32([batch, seq]));
+    let targets = g.input("targets", TensorType::u32([batch, seq]));
+    let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
+    // Validation tells of the model that is saved, whose parameters are f32.
+    let narrow =
+        matches!(work, Work::Step(optimizer, _) | Work::Batch(optimizer, _) if optimizer.loss_scaling.is_some());
+    let [loss, count] = match dpo {
+        None => {
+            let both = model.loss_and_count(&mut g, &params, tokens, targets, starts)?;
+            if narrow {
+                g.narrow();
+            }
+            both
+        }
+        Some(dpo) => {
+            let log_probs = model.log_probs(&mut g, &params, tokens, targets, starts)?;
+            // Before the sums over answers, which f16 would not hold.
+            if narrow {
+                g.narrow();
+            }
+            let reference = g.input(REFERENCE, TensorType::f32([batch]));
+            let said = preference(&mut g, log_probs, reference, dpo)?;
+            g.output(REWARDS, said.rewards);
+            if matches!(work, Work::Validation) {
+                g.output(ANSWERS, said.answers);
+            }
+            let pairs = (batch / 2) as f32;
+            [said.loss, g.constant("pairs", TensorType::f32([1]), pairs.to_le_bytes().to_vec())]
+        }
+    };
+    match work {
+        Work::Step(optimizer, layout) => optimizer.train_step(&mut g, layout, &params, loss)?,
+        Work::Batch(optimizer, layout) => {
+            optimizer.accumulate_step(&mut g, layout, &params, [loss, count], batch * seq)?;
+        }
+        Work::Validation => g.output("loss", loss),
+    }
+    Ok(g)
+}
+
+/// The plan of one training step, without touching a device.
+///
+/// # Errors
+/// If the model fits no buffer of an adapter with these limits.
+pub fn train_plan(
+    config: &ModelConfig,
+    batch: usize,
+    seq: usize,
+    optimizer: &Optimizer,
+    limits: &crate::base::Limits,
+    chooser: &mut dyn Chooser,
+) -> Result<Plan> {
+    compile(&train_graph(config, batch, seq, optimizer, limits)?, limits, chooser)
+}
+
+/// The graph that [`train_plan`] compiles.
+///
+/// # Errors
+/// If a step would take more operations than can be counted.
+pub fn train_graph(
+    config: &ModelConfig,
+    batch: usize,
+    seq: usize,
+    optimizer: &Optimizer,
+    limits: &crate::base::Limits,
+) -> Result<Graph> {
+    let model = Llama::new(config.clone());
+    let layout = optimizer.layout(model.param_specs(), limits.max_buffer_bytes)?;
+    let rows = Rows { batch, seq, packed: false, dpo: None };
+    graph(&model, &layout, rows, Work::Step(optimizer, &layout))
+}
+
+/// Gives a plan of [`train_plan`] fresh parameters and some tokens, so that it can be timed: how long experts take
+/// depends on which tokens choose them.
+///
+/// # Errors
+/// If the device fails.
+pub async fn fill(config: &ModelConfig, executor: &mut Executor, states: &States) -> Result<()> {
+    let limits = states.gpu().limits();
+    let layout = ParamLayout::new(Llama::new(config.clone()).param_specs(), limits.max_buffer_bytes);
+    for (i, page) in layout.init(0).iter().enumerate() {
+        states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page)).await?;
+    }
+    let count = executor.input("tokens").map_or(0, |ty| ty.shape.elements());
+    let mut rng = Rng::new(0, 0);
+    let tokens: Vec<u32> = (0..count).map(|_| rng.below(config.vocab_size) as u32).collect();
+    executor.set("tokens", &tokens)?;
+    executor.set("targets", &tokens)
+}
