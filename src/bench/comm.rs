@@ -1,5 +1,7 @@
-//! What ranks that are threads exchange in a second: each collective, by the size of what a rank gives.
+//! What ranks exchange in a second: each collective, by the size of what a rank gives.
 
+#[cfg(feature = "mpi")]
+use crate::comm::MpiWorld;
 use crate::comm::{Communicator, Element, LocalComm};
 use crate::error::{Error, Result};
 use serde::Serialize;
@@ -25,6 +27,8 @@ pub struct CommFigure {
 /// All of them.
 #[derive(Debug, Clone, Serialize)]
 pub struct CommReport {
+    /// What the ranks are.
+    pub engine: String,
     /// Ranks.
     pub ranks: usize,
     /// The figures.
@@ -73,7 +77,7 @@ pub fn measure_comm(ranks: usize, quick: bool) -> Result<CommReport> {
     if !(2..=64).contains(&ranks) {
         return Err(Error::Invalid(format!("{ranks} ranks: there must be from 2 to 64")));
     }
-    let sizes = &SIZES[..if quick { SIZES.len() - 1 } else { SIZES.len() }];
+    let sizes = sizes(quick);
     let told: Vec<Result<Vec<CommFigure>>> = std::thread::scope(|scope| {
         let start = |comm: LocalComm| scope.spawn(move || measure_rank(&comm, sizes));
         let threads: Vec<_> = LocalComm::group(ranks, None).into_iter().map(start).collect();
@@ -81,7 +85,49 @@ pub fn measure_comm(ranks: usize, quick: bool) -> Result<CommReport> {
         joined.map(|told| told.unwrap_or_else(|_| Err(Error::Rank("a rank panicked".into())))).collect()
     });
     let mut told = told.into_iter().collect::<Result<Vec<_>>>()?;
-    Ok(CommReport { ranks, figures: told.swap_remove(0) })
+    Ok(CommReport { engine: "threads of this process".into(), ranks, figures: told.swap_remove(0) })
+}
+
+/// Measures collectives among the processes of MPI, and its own all-reduce on the same numbers. All ranks must call this.
+///
+/// # Errors
+/// If there is one rank only, or one fails.
+#[cfg(feature = "mpi")]
+pub fn measure_mpi(world: &MpiWorld, quick: bool) -> Result<CommReport> {
+    let comm = world.comm();
+    let ranks = comm.size();
+    if ranks < 2 {
+        return Err(Error::Invalid("one rank exchanges nothing: start several, as `mpirun -n 4`".into()));
+    }
+    let sizes = sizes(quick);
+    let mut figures = measure_rank(&comm, sizes)?;
+    for &bytes in sizes {
+        let (mine, mut sum) = (vec![1.0; bytes / 4], vec![0.0; bytes / 4]);
+        let seconds = median(bytes, || comm.all_reduce_of_mpi(&mine, &mut sum))?;
+        let bandwidth = 2.0 * (ranks - 1) as f64 / ranks as f64 * bytes as f64 / seconds;
+        figures.push(CommFigure { collective: "MPI's all_reduce", bytes, seconds, bandwidth });
+    }
+    Ok(CommReport { engine: format!("processes of {}", world.library()), ranks, figures })
+}
+
+fn sizes(quick: bool) -> &'static [usize] {
+    &SIZES[..if quick { SIZES.len() - 1 } else { SIZES.len() }]
+}
+
+/// Seconds of a call that moves so many bytes.
+fn median(bytes: usize, mut call: impl FnMut() -> Result<()>) -> Result<f64> {
+    let runs = (64 << 20) / bytes.max(1 << 20) + 3;
+    let mut times = Vec::new();
+    for run in 0..runs {
+        let began = Instant::now();
+        call()?;
+        // The first makes room.
+        if run > 0 {
+            times.push(began.elapsed().as_secs_f64());
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
 }
 
 fn measure_rank(comm: &dyn Communicator, sizes: &[usize]) -> Result<Vec<CommFigure>> {
@@ -89,18 +135,7 @@ fn measure_rank(comm: &dyn Communicator, sizes: &[usize]) -> Result<Vec<CommFigu
     for (collective, call, part) in CASES {
         for &bytes in &sizes[..if collective == "barrier" { 1 } else { sizes.len() }] {
             let (mut mine, mut other) = (vec![1; bytes], vec![0; bytes]);
-            let runs = (64 << 20) / bytes.max(1 << 20) + 3;
-            let mut times = Vec::new();
-            for run in 0..runs {
-                let began = Instant::now();
-                call(comm, &mut mine, &mut other)?;
-                // The first makes room.
-                if run > 0 {
-                    times.push(began.elapsed().as_secs_f64());
-                }
-            }
-            times.sort_by(f64::total_cmp);
-            let seconds = times[times.len() / 2];
+            let seconds = median(bytes, || call(comm, &mut mine, &mut other))?;
             let bandwidth = part(comm.size() as f64) * bytes as f64 / seconds;
             figures.push(CommFigure { collective, bytes, seconds, bandwidth });
         }
@@ -110,7 +145,7 @@ fn measure_rank(comm: &dyn Communicator, sizes: &[usize]) -> Result<Vec<CommFigu
 
 impl fmt::Display for CommReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} ranks, threads of this process", self.ranks)?;
+        writeln!(f, "{} ranks, {}", self.ranks, self.engine)?;
         write!(f, "{:<16} {:>12} {:>12} {:>12}", "collective", "bytes", "us", "MB/s a rank")?;
         for CommFigure { collective, bytes, seconds, bandwidth } in &self.figures {
             let (us, rate) = (seconds * 1e6, bandwidth / 1e6);

@@ -14,6 +14,8 @@ mod trace;
 
 pub use attention::{fused_attention, unfused_attention};
 pub use case::{Case, Scope};
+#[cfg(feature = "mpi")]
+pub use comm::measure_mpi;
 pub use comm::{CommFigure, CommReport, measure_comm};
 pub use compare::{Comparison, Move, Verdict, compare};
 pub use measure::{Settings, measure, probe};

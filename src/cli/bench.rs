@@ -1,7 +1,9 @@
 //! `danlu bench`.
 
 use super::{AdapterArgs, paths};
-use crate::bench::{Report, Settings, compare, kept_path, measure, measure_comm, roofline_svg, suite};
+#[cfg(feature = "mpi")]
+use crate::bench::measure_mpi;
+use crate::bench::{CommReport, Report, Settings, compare, kept_path, measure, measure_comm, roofline_svg, suite};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::run::{TuneMode, Tuner};
@@ -35,7 +37,7 @@ pub struct BenchArgs {
     /// Changes up to this part are not worth a word.
     #[arg(long, requires = "kept", value_name = "PART", default_value_t = 0.25, value_parser = part)]
     threshold: f64,
-    /// With `comm`: ranks, as threads of this process.
+    /// With `comm`: ranks, as threads of this process; under `mpirun` (and built with MPI) its processes are the ranks.
     #[arg(long, value_name = "N", default_value_t = 4)]
     ranks: usize,
     #[command(flatten)]
@@ -50,7 +52,7 @@ fn part(text: &str) -> Result<f64, String> {
 /// Measures, prints and compares.
 pub async fn bench(args: BenchArgs) -> Result<()> {
     if args.filter.as_deref() == Some("comm") {
-        let report = measure_comm(args.ranks, args.quick)?;
+        let Some(report) = comm(&args)? else { return Ok(()) };
         if args.json {
             say!("{}", serde_json::to_string(&report)?);
         } else {
@@ -97,6 +99,21 @@ pub async fn bench(args: BenchArgs) -> Result<()> {
         )));
     }
     conclude(&args, &report, before.as_ref(), kept.as_deref())
+}
+
+/// What ranks exchange: the processes that `mpirun` started, or threads. Nothing on ranks that are not to speak.
+#[cfg(feature = "mpi")]
+fn comm(args: &BenchArgs) -> Result<Option<CommReport>> {
+    let Some(process) = super::mpi::Process::join(None)? else {
+        return Ok(Some(measure_comm(args.ranks, args.quick)?));
+    };
+    process.run(|world, rank| Ok(Some(measure_mpi(world, args.quick)?).filter(|_| rank == 0)))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn comm(args: &BenchArgs) -> Result<Option<CommReport>> {
+    super::mpi::alone()?;
+    Ok(Some(measure_comm(args.ranks, args.quick)?))
 }
 
 /// Says what moved, keeps what is to be kept, and fails if something got slower.

@@ -26,6 +26,7 @@ mod generate;
 mod hub;
 mod init;
 mod inspect;
+mod mpi;
 mod out;
 mod paths;
 mod plan;

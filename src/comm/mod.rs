@@ -6,11 +6,15 @@
 mod element;
 mod groups;
 mod local;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod pending;
 
 pub use element::Element;
 pub use groups::Groups;
 pub use local::LocalComm;
+#[cfg(feature = "mpi")]
+pub use mpi::{MpiComm, MpiWorld};
 pub use pending::{Background, Pending};
 
 use crate::error::{Error, Result};
@@ -128,5 +132,7 @@ fn expect(what: &str, has: usize, wants: usize) -> Result<()> {
     Err(Error::Rank(format!("{what} has {has} bytes where {wants} are wanted")))
 }
 
+#[cfg(test)]
+mod engine_tests;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Tests ranks that are processes, with every MPI that is installed here, Open MPI and MPICH; says so where there is none.
+# On Debian and Ubuntu: apt-get install libclang-dev, and libopenmpi-dev openmpi-bin or libmpich-dev mpich or all of them.
+set -eu
+cd "$(dirname "$0")/.."
+
+clang=$(ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib64/libclang*.so* 2>/dev/null || true)
+if [ -z "$clang${LIBCLANG_PATH:-}" ]; then
+    echo "skipped: there is no libclang (apt-get install libclang-dev)"
+    exit 0
+fi
+found=""
+for compiler in mpicc.openmpi mpicc.mpich; do
+    ! command -v "$compiler" >/dev/null 2>&1 || found="$found $compiler"
+done
+[ -n "$found" ] || ! command -v mpicc >/dev/null 2>&1 || found=mpicc
+[ -n "$found" ] || echo "skipped: there is no MPI (apt-get install libopenmpi-dev openmpi-bin)"
+for compiler in $found; do
+    echo "with $compiler"
+    # Its build script does not notice that another MPI is meant.
+    cargo clean --release --locked --quiet -p mpi-sys
+    MPICC="$compiler" cargo test --release --locked --features mpi --lib comm::mpi
+done
