@@ -13,7 +13,7 @@ use danlu::graph::Graph;
 use danlu::model::Llama;
 use danlu::nn::Group;
 use danlu::ops::{AdamW8, Part};
-use danlu::optim::{HYPER, JUDGE, KEEP, LossScaling, Optimizer, Rule, Settings};
+use danlu::optim::{HYPER, JUDGE, KEEP, LossScaling, Optimizer, Rule, Settings, Update};
 use danlu::run::{Executor, States, f32s};
 use danlu::store::snapshot::Series;
 use danlu::train::{Event, GroupOptions, Precision, Prepared, Recipe, Resumption, Trainer, plans, read_metrics, run};
@@ -76,7 +76,7 @@ fn ten_steps_of_adamw_in_eight_bits() {
     );
     let n = golden["first"].len();
     let parts = vec![Part { end: n, rate: 1.0, decay: 0.1 }];
-    let op = AdamW8 { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, parts };
+    let op = AdamW8 { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, start: 0, parts };
     let mut g = Graph::new();
     let p = g.state("p", TensorType::f32([n]));
     let (moments, scales) = (g.state("m", AdamW8::codes_type(n)), g.state("s", AdamW8::scales_type(n)));
@@ -256,19 +256,22 @@ fn go(gpu: &Gpu, recipe: &Recipe, (prepared, trainer): &mut (Prepared, Trainer),
 fn what_is_taken_up_gives_the_same_bytes() {
     let (gpu, folder) = (common::gpu(), tempfile::tempdir().unwrap());
     let own = GroupOptions { params: "embed_tokens.weight".into(), lr: Some(1e-3), weight_decay: Some(0.0) };
-    for (rule, accumulate, ema, precision) in [
-        (Rule::AdamW, 3, 0.9, Precision::Mixed),
-        (Rule::Muon, 1, 0.0, Precision::F32),
-        (Rule::Sgd, 2, 0.5, Precision::F32),
-        (Rule::AdamW8bit, 1, 0.0, Precision::F32),
+    let (step, layer) = (Update::Step, Update::Layer);
+    for (rule, accumulate, ema, precision, update) in [
+        (Rule::AdamW, 3, 0.9, Precision::Mixed, step),
+        (Rule::Muon, 1, 0.0, Precision::F32, step),
+        (Rule::Sgd, 2, 0.5, Precision::F32, step),
+        (Rule::AdamW8bit, 1, 0.0, Precision::F32, step),
+        (Rule::AdamW8bit, 1, 0.5, Precision::Mixed, layer),
     ] {
         let of = |name: &str| Recipe {
             optimizer: rule,
             accumulate,
             ema,
             precision,
+            update,
             groups: vec![own.clone()],
-            ..recipe(folder.path(), &format!("{name}-{rule:?}"))
+            ..recipe(folder.path(), &format!("{name}-{rule:?}-{update:?}"))
         };
         let whole = of("whole");
         let mut made = begin(&gpu, &whole, folder.path());

@@ -10,7 +10,7 @@ use crate::estimate::{Answer, Fits, Job, MachineFile, Planned, Prices, Span};
 use crate::gpu::Gpu;
 use crate::model::{DpoConfig, ModelConfig, find_config};
 use crate::nn::{BaseDtype, LoraConfig};
-use crate::optim::Rule;
+use crate::optim::{Rule, Update};
 use crate::run::{TuneMode, Tuner};
 use crate::train::{Precision, Recipe, optimizer, train_plan};
 use anyhow::{Result, bail};
@@ -34,6 +34,12 @@ pub struct PlanArgs {
     /// Optimizer, as of `danlu train`.
     #[arg(long, value_name = "adamw|adamw8bit|muon|sgd", default_value = "adamw")]
     optimizer: Rule,
+    /// When parameters change, as of `danlu train`: layer by layer no gradients are kept.
+    #[arg(long, value_name = "step|layer", default_value = "step")]
+    update: Update,
+    /// The norm that gradients are scaled down to, 0 for never: layer by layer that takes a pass of its own.
+    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
+    clip: f64,
     /// Decay of a moving average of the parameters, as of `danlu train`.
     #[arg(long, value_name = "DECAY", default_value_t = 0.0)]
     ema: f64,
@@ -63,7 +69,7 @@ pub struct PlanArgs {
     #[arg(long)]
     json: bool,
     /// Run the step on the adapter and print where its time goes, by operator.
-    #[arg(long, conflicts_with_all = ["lora_rank", "base_dtype", "machine"])]
+    #[arg(long, conflicts_with_all = ["lora_rank", "base_dtype", "machine", "update"])]
     measure: bool,
     /// Plan for this adapter, and not for the least that every adapter offers.
     #[command(flatten)]
@@ -143,6 +149,8 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         accumulate: args.accumulate,
         seq: args.seq,
         optimizer: args.optimizer,
+        update: args.update,
+        clip: args.clip,
         ema: args.ema,
         memory: args.memory,
         precision: args.precision,

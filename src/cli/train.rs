@@ -9,7 +9,7 @@ use crate::compile::{Chooser, settle};
 use crate::data::{Batch, DataSource, DataSources, LossOn, Overlong, SMALLEST_VOCAB};
 use crate::gpu::Gpu;
 use crate::model::find_config;
-use crate::optim::{Rule, Shape};
+use crate::optim::{Rule, Shape, Update};
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
 use crate::store::HubPart;
 use crate::train::{
@@ -76,9 +76,16 @@ pub struct TrainArgs {
     /// How parameters follow from gradients [default: adamw].
     #[arg(long, value_name = "adamw|adamw8bit|muon|sgd")]
     optimizer: Option<Rule>,
+    /// When parameters change: after the backward pass, or, to keep no gradients, layer by layer in it: with clipping that
+    /// takes twice the time [default: step].
+    #[arg(long, value_name = "step|layer")]
+    update: Option<Update>,
     /// Highest learning rate.
     #[arg(long, allow_negative_numbers = true)]
     lr: Option<f64>,
+    /// The gradient is scaled down to this global norm, 0 for never [default: 1].
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    clip: Option<f64>,
     /// How it goes on after the warm-up [default: cosine].
     #[arg(long, value_name = "constant|linear|cosine|wsd")]
     schedule: Option<Shape>,
@@ -191,7 +198,9 @@ impl TrainArgs {
         put(&self.precision, &mut r.precision);
         put(&self.accumulate, &mut r.accumulate);
         put(&self.optimizer, &mut r.optimizer);
+        put(&self.update, &mut r.update);
         put(&self.lr, &mut r.lr);
+        put(&self.clip, &mut r.clip);
         put(&self.schedule, &mut r.schedule);
         put(&self.ema, &mut r.ema);
         put(&self.seed, &mut r.seed);

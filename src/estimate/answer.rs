@@ -3,6 +3,7 @@
 use super::{Fits, Job, MachineFile, Parameters, Planned, Usage};
 use crate::compile::{Plan, human_bytes};
 use crate::error::Result;
+use crate::optim::Update;
 use serde::Serialize;
 use std::fmt;
 
@@ -67,6 +68,8 @@ pub struct Answer {
     pub seq: usize,
     /// Batches of a step.
     pub accumulate: u32,
+    /// Whether parameters change layer by layer, so that no gradients are kept.
+    pub by_layer: bool,
     /// Floating-point operations of a batch, with what is computed again.
     pub flops: u64,
     /// Bytes of a step by kind.
@@ -101,6 +104,7 @@ impl Answer {
             pairs: job.recipe.dpo.is_some(),
             seq: job.recipe.seq,
             accumulate: job.recipe.accumulate,
+            by_layer: job.recipe.update == Update::Layer,
             flops: plans.train.totals().flops,
             usage,
             step_bytes: usage.total(),
@@ -182,6 +186,9 @@ impl fmt::Display for Answer {
         let (more, all) = (self.validation_bytes, self.device_bytes);
         writeln!(f, "{:<14} {more:>16}  {}, beside it", "validation", human_bytes(more))?;
         writeln!(f, "{:<14} {all:>16}  {}", "in all", human_bytes(all))?;
+        if self.by_layer {
+            writeln!(f, "parameters change layer by layer, in the backward pass, and no gradients are kept")?;
+        }
         if let Some((saved, added)) = self.recomputed {
             let (saved, added) = (human_bytes(saved), added * 100.0);
             writeln!(f, "without recomputation a step would take {saved} more, and {added:.1} % less work")?;

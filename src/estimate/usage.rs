@@ -45,12 +45,19 @@ impl Usage {
         let at = peak(plan);
         let border = border(plan);
         let gradients = gradients(plan, border);
+        let backward: Vec<bool> = plan.steps.iter().map(|s| is_backward(&s.name)).collect();
         let mut alive = 0;
         for (i, tenant) in plan.tenants.iter().enumerate().filter(|(_, t)| t.first <= at && at <= t.last) {
             alive += tenant.bytes;
             *match () {
                 () if gradients.contains(&i) => &mut usage.gradients,
-                () if tenant.first < border && border <= tenant.last => &mut usage.activations,
+                // Of the forward pass that it belongs to: parameters that change by layers may have two.
+                () if !backward[tenant.first]
+                    && !tenant.name.starts_with("optimizer")
+                    && backward[tenant.first..].iter().take(tenant.last + 1 - tenant.first).any(|b| *b) =>
+                {
+                    &mut usage.activations
+                }
                 () => &mut usage.workspace,
             } += tenant.bytes;
         }
@@ -103,8 +110,11 @@ fn peak(plan: &Plan) -> usize {
 /// The first step of the backward pass, or the number of steps where there is none: gradients and copies of what is
 /// computed again bear it in their names.
 fn border(plan: &Plan) -> usize {
-    let backward = |name: &str| name.starts_with("grad.") || name.starts_with("again.");
-    plan.steps.iter().position(|s| backward(&s.name)).unwrap_or(plan.steps.len())
+    plan.steps.iter().position(|s| is_backward(&s.name)).unwrap_or(plan.steps.len())
+}
+
+fn is_backward(step: &str) -> bool {
+    step.starts_with("grad.") || step.starts_with("again.")
 }
 
 /// The tenants that are read by steps which write states, in the backward pass: what the optimizer reads.

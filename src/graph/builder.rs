@@ -110,7 +110,12 @@ impl Graph {
     /// From here on every operator so far that can rounds the operands of its products to f16 ([`Op::narrow`]); so do
     /// gradients made after that.
     pub fn narrow(&mut self) {
-        for node in &mut self.nodes {
+        self.narrow_from(0);
+    }
+
+    /// [`Graph::narrow`], but for the first `nodes` nodes.
+    pub fn narrow_from(&mut self, nodes: usize) {
+        for node in &mut self.nodes[nodes..] {
             if let Some(narrow) = node.op().and_then(|op| op.narrow()) {
                 node.kind = Kind::Op(narrow);
             }

@@ -16,7 +16,7 @@ mod view;
 
 pub use builder::Graph;
 pub use expr::{Binary, Expr, Unary};
-pub use grad::{gradients, scaled_gradients};
+pub use grad::{Gradient, gradients, gradients_in_turn, scaled_gradients, unit};
 pub use kernel::{Bind, Constant, Dispatch, Hook, Kernel, Operand, Scalar};
 pub(crate) use map::compact;
 pub use map::{Map, spread};

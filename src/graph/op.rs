@@ -6,6 +6,7 @@ use crate::error::Result;
 use serde::Serialize;
 use std::any::Any;
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Types of an operator's inputs and outputs at one node.
@@ -138,6 +139,20 @@ pub trait Op: Any + Debug + Send + Sync {
     fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
         let _ = (g, dy);
         Ok(vec![None; node.inputs.len()])
+    }
+
+    /// The gradient towards rows of input `input`, a matrix, alone, where that can be had without the other rows; else
+    /// `None`. What it computes of them is what [`Op::gradient`] does.
+    fn gradient_rows(
+        &self,
+        g: &mut Graph,
+        node: &OpNode,
+        dy: &[Option<Value>],
+        input: usize,
+        rows: Range<usize>,
+    ) -> Result<Option<Value>> {
+        let _ = (g, node, dy, input, rows);
+        Ok(None)
     }
 
     /// Candidates, the first of them right on every adapter.

@@ -182,6 +182,31 @@ impl ParamLayout {
     pub fn grouped(specs: Vec<ParamSpec>, page_bytes: u64, group: impl Fn(&ParamSpec) -> Group) -> Self {
         let mut ordered = specs;
         ordered.sort_by_key(&group);
+        ParamLayout::in_order(ordered, page_bytes, group, |_, _| true)
+    }
+
+    /// [`ParamLayout::grouped`] by block: no page holds parameters of two layers, nor of both attention and MLP of one; a
+    /// parameter that belongs to no layer has a page of its own.
+    ///
+    /// # Panics
+    /// As [`ParamLayout::new`].
+    pub fn by_block(specs: Vec<ParamSpec>, page_bytes: u64, group: impl Fn(&ParamSpec) -> Group) -> Self {
+        let mut blocks: HashMap<String, usize> = HashMap::new();
+        for spec in &specs {
+            let next = blocks.len();
+            blocks.entry(block(&spec.name).to_string()).or_insert(next);
+        }
+        let mut ordered = specs;
+        ordered.sort_by_key(|spec| (blocks[block(&spec.name)], group(spec)));
+        ParamLayout::in_order(ordered, page_bytes, group, |a, b| block(&a.name) == block(&b.name))
+    }
+
+    fn in_order(
+        ordered: Vec<ParamSpec>,
+        page_bytes: u64,
+        group: impl Fn(&ParamSpec) -> Group,
+        together: impl Fn(&ParamSpec, &ParamSpec) -> bool,
+    ) -> Self {
         let limit = (page_bytes / 4) as usize;
         let mut pages: Vec<Page> = Vec::new();
         for (i, spec) in ordered.iter().enumerate() {
@@ -190,7 +215,9 @@ impl ParamLayout {
             let padded = size.next_multiple_of(ALIGN);
             let group = group(spec);
             let fits = |page: &Page| {
-                page.start_of(group) + padded <= limit && page.groups.iter().all(|(other, _)| other.kind == group.kind)
+                together(&ordered[page.params.start], spec)
+                    && page.start_of(group) + padded <= limit
+                    && page.groups.iter().all(|(other, _)| other.kind == group.kind)
             };
             if !pages.last().is_some_and(fits) {
                 pages.push(Page { params: i..i, ..Page::default() });
@@ -301,6 +328,16 @@ impl ParamLayout {
         }
         all
     }
+}
+
+/// What a name says of its layer and of the block of products in it, such as `model.layers.3.mlp`; without a block as of
+/// norms the layer; all of a name that has no number.
+fn block(name: &str) -> &str {
+    let parts: Vec<&str> = name.split('.').collect();
+    let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let Some(number) = parts.iter().position(is_number) else { return name };
+    let count = if parts.len() > number + 3 { number + 2 } else { number + 1 };
+    &name[..parts[..count].iter().map(|part| part.len()).sum::<usize>() + count - 1]
 }
 
 fn fill(spec: &ParamSpec, seed: u64, data: &mut [f32]) {

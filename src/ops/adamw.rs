@@ -21,8 +21,16 @@ pub struct AdamW {
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub epsilon: f32,
+    /// The first element of the page that g is of, a multiple of 64: g may be of some of them only, which the parts end with.
+    pub start: usize,
     /// The page's parts.
     pub parts: Vec<Part>,
+}
+
+impl AdamW {
+    fn gradient(&self) -> update::Gradient {
+        update::Gradient { input: 3, start: self.start }
+    }
 }
 
 impl Op for AdamW {
@@ -31,7 +39,7 @@ impl Op for AdamW {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        update::check(inputs, 4, &self.parts).map(|()| vec![])
+        update::check(inputs, 4, self.gradient(), &self.parts).map(|()| vec![])
     }
 
     fn writes(&self) -> Vec<usize> {
@@ -40,21 +48,22 @@ impl Op for AdamW {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let params = [("beta1", self.beta1), ("beta2", self.beta2), ("epsilon", self.epsilon)];
-        vec![update::kernel("adamw", io, limits, &["p", "m", "v", "g"], &self.parts, &params)]
+        vec![update::kernel("adamw", io, limits, &["p", "m", "v", "g"], self.gradient(), &self.parts, &params)]
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let page = &io.inputs[0];
-        Cost { flops: 16 * page.shape.elements() as u64, bytes: io.bytes() + 3 * page.bytes() }
+        let g = &io.inputs[3];
+        Cost { flops: 16 * g.shape.elements() as u64, bytes: 7 * g.bytes() }
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let [beta1, beta2] = [self.beta1, self.beta2].map(f64::from);
         let [lr, bias1, bias2, factor] = inputs[4].data[..] else { unreachable!("checked when the node was made") };
         let (mut p, mut m, mut v) = (inputs[0].clone(), inputs[1].clone(), inputs[2].clone());
-        for i in (0..p.data.len()).filter(|&i| factor != 0.0 && !gaps::contains(inputs.get(5), i)) {
+        let range = self.start..self.start + inputs[3].data.len();
+        for i in range.filter(|&i| factor != 0.0 && !gaps::contains(inputs.get(5), i)) {
             let part = update::part_of(&self.parts, i);
-            let (rate, g) = (lr * f64::from(part.rate), inputs[3].data[i] * factor);
+            let (rate, g) = (lr * f64::from(part.rate), inputs[3].data[i - self.start] * factor);
             p.data[i] -= p.data[i] * rate * f64::from(part.decay);
             m.data[i] += (g - m.data[i]) * (1.0 - beta1);
             v.data[i] = v.data[i] * beta2 + g * g * (1.0 - beta2);

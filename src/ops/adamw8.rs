@@ -17,7 +17,7 @@ pub const BLOCK: usize = 256;
 /// [`super::AdamW`] what the judge tells, and the table of gaps. The first three are states. No outputs.
 ///
 /// Moments are their code times their scale, move in f32, update p as they are, and are rounded to the nearest code, as
-/// bitsandbytes does. All parts but the last end at a multiple of 256.
+/// bitsandbytes does. All parts begin at a multiple of 256; what follows the last in its block is padding.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW8 {
     /// Decay of the first moment, β₁.
@@ -26,6 +26,8 @@ pub struct AdamW8 {
     pub beta2: f32,
     /// Added to the root of the second moment.
     pub epsilon: f32,
+    /// The first element of the page that g is of, a multiple of 256: g may be of some of them only, which the parts end with.
+    pub start: usize,
     /// The page's parts.
     pub parts: Vec<Part>,
 }
@@ -86,15 +88,16 @@ impl Op for AdamW8 {
                 "takes p, moments, scales, g, codes, what it is told, and the table of gaps if there are any".into()
             );
         };
-        update::check(&[&[*p, *g], rest].concat(), 2, &self.parts)?;
+        let gradient = update::Gradient { input: 1, start: self.start };
+        update::check(&[&[*p, *g], rest].concat(), 2, gradient, &self.parts)?;
         let n = p.shape.elements();
         if **moments != Self::codes_type(n) || **scales != Self::scales_type(n) || **codes != TensorType::f32([512]) {
             let types = (Self::codes_type(n), Self::scales_type(n));
             return Err(format!("moments must be {}, scales {}, and codes f32[512]", types.0, types.1));
         }
         let rest = &self.parts[..self.parts.len() - 1];
-        if rest.iter().any(|part| !part.end.is_multiple_of(BLOCK)) {
-            return Err(format!("parts must end at multiples of {BLOCK}"));
+        if rest.iter().map(|part| part.end).chain([self.start]).any(|end| !end.is_multiple_of(BLOCK)) {
+            return Err(format!("parts must begin at multiples of {BLOCK}"));
         }
         Ok(vec![])
     }
@@ -110,7 +113,7 @@ impl Op for AdamW8 {
             .constant("GAPS", io.inputs.len() - 6);
         // Whole blocks, whose codes begin at an aligned byte.
         let window = (limits.max_binding_bytes / 4) as usize / BLOCK * BLOCK;
-        let mut first = 0;
+        let mut first = self.start;
         for part in &self.parts {
             for start in (first..part.end).step_by(window) {
                 let count = window.min(part.end - start);
@@ -118,7 +121,7 @@ impl Op for AdamW8 {
                 let mut d = Dispatch::new(spread(count.div_ceil(BLOCK), limits))
                     .bind("p", Operand::Input(0), at, bytes)
                     .bind("moments", Operand::Input(1), at / 2, count.div_ceil(2) as u64 * 4)
-                    .bind("g", Operand::Input(3), at, bytes)
+                    .bind("g", Operand::Input(3), at - self.start as u64 * 4, bytes)
                     .param("start", start)
                     .param("count", count)
                     .param("rate", part.rate)
@@ -139,8 +142,9 @@ impl Op for AdamW8 {
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let [p, moments, scales] = [0, 1, 2].map(|i| io.inputs[i].bytes());
-        Cost { flops: 40 * io.inputs[0].shape.elements() as u64, bytes: io.bytes() + p + moments + scales }
+        let n = io.inputs[3].shape.elements() as u64;
+        // p and g in f32, two codes, and a share of two scales.
+        Cost { flops: 40 * n, bytes: n * (2 * 4 + 4 + 2 * 2) + 2 * n.div_ceil(BLOCK as u64) * 8 }
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
@@ -152,19 +156,19 @@ impl Op for AdamW8 {
         }
         let (signed, unsigned) = inputs[4].data.split_at(256);
         let code = |i: usize, byte: usize| (inputs[1].data[i / 2] as u32 >> (16 * (i % 2) + 8 * byte) & 255) as usize;
-        let n = p.data.len();
-        moments.data.fill(0.0);
-        for start in (0..n).step_by(BLOCK) {
+        let end = self.start + inputs[3].data.len();
+        moments.data[self.start / 2..end.div_ceil(2)].fill(0.0);
+        for start in (self.start..end).step_by(BLOCK) {
             let block = start / BLOCK;
             let (m_scale, v_scale) = (inputs[2].data[2 * block], inputs[2].data[2 * block + 1]);
             let mut new = Vec::new();
-            for i in start..n.min(start + BLOCK) {
+            for i in start..end.min(start + BLOCK) {
                 if gaps::contains(inputs.get(6), i) {
                     new.push((0.0, 0.0));
                     continue;
                 }
                 let part = update::part_of(&self.parts, i);
-                let (rate, g) = (lr * f64::from(part.rate), inputs[3].data[i] * factor);
+                let (rate, g) = (lr * f64::from(part.rate), inputs[3].data[i - self.start] * factor);
                 let (m, v) = (signed[code(i, 0)] * m_scale, unsigned[code(i, 1)] * v_scale);
                 let (m, v) = (m + (g - m) * (1.0 - beta1), v * beta2 + g * g * (1.0 - beta2));
                 p.data[i] -= p.data[i] * rate * f64::from(part.decay);

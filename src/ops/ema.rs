@@ -28,7 +28,7 @@ impl Op for Ema {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        update::check(inputs, 2, &self.parts()).map(|()| vec![])
+        update::check(inputs, 2, update::Gradient { input: 1, start: 0 }, &self.parts()).map(|()| vec![])
     }
 
     fn writes(&self) -> Vec<usize> {
@@ -36,7 +36,15 @@ impl Op for Ema {
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        vec![update::kernel("ema", io, limits, &["average", "p"], &self.parts(), &[("rest", self.rest)])]
+        vec![update::kernel(
+            "ema",
+            io,
+            limits,
+            &["average", "p"],
+            update::Gradient { input: 1, start: 0 },
+            &self.parts(),
+            &[("rest", self.rest)],
+        )]
     }
 
     fn cost(&self, io: &Io) -> Cost {

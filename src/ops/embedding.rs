@@ -5,6 +5,7 @@ use super::{EmbeddingGrad, weight};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
+use std::ops::Range;
 
 /// Token embedding: table `[V,D]` of any dtype of weights, tokens u32 `[..]` to f32 `[..,D]`. A token outside the vocabulary
 /// gives zeros. No gradient flows into a table that is not f32.
@@ -34,7 +35,19 @@ impl Op for Embedding {
             return Ok(vec![None, None]);
         }
         let vocab = g.dims(node.inputs[0])[0];
-        Ok(vec![Some(g.apply1(EmbeddingGrad { vocab }, &[dy, node.inputs[1]])?), None])
+        Ok(vec![Some(g.apply1(EmbeddingGrad { vocab, first: 0 }, &[dy, node.inputs[1]])?), None])
+    }
+
+    fn gradient_rows(
+        &self,
+        g: &mut Graph,
+        node: &OpNode,
+        dy: &[Option<Value>],
+        _input: usize,
+        rows: Range<usize>,
+    ) -> Result<Option<Value>> {
+        let op = EmbeddingGrad { vocab: rows.len(), first: rows.start };
+        dy[0].map(|dy| g.apply1(op, &[dy, node.inputs[1]])).transpose()
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {

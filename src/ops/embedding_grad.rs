@@ -6,12 +6,14 @@ use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
 
 /// Gradient of [`super::Embedding`] towards its table: dy f32 `[..,D]`, tokens u32 `[..]` to `[V,D]`. Row v is the sum
-/// of dy over the positions that hold token v, in their order: the same bits every time. Tokens outside the vocabulary
+/// of dy over the positions that hold token `first` + v, in their order: the same bits every time. Tokens outside the vocabulary
 /// add nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EmbeddingGrad {
-    /// Rows of the table.
+    /// Rows of the table, or as many of them as are asked for.
     pub vocab: usize,
+    /// The first of these.
+    pub first: usize,
 }
 
 const WORKGROUP: usize = 64;
@@ -50,8 +52,8 @@ impl Op for EmbeddingGrad {
                     .param("columns", d / item)
                     .param("first_row", r.start)
                     .param("end_row", r.end)
-                    .param("first_token", v.start)
-                    .param("end_token", v.end)
+                    .param("first_token", self.first + v.start)
+                    .param("end_token", self.first + v.end)
                     .param("skip_dy", input.skip / item)
                     .param("skip_y", out.skip / item);
                 dispatch = input.bind(dispatch, "dy", Operand::Input(0));
@@ -70,7 +72,8 @@ impl Op for EmbeddingGrad {
         let d = dy.ty.shape.last();
         let mut y = Array::zeros([self.vocab, d]);
         for (dy, &token) in dy.data.chunks(d).zip(&tokens.data) {
-            if let Some(row) = y.data.chunks_mut(d).nth(token as usize) {
+            let row = (token as usize).checked_sub(self.first);
+            if let Some(row) = row.and_then(|row| y.data.chunks_mut(d).nth(row)) {
                 row.iter_mut().zip(dy).for_each(|(y, dy)| *y += dy);
             }
         }

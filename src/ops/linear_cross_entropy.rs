@@ -7,6 +7,7 @@ use super::{CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, IGNORE, MatM
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Concat, Cost, Graph, Io, Map, Op, OpNode, Slice, Value};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Mean cross entropy of softmax(x·Wᵀ) against targets, over rows whose target is not [`IGNORE`].
@@ -190,6 +191,24 @@ impl Op for LinearCrossEntropy {
         let inputs = [x, w, targets, node.outputs[1], node.outputs[2], dloss];
         let d = g.apply(LinearCrossEntropyGrad { chunk: self.chunk, operands: self.operands }, &inputs)?;
         Ok(vec![Some(d[0]), d.get(1).copied(), None])
+    }
+
+    fn gradient_rows(
+        &self,
+        g: &mut Graph,
+        node: &OpNode,
+        dy: &[Option<Value>],
+        input: usize,
+        rows: Range<usize>,
+    ) -> Result<Option<Value>> {
+        let (Some(dloss), 1, &[x, w, targets]) = (dy[0], input, &node.inputs[..]) else { return Ok(None) };
+        let (count, d) = (g.ty(x).shape.rows(), g.ty(x).shape.last());
+        let (x, targets) = (g.reshape(x, [count, d])?, g.reshape(targets, [count])?);
+        let w = g.apply1(Slice { start: rows.start * d, shape: [rows.len(), d].into() }, &[w])?;
+        let logits = g.apply1(MatMul::linear().with(self.operands), &[x, w])?;
+        let inputs = [logits, targets, node.outputs[1], node.outputs[2], dloss];
+        let dlogits = g.apply1(CrossEntropyGrad { start: rows.start }, &inputs)?;
+        g.apply1(MatMul::new(true, false).with(self.operands), &[dlogits, x]).map(Some)
     }
 
     fn fitted(&self, io: &Io, limits: &Limits) -> Option<Arc<dyn Op>> {

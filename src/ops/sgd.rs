@@ -19,11 +19,17 @@ pub struct Sgd {
     pub momentum: f32,
     /// Whether the gradient is looked at one step ahead.
     pub nesterov: bool,
+    /// The first element of the page that g is of, a multiple of 64: g may be of some of them only, which the parts end with.
+    pub start: usize,
     /// The page's parts.
     pub parts: Vec<Part>,
 }
 
 impl Sgd {
+    fn gradient(&self) -> update::Gradient {
+        update::Gradient { input: 1, start: self.start }
+    }
+
     fn pages(&self) -> usize {
         if self.momentum == 0.0 { 2 } else { 3 }
     }
@@ -35,7 +41,7 @@ impl Op for Sgd {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        update::check(inputs, self.pages(), &self.parts).map(|()| vec![])
+        update::check(inputs, self.pages(), self.gradient(), &self.parts).map(|()| vec![])
     }
 
     fn writes(&self) -> Vec<usize> {
@@ -44,14 +50,15 @@ impl Op for Sgd {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let names = &["p", "g", "m"][..self.pages()];
-        let kernel = update::kernel("sgd", io, limits, names, &self.parts, &[("momentum", self.momentum)]);
+        let kernel =
+            update::kernel("sgd", io, limits, names, self.gradient(), &self.parts, &[("momentum", self.momentum)]);
         let has_momentum = usize::from(self.momentum != 0.0);
         vec![kernel.constant("MOMENTUM", has_momentum).constant("NESTEROV", usize::from(self.nesterov))]
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let page = &io.inputs[0];
-        Cost { flops: 8 * page.shape.elements() as u64, bytes: io.bytes() + self.writes().len() as u64 * page.bytes() }
+        let g = &io.inputs[1];
+        Cost { flops: 8 * g.shape.elements() as u64, bytes: (1 + 2 * self.writes().len() as u64) * g.bytes() }
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
@@ -59,10 +66,11 @@ impl Op for Sgd {
         let (lr, factor) = (inputs[told].data[0], inputs[told].data[3]);
         let mut p = inputs[0].clone();
         let mut m = (momentum != 0.0).then(|| inputs[2].clone());
-        for i in (0..p.data.len()).filter(|&i| factor != 0.0 && !gaps::contains(inputs.get(told + 1), i)) {
+        let range = self.start..self.start + inputs[1].data.len();
+        for i in range.filter(|&i| factor != 0.0 && !gaps::contains(inputs.get(told + 1), i)) {
             let part = update::part_of(&self.parts, i);
             let rate = lr * f64::from(part.rate);
-            let mut step = inputs[1].data[i] * factor + p.data[i] * f64::from(part.decay);
+            let mut step = inputs[1].data[i - self.start] * factor + p.data[i] * f64::from(part.decay);
             if let Some(m) = &mut m {
                 m.data[i] = momentum * m.data[i] + step;
                 step = if self.nesterov { step + momentum * m.data[i] } else { m.data[i] };

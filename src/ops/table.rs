@@ -266,7 +266,8 @@ fn embedding() -> Vec<Case> {
         Case::new("", Embedding, &[normal([37, 10]), below([2, 9], 37)]).wrt(&[0]),
         Case::new("out of range", Embedding, &[normal([5, 7]), below([2, 9], 9)]).wrt(&[0]),
         Case::new("wide, out of range", Embedding, &[normal([37, 50]), below([33], 48)]),
-        Case::new("", EmbeddingGrad { vocab: 5 }, &[normal([2, 9, 7]), below([2, 9], 5)]),
-        Case::new("wide, out of range", EmbeddingGrad { vocab: 40 }, &[normal([33, 200]), below([33], 48)]),
+        Case::new("", EmbeddingGrad { vocab: 5, first: 0 }, &[normal([2, 9, 7]), below([2, 9], 5)]),
+        Case::new("wide, out of range", EmbeddingGrad { vocab: 40, first: 0 }, &[normal([33, 200]), below([33], 48)]),
+        Case::new("rows", EmbeddingGrad { vocab: 20, first: 13 }, &[normal([33, 200]), below([33], 48)]),
     ]
 }

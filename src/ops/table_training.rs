@@ -113,8 +113,8 @@ fn dropout() -> Vec<Case> {
 fn optimizer() -> Vec<Case> {
     let part = |end, rate, decay| Part { end, rate, decay };
     let two = |middle, end| vec![part(middle, 1.0, 0.1), part(end, 0.5, 0.0)];
-    let adamw = |parts| AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, parts };
-    let sgd = |momentum, nesterov, parts| Sgd { momentum, nesterov, parts };
+    let adamw = |parts| AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, start: 0, parts };
+    let sgd = |momentum, nesterov, parts| Sgd { momentum, nesterov, start: 0, parts };
     let momentum = |start, nesterov| MuonMomentum { start, momentum: 0.95, nesterov };
     let muon = |start| MuonUpdate { start, rate: 0.5, decay: 0.1, adjusted: 0.75 };
     let page = |n: usize| [normal([n]), normal([n]), positive([n]), normal([n])];
@@ -123,7 +123,7 @@ fn optimizer() -> Vec<Case> {
     let inputs = |n, factor| [&page(n)[..], &[told(factor)]].concat();
     let plain = |n, factor| vec![normal([n]), normal([n]), told(factor)];
     let heavy = |n, factor| vec![normal([n]), normal([n]), normal([n]), told(factor)];
-    let adamw8 = |parts| AdamW8 { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, parts };
+    let adamw8 = |parts| AdamW8 { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, start: 0, parts };
     let codes = || given([512], &AdamW8::codes().iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
     let bytes = |n: usize, factor| {
         let word = |i: usize| (i as u32).wrapping_mul(0x9e37_79b9);
@@ -131,6 +131,11 @@ fn optimizer() -> Vec<Case> {
         let scales = AdamW8::scales_type(n);
         let scales = (scales.clone(), positive([scales.shape.elements()]).1);
         vec![normal([n]), moments, scales, normal([n]), codes(), told(factor)]
+    };
+    // The same with a gradient of n elements only.
+    let part_of = |mut inputs: Vec<(TensorType, Draw)>, gradient: usize, n: usize| {
+        inputs[gradient] = normal([n]);
+        inputs
     };
     let judge = Judge { interval: 11, rest1: 0.1, rest2: 0.01, max_norm: 1.0, outlier: 4.0 };
     let strict = Judge { interval: 0, ..judge.clone() };
@@ -171,15 +176,19 @@ fn optimizer() -> Vec<Case> {
         Case::new("wide", adamw(vec![part(132, 1.0, 0.0)]), &inputs(132, 1.0)),
         Case::new("left out", adamw(two(64, 777)), &inputs(777, 0.0)),
         Case::new("gaps", adamw(two(128, 300)), &[&inputs(300, 0.5)[..], &[gaps()]].concat()),
+        Case::new("rows", AdamW { start: 64, ..adamw(two(128, 264)) }, &part_of(inputs(777, 0.5), 3, 200)),
         Case::new("", adamw8(two(256, 777)), &bytes(777, 0.5)),
         Case::new("left out", adamw8(two(256, 300)), &bytes(300, 0.0)),
         Case::new("gaps", adamw8(two(256, 300)), &[&bytes(300, 0.5)[..], &[gaps()]].concat()),
+        Case::new("rows", AdamW8 { start: 256, ..adamw8(two(512, 768)) }, &part_of(bytes(1024, 0.5), 3, 512)),
+        Case::new("last rows", AdamW8 { start: 256, ..adamw8(two(512, 777)) }, &part_of(bytes(777, 0.5), 3, 521)),
         // One element has no others to be measured by: its parameter must not be one that the update nearly takes away.
         Case::new("one", adamw8(vec![part(1, 1.0, 0.0)]), &[&[given([1], &[1.5])], &bytes(1, 0.5)[1..]].concat()),
         Case::new("", sgd(0.0, false, two(128, 300)), &plain(300, 0.5)),
         Case::new("left out", sgd(0.0, false, two(128, 300)), &plain(300, 0.0)),
         Case::new("momentum", sgd(0.9, false, two(64, 777)), &heavy(777, 0.5)),
         Case::new("nesterov", sgd(0.9, true, two(64, 768)), &heavy(768, 0.5)),
+        Case::new("rows", Sgd { start: 64, ..sgd(0.9, true, two(128, 264)) }, &part_of(heavy(777, 0.5), 1, 200)),
         Case::new("", Ema { rest: 0.01, elements: 777 }, &plain(777, 0.5)),
         Case::new("left out", Ema { rest: 0.01, elements: 128 }, &plain(128, 0.0)),
         Case::new("gaps", Ema { rest: 0.01, elements: 300 }, &[&plain(300, 0.5)[..], &[gaps()]].concat()),

@@ -21,20 +21,35 @@ pub(super) fn part_of(parts: &[Part], i: usize) -> &Part {
     parts.iter().find(|part| i < part.end).expect("parts cover the page")
 }
 
-/// Checks the inputs of an update: `pages` f32 tensors of one shape, what the judge tells, perhaps the table of gaps.
-pub(super) fn check(inputs: &[&TensorType], pages: usize, parts: &[Part]) -> Result<(), String> {
+/// Which input of an update is the gradient, and of which elements of the page it is: those from `start` on.
+#[derive(Clone, Copy)]
+pub(super) struct Gradient {
+    pub(super) input: usize,
+    pub(super) start: usize,
+}
+
+/// Checks the inputs of an update: `pages` f32 tensors of one shape, but for the gradient; what the judge tells; perhaps the
+/// table of gaps.
+pub(super) fn check(inputs: &[&TensorType], pages: usize, gradient: Gradient, parts: &[Part]) -> Result<(), String> {
     if inputs.len() < pages + 1 {
         return Err(format!("takes {pages} pages, what it is told, and the table of gaps if there are any"));
     }
     gaps::check(&inputs[pages + 1..])?;
-    let n = inputs[0].shape.elements();
-    if inputs[0].dtype != DType::F32 || inputs[1..pages].iter().any(|x| *x != inputs[0]) {
+    let whole = inputs[0].shape.elements();
+    let alike = |(i, x): (usize, &&TensorType)| i == gradient.input || *x == inputs[0];
+    if inputs[0].dtype != DType::F32 || !inputs[..pages].iter().enumerate().all(alike) {
         return Err("the pages must be f32 of one shape".into());
+    }
+    let (g, Gradient { start, .. }) = (inputs[gradient.input], gradient);
+    let n = start + g.shape.elements();
+    if g.dtype != DType::F32 || !start.is_multiple_of(64) || n > whole || g.shape.rank() != 1 {
+        return Err(format!("the gradient must be f32 of elements from {start}, a multiple of 64, to at most {whole}"));
     }
     if *inputs[pages] != TensorType::f32([4]) {
         return Err("what it is told must be f32[4]".into());
     }
     let aligned = parts.windows(2).all(|w| w[0].end < w[1].end && w[0].end.is_multiple_of(64));
+    let aligned = aligned && parts.first().is_some_and(|first| first.end > start);
     if parts.last().is_none_or(|last| last.end != n) || !aligned {
         return Err(format!("the parts must ascend in steps of 64 elements up to {n}"));
     }
@@ -48,10 +63,11 @@ pub(super) fn kernel(
     io: &Io,
     limits: &Limits,
     names: &[&'static str],
+    gradient: Gradient,
     parts: &[Part],
     params: &[(&'static str, f32)],
 ) -> Kernel {
-    let (n, pages) = (io.inputs[0].shape.elements(), names.len());
+    let (n, pages) = (io.inputs[gradient.input].shape.elements(), names.len());
     let workgroup = if limits.is_cpu { 64 } else { 256 };
     let has_gaps = io.inputs.len() > pages + 1;
     // Padding begins at any element.
@@ -61,7 +77,7 @@ pub(super) fn kernel(
         .constant("VECTOR", usize::from(item == 4))
         .constant("GAPS", usize::from(has_gaps));
     let window = (limits.max_binding_bytes / 256 * 64) as usize;
-    let mut first = 0;
+    let mut first = gradient.start;
     for part in parts {
         for start in (first..part.end).step_by(window) {
             let count = window.min(part.end - start);
@@ -74,7 +90,8 @@ pub(super) fn kernel(
                 d = d.param(name, value);
             }
             for (i, name) in names.iter().enumerate() {
-                d = d.bind(*name, Operand::Input(i), start as u64 * 4, count as u64 * 4);
+                let at = if i == gradient.input { start - gradient.start } else { start };
+                d = d.bind(*name, Operand::Input(i), at as u64 * 4, count as u64 * 4);
             }
             for (name, i) in ["told", "gaps"].into_iter().zip(pages..io.inputs.len()) {
                 d = d.bind(name, Operand::Input(i), 0, io.inputs[i].bytes());

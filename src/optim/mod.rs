@@ -1,6 +1,7 @@
 //! Optimizers as graph nodes, scaling of the loss, and the learning rate over time.
 
 mod judge;
+mod layered;
 mod muon;
 mod optimizer;
 mod rule;
@@ -8,5 +9,5 @@ mod schedule;
 
 pub use judge::{JUDGE, LossScaling};
 pub use optimizer::{EMA, HYPER, KEEP, Optimizer};
-pub use rule::{Rule, Settings};
+pub use rule::{Rule, Settings, Update};
 pub use schedule::{Schedule, Shape};

@@ -2,12 +2,13 @@
 //! every page of parameters.
 
 use super::judge::{self, JUDGE, LossScaling};
-use super::{Rule, Settings};
+use super::{Rule, Settings, Update};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Concat, Graph, Map, Value, gradients, scaled_gradients};
 use crate::nn::{Group, PARAMETERS, Page, ParamLayout, ParamSpec, Params, names_match};
 use crate::ops::{Accumulate, AdamW, AdamW8, Ema, GlobalNorm, Part, Sgd, SumSquares, gap_table};
+use std::ops::Range;
 
 /// Name of the graph's input that holds [`Optimizer::hyper`].
 pub const HYPER: &str = "hyper";
@@ -44,6 +45,8 @@ pub struct Optimizer {
     pub ema: f64,
     /// Parameters with settings of their own.
     pub settings: Vec<Settings>,
+    /// When parameters change.
+    pub update: Update,
 }
 
 impl Default for Optimizer {
@@ -61,6 +64,7 @@ impl Default for Optimizer {
             loss_scaling: None,
             ema: 0.0,
             settings: Vec::new(),
+            update: Update::Step,
         }
     }
 }
@@ -99,7 +103,10 @@ impl Optimizer {
                 )));
             }
         }
-        Ok(ParamLayout::grouped(specs, page_bytes, |spec| self.group(spec)))
+        Ok(match self.update {
+            Update::Step => ParamLayout::grouped(specs, page_bytes, |spec| self.group(spec)),
+            Update::Layer => ParamLayout::by_block(specs, page_bytes, |spec| self.group(spec)),
+        })
     }
 
     fn group(&self, spec: &ParamSpec) -> Group {
@@ -218,24 +225,24 @@ impl Optimizer {
         let (mut sums, mut gaps) = (Vec::new(), Vec::new());
         for (i, (page, &flat)) in layout.pages().iter().zip(&gradients.pages).enumerate() {
             let name = format!("optimizer.{i}");
-            let table: Vec<Value> = gap_table(&page.gaps)
-                .map(|(ty, bytes)| g.scope(&name, |g| g.constant("gaps", ty, bytes)))
-                .into_iter()
-                .collect();
+            let table = g.scope(&name, |g| gap_constant(g, page));
             sums.push(g.scope(&name, |g| g.apply1(SumSquares, &[&[flat], table.as_slice()].concat()))?);
             gaps.push(table);
         }
-        let (told, loss) = g.scope("optimizer", |g| {
+        let judged = g.scope("optimizer", |g| {
             let norm = g.apply1(GlobalNorm, &sums)?;
             self.judge(g, &[&[norm, hyper], totals].concat())
         })?;
+        g.output("grad_norm", judged[0]);
+        let (told, loss) = (judged[1], judged.get(2).copied());
         for (i, page) in layout.pages().iter().enumerate() {
             g.scope(format!("optimizer.{i}"), |g| {
                 let state = params[i];
                 if page.groups[0].0.kind == 0 && self.rule == Rule::Muon {
                     self.orthogonal(g, layout, i, state, &gradients.views, told)?;
                 } else {
-                    self.plain(g, i, page, state, &[&[gradients.pages[i], told], gaps[i].as_slice()].concat())?;
+                    let rest = [&[gradients.pages[i], told], gaps[i].as_slice()].concat();
+                    self.plain(g, i, page, state, 0..page.elements, &rest)?;
                 }
                 self.average(g, i, page, state, &[&[told], gaps[i].as_slice()].concat())
             })?;
@@ -243,15 +250,24 @@ impl Optimizer {
         Ok(loss)
     }
 
-    /// One update of a whole page.
-    fn plain(&self, g: &mut Graph, i: usize, page: &Page, state: Value, rest: &[Value]) -> Result<()> {
-        let ty = TensorType::f32([page.elements]);
-        let parts = self.parts(page);
+    /// One update of a page, or of some of its elements, whose gradient and what follows it `rest` is.
+    pub(super) fn plain(
+        &self,
+        g: &mut Graph,
+        i: usize,
+        page: &Page,
+        state: Value,
+        elements: Range<usize>,
+        rest: &[Value],
+    ) -> Result<()> {
+        let (ty, start) = (TensorType::f32([page.elements]), elements.start);
+        let mut parts: Vec<Part> = self.parts(page).into_iter().filter(|part| part.end > start).collect();
+        parts.iter_mut().for_each(|part| part.end = part.end.min(elements.end));
         match self.rule {
             Rule::AdamW | Rule::Muon => {
                 let [m, v] = ["adam_m", "adam_v"].map(|name| g.state(&format!("{name}.{i}"), ty.clone()));
                 let [beta1, beta2, epsilon] = [self.beta1, self.beta2, self.epsilon].map(|x| x as f32);
-                g.apply(AdamW { beta1, beta2, epsilon, parts }, &[&[state, m, v], rest].concat())?;
+                g.apply(AdamW { beta1, beta2, epsilon, start, parts }, &[&[state, m, v], rest].concat())?;
             }
             Rule::AdamW8bit => {
                 let moments = g.state(&format!("adam_codes.{i}"), AdamW8::codes_type(page.elements));
@@ -260,10 +276,10 @@ impl Optimizer {
                 let codes = g.constant("codes", TensorType::f32([512]), codes);
                 let [beta1, beta2, epsilon] = [self.beta1, self.beta2, self.epsilon].map(|x| x as f32);
                 let inputs = [&[state, moments, scales, rest[0], codes], &rest[1..]].concat();
-                g.apply(AdamW8 { beta1, beta2, epsilon, parts }, &inputs)?;
+                g.apply(AdamW8 { beta1, beta2, epsilon, start, parts }, &inputs)?;
             }
             Rule::Sgd => {
-                let sgd = Sgd { momentum: self.momentum as f32, nesterov: self.nesterov, parts };
+                let sgd = Sgd { momentum: self.momentum as f32, nesterov: self.nesterov, start, parts };
                 let m = (self.momentum != 0.0).then(|| g.state(&format!("momentum.{i}"), ty));
                 let inputs = [&[state, rest[0]], m.as_slice(), &rest[1..]].concat();
                 g.apply(sgd, &inputs)?;
@@ -273,7 +289,7 @@ impl Optimizer {
     }
 
     /// The moving average of a page, where one is kept.
-    fn average(&self, g: &mut Graph, i: usize, page: &Page, state: Value, rest: &[Value]) -> Result<()> {
+    pub(super) fn average(&self, g: &mut Graph, i: usize, page: &Page, state: Value, rest: &[Value]) -> Result<()> {
         if self.ema != 0.0 {
             let average = g.state(&format!("{EMA}.{i}"), TensorType::f32([page.elements]));
             let ema = Ema { rest: (1.0 - self.ema) as f32, elements: page.elements };
@@ -282,8 +298,8 @@ impl Optimizer {
         Ok(())
     }
 
-    /// From norm, hyper and perhaps sums: what updates are told, and of sums the mean loss.
-    fn judge(&self, g: &mut Graph, rest: &[Value]) -> Result<(Value, Option<Value>)> {
+    /// From norm, hyper and perhaps sums: the norm before clipping, what updates are told, and of sums the mean loss.
+    pub(super) fn judge(&self, g: &mut Graph, rest: &[Value]) -> Result<Vec<Value>> {
         let state = judge::state(g);
         let op = crate::ops::Judge {
             interval: self.loss_scaling.map_or(0, |scaling| scaling.interval),
@@ -292,11 +308,15 @@ impl Optimizer {
             max_norm: self.max_norm as f32,
             outlier: self.outlier as f32,
         };
-        let told = g.apply(op, &[&[state], rest].concat())?;
+        let judged = g.apply(op, &[&[state], rest].concat())?;
         g.output(JUDGE, state);
-        g.output("grad_norm", told[0]);
-        Ok((told[1], told.get(2).copied()))
+        Ok(judged)
     }
+}
+
+/// The table of a page's gaps, where it has some, as updates and norms take it.
+pub(super) fn gap_constant(g: &mut Graph, page: &Page) -> Vec<Value> {
+    gap_table(&page.gaps).map(|(ty, bytes)| g.constant("gaps", ty, bytes)).into_iter().collect()
 }
 
 /// Sums of weights, and of losses times these.

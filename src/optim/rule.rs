@@ -40,6 +40,32 @@ impl std::str::FromStr for Rule {
     }
 }
 
+/// When parameters change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Update {
+    /// After the backward pass, of which all gradients are kept until then.
+    #[default]
+    Step,
+    /// In the backward pass, those of each layer as soon as their gradients are there, which then make room (Lv et al., "Full
+    /// parameter fine-tuning for large language models with limited resources", 2024).
+    Layer,
+}
+
+impl Update {
+    /// Every value with its name in a recipe.
+    pub const ALL: [(&'static str, Update); 2] = [("step", Update::Step), ("layer", Update::Layer)];
+}
+
+impl std::str::FromStr for Update {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Update::ALL.iter().find(|(name, _)| *name == text);
+        found.map(|(_, update)| *update).ok_or_else(|| format!("`{text}` is none of step, layer"))
+    }
+}
+
 /// Settings of parameters whose name fits a pattern; the first that fits counts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {

@@ -98,7 +98,8 @@ pub fn plans(
     let optimizer = optimizer(recipe);
     let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1);
     let (o, layout) = (&optimizer, &subject.layout);
-    let work = if several { Work::Batch(o, layout) } else { Work::Step(o, layout) };
+    let step = || Work::step(o, layout, config, rows, limits);
+    let work = if several { Work::Batch(o, layout) } else { step() };
     let graph_of = |params: &dyn Declare, work| graph(&model, params, rows, work);
     let graph = graph_of(&subject, work)?;
     let mut steps = optimise(&graph, limits)?;

@@ -1,13 +1,14 @@
 //! What a training step computes, and validation, as graphs.
 
 use super::Recipe;
-use crate::base::{Rng, TensorType};
+use crate::base::{Limits, Rng, TensorType};
 use crate::compile::{Chooser, Plan, compile};
 use crate::error::{Error, Result};
-use crate::graph::Graph;
+use crate::graph::{Graph, Value};
 use crate::model::{DpoConfig, Llama, ModelConfig, preference};
 use crate::nn::{Declare, ParamLayout, Params};
-use crate::optim::Optimizer;
+use crate::ops::LinearCrossEntropy;
+use crate::optim::{Optimizer, Update};
 use crate::run::{Executor, States};
 
 /// Where the documents of packed rows begin.
@@ -23,6 +24,8 @@ pub(super) const ANSWERS: &str = "answers";
 pub(super) enum Work<'a> {
     /// A step of one batch, which trains these pages.
     Step(&'a Optimizer, &'a ParamLayout),
+    /// The same by layers, gradients of the vocabulary for so many words at a time.
+    Layers(&'a Optimizer, &'a ParamLayout, usize),
     /// One of several batches of a step.
     Batch(&'a Optimizer, &'a ParamLayout),
     /// Validation.
@@ -65,41 +68,76 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
     let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
-    // Validation tells of the model that is saved, whose parameters are f32.
-    let narrow =
-        matches!(work, Work::Step(optimizer, _) | Work::Batch(optimizer, _) if optimizer.loss_scaling.is_some());
-    let [loss, count] = match dpo {
-        None => {
-            let both = model.loss_and_count(&mut g, &params, tokens, targets, starts)?;
-            if narrow {
-                g.narrow();
-            }
-            both
+    let mut reference = None;
+    let mut loss = |g: &mut Graph| -> Result<[Value; 2]> {
+        let before = g.nodes().len();
+        let both = match dpo {
+            None => model.loss_and_count(g, &params, tokens, targets, starts)?,
+            Some(_) => [model.log_probs(g, &params, tokens, targets, starts)?; 2],
+        };
+        // Before the sums over answers, which f16 would not hold.
+        if work.is_narrow() {
+            g.narrow_from(before);
         }
-        Some(dpo) => {
-            let log_probs = model.log_probs(&mut g, &params, tokens, targets, starts)?;
-            // Before the sums over answers, which f16 would not hold.
-            if narrow {
-                g.narrow();
-            }
-            let reference = g.input(REFERENCE, TensorType::f32([batch]));
-            let said = preference(&mut g, log_probs, reference, dpo)?;
+        let Some(dpo) = dpo else { return Ok(both) };
+        let reference = *reference.get_or_insert_with(|| g.input(REFERENCE, TensorType::f32([batch])));
+        let said = preference(g, both[0], reference, dpo)?;
+        // By layers the loss may be made twice.
+        if g.outputs().iter().all(|(name, _)| name != REWARDS) {
             g.output(REWARDS, said.rewards);
-            if matches!(work, Work::Validation) {
-                g.output(ANSWERS, said.answers);
-            }
-            let pairs = (batch / 2) as f32;
-            [said.loss, g.constant("pairs", TensorType::f32([1]), pairs.to_le_bytes().to_vec())]
         }
+        if matches!(work, Work::Validation) {
+            g.output(ANSWERS, said.answers);
+        }
+        let pairs = (batch / 2) as f32;
+        Ok([said.loss, g.constant("pairs", TensorType::f32([1]), pairs.to_le_bytes().to_vec())])
     };
     match work {
-        Work::Step(optimizer, layout) => optimizer.train_step(&mut g, layout, &params, loss)?,
-        Work::Batch(optimizer, layout) => {
-            optimizer.accumulate_step(&mut g, layout, &params, [loss, count], batch * seq)?;
+        Work::Step(optimizer, layout) => {
+            let [loss, _] = loss(&mut g)?;
+            optimizer.train_step(&mut g, layout, &params, loss)?;
         }
-        Work::Validation => g.output("loss", loss),
+        Work::Layers(optimizer, layout, words) => {
+            optimizer.layered_step(&mut g, layout, &params, words, &mut |g| Ok(loss(g)?[0]))?;
+        }
+        Work::Batch(optimizer, layout) => {
+            let both = loss(&mut g)?;
+            optimizer.accumulate_step(&mut g, layout, &params, both, batch * seq)?;
+        }
+        Work::Validation => {
+            let [loss, _] = loss(&mut g)?;
+            g.output("loss", loss);
+        }
     }
     Ok(g)
+}
+
+impl<'a> Work<'a> {
+    /// A step of rows of a model, as its optimizer has it.
+    pub(super) fn step(
+        optimizer: &'a Optimizer,
+        layout: &'a ParamLayout,
+        model: &ModelConfig,
+        rows: Rows,
+        limits: &Limits,
+    ) -> Work<'a> {
+        match optimizer.update {
+            Update::Step => Work::Step(optimizer, layout),
+            // As many words as the loss takes at a time, whose kernels then are the same.
+            Update::Layer => {
+                let words = LinearCrossEntropy::chunk_for(rows.batch * rows.seq, model.hidden_size, limits);
+                Work::Layers(optimizer, layout, words)
+            }
+        }
+    }
+
+    /// Whether products round their operands. Validation tells of the model that is saved, whose parameters are f32.
+    fn is_narrow(&self) -> bool {
+        match self {
+            Work::Step(o, _) | Work::Batch(o, _) | Work::Layers(o, ..) => o.loss_scaling.is_some(),
+            Work::Validation => false,
+        }
+    }
 }
 
 /// The plan of one training step, without touching a device.
@@ -111,7 +149,7 @@ pub fn train_plan(
     batch: usize,
     seq: usize,
     optimizer: &Optimizer,
-    limits: &crate::base::Limits,
+    limits: &Limits,
     chooser: &mut dyn Chooser,
 ) -> Result<Plan> {
     compile(&train_graph(config, batch, seq, optimizer, limits)?, limits, chooser)
@@ -126,12 +164,12 @@ pub fn train_graph(
     batch: usize,
     seq: usize,
     optimizer: &Optimizer,
-    limits: &crate::base::Limits,
+    limits: &Limits,
 ) -> Result<Graph> {
     let model = Llama::new(config.clone());
     let layout = optimizer.layout(model.param_specs(), limits.max_buffer_bytes)?;
     let rows = Rows { batch, seq, packed: false, dpo: None };
-    graph(&model, &layout, rows, Work::Step(optimizer, &layout))
+    graph(&model, &layout, rows, Work::step(optimizer, &layout, config, rows, limits))
 }
 
 /// Gives a plan of [`train_plan`] fresh parameters and some tokens, so that it can be timed: how long experts take

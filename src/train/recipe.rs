@@ -7,7 +7,7 @@ use crate::data::{DataSources, LossOn, Overlong};
 use crate::error::{Error, Result};
 use crate::model::DpoConfig;
 use crate::nn::LoraConfig;
-use crate::optim::{Rule, Shape};
+use crate::optim::{Rule, Shape, Update};
 use crate::run::TuneMode;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -83,6 +83,9 @@ pub struct Recipe {
     pub tune: TuneMode,
     /// `adamw`; `adamw8bit`, whose moments take a byte each; `muon`, with AdamW for embedding, output, gains and biases; or `sgd`.
     pub optimizer: Rule,
+    /// When parameters change: `step`, after the backward pass; or `layer`, in it, which keeps no gradients: with `clip` 0, no
+    /// outliers and `precision` f32 in the same time, else in twice that, for a pass that only finds the gradient's norm.
+    pub update: Update,
     /// Highest learning rate.
     pub lr: f64,
     /// How it goes on after the warm-up: `constant`, `linear`, `cosine`, or `wsd`, which stays and falls in the end.
@@ -176,6 +179,7 @@ impl Default for Recipe {
             adapter: None,
             tune: TuneMode::Full,
             optimizer: Rule::AdamW,
+            update: Update::Step,
             lr: 4e-3,
             schedule: Shape::Cosine,
             lr_floor: 0.1,
@@ -360,6 +364,7 @@ impl Recipe {
                 "pack is true, and preference pairs have a row for each answer; leave it out".into(),
             ));
         }
+        super::optimizer(self).check_update(self.accumulate, self.lora.is_some())?;
         self.recovery.check()
     }
 

@@ -24,6 +24,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ("adapter", "a number of `danlu doctor`'s list, or part of a name"),
     ("tune", "kernels: \"full\" measures them once, \"cached\" measures nothing, \"off\" takes the first"),
     ("optimizer", "\"adamw\", \"adamw8bit\" whose moments take a byte each, \"muon\" or \"sgd\""),
+    ("update", "\"step\": all gradients are kept, then parameters change; \"layer\": they change layer by layer"),
     ("lr", "highest learning rate"),
     ("schedule", "after the warm-up: \"constant\", \"linear\", \"cosine\" or \"wsd\""),
     ("lr_floor", "where the rate ends, as a share of the highest"),

@@ -90,6 +90,8 @@ impl Verdict {
         match () {
             () if !result.loss.is_finite() || !has_scale => Verdict::Diverged,
             () if result.left_out => Verdict::LeftOut,
+            // Parameters that change by layers have taken it.
+            () if !result.grad_norm.is_finite() => Verdict::Diverged,
             () => Verdict::Taken,
         }
     }
@@ -109,6 +111,7 @@ mod tests {
         assert_eq!(of(2.0, inf, None, true), Verdict::LeftOut);
         assert_eq!(of(2.0, 900.0, None, true), Verdict::LeftOut);
         assert_eq!(of(nan, 1.0, None, false), Verdict::Diverged);
+        assert_eq!(of(2.0, inf, None, false), Verdict::Diverged);
         assert_eq!(of(nan, nan, None, true), Verdict::Diverged);
         assert_eq!(of(2.0, inf, Some(4.0), true), Verdict::LeftOut);
         assert_eq!(of(2.0, 900.0, Some(0.5), true), Verdict::LeftOut);

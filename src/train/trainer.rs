@@ -106,6 +106,7 @@ pub fn optimizer(recipe: &Recipe) -> Optimizer {
             .then(|| LossScaling { interval: recipe.loss_scale_interval, ..LossScaling::default() }),
         ema: recipe.ema,
         settings: recipe.groups.iter().map(own).collect(),
+        update: recipe.update,
     }
 }
 

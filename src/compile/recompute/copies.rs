@@ -20,8 +20,8 @@ pub(super) struct Base<'a> {
     pub(super) graph: &'a Graph,
     /// The value behind the slices of a node's output, for nodes that are slices.
     roots: Vec<Option<Value>>,
-    /// How many nodes before this one write a state.
-    epochs: Vec<u32>,
+    /// The nodes that write each state.
+    written: HashMap<Value, Vec<u32>>,
     /// True for operators that may be computed twice: they neither write a state nor are memory of others, and no other rank
     /// takes part.
     pure: Vec<bool>,
@@ -29,17 +29,18 @@ pub(super) struct Base<'a> {
 
 impl<'a> Base<'a> {
     pub(super) fn new(graph: &'a Graph) -> Self {
-        let mut base = Base { graph, roots: Vec::new(), epochs: Vec::new(), pure: Vec::new() };
-        let mut epoch = 0;
-        for node in graph.nodes() {
+        let mut base = Base { graph, roots: Vec::new(), written: HashMap::new(), pure: Vec::new() };
+        for (i, node) in graph.nodes().iter().enumerate() {
             let view = place::view(graph, node);
             let root = matches!(view, Some(View::Slice(_))).then(|| base.root(node.inputs[0]));
-            let writes = node.op().is_some_and(|op| !op.writes().is_empty());
+            let writes = node.op().map(|op| op.writes()).unwrap_or_default();
             base.roots.push(root);
-            base.epochs.push(epoch);
             let alone = node.op().is_some_and(|op| op.collective().is_none());
-            base.pure.push(alone && view.is_none() && !writes);
-            epoch += u32::from(writes);
+            base.pure.push(alone && view.is_none() && writes.is_empty());
+            for input in writes {
+                let state = base.root(node.inputs[input]);
+                base.written.entry(state).or_default().push(i as u32);
+            }
         }
         base
     }
@@ -49,9 +50,11 @@ impl<'a> Base<'a> {
         self.roots[value.node.0 as usize].unwrap_or(value)
     }
 
-    /// True if no state is written between the two: a copy reads what the original read.
+    /// True if no state that the node reads is written between the two: a copy reads what the original read.
     pub(super) fn same_epoch(&self, node: NodeId, at: u32) -> bool {
-        at != ALWAYS && self.epochs[node.0 as usize] == self.epochs[at as usize]
+        let between = |writes: &Vec<u32>| writes.iter().any(|&w| node.0 < w && w < at);
+        let inputs = &self.graph.node(node).inputs;
+        at != ALWAYS && !inputs.iter().filter_map(|&v| self.written.get(&self.root(v))).any(between)
     }
 
     pub(super) fn cost(&self, node: NodeId) -> Cost {
