@@ -1,5 +1,6 @@
 // dropout: y = x where a random number of (seed, step, stream, index) says so, scaled up by the share that is kept, else 0.
-struct Params { start: u32, count: u32, stream: u32, dropped: u32, scale: f32 }
+// x may be one of several equal parts: the index is that in the whole.
+struct Params { start: u32, count: u32, elements: u32, stream: u32, dropped: u32, scale: f32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read> seed: array<u32>;
@@ -20,6 +21,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>, @builtin(num_workgroups) g
         return;
     }
     let key = mix32(seed[0] ^ mix32(seed[1] ^ mix32(params.stream)));
-    let bits = mix32(mix32(key + params.start + i) ^ key);
+    let bits = mix32(mix32(key + seed[2] * params.elements + params.start + i) ^ key);
     y[i] = select(0.0, x[i] * params.scale, bits >= params.dropped);
 }

@@ -33,6 +33,7 @@ mod plan;
 mod plot;
 mod profile;
 mod progress;
+mod ranks;
 mod runs;
 mod sampling;
 mod scale;

@@ -18,7 +18,7 @@ pub enum LogFormat {
 }
 
 /// The observer that a choice of flags asks for.
-pub fn observer(format: LogFormat, quiet: bool, recipe: &Recipe) -> Box<dyn Observer> {
+pub fn observer(format: LogFormat, quiet: bool, recipe: &Recipe) -> Box<dyn Observer + Send> {
     match format {
         LogFormat::Json => Box::new(Json),
         LogFormat::Text if quiet => Box::new(Quiet),

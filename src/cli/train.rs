@@ -3,25 +3,27 @@
 use super::finetune::{Kind, LoraArgs};
 use super::progress::{LogFormat, observer};
 use super::signals::Stop;
-use super::{AdapterArgs, hub, paths, profile, selector};
+use super::{AdapterArgs, hub, paths, profile, ranks, selector};
 use crate::base::Bytes;
 use crate::compile::{Chooser, settle};
 use crate::data::{Batch, DataSource, DataSources, LossOn, Overlong, SMALLEST_VOCAB};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Selector, list};
 use crate::model::find_config;
 use crate::optim::{Rule, Shape, Update};
+use crate::parallel::Mesh;
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
 use crate::store::HubPart;
 use crate::train::{
-    Base, Ending, Event, Observer, OnDivergence, Pace, Precision, Prepared, Recipe, Resumption, Tasks, Trainer,
+    Base, Ending, Event, Observer, OnDivergence, Pace, Precision, Prepared, Recipe, Resumption, Tasks, Trainer, World,
     check_fits, plans, prepare_from, save, unfinished,
 };
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// The steps that `--profile` records: the first pays for page faults and the driver's lazy work.
 const PROFILED: std::ops::Range<usize> = 1..11;
@@ -142,6 +144,18 @@ pub struct TrainArgs {
     /// ui.perfetto.dev opens.
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
+    /// Axes along which ranks share the work, such as data=4: each has an adapter of its own [default: one rank].
+    #[arg(long, value_name = "data=N")]
+    mesh: Option<Mesh>,
+    /// Steps after which ranks compare what must be the same on all, 0 for never [default: 100].
+    #[arg(long, value_name = "STEPS", allow_negative_numbers = true)]
+    compare_every: Option<u64>,
+    /// Let several ranks share an adapter, also where that is a GPU.
+    #[arg(long)]
+    share_adapter: bool,
+    /// A rank that the others wait for longer than this has failed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    rank_timeout: u64,
     #[command(flatten)]
     lora: LoraArgs,
     #[command(flatten)]
@@ -222,6 +236,8 @@ impl TrainArgs {
         r.tokenizer = self.tokenizer.clone().or(r.tokenizer);
         r.adapter = self.adapter.adapter.clone().or(r.adapter);
         put(&self.tune, &mut r.tune);
+        put(&self.mesh, &mut r.mesh);
+        put(&self.compare_every, &mut r.compare_every);
         put(&self.eval_tasks, &mut r.eval_tasks);
         r
     }
@@ -251,7 +267,12 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
         Some(base) => base.checkpoint.config().clone(),
         None => find_config(&recipe.config)?,
     };
-    let gpu = Gpu::open(&selector(recipe.adapter.as_deref())).await?;
+    let wanted = selector(recipe.adapter.as_deref());
+    let adapters = match recipe.mesh.ranks() {
+        1 => vec![wanted],
+        ranks => wanted.spread(&list().await, ranks, args.share_adapter)?.into_iter().map(Selector::Number).collect(),
+    };
+    let gpu = Gpu::open(&adapters[0]).await?;
     keep_pipelines(&gpu, observer.as_mut());
     if base.is_none() {
         // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
@@ -268,50 +289,92 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
     })?;
     check_fits(&gpu, &recipe, &prepared.config, base.as_deref())?;
     let stop = Stop::listen()?;
-    let mut tuner = Tuner::new(&gpu, recipe.tune, Some(&paths::cache()));
-    let roofline = tuner.roofline(recipe.precision == Precision::Mixed).await?;
-    let kernels = resumption.as_ref().map_or(&[][..], |r| chosen(r, &gpu, observer.as_mut()));
-    let mut choices = Choices::new(kernels, &mut tuner);
-    let (mut trainer, plan, apply) = Trainer::new(&gpu, &recipe, &prepared, &mut choices).await?;
-    let fitted = trainer.fit.as_ref().and_then(|fit| fit.note());
-    trainer.subject.note(&prepared.config).into_iter().chain(fitted).for_each(|text| {
-        observer.event(&Event::Note { text });
-    });
-    // What was measured is a convenience: a cache that cannot be written costs the next start some seconds.
-    if let Err(error) = tuner.save() {
-        observer.event(&Event::Note { text: format!("measurements were not kept: {error}") });
+    let patience = Some(Duration::from_secs(args.rank_timeout.max(1)));
+    let run = Run { args, recipe, resumption, prepared, stop };
+    if adapters.len() == 1 {
+        return run.rank(&gpu, &World::alone(), observer.as_mut()).await;
     }
-    if let Some(folder) = &args.dump {
-        dump(folder, &recipe, &prepared, &trainer).await?;
+    let first = Mutex::new(Some((gpu, observer)));
+    ranks::all(adapters.len(), patience, move |world| {
+        let mine = if world.is_first() { first.lock().ok().and_then(|mut first| first.take()) } else { None };
+        let (gpu, mut observer) = match mine {
+            Some(mine) => mine,
+            None => (pollster::block_on(Gpu::open(&adapters[world.rank()]))?, ranks::silent()),
+        };
+        pollster::block_on(run.rank(&gpu, &world, observer.as_mut()))
+    })
+}
+
+/// What all ranks of a run work on.
+struct Run {
+    args: TrainArgs,
+    recipe: Recipe,
+    resumption: Option<Resumption>,
+    prepared: Prepared,
+    stop: Stop,
+}
+
+impl Run {
+    /// What one rank does; gives the exit code.
+    async fn rank(&self, gpu: &Gpu, world: &World, observer: &mut dyn Observer) -> Result<u8> {
+        let Run { args, recipe, resumption, prepared, stop } = self;
+        // The others take the kernels that the first has chosen.
+        let mode = if world.is_first() { recipe.tune } else { TuneMode::Off };
+        let mut tuner = Tuner::new(gpu, mode, Some(&paths::cache()));
+        let roofline = match world.is_first() {
+            true => Some(tuner.roofline(recipe.precision == Precision::Mixed).await?),
+            false => None,
+        };
+        let kernels = resumption.as_ref().map_or(&[][..], |r| chosen(r, gpu, observer));
+        let mut choices = Choices::new(kernels, &mut tuner);
+        let (mut trainer, plan, apply) = Trainer::among(gpu, recipe, prepared, &mut choices, world).await?;
+        let fitted = trainer.fit.as_ref().and_then(|fit| fit.note());
+        trainer.subject.note(&prepared.config).into_iter().chain(fitted).for_each(|text| {
+            observer.event(&Event::Note { text });
+        });
+        if world.is_first() {
+            // What was measured is a convenience: a cache that cannot be written costs the next start some seconds.
+            if let Err(error) = tuner.save() {
+                observer.event(&Event::Note { text: format!("measurements were not kept: {error}") });
+            }
+            if let Some(folder) = &args.dump {
+                dump(folder, recipe, prepared, &trainer).await?;
+            }
+        }
+        trainer.take_reference(recipe, prepared, &paths::cache(), stop.asked(), observer).await?;
+        if let Some(resumption) = resumption {
+            resumption.restore(&mut trainer, prepared).await?;
+        }
+        let plans = [(&plan, recipe.accumulate)].into_iter().chain(apply.iter().map(|plan| (plan, 1)));
+        let limit = roofline.as_ref().map(|roofline| Pace::of(roofline, plans));
+        observer.event(&Event::Ready {
+            adapter: gpu.report().line(),
+            parameters: trainer.layout().parameters(),
+            train_tokens: prepared.loader.train_tokens(),
+            val_tokens: prepared.loader.val_tokens(),
+            totals: plan.totals(),
+            step_limit: limit.map(|limit| limit.step_seconds),
+            steps: recipe.steps,
+        });
+        if let Some(resumption) = resumption {
+            observer.event(&Event::Resumed { step: resumption.step(), folder: recipe.out.clone() });
+        }
+        let recorder = Recorder::of(PROFILED);
+        let profiled = args.profile.as_deref().filter(|_| world.is_first());
+        if profiled.is_some() {
+            trainer.record(Some(&recorder));
+        }
+        let ending = crate::train::run(gpu, recipe, prepared, &mut trainer, limit, stop.asked(), observer).await?;
+        if world.is_first()
+            && let Err(error) = gpu.save_pipelines()
+        {
+            observer.event(&Event::Note { text: format!("compiled shaders were not kept: {error}") });
+        }
+        if let (Some(file), Some(roofline)) = (profiled, &roofline) {
+            profile::conclude(gpu, &recorder, roofline, file)?;
+        }
+        Ok(if ending == Ending::Interrupted { stop.code() } else { 0 })
     }
-    trainer.take_reference(&recipe, &prepared, &paths::cache(), stop.asked(), observer.as_mut()).await?;
-    if let Some(resumption) = &resumption {
-        resumption.restore(&mut trainer, &prepared).await?;
-    }
-    let limit = Pace::of(&roofline, [(&plan, recipe.accumulate)].into_iter().chain(apply.iter().map(|plan| (plan, 1))));
-    observer.event(&Event::Ready {
-        adapter: gpu.report().line(),
-        parameters: trainer.layout().parameters(),
-        train_tokens: prepared.loader.train_tokens(),
-        val_tokens: prepared.loader.val_tokens(),
-        totals: plan.totals(),
-        step_limit: Some(limit.step_seconds),
-        steps: recipe.steps,
-    });
-    if let Some(resumption) = &resumption {
-        observer.event(&Event::Resumed { step: resumption.step(), folder: recipe.out.clone() });
-    }
-    let recorder = Recorder::of(PROFILED);
-    if args.profile.is_some() {
-        trainer.record(Some(&recorder));
-    }
-    let ending =
-        crate::train::run(&gpu, &recipe, &prepared, &mut trainer, Some(limit), stop.asked(), observer.as_mut()).await?;
-    if let Err(error) = gpu.save_pipelines() {
-        observer.event(&Event::Note { text: format!("compiled shaders were not kept: {error}") });
-    }
-    args.profile.as_deref().map_or(Ok(()), |file| profile::conclude(&gpu, &recorder, &roofline, file))?;
-    Ok(if ending == Ending::Interrupted { stop.code() } else { 0 })
 }
 
 /// The model that the recipe goes on with, if it does.
@@ -371,7 +434,7 @@ fn writable(folder: &Path, what: &str, advice: &str) -> Result<()> {
 /// The initial model, and every batch as `[B, T+1]` u32 little-endian rows.
 async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Trainer) -> Result<()> {
     save(folder, recipe, prepared, &trainer.subject, &trainer.pages().await?)?;
-    let mut batch = trainer.loader().empty_batch();
+    let mut batch = prepared.loader.empty_batch();
     let mut write = |name: &str, count: u64, fill: &dyn Fn(u64, &mut Batch)| -> Result<()> {
         let mut file = std::io::BufWriter::new(std::fs::File::create(folder.join(name))?);
         for index in 0..count {
@@ -383,7 +446,7 @@ async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Tra
         }
         Ok(file.flush()?)
     };
-    let loader = trainer.loader();
+    let loader = &prepared.loader;
     let count = trainer.val_batches(recipe.val_sequences);
     write("tokens.bin", recipe.steps * u64::from(recipe.accumulate), &|step, batch| loader.batch(step, batch))?;
     write("val.bin", count, &|index, batch| loader.val_batch(index, count, batch))

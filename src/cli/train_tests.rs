@@ -12,8 +12,18 @@ struct Line {
 }
 
 /// Flags that say how this process goes about it, and nothing of the run.
-const OF_THE_PROCESS: [&str; 8] =
-    ["recipe", "resume", "force", "print_recipe", "quiet", "log_format", "dump", "profile"];
+const OF_THE_PROCESS: [&str; 10] = [
+    "recipe",
+    "resume",
+    "force",
+    "print_recipe",
+    "quiet",
+    "log_format",
+    "dump",
+    "profile",
+    "share_adapter",
+    "rank_timeout",
+];
 
 #[test]
 fn every_flag_is_a_key_of_that_name() {
@@ -26,7 +36,7 @@ fn every_flag_is_a_key_of_that_name() {
         let (id, flag) = (arg.get_id().as_str(), format!("--{}", arg.get_long().expect("a long flag")));
         let named = arg.get_value_names().unwrap_or_default().iter().flat_map(|names| names.split('|'));
         // Whatever the flag takes: the first value of these with which something changes.
-        let values = named.chain(["7", "0.125", "x", "6GB", "f16", "true"]);
+        let values = named.chain(["7", "0.125", "x", "6GB", "f16", "true", "data=2"]);
         let lines = values.map(|v| vec!["danlu".into(), flag.clone(), v.to_string()]);
         let changed = lines.chain([vec!["danlu".into(), flag.clone()]]).find_map(|line| {
             let now = Line::try_parse_from(line).ok()?.args.put(base()).values();

@@ -279,6 +279,10 @@ impl Communicator for LocalComm {
         Ok(Box::new(LocalComm::of(hub, at)))
     }
 
+    fn abort(&self, why: &str) {
+        self.hub.fail(&mut self.hub.lock(), format!("rank {}: {why}", self.rank));
+    }
+
     /// Straight from what the others laid down: nothing is copied before it is added.
     fn reduce_scatter(&self, data: &[u8], of: Element, part: &mut [u8]) -> Result<()> {
         let elements = of.count(data.len())?;

@@ -73,6 +73,12 @@ pub trait Communicator: Send + Sync {
     /// As [`Communicator::barrier`].
     fn split(&self, colour: u32, key: u32) -> Result<Box<dyn Communicator>>;
 
+    /// Tells all others that this rank cannot go on, and why: their calls fail with these words. Where an engine cannot tell
+    /// them, they hear of it when this rank leaves.
+    fn abort(&self, why: &str) {
+        let _ = why;
+    }
+
     /// Equal parts: part `r` of `mine` goes to rank `r`, and part `r` of `theirs` comes from there.
     ///
     /// # Errors

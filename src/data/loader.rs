@@ -1,5 +1,6 @@
 //! Batches from shards: which tokens a step sees is a function of (seed, step), so a position is one number.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,8 @@ pub struct Loader {
     options: LoaderOptions,
     checksum: u64,
     state: LoaderState,
+    /// The rows of every batch that it fills.
+    part: Range<usize>,
 }
 
 impl Loader {
@@ -103,7 +106,20 @@ impl Loader {
         };
         let rows = sources.into_iter().map(|s| Rows::new(s.shard, s.layout, seq, seed, val_fraction));
         let sources = Arc::new(rows.collect::<Result<Vec<_>>>()?);
-        Ok(Loader { sources, mix, options, checksum, state: LoaderState::default() })
+        let part = 0..options.batch;
+        Ok(Loader { sources, mix, options, checksum, state: LoaderState::default(), part })
+    }
+
+    /// The same batches, of which this one fills the rows of part `index` of `parts` equal ones: all of them together are what
+    /// one loader gives, whatever their number.
+    ///
+    /// # Panics
+    /// If batches cannot be dealt so.
+    pub fn share(&self, index: usize, parts: usize) -> Loader {
+        let LoaderOptions { batch, .. } = self.options;
+        assert!(index < parts && batch.is_multiple_of(parts), "part {index} of {parts} of {batch} rows");
+        let rows = batch / parts;
+        Loader { part: index * rows..(index + 1) * rows, ..self.clone() }
     }
 
     /// The number of tokens trained on.
@@ -138,7 +154,7 @@ impl Loader {
 
     /// A batch of the right size, to be filled.
     pub fn empty_batch(&self) -> Batch {
-        Batch::new(self.options.batch, self.options.seq)
+        Batch::new(self.part.len(), self.options.seq)
     }
 
     /// Where this loader stands.
@@ -161,9 +177,9 @@ impl Loader {
     pub fn batch(&self, step: u64, batch: &mut Batch) {
         self.check(batch);
         let rows = self.options.batch as u64;
-        for b in 0..rows {
-            let (source, number) = self.mix.place(step * rows + b);
-            self.sources[source].fill(number, batch.row(b as usize));
+        for (row, b) in self.part.clone().enumerate() {
+            let (source, number) = self.mix.place(step * rows + b as u64);
+            self.sources[source].fill(number, batch.row(row));
         }
     }
 
@@ -178,19 +194,19 @@ impl Loader {
         self.check(batch);
         let own = self.options.batch as u64;
         let rows = count.max(1) * own;
-        for b in 0..own {
-            let row = index * own + b;
+        for (at, b) in self.part.clone().enumerate() {
+            let row = index * own + b as u64;
             let (source, number) = self.mix.held_out(row);
             let val = self.sources[source].val;
             // Neighbours of pairs must stay together.
             let spread = self.sources.len() == 1 && rows <= val && !self.sources[source].has_pairs();
             let number = if spread { row * val / rows } else { number };
-            self.sources[source].fill_val(number, batch.row(b as usize));
+            self.sources[source].fill_val(number, batch.row(at));
         }
     }
 
     fn check(&self, batch: &Batch) {
-        let LoaderOptions { batch: rows, seq, .. } = self.options;
+        let (rows, seq) = (self.part.len(), self.options.seq);
         assert!(batch.seq == seq && batch.rows() == rows, "a batch must hold [{rows}, {seq}]");
     }
 }

@@ -101,6 +101,37 @@ impl Selector {
     }
 }
 
+impl Selector {
+    /// An adapter for each of so many ranks of one machine: of those that are alike (one kind, behind one interface) and that the
+    /// name fits, one each. An adapter that computes on the CPU is shared by all; another one only where `share` says so.
+    ///
+    /// # Errors
+    /// As [`Selector::choose`]; if there are fewer than ranks.
+    pub fn spread(&self, adapters: &[AdapterReport], ranks: usize, share: bool) -> Result<Vec<usize>> {
+        let (first, _) = self.choose(adapters)?;
+        let is_alike = |a: &&AdapterReport| {
+            (&a.backend, &a.device_type) == (&adapters[first].backend, &adapters[first].device_type)
+        };
+        let fits = |a: &&AdapterReport| match self {
+            Selector::Automatic => true,
+            Selector::Number(n) => a.number == *n,
+            Selector::Name(part) => a.name.to_lowercase().contains(&part.to_lowercase()),
+        };
+        let all: Vec<&AdapterReport> = adapters.iter().filter(is_alike).filter(fits).collect();
+        if ranks > all.len() && !share && !adapters[first].limits.is_cpu {
+            let lines: Vec<String> = all.iter().map(|a| a.line()).collect();
+            let has = if all.len() == 1 { "adapter fits" } else { "adapters fit" };
+            return Err(Error::Adapter(format!(
+                "{ranks} ranks want an adapter each, and {} {has}: {}; choose a smaller mesh, or let several ranks share an \
+                 adapter, with --share-adapter",
+                all.len(),
+                lines.join("; ")
+            )));
+        }
+        Ok((0..ranks).map(|rank| all[rank % all.len()].number).collect())
+    }
+}
+
 /// All adapters, the one that automatic selection takes first.
 pub async fn list() -> Vec<AdapterReport> {
     adapters().await.into_iter().map(|(_, report)| report).collect()
@@ -252,5 +283,29 @@ mod tests {
             "no adapter fits name `geforce`; there are: 0: Radeon X (cpu, vulkan, d 1); 1: llvmpipe (cpu, vulkan, d 1)"
         );
         assert!(Selector::Automatic.choose(&[]).unwrap_err().to_string().contains("mesa-vulkan-drivers"));
+    }
+
+    #[test]
+    fn ranks_get_an_adapter_each_and_share_one_where_that_is_no_loss() {
+        let gpu = |number, name| AdapterReport { device_type: "discrete".into(), ..adapter(number, name) };
+        let cpu = |number| AdapterReport {
+            limits: Limits { is_cpu: true, ..Limits::default() },
+            ..adapter(number, "llvmpipe")
+        };
+        let gl = AdapterReport { backend: "gl".into(), ..gpu(2, "H100") };
+        let all = [gpu(0, "H100"), gpu(1, "H100"), gl, cpu(3)];
+        let spread = |text: &str, ranks, share| Selector::from(text).spread(&all, ranks, share);
+        assert_eq!(spread("auto", 2, false).unwrap(), [0, 1], "one interface to each");
+        assert_eq!(spread("h100", 3, true).unwrap(), [0, 1, 0]);
+        assert_eq!(spread("llvm", 3, false).unwrap(), [3, 3, 3]);
+        assert_eq!(spread("1", 2, true).unwrap(), [1, 1]);
+        let said = spread("auto", 3, false).unwrap_err().to_string();
+        assert!(
+            said.starts_with("3 ranks want an adapter each, and 2 adapters fit: 0: H100 (discrete, vulkan, d 1); 1: ")
+        );
+        assert!(said.ends_with("choose a smaller mesh, or let several ranks share an adapter, with --share-adapter"));
+        let said = spread("0", 2, false).unwrap_err().to_string();
+        assert!(said.contains("and 1 adapter fits: 0: H100"), "{said}");
+        assert!(Selector::Automatic.spread(&[], 1, false).is_err());
     }
 }

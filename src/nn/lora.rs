@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// The graph's input with seed and step, u32 `[2]`, which dropout wants.
+/// The graph's input with seed, step and the part of the batch that this is, u32 `[3]`, which dropout wants.
 pub const DROPOUT: &str = "dropout";
 
 /// In which dtype the frozen weights are held.
@@ -311,7 +311,7 @@ impl Lora {
     /// Declares them beside the model's own parameters, which are frozen.
     fn declare(&self, g: &mut Graph, base: Params) -> Result<Params> {
         let own = self.layout.declare(g)?;
-        let dropout = (self.dropout > 0.0).then(|| g.input(DROPOUT, TensorType::u32([2])));
+        let dropout = (self.dropout > 0.0).then(|| g.input(DROPOUT, TensorType::u32([3])));
         let mut adapters = std::collections::HashMap::new();
         for (i, module) in self.modules.iter().enumerate() {
             let [a, b, m] = module.names();

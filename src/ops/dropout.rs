@@ -4,8 +4,8 @@ use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
 
-/// x with a share of its elements left out, the others scaled so that their mean stays. Inputs: x f32, and u32 `[2]`:
-/// seed and step.
+/// x with a share of its elements left out, the others scaled so that their mean stays. Inputs: x f32, and u32 `[3]`:
+/// seed, step, and which of several equal parts of a whole x is: what is left out of it is what would be of the whole.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dropout {
     /// How many are left out, from 0 to below 1.
@@ -40,9 +40,9 @@ impl Op for Dropout {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        let [x, seed] = inputs else { return Err("takes x, and seed and step".into()) };
-        if x.dtype != DType::F32 || **seed != TensorType::u32([2]) || !(0.0..1.0).contains(&self.share) {
-            return Err(format!("x must be f32, seed and step u32[2], and the share {} below 1", self.share));
+        let [x, seed] = inputs else { return Err("takes x, and seed, step and part".into()) };
+        if x.dtype != DType::F32 || **seed != TensorType::u32([3]) || !(0.0..1.0).contains(&self.share) {
+            return Err(format!("x must be f32, seed, step and part u32[3], and the share {} below 1", self.share));
         }
         Ok(vec![(*x).clone()])
     }
@@ -61,10 +61,11 @@ impl Op for Dropout {
             let (at, bytes) = (start as u64 * 4, count as u64 * 4);
             let d = Dispatch::new(spread(count.div_ceil(WORKGROUP), limits))
                 .bind("x", Operand::Input(0), at, bytes)
-                .bind("seed", Operand::Input(1), 0, 8)
+                .bind("seed", Operand::Input(1), 0, 12)
                 .bind("y", Operand::Output(0), at, bytes)
                 .param("start", start)
                 .param("count", count)
+                .param("elements", n)
                 .param("stream", self.stream)
                 .param("dropped", self.dropped())
                 .param("scale", self.scale());
@@ -78,9 +79,10 @@ impl Op for Dropout {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let [seed, step] = [inputs[1].data[0], inputs[1].data[1]].map(|x| x as u32);
+        let [seed, step, part] = [0, 1, 2].map(|i| inputs[1].data[i] as u32);
+        let first = part.wrapping_mul(inputs[0].data.len() as u32);
         let key = mix(seed ^ mix(step ^ mix(self.stream)));
-        let keeps = |i: usize| mix(mix(key.wrapping_add(i as u32)) ^ key) >= self.dropped();
+        let keeps = |i: usize| mix(mix(key.wrapping_add(first).wrapping_add(i as u32)) ^ key) >= self.dropped();
         let kept = |(i, x): (usize, &f64)| if keeps(i) { x * f64::from(self.scale()) } else { 0.0 };
         vec![Array::new(inputs[0].ty.clone(), inputs[0].data.iter().enumerate().map(kept).collect())]
     }
@@ -97,7 +99,7 @@ mod tests {
         let n = 1 << 16;
         let x = Array::new(TensorType::f32([n]), vec![1.0; n]);
         let kept = |share, stream, seed: f64, step: f64| -> Vec<bool> {
-            let seed = Array::new(TensorType::u32([2]), vec![seed, step]);
+            let seed = Array::new(TensorType::u32([3]), vec![seed, step, 0.0]);
             Dropout { share, stream }.reference(&[x.clone(), seed])[0].data.iter().map(|y| *y != 0.0).collect()
         };
         for share in [0.05f32, 0.5] {

@@ -17,6 +17,8 @@ pub const HYPER: &str = "hyper";
 pub const EMA: &str = "ema";
 /// The states `grad.<page>` hold sums of gradients.
 const GRADIENTS: &str = "grad";
+/// The states `sum.<what>` hold sums of weights and of losses.
+const SUMS: &str = "sum";
 
 /// Settings that stay the same throughout a run.
 #[derive(Debug, Clone, PartialEq)]
@@ -212,6 +214,12 @@ impl Optimizer {
         Ok(g)
     }
 
+    /// Whether a state of these graphs is a sum over what a step is made of, which [`Optimizer::apply`] takes: over batches, and
+    /// over ranks.
+    pub fn is_sum(state: &str) -> bool {
+        state.split_once('.').is_some_and(|(name, _)| name == GRADIENTS || name == SUMS)
+    }
+
     /// Judges the gradients and updates the parameters; of sums of weights and losses, where they are given, the mean loss.
     fn update(
         &self,
@@ -321,5 +329,5 @@ pub(super) fn gap_constant(g: &mut Graph, page: &Page) -> Vec<Value> {
 
 /// Sums of weights, and of losses times these.
 fn sums(g: &mut Graph) -> [Value; 2] {
-    ["sum.weight", "sum.loss"].map(|name| g.state(name, TensorType::f32([1])))
+    ["weight", "loss"].map(|what| g.state(&format!("{SUMS}.{what}"), TensorType::f32([1])))
 }

@@ -100,6 +100,28 @@ impl FromStr for Mesh {
     }
 }
 
+/// A mesh in files that people read: as text, `data=4,tensor=2`.
+pub mod text {
+    use super::Mesh;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(mesh: &Mesh, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(mesh)
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// As [`Mesh`]'s `FromStr`.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Mesh, D::Error> {
+        String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,4 +5,4 @@ mod data;
 mod mesh;
 
 pub use data::sum_states;
-pub use mesh::Mesh;
+pub use mesh::{Mesh, text as mesh_text};

@@ -8,6 +8,8 @@ use crate::error::{Error, Result};
 use crate::graph::Kind;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::Declare;
+use crate::optim::Optimizer;
+use crate::parallel::sum_states;
 use crate::run::device_bytes;
 
 /// What a training run computes.
@@ -15,7 +17,7 @@ use crate::run::device_bytes;
 pub struct Plans {
     /// A step, or one of several batches of one.
     pub train: Plan,
-    /// The update that follows several batches.
+    /// The update that follows several batches, or those of several ranks.
     pub apply: Option<Plan>,
     /// Validation.
     pub eval: Plan,
@@ -96,7 +98,8 @@ pub fn plans(
     let model = Llama::new(config.clone());
     let subject = Subject::new(&model, recipe, base, limits)?;
     let optimizer = optimizer(recipe);
-    let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1);
+    let ranks = recipe.mesh.ranks();
+    let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1 || ranks > 1);
     let (o, layout) = (&optimizer, &subject.layout);
     let step = || Work::step(o, layout, config, rows, limits);
     let work = if several { Work::Batch(o, layout) } else { step() };
@@ -104,7 +107,11 @@ pub fn plans(
     let graph = graph_of(&subject, work)?;
     let mut steps = optimise(&graph, limits)?;
     let eval = compile(&graph_of(&*subject.whole(), Work::Validation)?, limits, chooser)?;
-    let apply = several.then(|| compile(&optimizer.apply(layout)?, limits, chooser)).transpose()?;
+    let apply = || {
+        let graph = optimizer.apply(layout)?;
+        Ok(if ranks > 1 { sum_states(&graph, recipe.mesh.data, &Optimizer::is_sum)? } else { graph })
+    };
+    let apply = several.then(|| compile(&apply()?, limits, chooser)).transpose()?;
     let asked = recipe.memory.map(|Bytes(bytes)| bytes);
     let mut traded = None;
     if let Some(allowed) = asked.into_iter().chain(limits.memory_bytes).min() {

@@ -49,7 +49,7 @@ impl Rows<'_> {
     /// Those of a recipe.
     pub fn of(recipe: &Recipe) -> Rows<'_> {
         let Recipe { seq, pack: packed, dpo, .. } = recipe;
-        Rows { batch: recipe.sequences(), seq: *seq, packed: *packed, dpo: dpo.as_ref() }
+        Rows { batch: recipe.rows(), seq: *seq, packed: *packed, dpo: dpo.as_ref() }
     }
 }
 

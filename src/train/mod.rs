@@ -21,7 +21,9 @@ mod resume;
 mod runs;
 mod save;
 mod session;
+mod step;
 mod trainer;
+mod world;
 
 pub use base::{Base, Subject};
 pub use checkpoints::{About, CheckpointOptions, Content, Progress};
@@ -43,4 +45,6 @@ pub use resume::{Resumption, unfinished};
 pub use runs::{RunSummary, find_runs};
 pub use save::save;
 pub use session::{Ending, run};
-pub use trainer::{StepResult, Trainer, check_fits, optimizer, schedule};
+pub use step::{StepResult, optimizer, schedule};
+pub use trainer::{Trainer, check_fits};
+pub use world::World;

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::DpoConfig;
 use crate::nn::LoraConfig;
 use crate::optim::{Rule, Shape, Update};
+use crate::parallel::{Mesh, mesh_text};
 use crate::run::TuneMode;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -79,6 +80,12 @@ pub struct Recipe {
     pub loss_scale_interval: u32,
     /// The adapter: a number of `danlu doctor`'s list, or part of a name; without it, the best.
     pub adapter: Option<String>,
+    /// Axes along which the work of a step is split over ranks, such as `data=4`. A batch is dealt to the ranks of the data axis in
+    /// equal parts: what is trained on does not depend on how many there are.
+    #[serde(with = "mesh_text")]
+    pub mesh: Mesh,
+    /// Steps after which ranks compare what must be the same on all of them; 0 for never.
+    pub compare_every: u64,
     /// Which kernels are taken.
     pub tune: TuneMode,
     /// `adamw`; `adamw8bit`, whose moments take a byte each; `muon`, with AdamW for embedding, output, gains and biases; or `sgd`.
@@ -177,6 +184,8 @@ impl Default for Recipe {
             precision: Precision::F32,
             loss_scale_interval: 2_000,
             adapter: None,
+            mesh: Mesh::ONE,
+            compare_every: 100,
             tune: TuneMode::Full,
             optimizer: Rule::AdamW,
             update: Update::Step,
@@ -357,6 +366,7 @@ impl Recipe {
                 format!("tokenizer is {tokenizer}, and the model {model} has its own; leave one of the two out");
             return Err(Error::Invalid(message));
         }
+        self.check_mesh()?;
         self.lora.as_ref().map_or(Ok(()), LoraConfig::check)?;
         self.dpo.as_ref().map_or(Ok(()), DpoConfig::check)?;
         if self.dpo.is_some() && self.pack {
@@ -368,9 +378,43 @@ impl Recipe {
         self.recovery.check()
     }
 
-    /// Rows of a batch.
+    fn check_mesh(&self) -> Result<()> {
+        let Mesh { data, .. } = self.mesh;
+        if (Mesh { data, ..Mesh::ONE }) != self.mesh {
+            return Err(Error::Invalid(format!(
+                "mesh is {}; training is split over the data axis only, as in data={}",
+                self.mesh,
+                self.mesh.ranks()
+            )));
+        }
+        if data > 1 && self.dpo.is_some() {
+            return Err(Error::Invalid(format!(
+                "mesh is {}, and preference pairs are trained on by one rank",
+                self.mesh
+            )));
+        }
+        if data > 1 && self.update == Update::Layer {
+            let message =
+                format!("mesh is {}, and ranks add up whole gradients; leave update = \"layer\" out", self.mesh);
+            return Err(Error::Invalid(message));
+        }
+        if !self.batch.is_multiple_of(data) {
+            return Err(Error::Invalid(format!(
+                "batch is {}, which {data} ranks cannot share in equal parts; choose a multiple of {data}, or another mesh",
+                self.batch
+            )));
+        }
+        Ok(())
+    }
+
+    /// Rows of a batch, over all ranks.
     pub fn sequences(&self) -> usize {
         self.batch * if self.dpo.is_some() { 2 } else { 1 }
+    }
+
+    /// Rows that a rank computes at a time.
+    pub fn rows(&self) -> usize {
+        self.sequences() / self.mesh.data
     }
 
     /// Steps over which the learning rate rises.

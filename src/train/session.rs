@@ -6,11 +6,12 @@ use super::log::{RECIPE, RunLog};
 use super::look::Look;
 use super::pace::Speed;
 use super::save::save;
-use super::{About, Event, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trainer, Verdict};
+use super::{About, Event, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trainer, Verdict, World};
+use crate::data::hash::hash as hash_of;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::store::atomic::{create_folder, write_file};
-use crate::store::snapshot::{Manifest, Series};
+use crate::store::snapshot::{Manifest, Series, Snapshot};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -28,8 +29,10 @@ pub enum Ending {
 /// Runs a prepared trainer to its end, or until `stop` is set, and saves the model to the recipe's folder; on the way
 /// checkpoints and metrics, as the recipe says. A trainer that was restored from a checkpoint goes on from there.
 ///
+/// Of several ranks each calls it with its own trainer; the first writes, and one that is asked to stop stops all.
+///
 /// # Errors
-/// If training diverges for good, the device failed, or the model cannot be written.
+/// If training diverges for good, the device failed, or the model cannot be written; if ranks differ, or another one failed.
 pub async fn run(
     gpu: &Gpu,
     recipe: &Recipe,
@@ -53,6 +56,15 @@ pub async fn run(
     })
 }
 
+/// Makes the folder of a run ready for what is to come after `step`.
+fn begin(recipe: &Recipe, step: u64, device_bytes: u64) -> Result<RunLog> {
+    create_folder(&recipe.out)?;
+    write_file(&recipe.out.join(RECIPE), recipe.resolved().to_toml().as_bytes())?;
+    // Those of a step that is still to come are damaged, or of another run.
+    Series::of(&recipe.out).forget_after(step);
+    RunLog::open(&recipe.out, step, device_bytes)
+}
+
 struct Session<'a> {
     gpu: &'a Gpu,
     recipe: &'a Recipe,
@@ -63,7 +75,9 @@ struct Session<'a> {
     series: Series,
     keeper: Option<Keeper>,
     about: About,
-    log: RunLog,
+    /// The first rank's.
+    log: Option<RunLog>,
+    world: World,
     speed: Speed,
     /// Seconds of the processes before this one.
     earlier: f64,
@@ -88,19 +102,19 @@ impl<'a> Session<'a> {
         observer: &'a mut dyn Observer,
     ) -> Result<Self> {
         let step = trainer.progress.step;
-        create_folder(&recipe.out)?;
-        write_file(&recipe.out.join(RECIPE), recipe.resolved().to_toml().as_bytes())?;
-        let series = Series::of(&recipe.out);
-        // Those of a step that is still to come are damaged, or of another run.
-        series.forget_after(step);
+        let world = trainer.world().clone();
+        let log = world.is_first().then(|| begin(recipe, step, trainer.device_bytes())).transpose();
+        world.first(world.is_first().then(|| log.as_ref().map(|_| ()).map_err(|e| Error::Invalid(e.to_string()))))?;
+        let series = Series::below(&recipe.out);
         let options = &recipe.checkpoint;
-        let keeper =
-            recipe.checkpoint_interval().map(|_| Keeper::new(gpu, trainer, series.clone(), options.keep, options.best));
+        let keeper = recipe.checkpoint_interval().filter(|_| world.is_first());
+        let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options.keep, options.best));
         let flops = prepared.config.train_flops_per_token(recipe.seq) as f64;
         Ok(Session {
             about: About::new(gpu, recipe, prepared, &trainer.kernels),
-            log: RunLog::open(&recipe.out, step, trainer.device_bytes())?,
-            speed: Speed::new(limit, flops),
+            log: log?,
+            speed: Speed::new(limit, flops / world.size() as f64),
+            world,
             earlier: trainer.progress.seconds,
             val_batches: trainer.val_batches(recipe.val_sequences),
             look: Look::new(recipe)?,
@@ -119,7 +133,7 @@ impl<'a> Session<'a> {
     }
 
     fn tell(&mut self, event: Event) {
-        let failed = self.log.event(&event);
+        let failed = self.log.as_mut().and_then(|log| log.event(&event));
         self.observer.event(&event);
         failed.into_iter().for_each(|text| self.note(text));
     }
@@ -140,6 +154,10 @@ impl<'a> Session<'a> {
         step.is_multiple_of(self.recipe.eval_interval()) || self.is_last(step)
     }
 
+    fn is_compared(&self, step: u64) -> bool {
+        self.world.size() > 1 && self.recipe.compare_every > 0 && step.is_multiple_of(self.recipe.compare_every)
+    }
+
     fn is_kept(&self, step: u64) -> bool {
         let due = |every| step.is_multiple_of(every) || self.is_last(step);
         self.recipe.checkpoint_interval().is_some_and(due)
@@ -147,7 +165,7 @@ impl<'a> Session<'a> {
 
     /// Whether there is something to do after a step that no other may be under way for.
     fn is_boundary(&self, step: u64) -> bool {
-        self.is_evaluated(step) || self.is_kept(step)
+        self.is_evaluated(step) || self.is_kept(step) || self.is_compared(step)
     }
 
     /// Whether validation has not become better for as long as the recipe allows.
@@ -158,6 +176,7 @@ impl<'a> Session<'a> {
     }
 
     async fn run(mut self) -> Result<Ending> {
+        self.compare(true).await?;
         // A run that was killed after its end was due does not go on.
         let mut early = self.is_enough();
         while self.done() < self.recipe.steps && !early {
@@ -165,7 +184,7 @@ impl<'a> Session<'a> {
             let (done, submitted) = (self.done(), self.trainer.submitted());
             // One step is always under way while the result of the one before is read, but for the pauses.
             let pause = submitted > done && self.is_boundary(submitted);
-            if submitted < self.recipe.steps && !self.stop.load(Ordering::Relaxed) && !pause {
+            if submitted < self.recipe.steps && !pause && !self.world.any(self.stop.load(Ordering::Relaxed))? {
                 self.trainer.submit().await?;
                 if submitted == done && !self.is_boundary(done + 1) {
                     continue;
@@ -218,12 +237,10 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Back to the last good checkpoint, with a lower rate.
-    async fn roll_back(&mut self, why: &str) -> Result<()> {
+    /// The step of the checkpoint that training may go back to.
+    fn find_good(&mut self, why: &str, rollbacks: u32) -> Result<u64> {
         let advice = "training diverged; try a lower --lr, or a longer warmup";
         let options = &self.recipe.recovery;
-        let (rollbacks, rate_scale) =
-            (self.trainer.progress.rollbacks + 1, self.trainer.progress.rate_scale * options.rate);
         let kept = self.keeper.as_mut().and_then(Keeper::wait);
         kept.into_iter().for_each(|kept| self.kept(kept));
         if options.on_divergence == OnDivergence::Stop || rollbacks > options.most {
@@ -235,17 +252,31 @@ impl<'a> Session<'a> {
         if steps.len() > 1 && steps.last() == self.back_at.as_ref() {
             self.series.forget_after(steps[steps.len() - 2]);
         }
-        let Some(snapshot) = self.series.newest(&mut |_, _| ()) else {
-            return Err(Error::Invalid(format!("{why}: {advice}. Nothing was saved.")));
-        };
+        match self.series.newest(&mut |_, _| ()) {
+            Some(snapshot) => Ok(snapshot.manifest().step),
+            None => Err(Error::Invalid(format!("{why}: {advice}. Nothing was saved."))),
+        }
+    }
+
+    /// Back to the last good checkpoint, with a lower rate.
+    async fn roll_back(&mut self, why: &str) -> Result<()> {
+        let options = &self.recipe.recovery;
+        let (rollbacks, rate_scale) =
+            (self.trainer.progress.rollbacks + 1, self.trainer.progress.rate_scale * options.rate);
+        let found = if self.world.is_first() { Some(self.find_good(why, rollbacks)) } else { None };
+        let snapshot = Snapshot::open(&self.series.step(self.world.first(found)?))?;
         let about = About::read(&snapshot)?;
         let seconds = self.trainer.progress.seconds;
         let progress = super::Progress { rollbacks, rate_scale, skipped_in_row: 0, seconds, ..about.progress };
         self.trainer.restore(&snapshot, progress).await?;
         let step = self.done();
-        self.series.forget_after(step);
+        // Nobody reads from there any more.
+        self.world.gather(0)?;
+        if self.world.is_first() {
+            self.series.forget_after(step);
+        }
         (self.taken, self.back_at) = (step, Some(step));
-        self.log.back_to(step)?;
+        self.log.as_mut().map_or(Ok(()), |log| log.back_to(step))?;
         self.speed.pause(Instant::now());
         self.note(format!(
             "{why}: training diverged; back to the checkpoint of step {step}, and on with {rate_scale} of the learning rate"
@@ -272,6 +303,9 @@ impl<'a> Session<'a> {
                 progress.since_best += 1;
             }
             (validation, began) = (Some(loss), Instant::now());
+        }
+        if self.is_compared(step) {
+            self.compare(false).await?;
         }
         if self.is_kept(step) {
             if self.keeper.as_ref().is_some_and(Keeper::is_busy) && !self.is_last(step) {
@@ -332,6 +366,9 @@ impl<'a> Session<'a> {
         if ending == Ending::Early {
             self.back_to_best().await?;
         }
+        if !self.world.is_first() {
+            return Ok(ending);
+        }
         let pages = self.trainer.pages().await?;
         save(&self.recipe.out, self.recipe, self.prepared, &self.trainer.subject, &pages)?;
         self.tell(Event::Saved {
@@ -355,9 +392,11 @@ impl<'a> Session<'a> {
         self.note(format!(
             "validation has not become better than {loss:.4}, after step {step}, {patience} times in a row"
         ));
-        let found = self.series.list().into_iter().find(|(s, _)| *s == step);
-        let opened = found.and_then(|(_, folder)| crate::store::snapshot::Snapshot::open(&folder).ok());
-        if let Some(snapshot) = opened.filter(|s| s.verify().is_ok()) {
+        let folder = self.series.step(step);
+        let whole = || Ok(Snapshot::open(&folder).and_then(|s| s.verify()).is_ok());
+        let found: bool = self.world.first(self.world.is_first().then(whole))?;
+        if found {
+            let snapshot = Snapshot::open(&folder)?;
             let progress = self.trainer.progress.clone();
             self.trainer.restore(&snapshot, progress).await?;
             self.note(format!("the model that is written is that of step {step}"));
@@ -365,8 +404,36 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Tasks and samples.
+    /// What must be the same on all ranks; at the start also what they work on.
+    async fn compare(&mut self, start: bool) -> Result<()> {
+        if self.world.size() == 1 {
+            return Ok(());
+        }
+        let (content, hash) = (&self.about.content, |text: &str| hash_of(text.as_bytes()));
+        if start {
+            let recipe = Recipe { out: Default::default(), adapter: None, ..self.recipe.resolved() };
+            self.world.compare(&[
+                ("a program", hash(&self.about.build)),
+                ("a recipe", hash(&recipe.to_toml())),
+                ("a tokenizer", hash(&content.tokenizer)),
+                ("data", hash(&content.tokens)),
+                ("a model to begin with", hash(content.model.as_deref().unwrap_or_default())),
+                ("kernels", hash(&serde_json::to_string(&self.about.kernels).expect("plain data"))),
+                ("a step to go on from", self.done()),
+            ])?;
+        }
+        let mine = self.trainer.checksum().await?;
+        self.world.compare(&[("parameters", mine)]).map_err(|error| match error {
+            Error::Rank(text) => Error::Rank(format!("{text}, after step {}", self.done())),
+            other => other,
+        })
+    }
+
+    /// Tasks and samples, by the first rank.
     async fn look(&mut self) -> Result<()> {
+        if !self.world.is_first() {
+            return Ok(());
+        }
         let (step, tokenizer) = (self.done(), &self.prepared.tokenizer);
         for (task, items, metrics) in self.look.tasks(self.gpu, self.trainer, tokenizer).await? {
             self.tell(Event::Task { step, task, items, metrics });

@@ -2,18 +2,21 @@
 
 use super::graphs::{REFERENCE, STARTS};
 use super::preferring::{References, Rewards};
-use super::{Base, Fit, GroupOptions, Plans, Precision, Prepared, Progress, Recipe, Subject, plans};
+use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, plans, schedule};
 use crate::compile::{Chooser, First, Plan, settle};
-use crate::data::{Batch, Loader, LoaderState, Prefetch};
+use crate::data::{Batch, LoaderState, Prefetch, hash::Hasher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, DROPOUT, PARAMETERS, ParamLayout};
-use crate::optim::{EMA, HYPER, JUDGE, KEEP, LossScaling, Optimizer, Schedule, Settings};
-use crate::run::{Choice, Choices, Executor, Recorder, Results, States, check_memory, device_bytes};
+use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule};
+use crate::run::{Choice, Choices, Executor, Recorder, States, check_memory, device_bytes};
 use crate::store::snapshot::{Snapshot, StateSize};
 use std::collections::VecDeque;
 use std::time::Instant;
+
+/// Bytes of states that are hashed at a time.
+const HASHED: u64 = 32 << 20;
 
 /// A model and everything that changes while it is trained.
 pub struct Trainer {
@@ -50,77 +53,7 @@ pub struct Trainer {
     device_bytes: u64,
     submitted: u64,
     data_wait: f64,
-}
-
-/// What a step reports.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepResult {
-    /// Mean cross entropy in nats a token; of preference pairs, their mean loss.
-    pub loss: f32,
-    /// Global norm of the gradient before clipping.
-    pub grad_norm: f32,
-    /// Where the loss is scaled: the next step's scale.
-    pub loss_scale: Option<f32>,
-    /// Steps left out so far because a gradient overflowed or was an outlier.
-    pub skipped: u64,
-    /// Whether this one was.
-    pub left_out: bool,
-    /// Of preference pairs.
-    pub rewards: Option<Rewards>,
-}
-
-impl StepResult {
-    fn of(results: Results<'_>) -> Self {
-        let first = |name| results.first(name).unwrap_or(f32::NAN);
-        let judged = |index| results.element(JUDGE, index);
-        StepResult {
-            loss: first("loss"),
-            grad_norm: first("grad_norm"),
-            // Without scaling it stays 0.
-            loss_scale: judged(0).filter(|scale| *scale > 0.0),
-            skipped: judged(2).map_or(0, |n| n as u64),
-            left_out: judged(7).is_some_and(|flag| flag > 0.0),
-            rewards: Rewards::of(&results),
-        }
-    }
-}
-
-/// The optimizer of a recipe.
-pub fn optimizer(recipe: &Recipe) -> Optimizer {
-    let own = |group: &GroupOptions| Settings {
-        params: group.params.clone(),
-        rate: group.lr.map_or(1.0, |lr| lr / recipe.lr),
-        weight_decay: group.weight_decay,
-    };
-    Optimizer {
-        rule: recipe.optimizer,
-        beta1: recipe.beta1,
-        beta2: recipe.beta2,
-        epsilon: recipe.epsilon,
-        momentum: recipe.momentum,
-        nesterov: recipe.momentum > 0.0,
-        weight_decay: recipe.weight_decay,
-        max_norm: if recipe.clip > 0.0 { recipe.clip } else { f64::INFINITY },
-        outlier: recipe.recovery.outlier,
-        loss_scaling: (recipe.precision == Precision::Mixed)
-            .then(|| LossScaling { interval: recipe.loss_scale_interval, ..LossScaling::default() }),
-        ema: recipe.ema,
-        settings: recipe.groups.iter().map(own).collect(),
-        update: recipe.update,
-    }
-}
-
-/// The schedule of a recipe.
-pub fn schedule(recipe: &Recipe) -> Schedule {
-    Schedule {
-        shape: recipe.schedule,
-        lr: recipe.lr,
-        min_lr: recipe.lr * recipe.lr_floor,
-        warmup: recipe.warmup_steps(),
-        total: recipe.steps,
-        decay: recipe.decay_steps(),
-        restarts: recipe.restarts,
-    }
+    world: World,
 }
 
 /// Refuses a run that is too big for the adapter, before anything is allocated or measured.
@@ -167,22 +100,52 @@ impl Trainer {
         prepared: &Prepared,
         chooser: &mut dyn Chooser,
     ) -> Result<(Trainer, Plan, Option<Plan>)> {
+        Trainer::among(gpu, recipe, prepared, chooser, &World::alone()).await
+    }
+
+    /// The same for one of the ranks that the recipe's mesh has: it trains on its part of every batch, and takes the kernels that
+    /// the first rank chooses.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; if there are other than the mesh's ranks, or one of them fails.
+    pub async fn among(
+        gpu: &Gpu,
+        recipe: &Recipe,
+        prepared: &Prepared,
+        chooser: &mut dyn Chooser,
+        world: &World,
+    ) -> Result<(Trainer, Plan, Option<Plan>)> {
+        if world.size() != recipe.mesh.ranks() {
+            let (mesh, ranks, has) = (recipe.mesh, recipe.mesh.ranks(), world.size());
+            let message = format!("the mesh {mesh} has {ranks} ranks, and {has} were started; make them as many");
+            return Err(Error::Invalid(message));
+        }
         let model = Llama::new(prepared.config.clone());
         let base = prepared.base.as_deref();
         let subject = Subject::new(&model, recipe, base, gpu.limits())?;
         let optimizer = optimizer(recipe);
-        let mut choices = Choices::new(&[], chooser);
-        let Plans { train: plan, apply, eval, fit } =
-            settle(&mut choices, |chooser| plans(&prepared.config, recipe, base, gpu.limits(), chooser)).await?;
+        let theirs: Vec<Choice> = if world.is_first() { Vec::new() } else { world.first(None)? };
+        let mut choices = Choices::new(&theirs, chooser);
+        let mut planned =
+            settle(&mut choices, |chooser| plans(&prepared.config, recipe, base, gpu.limits(), chooser)).await;
         let kernels = choices.made();
+        if world.is_first() {
+            let told = planned.as_ref().map(|_| kernels.clone()).map_err(|e| Error::Invalid(e.to_string()));
+            let told = world.first(Some(told));
+            planned = planned.and_then(|plans| told.map(|_| plans));
+        }
+        let Plans { train: plan, apply, eval, fit } = planned?;
         fit.as_ref().map_or(Ok(()), Fit::check)?;
         let mut states = States::new(gpu);
         let device_bytes = device_bytes([&plan, &eval].into_iter().chain(&apply), &|_| false);
         let train = Executor::new(gpu, &plan, &mut states).await?;
-        let apply_run = match &apply {
+        let mut apply_run = match &apply {
             Some(plan) => Some(Executor::new(gpu, plan, &mut states).await?),
             None => None,
         };
+        if let (Some(apply), Some(comm)) = (&mut apply_run, world.comm()) {
+            apply.join(comm.clone()).await?;
+        }
         // Validation sees the average in the parameters' place, where there is one.
         let averages = optimizer.ema > 0.0;
         let shown = |states: &States| if averages { states.renamed(EMA, PARAMETERS) } else { states.clone() };
@@ -198,8 +161,11 @@ impl Trainer {
         if let Some(scaling) = optimizer.loss_scaling {
             states.write(JUDGE, 0, bytemuck::cast_slice(&scaling.initial())).await?;
         }
-        let val_batch = prepared.loader.empty_batch();
-        let loader = Prefetch::new(prepared.loader.clone());
+        let loader = prepared.loader.share(world.rank(), world.size());
+        let val_batch = loader.empty_batch();
+        let loader = Prefetch::new(loader);
+        // Sums are made anew by every step.
+        let written = apply.as_ref().unwrap_or(&plan).written_states().into_iter();
         let size = |(name, bytes): (&str, u64)| StateSize { name: name.into(), bytes };
         let trainer = Trainer {
             model,
@@ -220,10 +186,11 @@ impl Trainer {
             references: None,
             rewards: VecDeque::new(),
             val_batch,
-            written: apply.as_ref().unwrap_or(&plan).written_states().into_iter().map(size).collect(),
+            written: written.filter(|(name, _)| !Optimizer::is_sum(name)).map(size).collect(),
             device_bytes,
             submitted: 0,
             data_wait: 0.0,
+            world: world.clone(),
         };
         Ok((trainer, plan, apply))
     }
@@ -304,8 +271,9 @@ impl Trainer {
         let hyper = self.optimizer.hyper(self.rate(self.submitted));
         for index in 0..self.batches {
             let asked = Instant::now();
-            // As far as there is dropout: what it leaves out depends on seed and batch alone.
-            let seed = [(self.seed ^ (self.seed >> 32)) as u32, self.loader.state().step as u32];
+            // As far as there is dropout: what it leaves out depends on seed and batch alone, whoever computes which rows.
+            let seed = (self.seed ^ (self.seed >> 32)) as u32;
+            let seed = [seed, self.loader.state().step as u32, self.world.rank() as u32];
             let batch = self.loader.next_batch();
             self.data_wait += asked.elapsed().as_secs_f64();
             if self.apply.is_some() && self.train.is_full() {
@@ -358,15 +326,16 @@ impl Trainer {
             rewards.extend(result.rewards);
             // Batches hold equally many pairs.
             let weight = if result.rewards.is_some() { 1 } else { self.val_batch.counted() };
-            sum += f64::from(result.loss) * weight as f64;
+            // Without a target there is no mean.
+            sum += if weight > 0 { f64::from(result.loss) * weight as f64 } else { 0.0 };
             counted += weight;
         }
-        Ok((sum / counted as f64, Rewards::mean(rewards)))
+        Ok((self.world.sum(sum)? / self.world.sum(counted as f64)?, Rewards::mean(rewards)))
     }
 
     /// Validation batches of `sequences` sequences at most.
     pub fn val_batches(&self, sequences: u64) -> u64 {
-        let batch = (self.val_batch.rows() as u64).max(1);
+        let batch = (self.loader.loader().options().batch as u64).max(1);
         sequences.div_ceil(batch).clamp(1, self.loader.loader().val_batches())
     }
 
@@ -387,14 +356,32 @@ impl Trainer {
         Ok(pages)
     }
 
-    /// Tokens of one step.
+    /// Tokens of one step, over all ranks.
     pub fn tokens_per_step(&self) -> u64 {
-        self.val_batch.tokens.len() as u64 * u64::from(self.batches)
+        self.val_batch.tokens.len() as u64 * u64::from(self.batches) * self.world.size() as u64
     }
 
-    /// The batches, for whoever wants to write them down.
-    pub fn loader(&self) -> &Loader {
-        self.loader.loader()
+    /// The ranks of which this is one.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// A hash of what is the same on all ranks: what is trained, and how the last step was judged. All that was submitted is
+    /// done then.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub async fn checksum(&self) -> Result<u64> {
+        let mut hasher = Hasher::new();
+        let pages = (0..self.layout().pages().len()).map(|i| format!("{PARAMETERS}.{i}"));
+        for name in pages.chain([JUDGE.to_string()]) {
+            let buffer = self.states.get(&name)?;
+            for start in (0..buffer.bytes()).step_by(HASHED as usize) {
+                let bytes = HASHED.min(buffer.bytes() - start);
+                hasher.update(&self.states.gpu().read(buffer.range(start, bytes)).await?);
+            }
+        }
+        Ok(hasher.finish())
     }
 }
 

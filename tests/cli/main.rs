@@ -10,6 +10,7 @@ mod exporting;
 mod finetuning;
 mod generating;
 mod measuring;
+mod meshes;
 mod preferring;
 mod refused;
 mod resuming;

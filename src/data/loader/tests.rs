@@ -162,3 +162,30 @@ fn several_sources_are_mixed_by_weight() {
     assert_ne!(mixed.checksum(), alone[0].checksum());
     assert_eq!(mixed.val_tokens(), alone[0].val_tokens() + alone[1].val_tokens());
 }
+
+/// Whatever their number, ranks see the rows of one order, in training and in validation.
+#[test]
+fn parts_of_a_batch_are_the_batch() {
+    let shard = shard(60);
+    let whole = loader(&shard, 6, 5);
+    let mut all = whole.empty_batch();
+    for parts in [1, 2, 3, 6] {
+        let own: Vec<Loader> = (0..parts).map(|i| whole.share(i, parts)).collect();
+        let mut part = own[0].empty_batch();
+        assert_eq!((part.rows(), own[0].val_batches()), (6 / parts, whole.val_batches()));
+        for step in [0, 3, 200] {
+            whole.batch(step, &mut all);
+            let mut rows = all.tokens.chunks(6 / parts * T);
+            for loader in &own {
+                loader.batch(step, &mut part);
+                assert_eq!(Some(&part.tokens[..]), rows.next());
+            }
+            whole.val_batch(step % 2, 2, &mut all);
+            let mut rows = all.targets.chunks(6 / parts * T);
+            for loader in &own {
+                loader.val_batch(step % 2, 2, &mut part);
+                assert_eq!(Some(&part.targets[..]), rows.next());
+            }
+        }
+    }
+}

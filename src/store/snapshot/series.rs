@@ -20,6 +20,16 @@ impl Series {
         Series { folder }
     }
 
+    /// The same, where another rank's process sees to what is half-written.
+    pub fn below(run: &Path) -> Series {
+        Series { folder: run.join("checkpoints") }
+    }
+
+    /// The folder of a step's checkpoint, whether it is there or not.
+    pub fn step(&self, step: u64) -> PathBuf {
+        self.folder.join(format!("step-{step}"))
+    }
+
     /// Their folder.
     pub fn folder(&self) -> &Path {
         &self.folder

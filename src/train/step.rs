@@ -1,0 +1,77 @@
+//! What a step is told, by its recipe, and what it tells.
+
+use super::preferring::Rewards;
+use super::{GroupOptions, Precision, Recipe};
+use crate::optim::{JUDGE, LossScaling, Optimizer, Schedule, Settings};
+use crate::run::Results;
+
+/// What a step reports.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepResult {
+    /// Mean cross entropy in nats a token; of preference pairs, their mean loss.
+    pub loss: f32,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f32,
+    /// Where the loss is scaled: the next step's scale.
+    pub loss_scale: Option<f32>,
+    /// Steps left out so far because a gradient overflowed or was an outlier.
+    pub skipped: u64,
+    /// Whether this one was.
+    pub left_out: bool,
+    /// Of preference pairs.
+    pub rewards: Option<Rewards>,
+}
+
+impl StepResult {
+    pub(super) fn of(results: Results<'_>) -> Self {
+        let first = |name| results.first(name).unwrap_or(f32::NAN);
+        let judged = |index| results.element(JUDGE, index);
+        StepResult {
+            loss: first("loss"),
+            grad_norm: first("grad_norm"),
+            // Without scaling it stays 0.
+            loss_scale: judged(0).filter(|scale| *scale > 0.0),
+            skipped: judged(2).map_or(0, |n| n as u64),
+            left_out: judged(7).is_some_and(|flag| flag > 0.0),
+            rewards: Rewards::of(&results),
+        }
+    }
+}
+
+/// The optimizer of a recipe.
+pub fn optimizer(recipe: &Recipe) -> Optimizer {
+    let own = |group: &GroupOptions| Settings {
+        params: group.params.clone(),
+        rate: group.lr.map_or(1.0, |lr| lr / recipe.lr),
+        weight_decay: group.weight_decay,
+    };
+    Optimizer {
+        rule: recipe.optimizer,
+        beta1: recipe.beta1,
+        beta2: recipe.beta2,
+        epsilon: recipe.epsilon,
+        momentum: recipe.momentum,
+        nesterov: recipe.momentum > 0.0,
+        weight_decay: recipe.weight_decay,
+        max_norm: if recipe.clip > 0.0 { recipe.clip } else { f64::INFINITY },
+        outlier: recipe.recovery.outlier,
+        loss_scaling: (recipe.precision == Precision::Mixed)
+            .then(|| LossScaling { interval: recipe.loss_scale_interval, ..LossScaling::default() }),
+        ema: recipe.ema,
+        settings: recipe.groups.iter().map(own).collect(),
+        update: recipe.update,
+    }
+}
+
+/// The schedule of a recipe.
+pub fn schedule(recipe: &Recipe) -> Schedule {
+    Schedule {
+        shape: recipe.schedule,
+        lr: recipe.lr,
+        min_lr: recipe.lr * recipe.lr_floor,
+        warmup: recipe.warmup_steps(),
+        total: recipe.steps,
+        decay: recipe.decay_steps(),
+        restarts: recipe.restarts,
+    }
+}

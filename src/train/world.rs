@@ -1,0 +1,144 @@
+//! The ranks that a run is shared by, of which this is one. All of them go through the same steps and take the same decisions;
+//! what only one of them can know, the first says to all.
+
+use crate::comm::Communicator;
+use crate::error::{Error, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::sync::Arc;
+
+/// This rank among all of a run; or the only one.
+#[derive(Clone, Default)]
+pub struct World {
+    comm: Option<Arc<dyn Communicator>>,
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rank {} of {}", self.rank(), self.size())
+    }
+}
+
+impl World {
+    /// A run of one rank.
+    pub fn alone() -> World {
+        World::default()
+    }
+
+    /// One of several ranks. Nobody else may call this communicator.
+    pub fn of(comm: Arc<dyn Communicator>) -> World {
+        World { comm: (comm.size() > 1).then_some(comm) }
+    }
+
+    /// How it talks to the others, where there are any.
+    pub fn comm(&self) -> Option<&Arc<dyn Communicator>> {
+        self.comm.as_ref()
+    }
+
+    /// This rank, from 0.
+    pub fn rank(&self) -> usize {
+        self.comm.as_ref().map_or(0, |comm| comm.rank())
+    }
+
+    /// How many ranks there are.
+    pub fn size(&self) -> usize {
+        self.comm.as_ref().map_or(1, |comm| comm.size())
+    }
+
+    /// Whether this is the rank that prints, decides and writes.
+    pub fn is_first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// Tells all others that this rank cannot go on: their calls fail with these words.
+    pub fn abort(&self, why: &str) {
+        self.comm.iter().for_each(|comm| comm.abort(why));
+    }
+
+    /// A number of each rank, in their order, on all of them.
+    ///
+    /// # Errors
+    /// Those of the communicator.
+    pub fn gather(&self, mine: u64) -> Result<Vec<u64>> {
+        let Some(comm) = &self.comm else { return Ok(vec![mine]) };
+        let mut all = vec![0; 8 * comm.size()];
+        comm.all_gather(&mine.to_le_bytes(), &mut all)?;
+        let (words, _) = all.as_chunks::<8>();
+        Ok(words.iter().map(|word| u64::from_le_bytes(*word)).collect())
+    }
+
+    /// Whether this is so on any rank.
+    ///
+    /// # Errors
+    /// Those of the communicator.
+    pub fn any(&self, mine: bool) -> Result<bool> {
+        match self.comm {
+            None => Ok(mine),
+            Some(_) => Ok(self.gather(mine.into())?.contains(&1)),
+        }
+    }
+
+    /// The sum over all ranks, the same to the bit on each.
+    ///
+    /// # Errors
+    /// Those of the communicator.
+    pub fn sum(&self, mine: f64) -> Result<f64> {
+        Ok(self.gather(mine.to_bits())?.into_iter().map(f64::from_bits).sum())
+    }
+
+    /// What the first rank found, which it alone gives, on all ranks; and where it failed, its words.
+    ///
+    /// # Errors
+    /// The first rank's, and those of the communicator.
+    pub fn first<T: Serialize + DeserializeOwned>(&self, mine: Option<Result<T>>) -> Result<T> {
+        let missing = || Error::Rank("the first rank has nothing to say where it should".into());
+        let Some(comm) = &self.comm else { return mine.unwrap_or_else(|| Err(missing())) };
+        let mine = self.is_first().then(|| mine.unwrap_or_else(|| Err(missing())));
+        let mut text = match &mine {
+            Some(found) => {
+                let told = found.as_ref().map_err(Error::to_string);
+                serde_json::to_vec(&told).map_err(|e| Error::Rank(format!("what the first rank found: {e}")))?
+            }
+            None => Vec::new(),
+        };
+        let mut length = (text.len() as u64).to_le_bytes();
+        comm.broadcast(0, &mut length)?;
+        text.resize(u64::from_le_bytes(length) as usize, 0);
+        comm.broadcast(0, &mut text)?;
+        match mine {
+            Some(found) => found,
+            None => serde_json::from_slice::<Result<T, String>>(&text)
+                .map_err(|e| Error::Rank(format!("what the first rank found cannot be read: {e}")))?
+                .map_err(Error::Invalid),
+        }
+    }
+
+    /// Refuses what differs from rank to rank and may not; each has a name, and a hash of what is there.
+    ///
+    /// # Errors
+    /// [`Error::Rank`], the same on all, with the ranks that have another than most.
+    pub fn compare(&self, all: &[(&str, u64)]) -> Result<()> {
+        for (what, mine) in all {
+            let theirs = self.gather(*mine)?;
+            let count = |value: &u64| theirs.iter().filter(|other| *other == value).count();
+            // Of equally many the first rank's.
+            let Some(usual) = theirs.iter().rev().max_by_key(|value| count(value)) else { continue };
+            let others = theirs.iter().enumerate().filter(|(_, value)| *value != usual);
+            let others: Vec<String> = others.map(|(rank, _)| rank.to_string()).collect();
+            if !others.is_empty() {
+                let (ranks, has) = if others.len() == 1 { ("rank", "has") } else { ("ranks", "have") };
+                let others = others.join(", ");
+                return Err(Error::Rank(format!(
+                    "{ranks} {others} {has} {what} other than most of the {}",
+                    self.size()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "world_tests.rs"]
+mod tests;
