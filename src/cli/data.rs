@@ -8,6 +8,7 @@ use crate::data::{
     ShardKind, Tokenizer,
 };
 use crate::store::{Checkpoint, HubPart};
+use crate::train::Recipe;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -226,9 +227,13 @@ fn rows(args: &DataArgs, shard: Shard) -> Result<()> {
     };
     for (name, layout) in layouts {
         let source = LoaderSource { shard: shard.clone(), layout: *layout, weight: 1.0 };
-        let options = LoaderOptions { batch: 2, seq: args.seq, ..LoaderOptions::default() };
+        let lengths = Recipe::default().lengths;
+        let options = LoaderOptions { batch: 2, seq: args.seq, lengths, ..LoaderOptions::default() };
         match Loader::mixed(vec![source], options) {
-            Ok(loader) => loader.counts()[0].told(*layout, args.seq).iter().for_each(|text| say!("{name}{text}")),
+            Ok(loader) => {
+                let told = loader.counts()[0].told(*layout, args.seq);
+                told.into_iter().chain(loader.told()).for_each(|text| say!("{name}{text}"));
+            }
             Err(error) => say!("{name}{error}"),
         }
     }

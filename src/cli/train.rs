@@ -47,6 +47,10 @@ pub struct TrainArgs {
     /// Pack documents into full rows, of which each sees nothing of the others.
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     pack: Option<bool>,
+    /// Rows of examples that are not packed have at most so many lengths, as their tokens suggest; 1: all have --seq
+    /// [default: 4].
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    lengths: Option<usize>,
     /// What to do with documents longer than a row [default: text is split, examples are truncated].
     #[arg(long, value_name = "truncate|drop|split")]
     overlong: Option<Overlong>,
@@ -228,6 +232,7 @@ impl TrainArgs {
         r.model = self.model.clone().or(r.model);
         r.lora = self.lora.over(r.lora);
         put(&self.pack, &mut r.pack);
+        put(&self.lengths, &mut r.lengths);
         put(&self.loss_on, &mut r.loss_on);
         r.overlong = self.overlong.or(r.overlong);
         if !self.data.is_empty() {
@@ -434,7 +439,8 @@ fn writable(folder: &Path, what: &str, advice: &str) -> Result<()> {
 /// The initial model, and every batch as `[B, T+1]` u32 little-endian rows.
 async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Trainer) -> Result<()> {
     save(folder, recipe, prepared, &trainer.subject, &trainer.pages().await?)?;
-    let mut batch = prepared.loader.empty_batch();
+    let loader = prepared.loader.filled_up();
+    let mut batch = loader.empty_batch();
     let mut write = |name: &str, count: u64, fill: &dyn Fn(u64, &mut Batch)| -> Result<()> {
         let mut file = std::io::BufWriter::new(std::fs::File::create(folder.join(name))?);
         for index in 0..count {
@@ -446,7 +452,6 @@ async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Tra
         }
         Ok(file.flush()?)
     };
-    let loader = &prepared.loader;
     let count = trainer.val_batches(recipe.val_sequences);
     write("tokens.bin", recipe.steps * u64::from(recipe.accumulate), &|step, batch| loader.batch(step, batch))?;
     write("val.bin", count, &|index, batch| loader.val_batch(index, count, batch))

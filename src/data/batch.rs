@@ -25,6 +25,13 @@ impl Batch {
         Batch { seq, tokens: all(), targets: all(), starts: all() }
     }
 
+    /// Makes room for rows of `seq` tokens, as many as there are, whose content is then to be filled.
+    pub(super) fn reshape(&mut self, seq: usize) {
+        let all = self.rows() * seq;
+        self.seq = seq;
+        [&mut self.tokens, &mut self.targets, &mut self.starts].into_iter().for_each(|part| part.resize(all, 0));
+    }
+
     /// Rows, B.
     pub fn rows(&self) -> usize {
         self.tokens.len() / self.seq.max(1)

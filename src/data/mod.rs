@@ -12,6 +12,7 @@ mod batch;
 mod corpus;
 mod encoder;
 mod form;
+mod lengths;
 mod loader;
 mod mapped;
 mod mix;

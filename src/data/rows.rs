@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::batch::{IGNORE, Row};
+use super::lengths::GRAIN;
 use super::pack::Bins;
 use super::shard::{MASKED, Shard};
 use crate::base::Rng;
@@ -121,6 +122,7 @@ pub(super) struct Rows {
     seq: usize,
     seed: u64,
     kind: Kind,
+    padded: bool,
     /// Rows an epoch.
     pub train: u64,
     /// Rows held out.
@@ -180,7 +182,8 @@ impl Rows {
         let rows = train + val;
         let counts =
             RowCounts { documents: shard.documents(), rows, tokens: rows * seq as u64, ..RowCounts::default() };
-        Ok(Rows { shard, seq, seed, kind: Kind::Windows, train, val, train_tokens, val_tokens, counts })
+        let (kind, padded) = (Kind::Windows, false);
+        Ok(Rows { shard, seq, seed, kind, padded, train, val, train_tokens, val_tokens, counts })
     }
 
     fn documents(shard: Arc<Shard>, layout: RowLayout, seq: usize, seed: u64, val_fraction: f64) -> Result<Rows> {
@@ -230,12 +233,56 @@ impl Rows {
         }
         (counts.rows, counts.tokens) = (train_rows + val_rows, train_tokens + val_tokens);
         let kind = Kind::Documents { segments, train, val, pairs };
-        Ok(Rows { shard, seq, seed, kind, train: train_rows, val: val_rows, train_tokens, val_tokens, counts })
+        let padded = !matches!(layout, RowLayout::Packed(_));
+        Ok(Rows { shard, seq, seed, kind, padded, train: train_rows, val: val_rows, train_tokens, val_tokens, counts })
     }
 
     /// Whether rows come in pairs.
     pub fn has_pairs(&self) -> bool {
         matches!(self.kind, Kind::Documents { pairs: true, .. })
+    }
+
+    /// Rows that stay together.
+    pub fn each(&self) -> u64 {
+        if self.has_pairs() { 2 } else { 1 }
+    }
+
+    /// Whether a row holds one document, however short.
+    pub fn is_padded(&self) -> bool {
+        self.padded
+    }
+
+    /// Tokens of row `number` before it is filled up; of a pair those of the longer one.
+    pub fn used(&self, number: u64) -> usize {
+        match &self.kind {
+            Kind::Documents { train, .. } if self.padded => {
+                let (unit, bins) = (number / self.each(), train.rows());
+                self.used_in(train, permute(unit % bins, bins, self.seed, unit / bins))
+            }
+            _ => self.seq,
+        }
+    }
+
+    /// The same of a held-out row.
+    pub fn val_used(&self, number: u64) -> usize {
+        match &self.kind {
+            Kind::Documents { val, .. } if self.padded => self.used_in(val, number % self.val / self.each()),
+            _ => self.seq,
+        }
+    }
+
+    fn used_in(&self, bins: &Bins, bin: u64) -> usize {
+        let Kind::Documents { segments, .. } = &self.kind else { return self.seq };
+        let item = bins.row(bin)[0] as usize;
+        segments[item..][..self.each() as usize].iter().map(|segment| segment.slots()).max().unwrap_or(self.seq)
+    }
+
+    /// Adds to `counts[n]` the rows of up to [`GRAIN`]·n tokens, held out or not.
+    pub fn count_used(&self, counts: &mut [u64]) {
+        let Kind::Documents { train, val, .. } = &self.kind else { return };
+        for bins in [train, val] {
+            (0..bins.rows()).for_each(|bin| counts[self.used_in(bins, bin).div_ceil(GRAIN)] += self.each());
+        }
     }
 
     /// Fills row `number` of all epochs, one after another, each in an order of its own.

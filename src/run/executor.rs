@@ -3,10 +3,10 @@
 use super::bind::params_bytes;
 use super::ranks::{self, Ranks};
 use super::recorder::{Doing, Log, Recorder, StepInfo};
-use super::{States, Timing};
+use super::{States, Timing, check_memory};
 use crate::base::{Axis, DType, TensorType};
 use crate::comm::{Communicator, Groups};
-use crate::compile::{BufferKind, Plan, PlanDispatch, Step, Wire, human_bytes};
+use crate::compile::{BufferKind, BufferSpec, Plan, PlanDispatch, Step, Wire};
 use crate::error::{Error, Result};
 use crate::gpu::{BindGroup, Buffer, Compile, Gpu, Pipeline, Range, Readback, Submission, Upload};
 use crate::shader::{Source, assemble};
@@ -83,6 +83,8 @@ pub struct Executor {
     meetings: Vec<Meeting>,
     ranks: Option<Ranks>,
     buffers: Vec<Buffer>,
+    /// Those of them whose content means nothing between runs.
+    arenas: Vec<Buffer>,
     inputs: Vec<Wire>,
     outputs: Vec<(Wire, u64)>,
     input_buffer: Option<usize>,
@@ -109,15 +111,32 @@ impl Executor {
     /// device refuses.
     pub async fn new(gpu: &Gpu, plan: &Plan, states: &mut States) -> Result<Executor> {
         check_memory(gpu, &[plan], states)?;
-        let mut buffers = Vec::new();
+        Executor::over(gpu, plan, states, &[]).await
+    }
+
+    /// The same, whose runs take turns with those of `other` and use its scratch memory as far as that reaches:
+    /// [`super::bytes_beside`] says what is allocated besides.
+    ///
+    /// # Errors
+    /// If the device refuses.
+    pub async fn beside(gpu: &Gpu, plan: &Plan, states: &mut States, other: &Executor) -> Result<Executor> {
+        Executor::over(gpu, plan, states, &other.arenas).await
+    }
+
+    async fn over(gpu: &Gpu, plan: &Plan, states: &mut States, arenas: &[Buffer]) -> Result<Executor> {
+        let (mut buffers, mut theirs) = (Vec::new(), arenas.iter());
         let mut allocated = 0;
         for (i, spec) in plan.buffers.iter().enumerate() {
-            buffers.push(match &spec.kind {
-                BufferKind::State(name) => states.buffer(name, spec.bytes).await?,
+            let lent = if spec.kind == BufferKind::Arena { theirs.next() } else { None };
+            buffers.push(match (&spec.kind, lent.filter(|arena| arena.bytes() >= spec.bytes)) {
+                (BufferKind::State(name), _) => states.buffer(name, spec.bytes).await?,
+                (_, Some(arena)) => arena.clone(),
                 _ => gpu.storage(&format!("buffer {i}"), spec.bytes).await?,
             });
             allocated += buffers[i].bytes();
         }
+        let is_arena = |(spec, _): &(&BufferSpec, &Buffer)| spec.kind == BufferKind::Arena;
+        let arenas = plan.buffers.iter().zip(&buffers).filter(is_arena).map(|(_, buffer)| buffer.clone()).collect();
         for (wire, bytes) in &plan.constants {
             gpu.write(&buffers[wire.buffer], wire.offset, bytes).await?;
         }
@@ -144,6 +163,7 @@ impl Executor {
             meetings,
             ranks: None,
             buffers,
+            arenas,
             inputs,
             outputs,
             input_buffer,
@@ -353,29 +373,6 @@ async fn meet(
 /// A run's output as f32.
 pub fn f32s(outputs: &Outputs, name: &str) -> Vec<f32> {
     outputs.get(name).map_or_else(Vec::new, |bytes| bytemuck::pod_collect_to_vec(bytes))
-}
-
-/// Bytes of all buffers of plans together, each state counted once, and those not that are `there` already.
-pub fn device_bytes<'a>(plans: impl IntoIterator<Item = &'a Plan>, there: &dyn Fn(&str) -> bool) -> u64 {
-    let mut seen = std::collections::BTreeSet::new();
-    let buffers = plans.into_iter().flat_map(|plan| &plan.buffers);
-    buffers.filter(|b| !matches!(&b.kind, BufferKind::State(n) if there(n) || !seen.insert(n))).map(|b| b.bytes).sum()
-}
-
-/// Refuses plans that together, each state counted once, want more than the adapter's memory, where that is known.
-///
-/// # Errors
-/// [`Error::Memory`] with the bytes wanted and had.
-pub fn check_memory(gpu: &Gpu, plans: &[&Plan], states: &States) -> Result<()> {
-    let Some(memory) = gpu.limits().memory_bytes else { return Ok(()) };
-    let wanted = device_bytes(plans.iter().copied(), &|name| states.contains(name));
-    let had = memory.saturating_sub(states.bytes());
-    if wanted <= had {
-        return Ok(());
-    }
-    let what = format!("the plan ({} of {} that are free)", human_bytes(wanted), human_bytes(had));
-    let advice = "choose a smaller model, --batch or --seq; `danlu plan` shows what takes the room".to_string();
-    Err(Error::Memory { what, wanted, had, adapter: gpu.report().name.clone(), advice })
 }
 
 /// Pipelines, compiled on all cores, and for each dispatch its bind group; and the meetings between them.

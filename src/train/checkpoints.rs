@@ -33,6 +33,9 @@ impl Default for CheckpointOptions {
 pub struct Progress {
     /// Steps done.
     pub step: u64,
+    /// Tokens computed in them.
+    #[serde(default)]
+    pub tokens: u64,
     /// Where the data stand.
     pub loader: LoaderState,
     /// What the schedule's rate is multiplied by: below 1 after divergences.
@@ -55,6 +58,7 @@ impl Default for Progress {
     fn default() -> Self {
         Progress {
             step: 0,
+            tokens: 0,
             loader: LoaderState::default(),
             rate_scale: 1.0,
             rollbacks: 0,

@@ -33,8 +33,8 @@ impl Pace {
 /// Speed over the last steps.
 pub(super) struct Speed {
     began: Instant,
-    /// When the last steps were done; the first of them may be the end of a pause.
-    recent: VecDeque<Instant>,
+    /// When the last steps were done, and their tokens; the first of them may be the end of a pause.
+    recent: VecDeque<(Instant, u64)>,
     limit: Option<Pace>,
     /// Operations of the model for a token.
     flops: f64,
@@ -43,22 +43,24 @@ pub(super) struct Speed {
 impl Speed {
     pub(super) fn new(limit: Option<Pace>, flops: f64) -> Speed {
         let began = Instant::now();
-        Speed { began, recent: VecDeque::from([began]), limit, flops }
+        Speed { began, recent: VecDeque::from([(began, 0)]), limit, flops }
     }
 
     /// Forgets the last steps, after a pause that ends now.
     pub(super) fn pause(&mut self, now: Instant) {
         self.recent.clear();
-        self.recent.push_back(now);
+        self.recent.push_back((now, 0));
     }
 
-    /// Seconds of a step, over the last of them; one is done now.
-    fn per_step(&mut self, now: Instant) -> f64 {
-        self.recent.push_back(now);
+    /// Seconds and tokens of a step, over the last of them; one is done now.
+    fn per_step(&mut self, now: Instant, tokens: u64) -> (f64, f64) {
+        self.recent.push_back((now, tokens));
         if self.recent.len() > WINDOW {
             self.recent.pop_front();
         }
-        now.duration_since(self.recent[0]).as_secs_f64() / (self.recent.len() - 1) as f64
+        let steps = (self.recent.len() - 1) as f64;
+        let tokens: u64 = self.recent.iter().skip(1).map(|(_, tokens)| tokens).sum();
+        (now.duration_since(self.recent[0].0).as_secs_f64() / steps, tokens as f64 / steps)
     }
 
     /// Seconds since the first step of this process.
@@ -68,9 +70,11 @@ impl Speed {
 
     /// What is told of a step that is done.
     pub(super) fn step(&mut self, result: StepResult, smoothed_loss: f64, trainer: &Trainer) -> Event {
-        let per_step = self.per_step(Instant::now());
+        let (per_step, tokens) = self.per_step(Instant::now(), result.tokens);
+        // Of shorter rows a step's limit is lower, by about as much.
+        let share = tokens / trainer.tokens_per_step() as f64;
         let step = trainer.progress.step;
-        let tokens_per_second = trainer.tokens_per_step() as f64 / per_step;
+        let tokens_per_second = tokens / per_step;
         Event::Step {
             step,
             loss: result.loss,
@@ -80,9 +84,9 @@ impl Speed {
             loss_scale: result.loss_scale,
             skipped: Some(result.skipped),
             rewards: result.rewards,
-            tokens: trainer.tokens_per_step() * step,
+            tokens: trainer.progress.tokens,
             tokens_per_second,
-            roofline: self.limit.map(|limit| limit.step_seconds / per_step),
+            roofline: self.limit.map(|limit| limit.step_seconds * share / per_step),
             mfu: self.limit.map(|limit| tokens_per_second * self.flops / limit.flops_per_second),
             data_wait: trainer.data_wait(),
         }
@@ -99,10 +103,10 @@ mod tests {
         let mut speed = Speed::new(None, 1.0);
         let at = |seconds: u64| speed.began + Duration::from_secs(seconds);
         let (first, second, ended, third, fourth) = (at(2), at(4), at(104), at(105), at(106));
-        assert_eq!([speed.per_step(first), speed.per_step(second)], [2.0, 2.0]);
+        assert_eq!([speed.per_step(first, 8), speed.per_step(second, 4)], [(2.0, 8.0), (2.0, 6.0)]);
         speed.pause(ended);
-        assert_eq!([speed.per_step(third), speed.per_step(fourth)], [1.0, 1.0]);
-        let last: Vec<f64> = (1..=30).map(|i| speed.per_step(fourth + Duration::from_secs(3 * i))).collect();
+        assert_eq!([speed.per_step(third, 8), speed.per_step(fourth, 8)], [(1.0, 8.0), (1.0, 8.0)]);
+        let last: Vec<f64> = (1..=30).map(|i| speed.per_step(fourth + Duration::from_secs(3 * i), 8).0).collect();
         assert_eq!((last[0], last[29]), (5.0 / 3.0, 3.0));
     }
 }

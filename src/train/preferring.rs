@@ -192,9 +192,8 @@ impl Trainer {
         damaged.into_iter().for_each(|text| observer.event(&Event::Note { text }));
         let loader = self.loader.loader().clone();
         // One epoch has all pairs; of several sources each has its own.
-        let epoch = loader.rows_per_epoch().div_ceil(recipe.sequences() as u64);
         let batches = recipe.steps * u64::from(recipe.accumulate);
-        let batches = if loader.counts().len() == 1 { batches.min(epoch) } else { batches };
+        let batches = if loader.counts().len() == 1 { batches.min(loader.batches_per_epoch()) } else { batches };
         let (count, pairs) = (self.val_batches(recipe.val_sequences), recipe.batch as u64);
         let (mut batch, mut computed) = (loader.empty_batch(), 0);
         let (began, mut kept) = (Instant::now(), Instant::now());
@@ -233,11 +232,12 @@ impl Trainer {
     /// The log-probability of each answer of a batch, by the model as it is.
     async fn answers(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         // What it is compared with does not matter here.
-        set(&mut self.eval, batch)?;
-        self.eval.submit().await?;
+        let eval = self.eval(batch.seq)?;
+        set(eval, batch)?;
+        eval.submit().await?;
         let rows = batch.rows();
         let answer = |results: &Results<'_>, row| results.element(ANSWERS, row).unwrap_or(f32::NAN);
-        let answers: Vec<f32> = self.eval.read(|results| (0..rows).map(|row| answer(&results, row)).collect()).await?;
+        let answers: Vec<f32> = eval.read(|results| (0..rows).map(|row| answer(&results, row)).collect()).await?;
         if answers.iter().any(|answer| !answer.is_finite()) {
             let message =
                 "the model that training begins with gives no number for an answer, so that there is no reference";

@@ -233,11 +233,14 @@ fn load(
         seq: recipe.seq,
         seed: recipe.seed,
         val_fraction: recipe.val_fraction,
+        // Ranks are to give the bits of as many batches.
+        lengths: if recipe.mesh.ranks() > 1 { 1 } else { recipe.lengths },
     };
     let loader = Loader::mixed(sources, options)?;
     for (counts, layout) in loader.counts().iter().zip(layouts) {
         counts.told(layout, recipe.seq).into_iter().for_each(|text| observer.event(&Event::Note { text }));
     }
+    loader.told().into_iter().for_each(|text| observer.event(&Event::Note { text }));
     Ok(loader)
 }
 

@@ -55,6 +55,8 @@ pub struct Recipe {
     /// Whether documents are packed into full rows, of which each sees nothing of the others. Without it running text is cut
     /// into windows, and every example has a row of its own.
     pub pack: bool,
+    /// Examples that are not packed have rows of at most so many lengths, as their tokens suggest; 1: all have `seq`.
+    pub lengths: usize,
     /// What is done with documents longer than a row; if not given, running text is split and examples are truncated.
     pub overlong: Option<Overlong>,
     /// Which tokens of a conversation are to be predicted.
@@ -172,6 +174,7 @@ impl Default for Recipe {
             model: None,
             data: DataSources::default(),
             pack: false,
+            lengths: 4,
             overlong: None,
             loss_on: LossOn::Assistant,
             tokenizer: None,
@@ -307,6 +310,7 @@ impl Recipe {
             ("accumulate", u64::from(self.accumulate)),
             ("loss_scale_interval", u64::from(self.loss_scale_interval)),
             ("eval_limit", self.eval_limit as u64),
+            ("lengths", self.lengths as u64),
         ];
         for (key, value) in counts {
             if value == 0 {

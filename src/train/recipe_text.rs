@@ -10,6 +10,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ("model", "a model to go on with: a Hugging Face folder or a GGUF file"),
     ("data", "text, JSONL, or a folder of them; without it, embedded stories"),
     ("pack", "whether documents are packed into full rows"),
+    ("lengths", "not packed: at most so many lengths of rows; 1: all are seq"),
     ("loss_on", "of conversations: \"assistant\", or \"all\""),
     ("overlong", "examples longer than a row: \"truncate\", \"drop\" or \"split\""),
     ("tokenizer", "a tokenizer.json; without it, a BPE is trained on the data"),

@@ -216,6 +216,7 @@ impl<'a> Session<'a> {
     fn count(&mut self, result: StepResult) {
         let progress = &mut self.trainer.progress;
         progress.step += 1;
+        progress.tokens += result.tokens;
         progress.skipped_in_row =
             if Verdict::of(&result) == Verdict::LeftOut { progress.skipped_in_row + 1 } else { 0 };
         progress.seconds = self.earlier + self.speed.seconds();

@@ -20,6 +20,8 @@ pub struct StepResult {
     pub left_out: bool,
     /// Of preference pairs.
     pub rewards: Option<Rewards>,
+    /// Tokens that were computed, those that fill up rows among them.
+    pub tokens: u64,
 }
 
 impl StepResult {
@@ -34,6 +36,7 @@ impl StepResult {
             skipped: judged(2).map_or(0, |n| n as u64),
             left_out: judged(7).is_some_and(|flag| flag > 0.0),
             rewards: Rewards::of(&results),
+            tokens: 0,
         }
     }
 }

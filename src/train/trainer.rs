@@ -10,7 +10,7 @@ use crate::gpu::Gpu;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, DROPOUT, PARAMETERS, ParamLayout};
 use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule};
-use crate::run::{Choice, Choices, Executor, Recorder, States, check_memory, device_bytes};
+use crate::run::{Choice, Choices, Executor, Recorder, States, bytes_beside, check_memory, device_bytes};
 use crate::store::snapshot::{Snapshot, StateSize};
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -38,11 +38,15 @@ pub struct Trainer {
     optimizer: Optimizer,
     schedule: Schedule,
     seed: u64,
-    train: Executor,
+    /// By the length of their rows, ascending.
+    runs: Vec<Run>,
+    /// Of which of them batches are under way, the oldest first.
+    under_way: VecDeque<usize>,
+    /// Tokens of the steps that are.
+    tokens: VecDeque<u64>,
     /// What follows the batches of a step, where there are several.
     apply: Option<Executor>,
     batches: u32,
-    pub(super) eval: Executor,
     pub(super) loader: Prefetch,
     /// Of pairs, what the model that training began with says of them.
     pub(super) references: Option<References>,
@@ -55,6 +59,16 @@ pub struct Trainer {
     data_wait: f64,
     world: World,
 }
+
+/// A step and validation of one length of rows.
+struct Run {
+    seq: usize,
+    train: Executor,
+    eval: Executor,
+}
+
+/// Batches under way at most.
+const UNDER_WAY: usize = 2;
 
 /// Refuses a run that is too big for the adapter, before anything is allocated or measured.
 ///
@@ -126,18 +140,28 @@ impl Trainer {
         let optimizer = optimizer(recipe);
         let theirs: Vec<Choice> = if world.is_first() { Vec::new() } else { world.first(None)? };
         let mut choices = Choices::new(&theirs, chooser);
-        let mut planned =
-            settle(&mut choices, |chooser| plans(&prepared.config, recipe, base, gpu.limits(), chooser)).await;
+        let of_length = |seq: &usize| Recipe { seq: *seq, ..recipe.clone() };
+        let recipes: Vec<Recipe> = prepared.loader.lengths().iter().map(of_length).collect();
+        let mut planned = settle(&mut choices, |chooser| {
+            recipes
+                .iter()
+                .map(|recipe| plans(&prepared.config, recipe, base, gpu.limits(), chooser))
+                .collect::<Result<Vec<_>>>()
+        })
+        .await;
         let kernels = choices.made();
         if world.is_first() {
             let told = planned.as_ref().map(|_| kernels.clone()).map_err(|e| Error::Invalid(e.to_string()));
             let told = world.first(Some(told));
             planned = planned.and_then(|plans| told.map(|_| plans));
         }
-        let Plans { train: plan, apply, eval, fit } = planned?;
+        let mut shorter = planned?;
+        let Plans { train: plan, apply, eval: eval_plan, fit } = shorter.pop().expect("rows have a length");
         fit.as_ref().map_or(Ok(()), Fit::check)?;
         let mut states = States::new(gpu);
-        let device_bytes = device_bytes([&plan, &eval].into_iter().chain(&apply), &|_| false);
+        let own = device_bytes([&plan, &eval_plan].into_iter().chain(&apply), &|_| false);
+        let more = |plans: &Plans| bytes_beside(&plans.train, &plan) + bytes_beside(&plans.eval, &eval_plan);
+        let device_bytes = own + shorter.iter().map(more).sum::<u64>();
         let train = Executor::new(gpu, &plan, &mut states).await?;
         let mut apply_run = match &apply {
             Some(plan) => Some(Executor::new(gpu, plan, &mut states).await?),
@@ -150,9 +174,16 @@ impl Trainer {
         let averages = optimizer.ema > 0.0;
         let shown = |states: &States| if averages { states.renamed(EMA, PARAMETERS) } else { states.clone() };
         let eval = match averages {
-            true => Executor::new(gpu, &eval, &mut shown(&states)).await?,
-            false => Executor::new(gpu, &eval, &mut states).await?,
+            true => Executor::new(gpu, &eval_plan, &mut shown(&states)).await?,
+            false => Executor::new(gpu, &eval_plan, &mut states).await?,
         };
+        let mut runs = Vec::new();
+        for (plans, &seq) in shorter.iter().zip(prepared.loader.lengths()) {
+            let train = Executor::beside(gpu, &plans.train, &mut states, &train).await?;
+            let eval = Executor::beside(gpu, &plans.eval, &mut shown(&states), &eval).await?;
+            runs.push(Run { seq, train, eval });
+        }
+        runs.push(Run { seq: prepared.loader.longest(), train, eval });
         begin(&mut states, &subject, base, recipe.seed).await?;
         for i in (0..subject.layout.pages().len()).filter(|_| averages) {
             let page = states.read(&format!("{PARAMETERS}.{i}")).await?;
@@ -178,10 +209,11 @@ impl Trainer {
             optimizer,
             schedule: schedule(recipe),
             seed: recipe.seed,
-            train,
+            runs,
+            under_way: VecDeque::with_capacity(UNDER_WAY),
+            tokens: VecDeque::with_capacity(UNDER_WAY),
             apply: apply_run,
             batches: recipe.accumulate,
-            eval,
             loader,
             references: None,
             rewards: VecDeque::new(),
@@ -197,7 +229,11 @@ impl Trainer {
 
     /// From now on tells `recorder` what every step does when; with `None` no longer.
     pub fn record(&mut self, recorder: Option<&Recorder>) {
-        self.train.record(recorder, "train step");
+        let longest = self.runs.len() - 1;
+        for (i, run) in self.runs.iter_mut().enumerate() {
+            let of = if i == longest { String::new() } else { format!(" of {} tokens a row", run.seq) };
+            run.train.record(recorder, &format!("train step{of}"));
+        }
     }
 
     /// Steps submitted so far.
@@ -246,12 +282,14 @@ impl Trainer {
                 ),
             ));
         }
-        for run in [Some(&mut self.train), self.apply.as_mut()].into_iter().flatten() {
-            while run.pending() > 0 {
-                run.read(|_| ()).await?;
-            }
+        while !self.under_way.is_empty() {
+            self.take().await?;
+        }
+        while self.apply.as_ref().is_some_and(|apply| apply.pending() > 0) {
+            self.apply.as_mut().expect("there is one").read(|_| ()).await?;
         }
         self.rewards.clear();
+        self.tokens.clear();
         for piece in snapshot.pieces() {
             let (state, offset, bytes) = piece?;
             self.states.write(state, offset, &bytes).await?;
@@ -269,23 +307,29 @@ impl Trainer {
     pub async fn submit(&mut self) -> Result<()> {
         self.data_wait = 0.0;
         let hyper = self.optimizer.hyper(self.rate(self.submitted));
+        let mut tokens = 0;
         for index in 0..self.batches {
+            if self.apply.is_some() && self.under_way.len() == UNDER_WAY {
+                self.take().await?;
+            }
             let asked = Instant::now();
             // As far as there is dropout: what it leaves out depends on seed and batch alone, whoever computes which rows.
             let seed = (self.seed ^ (self.seed >> 32)) as u32;
             let seed = [seed, self.loader.state().step as u32, self.world.rank() as u32];
             let batch = self.loader.next_batch();
             self.data_wait += asked.elapsed().as_secs_f64();
-            if self.apply.is_some() && self.train.is_full() {
-                self.rewards.extend(self.train.read(|results| Rewards::of(&results)).await?);
-            }
-            set(&mut self.train, batch)?;
-            refer(&mut self.train, batch, self.references.as_ref())?;
-            self.train.set(DROPOUT, &seed)?;
-            self.train.set(HYPER, &hyper)?;
-            self.train.set(KEEP, &[f32::from(u8::from(index > 0))])?;
-            self.train.submit().await?;
+            tokens += batch.tokens.len() as u64;
+            let at = self.runs.iter().position(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
+            let train = &mut self.runs[at].train;
+            set(train, batch)?;
+            refer(train, batch, self.references.as_ref())?;
+            train.set(DROPOUT, &seed)?;
+            train.set(HYPER, &hyper)?;
+            train.set(KEEP, &[f32::from(u8::from(index > 0))])?;
+            train.submit().await?;
+            self.under_way.push_back(at);
         }
+        self.tokens.push_back(tokens);
         if let Some(apply) = &mut self.apply {
             apply.set(HYPER, &hyper)?;
             apply.submit().await?;
@@ -299,15 +343,31 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub async fn result(&mut self) -> Result<StepResult> {
-        let Some(apply) = &mut self.apply else { return self.train.read(StepResult::of).await };
-        let mut result = apply.read(StepResult::of).await?;
+        let tokens = self.tokens.pop_front().unwrap_or(0) * self.world.size() as u64;
+        let Some(apply) = &mut self.apply else {
+            let at = self.under_way.pop_front().ok_or_else(|| Error::Graph("no step is under way".into()))?;
+            return Ok(StepResult { tokens, ..self.runs[at].train.read(StepResult::of).await? });
+        };
+        let mut result = StepResult { tokens, ..apply.read(StepResult::of).await? };
         if self.references.is_some() {
             while self.rewards.len() < self.batches as usize {
-                self.rewards.extend(self.train.read(|results| Rewards::of(&results)).await?);
+                self.take().await?;
             }
             result.rewards = Rewards::mean(self.rewards.drain(..self.batches as usize));
         }
         Ok(result)
+    }
+
+    /// Takes the results of the oldest batch that is under way.
+    async fn take(&mut self) -> Result<()> {
+        let Some(at) = self.under_way.pop_front() else { return Ok(()) };
+        self.rewards.extend(self.runs[at].train.read(|results| Rewards::of(&results)).await?);
+        Ok(())
+    }
+
+    /// Validation of rows of this length.
+    pub(super) fn eval(&mut self, seq: usize) -> Result<&mut Executor> {
+        self.runs.iter_mut().find(|run| run.seq == seq).map(|run| &mut run.eval).ok_or_else(unknown_length)
     }
 
     /// Mean loss over the targets of held-out batches, the same `count` every time; of preference pairs over these, with their
@@ -319,10 +379,12 @@ impl Trainer {
         let (mut sum, mut counted, mut rewards) = (0.0, 0, Vec::new());
         for index in 0..count {
             self.loader.loader().val_batch(index, count, &mut self.val_batch);
-            set(&mut self.eval, &self.val_batch)?;
-            refer(&mut self.eval, &self.val_batch, self.references.as_ref())?;
-            self.eval.submit().await?;
-            let result = self.eval.read(StepResult::of).await?;
+            let batch = &self.val_batch;
+            let run = self.runs.iter_mut().find(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
+            set(&mut run.eval, batch)?;
+            refer(&mut run.eval, batch, self.references.as_ref())?;
+            run.eval.submit().await?;
+            let result = run.eval.read(StepResult::of).await?;
             rewards.extend(result.rewards);
             // Batches hold equally many pairs.
             let weight = if result.rewards.is_some() { 1 } else { self.val_batch.counted() };
@@ -356,9 +418,10 @@ impl Trainer {
         Ok(pages)
     }
 
-    /// Tokens of one step, over all ranks.
+    /// Tokens of one step of the longest rows, over all ranks.
     pub fn tokens_per_step(&self) -> u64 {
-        self.val_batch.tokens.len() as u64 * u64::from(self.batches) * self.world.size() as u64
+        let own = (self.val_batch.rows() * self.loader.loader().longest()) as u64 * u64::from(self.batches);
+        own * self.world.size() as u64
     }
 
     /// The ranks of which this is one.
@@ -383,6 +446,10 @@ impl Trainer {
         }
         Ok(hasher.finish())
     }
+}
+
+fn unknown_length() -> Error {
+    Error::Graph("a batch has rows of a length that no plan is of".into())
 }
 
 /// Gives the states what they hold before the first step.

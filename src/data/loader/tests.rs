@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::*;
-use crate::data::{Corpus, Encoder, LossOn, Tokenizer};
+use crate::data::{Corpus, Encoder, IGNORE, LossOn, Tokenizer};
 
 const T: usize = 32;
 
@@ -187,5 +187,75 @@ fn parts_of_a_batch_are_the_batch() {
                 assert_eq!(Some(&part.targets[..]), rows.next());
             }
         }
+    }
+}
+
+/// A loader of examples whose answers are of very different lengths.
+fn examples(batch: usize, lengths: usize) -> Loader {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |i: usize| {
+        let answer =
+            ["ab", "abcdefghijklmnopqrst", "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz"][i * i % 7 % 3];
+        format!("{{\"prompt\": \"{i:03}\", \"completion\": \"{answer}\"}}\n")
+    };
+    std::fs::write(dir.path().join("d.jsonl"), (0..300).map(line).collect::<String>()).unwrap();
+    let corpus = Corpus::open(dir.path().join("d.jsonl")).unwrap();
+    let tokenizer = Tokenizer::train(["x"].into_iter(), 257).unwrap();
+    let encoder = Encoder::new(&tokenizer, &corpus, LossOn::Assistant).unwrap();
+    let shard = Arc::new(Shard::build(dir.path().join("s"), &corpus, &encoder, &mut |_, _| {}).unwrap());
+    let source = LoaderSource { shard, layout: RowLayout::Padded(Default::default()), weight: 1.0 };
+    let options = LoaderOptions { batch, seq: 128, lengths, ..Default::default() };
+    Loader::mixed(vec![source], options).unwrap()
+}
+
+/// What the rows of some batches predict, sorted, and how many tokens they are.
+fn predicted(loader: &Loader, batches: u64, fill: impl Fn(u64, &mut Batch)) -> (Vec<Vec<u32>>, u64) {
+    let (mut rows, mut tokens, mut batch) = (Vec::new(), 0, loader.empty_batch());
+    for index in 0..batches {
+        fill(index, &mut batch);
+        tokens += batch.tokens.len() as u64;
+        let longest = batch.targets.chunks(batch.seq).filter_map(|row| row.iter().rposition(|&t| t != IGNORE)).max();
+        let holds = loader.lengths().iter().find(|&&length| length > longest.unwrap());
+        assert_eq!(Some(&batch.seq), holds, "the shortest length that holds the batch");
+        for (tokens, targets) in batch.tokens.chunks(batch.seq).zip(batch.targets.chunks(batch.seq)) {
+            let end = targets.iter().rposition(|&t| t != IGNORE).unwrap() + 1;
+            rows.push([&tokens[..end], &targets[..end]].concat());
+        }
+    }
+    rows.sort();
+    (rows, tokens)
+}
+
+#[test]
+fn shorter_rows_hold_the_same_and_cost_less() {
+    for batch in [1, 4] {
+        let (plain, short) = (examples(batch, 1), examples(batch, 4));
+        assert_eq!(plain.lengths(), [128]);
+        assert!(short.lengths().len() == 3 && short.longest() < 128, "{:?}", short.lengths());
+        let count = short.batches_per_epoch();
+        assert!(count * batch as u64 >= short.rows_per_epoch());
+        let (all, tokens) = predicted(&plain.filled_up(), count, |step, batch| plain.batch(step, batch));
+        let (same, fewer) = predicted(&short, count, |step, batch| short.batch(step, batch));
+        assert!(all == same, "the same rows, each as often");
+        assert!(3 * fewer < tokens, "{fewer} of {tokens}");
+        let (all, _) = predicted(&plain, 3, |index, batch| plain.val_batch(index, 3, batch));
+        assert!(all == predicted(&short, 3, |index, batch| short.val_batch(index, 3, batch)).0);
+        let told = short.told().unwrap();
+        assert!(
+            told.starts_with("rows are filled up to 16, ") && told.contains(" % fewer are computed than with 128"),
+            "{told}"
+        );
+        assert_eq!(plain.told(), None);
+        // What is dumped for others has one length.
+        let mut whole = short.filled_up().empty_batch();
+        short.filled_up().batch(0, &mut whole);
+        assert_eq!(whole.seq, 128);
+        // A position is a step here too.
+        let mut resumed = short.clone();
+        resumed.restore(LoaderState { step: 70 });
+        let (mut next, mut there) = (short.empty_batch(), short.empty_batch());
+        resumed.next_batch(&mut next);
+        short.batch(70, &mut there);
+        assert_eq!(next, there);
     }
 }

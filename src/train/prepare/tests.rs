@@ -63,7 +63,7 @@ fn pairs_are_for_preferences_and_nothing_else_is() {
     for _ in 0..12 {
         loader.next_batch(&mut batch);
         let said = |row: usize| {
-            let targets = &batch.targets[row * 48..(row + 1) * 48];
+            let targets = &batch.targets[row * batch.seq..(row + 1) * batch.seq];
             let ids: Vec<u32> = targets.iter().copied().filter(|&t| t != crate::data::IGNORE).collect();
             tokenizer.decode(&ids).unwrap().trim().to_string()
         };
