@@ -1,8 +1,8 @@
-// embedding: y[row] = table[tokens[row]] for the rows whose token this dispatch holds; zeros for tokens outside the
+// embedding: y[row] = table[tokens[row] - shift] for the rows whose token this dispatch holds; zeros for tokens outside the
 // vocabulary. One lane four elements of a row, the last of which may stand beyond it.
 struct Params {
     first_row: u32, count: u32, columns: u32, row_table: u32, vocab: u32, first_token: u32, end_token: u32,
-    skip_table: u32, skip_y: u32,
+    skip_table: u32, skip_y: u32, shift: u32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> table: array<u32>;
@@ -24,7 +24,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     let row = i / fours;
     let column = i % fours * 4u;
-    let token = tokens[params.first_row + row];
+    // Of tokens before the table's first the difference is beyond its last.
+    let token = tokens[params.first_row + row] - params.shift;
     var v = vec4<f32>();
     if token >= params.first_token && token < params.end_token {
         v = weight4(params.skip_table + (token - params.first_token) * params.row_table, column, params.columns);

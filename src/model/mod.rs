@@ -12,6 +12,7 @@ mod presets;
 mod rope;
 mod source;
 mod specs;
+mod split;
 mod write;
 
 pub use config::{Biases, Experts, LayerConfig, MOST_PARAMETERS, ModelConfig};

@@ -1,6 +1,6 @@
 //! Parameters that only serve: states in whatever dtype their file has, where training keeps flat pages of f32.
 
-use super::{ParamLayout, Params};
+use super::{ParamLayout, Params, Parts};
 use crate::base::TensorType;
 use crate::error::Result;
 use crate::graph::{Graph, Slice};
@@ -13,11 +13,20 @@ pub trait Declare: Send + Sync {
     /// # Errors
     /// If a view does not fit, which would be a bug of the layout.
     fn declare(&self, g: &mut Graph) -> Result<Params>;
+
+    /// Where what is declared are a rank's parts of the parameters: which.
+    fn parts(&self) -> Option<&Parts> {
+        None
+    }
 }
 
 impl Declare for ParamLayout {
     fn declare(&self, g: &mut Graph) -> Result<Params> {
         ParamLayout::declare(self, g)
+    }
+
+    fn parts(&self) -> Option<&Parts> {
+        ParamLayout::parts(self)
     }
 }
 

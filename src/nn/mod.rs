@@ -6,6 +6,7 @@ mod layers;
 mod lora;
 mod moe;
 mod params;
+mod parts;
 
 pub use attention::{AttentionKind, AttentionWeights, Heads, KvCache, Positions, attention};
 pub use frozen::{Declare, Frozen};
@@ -13,3 +14,4 @@ pub use layers::{Linear, MlpWeights, linear, mlp, rms_norm};
 pub use lora::{Adapted, Adapter, BaseDtype, DROPOUT, Gain, Lora, LoraConfig, LoraModule, names_match};
 pub use moe::{MoeKind, MoeWeights, Routing, load_balancing_loss, moe, router_z_loss};
 pub use params::{Group, Init, PARAMETERS, Page, ParamLayout, ParamSpec, Params};
+pub use parts::Parts;

@@ -1,7 +1,7 @@
 //! Parameters: what they are, and where each lies in the few flat pages that the device keeps. The optimizer works on
 //! whole pages; layers see one view for each parameter.
 
-use super::{Adapter, Linear};
+use super::{Adapter, Linear, Parts};
 use crate::base::{Rng, Shape, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Slice, Value};
@@ -119,6 +119,7 @@ pub struct ParamLayout {
     specs: Vec<ParamSpec>,
     pages: Vec<Page>,
     places: HashMap<String, (usize, usize)>,
+    parts: Option<Arc<Parts>>,
 }
 
 /// The parameters in one graph.
@@ -229,7 +230,17 @@ impl ParamLayout {
         };
         let places: HashMap<_, _> = pages.iter().enumerate().flat_map(place).collect();
         assert_eq!(places.len(), ordered.len(), "two parameters share a name");
-        ParamLayout { specs: ordered, pages, places }
+        ParamLayout { specs: ordered, pages, places, parts: None }
+    }
+
+    /// The same layout, of a rank's parts of a model's parameters: its specs are [`Parts::specs`].
+    pub fn of_parts(self, parts: Parts) -> Self {
+        ParamLayout { parts: Some(Arc::new(parts)), ..self }
+    }
+
+    /// Where these are a rank's parts of the parameters of a model: which.
+    pub fn parts(&self) -> Option<&Parts> {
+        self.parts.as_deref()
     }
 
     /// The parameters, decayed ones first.
@@ -291,11 +302,19 @@ impl ParamLayout {
         self.pages.iter().map(|page| vec![0.0; page.elements]).collect()
     }
 
-    /// Fresh parameters. Each is a function of the seed and its own name, whatever the layout.
+    /// Fresh parameters. Each is a function of the seed and its own name, whatever the layout; of a part, the part of that.
     pub fn init(&self, seed: u64) -> Vec<Vec<f32>> {
         let mut pages = self.zeros();
         let all: Vec<_> = self.tensors_mut(&mut pages);
-        all.into_par_iter().for_each(|(spec, data)| fill(spec, seed, data));
+        let whole = |spec: &ParamSpec| self.parts().and_then(|parts| Some((parts, parts.spec(&spec.name)?)));
+        all.into_par_iter().for_each(|(spec, data)| match whole(spec) {
+            Some((parts, whole)) if whole.shape != spec.shape => {
+                let mut all = vec![0.0; whole.shape.elements()];
+                fill(whole, seed, &mut all);
+                data.copy_from_slice(&parts.cut(whole, &all));
+            }
+            _ => fill(spec, seed, data),
+        });
         pages
     }
 

@@ -11,7 +11,7 @@ use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
 pub const IGNORE: u32 = u32::MAX;
 
 /// The target logit of a row whose target has not been seen yet.
-const UNSEEN: f64 = -3.0e38;
+pub(super) const UNSEEN: f64 = -3.0e38;
 
 /// Folds logits `[R,N]` of the words start .. start + N into statistics `[R,3]`: largest logit so far, sum of
 /// exp(logit - largest), and the target's logit (online softmax: Milakov and Gimelshein, 2018).

@@ -29,6 +29,8 @@ pub struct LinearCrossEntropyGrad {
     pub chunk: Option<usize>,
     /// What x, W and the logits' gradients are rounded to before they are multiplied.
     pub operands: Operands,
+    /// The word of W's first row; other than 0 where the vocabulary's rows are spread over ranks.
+    pub first: usize,
 }
 
 impl LinearCrossEntropy {
@@ -116,13 +118,13 @@ impl Parts {
     }
 }
 
-/// The statistics `[R,3]` of all chunks.
-pub(super) fn statistics(g: &mut Graph, parts: &Parts, operands: Operands) -> Result<Value> {
+/// The statistics `[R,3]` of all chunks; W's first row is of the word `first`.
+pub(super) fn statistics(g: &mut Graph, parts: &Parts, operands: Operands, first: usize) -> Result<Value> {
     let mut stats: Option<Value> = None;
     for &(start, w) in &parts.chunks {
         let logits = g.apply1(MatMul::linear().with(operands), &[parts.x, w])?;
         let inputs: Vec<Value> = [logits, parts.targets].into_iter().chain(stats).collect();
-        stats = Some(g.apply1(CrossEntropyUpdate { start }, &inputs)?);
+        stats = Some(g.apply1(CrossEntropyUpdate { start: first + start }, &inputs)?);
     }
     Ok(stats.expect("there is at least one chunk"))
 }
@@ -189,7 +191,7 @@ impl Op for LinearCrossEntropy {
         }
         let (Some(dloss), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
         let inputs = [x, w, targets, node.outputs[1], node.outputs[2], dloss];
-        let d = g.apply(LinearCrossEntropyGrad { chunk: self.chunk, operands: self.operands }, &inputs)?;
+        let d = g.apply(LinearCrossEntropyGrad { chunk: self.chunk, operands: self.operands, first: 0 }, &inputs)?;
         Ok(vec![Some(d[0]), d.get(1).copied(), None])
     }
 
@@ -221,7 +223,7 @@ impl Op for LinearCrossEntropy {
 
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
         let parts = Parts::of(g, &node.inputs, self.chunk)?;
-        let stats = statistics(g, &parts, self.operands)?;
+        let stats = statistics(g, &parts, self.operands, 0)?;
         Ok(Some(g.apply(CrossEntropyLoss, &[stats, parts.targets])?))
     }
 
@@ -280,7 +282,7 @@ impl Op for LinearCrossEntropyGrad {
         let &[_, _, _, lse, count, dloss] = &node.inputs[..] else { unreachable!("checked when the node was made") };
         let parts = Parts::of(g, &node.inputs, self.chunk)?;
         backward(g, &node.inputs, &parts, self.operands, &|g, start, logits| {
-            g.apply1(CrossEntropyGrad { start }, &[logits, parts.targets, lse, count, dloss])
+            g.apply1(CrossEntropyGrad { start: self.first + start }, &[logits, parts.targets, lse, count, dloss])
         })
         .map(Some)
     }
@@ -314,7 +316,7 @@ impl Op for LinearCrossEntropyGrad {
                 continue;
             }
             for (v, logit) in row.into_iter().enumerate() {
-                let hit = f64::from(u8::from(target == v as f64));
+                let hit = f64::from(u8::from(target == (self.first + v) as f64));
                 let dlogit = self.operands.round(((logit - lse.data[r]).exp() - hit) * scale);
                 for c in 0..d {
                     dx.data[r * d + c] += dlogit * w.data[v * d + c];

@@ -166,7 +166,7 @@ impl Op for LinearLogProbs {
 
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
         let parts = Parts::of(g, &node.inputs, self.chunk)?;
-        let stats = statistics(g, &parts, self.operands)?;
+        let stats = statistics(g, &parts, self.operands, 0)?;
         let both = g.apply(LogProbs, &[stats, parts.targets])?;
         let shape = g.ty(node.inputs[2]).shape.clone();
         Ok(Some(vec![g.reshape(both[0], shape)?, both[1]]))

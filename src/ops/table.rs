@@ -2,7 +2,7 @@
 //! self-test; a new operator adds rows here and is then tested forward, backward and on every adapter.
 
 use super::{
-    Embedding, EmbeddingGrad, MatMul, NormMatMul, Operands, PanelMatMul, Panelled, RmsNorm, RmsNormGrad,
+    Embedding, EmbeddingGrad, EmbeddingPart, MatMul, NormMatMul, Operands, PanelMatMul, Panelled, RmsNorm, RmsNormGrad,
     RmsNormGradGain, Rope,
 };
 use crate::base::{Array, Limits, Rng, TensorType, packed};
@@ -269,5 +269,6 @@ fn embedding() -> Vec<Case> {
         Case::new("", EmbeddingGrad { vocab: 5, first: 0 }, &[normal([2, 9, 7]), below([2, 9], 5)]),
         Case::new("wide, out of range", EmbeddingGrad { vocab: 40, first: 0 }, &[normal([33, 200]), below([33], 48)]),
         Case::new("rows", EmbeddingGrad { vocab: 20, first: 13 }, &[normal([33, 200]), below([33], 48)]),
+        Case::new("", EmbeddingPart { first: 7 }, &[normal([9, 10]), below([4, 11], 30)]).wrt(&[0]),
     ]
 }

@@ -44,7 +44,7 @@ fn of(dtype: DType) -> Vec<Case> {
     // A frozen head, in chunks of a packed weight.
     let head = [normal([3, odd]), packed(dtype, [150, odd]), below([3], 150)];
     let rest = [positive([3]), (TensorType::f32([1]), Draw::Given(vec![3.0])), positive([1])];
-    let grad = LinearCrossEntropyGrad { chunk: Some(64), operands: Operands::F32 };
+    let grad = LinearCrossEntropyGrad { chunk: Some(64), operands: Operands::F32, first: 0 };
     vec![
         Case::new(&note("head"), LinearCrossEntropy::new(64), &head).wrt(&[0]),
         Case::new(&note("head"), grad, &[head.as_slice(), rest.as_slice()].concat()),

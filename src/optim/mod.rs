@@ -3,6 +3,7 @@
 mod judge;
 mod layered;
 mod muon;
+mod norm;
 mod optimizer;
 mod rule;
 mod schedule;

@@ -2,12 +2,12 @@
 //! every page of parameters.
 
 use super::judge::{self, JUDGE, LossScaling};
-use super::{Rule, Settings, Update};
+use super::{Rule, Settings, Update, norm};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Concat, Graph, Map, Value, gradients, scaled_gradients};
 use crate::nn::{Group, PARAMETERS, Page, ParamLayout, ParamSpec, Params, names_match};
-use crate::ops::{Accumulate, AdamW, AdamW8, Ema, GlobalNorm, Part, Sgd, SumSquares, gap_table};
+use crate::ops::{Accumulate, AdamW, AdamW8, Ema, Part, Sgd, gap_table};
 use std::ops::Range;
 
 /// Name of the graph's input that holds [`Optimizer::hyper`].
@@ -230,15 +230,12 @@ impl Optimizer {
         totals: &[Value],
     ) -> Result<Option<Value>> {
         let hyper = g.input(HYPER, TensorType::f32([1]));
-        let (mut sums, mut gaps) = (Vec::new(), Vec::new());
-        for (i, (page, &flat)) in layout.pages().iter().zip(&gradients.pages).enumerate() {
-            let name = format!("optimizer.{i}");
-            let table = g.scope(&name, |g| gap_constant(g, page));
-            sums.push(g.scope(&name, |g| g.apply1(SumSquares, &[&[flat], table.as_slice()].concat()))?);
-            gaps.push(table);
+        let mut gaps = Vec::new();
+        for (i, page) in layout.pages().iter().enumerate() {
+            gaps.push(g.scope(format!("optimizer.{i}"), |g| gap_constant(g, page)));
         }
         let judged = g.scope("optimizer", |g| {
-            let norm = g.apply1(GlobalNorm, &sums)?;
+            let norm = norm::of(g, layout, &gradients.pages, &gaps)?;
             self.judge(g, &[&[norm, hyper], totals].concat())
         })?;
         g.output("grad_norm", judged[0]);
@@ -324,7 +321,12 @@ impl Optimizer {
 
 /// The table of a page's gaps, where it has some, as updates and norms take it.
 pub(super) fn gap_constant(g: &mut Graph, page: &Page) -> Vec<Value> {
-    gap_table(&page.gaps).map(|(ty, bytes)| g.constant("gaps", ty, bytes)).into_iter().collect()
+    table(g, &page.gaps)
+}
+
+/// The table of gaps, where there are any.
+pub(super) fn table(g: &mut Graph, gaps: &[(usize, usize)]) -> Vec<Value> {
+    gap_table(gaps).map(|(ty, bytes)| g.constant("gaps", ty, bytes)).into_iter().collect()
 }
 
 /// Sums of weights, and of losses times these.

@@ -3,6 +3,10 @@
 
 mod data;
 mod mesh;
+mod placement;
+mod tensor;
 
 pub use data::sum_states;
 pub use mesh::{Mesh, text as mesh_text};
+pub use placement::Placement;
+pub use tensor::{Given, TensorAxis};

@@ -32,6 +32,7 @@ const TABLE: &[(&str, &str)] = table![
     "cache_write",
     "cross_entropy_grad",
     "cross_entropy_loss",
+    "cross_entropy_merge",
     "cross_entropy_update",
     "dropout",
     "ema",
