@@ -60,7 +60,7 @@ struct Seen {
 /// One rank's run.
 fn rank(recipe: &Recipe, prepared: &Prepared, world: &World) -> Result<Seen> {
     let gpu = common::gpu();
-    let (mut trainer, ..) = block_on(Trainer::among(&gpu, recipe, prepared, &mut First, world))?;
+    let (mut trainer, ..) = block_on(Trainer::among(&gpu, recipe, prepared, &mut First, world, &mut |_| {}))?;
     go(&gpu, recipe, prepared, &mut trainer, &AtomicBool::new(false)).map(|(seen, _)| seen)
 }
 
@@ -238,7 +238,8 @@ fn a_rank_with_other_parameters_ends_the_run_by_its_name() {
     for after in [0, 7] {
         let told = ranks(&recipe, |world| {
             let gpu = common::gpu();
-            let (mut trainer, ..) = block_on(Trainer::among(&gpu, &recipe, &prepared, &mut First, world)).unwrap();
+            let (mut trainer, ..) =
+                block_on(Trainer::among(&gpu, &recipe, &prepared, &mut First, world, &mut |_| {})).unwrap();
             let states = trainer.states.clone();
             let harm = || block_on(states.write("param.0", 64, &[0, 0, 0, 64])).unwrap();
             if after == 0 && world.rank() == 1 {

@@ -155,14 +155,20 @@ pub fn data(args: DataArgs) -> Result<()> {
         shard
     };
     let color = args.color.is_on();
-    for index in 0..args.examples.min(shard.documents()) {
+    let pairs = shard.kind() == ShardKind::Pairs;
+    for index in 0..(args.examples * if pairs { 2 } else { 1 }).min(shard.documents()) {
         let range = shard.document(index);
         // A book is not shown whole.
         let len = (range.end - range.start).min(4 * args.seq as u64);
         let mut tokens = vec![0; len as usize];
         shard.read_marked(range.start, &mut tokens);
         let predicted = tokens.iter().filter(|token| **token & MASKED == 0).count();
-        let title = format!("example {} · {} · {predicted} to be predicted", index + 1, count(tokens.len(), "token"));
+        let which = match (pairs, index % 2) {
+            (false, _) => format!("example {}", index + 1),
+            (true, 0) => format!("pair {} · chosen", index / 2 + 1),
+            (true, _) => format!("pair {} · rejected", index / 2 + 1),
+        };
+        let title = format!("{which} · {} · {predicted} to be predicted", count(tokens.len(), "token"));
         say!(
             "\n{}\n{}",
             if color { format!("\x1b[1m{title}\x1b[0m") } else { title },

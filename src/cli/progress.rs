@@ -144,6 +144,7 @@ impl Observer for Terminal {
             Event::Tokenising { done, total } => {
                 self.going("tokenising {bar:32} {bytes}/{total_bytes}", *done, *total);
             }
+            Event::Loading { done, total } => self.going("loading {bar:32} {bytes}/{total_bytes}", *done, *total),
             Event::Reference { done, total } => {
                 self.going("reference {bar:32} {pos}/{len} pairs, eta {eta}", *done, *total);
             }

@@ -12,7 +12,7 @@ use crate::model::find_config;
 use crate::optim::{Rule, Shape, Update};
 use crate::parallel::Mesh;
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
-use crate::store::HubPart;
+use crate::store::{HubPart, Loaded};
 use crate::train::{
     Base, Ending, Event, Observer, OnDivergence, Pace, Precision, Prepared, Recipe, Resumption, Tasks, Trainer, World,
     check_fits, plans, prepare_from, save, unfinished,
@@ -119,6 +119,12 @@ pub struct TrainArgs {
     /// How many of the last checkpoints stay, beside the best by validation [default: 2].
     #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
     keep: Option<usize>,
+    /// Steps between validations [default: a tenth of all].
+    #[arg(long, value_name = "STEPS", allow_negative_numbers = true)]
+    eval_every: Option<u64>,
+    /// Most sequences of one validation [default: 32].
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
+    val_sequences: Option<u64>,
     /// End after this many validations without a lower loss [default: never].
     #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
     patience: Option<u64>,
@@ -227,6 +233,8 @@ impl TrainArgs {
         put(&self.keep, &mut r.checkpoint.keep);
         put(&self.patience, &mut r.patience);
         put(&self.on_divergence, &mut r.recovery.on_divergence);
+        r.eval_every = self.eval_every.or(r.eval_every);
+        put(&self.val_sequences, &mut r.val_sequences);
         r.checkpoint.every = self.checkpoint_every.or(r.checkpoint.every);
         r.memory = self.memory.or(r.memory);
         r.model = self.model.clone().or(r.model);
@@ -332,9 +340,13 @@ impl Run {
         };
         let kernels = resumption.as_ref().map_or(&[][..], |r| chosen(r, gpu, observer));
         let mut choices = Choices::new(kernels, &mut tuner);
-        let (mut trainer, plan, apply) = Trainer::among(gpu, recipe, prepared, &mut choices, world).await?;
+        let loaded = &mut |loaded: Loaded| {
+            observer.event(&Event::Loading { done: loaded.done, total: loaded.total });
+        };
+        let (mut trainer, plan, apply) = Trainer::among(gpu, recipe, prepared, &mut choices, world, loaded).await?;
         let fitted = trainer.fit.as_ref().and_then(|fit| fit.note());
-        trainer.subject.note(&prepared.config).into_iter().chain(fitted).for_each(|text| {
+        let validated = validated(recipe, &trainer, prepared);
+        trainer.subject.note(&prepared.config).into_iter().chain(fitted).chain(validated).for_each(|text| {
             observer.event(&Event::Note { text });
         });
         if world.is_first() {
@@ -434,6 +446,16 @@ fn writable(folder: &Path, what: &str, advice: &str) -> Result<()> {
         let _ = std::fs::remove_dir(folder);
     }
     tried.with_context(|| format!("cannot write to the {what} {}; {advice}", folder.display()))
+}
+
+/// How much is validated, where that is not all that is held out.
+fn validated(recipe: &Recipe, trainer: &Trainer, prepared: &Prepared) -> Option<String> {
+    let (every, all) = (recipe.eval_interval(), prepared.loader.val_rows());
+    let rows = trainer.val_batches(recipe.val_sequences) * recipe.sequences() as u64;
+    let what = if every == 1 { "every step".into() } else { format!("every {every} steps") };
+    (rows < all).then(|| {
+        format!("validation, after {what}, is of {rows} of {all} held-out rows (--eval-every, --val-sequences)")
+    })
 }
 
 /// The initial model, and every batch as `[B, T+1]` u32 little-endian rows.

@@ -223,6 +223,11 @@ impl Loader {
         self.sources.iter().map(|rows| rows.train).sum()
     }
 
+    /// Rows that are held out.
+    pub fn val_rows(&self) -> u64 {
+        self.sources.iter().map(|rows| rows.val).sum()
+    }
+
     /// How each source's documents came to be rows.
     pub fn counts(&self) -> Vec<RowCounts> {
         self.sources.iter().map(|rows| rows.counts).collect()
@@ -265,8 +270,7 @@ impl Loader {
 
     /// How many whole validation batches the held-out part holds, at least 1: the last rows of one may repeat the first.
     pub fn val_batches(&self) -> u64 {
-        let rows: u64 = self.sources.iter().map(|rows| rows.val).sum();
-        (rows / self.options.batch as u64).max(1)
+        (self.val_rows() / self.options.batch as u64).max(1)
     }
 
     /// Fills validation batch `index` of `count`: the same tokens every time, spread over the held-out part.

@@ -22,6 +22,13 @@ pub enum Event {
         /// Bytes in all.
         total: u64,
     },
+    /// Weights of the model that training begins with are on their way to the device.
+    Loading {
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
     /// The reference of preference pairs is being computed.
     Reference {
         /// Pairs done.

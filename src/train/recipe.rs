@@ -128,7 +128,7 @@ pub struct Recipe {
     pub eval_every: Option<u64>,
     /// Share of the tokens held out for validation.
     pub val_fraction: f64,
-    /// Most sequences of one validation.
+    /// Most sequences of one validation; of preference pairs, rows.
     pub val_sequences: u64,
     /// The run ends after this many validations without a lower loss; 0 for never.
     pub patience: u64,
@@ -234,6 +234,7 @@ impl Recipe {
             seq: 512,
             lr: if full { 2e-5 } else { 2e-4 },
             weight_decay: 0.0,
+            val_sequences: 16,
             beta2: 0.999,
             out: "runs/finetuned".into(),
             lora: (!full).then(LoraConfig::default),
@@ -311,6 +312,7 @@ impl Recipe {
             ("loss_scale_interval", u64::from(self.loss_scale_interval)),
             ("eval_limit", self.eval_limit as u64),
             ("lengths", self.lengths as u64),
+            ("val_sequences", self.val_sequences),
         ];
         for (key, value) in counts {
             if value == 0 {

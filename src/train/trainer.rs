@@ -11,6 +11,7 @@ use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, DROPOUT, PARAMETERS, ParamLayout};
 use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule};
 use crate::run::{Choice, Choices, Executor, Recorder, States, bytes_beside, check_memory, device_bytes};
+use crate::store::Loaded;
 use crate::store::snapshot::{Snapshot, StateSize};
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -114,10 +115,10 @@ impl Trainer {
         prepared: &Prepared,
         chooser: &mut dyn Chooser,
     ) -> Result<(Trainer, Plan, Option<Plan>)> {
-        Trainer::among(gpu, recipe, prepared, chooser, &World::alone()).await
+        Trainer::among(gpu, recipe, prepared, chooser, &World::alone(), &mut |_| {}).await
     }
 
-    /// The same for one of the ranks that the recipe's mesh has: it trains on its part of every batch, and takes the kernels that
+    /// The same for one of the ranks that the recipe's mesh has; `loaded` hears of a model's weights on their way. It trains on its part of every batch, and takes the kernels that
     /// the first rank chooses.
     ///
     /// # Errors
@@ -128,6 +129,7 @@ impl Trainer {
         prepared: &Prepared,
         chooser: &mut dyn Chooser,
         world: &World,
+        loaded: &mut dyn FnMut(Loaded),
     ) -> Result<(Trainer, Plan, Option<Plan>)> {
         if world.size() != recipe.mesh.ranks() {
             let (mesh, ranks, has) = (recipe.mesh, recipe.mesh.ranks(), world.size());
@@ -184,7 +186,7 @@ impl Trainer {
             runs.push(Run { seq, train, eval });
         }
         runs.push(Run { seq: prepared.loader.longest(), train, eval });
-        begin(&mut states, &subject, base, recipe.seed).await?;
+        begin(&mut states, &subject, base, recipe.seed, loaded).await?;
         for i in (0..subject.layout.pages().len()).filter(|_| averages) {
             let page = states.read(&format!("{PARAMETERS}.{i}")).await?;
             states.write(&format!("{EMA}.{i}"), 0, &page).await?;
@@ -453,16 +455,22 @@ fn unknown_length() -> Error {
 }
 
 /// Gives the states what they hold before the first step.
-async fn begin(states: &mut States, subject: &Subject, base: Option<&Base>, seed: u64) -> Result<()> {
+async fn begin(
+    states: &mut States,
+    subject: &Subject,
+    base: Option<&Base>,
+    seed: u64,
+    loaded: &mut dyn FnMut(Loaded),
+) -> Result<()> {
     match (base, &subject.adapted) {
         (Some(base), Some(Adapted { base: frozen, lora })) => {
-            base.checkpoint.stream(states, frozen, &mut |_| {}).await?;
+            base.checkpoint.stream(states, frozen, loaded).await?;
             match lora {
                 Some(lora) => base.checkpoint.stream_fresh(states, frozen, lora, seed).await,
                 None => Ok(()),
             }
         }
-        (Some(base), None) => base.checkpoint.stream_pages(states, &subject.layout, &mut |_| {}).await,
+        (Some(base), None) => base.checkpoint.stream_pages(states, &subject.layout, loaded).await,
         (None, _) => {
             for (i, page) in subject.layout.init(seed).iter().enumerate() {
                 states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page)).await?;

@@ -106,6 +106,21 @@ fn examples_are_shown_as_the_model_sees_them() {
         assert!(plain.contains(part), "{part}: {plain}");
     }
     assert!(!plain.contains("example 3"));
+    let pair = "{\"prompt\": \"say cat\", \"chosen\": \"cat\", \"rejected\": \"dog mat\"}\n";
+    place.write("pairs.jsonl", pair.repeat(3));
+    let line_of_pairs = "data pairs.jsonl --tokenizer tokenizer --seq 64 --examples 1 --color never";
+    let pairs = stdout(&place.danlu(line_of_pairs).assert().success());
+    for part in [
+        "data: 3 pairs in preference form\n",
+        "\npair 1 · chosen · ",
+        "<assistant>⟦cat<|endoftext|>⟧",
+        "\npair 1 · rejected · ",
+        "<assistant>⟦dog mat<|endoftext|>⟧",
+        "pairs: 3 pairs in 6 rows of 64 tokens, which are ",
+    ] {
+        assert!(pairs.contains(part), "{part}: {pairs}");
+    }
+    assert!(!pairs.contains("pair 2"));
     let colored = stdout(&place.danlu(&format!("{line} always")).assert().success());
     let first = "\x1b[2m<user>say cat<|endoftext|><assistant>\x1b[0m\x1b[32mcat<|endoftext|>\x1b[0m";
     assert!(colored.contains(first), "{colored}");
@@ -175,6 +190,14 @@ fn short_rows_cost_less_and_are_taken_up() {
         // The same products in other tiles: what rounding makes of it, over eight steps.
         assert!(short.iter().zip(&plain).all(|(a, b)| (a - b).abs() < 1e-3), "{name}: {short:?} and {plain:?}");
     }
+    place.write("most.jsonl", (0..60).map(line).collect::<String>());
+    let flags = "--data most.jsonl --seq 32 --batch 1 --steps 8 --eval-every 4 --val-sequences 2 --log-format json";
+    let said = stdout(&place.train(&format!("{flags} --out few")).assert().success());
+    assert!(said.contains("validation, after every 4 steps, is of 2 of 3 held-out rows"), "{said}");
+    assert_eq!(metrics("few", "validation_loss").len(), 2);
+    let again = "finetune --model few --data most.jsonl --seq 32 --steps 1 --tune off --log-format json --out more";
+    let said = stdout(&place.danlu(again).assert().success());
+    assert!(said.contains("\"event\":\"loading\""), "weights on their way: {said}");
     let tokens = |run: &str| *metrics(run, "tokens").last().unwrap();
     assert_eq!(tokens("plain"), 8.0 * 32.0);
     assert!(tokens("short") < 0.8 * tokens("plain"), "{}", tokens("short"));
