@@ -9,6 +9,9 @@ struct Params {
 #if SPLIT
     slice: u32, // of k, for each z: the length of its part of the sum
 #endif
+#if OWN
+    rows: u32, // of c that a workgroup makes
+#endif
 #if PANELS
     panel_1: u32, panel_2: u32, // columns with which the second and the third panel begin
 #endif

@@ -27,6 +27,11 @@ impl Tier {
         ["matmul_tile", "matmul_block", "matmul_coop"].contains(&self.kernel.shader)
     }
 
+    /// True for the kernel that keeps a part of B in each lane: its tile may be any four rows.
+    pub(super) fn is_own(&self) -> bool {
+        self.kernel.shader == "matmul_own"
+    }
+
     /// True for the kernel of a CPU's lanes.
     pub(super) fn is_rows(&self) -> bool {
         self.kernel.shader == "matmul_rows"
@@ -44,6 +49,12 @@ const BLOCKS: [([usize; 2], usize); 2] = [([64, 64], 16), ([128, 128], 8)];
 
 /// Columns of one lane of `matmul_rows.wgsl`, measured on lavapipe; VECTOR_B relies on its being 4.
 const ROWS_COLUMNS: usize = 4;
+
+/// Columns of a workgroup of `matmul_own.wgsl`, and the most rows; operations of a product and rows from which on it pays
+/// to compile it and to keep a part of B: measured on lavapipe (docs/log.md).
+const OWN: [usize; 2] = [128, 64];
+const OWN_FLOPS: usize = 1 << 22;
+const OWN_ROWS: usize = 48;
 
 /// The product of one node, its operands counted in words.
 struct Product {
@@ -76,10 +87,13 @@ impl MatMul {
         let half = self.operands.are_half();
         let mut tiers = self.few_rows(io, limits);
         if hands_on(limits) {
+            let own = self.own(s, dtype);
+            let has_own = own.is_some();
+            tiers.extend(own);
             tiers.push(self.rows(s, dtype));
             // Every kind has pipelines of its own, which take time to compile, and to measure: packed and rounded ones have
             // no more than they need. Cooperative matrices of a CPU were six to a hundred times slower.
-            if dtype.is_packed() || half {
+            if has_own || dtype.is_packed() || half {
                 return tiers;
             }
         }
@@ -160,6 +174,17 @@ impl MatMul {
         tiers
     }
 
+    /// For a CPU's lanes and many rows, where vectors of four lie along rows of every matrix.
+    fn own(&self, s: Sizes, dtype: DType) -> Option<Tier> {
+        let vectors = s.k.is_multiple_of(4) && s.n.is_multiple_of(4) && (!self.transpose_a || s.m.is_multiple_of(4));
+        if !vectors || s.m < OWN_ROWS || 2 * s.batch * s.m * s.n * s.k < OWN_FLOPS {
+            return None;
+        }
+        // As even as may be.
+        let rows = s.m.div_ceil(s.m.div_ceil(OWN[0])).next_multiple_of(4);
+        Some(self.tier("matmul_own", format!("own_64x{}", OWN[1]), dtype, [rows, OWN[1]]).constant("OWN", 1))
+    }
+
     fn rows(&self, s: Sizes, dtype: DType) -> Tier {
         let groups = if s.m <= 8 { 1 } else { 2 };
         let vector_a = s.k.is_multiple_of(4) && (!self.transpose_a || s.m.is_multiple_of(4));
@@ -206,8 +231,13 @@ impl MatMul {
 
     /// One tier's kernel.
     pub(super) fn kernel(&self, tier: Tier, io: &Io, limits: &Limits) -> Option<Kernel> {
-        let split = tier.split;
-        let kernel = self.dispatches(tier, io, limits);
+        let (split, own) = (tier.split, tier.is_own().then_some(tier.tile[0]));
+        let mut kernel = self.dispatches(tier, io, limits);
+        if let Some(rows) = own {
+            for dispatch in &mut kernel.dispatches {
+                dispatch.params.push(("rows", rows.into()));
+            }
+        }
         match split {
             None => Some(kernel),
             Some(split) => split.apply(kernel, self.io_sizes(io), limits),
@@ -241,7 +271,9 @@ impl MatMul {
             |step: usize, all: usize, unit: usize| if step < all { (step / unit * unit).max(unit) } else { step };
         step_k = whole(step_k, s.k, if self.transpose_b { block } else { four });
         step_m = whole(step_m, s.m, if self.transpose_a { four } else { 1 });
-        step_n = whole(step_n, s.n, if self.transpose_b { 1 } else { block });
+        // Vector stores run along rows of C.
+        let along_n = if tier.is_own() { four } else { 1 };
+        step_n = whole(step_n, s.n, if self.transpose_b { along_n } else { block });
         // A batch stays together where no matrix is cut; else one matrix at a time.
         let matrix = (p.a[0] * p.a[1]).max(p.b[0] * p.b[1]).max(s.m * s.n);
         let together = (step_m, step_n, step_k) == (s.m, s.n, s.k);

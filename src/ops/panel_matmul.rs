@@ -73,7 +73,7 @@ impl PanelMatMul {
         let tile = if along_k {
             PANEL
         } else if along_m {
-            rows
+            if tier.is_own() { 4 } else { rows }
         } else {
             columns
         };

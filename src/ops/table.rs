@@ -175,6 +175,10 @@ fn matmul() -> Vec<Case> {
         Case::new("nt large", op(false, true), &[normal([132, 136]), normal([140, 136])]),
         Case::new("tn large", op(true, false), &[normal([200, 132]), normal([200, 140])]),
         Case::new("nn long", op(false, false), &[normal([7, 333]), normal([333, 45])]),
+        // For the kernel of a CPU that keeps a part of b: sums and rows of c that end within a tile.
+        Case::new("nn many", op(false, false), &[normal([52, 212]), normal([212, 208])]),
+        Case::new("batched many", op(false, true), &[normal([3, 52, 116]), normal([3, 132, 116])]),
+        Case::new("half tt many", half(true, true), &[normal([132, 132]), normal([136, 132])]),
         // Rounding is no smooth function, so gradients are what `ops::matmul` tests say they are.
         Case::new("half nt", half(false, true), &[normal([13, 19]), normal([23, 19])]),
         Case::new("half tt", half(true, true), &[normal([19, 13]), normal([23, 19])]),
@@ -205,6 +209,9 @@ fn panels() -> Vec<Case> {
         Case::new("layers, half", narrow(layers), &[x, normal([256, 36])]),
         Case::new("input", input, &[normal([70 * 192]), normal([192, 40])]),
         Case::new("weights", weights.clone(), &[normal([37 * 256]), normal([37, 44])]),
+        Case::new("layers many", in_c(MatMul::linear(), &[256, 192, 64]), &[normal([52, 84]), normal([512, 84])]),
+        Case::new("input many", in_a(false, &[320, 192]), &[normal([52 * 512]), normal([512, 84])]),
+        Case::new("weights many", in_a(true, &[320, 192]), &[normal([52 * 512]), normal([52, 84])]),
         Case::new("weights, half", narrow(weights), &[normal([37 * 256]), normal([37, 44])]),
     ]
 }

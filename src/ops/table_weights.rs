@@ -25,6 +25,8 @@ fn panels() -> Vec<Case> {
             PanelMatMul::linear(MatMul::linear(), vec![128, 64]),
             &[normal([19, 64]), packed(DType::Q8_0, [192, 64])],
         ),
+        Case::new("q8_0 many", MatMul::linear(), &[normal([67, 256]), packed(DType::Q8_0, [140, 256])]),
+        Case::new("q4_k many", MatMul::new(false, false), &[normal([67, 132]), packed(DType::Q4K, [132, 256])]),
         Case::new("q8_0 input", input, &[normal([70 * 192]), packed(DType::Q8_0, [192, 96])]),
     ]
 }

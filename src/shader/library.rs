@@ -74,6 +74,7 @@ const TABLE: &[(&str, &str)] = table![
     "map",
     "matmul_block",
     "matmul_coop",
+    "matmul_own",
     "matmul_rows",
     "matmul_sum",
     "matmul_tile",
