@@ -107,6 +107,24 @@ impl Kind {
         }
     }
 
+    /// Refuses to go on with a run of another kind: what its flags say would be unheard.
+    pub fn check_resumed(&self, recipe: &Recipe) -> Result<()> {
+        let (command, full) = match self {
+            Kind::Train => return Ok(()),
+            Kind::Finetune { full } => ("finetune", *full),
+            Kind::Dpo { full, .. } => ("dpo", *full),
+        };
+        let owner = if recipe.dpo.is_some() { "dpo" } else { "finetune" };
+        if command != owner && (command == "dpo" || recipe.dpo.is_some()) {
+            let what = if recipe.dpo.is_some() { "preference pairs" } else { "examples, not pairs" };
+            bail!("the run that is taken up is one of {what}: go on with it by danlu {owner} --resume");
+        }
+        if full && recipe.lora.is_some() {
+            bail!("the run that is taken up trains adapters: leave --full out, or start anew with another --out");
+        }
+        Ok(())
+    }
+
     /// Refuses a recipe that lacks what this kind of run is about.
     pub fn check(&self, recipe: &Recipe) -> Result<()> {
         let command = match self {

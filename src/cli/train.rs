@@ -178,17 +178,18 @@ impl TrainArgs {
         let Some(folder) = &self.resume else {
             let recipe = self.over(kind.over(kind.recipe(self.recipe.as_deref())?))?;
             kind.check(&recipe)?;
-            if let Some((done, steps)) = unfinished(&recipe.out).filter(|_| !self.force) {
+            if let Some(state) = unfinished(&recipe.out).filter(|_| !self.force) {
                 let out = recipe.out.display();
                 bail!(
-                    "{out} holds a run with {done} of {steps} steps done: go on with it with --resume {out}, choose another \
-                     --out, or give it up with --force"
+                    "{out} holds a run {state}: go on with it with --resume {out}, choose another --out, or give it up with \
+                     --force"
                 );
             }
             return Ok((recipe, None));
         };
         let folder = folder.clone().or(self.out.clone()).unwrap_or(kind.recipe(None)?.out);
         let mut resumption = Resumption::find(&folder, note)?;
+        kind.check_resumed(&resumption.recipe)?;
         let wanted = self.over(kind.over(resumption.recipe.clone()))?;
         resumption.change(Recipe { out: folder, ..wanted })?;
         Ok((resumption.recipe.clone(), Some(resumption)))

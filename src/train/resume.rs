@@ -110,9 +110,16 @@ impl Resumption {
     }
 }
 
-/// Steps done and wanted of a run in this folder that has not come to its end, if there is one with a checkpoint.
-pub fn unfinished(folder: &Path) -> Option<(u64, u64)> {
-    let (_, newest) = Series::of(folder).list().pop()?;
-    let about = About::read(&Snapshot::open(&newest).ok()?).ok()?;
-    Some((about.progress.step, about.recipe.steps)).filter(|(done, steps)| done < steps)
+/// What is to be gone on with in this folder, in words: "with 3 of 9 steps done". Nothing of a run that has come to its end,
+/// or has no checkpoint. One whose checkpoints cannot be read is none that may be written over.
+pub fn unfinished(folder: &Path) -> Option<String> {
+    let all = Series::of(folder).list();
+    let read = |(_, folder): &(u64, std::path::PathBuf)| About::read(&Snapshot::open(folder).ok()?).ok();
+    match all.iter().rev().find_map(read) {
+        Some(About { progress, recipe, .. }) if progress.step < recipe.steps => {
+            Some(format!("with {} of {} steps done", progress.step, recipe.steps))
+        }
+        None if !all.is_empty() => Some("with checkpoints that cannot be read".into()),
+        _ => None,
+    }
 }

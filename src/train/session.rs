@@ -288,7 +288,7 @@ impl<'a> Session<'a> {
     /// Validation, a sample, a checkpoint; true if the run is to end early.
     async fn rest(&mut self) -> Result<bool> {
         let (step, mut began) = (self.done(), Instant::now());
-        let mut validation = None;
+        let (mut validation, mut is_best) = (None, false);
         if self.is_evaluated(step) {
             let (loss, rewards) = self.trainer.validate(self.val_batches).await?;
             if !loss.is_finite() {
@@ -298,7 +298,8 @@ impl<'a> Session<'a> {
             self.tell(Event::Validation { step, loss, rewards });
             self.look().await?;
             let progress = &mut self.trainer.progress;
-            if progress.best.is_none_or(|(best, _)| loss < best) {
+            is_best = progress.best.is_none_or(|(best, _)| loss < best);
+            if is_best {
                 (progress.best, progress.since_best) = (Some((loss, step)), 0);
             } else {
                 progress.since_best += 1;
@@ -308,8 +309,10 @@ impl<'a> Session<'a> {
         if self.is_compared(step) {
             self.compare(false).await?;
         }
-        if self.is_kept(step) {
-            if self.keeper.as_ref().is_some_and(Keeper::is_busy) && !self.is_last(step) {
+        // What the run would go back to in the end is there then.
+        let is_wanted = is_best && self.recipe.patience > 0 && self.recipe.checkpoint_interval().is_some();
+        if self.is_kept(step) || is_wanted {
+            if self.keeper.as_ref().is_some_and(Keeper::is_busy) && !self.is_last(step) && !is_wanted {
                 self.note(format!("the checkpoint of step {step} is left out: the one before is still being written"));
             } else {
                 self.keep(validation, began).await?;
@@ -401,6 +404,9 @@ impl<'a> Session<'a> {
             let progress = self.trainer.progress.clone();
             self.trainer.restore(&snapshot, progress).await?;
             self.note(format!("the model that is written is that of step {step}"));
+        } else {
+            let done = self.done();
+            self.note(format!("there is no checkpoint of it: the model that is written is that of step {done}"));
         }
         Ok(())
     }
