@@ -104,7 +104,7 @@ impl Form {
             () if has(&["messages"]) => Form::Messages,
             () if has(&["conversations"]) => Form::ShareGpt,
             () if has(&["prompt", "completion"]) => Form::Completion,
-            () if has(&["instruction", "output"]) => Form::Alpaca,
+            () if has(&["instruction", "output"]) || keyed(record, &["instruction", "output"]) => Form::Alpaca,
             () if has(&["text"]) => Form::Text,
             () => {
                 let fields = keys(record).join(", ");
@@ -376,6 +376,11 @@ fn field(record: &Json, name: &str) -> Value {
 fn has(record: &Json, name: &str) -> bool {
     let value = field(record, name);
     !value.is_undefined() && !value.is_none()
+}
+
+/// Whether it has these fields, be they null.
+fn keyed(record: &Json, names: &[&str]) -> bool {
+    names.iter().all(|name| !field(record, name).is_undefined())
 }
 
 fn keys(record: &Json) -> Vec<String> {

@@ -195,7 +195,11 @@ impl Rows {
         let (count, mut counts) = (shard.documents() / each, RowCounts::default());
         counts.documents = count;
         if count < 2 {
-            let what = if pairs { "pair" } else { "example" };
+            let what = match overlong {
+                _ if pairs => "pair",
+                Overlong::Split => "document",
+                _ => "example",
+            };
             return Err(Error::Invalid(format!(
                 "there is {count} {what}, and two are needed: one is held out; give more data"
             )));

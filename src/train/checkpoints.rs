@@ -75,8 +75,11 @@ impl Progress {
     /// Takes a step's loss into the smoothed one, and gives that (Kingma and Ba, 2015, §3, for the start's correction).
     pub fn smooth(&mut self, loss: f64) -> f64 {
         let (sum, weight) = self.smoothed;
-        self.smoothed = (0.98 * sum + loss, 0.98 * weight + 1.0);
-        self.smoothed.0 / self.smoothed.1
+        // That of a step that was left out, and was no number, says nothing of the others.
+        if loss.is_finite() {
+            self.smoothed = (0.98 * sum + loss, 0.98 * weight + 1.0);
+        }
+        if self.smoothed.1 > 0.0 { self.smoothed.0 / self.smoothed.1 } else { loss }
     }
 }
 

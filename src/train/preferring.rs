@@ -185,8 +185,10 @@ impl Trainer {
         if recipe.dpo.is_none() {
             return Ok(());
         }
-        let dtype = recipe.lora.as_ref().map_or("whole".into(), |lora| lora.base_dtype.to_string());
-        let about = (Content::of(prepared), dtype, self.states.gpu().report().id(), crate::run::build());
+        // Whatever the numbers of a pass depend on, so that a run that is taken up finds the same again, cached or not.
+        let base = recipe.lora.as_ref().map(|lora| (lora.base_dtype.to_string(), lora.dora));
+        let shape = (recipe.batch, recipe.seq, recipe.lengths);
+        let about = (Content::of(prepared), base, shape, self.states.gpu().report().id(), crate::run::build());
         let identity = hash(serde_json::to_string(&about).expect("plain data").as_bytes());
         let (mut references, damaged) = References::open(folder, identity);
         damaged.into_iter().for_each(|text| observer.event(&Event::Note { text }));

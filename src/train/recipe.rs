@@ -380,6 +380,16 @@ impl Recipe {
                 "pack is true, and preference pairs have a row for each answer; leave it out".into(),
             ));
         }
+        if self.dpo.is_some() && !matches!(self.overlong, None | Some(Overlong::Truncate)) {
+            return Err(Error::Invalid(
+                "overlong may only be \"truncate\" with preference pairs, which stay pairs; leave it out".into(),
+            ));
+        }
+        if self.dpo.is_some() && self.loss_on == LossOn::All {
+            return Err(Error::Invalid(
+                "loss_on is \"all\", and of preference pairs the answers are compared; leave it out".into(),
+            ));
+        }
         super::optimizer(self).check_update(self.accumulate, self.lora.is_some())?;
         self.recovery.check()
     }

@@ -88,10 +88,11 @@ impl Verdict {
         // An overflow of scaled gradients is answered by a smaller scale, as long as there is one.
         let has_scale = result.loss_scale.is_none_or(|scale| scale >= 1.0 || result.grad_norm.is_finite());
         match () {
-            () if !result.loss.is_finite() || !has_scale => Verdict::Diverged,
+            () if !has_scale => Verdict::Diverged,
+            // Whatever one batch gave, the parameters did not take it; if they are at fault, so is the next step.
             () if result.left_out => Verdict::LeftOut,
             // Parameters that change by layers have taken it.
-            () if !result.grad_norm.is_finite() => Verdict::Diverged,
+            () if !result.loss.is_finite() || !result.grad_norm.is_finite() => Verdict::Diverged,
             () => Verdict::Taken,
         }
     }
@@ -112,10 +113,10 @@ mod tests {
         assert_eq!(of(2.0, 900.0, None, true), Verdict::LeftOut);
         assert_eq!(of(nan, 1.0, None, false), Verdict::Diverged);
         assert_eq!(of(2.0, inf, None, false), Verdict::Diverged);
-        assert_eq!(of(nan, nan, None, true), Verdict::Diverged);
+        assert_eq!(of(nan, nan, None, true), Verdict::LeftOut);
         assert_eq!(of(2.0, inf, Some(4.0), true), Verdict::LeftOut);
         assert_eq!(of(2.0, 900.0, Some(0.5), true), Verdict::LeftOut);
         assert_eq!(of(2.0, nan, Some(0.5), true), Verdict::Diverged);
-        assert_eq!(of(nan, nan, Some(4.0), true), Verdict::Diverged);
+        assert_eq!(of(nan, nan, Some(4.0), true), Verdict::LeftOut);
     }
 }

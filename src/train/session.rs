@@ -312,8 +312,12 @@ impl<'a> Session<'a> {
         // What the run would go back to in the end is there then.
         let is_wanted = is_best && self.recipe.patience > 0 && self.recipe.checkpoint_interval().is_some();
         if self.is_kept(step) || is_wanted {
-            if self.keeper.as_ref().is_some_and(Keeper::is_busy) && !self.is_last(step) && !is_wanted {
-                self.note(format!("the checkpoint of step {step} is left out: the one before is still being written"));
+            let busy = self.keeper.as_ref().is_some_and(Keeper::is_busy) && !is_wanted;
+            // Where steps are left out the parameters may be at fault, and must not take a good checkpoint's place.
+            let row = self.trainer.progress.skipped_in_row;
+            if (busy || row > 0) && !self.is_last(step) {
+                let why = if row > 0 { "the step was left out" } else { "the one before is still being written" };
+                self.note(format!("the checkpoint of step {step} is left out: {why}"));
             } else {
                 self.keep(validation, began).await?;
             }

@@ -75,6 +75,7 @@ fn the_better_answers_are_preferred_and_their_reference_is_computed_once() {
     again("--out mixed --precision mixed", "is read from");
     assert!(last("mixed", "margin") > 0.1);
     again("--out four --base-dtype nf4", "was computed");
+    again("--out dora --dora", "was computed");
 
     // What there is to see runs by.
     let listed = stdout(&place.danlu("runs .").assert().success());
@@ -131,6 +132,15 @@ fn a_killed_run_of_pairs_ends_with_the_same_bytes() {
     }
     let said = stderr(&place.danlu("dpo --resume lora-hurt --beta 0.3").assert().failure());
     assert!(said.contains("dpo.beta is 0.1 in the run that is taken up, and would be 0.3"), "{said}");
+    // Flags that the run has no use for are not passed over.
+    for (line, part) in [
+        ("finetune --resume lora-hurt", "is one of preference pairs: go on with it by danlu dpo --resume"),
+        ("dpo --full --resume lora-hurt", "trains adapters: leave --full out"),
+        ("dpo --resume m", "is one of examples, not pairs"),
+    ] {
+        let said = stderr(&place.danlu(line).assert().failure());
+        assert!(said.lines().count() == 1 && said.contains(part), "{line}: {said}");
+    }
 }
 
 /// A published model learns which of two ways a story goes on; of pairs that it has not seen more are right than before.
@@ -176,6 +186,8 @@ fn what_is_no_pair_is_refused() {
     );
     refused(&dpo("--data pairs.jsonl --loss ipo --label-smoothing 0.1"), "only the loss sigmoid has it");
     refused(&dpo("--data pairs.jsonl --pack"), "pack is true, and preference pairs have a row for each answer");
+    refused(&dpo("--data pairs.jsonl --overlong drop"), "overlong may only be \"truncate\" with preference pairs");
+    refused(&dpo("--data pairs.jsonl --loss-on all"), "of preference pairs the answers are compared");
     refused(&dpo("--data text.txt"), "text.txt: must hold preference pairs (chosen and rejected");
     place.write("half.jsonl", "{\"prompt\": \"A\", \"chosen\": \"b\", \"rejected\": \"\"}\n".repeat(3));
     refused(&dpo("--data half.jsonl"), "half.jsonl:1: has an empty answer");
