@@ -7,7 +7,7 @@ use danlu::bench::{Case, Settings, measure, suite};
 use danlu::compile::{BufferKind, First, Plan};
 use danlu::estimate::{
     Answer, Asked, Fits, Job, MachineFile, Mesh, Params, Parts, Prices, Rate, Recompute, Setup, Span, Storage, Usage,
-    Zero, predict, search,
+    Zero, predict, remedy, search,
 };
 use danlu::model::{DpoConfig, find_config};
 use danlu::nn::{BaseDtype, LoraConfig};
@@ -316,4 +316,43 @@ fn the_best_mesh_fits_and_nothing_that_fits_is_faster() {
     let impossible = Asked { mesh: Some("tensor=3".parse().unwrap()), ..Asked::default() };
     let said = search(&config, setup, impossible, 3, &machine).unwrap_err().to_string();
     assert!(said.contains("cannot be split into 3 tensor parts"), "{said}");
+}
+
+/// What is said to fit does: fewer sequences where activations take most, and where parameters do, ways that take less.
+#[test]
+fn what_does_not_fit_is_told_what_would() {
+    let limits = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
+    let least = |job: &Job, change: &dyn Fn(&mut Recipe)| {
+        let mut job = job.sized(job.recipe.batch, job.recipe.seq, Some(Bytes(1)));
+        change(&mut job.recipe);
+        job.bytes(&limits).unwrap()
+    };
+    let of = |job: &Job, memory: u64, model: Option<&str>| {
+        let mut job = job.clone();
+        job.recipe.model = model.map(Into::into);
+        remedy(&job, &limits, Bytes(memory))
+    };
+    // What is found with one budget is the least of it, and with another it may be a little less.
+    let below = |bytes: u64| bytes * 9 / 10;
+    let long = job("story-1m", 8, 256, None);
+    let (whole, four) = (least(&long, &|_| ()), least(&long, &|r| r.batch = 4));
+    assert!(of(&long, whole, None).is_none() && four < below(whole));
+    let said = of(&long, below(whole), None).unwrap();
+    assert!(said.contains(": --batch 4 --seq 256 as it is"), "{said}");
+    assert!(!of(&long, below(four), None).unwrap().contains("--batch 4"));
+
+    let short = job("story-1m", 1, 64, None);
+    let eight = least(&short, &|r| r.optimizer = danlu::optim::Rule::AdamW8bit);
+    let said = of(&short, eight, Some("a model")).unwrap();
+    assert!(said.contains(": --optimizer adamw8bit at the sizes asked for; or --lora-rank 16, which"), "{said}");
+    // Where that takes too much as well, the next is told.
+    let said = of(&short, below(eight), Some("a model")).unwrap();
+    assert!(
+        said.contains(": --optimizer adamw8bit --update layer --accumulate 1 at the sizes asked for; or"),
+        "{said}"
+    );
+    let said = of(&short, 1000, Some("a model")).unwrap();
+    assert!(said.starts_with("nothing fits 1000 B: one sequence of 64 tokens, --base-dtype nf4, adapters"), "{said}");
+    let said = of(&short, 1000, None).unwrap();
+    assert!(said.contains("64 tokens, --optimizer adamw8bit --update layer"), "no model, no adapters: {said}");
 }

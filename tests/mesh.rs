@@ -133,7 +133,7 @@ fn spread(recipe: &Recipe, prepared: &Prepared, layout: &ParamLayout) -> Spread 
     let mut batch = prepared.loader.empty_batch();
     let batches: Vec<(Array, Array)> = (0..recipe.steps)
         .map(|step| {
-            prepared.loader.batch(step, &mut batch);
+            prepared.loader.batch(step, &mut batch).unwrap();
             (array(&batch.tokens), array(&batch.targets))
         })
         .collect();

@@ -180,3 +180,43 @@ fn a_disk_that_takes_no_checkpoint_stops_nothing() {
     assert!(notes[0].contains("checkpoint of step 3: ") && notes[0].contains("Training goes on"), "{notes:?}");
     assert!(failures == 2 && saved.last() == Some(&12), "{notes:?}, {saved:?}");
 }
+
+/// A cache of tokens that somebody cuts short, or deletes, while it is read: no signal ends the process. What is only deleted is
+/// still there for who has it open; what is cut short is said, and the run goes on from its checkpoint with tokens made anew.
+#[test]
+fn tokens_that_are_cut_short_end_a_run_with_a_sentence() {
+    let (gpu, folder) = (common::gpu(), tempfile::tempdir().unwrap());
+    let shard = || {
+        let files = std::fs::read_dir(folder.path().join("cache")).unwrap().map(|f| f.unwrap().path());
+        files.filter(|f| f.extension().is_some_and(|e| e == "tokens")).collect::<Vec<_>>()
+    };
+    let whole = Recipe { out: folder.path().join("whole"), ..recipe(folder.path()) };
+    let mut made = begin(&gpu, &whole, folder.path());
+    let delete = |event: &Event| {
+        if matches!(event, Event::Step { step: 4, .. }) {
+            shard().iter().for_each(|file| std::fs::remove_file(file).unwrap());
+        }
+    };
+    go(&gpu, &whole, &mut made, &mut { delete }).0.unwrap();
+    assert!(shard().is_empty());
+
+    let broken = recipe(folder.path());
+    let mut made = begin(&gpu, &broken, folder.path());
+    let cut = |event: &Event| {
+        if matches!(event, Event::Step { step: 4, .. }) {
+            let file = std::fs::File::options().write(true).open(&shard()[0]).unwrap();
+            file.set_len(100).unwrap();
+        }
+    };
+    let error = go(&gpu, &broken, &mut made, &mut { cut }).0.unwrap_err().to_string();
+    let parts = [
+        "was cut short while it was in use; delete it",
+        "the last checkpoint is that of step 3: `danlu train --resume",
+    ];
+    parts.iter().for_each(|part| assert!(error.contains(part), "{error}"));
+    let resumption = Resumption::find(&broken.out, &mut |text| panic!("{text}")).unwrap();
+    let mut made = begin(&gpu, &resumption.recipe, folder.path());
+    block_on(resumption.restore(&mut made.1, &made.0)).unwrap();
+    go(&gpu, &resumption.recipe, &mut made, &mut |_| ()).0.unwrap();
+    assert!(weights(&broken) == weights(&whole));
+}

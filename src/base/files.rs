@@ -25,6 +25,26 @@ pub fn read_bytes(path: &Path, most: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Fills a buffer with a file's bytes from an offset on, whatever others read of it at the same time.
+///
+/// # Errors
+/// The system's; `UnexpectedEof` where the file ends before.
+pub fn read_at(file: &File, mut into: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    while !into.is_empty() {
+        #[cfg(unix)]
+        let count = std::os::unix::fs::FileExt::read_at(file, into, offset);
+        #[cfg(windows)]
+        let count = std::os::windows::fs::FileExt::seek_read(file, into, offset);
+        match count {
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => (into, offset) = (&mut into[count..], offset + count as u64),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 /// The text of a file of at most `most` bytes.
 ///
 /// # Errors

@@ -145,7 +145,7 @@ pub fn data(args: DataArgs) -> Result<()> {
                 args.source.tokenizer.display()
             );
         }
-        shard.verify(&args.source.data)?;
+        shard.verify()?;
         shard
     } else {
         let corpus = Corpus::open(hub::resolve_data(&args.source.data)?)?;
@@ -157,11 +157,11 @@ pub fn data(args: DataArgs) -> Result<()> {
     let color = args.color.is_on();
     let pairs = shard.kind() == ShardKind::Pairs;
     for index in 0..(args.examples * if pairs { 2 } else { 1 }).min(shard.documents()) {
-        let range = shard.document(index);
+        let range = shard.document(index)?;
         // A book is not shown whole.
         let len = (range.end - range.start).min(4 * args.seq as u64);
         let mut tokens = vec![0; len as usize];
-        shard.read_marked(range.start, &mut tokens);
+        shard.read_marked(range.start, &mut tokens)?;
         let predicted = tokens.iter().filter(|token| **token & MASKED == 0).count();
         let which = match (pairs, index % 2) {
             (false, _) => format!("example {}", index + 1),
@@ -176,7 +176,7 @@ pub fn data(args: DataArgs) -> Result<()> {
         );
     }
     let lengths: Vec<u64> =
-        (0..shard.documents()).map(|i| shard.document(i)).map(|range| range.end - range.start).collect();
+        (0..shard.documents()).map(|i| shard.document(i).map(|d| d.end - d.start)).collect::<Result<_, _>>()?;
     say!("\n{}", histogram(&lengths));
     rows(&args, shard)
 }

@@ -7,8 +7,9 @@ use super::{AdapterArgs, hub, paths, profile, ranks, selector};
 use crate::base::Bytes;
 use crate::compile::{Chooser, settle};
 use crate::data::{Batch, DataSource, DataSources, LossOn, Overlong, SMALLEST_VOCAB};
+use crate::estimate::{Job, remedy};
 use crate::gpu::{Gpu, Selector, list};
-use crate::model::find_config;
+use crate::model::{ModelConfig, find_config};
 use crate::optim::{Rule, Shape, Update};
 use crate::parallel::Mesh;
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
@@ -292,7 +293,7 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
         // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
         config.vocab_size = config.vocab_size.min(SMALLEST_VOCAB);
     }
-    check_fits(&gpu, &recipe, &config, base.as_deref())?;
+    fits(&gpu, &recipe, &config, base.as_deref())?;
     // A fresh driver compiles for seconds: meanwhile the stories are written.
     let refused = AtomicBool::new(false);
     let prepared = std::thread::scope(|scope| {
@@ -301,7 +302,7 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
         refused.store(prepared.is_err(), Ordering::Relaxed);
         prepared
     })?;
-    check_fits(&gpu, &recipe, &prepared.config, base.as_deref())?;
+    fits(&gpu, &recipe, &prepared.config, base.as_deref())?;
     let stop = Stop::listen()?;
     let patience = Some(Duration::from_secs(args.rank_timeout.max(1)));
     let run = Run { args, recipe, resumption, prepared, stop };
@@ -395,6 +396,17 @@ impl Run {
     }
 }
 
+/// Refuses what takes more memory than there is, and says what would fit.
+fn fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option<&Base>) -> Result<()> {
+    let Err(error) = check_fits(gpu, recipe, config, base) else { return Ok(()) };
+    let memory = recipe.memory.into_iter().chain(gpu.limits().memory_bytes.map(Bytes)).min_by_key(|bytes| bytes.0);
+    let job = Job { config: config.clone(), recipe: recipe.clone() };
+    match memory.and_then(|memory| remedy(&job, gpu.limits(), memory)) {
+        Some(text) => bail!("{error}; {text}"),
+        None => Err(error.into()),
+    }
+}
+
 /// The model that the recipe goes on with, if it does.
 fn open_base(recipe: &Recipe) -> Result<Option<Arc<Base>>> {
     let Some(model) = &recipe.model else { return Ok(None) };
@@ -464,17 +476,19 @@ async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Tra
     save(folder, recipe, prepared, &trainer.subject, &trainer.pages().await?)?;
     let loader = prepared.loader.filled_up();
     let mut batch = loader.empty_batch();
-    let mut write = |name: &str, count: u64, fill: &dyn Fn(u64, &mut Batch)| -> Result<()> {
-        let mut file = std::io::BufWriter::new(std::fs::File::create(folder.join(name))?);
-        for index in 0..count {
-            fill(index, &mut batch);
-            for (inputs, targets) in batch.tokens.chunks_exact(batch.seq).zip(batch.targets.chunks_exact(batch.seq)) {
-                file.write_all(bytemuck::cast_slice(inputs))?;
-                file.write_all(bytemuck::cast_slice(&targets[batch.seq - 1..]))?;
+    let mut write =
+        |name: &str, count: u64, fill: &dyn Fn(u64, &mut Batch) -> crate::error::Result<()>| -> Result<()> {
+            let mut file = std::io::BufWriter::new(std::fs::File::create(folder.join(name))?);
+            for index in 0..count {
+                fill(index, &mut batch)?;
+                for (inputs, targets) in batch.tokens.chunks_exact(batch.seq).zip(batch.targets.chunks_exact(batch.seq))
+                {
+                    file.write_all(bytemuck::cast_slice(inputs))?;
+                    file.write_all(bytemuck::cast_slice(&targets[batch.seq - 1..]))?;
+                }
             }
-        }
-        Ok(file.flush()?)
-    };
+            Ok(file.flush()?)
+        };
     let count = trainer.val_batches(recipe.val_sequences);
     write("tokens.bin", recipe.steps * u64::from(recipe.accumulate), &|step, batch| loader.batch(step, batch))?;
     write("val.bin", count, &|index, batch| loader.val_batch(index, count, batch))

@@ -254,18 +254,26 @@ impl Loader {
     }
 
     /// Fills the next step's batch, and goes on.
-    pub fn next_batch(&mut self, batch: &mut Batch) {
-        self.batch(self.state.step, batch);
+    ///
+    /// # Errors
+    /// As [`Shard::read`].
+    pub fn next_batch(&mut self, batch: &mut Batch) -> Result<()> {
+        self.batch(self.state.step, batch)?;
         self.state.step += 1;
+        Ok(())
     }
 
     /// Fills the batch of any step.
-    pub fn batch(&self, step: u64, batch: &mut Batch) {
+    ///
+    /// # Errors
+    /// As [`Shard::read`].
+    pub fn batch(&self, step: u64, batch: &mut Batch) -> Result<()> {
         let rows = self.rows_of(step);
         self.shape(batch, self.length_of(&rows));
         for (row, (source, number)) in rows[self.part.clone()].iter().enumerate() {
-            self.sources[*source].fill(*number, batch.row(row));
+            self.sources[*source].fill(*number, batch.row(row))?;
         }
+        Ok(())
     }
 
     /// How many whole validation batches the held-out part holds, at least 1: the last rows of one may repeat the first.
@@ -274,7 +282,10 @@ impl Loader {
     }
 
     /// Fills validation batch `index` of `count`: the same tokens every time, spread over the held-out part.
-    pub fn val_batch(&self, index: u64, count: u64, batch: &mut Batch) {
+    ///
+    /// # Errors
+    /// As [`Shard::read`].
+    pub fn val_batch(&self, index: u64, count: u64, batch: &mut Batch) -> Result<()> {
         let own = self.options.batch as u64;
         let rows = count.max(1) * own;
         let place = |b: usize| {
@@ -290,8 +301,9 @@ impl Loader {
         self.shape(batch, self.length(used.unwrap_or(0)));
         for (at, b) in self.part.clone().enumerate() {
             let (source, number) = place(b);
-            self.sources[source].fill_val(number, batch.row(at));
+            self.sources[source].fill_val(number, batch.row(at))?;
         }
+        Ok(())
     }
 
     fn shape(&self, batch: &mut Batch, seq: usize) {

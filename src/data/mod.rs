@@ -2,7 +2,7 @@
 //! be saved.
 //!
 //! ```text
-//! Corpus ──units──▶ Encoder (Tokenizer, ChatTemplate) ──tokens, marks──▶ Shard (memory-mapped) ──rows──▶ Loader
+//! Corpus ──units──▶ Encoder (Tokenizer, ChatTemplate) ──tokens, marks──▶ Shard (a file) ──rows──▶ Loader
 //!                                                       Loader ──▶ Prefetch (a thread) ──▶ Batch [B, T]
 //! ```
 

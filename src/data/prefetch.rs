@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use super::batch::Batch;
 use super::loader::{Loader, LoaderState};
+use crate::error::Result;
 
 /// Batches that wait at most.
 const AHEAD: usize = 2;
@@ -19,7 +20,7 @@ pub struct Prefetch {
 }
 
 struct Running {
-    filled: Receiver<Batch>,
+    filled: Receiver<Result<Batch>>,
     empty: SyncSender<Batch>,
     thread: JoinHandle<()>,
 }
@@ -31,20 +32,23 @@ impl Prefetch {
     }
 
     /// The next step's batch.
-    pub fn next_batch(&mut self) -> &Batch {
+    ///
+    /// # Errors
+    /// As [`super::Shard::read`].
+    pub fn next_batch(&mut self) -> Result<&Batch> {
         let running = self.running.get_or_insert_with(|| Running::start(self.loader.clone()));
         // The buffer of the step before goes back to be filled; the thread ends only with its channels.
         let filled = running.filled.recv();
         match filled {
             Ok(batch) => {
-                let used = std::mem::replace(&mut self.current, batch);
+                let used = std::mem::replace(&mut self.current, batch?);
                 let _ = running.empty.send(used);
                 let step = self.loader.state().step + 1;
                 self.loader.restore(LoaderState { step });
             }
-            Err(_) => self.loader.next_batch(&mut self.current),
+            Err(_) => self.loader.next_batch(&mut self.current)?,
         }
-        &self.current
+        Ok(&self.current)
     }
 
     /// The position of the next batch.
@@ -85,8 +89,9 @@ impl Running {
         }
         let thread = std::thread::spawn(move || {
             while let Ok(mut batch) = free.recv() {
-                loader.next_batch(&mut batch);
-                if fill.send(batch).is_err() {
+                let made = loader.next_batch(&mut batch).map(|()| batch);
+                let failed = made.is_err();
+                if fill.send(made).is_err() || failed {
                     return;
                 }
             }
@@ -123,8 +128,8 @@ mod tests {
                 loader.restore(LoaderState { step: 7 });
                 ahead.restore(LoaderState { step: 7 });
             }
-            loader.next_batch(&mut expected);
-            assert_eq!(*ahead.next_batch(), expected, "step {step}");
+            loader.next_batch(&mut expected).unwrap();
+            assert_eq!(*ahead.next_batch().unwrap(), expected, "step {step}");
             assert_eq!(ahead.state(), loader.state());
         }
     }

@@ -209,7 +209,7 @@ impl Rows {
         for unit in 0..count {
             let first = segments.len();
             for document in unit * each..(unit + 1) * each {
-                cut(&shard, shard.document(document), seq, overlong, &mut segments, &mut counts);
+                cut(&shard, shard.document(document)?, seq, overlong, &mut segments, &mut counts)?;
             }
             if pairs && segments.len() < first + 2 {
                 segments.truncate(first);
@@ -290,26 +290,32 @@ impl Rows {
     }
 
     /// Fills row `number` of all epochs, one after another, each in an order of its own.
-    pub fn fill(&self, number: u64, row: Row<'_>) {
+    ///
+    /// # Errors
+    /// As [`Shard::read`].
+    pub fn fill(&self, number: u64, row: Row<'_>) -> Result<()> {
         match &self.kind {
             Kind::Windows => self.window(self.window_start(number), row),
             Kind::Documents { train, pairs, .. } => {
                 let (each, bins) = (if *pairs { 2 } else { 1 }, train.rows());
                 let unit = number / each;
                 let bin = permute(unit % bins, bins, self.seed, unit / bins);
-                self.bin(train, bin, number % each, row);
+                self.bin(train, bin, number % each, row)
             }
         }
     }
 
     /// Fills held-out row `number`, which counts on from the first after the last.
-    pub fn fill_val(&self, number: u64, row: Row<'_>) {
+    ///
+    /// # Errors
+    /// As [`Shard::read`].
+    pub fn fill_val(&self, number: u64, row: Row<'_>) -> Result<()> {
         let number = number % self.val;
         match &self.kind {
             Kind::Windows => self.window(self.train_tokens + number * self.seq as u64, row),
             Kind::Documents { val, pairs, .. } => {
                 let each = if *pairs { 2 } else { 1 };
-                self.bin(val, number / each, number % each, row);
+                self.bin(val, number / each, number % each, row)
             }
         }
     }
@@ -322,21 +328,22 @@ impl Rows {
         offset + permute(index, self.train, self.seed, epoch) * self.seq as u64
     }
 
-    fn window(&self, at: u64, row: Row<'_>) {
-        self.shard.read(at, row.tokens);
-        self.shard.read(at + 1, row.targets);
+    fn window(&self, at: u64, row: Row<'_>) -> Result<()> {
+        self.shard.read(at, row.tokens)?;
+        self.shard.read(at + 1, row.targets)?;
         row.starts.fill(0);
+        Ok(())
     }
 
     /// The documents of a bin, one after another; then nothing, as a document of its own.
-    fn bin(&self, bins: &Bins, bin: u64, side: u64, row: Row<'_>) {
+    fn bin(&self, bins: &Bins, bin: u64, side: u64, row: Row<'_>) -> Result<()> {
         let Kind::Documents { segments, .. } = &self.kind else { unreachable!("bins are of documents") };
         let mut at = 0;
         for &item in bins.row(bin) {
             let segment = segments[item as usize + side as usize];
             let end = at + segment.slots();
-            self.shard.read(segment.at, &mut row.tokens[at..end]);
-            self.shard.read_marked(segment.at + 1, &mut row.targets[at..end]);
+            self.shard.read(segment.at, &mut row.tokens[at..end])?;
+            self.shard.read_marked(segment.at + 1, &mut row.targets[at..end])?;
             row.targets[at..end].iter_mut().filter(|t| **t & MASKED != 0).for_each(|t| *t = IGNORE);
             row.starts[at..end].fill(at as u32);
             at = end;
@@ -344,6 +351,7 @@ impl Rows {
         row.tokens[at..].fill(0);
         row.targets[at..].fill(IGNORE);
         row.starts[at..].fill(at as u32);
+        Ok(())
     }
 }
 
@@ -355,7 +363,7 @@ fn cut(
     overlong: Overlong,
     into: &mut Vec<Segment>,
     counts: &mut RowCounts,
-) {
+) -> Result<()> {
     let (len, most) = (document.end - document.start, seq as u64 + 1);
     counts.overlong += u64::from(len > most);
     let parts = match overlong {
@@ -367,22 +375,23 @@ fn cut(
     for part in 0..parts {
         let at = document.start + part * seq as u64;
         let segment = Segment { at, len: (document.end - at).min(most) as u32 };
-        if segment.len >= 2 && (len <= most || predicts(shard, segment)) {
+        if segment.len >= 2 && (len <= most || predicts(shard, segment)?) {
             into.push(segment);
         } else {
             counts.unanswered += 1;
         }
     }
+    Ok(())
 }
 
 /// Whether any token of a segment is to be predicted.
-fn predicts(shard: &Shard, segment: Segment) -> bool {
+fn predicts(shard: &Shard, segment: Segment) -> Result<bool> {
     if !shard.is_marked() {
-        return true;
+        return Ok(true);
     }
     let mut tokens = vec![0; segment.slots()];
-    shard.read_marked(segment.at + 1, &mut tokens);
-    tokens.iter().any(|token| token & MASKED == 0)
+    shard.read_marked(segment.at + 1, &mut tokens)?;
+    Ok(tokens.iter().any(|token| token & MASKED == 0))
 }
 
 /// Where `index` of 0..n goes in the permutation of this seed and epoch: a Feistel network on the next even number of bits,

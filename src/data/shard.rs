@@ -1,4 +1,5 @@
-//! Tokenised documents as one memory-mapped file: made once, in parallel, and found again by what it was made from.
+//! Tokenised documents as one file: made once, in parallel, and found again by what it was made from. It is read where it
+//! lies, by position: the system keeps in memory what is used, as of a map, and who cuts it short gets a sentence and no signal.
 //!
 //! Layout, little-endian: `DANLUTOK`, version u32, bytes a token u8 (2 or 4), 1 if tokens are marked u8, what documents are u8
 //! (0 running text, 1 examples, 2 pairs of them), a zero, tokens u64, tokenizer hash u64, source hash u64, XXH64 of all that follows the header u64, documents u64, XXH64 of the 56
@@ -7,12 +8,14 @@
 
 mod write;
 
-use std::path::Path;
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
 use super::corpus::Corpus;
 use super::encoder::Encoder;
-use super::hash::hash;
-use super::mapped::FileBytes;
+use super::hash::{Hasher, hash};
+use crate::base::read_at;
 use crate::error::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"DANLUTOK";
@@ -60,7 +63,8 @@ impl Header {
 #[derive(Debug)]
 pub struct Shard {
     header: Header,
-    bytes: FileBytes,
+    file: File,
+    path: PathBuf,
 }
 
 impl Shard {
@@ -80,7 +84,7 @@ impl Shard {
         let path = folder.join(format!("{source:016x}-{vocabulary:016x}.{SHARD_ENDING}"));
         if let Ok(shard) = Shard::open(&path) {
             let ours = shard.header.source_hash == source && shard.header.tokenizer_hash == vocabulary;
-            if ours && shard.verify(&path).is_ok() {
+            if ours && shard.verify().is_ok() {
                 return Ok(shard);
             }
         }
@@ -109,27 +113,48 @@ impl Shard {
     /// A sentence for a file that is missing, no shard, of another version, damaged or cut short.
     pub fn open(path: impl AsRef<Path>) -> Result<Shard> {
         let path = path.as_ref();
-        let bytes = FileBytes::open(path)?;
-        let header = Header::decode(&bytes).map_err(|message| Error::file(path, message))?;
+        let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        let bytes = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
+        let mut first = vec![0; bytes.min(HEADER as u64) as usize];
+        read_at(&file, &mut first, 0).map_err(|e| Error::io("read", path, e))?;
+        let header = Header::decode(&first).map_err(|message| Error::file(path, message))?;
         let wanted = header.file_bytes();
-        if bytes.len() as u64 != wanted {
-            let message = format!("is cut short or grown: {} bytes, its header says {wanted}; delete it", bytes.len());
+        if bytes != wanted {
+            let message = format!("is cut short or grown: {bytes} bytes, its header says {wanted}; delete it");
             return Err(Error::file(path, message));
         }
-        Ok(Shard { header, bytes })
+        Ok(Shard { header, file, path: path.to_path_buf() })
     }
 
-    /// Reads every token byte and compares the checksum; `path` is only named in the error.
+    /// Reads every token byte and compares the checksum.
     ///
     /// # Errors
     /// [`Error::File`] if a byte has changed since the shard was written.
-    pub fn verify(&self, path: impl AsRef<Path>) -> Result<()> {
-        let found = hash(&self.bytes[HEADER..]);
-        if found == self.header.checksum {
+    pub fn verify(&self) -> Result<()> {
+        let (mut hasher, mut buffer) = (Hasher::new(), vec![0; 1 << 20]);
+        let (mut at, end) = (HEADER as u64, self.header.file_bytes());
+        while at < end {
+            let count = (end - at).min(buffer.len() as u64);
+            self.bytes(at, &mut buffer[..count as usize])?;
+            hasher.update(&buffer[..count as usize]);
+            at += count;
+        }
+        let (found, wanted) = (hasher.finish(), self.header.checksum);
+        if found == wanted {
             return Ok(());
         }
-        let wanted = self.header.checksum;
-        Err(Error::file(path, format!("is damaged: checksum {found:016x}, its header says {wanted:016x}; delete it")))
+        let message = format!("is damaged: checksum {found:016x}, its header says {wanted:016x}; delete it");
+        Err(Error::file(&self.path, message))
+    }
+
+    fn bytes(&self, at: u64, into: &mut [u8]) -> Result<()> {
+        read_at(&self.file, into, at).map_err(|e| match e.kind() {
+            ErrorKind::UnexpectedEof => Error::file(
+                &self.path,
+                "was cut short while it was in use; delete it, and its tokens are made again by the next run",
+            ),
+            _ => Error::io("read", &self.path, e),
+        })
     }
 
     /// The number of tokens.
@@ -143,16 +168,19 @@ impl Shard {
     }
 
     /// The tokens of document `index` as a range of the shard's.
-    pub fn document(&self, index: u64) -> std::ops::Range<u64> {
+    ///
+    /// # Errors
+    /// If the file was cut short since it was opened, or cannot be read.
+    pub fn document(&self, index: u64) -> Result<std::ops::Range<u64>> {
         let index_at = HEADER as u64 + self.len() * u64::from(self.header.token_bytes);
         let end = |i: u64| {
-            let at = (index_at + i * 8) as usize;
-            u64::from_le_bytes(self.bytes[at..at + 8].try_into().expect("eight bytes"))
+            let mut word = [0; 8];
+            self.bytes(index_at + i * 8, &mut word).map(|()| u64::from_le_bytes(word))
         };
         // An index that was damaged and not verified gives wrong documents, but none outside of the shard.
-        let end_at = end(index).min(self.len());
-        let start = if index == 0 { 0 } else { end(index - 1) };
-        start.min(end_at)..end_at
+        let end_at = end(index)?.min(self.len());
+        let start = if index == 0 { 0 } else { end(index - 1)? };
+        Ok(start.min(end_at)..end_at)
     }
 
     /// What its documents are.
@@ -181,31 +209,40 @@ impl Shard {
     }
 
     /// Copies the tokens from `at` on into `into`, which must lie within the shard.
-    pub fn read(&self, at: u64, into: &mut [u32]) {
-        self.read_marked(at, into);
+    ///
+    /// # Errors
+    /// If the file was cut short since it was opened, or cannot be read.
+    pub fn read(&self, at: u64, into: &mut [u32]) -> Result<()> {
+        self.read_marked(at, into)?;
         if self.header.marked {
             into.iter_mut().for_each(|token| *token &= !MASKED);
         }
+        Ok(())
     }
 
     /// The same, with [`MASKED`] set in tokens that are not to be predicted.
-    pub fn read_marked(&self, at: u64, into: &mut [u32]) {
+    ///
+    /// # Errors
+    /// As [`Shard::read`].
+    pub fn read_marked(&self, at: u64, into: &mut [u32]) -> Result<()> {
         debug_assert!(at + into.len() as u64 <= self.len(), "{} tokens at {at} of {}", into.len(), self.len());
-        let width = self.header.token_bytes as usize;
-        let start = HEADER + at as usize * width;
-        let bytes = &self.bytes[start..start + into.len() * width];
+        let (width, count) = (usize::from(self.header.token_bytes), into.len());
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(into);
+        // Into the end of what is to be filled, where widening from the front catches up with it only at the last token.
+        let first = (4 - width) * count;
+        self.bytes(HEADER as u64 + at * width as u64, &mut bytes[first..])?;
         if width == 4 {
-            for (token, b) in into.iter_mut().zip(bytes.chunks_exact(4)) {
-                *token = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-            }
-            return;
+            into.iter_mut().for_each(|token| *token = u32::from_le(*token));
+            return Ok(());
         }
         // The mark moves from the highest bit of 16 to that of 32.
         let mark = if self.header.marked { 1 << 15 } else { 0 };
-        for (token, b) in into.iter_mut().zip(bytes.chunks_exact(2)) {
-            let word = u32::from(u16::from_le_bytes([b[0], b[1]]));
-            *token = (word & !mark) | ((word & mark) << 16);
+        for i in 0..count {
+            let word = u32::from(u16::from_le_bytes([bytes[first + 2 * i], bytes[first + 2 * i + 1]]));
+            let token = (word & !mark) | ((word & mark) << 16);
+            bytes[4 * i..4 * i + 4].copy_from_slice(&token.to_ne_bytes());
         }
+        Ok(())
     }
 }
 

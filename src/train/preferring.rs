@@ -201,8 +201,8 @@ impl Trainer {
         let (began, mut kept) = (Instant::now(), Instant::now());
         for index in (0..batches + count).take_while(|_| !stop.load(Ordering::Relaxed)) {
             match index.checked_sub(batches) {
-                None => loader.batch(index, &mut batch),
-                Some(index) => loader.val_batch(index, count, &mut batch),
+                None => loader.batch(index, &mut batch)?,
+                Some(index) => loader.val_batch(index, count, &mut batch)?,
             }
             if !references.know(&batch) {
                 references.put(&batch, &self.answers(&batch).await?);

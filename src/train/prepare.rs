@@ -138,7 +138,7 @@ fn open(recipe: &Recipe) -> Result<Vec<Opened>> {
     let one = |path: &Path| match path.extension().is_some_and(|ending| ending == SHARD_ENDING) {
         true => {
             let shard = Shard::open(path)?;
-            shard.verify(path)?;
+            shard.verify()?;
             Ok(Opened::Shard(path.into(), shard))
         }
         false => Ok(Opened::Corpus(Corpus::open(path)?)),

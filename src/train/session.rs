@@ -43,15 +43,17 @@ pub async fn run(
     observer: &mut dyn Observer,
 ) -> Result<Ending> {
     let ended = Session::new(gpu, recipe, prepared, trainer, limit, stop, observer)?.run().await;
+    // What is on disk outlives the device, and most devices can be opened again; and data that were damaged can be made anew.
+    let more = |text: String| match Series::of(&recipe.out).list().last() {
+        Some((step, _)) => format!(
+            "{text}; the last checkpoint is that of step {step}: `danlu train --resume {}` goes on from it",
+            recipe.out.display()
+        ),
+        None => format!("{text}; there is no checkpoint yet"),
+    };
     ended.map_err(|error| match error {
-        // What is on disk outlives the device, and most devices can be opened again.
-        Error::Device(text) => match Series::of(&recipe.out).list().last() {
-            Some((step, _)) => Error::Device(format!(
-                "{text}; the last checkpoint is that of step {step}: `danlu train --resume {}` goes on from it",
-                recipe.out.display()
-            )),
-            None => Error::Device(format!("{text}; there is no checkpoint yet")),
-        },
+        Error::Device(text) => Error::Device(more(text)),
+        Error::File { path, message } => Error::File { path, message: more(message) },
         other => other,
     })
 }

@@ -318,7 +318,7 @@ impl Trainer {
             // As far as there is dropout: what it leaves out depends on seed and batch alone, whoever computes which rows.
             let seed = (self.seed ^ (self.seed >> 32)) as u32;
             let seed = [seed, self.loader.state().step as u32, self.world.rank() as u32];
-            let batch = self.loader.next_batch();
+            let batch = self.loader.next_batch()?;
             self.data_wait += asked.elapsed().as_secs_f64();
             tokens += batch.tokens.len() as u64;
             let at = self.runs.iter().position(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
@@ -380,7 +380,7 @@ impl Trainer {
     pub async fn validate(&mut self, count: u64) -> Result<(f64, Option<Rewards>)> {
         let (mut sum, mut counted, mut rewards) = (0.0, 0, Vec::new());
         for index in 0..count {
-            self.loader.loader().val_batch(index, count, &mut self.val_batch);
+            self.loader.loader().val_batch(index, count, &mut self.val_batch)?;
             let batch = &self.val_batch;
             let run = self.runs.iter_mut().find(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
             set(&mut run.eval, batch)?;

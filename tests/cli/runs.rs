@@ -352,3 +352,23 @@ fn a_budget_shows_its_trade() {
     }
     place.danlu(&format!("{line} --budget 6XB")).assert().failure();
 }
+
+/// A run for which memory is too small says what would fit it, and that does.
+#[test]
+fn a_run_that_does_not_fit_says_what_would() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let line = "--seq 64 --steps 1 --quiet --out run";
+    let refused = |flags: &str| stderr(&place.train(&format!("{line} {flags}")).assert().failure());
+    let least = refused("--batch 16 --memory 1kB");
+    let bytes = least.split(['(', ')']).nth(1).and_then(|b| b.strip_suffix(" bytes")).expect("the least");
+    assert!(least.contains("nothing fits "), "{least}");
+    // The least is what was found, and with another budget a little less may be.
+    let less = bytes.parse::<u64>().unwrap() * 4 / 5;
+    let said = refused(&format!("--batch 16 --memory {less}"));
+    let flags = said.split(": --batch ").nth(1).and_then(|rest| rest.split(" as it is").next()).expect("what fits");
+    assert!(said.contains("training takes at least ") && flags == "8 --seq 64", "{said}");
+    place.train(&format!("{line} --batch 8 --memory {less}")).assert().success();
+}

@@ -21,7 +21,7 @@ fn loader(shard: &Arc<Shard>, batch: usize, seed: u64) -> Loader {
 
 fn batch(loader: &Loader, step: u64) -> (Vec<u32>, Vec<u32>) {
     let mut batch = loader.empty_batch();
-    loader.batch(step, &mut batch);
+    loader.batch(step, &mut batch).unwrap();
     assert!(batch.starts.iter().all(|&start| start == 0) && batch.counted() == batch.tokens.len() as u64);
     (batch.tokens, batch.targets)
 }
@@ -58,15 +58,15 @@ fn a_saved_position_gives_the_same_batches() {
     let mut running = loader(&shard, 4, 5);
     let mut batches = [running.empty_batch(), running.empty_batch()];
     for _ in 0..17 {
-        running.next_batch(&mut batches[0]);
+        running.next_batch(&mut batches[0]).unwrap();
     }
     let saved = serde_json::to_string(&running.state()).unwrap();
     assert_eq!(saved, "{\"step\":17}");
     let mut resumed = loader(&shard, 4, 5);
     resumed.restore(serde_json::from_str(&saved).unwrap());
     for _ in 0..300 {
-        running.next_batch(&mut batches[0]);
-        resumed.next_batch(&mut batches[1]);
+        running.next_batch(&mut batches[0]).unwrap();
+        resumed.next_batch(&mut batches[1]).unwrap();
         assert_eq!(batches[0], batches[1]);
     }
     assert_ne!(batch(&running, 0), batch(&loader(&shard, 4, 6), 0), "another seed, another order");
@@ -85,14 +85,14 @@ fn validation_batches_are_fixed_and_lie_in_the_tail() {
     let shard = shard(200);
     let loader = loader(&shard, 2, 5);
     let mut tail = vec![0; loader.val_tokens() as usize];
-    shard.read(loader.train_tokens(), &mut tail);
+    shard.read(loader.train_tokens(), &mut tail).unwrap();
     let share = loader.val_tokens() as f64 / shard.len() as f64;
     assert!((0.045..=0.05).contains(&share), "{share}");
     for count in [1, 3, loader.val_batches()] {
         let mut seen = HashSet::new();
         for index in 0..count {
             let mut batch = loader.empty_batch();
-            loader.val_batch(index, count, &mut batch);
+            loader.val_batch(index, count, &mut batch).unwrap();
             for row in batch.tokens.chunks(T) {
                 let at = (0..tail.len() - T).step_by(T).find(|&at| tail[at..at + T] == *row).expect("a tail window");
                 assert!(seen.insert(at), "window {at} twice");
@@ -120,9 +120,9 @@ fn tiny_texts_are_refused_or_used_to_the_last_window() {
     let loader = fits(seq).unwrap();
     assert_eq!((loader.rows_per_epoch(), loader.val_batches()), (1, 1));
     let mut batch = loader.empty_batch();
-    loader.val_batch(0, 1, &mut batch);
+    loader.val_batch(0, 1, &mut batch).unwrap();
     assert_eq!(batch.tokens[..seq], batch.tokens[seq..2 * seq], "the one row repeats");
-    loader.batch(5, &mut batch);
+    loader.batch(5, &mut batch).unwrap();
 }
 
 #[test]
@@ -174,16 +174,16 @@ fn parts_of_a_batch_are_the_batch() {
         let mut part = own[0].empty_batch();
         assert_eq!((part.rows(), own[0].val_batches()), (6 / parts, whole.val_batches()));
         for step in [0, 3, 200] {
-            whole.batch(step, &mut all);
+            whole.batch(step, &mut all).unwrap();
             let mut rows = all.tokens.chunks(6 / parts * T);
             for loader in &own {
-                loader.batch(step, &mut part);
+                loader.batch(step, &mut part).unwrap();
                 assert_eq!(Some(&part.tokens[..]), rows.next());
             }
-            whole.val_batch(step % 2, 2, &mut all);
+            whole.val_batch(step % 2, 2, &mut all).unwrap();
             let mut rows = all.targets.chunks(6 / parts * T);
             for loader in &own {
-                loader.val_batch(step % 2, 2, &mut part);
+                loader.val_batch(step % 2, 2, &mut part).unwrap();
                 assert_eq!(Some(&part.targets[..]), rows.next());
             }
         }
@@ -234,12 +234,12 @@ fn shorter_rows_hold_the_same_and_cost_less() {
         assert!(short.lengths().len() == 3 && short.longest() < 128, "{:?}", short.lengths());
         let count = short.batches_per_epoch();
         assert!(count * batch as u64 >= short.rows_per_epoch());
-        let (all, tokens) = predicted(&plain.filled_up(), count, |step, batch| plain.batch(step, batch));
-        let (same, fewer) = predicted(&short, count, |step, batch| short.batch(step, batch));
+        let (all, tokens) = predicted(&plain.filled_up(), count, |step, batch| plain.batch(step, batch).unwrap());
+        let (same, fewer) = predicted(&short, count, |step, batch| short.batch(step, batch).unwrap());
         assert!(all == same, "the same rows, each as often");
         assert!(3 * fewer < tokens, "{fewer} of {tokens}");
-        let (all, _) = predicted(&plain, 3, |index, batch| plain.val_batch(index, 3, batch));
-        assert!(all == predicted(&short, 3, |index, batch| short.val_batch(index, 3, batch)).0);
+        let (all, _) = predicted(&plain, 3, |index, batch| plain.val_batch(index, 3, batch).unwrap());
+        assert!(all == predicted(&short, 3, |index, batch| short.val_batch(index, 3, batch).unwrap()).0);
         let told = short.told().unwrap();
         assert!(
             told.starts_with("rows are filled up to 16, ") && told.contains(" % fewer are computed than with 128"),
@@ -248,14 +248,14 @@ fn shorter_rows_hold_the_same_and_cost_less() {
         assert_eq!(plain.told(), None);
         // What is dumped for others has one length.
         let mut whole = short.filled_up().empty_batch();
-        short.filled_up().batch(0, &mut whole);
+        short.filled_up().batch(0, &mut whole).unwrap();
         assert_eq!(whole.seq, 128);
         // A position is a step here too.
         let mut resumed = short.clone();
         resumed.restore(LoaderState { step: 70 });
         let (mut next, mut there) = (short.empty_batch(), short.empty_batch());
-        resumed.next_batch(&mut next);
-        short.batch(70, &mut there);
+        resumed.next_batch(&mut next).unwrap();
+        short.batch(70, &mut there).unwrap();
         assert_eq!(next, there);
     }
 }

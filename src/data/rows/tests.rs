@@ -37,9 +37,9 @@ fn filled(rows: &Rows, number: u64, val: bool) -> Batch {
     batch.targets.fill(77);
     batch.starts.fill(77);
     if val {
-        rows.fill_val(number, batch.row(0))
+        rows.fill_val(number, batch.row(0)).unwrap();
     } else {
-        rows.fill(number, batch.row(0))
+        rows.fill(number, batch.row(0)).unwrap();
     }
     batch
 }

@@ -23,7 +23,7 @@ fn cached(folder: impl AsRef<Path>, corpus: &Corpus, tokenizer: &Tokenizer) -> R
 
 fn tokens(shard: &Shard) -> Vec<u32> {
     let mut tokens = vec![0; shard.len() as usize];
-    shard.read(0, &mut tokens);
+    shard.read(0, &mut tokens).unwrap();
     tokens
 }
 
@@ -58,7 +58,7 @@ fn documents_stand_in_order_each_with_its_end() {
     assert_eq!(shard.documents(), 50);
     let mut at = 0;
     for index in 0..50 {
-        let document = shard.document(index);
+        let document = shard.document(index).unwrap();
         assert!(document.start == at && document.end > at && tokens[document.end as usize - 1] == 0);
         at = document.end;
     }
@@ -132,7 +132,7 @@ fn damage_is_said_in_a_sentence() {
         assert_eq!(error, format!("{}: {expected}", path.display()));
     }
     fs::write(&path, change(70, 1)).unwrap();
-    let error = Shard::open(&path).unwrap().verify(&path).unwrap_err().to_string();
+    let error = Shard::open(&path).unwrap().verify().unwrap_err().to_string();
     assert!(error.contains(": is damaged: checksum ") && error.ends_with("; delete it"), "{error}");
 }
 
@@ -165,9 +165,30 @@ fn what_is_not_to_be_predicted_is_marked() {
     let shard = build(dir.path().join("s"), &corpus, &tokenizer).unwrap();
     let ids = [tokenizer.encode("abcd").unwrap(), vec![0]].concat();
     let mut marked = vec![0; shard.len() as usize];
-    shard.read_marked(0, &mut marked);
+    shard.read_marked(0, &mut marked).unwrap();
     assert_eq!(tokens(&shard), ids);
     let masked: Vec<bool> = marked.iter().map(|token| token & MASKED != 0).collect();
     assert!(shard.is_marked() && masked.starts_with(&[true]) && masked.ends_with(&[false, false]), "{masked:?}");
     assert_eq!(marked.iter().map(|token| token & !MASKED).collect::<Vec<_>>(), ids);
+}
+
+/// A file that is cut short while it is open is an error of who reads behind its end, whatever reads it.
+#[test]
+fn a_shard_that_shrinks_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let shard = build(&path, &Corpus::stories(4, 50), &tokenizer()).unwrap();
+    let mut few = [0; 8];
+    shard.read(0, &mut few).unwrap();
+    let first = few;
+    fs::File::options().write(true).open(&path).unwrap().set_len(HEADER as u64 + 16).unwrap();
+    shard.read(0, &mut few).unwrap();
+    assert_eq!(few, first, "what is there is read");
+    let message = format!(
+        "{}: was cut short while it was in use; delete it, and its tokens are made again by the next run",
+        path.display()
+    );
+    assert_eq!(shard.read(shard.len() - 8, &mut few).unwrap_err().to_string(), message);
+    assert_eq!(shard.document(7).unwrap_err().to_string(), message);
+    assert_eq!(shard.verify().unwrap_err().to_string(), message);
 }

@@ -61,7 +61,7 @@ fn pairs_are_for_preferences_and_nothing_else_is() {
     assert!(notes.contains("data: 10 pairs in preference form"), "{notes}");
     let mut batch = loader.empty_batch();
     for _ in 0..12 {
-        loader.next_batch(&mut batch);
+        loader.next_batch(&mut batch).unwrap();
         let said = |row: usize| {
             let targets = &batch.targets[row * batch.seq..(row + 1) * batch.seq];
             let ids: Vec<u32> = targets.iter().copied().filter(|&t| t != crate::data::IGNORE).collect();
