@@ -2,12 +2,13 @@
 //! that stay as they are.
 
 use super::Recipe;
-use crate::base::Limits;
+use crate::base::{Axis, Limits};
 use crate::data::{Tokenizer, hash::Hasher, tokenizer_files};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
-use crate::nn::{Adapted, Declare, Lora, ParamLayout, Params};
+use crate::nn::{Adapted, Declare, Lora, ParamLayout, Params, Parts};
+use crate::ops::Along;
 use crate::store::{Checkpoint, PeftAdapter};
 use std::path::Path;
 use std::sync::Arc;
@@ -104,9 +105,30 @@ impl Subject {
     /// # Errors
     /// If the recipe's adapters do not fit the model, or its weights its configuration.
     pub fn new(model: &Llama, recipe: &Recipe, base: Option<&Base>, limits: &Limits) -> Result<Subject> {
+        Subject::of_rank(0, model, recipe, base, limits)
+    }
+
+    /// The same for a rank of the recipe's mesh, which may have parts of the parameters only.
+    ///
+    /// # Errors
+    /// As [`Subject::new`]; if the model cannot be split like that.
+    pub fn of_rank(
+        rank: usize,
+        model: &Llama,
+        recipe: &Recipe,
+        base: Option<&Base>,
+        limits: &Limits,
+    ) -> Result<Subject> {
         let (specs, page) = (model.param_specs(), limits.max_buffer_bytes);
         let Some(config) = &recipe.lora else {
-            return Ok(Subject { layout: super::optimizer(recipe).layout(specs, page)?, adapted: None });
+            let (optimizer, ranks) = (super::optimizer(recipe), recipe.mesh.tensor);
+            if ranks == 1 {
+                return Ok(Subject { layout: optimizer.layout(specs, page)?, adapted: None });
+            }
+            let along = Along { axis: Axis::Tensor, ranks };
+            let parts = model.config().parts(along, recipe.mesh.place(rank, Axis::Tensor))?;
+            let layout = optimizer.layout(parts.specs(), page)?.of_parts(parts);
+            return Ok(Subject { layout, adapted: None });
         };
         let frozen = match base {
             Some(base) => base.checkpoint.frozen_as(config.base_dtype)?,
@@ -153,5 +175,9 @@ impl Declare for Subject {
             None => self.layout.declare(g),
             Some(adapted) => adapted.declare(g),
         }
+    }
+
+    fn parts(&self) -> Option<&Parts> {
+        self.layout.parts()
     }
 }

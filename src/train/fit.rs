@@ -95,10 +95,25 @@ pub fn plans(
     limits: &Limits,
     chooser: &mut dyn Chooser,
 ) -> Result<Plans> {
+    plans_of(0, config, recipe, base, limits, chooser)
+}
+
+/// Those of a rank of the recipe's mesh.
+///
+/// # Errors
+/// As [`plans`].
+pub(super) fn plans_of(
+    rank: usize,
+    config: &ModelConfig,
+    recipe: &Recipe,
+    base: Option<&Base>,
+    limits: &Limits,
+    chooser: &mut dyn Chooser,
+) -> Result<Plans> {
     let model = Llama::new(config.clone());
-    let subject = Subject::new(&model, recipe, base, limits)?;
+    let subject = Subject::of_rank(rank, &model, recipe, base, limits)?;
     let optimizer = optimizer(recipe);
-    let ranks = recipe.mesh.ranks();
+    let ranks = recipe.mesh.data;
     let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1 || ranks > 1);
     let (o, layout) = (&optimizer, &subject.layout);
     let step = || Work::step(o, layout, config, rows, limits);
@@ -109,7 +124,7 @@ pub fn plans(
     let eval = compile(&graph_of(&*subject.whole(), Work::Validation)?, limits, chooser)?;
     let apply = || {
         let graph = optimizer.apply(layout)?;
-        Ok(if ranks > 1 { sum_states(&graph, recipe.mesh.data, &Optimizer::is_sum)? } else { graph })
+        Ok(if ranks > 1 { sum_states(&graph, ranks, &Optimizer::is_sum)? } else { graph })
     };
     let apply = several.then(|| compile(&apply()?, limits, chooser)).transpose()?;
     let asked = recipe.memory.map(|Bytes(bytes)| bytes);

@@ -1,5 +1,6 @@
 //! The training loop: steps, validation, samples, what is told about them, and what is saved.
 
+mod axes;
 mod base;
 mod card;
 mod checkpoints;

@@ -395,21 +395,32 @@ impl Recipe {
     }
 
     fn check_mesh(&self) -> Result<()> {
-        let Mesh { data, .. } = self.mesh;
-        if (Mesh { data, ..Mesh::ONE }) != self.mesh {
+        let Mesh { data, tensor, .. } = self.mesh;
+        if (Mesh { data, tensor, ..Mesh::ONE }) != self.mesh {
             return Err(Error::Invalid(format!(
-                "mesh is {}; training is split over the data axis only, as in data={}",
+                "mesh is {}; training is split over the data axis and the tensor axis only, as in data={}",
                 self.mesh,
                 self.mesh.ranks()
             )));
         }
-        if data > 1 && self.dpo.is_some() {
+        let whole = match () {
+            () if self.lora.is_some() => "adapters are trained over whole weights",
+            () if self.model.is_some() => "a model that training begins with is read whole",
+            () if matches!(self.optimizer, Rule::Muon | Rule::AdamW8bit) => {
+                "muon takes whole matrices, and adamw8bit blocks of them; choose adamw or sgd"
+            }
+            () => "",
+        };
+        if tensor > 1 && !whole.is_empty() {
+            return Err(Error::Invalid(format!("mesh is {}, and {whole}; leave the tensor axis out", self.mesh)));
+        }
+        if self.mesh.ranks() > 1 && self.dpo.is_some() {
             return Err(Error::Invalid(format!(
                 "mesh is {}, and preference pairs are trained on by one rank",
                 self.mesh
             )));
         }
-        if data > 1 && self.update == Update::Layer {
+        if self.mesh.ranks() > 1 && self.update == Update::Layer {
             let message =
                 format!("mesh is {}, and ranks add up whole gradients; leave update = \"layer\" out", self.mesh);
             return Err(Error::Invalid(message));

@@ -109,7 +109,8 @@ impl<'a> Session<'a> {
         world.first(world.is_first().then(|| log.as_ref().map(|_| ()).map_err(|e| Error::Invalid(e.to_string()))))?;
         let series = Series::below(&recipe.out);
         let options = &recipe.checkpoint;
-        let keeper = recipe.checkpoint_interval().filter(|_| world.is_first());
+        let in_parts = trainer.layout().parts().is_some();
+        let keeper = recipe.checkpoint_interval().filter(|_| world.is_first() && !in_parts);
         let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options.keep, options.best));
         let flops = prepared.config.train_flops_per_token(recipe.seq) as f64;
         Ok(Session {
@@ -179,6 +180,11 @@ impl<'a> Session<'a> {
 
     async fn run(mut self) -> Result<Ending> {
         self.compare(true).await?;
+        if self.trainer.layout().parts().is_some() {
+            self.note(
+                "ranks hold parts of the parameters: there are no checkpoints, samples or tasks on the way".into(),
+            );
+        }
         // A run that was killed after its end was due does not go on.
         let mut early = self.is_enough();
         while self.done() < self.recipe.steps && !early {
@@ -376,11 +382,15 @@ impl<'a> Session<'a> {
         if ending == Ending::Early {
             self.back_to_best().await?;
         }
+        let in_parts = self.trainer.layout().parts().is_some();
+        if !self.world.is_first() && !in_parts {
+            return Ok(ending);
+        }
+        let (subject, pages) = self.trainer.whole().await?;
         if !self.world.is_first() {
             return Ok(ending);
         }
-        let pages = self.trainer.pages().await?;
-        save(&self.recipe.out, self.recipe, self.prepared, &self.trainer.subject, &pages)?;
+        save(&self.recipe.out, self.recipe, self.prepared, &subject, &pages)?;
         self.tell(Event::Saved {
             step,
             folder: self.recipe.out.clone(),
@@ -436,7 +446,7 @@ impl<'a> Session<'a> {
             ])?;
         }
         let mine = self.trainer.checksum().await?;
-        self.world.compare(&[("parameters", mine)]).map_err(|error| match error {
+        self.trainer.peers().compare(&[("parameters", mine)]).map_err(|error| match error {
             Error::Rank(text) => Error::Rank(format!("{text}, after step {}", self.done())),
             other => other,
         })
@@ -444,7 +454,7 @@ impl<'a> Session<'a> {
 
     /// Tasks and samples, by the first rank.
     async fn look(&mut self) -> Result<()> {
-        if !self.world.is_first() {
+        if !self.world.is_first() || self.trainer.layout().parts().is_some() {
             return Ok(());
         }
         let (step, tokenizer) = (self.done(), &self.prepared.tokenizer);

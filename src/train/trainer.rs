@@ -1,5 +1,7 @@
 //! The device's side of training: one plan for a step, one for validation, and the states that they share.
 
+use super::axes::Axes;
+use super::fit::plans_of;
 use super::graphs::{REFERENCE, STARTS};
 use super::preferring::{References, Rewards};
 use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, plans, schedule};
@@ -59,6 +61,7 @@ pub struct Trainer {
     submitted: u64,
     data_wait: f64,
     world: World,
+    axes: Axes,
 }
 
 /// A step and validation of one length of rows.
@@ -138,7 +141,8 @@ impl Trainer {
         }
         let model = Llama::new(prepared.config.clone());
         let base = prepared.base.as_deref();
-        let subject = Subject::new(&model, recipe, base, gpu.limits())?;
+        let (axes, rank) = (Axes::of(world, recipe.mesh)?, world.rank());
+        let subject = Subject::of_rank(rank, &model, recipe, base, gpu.limits())?;
         let optimizer = optimizer(recipe);
         let theirs: Vec<Choice> = if world.is_first() { Vec::new() } else { world.first(None)? };
         let mut choices = Choices::new(&theirs, chooser);
@@ -147,7 +151,7 @@ impl Trainer {
         let mut planned = settle(&mut choices, |chooser| {
             recipes
                 .iter()
-                .map(|recipe| plans(&prepared.config, recipe, base, gpu.limits(), chooser))
+                .map(|recipe| plans_of(rank, &prepared.config, recipe, base, gpu.limits(), chooser))
                 .collect::<Result<Vec<_>>>()
         })
         .await;
@@ -164,25 +168,29 @@ impl Trainer {
         let own = device_bytes([&plan, &eval_plan].into_iter().chain(&apply), &|_| false);
         let more = |plans: &Plans| bytes_beside(&plans.train, &plan) + bytes_beside(&plans.eval, &eval_plan);
         let device_bytes = own + shorter.iter().map(more).sum::<u64>();
-        let train = Executor::new(gpu, &plan, &mut states).await?;
+        let mut train = Executor::new(gpu, &plan, &mut states).await?;
+        axes.join(&mut train, &plan).await?;
         let mut apply_run = match &apply {
             Some(plan) => Some(Executor::new(gpu, plan, &mut states).await?),
             None => None,
         };
-        if let (Some(apply), Some(comm)) = (&mut apply_run, world.comm()) {
-            apply.join(comm.clone()).await?;
+        if let (Some(run), Some(plan)) = (&mut apply_run, &apply) {
+            axes.join(run, plan).await?;
         }
         // Validation sees the average in the parameters' place, where there is one.
         let averages = optimizer.ema > 0.0;
         let shown = |states: &States| if averages { states.renamed(EMA, PARAMETERS) } else { states.clone() };
-        let eval = match averages {
+        let mut eval = match averages {
             true => Executor::new(gpu, &eval_plan, &mut shown(&states)).await?,
             false => Executor::new(gpu, &eval_plan, &mut states).await?,
         };
+        axes.join(&mut eval, &eval_plan).await?;
         let mut runs = Vec::new();
         for (plans, &seq) in shorter.iter().zip(prepared.loader.lengths()) {
-            let train = Executor::beside(gpu, &plans.train, &mut states, &train).await?;
-            let eval = Executor::beside(gpu, &plans.eval, &mut shown(&states), &eval).await?;
+            let mut train = Executor::beside(gpu, &plans.train, &mut states, &train).await?;
+            let mut eval = Executor::beside(gpu, &plans.eval, &mut shown(&states), &eval).await?;
+            axes.join(&mut train, &plans.train).await?;
+            axes.join(&mut eval, &plans.eval).await?;
             runs.push(Run { seq, train, eval });
         }
         runs.push(Run { seq: prepared.loader.longest(), train, eval });
@@ -194,7 +202,7 @@ impl Trainer {
         if let Some(scaling) = optimizer.loss_scaling {
             states.write(JUDGE, 0, bytemuck::cast_slice(&scaling.initial())).await?;
         }
-        let loader = prepared.loader.share(world.rank(), world.size());
+        let loader = prepared.loader.share(axes.share(), axes.shares());
         let val_batch = loader.empty_batch();
         let loader = Prefetch::new(loader);
         // Sums are made anew by every step.
@@ -225,6 +233,7 @@ impl Trainer {
             submitted: 0,
             data_wait: 0.0,
             world: world.clone(),
+            axes,
         };
         Ok((trainer, plan, apply))
     }
@@ -317,7 +326,7 @@ impl Trainer {
             let asked = Instant::now();
             // As far as there is dropout: what it leaves out depends on seed and batch alone, whoever computes which rows.
             let seed = (self.seed ^ (self.seed >> 32)) as u32;
-            let seed = [seed, self.loader.state().step as u32, self.world.rank() as u32];
+            let seed = [seed, self.loader.state().step as u32, self.axes.share() as u32];
             let batch = self.loader.next_batch()?;
             self.data_wait += asked.elapsed().as_secs_f64();
             tokens += batch.tokens.len() as u64;
@@ -345,7 +354,7 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub async fn result(&mut self) -> Result<StepResult> {
-        let tokens = self.tokens.pop_front().unwrap_or(0) * self.world.size() as u64;
+        let tokens = self.tokens.pop_front().unwrap_or(0) * self.axes.shares() as u64;
         let Some(apply) = &mut self.apply else {
             let at = self.under_way.pop_front().ok_or_else(|| Error::Graph("no step is under way".into()))?;
             return Ok(StepResult { tokens, ..self.runs[at].train.read(StepResult::of).await? });
@@ -420,10 +429,22 @@ impl Trainer {
         Ok(pages)
     }
 
+    /// The same of the whole model, put together of all ranks' parts where each has some; all ranks call this together.
+    ///
+    /// # Errors
+    /// As [`Trainer::pages`]; those of the communicator.
+    pub async fn whole(&self) -> Result<(Subject, Vec<Vec<f32>>)> {
+        let own = self.pages().await?;
+        Ok(match self.axes.together(self.layout(), &own)? {
+            Some((layout, pages)) => (Subject { layout, adapted: None }, pages),
+            None => (self.subject.clone(), own),
+        })
+    }
+
     /// Tokens of one step of the longest rows, over all ranks.
     pub fn tokens_per_step(&self) -> u64 {
         let own = (self.val_batch.rows() * self.loader.loader().longest()) as u64 * u64::from(self.batches);
-        own * self.world.size() as u64
+        own * self.axes.shares() as u64
     }
 
     /// The ranks of which this is one.
@@ -431,7 +452,12 @@ impl Trainer {
         &self.world
     }
 
-    /// A hash of what is the same on all ranks: what is trained, and how the last step was judged. All that was submitted is
+    /// Those that hold the same parameters, this one among them.
+    pub fn peers(&self) -> &World {
+        &self.axes.peers
+    }
+
+    /// A hash of what is the same on these: what is trained, and how the last step was judged. All that was submitted is
     /// done then.
     ///
     /// # Errors
