@@ -1,5 +1,6 @@
 //! `danlu bench`.
 
+use super::mpi::among;
 use super::{AdapterArgs, paths};
 #[cfg(feature = "mpi")]
 use crate::bench::measure_mpi;
@@ -101,19 +102,15 @@ pub async fn bench(args: BenchArgs) -> Result<()> {
     conclude(&args, &report, before.as_ref(), kept.as_deref())
 }
 
-/// What ranks exchange: the processes that `mpirun` started, or threads. Nothing on ranks that are not to speak.
-#[cfg(feature = "mpi")]
+/// What ranks exchange: the processes that a launcher started, or threads. Nothing on ranks that are not to speak.
 fn comm(args: &BenchArgs) -> Result<Option<CommReport>> {
-    let Some(process) = super::mpi::Process::join(None)? else {
-        return Ok(Some(measure_comm(args.ranks, args.quick)?));
-    };
-    process.run(|world, rank| Ok(Some(measure_mpi(world, args.quick)?).filter(|_| rank == 0)))
-}
-
-#[cfg(not(feature = "mpi"))]
-fn comm(args: &BenchArgs) -> Result<Option<CommReport>> {
-    super::mpi::alone()?;
-    Ok(Some(measure_comm(args.ranks, args.quick)?))
+    among(None, |process| match process {
+        None => Ok(Some(measure_comm(args.ranks, args.quick)?)),
+        #[cfg(feature = "mpi")]
+        Some(process) => Ok(Some(measure_mpi(process.mpi(), args.quick)?).filter(|_| process.rank() == 0)),
+        #[cfg(not(feature = "mpi"))]
+        Some(process) => match *process {},
+    })
 }
 
 /// Says what moved, keeps what is to be kept, and fails if something got slower.

@@ -20,9 +20,17 @@ pub struct FinetuneArgs {
     train: TrainArgs,
 }
 
+impl FinetuneArgs {
+    /// The flags of the run, and its kind.
+    pub fn into_run(self) -> (TrainArgs, Kind) {
+        (self.train, Kind::Finetune { full: self.full })
+    }
+}
+
 /// Trains adapters, or a whole model; gives the exit code.
 pub async fn finetune(args: FinetuneArgs) -> Result<u8> {
-    run(args.train, Kind::Finetune { full: args.full }).await
+    let (args, kind) = args.into_run();
+    run(args, kind).await
 }
 
 /// Flags of `danlu dpo`: those of `danlu finetune`, on pairs of which one answer is `chosen` and one `rejected`: 200 steps of one
@@ -64,9 +72,17 @@ impl PairArgs {
     }
 }
 
+impl DpoArgs {
+    /// The flags of the run, and its kind.
+    pub fn into_run(self) -> (TrainArgs, Kind) {
+        (self.train, Kind::Dpo { full: self.full, pairs: self.pairs })
+    }
+}
+
 /// Trains on preference pairs; gives the exit code.
 pub async fn dpo(args: DpoArgs) -> Result<u8> {
-    run(args.train, Kind::Dpo { full: args.full, pairs: args.pairs }).await
+    let (args, kind) = args.into_run();
+    run(args, kind).await
 }
 
 /// What a run is for.

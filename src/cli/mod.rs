@@ -26,6 +26,7 @@ mod generate;
 mod hub;
 mod init;
 mod inspect;
+mod launch;
 mod mpi;
 mod out;
 mod paths;
@@ -65,6 +66,8 @@ enum Command {
     Finetune(Box<finetune::FinetuneArgs>),
     /// Teach a model which of two answers is the better: direct preference optimisation, by adapters or of all of it.
     Dpo(Box<finetune::DpoArgs>),
+    /// Start one of these three on many ranks: threads, or processes by mpirun or Slurm; and again where it failed.
+    Launch(Box<launch::LaunchArgs>),
     /// Write a commented recipe, by a few questions.
     Init(init::InitArgs),
     /// List and compare training runs.
@@ -135,6 +138,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => pollster::block_on(train::train(*args)).map(|code| ended = code),
         Command::Finetune(args) => pollster::block_on(finetune::finetune(*args)).map(|code| ended = code),
         Command::Dpo(args) => pollster::block_on(finetune::dpo(*args)).map(|code| ended = code),
+        Command::Launch(args) => launch::launch(*args).map(|code| ended = code),
         Command::Init(args) => init::init(args),
         Command::Runs(args) => runs::runs(args),
         Command::Plot(args) => plot::plot(args),
@@ -161,6 +165,17 @@ pub fn main() -> ExitCode {
     match report(done) {
         code if code == ExitCode::SUCCESS => ExitCode::from(ended),
         code => code,
+    }
+}
+
+/// The flags of a command that trains, given as words, and its kind. Other words end the program with what is wrong of them.
+fn training(words: &[String]) -> anyhow::Result<(train::TrainArgs, finetune::Kind)> {
+    let parsed = Cli::try_parse_from(std::iter::once("danlu").chain(words.iter().map(String::as_str)));
+    match parsed.unwrap_or_else(|error| error.exit()).command {
+        Command::Train(args) => Ok((*args, finetune::Kind::Train)),
+        Command::Finetune(args) => Ok(args.into_run()),
+        Command::Dpo(args) => Ok(args.into_run()),
+        _ => anyhow::bail!("danlu launch starts train, finetune and dpo, and not {}", words[0]),
     }
 }
 

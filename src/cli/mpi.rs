@@ -1,7 +1,13 @@
-//! This process among those that `mpirun` or `srun` started.
+//! This process among those that `mpirun` or `srun` started. Without the feature `mpi` there are none that it could know of.
 
+use super::progress::RankLog;
 use crate::error::Error;
+use crate::parallel::Mesh;
+use crate::train::{Observer, Recipe, World};
 use anyhow::{Result, bail};
+use std::path::Path;
+#[cfg(not(feature = "mpi"))]
+use std::time::Duration;
 
 /// How many processes a launcher says that it started; 1 without one.
 fn started() -> usize {
@@ -11,11 +17,16 @@ fn started() -> usize {
     names.iter().find_map(number).unwrap_or(1)
 }
 
-/// Refuses to be one of several without knowing of the others.
+/// Does something as one of the processes that a launcher started, or alone. A rank that is waited for longer than `patience`
+/// has failed. Where a rank fails, it says so and all end.
+///
+/// # Errors
+/// That of the work, where there is one process; if a launcher started several that cannot know of each other.
 #[cfg(not(feature = "mpi"))]
-pub fn alone() -> Result<()> {
+pub fn among<T>(patience: Option<Duration>, work: impl FnOnce(Option<&Process>) -> Result<T>) -> Result<T> {
+    let _ = patience;
     match started() {
-        0 | 1 => Ok(()),
+        0 | 1 => work(None),
         n => bail!(Error::Invalid(format!(
             "this is one of {n} processes that a launcher started, and this danlu was built without MPI: each would do the \
              whole work; build it with `cargo build --release --features mpi`, or start one"
@@ -24,48 +35,175 @@ pub fn alone() -> Result<()> {
 }
 
 #[cfg(feature = "mpi")]
-pub use joined::Process;
+pub use joined::{Process, among};
+
+/// One of several processes, of which there are none.
+#[cfg(not(feature = "mpi"))]
+pub enum Process {}
+
+#[cfg(not(feature = "mpi"))]
+impl Process {
+    pub fn rank(&self) -> usize {
+        match *self {}
+    }
+
+    pub fn size(&self) -> usize {
+        match *self {}
+    }
+
+    pub fn local(&self) -> (usize, usize) {
+        match *self {}
+    }
+
+    pub fn world(&self) -> World {
+        match *self {}
+    }
+
+    pub fn in_turn<T>(&self, _: impl FnMut() -> Result<T>) -> Result<T> {
+        match *self {}
+    }
+}
+
+impl Process {
+    /// The recipe for so many processes: its mesh must be of their number, if a flag asks for one; else they share the batch.
+    pub fn share(&self, recipe: Recipe, asked: bool) -> Result<Recipe> {
+        let (mesh, size) = (recipe.mesh, self.size());
+        if mesh.ranks() == size {
+            return Ok(recipe);
+        }
+        if asked {
+            bail!(Error::Invalid(format!(
+                "the mesh {mesh} is of {} ranks, and {size} processes were started: let the two agree, or leave --mesh out",
+                mesh.ranks()
+            )));
+        }
+        // The other axes split the model, whose parts are as many as they were.
+        let parts = mesh.ranks() / mesh.data;
+        if !size.is_multiple_of(parts) {
+            bail!(Error::Invalid(format!(
+                "{size} processes were started, and the mesh {mesh} splits the model into {parts} parts: start a multiple of that"
+            )));
+        }
+        let recipe = Recipe { mesh: Mesh { data: size / parts, ..mesh }, ..recipe };
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// Who hears of the run on any rank but the first, which prints: a file of its own.
+    pub fn log(&self, out: &Path) -> Result<Option<Box<dyn Observer + Send>>> {
+        if self.rank() == 0 {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(RankLog::open(out, self.rank())?)))
+    }
+}
 
 #[cfg(feature = "mpi")]
 mod joined {
-    use super::{Error, Result, bail, started};
+    use super::super::{ranks::said, sentence};
+    use super::{Error, Result, World, bail, started};
     use crate::comm::{Communicator, MpiWorld};
+    use std::io::Write;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
-    /// This process and the others.
+    /// How often who works tells those who wait for it that it does.
+    const BEAT: Duration = Duration::from_millis(500);
+
+    /// One of several processes.
     pub struct Process {
         world: MpiWorld,
         rank: usize,
+        size: usize,
+    }
+
+    /// As it stands above.
+    pub fn among<T>(patience: Option<Duration>, work: impl FnOnce(Option<&Process>) -> Result<T>) -> Result<T> {
+        let n = started();
+        if n < 2 {
+            return work(None);
+        }
+        let world = MpiWorld::start(patience, |text| tell!("danlu: {text}"))?;
+        let comm = world.comm();
+        let (rank, size) = (comm.rank(), comm.size());
+        if size != n {
+            let library = world.library();
+            bail!(Error::Invalid(format!(
+                "a launcher started {n} processes, of which {library} sees {size}: it is another MPI than danlu was built with; \
+                 start danlu by the mpirun of {library}"
+            )));
+        }
+        let process = Process { world, rank, size };
+        let done = catch_unwind(AssertUnwindSafe(|| work(Some(&process))));
+        let done = done.unwrap_or_else(|panic| Err(anyhow::anyhow!("panicked: {}", said(&*panic))));
+        // All leave together: a launcher ends the others where one has left with an exit code.
+        let done = done.and_then(|value| Ok(comm.barrier().map(|()| value)?));
+        if let Err(error) = &done {
+            // What all have found the first one says.
+            std::thread::sleep(Duration::from_millis(if rank == 0 { 0 } else { 300 }));
+            // In one piece, for others write there too.
+            let text = format!("danlu: rank {rank}: {}\n", sentence(error));
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            process.world.abort(1);
+        }
+        done
     }
 
     impl Process {
-        /// Joins the others, if a launcher started several. A rank that is waited for longer than `patience` has failed.
-        pub fn join(patience: Option<Duration>) -> Result<Option<Process>> {
-            let n = started();
-            if n < 2 {
-                return Ok(None);
-            }
-            // The rank is not known before.
-            let world = MpiWorld::start(patience, |text| tell!("{text}"))?;
-            let comm = world.comm();
-            if comm.size() != n {
-                let (size, library) = (comm.size(), world.library());
-                bail!(Error::Invalid(format!(
-                    "a launcher started {n} processes, of which {library} sees {size}: it is another MPI than danlu was built \
-                     with; start danlu by the mpirun of {library}"
-                )));
-            }
-            Ok(Some(Process { rank: comm.rank(), world }))
+        /// This rank.
+        pub fn rank(&self) -> usize {
+            self.rank
         }
 
-        /// Does this rank's part. If it fails, that is said and all ranks end.
-        pub fn run<T>(self, work: impl FnOnce(&MpiWorld, usize) -> Result<T>) -> Result<T> {
-            let done = work(&self.world, self.rank);
-            if let Err(error) = &done {
-                tell!("rank {}: {error:#}", self.rank);
-                self.world.abort(1);
+        /// How many there are.
+        pub fn size(&self) -> usize {
+            self.size
+        }
+
+        /// This rank's place among those of its machine, and how many they are.
+        pub fn local(&self) -> (usize, usize) {
+            self.world.local()
+        }
+
+        /// The others; all must ask for them.
+        pub fn world(&self) -> World {
+            World::of(Arc::new(self.world.comm()))
+        }
+
+        /// MPI, as the library has it.
+        pub fn mpi(&self) -> &MpiWorld {
+            &self.world
+        }
+
+        /// Has the first rank of each machine do something that takes long, and then the others, which find it done.
+        pub fn in_turn<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+            let near = self.world.comm().split(self.world.machine() as u32, 0)?;
+            if near.rank() > 0 {
+                let mut done = [0];
+                while done[0] == 0 {
+                    near.receive(0, &mut done)?;
+                }
+                return work();
             }
-            done
+            let say = |what: u8| (1..near.size()).try_for_each(|rank| near.send(rank, &[what]));
+            let done = AtomicBool::new(false);
+            let worked = std::thread::scope(|scope| {
+                let beats = scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        say(0)?;
+                        std::thread::park_timeout(BEAT);
+                    }
+                    say(1)
+                });
+                let worked = work();
+                done.store(true, Ordering::Relaxed);
+                beats.thread().unpark();
+                (worked, beats.join().unwrap_or(Ok(())))
+            });
+            worked.1?;
+            worked.0
         }
     }
 }

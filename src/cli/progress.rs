@@ -5,6 +5,7 @@ use crate::store::Loaded;
 use crate::train::{Event, Observer, RECIPE, Recipe, Rewards};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Write;
 use std::time::Duration;
 
 /// How a run is reported.
@@ -47,6 +48,29 @@ struct Json;
 impl Observer for Json {
     fn event(&mut self, event: &Event) {
         say!("{}", serde_json::to_string(event).expect("events serialise"));
+    }
+}
+
+/// What a rank that does not print has to say: a line of JSON for each event, in a file of its own.
+pub struct RankLog {
+    file: std::fs::File,
+}
+
+impl RankLog {
+    /// Goes on with the file `ranks/rank-N.jsonl` of a run.
+    pub fn open(out: &std::path::Path, rank: usize) -> crate::error::Result<RankLog> {
+        let folder = out.join("ranks");
+        crate::store::atomic::create_folder(&folder)?;
+        let path = folder.join(format!("rank-{rank}.jsonl"));
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&path);
+        Ok(RankLog { file: file.map_err(|e| crate::error::Error::io("write", &path, e))? })
+    }
+}
+
+impl Observer for RankLog {
+    fn event(&mut self, event: &Event) {
+        // A log that cannot be written stops nothing.
+        let _ = writeln!(self.file, "{}", serde_json::to_string(event).expect("events serialise"));
     }
 }
 

@@ -58,7 +58,7 @@ pub(super) struct Stop {
 }
 
 impl Stop {
-    /// Listens from now on to Ctrl-C, and on Unix to SIGTERM and SIGHUP. A second Ctrl-C leaves at once.
+    /// Listens from now on to Ctrl-C, and on Unix to SIGTERM, SIGHUP and SIGUSR1. A second Ctrl-C leaves at once.
     pub(super) fn listen() -> Result<Stop> {
         let (asked, code) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(INTERRUPTED as usize)));
         let stop = Stop { asked, code };
@@ -68,10 +68,11 @@ impl Stop {
 
     #[cfg(unix)]
     fn register(&self) -> Result<()> {
-        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
         use signal_hook::flag;
         flag::register_conditional_shutdown(SIGINT, INTERRUPTED, self.asked.clone())?;
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // Launchers of ranks pass SIGUSR1 on to them, and leave them no time after a SIGTERM.
+        for signal in [SIGINT, SIGTERM, SIGHUP, SIGUSR1] {
             flag::register_usize(signal, self.code.clone(), 128 + signal as usize)?;
             flag::register(signal, self.asked.clone())?;
         }

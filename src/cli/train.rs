@@ -1,6 +1,7 @@
 //! `danlu train`, and what `danlu finetune` shares with it.
 
 use super::finetune::{Kind, LoraArgs};
+use super::mpi::{Process, among};
 use super::progress::{LogFormat, observer};
 use super::signals::Stop;
 use super::{AdapterArgs, hub, paths, profile, ranks, selector};
@@ -174,6 +175,18 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
+    /// The recipe of a run that is to be started, or of that which is to be taken up.
+    pub fn aim(&self, kind: &Kind) -> Result<Recipe> {
+        let Some(folder) = &self.resume else { return Ok(self.put(kind.over(kind.recipe(self.recipe.as_deref())?))) };
+        let folder = folder.clone().or(self.out.clone()).unwrap_or(kind.recipe(None)?.out);
+        Ok(Resumption::find(&folder, &mut |_| ())?.recipe)
+    }
+
+    /// How long a rank is waited for.
+    fn patience_with_ranks(&self) -> Option<Duration> {
+        Some(Duration::from_secs(self.rank_timeout.max(1)))
+    }
+
     /// The recipe, and where the run is taken up, if it is; `note` hears of checkpoints that are damaged.
     fn recipe(&self, kind: &Kind, note: &mut dyn FnMut(String)) -> Result<(Recipe, Option<Resumption>)> {
         let Some(folder) = &self.resume else {
@@ -263,15 +276,25 @@ pub async fn train(args: TrainArgs) -> Result<u8> {
     run(args, Kind::Train).await
 }
 
-/// A training run of some kind.
+/// A training run of some kind, of one process or of all that a launcher started.
 pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
+    among(args.patience_with_ranks(), |process| pollster::block_on(run_among(args, kind, process)))
+}
+
+async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Result<u8> {
     let mut notes = Vec::new();
-    let (recipe, resumption) = args.recipe(&kind, &mut |text| notes.push(text))?;
+    let (mut recipe, resumption) = args.recipe(&kind, &mut |text| notes.push(text))?;
+    if let Some(process) = process {
+        recipe = process.share(recipe, args.mesh.is_some())?;
+    }
     if args.print_recipe {
-        say!("{}", recipe.resolved().to_toml().trim_end());
+        if process.is_none_or(|process| process.rank() == 0) {
+            say!("{}", recipe.resolved().to_toml().trim_end());
+        }
         return Ok(0);
     }
-    let mut observer = observer(args.log_format, args.quiet, &recipe);
+    let own = process.map(|process| process.log(&recipe.out)).transpose()?.flatten();
+    let mut observer = own.unwrap_or_else(|| observer(args.log_format, args.quiet, &recipe));
     notes.into_iter().for_each(|text| observer.event(&Event::Note { text }));
     // What can be refused early is: before the data is read, and before anything is computed.
     Tasks::read(&recipe)?;
@@ -283,11 +306,13 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
         None => find_config(&recipe.config)?,
     };
     let wanted = selector(recipe.adapter.as_deref());
+    // Of a process its place among those of its machine, whose adapters they share; threads of one share all of them.
+    let (place, ranks) = process.map_or((0, recipe.mesh.ranks()), |process| process.local());
     let adapters = match recipe.mesh.ranks() {
         1 => vec![wanted],
-        ranks => wanted.spread(&list().await, ranks, args.share_adapter)?.into_iter().map(Selector::Number).collect(),
+        _ => wanted.spread(&list().await, ranks, args.share_adapter)?.into_iter().map(Selector::Number).collect(),
     };
-    let gpu = Gpu::open(&adapters[0]).await?;
+    let gpu = Gpu::open(&adapters[place]).await?;
     keep_pipelines(&gpu, observer.as_mut());
     if base.is_none() {
         // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
@@ -298,14 +323,21 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
     let refused = AtomicBool::new(false);
     let prepared = std::thread::scope(|scope| {
         scope.spawn(|| compile_step(&gpu, &recipe, base.as_deref(), &refused));
-        let prepared = prepare_from(&recipe, base.clone(), &paths::cache(), observer.as_mut());
+        let mut prepare = || Ok(prepare_from(&recipe, base.clone(), &paths::cache(), observer.as_mut())?);
+        let prepared = match process {
+            Some(process) => process.in_turn(prepare),
+            None => prepare(),
+        };
         refused.store(prepared.is_err(), Ordering::Relaxed);
         prepared
     })?;
     fits(&gpu, &recipe, &prepared.config, base.as_deref())?;
     let stop = Stop::listen()?;
-    let patience = Some(Duration::from_secs(args.rank_timeout.max(1)));
+    let patience = args.patience_with_ranks();
     let run = Run { args, recipe, resumption, prepared, stop };
+    if let Some(process) = process {
+        return run.rank(&gpu, &process.world(), observer.as_mut()).await;
+    }
     if adapters.len() == 1 {
         return run.rank(&gpu, &World::alone(), observer.as_mut()).await;
     }

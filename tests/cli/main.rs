@@ -9,6 +9,8 @@ mod examples;
 mod exporting;
 mod finetuning;
 mod generating;
+#[cfg(unix)]
+mod launching;
 mod measuring;
 mod meshes;
 mod preferring;

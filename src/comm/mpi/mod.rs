@@ -72,6 +72,11 @@ impl MpiWorld {
         self.world.local
     }
 
+    /// This rank's machine, as the number of its first rank.
+    pub fn machine(&self) -> usize {
+        self.world.machine
+    }
+
     /// Which MPI this is, such as `Open MPI v4.1.4`.
     pub fn library(&self) -> String {
         let text = ::mpi::environment::library_version().unwrap_or_default();
@@ -382,6 +387,10 @@ impl Communicator for MpiComm {
         let mut group = MpiComm::new(self.world.clone(), Handle::new(group), members);
         group.piece = self.piece;
         Ok(Box::new(group))
+    }
+
+    fn abort(&self, why: &str) {
+        self.world.fail(&self.members, format!("rank {}: {why}", self.rank));
     }
 
     fn reduce_scatter(&self, data: &[u8], of: Element, part: &mut [u8]) -> Result<()> {

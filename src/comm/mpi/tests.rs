@@ -47,7 +47,8 @@ fn start(patience: u64) -> MpiWorld {
 
 /// Prints what a call failed with, in one piece.
 fn told(rank: usize, result: Result<()>) {
-    eprint!("{}", format_args!("told {rank}: {}\n", result.unwrap_err()));
+    let text = format!("told {rank}: {}\n", result.unwrap_err());
+    std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes()).unwrap();
 }
 
 /// The first that ends after a fault ends the others, who may not have been heard yet.

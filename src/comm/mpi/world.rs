@@ -5,6 +5,7 @@
 
 use super::requests::own;
 use crate::error::{Error, Result};
+use ::mpi::collective::Root as _;
 use ::mpi::environment::Universe;
 use ::mpi::point_to_point::MatchedReceiveVec;
 use ::mpi::request::StaticScope;
@@ -56,6 +57,8 @@ pub(super) struct World {
     pub(super) all: Handle,
     pub(super) rank: usize,
     pub(super) local: (usize, usize),
+    /// The first rank of this machine.
+    pub(super) machine: usize,
     patience: Option<Duration>,
     last_words: Box<dyn Fn(&str) + Send + Sync>,
     heard: Mutex<Heard>,
@@ -95,9 +98,12 @@ impl World {
         }
         let all = universe.world();
         let near = all.split_shared(all.rank());
+        let mut machine = all.rank() as u64;
+        near.process_at_rank(0).broadcast_into(&mut machine);
         Ok(Arc::new(World {
             words: Handle(all.duplicate()),
             rank: all.rank() as usize,
+            machine: machine as usize,
             local: (near.rank() as usize, near.size() as usize),
             all: Handle(all),
             patience,

@@ -1,0 +1,176 @@
+//! `danlu launch`: starts a run on many ranks, says what it starts and why, and starts it again where it failed.
+
+mod script;
+mod starter;
+mod supervisor;
+
+use crate::error::Error;
+use crate::store::atomic::{create_folder, write_file};
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use script::Batch;
+use starter::{Starter, quoted};
+use std::path::PathBuf;
+use std::process::Command;
+use supervisor::{Attempts, supervise};
+
+/// Flags of `danlu launch`; behind `--` stands the command that all ranks work on.
+#[derive(Debug, Args)]
+pub struct LaunchArgs {
+    /// Ranks in all [default: those of all nodes, or 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    ranks: Option<u32>,
+    /// Machines.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    nodes: u32,
+    /// Ranks of each machine, one an adapter [default: all of one, or an equal part].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    ranks_per_node: Option<u32>,
+    /// What starts them: `threads` of one process; `mpirun`; `srun` within what Slurm has given; `slurm`, which writes a batch
+    /// script and submits it [default: mpirun, or slurm for several nodes].
+    #[arg(long, value_enum)]
+    with: Option<With>,
+    /// How often a run that failed is taken up again from its last checkpoint.
+    #[arg(long, value_name = "TIMES", default_value_t = 3)]
+    restarts: u32,
+    /// Take it up with fewer ranks: the next number by which its batch can be dealt.
+    #[arg(long)]
+    fewer: bool,
+    /// Print what would be started, and why, and start nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    slurm: SlurmArgs,
+    /// `train`, `finetune` or `dpo`, with its flags.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// What Slurm is asked for.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Slurm")]
+pub struct SlurmArgs {
+    /// Name of the job.
+    #[arg(long, value_name = "NAME", default_value = "danlu")]
+    job_name: String,
+    /// Time limit of a job, as Slurm writes it, such as 24:00:00; a run that is longer is queued again [default: the
+    /// partition's].
+    #[arg(long, value_name = "TIME")]
+    time: Option<String>,
+    /// Seconds before the limit at which the run is told to save and leave.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    save_ahead: u32,
+    /// Partition.
+    #[arg(long, value_name = "NAME")]
+    partition: Option<String>,
+    /// Whom it is charged to.
+    #[arg(long, value_name = "NAME")]
+    account: Option<String>,
+    /// Cores of a rank.
+    #[arg(long, value_name = "N")]
+    cpus_per_rank: Option<u32>,
+    /// GPUs of each machine to ask for, as many as its ranks.
+    #[arg(long, value_name = "N")]
+    gpus_per_node: Option<u32>,
+    /// How srun tells ranks of each other (`srun --mpi=list`).
+    #[arg(long, value_name = "NAME", default_value = "pmix")]
+    mpi: String,
+    /// Further words for sbatch, such as --constraint=h100; may be repeated.
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    sbatch: Vec<String>,
+}
+
+/// What starts ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum With {
+    Threads,
+    Mpirun,
+    Srun,
+    Slurm,
+}
+
+/// How many ranks there are, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Layout {
+    ranks: u32,
+    nodes: u32,
+    per_node: u32,
+}
+
+impl LaunchArgs {
+    fn layout(&self) -> Result<Layout> {
+        let nodes = self.nodes;
+        let per_node = match (self.ranks, self.ranks_per_node) {
+            (_, Some(per_node)) => per_node,
+            (Some(ranks), None) if ranks.is_multiple_of(nodes) => ranks / nodes,
+            (Some(ranks), None) => bail!(Error::Invalid(format!(
+                "{ranks} ranks cannot be dealt to {nodes} nodes in equal parts; say --ranks-per-node"
+            ))),
+            (None, None) => 1,
+        };
+        let ranks = self.ranks.unwrap_or(nodes * per_node);
+        if ranks > nodes * per_node || ranks <= (nodes - 1) * per_node {
+            bail!(Error::Invalid(format!(
+                "{ranks} ranks are not what {nodes} nodes of {per_node} hold; leave one of the three out"
+            )));
+        }
+        Ok(Layout { ranks, nodes, per_node })
+    }
+}
+
+/// Starts what is asked for; gives the exit code.
+pub fn launch(args: LaunchArgs) -> Result<u8> {
+    let layout = args.layout()?;
+    let (train, kind) = super::training(&args.command)?;
+    let recipe = train.aim(&kind)?;
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let program = program.display().to_string();
+    let with = args.with.unwrap_or(if args.nodes > 1 { With::Slurm } else { With::Mpirun });
+    if with == With::Slurm {
+        let batch = Batch { args: &args.slurm, layout, restarts: args.restarts, fewer: args.fewer };
+        return submit(&batch.script(&program, &recipe.out, &args.command), &recipe.out, args.dry_run);
+    }
+    let starter = match with {
+        With::Threads => Starter::Threads,
+        With::Srun => Starter::Srun { mpi: args.slurm.mpi.clone() },
+        _ => Starter::mpirun()?,
+    };
+    if with == With::Threads && layout.nodes > 1 {
+        bail!(Error::Invalid(format!("threads of one process are on one node, and {} are asked for", layout.nodes)));
+    }
+    let attempts = Attempts {
+        starter,
+        layout,
+        program,
+        command: args.command.clone(),
+        out: recipe.out.clone(),
+        batch: recipe.batch as u32,
+        restarts: args.restarts,
+        fewer: args.fewer,
+    };
+    if args.dry_run {
+        say!("{}", attempts.explain().trim_end());
+        return Ok(0);
+    }
+    supervise(&attempts)
+}
+
+/// Writes a batch script beside the run and submits it.
+fn submit(script: &str, out: &std::path::Path, dry_run: bool) -> Result<u8> {
+    if dry_run {
+        say!("{}", script.trim_end());
+        return Ok(0);
+    }
+    create_folder(out)?;
+    let file: PathBuf = out.join("job.sh");
+    write_file(&file, script.as_bytes())?;
+    let done = Command::new("sbatch").arg(&file).status().context("cannot run sbatch, which submits jobs to Slurm")?;
+    if !done.success() {
+        bail!(Error::Invalid(format!("sbatch did not take {}: its words stand above", file.display())));
+    }
+    tell!("submitted {}; the ranks' words go to {}/slurm-*.log", file.display(), out.display());
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests;

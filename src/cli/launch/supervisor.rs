@@ -1,0 +1,207 @@
+//! Has a job run to its end: what failed is taken up from its last checkpoint, and what is told to end saves first.
+
+use super::Layout;
+use super::starter::{Starter, quoted};
+use crate::error::Error;
+use crate::train::Resumption;
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// What is to be brought to its end.
+pub struct Attempts {
+    /// What starts ranks.
+    pub starter: Starter,
+    /// How many at first.
+    pub layout: Layout,
+    /// This program.
+    pub program: String,
+    /// Its command and flags.
+    pub command: Vec<String>,
+    /// The run's folder.
+    pub out: PathBuf,
+    /// Rows of its batches.
+    pub batch: u32,
+    /// How often it is taken up.
+    pub restarts: u32,
+    /// Whether with fewer ranks.
+    pub fewer: bool,
+}
+
+impl Attempts {
+    /// The words of an attempt.
+    pub fn words(&self, layout: Layout, resumed: bool) -> Vec<String> {
+        let mut words: Vec<String> = self.starter.words(layout).into_iter().flat_map(|(words, _)| words).collect();
+        words.push(self.program.clone());
+        words.extend(self.command(layout, resumed));
+        words
+    }
+
+    /// What a rank is told.
+    fn command(&self, layout: Layout, resumed: bool) -> Vec<String> {
+        let mut words = Vec::new();
+        let mut given = self.command.iter().peekable();
+        while let Some(word) = given.next() {
+            // A run that is taken up brings its recipe, and a mesh of another size is not what was asked for.
+            let left_out = match word.split('=').next().unwrap_or_default() {
+                "--force" | "--resume" if resumed => true,
+                "--recipe" => resumed,
+                "--mesh" => layout.ranks != self.layout.ranks,
+                _ => false,
+            };
+            // Open MPI's mpirun has a `--tune` of its own, which it also finds among the words of what it starts.
+            let tune = given.next_if(|_| word == "--tune");
+            if let Some(mode) = tune {
+                words.push(format!("--tune={mode}"));
+            } else if !left_out {
+                words.push(word.clone());
+            } else if !word.contains('=') && word != "--force" {
+                given.next_if(|next| !next.starts_with('-'));
+            }
+        }
+        if self.starter == Starter::Threads && !words.iter().any(|w| w.starts_with("--mesh")) {
+            words.extend(["--mesh".into(), format!("data={}", layout.ranks)]);
+        }
+        if resumed {
+            words.extend(["--resume".into(), self.out.display().to_string()]);
+        }
+        words
+    }
+
+    /// What would be started, and why.
+    pub fn explain(&self) -> String {
+        let words = self.words(self.layout, false);
+        let mut text = format!("{}\n", quoted(words.iter().map(String::as_str)));
+        let reasons = self.starter.words(self.layout);
+        let width = reasons.iter().map(|(words, _)| words.join(" ").len()).max().unwrap_or_default();
+        for (words, why) in reasons {
+            text.push_str(&format!("    {:width$}   {why}\n", words.join(" ")));
+        }
+        let fewer = if self.fewer { ", each time with fewer ranks by which the batch can be dealt" } else { "" };
+        let out = self.out.display();
+        text.push_str(&match self.restarts {
+            0 => "If it fails, it is not taken up.\n".to_string(),
+            n => format!("If it fails, it is taken up from its last checkpoint in {out}, {n} times at most{fewer}.\n"),
+        });
+        text.push_str("Told to end (SIGTERM, Ctrl-C), it saves first.\n");
+        text
+    }
+
+    fn start(&self, layout: Layout, resumed: bool) -> Result<Child> {
+        let words = self.words(layout, resumed);
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
+        // Ctrl-C at a terminal comes to this program alone, which passes it on as what lets the ranks save.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.spawn().with_context(|| format!("cannot start {}", words[0]))
+    }
+
+    /// The next lower number of ranks that share the batch in equal parts.
+    pub fn lower(&self, layout: Layout) -> Layout {
+        let ranks = (1..layout.ranks).rev().find(|n| self.batch.is_multiple_of(*n)).unwrap_or(layout.ranks);
+        let nodes = ranks.div_ceil(layout.per_node);
+        Layout { ranks, nodes, per_node: layout.per_node.min(ranks) }
+    }
+
+    /// Steps done of the run, if there is one that can be taken up.
+    fn done(&self) -> Option<u64> {
+        Resumption::find(&self.out, &mut |_| ()).ok().map(|resumption| resumption.step())
+    }
+}
+
+/// What asks the whole job to end.
+struct Told(Arc<AtomicUsize>);
+
+impl Told {
+    fn listen() -> Result<Told> {
+        let told = Arc::new(AtomicUsize::new(0));
+        #[cfg(unix)]
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+            signal_hook::flag::register_usize(signal, told.clone(), signal as usize)
+                .context("cannot listen for signals")?;
+        }
+        Ok(Told(told))
+    }
+
+    /// The signal's number.
+    fn take(&self) -> Option<u8> {
+        Some(self.0.swap(0, Ordering::Relaxed) as u8).filter(|signal| *signal > 0)
+    }
+}
+
+/// Starts, waits, and starts again; gives the exit code.
+pub fn supervise(attempts: &Attempts) -> Result<u8> {
+    let told = Told::listen()?;
+    let mut layout = attempts.layout;
+    // A job that Slurm queued again goes on.
+    let requeued = std::env::var("SLURM_RESTART_COUNT").is_ok_and(|n| n != "0");
+    let mut resumed = requeued && attempts.done().is_some();
+    let mut failures = 0;
+    loop {
+        let mut child = attempts.start(layout, resumed)?;
+        let (ended, asked) = wait(&mut child, &told)?;
+        if let Some(signal) = asked {
+            return Ok(128 + signal);
+        }
+        if ended.success() {
+            return Ok(0);
+        }
+        let how = said(ended);
+        failures += 1;
+        let Some(done) = attempts.done() else {
+            bail!(Error::Invalid(format!(
+                "the ranks {how} before there was anything in {} to take up; their words stand above",
+                attempts.out.display()
+            )));
+        };
+        if failures > attempts.restarts {
+            bail!(Error::Invalid(format!(
+                "the ranks {how}, {failures} times in all; the run in {} has done {done} steps, and `--resume` takes it up",
+                attempts.out.display()
+            )));
+        }
+        if attempts.fewer {
+            layout = attempts.lower(layout);
+        }
+        (resumed, _) = (true, ());
+        let (kind, left) = (attempts.starter.name(), attempts.restarts - failures);
+        tell!(
+            "danlu launch: the ranks {how}; taken up after step {done} by {} {kind} ({left} more times at most)",
+            layout.ranks
+        );
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// Waits for the ranks' end; passes on what asks for it, and says by which signal that was.
+fn wait(child: &mut Child, told: &Told) -> Result<(ExitStatus, Option<u8>)> {
+    let mut asked = None;
+    loop {
+        if let Some(ended) = child.try_wait().context("cannot wait for the ranks")? {
+            return Ok((ended, asked));
+        }
+        if let Some(signal) = told.take() {
+            // Launchers pass SIGUSR1 on to the ranks, and end them a moment after a SIGTERM. Asked twice, all ends at once.
+            let name = if asked.is_none() { "-USR1" } else { "-TERM" };
+            asked = Some(signal);
+            let _ = Command::new("kill").args([name, &child.id().to_string()]).status();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// How they ended, as the end of a sentence.
+fn said(ended: ExitStatus) -> String {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&ended) {
+        return format!("were ended by signal {signal}");
+    }
+    match ended.code() {
+        Some(code) => format!("failed with exit code {code}"),
+        None => "failed".into(),
+    }
+}

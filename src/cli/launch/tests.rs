@@ -1,0 +1,100 @@
+//! What is started, as text.
+
+use super::starter::Starter;
+use super::*;
+use clap::Parser;
+
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    launch: LaunchArgs,
+}
+
+fn args(line: &str) -> LaunchArgs {
+    Line::try_parse_from(std::iter::once("launch").chain(line.split(' '))).unwrap().launch
+}
+
+fn attempts(starter: Starter, args: &LaunchArgs) -> Attempts {
+    Attempts {
+        starter,
+        layout: args.layout().unwrap(),
+        program: "/opt/danlu".into(),
+        command: args.command.clone(),
+        out: "runs/a b".into(),
+        batch: 12,
+        restarts: args.restarts,
+        fewer: args.fewer,
+    }
+}
+
+/// Compares with a text that is kept; DANLU_WRITE_GOLDENS=1 writes it.
+fn golden(name: &str, text: &str) {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/goldens/launch/{name}.txt"));
+    if std::env::var_os("DANLU_WRITE_GOLDENS").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == text, "{} says otherwise:\n{text}", path.display());
+}
+
+#[test]
+fn lines_of_launchers_are_explained() {
+    let four = args("--ranks 4 -- train --steps 9");
+    golden("openmpi", &attempts(Starter::OpenMpi, &four).explain());
+    let far = args("--nodes 2 --ranks-per-node 4 --restarts 0 -- train");
+    golden("openmpi_two_nodes", &attempts(Starter::OpenMpi, &far).explain());
+    golden("mpich_two_nodes", &attempts(Starter::Mpich, &far).explain());
+    golden("srun", &attempts(Starter::Srun { mpi: "pmix".into() }, &four).explain());
+    let threads = args("--ranks 3 --fewer -- train");
+    golden("threads", &attempts(Starter::Threads, &threads).explain());
+}
+
+#[test]
+fn what_is_taken_up_keeps_its_flags_but_for_those_that_begin_a_run() {
+    let given =
+        args("--ranks 4 --fewer -- train --recipe r.toml --force --mesh data=4 --share-adapter --tune off --steps=9");
+    let attempts = attempts(Starter::OpenMpi, &given);
+    let lower = attempts.lower(attempts.layout);
+    assert_eq!(lower, Layout { ranks: 3, nodes: 1, per_node: 3 });
+    assert_eq!(attempts.lower(Layout { ranks: 2, nodes: 2, per_node: 1 }), Layout { ranks: 1, nodes: 1, per_node: 1 });
+    let line = attempts.words(attempts.layout, false).join(" ");
+    assert!(
+        line.ends_with("/opt/danlu train --recipe r.toml --force --mesh data=4 --share-adapter --tune=off --steps=9"),
+        "{line}"
+    );
+    let line = attempts.words(attempts.layout, true).join(" ");
+    assert!(
+        line.ends_with("/opt/danlu train --mesh data=4 --share-adapter --tune=off --steps=9 --resume runs/a b"),
+        "{line}"
+    );
+    let line = attempts.words(lower, true).join(" ");
+    assert!(line.ends_with("/opt/danlu train --share-adapter --tune=off --steps=9 --resume runs/a b"), "{line}");
+}
+
+#[test]
+fn scripts_of_slurm_say_why() {
+    let script = |line: &str| {
+        let args = args(line);
+        let layout = args.layout().unwrap();
+        let batch = Batch { args: &args.slurm, layout, restarts: args.restarts, fewer: args.fewer };
+        batch.script("/opt/danlu", std::path::Path::new("runs/a b"), &args.command)
+    };
+    golden("slurm", &script("--ranks 4 --with slurm -- train"));
+    let all = "--nodes 2 --ranks-per-node 8 --fewer --time 24:00:00 --partition gpu --account me --cpus-per-rank 16 \
+        --gpus-per-node 8 --mpi pmi2 --save-ahead 120 --job-name it's --sbatch --constraint=h100 -- train --prompt $HOME";
+    golden("slurm_all", &script(all));
+}
+
+#[test]
+fn ranks_and_nodes_that_do_not_agree_are_refused() {
+    let told = |line: &str| args(line).layout().unwrap_err().to_string();
+    assert_eq!(
+        told("--ranks 5 --nodes 2 -- train"),
+        "5 ranks cannot be dealt to 2 nodes in equal parts; say --ranks-per-node"
+    );
+    assert_eq!(
+        told("--ranks 9 --nodes 2 --ranks-per-node 4 -- train"),
+        "9 ranks are not what 2 nodes of 4 hold; leave one of the three out"
+    );
+    assert_eq!(args("--ranks 5 --nodes 2 --ranks-per-node 3 -- train").layout().unwrap().ranks, 5);
+}

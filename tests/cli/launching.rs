@@ -1,0 +1,171 @@
+//! Runs of many ranks that are started, killed, told to end, and taken up by `danlu launch`.
+
+use super::resuming::weights;
+use super::{Place, has_adapter, stderr, stdout};
+use danlu::base::Rng;
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const TRAIN: &str = "--batch 4 --steps 40 --checkpoint-every 3 --log-format json";
+
+/// The words of `danlu launch` for a run of the tiny model.
+fn launch(place: &Place, flags: &str, run: &str) -> assert_cmd::Command {
+    let mut train = place.train(&format!("{TRAIN} --out {run}"));
+    let words: Vec<String> = train.get_args().map(|word| word.to_str().unwrap().to_string()).collect();
+    train = place.danlu(&format!("launch {flags} -- {}", words.join(" ")));
+    train.timeout(Duration::from_secs(300));
+    train
+}
+
+fn start(place: &Place, command: &assert_cmd::Command) -> Child {
+    place.process(command, [Stdio::piped(), Stdio::piped()])
+}
+
+/// A signal, if the process is still there.
+fn signal(name: &str, process: u32) {
+    let _ = Command::new("kill").args([name, &process.to_string()]).stderr(Stdio::null()).status();
+}
+
+/// The processes that this one started, and they, and so on, which train.
+fn ranks_of(process: u32) -> Vec<u32> {
+    let listed = Command::new("ps").args(["-A", "-o", "pid=,ppid=,comm="]).output().unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    let rows: Vec<(u32, u32, &str)> = listed
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?, words.next()?))
+        })
+        .collect();
+    let mut found = vec![process];
+    let mut at = 0;
+    while at < found.len() {
+        let of = found[at];
+        found.extend(rows.iter().filter(|(_, parent, _)| *parent == of).map(|(child, ..)| *child));
+        at += 1;
+    }
+    let trains = |p: &u32| rows.iter().any(|(pid, _, name)| pid == p && name.starts_with("danlu"));
+    found.into_iter().skip(1).filter(trains).collect()
+}
+
+/// Kills ranks at moments of every kind of a run's life until it has been so often that it was disturbed; whatever it was
+/// when it ended, the bytes are those of the calm run.
+fn killed(place: &Place, flags: &str, run: &str, kills: usize) {
+    let seed = Rng::named(std::process::id().into(), run).next_u64();
+    eprintln!("seed {seed}");
+    let mut rng = Rng::new(seed, 0);
+    // How long an undisturbed one takes.
+    let began = Instant::now();
+    launch(place, flags, "timed").assert().success();
+    let life = began.elapsed();
+    assert_eq!(weights(place, "timed"), weights(place, "calm"));
+    let mut done = 0;
+    let mut round = 0;
+    while done < kills {
+        round += 1;
+        assert!(round < 10 * kills, "runs end before they are killed");
+        let run = format!("{run}-{round}");
+        let began = Instant::now();
+        let mut launched = start(place, &launch(place, &format!("{flags} --restarts 99"), &run));
+        while launched.try_wait().unwrap().is_none() {
+            std::thread::sleep(life.mul_f64(0.9 * rng.below(1000) as f64 / 1000.0));
+            let ranks = ranks_of(launched.id());
+            if done < kills && !ranks.is_empty() && place.path(&run).join("recipe.toml").exists() {
+                signal("-KILL", ranks[rng.below(ranks.len())]);
+                done += 1;
+            }
+            assert!(began.elapsed() < Duration::from_secs(280), "{run} does not end");
+        }
+        let ended = launched.wait_with_output().unwrap();
+        assert!(ended.status.success(), "{run}: {}", String::from_utf8_lossy(&ended.stderr));
+        assert_eq!(weights(place, &run), weights(place, "calm"), "{run}");
+        fs::remove_dir_all(place.path(&run)).unwrap();
+    }
+}
+
+#[test]
+fn ranks_that_are_killed_are_taken_up_and_change_no_byte() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    place.train(&format!("{TRAIN} --mesh data=2 --out calm")).assert().success();
+    killed(&place, "--with threads --ranks 2", "threads", 3);
+}
+
+/// One of four processes at a time; `DANLU_KILLS` says how often.
+#[test]
+#[cfg(feature = "mpi")]
+fn one_of_four_processes_that_is_killed_changes_no_byte() {
+    if !has_adapter() || !has_mpirun() {
+        return;
+    }
+    let place = Place::new();
+    place.train(&format!("{TRAIN} --mesh data=4 --out calm")).assert().success();
+    let kills = std::env::var("DANLU_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+    killed(&place, "--ranks 4", "processes", kills);
+}
+
+/// Whether there is an mpirun, which root may use.
+#[cfg(feature = "mpi")]
+fn has_mpirun() -> bool {
+    let has = Command::new("mpirun").arg("--version").output().is_ok();
+    if !has {
+        eprintln!("skipped: there is no mpirun here");
+    }
+    has
+}
+
+#[test]
+fn what_is_told_to_end_saves_and_leaves_with_its_code() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    place.train(&format!("{TRAIN} --mesh data=2 --out calm")).assert().success();
+    let (said, code) = place.signalled(&launch(&place, "--with threads --ranks 2", "told"), "-TERM");
+    assert_eq!(code, Some(143), "{said}");
+    assert!(said.contains("\"interrupted\":true"), "{said}");
+    place.danlu("launch --with threads --ranks 2 -- train --resume told --log-format json").assert().success();
+    assert_eq!(weights(&place, "told"), weights(&place, "calm"));
+}
+
+#[test]
+fn what_fails_again_and_again_is_given_up() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    // Nothing that could be taken up.
+    let told = launch(&place, "--with threads --ranks 3", "never").assert().failure();
+    let told = stderr(&told);
+    assert!(told.contains("batch is 4, which 3 ranks cannot share in equal parts"), "{told}");
+    assert!(told.contains("failed with exit code 1 before there was anything in never to take up"), "{told}");
+    let mut launched = start(&place, &launch(&place, "--with threads --ranks 2 --restarts 1", "often"));
+    while launched.try_wait().unwrap().is_none() {
+        if place.path("often/recipe.toml").exists() {
+            ranks_of(launched.id()).into_iter().for_each(|rank| signal("-KILL", rank));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let ended = launched.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success());
+    assert!(told.contains("the ranks were ended by signal 9; taken up after step "), "{told}");
+    assert!(told.contains(" by 2 threads (0 more times at most)"), "{told}");
+    assert!(told.contains("the ranks were ended by signal 9, 2 times in all; the run in often has done"), "{told}");
+}
+
+#[test]
+fn what_would_be_started_is_explained() {
+    let place = Place::new();
+    let said = stdout(&launch(&place, "--with threads --ranks 2 --dry-run", "dry").assert().success());
+    assert!(said.contains("danlu train --batch 4") && said.contains("--mesh data=2"), "{said}");
+    assert!(said.contains("taken up from its last checkpoint in dry, 3 times at most"), "{said}");
+    let said = stdout(&launch(&place, "--nodes 2 --ranks-per-node 4 --dry-run", "dry").assert().success());
+    assert!(said.starts_with("#!/bin/bash") && said.contains("#SBATCH --ntasks-per-node=4"), "{said}");
+    assert!(!place.path("dry").exists());
+    let told = stderr(&place.danlu("launch -- plan").assert().failure());
+    assert!(told.contains("danlu launch starts train, finetune and dpo, and not plan"), "{told}");
+}
