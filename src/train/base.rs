@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, Declare, Lora, ParamLayout, Params};
+use crate::optim::Optimizer;
 use crate::store::{Checkpoint, PeftAdapter};
 use std::path::Path;
 use std::sync::Arc;
@@ -106,7 +107,13 @@ impl Subject {
     pub fn new(model: &Llama, recipe: &Recipe, base: Option<&Base>, limits: &Limits) -> Result<Subject> {
         let (specs, page) = (model.param_specs(), limits.max_buffer_bytes);
         let Some(config) = &recipe.lora else {
-            return Ok(Subject { layout: super::optimizer(recipe).layout(specs, page)?, adapted: None });
+            let shards = recipe.shards();
+            // Pages are filled up to what is a multiple of this.
+            let unit = Optimizer::unit(shards);
+            let room = if shards > 1 { page / unit * unit } else { page };
+            let layout = super::optimizer(recipe).layout(specs, room)?;
+            let layout = if shards > 1 { Optimizer::shared(layout, shards) } else { layout };
+            return Ok(Subject { layout, adapted: None });
         };
         let frozen = match base {
             Some(base) => base.checkpoint.frozen_as(config.base_dtype)?,

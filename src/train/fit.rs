@@ -2,12 +2,13 @@
 
 use super::graphs::{Rows, Work, graph};
 use super::{Base, Recipe, Subject, optimizer};
-use crate::base::{Bytes, Limits};
+use crate::base::{Axis, Bytes, Limits};
 use crate::compile::{Chooser, Plan, Trade, compile, compile_steps, human_bytes, optimise, recompute};
 use crate::error::{Error, Result};
 use crate::graph::Kind;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::Declare;
+use crate::ops::Along;
 use crate::optim::Optimizer;
 use crate::parallel::sum_states;
 use crate::run::device_bytes;
@@ -95,6 +96,21 @@ pub fn plans(
     limits: &Limits,
     chooser: &mut dyn Chooser,
 ) -> Result<Plans> {
+    plans_of(config, recipe, base, 0, limits, chooser)
+}
+
+/// The same for any of the recipe's ranks; they differ where state is shared out, and nowhere in size.
+///
+/// # Errors
+/// As [`plans`].
+pub fn plans_of(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    base: Option<&Base>,
+    rank: usize,
+    limits: &Limits,
+    chooser: &mut dyn Chooser,
+) -> Result<Plans> {
     let model = Llama::new(config.clone());
     let subject = Subject::new(&model, recipe, base, limits)?;
     let optimizer = optimizer(recipe);
@@ -108,6 +124,9 @@ pub fn plans(
     let mut steps = optimise(&graph, limits)?;
     let eval = compile(&graph_of(&*subject.whole(), Work::Validation)?, limits, chooser)?;
     let apply = || {
+        if recipe.shards() > 1 {
+            return optimizer.apply_shared(layout, Along { axis: Axis::Data, ranks: recipe.mesh.data }, rank);
+        }
         let graph = optimizer.apply(layout)?;
         Ok(if ranks > 1 { sum_states(&graph, recipe.mesh.data, &Optimizer::is_sum)? } else { graph })
     };

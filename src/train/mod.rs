@@ -29,7 +29,7 @@ pub use base::{Base, Subject};
 pub use checkpoints::{About, CheckpointOptions, Content, Progress};
 pub use event::{Event, Observer};
 pub use export::TrainedRun;
-pub use fit::{Fit, Plans, plans};
+pub use fit::{Fit, Plans, plans, plans_of};
 pub use graphs::{fill, train_graph, train_plan};
 pub use keeper::{Keeper, Kept};
 pub use log::{EventFile, METRICS, Metric, Metrics, RECIPE, RunLog, crc32c, masked, read_metrics};

@@ -7,7 +7,7 @@ use crate::data::{DataSources, LossOn, Overlong};
 use crate::error::{Error, Result};
 use crate::model::DpoConfig;
 use crate::nn::LoraConfig;
-use crate::optim::{Rule, Shape, Update};
+use crate::optim::{Rule, Shape, Shard, Update};
 use crate::parallel::{Mesh, mesh_text};
 use crate::run::TuneMode;
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,8 @@ pub struct Recipe {
     /// equal parts: what is trained on does not depend on how many there are.
     #[serde(with = "mesh_text")]
     pub mesh: Mesh,
+    /// What ranks of the data axis share out among them: `none`, or the `optimizer`'s moments, of which each then keeps its part.
+    pub shard: Shard,
     /// Steps after which ranks compare what must be the same on all of them; 0 for never.
     pub compare_every: u64,
     /// Which kernels are taken.
@@ -188,6 +190,7 @@ impl Default for Recipe {
             loss_scale_interval: 2_000,
             adapter: None,
             mesh: Mesh::ONE,
+            shard: Shard::None,
             compare_every: 100,
             tune: TuneMode::Full,
             optimizer: Rule::AdamW,
@@ -404,6 +407,7 @@ impl Recipe {
                 format!("mesh is {}, and ranks add up whole gradients; leave update = \"layer\" out", self.mesh);
             return Err(Error::Invalid(message));
         }
+        super::optimizer(self).check_shard(self.shard, self.lora.is_some())?;
         if !self.batch.is_multiple_of(data) {
             return Err(Error::Invalid(format!(
                 "batch is {}, which {data} ranks cannot share in equal parts; choose a multiple of {data}, or another mesh",
@@ -411,6 +415,11 @@ impl Recipe {
             )));
         }
         Ok(())
+    }
+
+    /// Over how many ranks moments are shared out; 1 where each has all.
+    pub fn shards(&self) -> usize {
+        if self.shard == Shard::None { 1 } else { self.mesh.data }
     }
 
     /// Rows of a batch, over all ranks.

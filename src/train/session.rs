@@ -107,8 +107,9 @@ impl<'a> Session<'a> {
         world.first(world.is_first().then(|| log.as_ref().map(|_| ()).map_err(|e| Error::Invalid(e.to_string()))))?;
         let series = Series::below(&recipe.out);
         let options = &recipe.checkpoint;
-        let keeper = recipe.checkpoint_interval().filter(|_| world.is_first());
-        let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options.keep, options.best));
+        let writers = if trainer.shards() > 1 { world.again()? } else { World::alone() };
+        let keeper = recipe.checkpoint_interval().filter(|_| world.is_first() || writers.size() > 1);
+        let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options.keep, options.best, writers));
         let flops = prepared.config.train_flops_per_token(recipe.seq) as f64;
         Ok(Session {
             about: About::new(gpu, recipe, prepared, &trainer.kernels),
@@ -309,7 +310,10 @@ impl<'a> Session<'a> {
             self.compare(false).await?;
         }
         if self.is_kept(step) {
-            if self.keeper.as_ref().is_some_and(Keeper::is_busy) && !self.is_last(step) {
+            let is_busy = self.keeper.as_ref().is_some_and(Keeper::is_busy);
+            // Parts of several ranks are one checkpoint.
+            let is_busy = if self.trainer.shards() > 1 { self.world.any(is_busy)? } else { is_busy };
+            if is_busy && !self.is_last(step) {
                 self.note(format!("the checkpoint of step {step} is left out: the one before is still being written"));
             } else {
                 self.keep(validation, began).await?;
@@ -328,6 +332,7 @@ impl<'a> Session<'a> {
         self.about.progress = self.trainer.progress.clone();
         let about = serde_json::to_value(&self.about).expect("plain data");
         let manifest = Manifest::new(step, validation, about, keeper.sizes().to_vec());
+        let manifest = Manifest { parts: self.trainer.shards(), ..manifest };
         keeper.take(self.trainer, manifest, began).await?;
         self.taken = step;
         earlier.into_iter().for_each(|kept| self.kept(kept));
@@ -419,7 +424,6 @@ impl<'a> Session<'a> {
                 ("a tokenizer", hash(&content.tokenizer)),
                 ("data", hash(&content.tokens)),
                 ("a model to begin with", hash(content.model.as_deref().unwrap_or_default())),
-                ("kernels", hash(&serde_json::to_string(&self.about.kernels).expect("plain data"))),
                 ("a step to go on from", self.done()),
             ])?;
         }

@@ -2,7 +2,9 @@
 
 use super::graphs::{REFERENCE, STARTS};
 use super::preferring::{References, Rewards};
-use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, plans, schedule};
+use super::{
+    Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, plans, plans_of, schedule,
+};
 use crate::compile::{Chooser, First, Plan, settle};
 use crate::data::{Batch, LoaderState, Prefetch, hash::Hasher};
 use crate::error::{Error, Result};
@@ -12,9 +14,11 @@ use crate::nn::{Adapted, DROPOUT, PARAMETERS, ParamLayout};
 use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule};
 use crate::run::{Choice, Choices, Executor, Recorder, States, bytes_beside, check_memory, device_bytes};
 use crate::store::Loaded;
-use crate::store::snapshot::{Snapshot, StateSize};
+use crate::store::snapshot::StateSize;
 use std::collections::VecDeque;
 use std::time::Instant;
+
+mod restore;
 
 /// Bytes of states that are hashed at a time.
 const HASHED: u64 = 32 << 20;
@@ -59,6 +63,7 @@ pub struct Trainer {
     submitted: u64,
     data_wait: f64,
     world: World,
+    shards: usize,
 }
 
 /// A step and validation of one length of rows.
@@ -147,7 +152,7 @@ impl Trainer {
         let mut planned = settle(&mut choices, |chooser| {
             recipes
                 .iter()
-                .map(|recipe| plans(&prepared.config, recipe, base, gpu.limits(), chooser))
+                .map(|recipe| plans_of(&prepared.config, recipe, base, world.rank(), gpu.limits(), chooser))
                 .collect::<Result<Vec<_>>>()
         })
         .await;
@@ -225,6 +230,7 @@ impl Trainer {
             submitted: 0,
             data_wait: 0.0,
             world: world.clone(),
+            shards: recipe.shards(),
         };
         Ok((trainer, plan, apply))
     }
@@ -266,40 +272,6 @@ impl Trainer {
     /// Steps done so far, and where the data stand, for a checkpoint; all that was submitted must be done.
     pub fn position(&self) -> (u64, LoaderState) {
         (self.submitted, self.loader.state())
-    }
-
-    /// Puts everything as it was when a checkpoint was taken. Results that were not taken are dropped.
-    ///
-    /// # Errors
-    /// If the checkpoint holds other states than this recipe has on this adapter, or cannot be read, or the device fails.
-    pub async fn restore(&mut self, snapshot: &Snapshot, progress: Progress) -> Result<()> {
-        let theirs = &snapshot.manifest().states;
-        if let Some(ours) = self.written.iter().find(|s| !theirs.contains(s)) {
-            return Err(Error::file(
-                snapshot.folder(),
-                format!(
-                    "holds no state {} of {} bytes, which this run has: it is a checkpoint of another recipe, or of an \
-                     adapter with other limits",
-                    ours.name, ours.bytes
-                ),
-            ));
-        }
-        while !self.under_way.is_empty() {
-            self.take().await?;
-        }
-        while self.apply.as_ref().is_some_and(|apply| apply.pending() > 0) {
-            self.apply.as_mut().expect("there is one").read(|_| ()).await?;
-        }
-        self.rewards.clear();
-        self.tokens.clear();
-        for piece in snapshot.pieces() {
-            let (state, offset, bytes) = piece?;
-            self.states.write(state, offset, &bytes).await?;
-        }
-        self.loader.restore(progress.loader);
-        self.submitted = progress.step;
-        self.progress = progress;
-        Ok(())
     }
 
     /// Submits the next step; its result is taken later, by [`Trainer::result`].

@@ -59,6 +59,10 @@ fn meshes_that_cannot_be_are_refused() {
             "--mesh data=2 --update layer",
             "mesh is data=2, and ranks add up whole gradients; leave update = \"layer\" out",
         ),
+        (
+            "--mesh data=2 --shard optimizer --optimizer muon",
+            "shard is optimizer: muon takes whole matrices for its steps",
+        ),
         ("--mesh data=2,tensor=2", "mesh is data=2,tensor=2; training is split over the data axis only, as in data=4"),
     ] {
         let said = stderr(&place.train(&format!("{flags} --out o")).assert().code(1));
