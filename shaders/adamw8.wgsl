@@ -1,13 +1,13 @@
 // adamw8: one step of AdamW on a part of a page, in place, whose moments are codes of eight bits times the largest magnitude
 // of each block of 256 elements; one workgroup a block.
 struct Params {
-    start: u32, count: u32, rate: f32, decay: f32,
+    start: u32, block: u32, count: u32, rate: f32, decay: f32,
     beta1: f32, beta2: f32, epsilon: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> p: array<f32>;
 @group(0) @binding(2) var<storage, read_write> moments: array<u32>; // of two elements: m, v, m, v
-@group(0) @binding(3) var<storage, read_write> scales: array<vec2<f32>>; // of the whole page's blocks: m's, v's
+@group(0) @binding(3) var<storage, read_write> scales: array<vec2<f32>>; // of all blocks that are kept, the part's first being params.block: m's, v's
 @group(0) @binding(4) var<storage, read> g: array<f32>;
 @group(0) @binding(5) var<storage, read> codes: array<f32>; // 256 for m, 256 for v, ascending
 @group(0) @binding(6) var<storage, read> told: array<f32>; // learning rate, 1/(1-beta1^t), 1/(1-beta2^t), factor
@@ -58,7 +58,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if first >= params.count || factor == 0.0 {
         return;
     }
-    let block = (params.start + first) / BLOCK;
+    let block = params.block + first / BLOCK;
     let scale = scales[block];
     let rate = told[0] * params.rate;
     var kept: array<vec4<f32>, WORDS>;

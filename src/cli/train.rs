@@ -11,7 +11,7 @@ use crate::data::{Batch, DataSource, DataSources, LossOn, Overlong, SMALLEST_VOC
 use crate::estimate::{Job, remedy};
 use crate::gpu::{Gpu, Selector, list};
 use crate::model::{ModelConfig, find_config};
-use crate::optim::{Rule, Shape, Update};
+use crate::optim::{Rule, Shape, Shard, Update};
 use crate::parallel::Mesh;
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
 use crate::store::{HubPart, Loaded};
@@ -159,6 +159,9 @@ pub struct TrainArgs {
     /// Axes along which ranks share the work, such as data=4: each has an adapter of its own [default: one rank].
     #[arg(long, value_name = "data=N")]
     mesh: Option<Mesh>,
+    /// What ranks share out among them: the optimizer's moments, or nothing [default: none].
+    #[arg(long, value_name = "none|optimizer")]
+    shard: Option<Shard>,
     /// Steps after which ranks compare what must be the same on all, 0 for never [default: 100].
     #[arg(long, value_name = "STEPS", allow_negative_numbers = true)]
     compare_every: Option<u64>,
@@ -265,6 +268,7 @@ impl TrainArgs {
         r.adapter = self.adapter.adapter.clone().or(r.adapter);
         put(&self.tune, &mut r.tune);
         put(&self.mesh, &mut r.mesh);
+        put(&self.shard, &mut r.shard);
         put(&self.compare_every, &mut r.compare_every);
         put(&self.eval_tasks, &mut r.eval_tasks);
         r

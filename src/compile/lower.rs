@@ -185,14 +185,23 @@ fn meeting(graph: &Graph, id: NodeId, meet: Meet, at: &dyn Fn(Value) -> (usize, 
     };
     let input = node.inputs.first().copied();
     let output = if in_place { input } else { graph.op_node(id).outputs.first().copied() };
+    // A state that is gathered in place: what this rank gives is its part of it.
+    let part = |whole: Binding| match meet.part {
+        Some(part) => {
+            let bytes = whole.bytes / meet.ranks as u64;
+            Binding { offset: whole.offset + part as u64 * bytes, bytes, ..whole }
+        }
+        None => whole,
+    };
+    let read = input.map(|v| part(binding("x", v, false)));
     let blocks = |dims: &[usize]| dims[..meet.what.dim()].iter().product::<usize>() as u64;
     Meeting {
         what: meet.what,
         axis: meet.axis,
         ranks: meet.ranks,
-        read: input.map(|v| binding("x", v, false)),
+        sent: meet.what.sent(read.as_ref().map_or(0, |b| b.bytes), meet.ranks),
+        read,
         written: output.map(|v| binding("y", v, true)),
         blocks: io.inputs.first().map_or(1, |ty| blocks(ty.shape.dims())),
-        sent: meet.what.sent(io.inputs.first().map_or(0, |ty| ty.bytes()), meet.ranks),
     }
 }

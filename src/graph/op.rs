@@ -123,6 +123,8 @@ pub struct Meet {
     pub axis: Axis,
     /// How many they are.
     pub ranks: usize,
+    /// Where a state is gathered in place: which part of it is this rank's.
+    pub part: Option<usize>,
 }
 
 /// An operator of the library. Everything has a default but the name, the types and the reference; an operator has

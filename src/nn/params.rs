@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Slice, Value};
 use rayon::prelude::*;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Parameters begin at multiples of this many elements: 256 bytes, the strictest alignment of a binding.
@@ -75,7 +76,7 @@ pub struct Page {
     /// Groups in their order, each with the first element after it.
     pub groups: Vec<(Group, usize)>,
     /// Which parameters lie in it, ascending, as indices into [`ParamLayout::specs`].
-    pub params: std::ops::Range<usize>,
+    pub params: Range<usize>,
     /// First element of each of them.
     pub starts: Vec<usize>,
     /// Ranges that belong to no parameter: first element, and the first after.
@@ -87,6 +88,13 @@ impl Page {
     fn start_of(&self, group: Group) -> usize {
         let goes_on = self.groups.last().is_none_or(|(last, _)| *last == group);
         if goes_on { self.elements } else { self.elements.next_multiple_of(GROUP_ALIGN) }
+    }
+
+    /// Its gaps within some of its elements, counted from the first of those.
+    pub fn gaps_in(&self, elements: &Range<usize>) -> Vec<(usize, usize)> {
+        let Range { start, end } = *elements;
+        let inside = self.gaps.iter().map(|&(a, b)| (a.max(start), b.min(end))).filter(|(a, b)| a < b);
+        inside.map(|(a, b)| (a - start, b - start)).collect()
     }
 
     fn push(&mut self, group: Group, size: usize, padded: usize) {
@@ -241,6 +249,23 @@ impl ParamLayout {
     /// Where these are a rank's parts of the parameters of a model: which.
     pub fn parts(&self) -> Option<&Parts> {
         self.parts.as_deref()
+    }
+
+    /// The same places in pages that are filled up to a multiple of so many elements, itself one of 256, so that ranks can share
+    /// each in equal parts.
+    pub fn padded(mut self, multiple: usize) -> Self {
+        for page in &mut self.pages {
+            let (before, after) = (page.elements, page.elements.next_multiple_of(multiple));
+            if after > before {
+                match page.gaps.last_mut() {
+                    Some((_, end)) if *end == before => *end = after,
+                    _ => page.gaps.push((before, after)),
+                }
+                page.groups.last_mut().into_iter().for_each(|(_, end)| *end = after);
+                page.elements = after;
+            }
+        }
+        self
     }
 
     /// The parameters, decayed ones first.

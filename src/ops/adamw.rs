@@ -6,7 +6,7 @@ use crate::base::{Array, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Io, Kernel, Op};
 
-/// Updates p, m and v (states, f32 of one shape) from g.
+/// Updates p, m and v (states, f32) from g: m and v are of the whole page as p is, or of g's elements only.
 ///
 /// Inputs: p, m, v, g; what [`super::Judge`] tells, f32 `[4]`: learning rate, 1/(1-β₁ᵗ), 1/(1-β₂ᵗ), and what g is
 /// multiplied by, 0 leaving the step out whatever g holds; and, where the page has padding, a table made by
@@ -61,14 +61,16 @@ impl Op for AdamW {
         let [lr, bias1, bias2, factor] = inputs[4].data[..] else { unreachable!("checked when the node was made") };
         let (mut p, mut m, mut v) = (inputs[0].clone(), inputs[1].clone(), inputs[2].clone());
         let range = self.start..self.start + inputs[3].data.len();
+        let kept = self.gradient().first(m.data.len(), p.data.len());
         for i in range.filter(|&i| factor != 0.0 && !gaps::contains(inputs.get(5), i)) {
             let part = update::part_of(&self.parts, i);
             let (rate, g) = (lr * f64::from(part.rate), inputs[3].data[i - self.start] * factor);
             p.data[i] -= p.data[i] * rate * f64::from(part.decay);
-            m.data[i] += (g - m.data[i]) * (1.0 - beta1);
-            v.data[i] = v.data[i] * beta2 + g * g * (1.0 - beta2);
-            let denominator = (v.data[i] * bias2).sqrt() + f64::from(self.epsilon);
-            p.data[i] -= rate * bias1 * m.data[i] / denominator;
+            let k = i - kept;
+            m.data[k] += (g - m.data[k]) * (1.0 - beta1);
+            v.data[k] = v.data[k] * beta2 + g * g * (1.0 - beta2);
+            let denominator = (v.data[k] * bias2).sqrt() + f64::from(self.epsilon);
+            p.data[i] -= rate * bias1 * m.data[k] / denominator;
         }
         vec![p, m, v]
     }

@@ -12,7 +12,7 @@ pub const BLOCK: usize = 256;
 
 /// Updates p, f32 `[N]`, and its moments from g.
 ///
-/// Inputs: p; the moments' codes, u32 `[⌈N/2⌉]`, each of two elements, from the lowest byte m, v, m, v; their scales, f32
+/// The moments are of the whole page, or of g's elements only. Inputs: p; the moments' codes, u32 `[⌈N/2⌉]`, each of two elements, from the lowest byte m, v, m, v; their scales, f32
 /// `[2·⌈N/256⌉]`, m's and v's of each block, the largest magnitude in it; g `[N]`; [`AdamW8::codes`]; then as
 /// [`super::AdamW`] what the judge tells, and the table of gaps. The first three are states. No outputs.
 ///
@@ -90,7 +90,8 @@ impl Op for AdamW8 {
         };
         let gradient = update::Gradient { input: 1, start: self.start };
         update::check(&[&[*p, *g], rest].concat(), 2, gradient, &self.parts)?;
-        let n = p.shape.elements();
+        let whole = **moments == Self::codes_type(p.shape.elements());
+        let n = if whole { p } else { g }.shape.elements();
         if **moments != Self::codes_type(n) || **scales != Self::scales_type(n) || **codes != TensorType::f32([512]) {
             let types = (Self::codes_type(n), Self::scales_type(n));
             return Err(format!("moments must be {}, scales {}, and codes f32[512]", types.0, types.1));
@@ -112,6 +113,8 @@ impl Op for AdamW8 {
             .constant("WORKGROUP", workgroup)
             .constant("GAPS", io.inputs.len() - 6);
         // Whole blocks, whose codes begin at an aligned byte.
+        let whole = io.inputs[1] == Self::codes_type(io.inputs[0].shape.elements());
+        let kept = if whole { 0 } else { self.start };
         let window = (limits.max_binding_bytes / 4) as usize / BLOCK * BLOCK;
         let mut first = self.start;
         for part in &self.parts {
@@ -120,9 +123,10 @@ impl Op for AdamW8 {
                 let (at, bytes) = (start as u64 * 4, count as u64 * 4);
                 let mut d = Dispatch::new(spread(count.div_ceil(BLOCK), limits))
                     .bind("p", Operand::Input(0), at, bytes)
-                    .bind("moments", Operand::Input(1), at / 2, count.div_ceil(2) as u64 * 4)
+                    .bind("moments", Operand::Input(1), at / 2 - kept as u64 * 2, count.div_ceil(2) as u64 * 4)
                     .bind("g", Operand::Input(3), at - self.start as u64 * 4, bytes)
                     .param("start", start)
+                    .param("block", (start - kept) / BLOCK)
                     .param("count", count)
                     .param("rate", part.rate)
                     .param("decay", part.decay)
@@ -155,11 +159,13 @@ impl Op for AdamW8 {
             return vec![p, moments, scales];
         }
         let (signed, unsigned) = inputs[4].data.split_at(256);
+        let whole = inputs[1].data.len() == inputs[0].data.len().div_ceil(2);
+        let kept = if whole { 0 } else { self.start };
         let code = |i: usize, byte: usize| (inputs[1].data[i / 2] as u32 >> (16 * (i % 2) + 8 * byte) & 255) as usize;
         let end = self.start + inputs[3].data.len();
-        moments.data[self.start / 2..end.div_ceil(2)].fill(0.0);
+        moments.data[(self.start - kept) / 2..(end - kept).div_ceil(2)].fill(0.0);
         for start in (self.start..end).step_by(BLOCK) {
-            let block = start / BLOCK;
+            let block = (start - kept) / BLOCK;
             let (m_scale, v_scale) = (inputs[2].data[2 * block], inputs[2].data[2 * block + 1]);
             let mut new = Vec::new();
             for i in start..end.min(start + BLOCK) {
@@ -169,7 +175,7 @@ impl Op for AdamW8 {
                 }
                 let part = update::part_of(&self.parts, i);
                 let (rate, g) = (lr * f64::from(part.rate), inputs[3].data[i - self.start] * factor);
-                let (m, v) = (signed[code(i, 0)] * m_scale, unsigned[code(i, 1)] * v_scale);
+                let (m, v) = (signed[code(i - kept, 0)] * m_scale, unsigned[code(i - kept, 1)] * v_scale);
                 let (m, v) = (m + (g - m) * (1.0 - beta1), v * beta2 + g * g * (1.0 - beta2));
                 p.data[i] -= p.data[i] * rate * f64::from(part.decay);
                 p.data[i] -= rate * bias1 * m / ((v * bias2).sqrt() + f64::from(self.epsilon));
@@ -180,7 +186,7 @@ impl Op for AdamW8 {
             new.resize(new.len().next_multiple_of(2), (0.0, 0.0));
             for (k, (m, v)) in new.iter().enumerate() {
                 let pair = nearest(signed, share(*m, most.0)) + 256 * nearest(unsigned, share(*v, most.1));
-                moments.data[(start + k) / 2] += (pair << (16 * (k % 2))) as f64;
+                moments.data[(start - kept + k) / 2] += (pair << (16 * (k % 2))) as f64;
             }
             (scales.data[2 * block], scales.data[2 * block + 1]) = most;
         }

@@ -19,13 +19,23 @@ pub struct Along {
 
 impl Along {
     fn meet(self, what: Collective) -> Option<Meet> {
-        Some(Meet { what, axis: self.axis, ranks: self.ranks })
+        Some(Meet { what, axis: self.axis, ranks: self.ranks, part: None })
     }
 }
 
 /// Replaces a state, f32, by its sum over all ranks, the same to the bit on each. Input: the state. No outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SumState(pub Along);
+
+/// Gives all ranks what each has in its part of a state, in equal parts of whole words: after it the state is the same on all.
+/// Input: the state, `[N·P]`. No outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GatherState {
+    /// Over whom.
+    pub along: Along,
+    /// Which part is this rank's.
+    pub part: usize,
+}
 
 /// The sum over all ranks, f32 or f16 to the same, the same to the bit on each. Every rank has the whole gradient towards
 /// it, which is that towards each term.
@@ -140,6 +150,41 @@ impl Op for SumState {
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         AllReduce(self.0).reference(inputs)
+    }
+}
+
+impl Op for GatherState {
+    fn name(&self) -> &'static str {
+        "gather_state"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x] = inputs else { return Err("takes one state".into()) };
+        if self.part >= self.along.ranks || x.shape.rank() != 1 {
+            return Err(format!(
+                "takes a flat state, of which part {} of {} is this rank's",
+                self.part, self.along.ranks
+            ));
+        }
+        resized(x, 0, 1, self.along.ranks).map(|_| vec![])
+    }
+
+    fn writes(&self) -> Vec<usize> {
+        vec![0]
+    }
+
+    fn collective(&self) -> Option<Meet> {
+        let meet = self.along.meet(Collective::AllGather { dim: 0 })?;
+        Some(Meet { part: Some(self.part), ..meet })
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        traffic(io)
+    }
+
+    /// Ranks that all hold the same have it all.
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        vec![inputs[0].clone()]
     }
 }
 

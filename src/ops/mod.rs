@@ -62,7 +62,9 @@ pub use attention_delta::AttentionDelta;
 pub use attention_grad::{AttentionGradKeyValue, AttentionGradQuery};
 pub use attention_part::{AttentionCombine, AttentionPart, cached_attention};
 pub use cache_write::CacheWrite;
-pub use collective::{AllGather, AllReduce, AllToAll, Along, Receive, ReduceScatter, Send, Spread, SumState};
+pub use collective::{
+    AllGather, AllReduce, AllToAll, Along, GatherState, Receive, ReduceScatter, Send, Spread, SumState,
+};
 pub use copy::Copy;
 pub use cross_entropy::{CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, IGNORE};
 pub use cross_entropy_merge::CrossEntropyMerge;

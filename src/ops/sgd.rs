@@ -7,7 +7,7 @@ use crate::base::{Array, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Io, Kernel, Op};
 
-/// Updates p, and with momentum m (states, f32 of one shape), from g.
+/// Updates p, and with momentum m (states, f32), from g: m is of the whole page as p is, or of g's elements only.
 ///
 /// Inputs: p, g, m where there is momentum; then as [`super::AdamW`] what the judge tells, and the table of gaps. No outputs.
 ///
@@ -72,8 +72,9 @@ impl Op for Sgd {
             let rate = lr * f64::from(part.rate);
             let mut step = inputs[1].data[i - self.start] * factor + p.data[i] * f64::from(part.decay);
             if let Some(m) = &mut m {
-                m.data[i] = momentum * m.data[i] + step;
-                step = if self.nesterov { step + momentum * m.data[i] } else { m.data[i] };
+                let k = i - self.gradient().first(m.data.len(), p.data.len());
+                m.data[k] = momentum * m.data[k] + step;
+                step = if self.nesterov { step + momentum * m.data[k] } else { m.data[k] };
             }
             p.data[i] -= rate * step;
         }

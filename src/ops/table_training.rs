@@ -149,6 +149,11 @@ fn optimizer() -> Vec<Case> {
         inputs[gradient] = normal([n]);
         inputs
     };
+    // The same with parameters of a longer page, of which moments are kept for some elements only.
+    let own = |mut inputs: Vec<(TensorType, Draw)>, whole: usize| {
+        inputs[0] = normal([whole]);
+        inputs
+    };
     let judge = Judge { interval: 11, rest1: 0.1, rest2: 0.01, max_norm: 1.0, outlier: 4.0 };
     let strict = Judge { interval: 0, ..judge.clone() };
     let state = |good, weights| given([8], &[8.0, good, 3.0, 0.25, 0.125, 60.0, weights, 1.0]);
@@ -192,6 +197,9 @@ fn optimizer() -> Vec<Case> {
         Case::new("", adamw8(two(256, 777)), &bytes(777, 0.5)),
         Case::new("left out", adamw8(two(256, 300)), &bytes(300, 0.0)),
         Case::new("gaps", adamw8(two(256, 300)), &[&bytes(300, 0.5)[..], &[gaps()]].concat()),
+        Case::new("own rows", AdamW { start: 256, ..adamw(two(384, 512)) }, &own(inputs(256, 0.5), 777)),
+        Case::new("own rows", AdamW8 { start: 256, ..adamw8(two(512, 768)) }, &own(bytes(512, 0.5), 1024)),
+        Case::new("own rows", Sgd { start: 64, ..sgd(0.9, true, two(128, 264)) }, &own(heavy(200, 0.5), 777)),
         Case::new("rows", AdamW8 { start: 256, ..adamw8(two(512, 768)) }, &part_of(bytes(1024, 0.5), 3, 512)),
         Case::new("last rows", AdamW8 { start: 256, ..adamw8(two(512, 777)) }, &part_of(bytes(777, 0.5), 3, 521)),
         // One element has no others to be measured by: its parameter must not be one that the update nearly takes away.

@@ -28,17 +28,26 @@ pub(super) struct Gradient {
     pub(super) start: usize,
 }
 
-/// Checks the inputs of an update: `pages` f32 tensors of one shape, but for the gradient; what the judge tells; perhaps the
-/// table of gaps.
+impl Gradient {
+    /// The first element of the page that an input of so many elements is of: 0 for a whole page.
+    pub(super) fn first(self, elements: usize, whole: usize) -> usize {
+        if elements == whole { 0 } else { self.start }
+    }
+}
+
+/// Checks the inputs of an update: `pages` f32 tensors, the parameters and what is updated with them, which is of the whole page or
+/// of the gradient's elements; what the judge tells; perhaps the table of gaps.
 pub(super) fn check(inputs: &[&TensorType], pages: usize, gradient: Gradient, parts: &[Part]) -> Result<(), String> {
     if inputs.len() < pages + 1 {
         return Err(format!("takes {pages} pages, what it is told, and the table of gaps if there are any"));
     }
     gaps::check(&inputs[pages + 1..])?;
     let whole = inputs[0].shape.elements();
-    let alike = |(i, x): (usize, &&TensorType)| i == gradient.input || *x == inputs[0];
+    let alike = |(i, x): (usize, &&TensorType)| {
+        i == gradient.input || *x == inputs[0] || (i > 0 && *x == inputs[gradient.input])
+    };
     if inputs[0].dtype != DType::F32 || !inputs[..pages].iter().enumerate().all(alike) {
-        return Err("the pages must be f32 of one shape".into());
+        return Err("the pages must be f32 of one shape, or of the gradient's".into());
     }
     let (g, Gradient { start, .. }) = (inputs[gradient.input], gradient);
     let n = start + g.shape.elements();
@@ -90,7 +99,8 @@ pub(super) fn kernel(
                 d = d.param(name, value);
             }
             for (i, name) in names.iter().enumerate() {
-                let at = if i == gradient.input { start - gradient.start } else { start };
+                let first = gradient.first(io.inputs[i].shape.elements(), io.inputs[0].shape.elements());
+                let at = start - first;
                 d = d.bind(*name, Operand::Input(i), at as u64 * 4, count as u64 * 4);
             }
             for (name, i) in ["told", "gaps"].into_iter().zip(pages..io.inputs.len()) {

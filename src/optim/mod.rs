@@ -7,8 +7,10 @@ mod norm;
 mod optimizer;
 mod rule;
 mod schedule;
+mod sharded;
 
 pub use judge::{JUDGE, LossScaling};
 pub use optimizer::{EMA, HYPER, KEEP, Optimizer};
 pub use rule::{Rule, Settings, Update};
 pub use schedule::{Schedule, Shape};
+pub use sharded::Shard;

@@ -16,7 +16,7 @@ pub const HYPER: &str = "hyper";
 /// The states `ema.<page>` hold the moving average of the parameters.
 pub const EMA: &str = "ema";
 /// The states `grad.<page>` hold sums of gradients.
-const GRADIENTS: &str = "grad";
+pub(super) const GRADIENTS: &str = "grad";
 /// The states `sum.<what>` hold sums of weights and of losses.
 const SUMS: &str = "sum";
 
@@ -265,9 +265,26 @@ impl Optimizer {
         elements: Range<usize>,
         rest: &[Value],
     ) -> Result<()> {
-        let (ty, start) = (TensorType::f32([page.elements]), elements.start);
+        self.plain_keeping(g, i, page, state, elements, page.elements, rest)
+    }
+
+    /// The same with moments of so many elements: of the whole page, or of those that are updated.
+    #[expect(clippy::too_many_arguments)]
+    pub(super) fn plain_keeping(
+        &self,
+        g: &mut Graph,
+        i: usize,
+        page: &Page,
+        state: Value,
+        elements: Range<usize>,
+        kept: usize,
+        rest: &[Value],
+    ) -> Result<()> {
+        let (ty, start) = (TensorType::f32([kept]), elements.start);
         let mut parts: Vec<Part> = self.parts(page).into_iter().filter(|part| part.end > start).collect();
         parts.iter_mut().for_each(|part| part.end = part.end.min(elements.end));
+        // Parts after the last element are none.
+        parts.dedup_by_key(|part| part.end);
         match self.rule {
             Rule::AdamW | Rule::Muon => {
                 let [m, v] = ["adam_m", "adam_v"].map(|name| g.state(&format!("{name}.{i}"), ty.clone()));
@@ -275,8 +292,8 @@ impl Optimizer {
                 g.apply(AdamW { beta1, beta2, epsilon, start, parts }, &[&[state, m, v], rest].concat())?;
             }
             Rule::AdamW8bit => {
-                let moments = g.state(&format!("adam_codes.{i}"), AdamW8::codes_type(page.elements));
-                let scales = g.state(&format!("adam_scales.{i}"), AdamW8::scales_type(page.elements));
+                let moments = g.state(&format!("adam_codes.{i}"), AdamW8::codes_type(kept));
+                let scales = g.state(&format!("adam_scales.{i}"), AdamW8::scales_type(kept));
                 let codes = bytemuck::cast_slice(&AdamW8::codes()).to_vec();
                 let codes = g.constant("codes", TensorType::f32([512]), codes);
                 let [beta1, beta2, epsilon] = [self.beta1, self.beta2, self.epsilon].map(|x| x as f32);
@@ -330,6 +347,6 @@ pub(super) fn table(g: &mut Graph, gaps: &[(usize, usize)]) -> Vec<Value> {
 }
 
 /// Sums of weights, and of losses times these.
-fn sums(g: &mut Graph) -> [Value; 2] {
+pub(super) fn sums(g: &mut Graph) -> [Value; 2] {
     ["weight", "loss"].map(|what| g.state(&format!("{SUMS}.{what}"), TensorType::f32([1])))
 }

@@ -9,6 +9,7 @@ use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, Declare, Lora, ParamLayout, Params, Parts};
 use crate::ops::Along;
+use crate::optim::Optimizer;
 use crate::store::{Checkpoint, PeftAdapter};
 use std::path::Path;
 use std::sync::Arc;
@@ -121,7 +122,13 @@ impl Subject {
     ) -> Result<Subject> {
         let (specs, page) = (model.param_specs(), limits.max_buffer_bytes);
         let Some(config) = &recipe.lora else {
-            let (optimizer, ranks) = (super::optimizer(recipe), recipe.mesh.tensor);
+            let (optimizer, ranks, shards) = (super::optimizer(recipe), recipe.mesh.tensor, recipe.shards());
+            if shards > 1 {
+                // Pages are filled up to what is a multiple of this.
+                let unit = Optimizer::unit(shards);
+                let layout = optimizer.layout(specs, page / unit * unit)?;
+                return Ok(Subject { layout: Optimizer::shared(layout, shards), adapted: None });
+            }
             if ranks == 1 {
                 return Ok(Subject { layout: optimizer.layout(specs, page)?, adapted: None });
             }

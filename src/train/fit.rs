@@ -2,12 +2,13 @@
 
 use super::graphs::{Rows, Work, graph};
 use super::{Base, Recipe, Subject, optimizer};
-use crate::base::{Bytes, Limits};
+use crate::base::{Axis, Bytes, Limits};
 use crate::compile::{Chooser, Plan, Trade, compile, compile_steps, human_bytes, optimise, recompute};
 use crate::error::{Error, Result};
 use crate::graph::Kind;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::Declare;
+use crate::ops::Along;
 use crate::optim::Optimizer;
 use crate::parallel::sum_states;
 use crate::run::device_bytes;
@@ -123,6 +124,13 @@ pub(super) fn plans_of(
     let mut steps = optimise(&graph, limits)?;
     let eval = compile(&graph_of(&*subject.whole(), Work::Validation)?, limits, chooser)?;
     let apply = || {
+        if recipe.shards() > 1 {
+            return optimizer.apply_shared(
+                layout,
+                Along { axis: Axis::Data, ranks },
+                recipe.mesh.place(rank, Axis::Data),
+            );
+        }
         let graph = optimizer.apply(layout)?;
         Ok(if ranks > 1 { sum_states(&graph, ranks, &Optimizer::is_sum)? } else { graph })
     };

@@ -4,7 +4,7 @@
 //! Training waits for nothing but those copies, which stand in the device's queue before the next step; and where the
 //! states are so large that the host has not the memory for a whole copy, for as much as the slots do not hold.
 
-use super::Trainer;
+use super::{Trainer, World};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Readback, Ticket, host_memory};
 use crate::store::snapshot::{Manifest, Part, SHARD_BYTES, Series, SnapshotWriter, StateSize, cut};
@@ -70,9 +70,11 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper of the states that a trainer's step writes, in a run's series; of which it lets `keep` stay, and the best.
-    pub fn new(gpu: &Gpu, trainer: &Trainer, series: Series, keep: usize, best: bool) -> Keeper {
-        let sizes = trainer.written_states().to_vec();
+    /// A keeper of the states that a trainer's step writes, in a run's series; of which it lets `keep` stay, and the best. Where
+    /// several `ranks` each keep their own, their threads talk by these: the first one's part gets its name once those of all
+    /// others have theirs.
+    pub fn new(gpu: &Gpu, trainer: &Trainer, series: Series, keep: usize, best: bool, ranks: World) -> Keeper {
+        let sizes = trainer.kept_states();
         let bytes: u64 = sizes.iter().map(|s| s.bytes).sum();
         let slot_bytes = SLOT.min(bytes.max(4));
         let loads = cut(&sizes, slot_bytes);
@@ -82,7 +84,8 @@ impl Keeper {
         let (jobs, work) = channel();
         let (tell, told) = channel();
         let (give, free) = channel();
-        let writer = Writer { gpu: gpu.clone(), series: series.clone(), keep, best, tell, give };
+        let series = series.part(ranks.rank());
+        let writer = Writer { gpu: gpu.clone(), series: series.clone(), keep, best, tell, give, ranks };
         let thread = std::thread::spawn(move || writer.run(&work));
         let (jobs, thread) = (Some(jobs), Some(thread));
         Keeper {
@@ -205,6 +208,7 @@ struct Writer {
     best: bool,
     tell: Sender<Kept>,
     give: Sender<Readback>,
+    ranks: World,
 }
 
 impl Writer {
@@ -213,9 +217,12 @@ impl Writer {
             let (step, bytes) = (manifest.step, manifest.bytes());
             let mut stall = 0.0;
             let written = SnapshotWriter::new(self.series.folder(), *manifest, SHARD_BYTES);
-            let kept = match self.fill(written, jobs, began, &mut stall).and_then(SnapshotWriter::finish) {
+            let filled = self.fill(written, jobs, began, &mut stall);
+            let kept = match self.finish(filled) {
                 Ok(folder) => {
-                    self.series.retain(self.keep, self.best);
+                    if self.ranks.is_first() {
+                        self.series.retain(self.keep, self.best);
+                    }
                     Kept::Saved { step, folder, bytes, stall, seconds: began.elapsed().as_secs_f64() }
                 }
                 Err(error) => Kept::Failed { step, error },
@@ -224,6 +231,30 @@ impl Writer {
                 return;
             }
         }
+    }
+
+    /// Gives a part its name, the first rank's after all others.
+    fn finish(&self, filled: Result<SnapshotWriter>) -> Result<PathBuf> {
+        let finish = |filled: Result<SnapshotWriter>| filled.and_then(SnapshotWriter::finish);
+        if self.ranks.size() == 1 {
+            return finish(filled);
+        }
+        let all = |is_good: bool| -> Result<()> {
+            let good = self.ranks.gather(is_good.into())?;
+            match good.iter().position(|good| *good == 0) {
+                None => Ok(()),
+                Some(rank) => Err(Error::Rank(format!("rank {rank} could not write its part"))),
+            }
+        };
+        if self.ranks.is_first() {
+            let others = all(filled.is_ok());
+            let done = filled.and_then(|writer| others.map(|()| writer)).and_then(SnapshotWriter::finish);
+            let told = all(done.is_ok());
+            return done.and_then(|folder| told.map(|()| folder));
+        }
+        let done = finish(filled);
+        let (others, first) = (all(done.is_ok()), all(true));
+        done.and_then(|folder| others.and(first).map(|()| folder))
     }
 
     /// Takes all batches, also after a failure: the slots must go back.

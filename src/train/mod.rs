@@ -16,6 +16,7 @@ mod plot;
 mod preferring;
 mod prepare;
 mod recipe;
+mod recipe_mesh;
 mod recipe_text;
 mod recovery;
 mod resume;

@@ -7,7 +7,7 @@ use crate::data::{DataSources, LossOn, Overlong};
 use crate::error::{Error, Result};
 use crate::model::DpoConfig;
 use crate::nn::LoraConfig;
-use crate::optim::{Rule, Shape, Update};
+use crate::optim::{Rule, Shape, Shard, Update};
 use crate::parallel::{Mesh, mesh_text};
 use crate::run::TuneMode;
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,8 @@ pub struct Recipe {
     /// equal parts: what is trained on does not depend on how many there are.
     #[serde(with = "mesh_text")]
     pub mesh: Mesh,
+    /// What ranks of the data axis share out among them: `none`, or the `optimizer`'s moments, of which each then keeps its part.
+    pub shard: Shard,
     /// Steps after which ranks compare what must be the same on all of them; 0 for never.
     pub compare_every: u64,
     /// Which kernels are taken.
@@ -188,6 +190,7 @@ impl Default for Recipe {
             loss_scale_interval: 2_000,
             adapter: None,
             mesh: Mesh::ONE,
+            shard: Shard::None,
             compare_every: 100,
             tune: TuneMode::Full,
             optimizer: Rule::AdamW,
@@ -392,46 +395,6 @@ impl Recipe {
         }
         super::optimizer(self).check_update(self.accumulate, self.lora.is_some())?;
         self.recovery.check()
-    }
-
-    fn check_mesh(&self) -> Result<()> {
-        let Mesh { data, tensor, .. } = self.mesh;
-        if (Mesh { data, tensor, ..Mesh::ONE }) != self.mesh {
-            return Err(Error::Invalid(format!(
-                "mesh is {}; training is split over the data axis and the tensor axis only, as in data={}",
-                self.mesh,
-                self.mesh.ranks()
-            )));
-        }
-        let whole = match () {
-            () if self.lora.is_some() => "adapters are trained over whole weights",
-            () if self.model.is_some() => "a model that training begins with is read whole",
-            () if matches!(self.optimizer, Rule::Muon | Rule::AdamW8bit) => {
-                "muon takes whole matrices, and adamw8bit blocks of them; choose adamw or sgd"
-            }
-            () => "",
-        };
-        if tensor > 1 && !whole.is_empty() {
-            return Err(Error::Invalid(format!("mesh is {}, and {whole}; leave the tensor axis out", self.mesh)));
-        }
-        if self.mesh.ranks() > 1 && self.dpo.is_some() {
-            return Err(Error::Invalid(format!(
-                "mesh is {}, and preference pairs are trained on by one rank",
-                self.mesh
-            )));
-        }
-        if self.mesh.ranks() > 1 && self.update == Update::Layer {
-            let message =
-                format!("mesh is {}, and ranks add up whole gradients; leave update = \"layer\" out", self.mesh);
-            return Err(Error::Invalid(message));
-        }
-        if !self.batch.is_multiple_of(data) {
-            return Err(Error::Invalid(format!(
-                "batch is {}, which {data} ranks cannot share in equal parts; choose a multiple of {data}, or another mesh",
-                self.batch
-            )));
-        }
-        Ok(())
     }
 
     /// Rows of a batch, over all ranks.

@@ -110,8 +110,10 @@ impl<'a> Session<'a> {
         let series = Series::below(&recipe.out);
         let options = &recipe.checkpoint;
         let in_parts = trainer.layout().parts().is_some();
-        let keeper = recipe.checkpoint_interval().filter(|_| world.is_first() && !in_parts);
-        let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options.keep, options.best));
+        let writers = if trainer.shards() > 1 { world.again()? } else { World::alone() };
+        let writes = !in_parts && (world.is_first() || writers.size() > 1);
+        let keeper = recipe.checkpoint_interval().filter(|_| writes);
+        let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options.keep, options.best, writers));
         let flops = prepared.config.train_flops_per_token(recipe.seq) as f64;
         Ok(Session {
             about: About::new(gpu, recipe, prepared, &trainer.kernels),
@@ -320,10 +322,12 @@ impl<'a> Session<'a> {
         // What the run would go back to in the end is there then.
         let is_wanted = is_best && self.recipe.patience > 0 && self.recipe.checkpoint_interval().is_some();
         if self.is_kept(step) || is_wanted {
-            let busy = self.keeper.as_ref().is_some_and(Keeper::is_busy) && !is_wanted;
+            let is_busy = self.keeper.as_ref().is_some_and(Keeper::is_busy) && !is_wanted;
+            // Parts of several ranks are one checkpoint.
+            let is_busy = if self.trainer.shards() > 1 { self.world.any(is_busy)? } else { is_busy };
             // Where steps are left out the parameters may be at fault, and must not take a good checkpoint's place.
             let row = self.trainer.progress.skipped_in_row;
-            if (busy || row > 0) && !self.is_last(step) {
+            if (is_busy || row > 0) && !self.is_last(step) {
                 let why = if row > 0 { "the step was left out" } else { "the one before is still being written" };
                 self.note(format!("the checkpoint of step {step} is left out: {why}"));
             } else {
@@ -343,6 +347,7 @@ impl<'a> Session<'a> {
         self.about.progress = self.trainer.progress.clone();
         let about = serde_json::to_value(&self.about).expect("plain data");
         let manifest = Manifest::new(step, validation, about, keeper.sizes().to_vec());
+        let manifest = Manifest { parts: self.trainer.shards(), ..manifest };
         keeper.take(self.trainer, manifest, began).await?;
         self.taken = step;
         earlier.into_iter().for_each(|kept| self.kept(kept));
@@ -441,7 +446,6 @@ impl<'a> Session<'a> {
                 ("a tokenizer", hash(&content.tokenizer)),
                 ("data", hash(&content.tokens)),
                 ("a model to begin with", hash(content.model.as_deref().unwrap_or_default())),
-                ("kernels", hash(&serde_json::to_string(&self.about.kernels).expect("plain data"))),
                 ("a step to go on from", self.done()),
             ])?;
         }

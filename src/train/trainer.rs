@@ -14,9 +14,11 @@ use crate::nn::{Adapted, DROPOUT, PARAMETERS, ParamLayout};
 use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule};
 use crate::run::{Choice, Choices, Executor, Recorder, States, bytes_beside, check_memory, device_bytes};
 use crate::store::Loaded;
-use crate::store::snapshot::{Snapshot, StateSize};
+use crate::store::snapshot::StateSize;
 use std::collections::VecDeque;
 use std::time::Instant;
+
+mod restore;
 
 /// Bytes of states that are hashed at a time.
 const HASHED: u64 = 32 << 20;
@@ -62,6 +64,7 @@ pub struct Trainer {
     data_wait: f64,
     world: World,
     axes: Axes,
+    shards: usize,
 }
 
 /// A step and validation of one length of rows.
@@ -234,6 +237,7 @@ impl Trainer {
             data_wait: 0.0,
             world: world.clone(),
             axes,
+            shards: recipe.shards(),
         };
         Ok((trainer, plan, apply))
     }
@@ -275,40 +279,6 @@ impl Trainer {
     /// Steps done so far, and where the data stand, for a checkpoint; all that was submitted must be done.
     pub fn position(&self) -> (u64, LoaderState) {
         (self.submitted, self.loader.state())
-    }
-
-    /// Puts everything as it was when a checkpoint was taken. Results that were not taken are dropped.
-    ///
-    /// # Errors
-    /// If the checkpoint holds other states than this recipe has on this adapter, or cannot be read, or the device fails.
-    pub async fn restore(&mut self, snapshot: &Snapshot, progress: Progress) -> Result<()> {
-        let theirs = &snapshot.manifest().states;
-        if let Some(ours) = self.written.iter().find(|s| !theirs.contains(s)) {
-            return Err(Error::file(
-                snapshot.folder(),
-                format!(
-                    "holds no state {} of {} bytes, which this run has: it is a checkpoint of another recipe, or of an \
-                     adapter with other limits",
-                    ours.name, ours.bytes
-                ),
-            ));
-        }
-        while !self.under_way.is_empty() {
-            self.take().await?;
-        }
-        while self.apply.as_ref().is_some_and(|apply| apply.pending() > 0) {
-            self.apply.as_mut().expect("there is one").read(|_| ()).await?;
-        }
-        self.rewards.clear();
-        self.tokens.clear();
-        for piece in snapshot.pieces() {
-            let (state, offset, bytes) = piece?;
-            self.states.write(state, offset, &bytes).await?;
-        }
-        self.loader.restore(progress.loader);
-        self.submitted = progress.step;
-        self.progress = progress;
-        Ok(())
     }
 
     /// Submits the next step; its result is taken later, by [`Trainer::result`].

@@ -31,6 +31,15 @@ impl World {
         World { comm: (comm.size() > 1).then_some(comm) }
     }
 
+    /// The same ranks once more, for a thread of each to talk to those of the others. All call this together.
+    ///
+    /// # Errors
+    /// Those of the communicator.
+    pub fn again(&self) -> Result<World> {
+        let comm = self.comm.as_ref().map(|comm| comm.split(0, comm.rank() as u32)).transpose()?;
+        Ok(comm.map_or_else(World::alone, |comm| World::of(Arc::from(comm))))
+    }
+
     /// How it talks to the others, where there are any.
     pub fn comm(&self) -> Option<&Arc<dyn Communicator>> {
         self.comm.as_ref()

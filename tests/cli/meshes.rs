@@ -64,6 +64,14 @@ fn meshes_that_cannot_be_are_refused() {
             "--mesh data=2,pipeline=2",
             "mesh is data=2,pipeline=2; training is split over the data axis and the tensor axis only, as in data=4",
         ),
+        (
+            "--mesh data=2 --shard optimizer --optimizer muon",
+            "shard is optimizer: muon takes whole matrices for its steps",
+        ),
+        (
+            "--mesh data=2,tensor=2 --shard optimizer",
+            "shard is optimizer, and mesh is data=2,tensor=2: ranks with parts of the parameters keep their moments whole",
+        ),
     ] {
         let said = stderr(&place.train(&format!("{flags} --out o")).assert().code(1));
         assert!(said.lines().count() == 1 && said.contains(part), "{part}: {said}");

@@ -26,6 +26,17 @@ pub struct Manifest {
     pub states: Vec<StateSize>,
     /// The files.
     pub shards: Vec<Shard>,
+    /// Of how many ranks' folders the checkpoint consists: this one is the first's, and stands once the others do.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub parts: usize,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(parts: &usize) -> bool {
+    *parts == 1
 }
 
 /// A state and its size.
@@ -67,7 +78,7 @@ pub struct Part {
 impl Manifest {
     /// A manifest whose files are not written yet.
     pub fn new(step: u64, validation: Option<f64>, run: Value, states: Vec<StateSize>) -> Manifest {
-        Manifest { format: FORMAT, step, validation, run, states, shards: Vec::new() }
+        Manifest { format: FORMAT, step, validation, run, states, shards: Vec::new(), parts: 1 }
     }
 
     /// Bytes of all states.

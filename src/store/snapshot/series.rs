@@ -25,6 +25,19 @@ impl Series {
         Series { folder: run.join("checkpoints") }
     }
 
+    /// The checkpoints in a folder of theirs.
+    pub fn at(folder: &Path) -> Series {
+        Series { folder: folder.into() }
+    }
+
+    /// What another rank than the first has written of the same checkpoints.
+    pub fn part(&self, rank: usize) -> Series {
+        match rank {
+            0 => self.clone(),
+            _ => Series { folder: self.folder.join(format!("rank-{rank}")) },
+        }
+    }
+
     /// The folder of a step's checkpoint, whether it is there or not.
     pub fn step(&self, step: u64) -> PathBuf {
         self.folder.join(format!("step-{step}"))
@@ -47,14 +60,20 @@ impl Series {
     /// The newest checkpoint that is whole, every byte of it; `passed` hears of each newer one that is not.
     pub fn newest(&self, passed: &mut dyn FnMut(u64, crate::error::Error)) -> Option<Snapshot> {
         self.list().into_iter().rev().find_map(|(step, folder)| {
-            let whole = |snapshot: Snapshot| snapshot.verify().map(|()| snapshot);
+            let whole = |snapshot: Snapshot| {
+                snapshot.verify()?;
+                for rank in 1..snapshot.manifest().parts {
+                    Snapshot::open(&self.part(rank).step(step))?.verify()?;
+                }
+                Ok(snapshot)
+            };
             Snapshot::open(&folder).and_then(whole).map_err(|error| passed(step, error)).ok()
         })
     }
 
     /// Removes those after a step: training goes on from there, and will not come by them in the same way.
     pub fn forget_after(&self, step: u64) {
-        self.list().iter().filter(|(later, _)| *later > step).for_each(|(_, folder)| discard(folder));
+        self.list().iter().filter(|(later, _)| *later > step).for_each(|(step, _)| self.discard(*step));
     }
 
     /// Keeps the last `keep` (one at least), and, if `best`, the one with the lowest loss on held-out data (the earliest of
@@ -65,7 +84,17 @@ impl Series {
         let measured = all.iter().filter_map(|(step, folder)| Some((opened(folder)?, *step)));
         let lowest = measured.filter(|_| best).min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, step)| step);
         all.truncate(all.len().saturating_sub(keep.max(1)));
-        all.iter().filter(|(step, _)| Some(*step) != lowest).for_each(|(_, folder)| discard(folder));
+        all.iter().filter(|(step, _)| Some(*step) != lowest).for_each(|(step, _)| self.discard(*step));
+    }
+
+    /// Removes one, the first rank's part before the others': what is left is no checkpoint.
+    fn discard(&self, step: u64) {
+        discard(&self.step(step));
+        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("rank-") {
+                discard(&entry.path().join(format!("step-{step}")));
+            }
+        }
     }
 
     /// Removes all of them.
@@ -73,7 +102,7 @@ impl Series {
     /// # Errors
     /// If one stays.
     pub fn clear(&self) -> Result<()> {
-        self.list().iter().for_each(|(_, folder)| discard(folder));
+        self.list().iter().for_each(|(step, _)| self.discard(*step));
         match self.list().first() {
             None => Ok(()),
             Some((_, folder)) => Err(crate::error::Error::file(folder, "cannot be removed; make it writable")),
