@@ -80,6 +80,10 @@ struct Gradients {
     views: Vec<Value>,
 }
 
+/// Targets of a row that weigh 1 together: about as many as a row has, so that sums over batches are about as large as what
+/// is summed, which matters in f16.
+const TARGETS: usize = 1024;
+
 impl Optimizer {
     /// What the host writes to the input [`HYPER`], f32 `[1]`, before a step: its learning rate. All else is known on the
     /// device, where alone it is known which steps count.
@@ -158,8 +162,8 @@ impl Optimizer {
     }
 
     /// Appends the backward pass of one of several batches that make a step, whose gradients are added up in the states
-    /// `grad.<page>`, each batch weighing as much as its share of targets that `count`, f32 `[1]`, among `rows`. Reads the
-    /// input [`KEEP`], which it declares; gives the output `loss`. What the sums mean is [`Optimizer::apply`]'s.
+    /// `grad.<page>`, each target that counts weighing the same in all batches, however long the rows of each are: `count`,
+    /// f32 `[1]`, of them in this batch of `rows`. Reads the input [`KEEP`], which it declares; gives the output `loss`. What the sums mean is [`Optimizer::apply`]'s.
     ///
     /// # Errors
     /// If the loss does not depend on every parameter.
@@ -171,7 +175,8 @@ impl Optimizer {
         [loss, count]: [Value; 2],
         rows: usize,
     ) -> Result<()> {
-        let weight = g.scope("accumulate", |g| g.apply1(Map::scale(1.0 / rows as f32), &[count]))?;
+        let target = 1.0 / (TARGETS * rows) as f32;
+        let weight = g.scope("accumulate", |g| g.apply1(Map::scale(target), &[count]))?;
         let scale = match &self.loss_scaling {
             None => weight,
             Some(_) => {

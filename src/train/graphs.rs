@@ -106,7 +106,7 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         }
         Work::Batch(optimizer, layout) => {
             let both = loss(&mut g)?;
-            optimizer.accumulate_step(&mut g, layout, &params, both, batch * seq)?;
+            optimizer.accumulate_step(&mut g, layout, &params, both, batch)?;
         }
         Work::Validation => {
             let [loss, _] = loss(&mut g)?;
