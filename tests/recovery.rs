@@ -5,6 +5,7 @@ mod common;
 
 use common::tiny_run::{self, begin};
 use danlu::gpu::Gpu;
+use danlu::optim::JUDGE;
 use danlu::run::States;
 use danlu::train::{Ending, Event, OnDivergence, Prepared, Recipe, Resumption, Trainer, read_metrics, run};
 use pollster::block_on;
@@ -120,6 +121,33 @@ fn numbers_that_are_none_lead_back_to_the_last_checkpoint() {
         assert_eq!(notes.iter().filter(|n| n.contains("back to the checkpoint of step 3")).count(), rollbacks);
         assert!(!recipe.out.join("model.safetensors").exists());
     }
+}
+
+/// Outliers in a row lead back as well, to what the mean norm was then.
+#[test]
+fn outliers_in_a_row_lead_back_to_the_last_checkpoint() {
+    let gpu = common::gpu();
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = recipe(folder.path());
+    (recipe.recovery.outlier, recipe.recovery.skipped) = (4.0, 2);
+    let mut made = begin(&gpu, &recipe, folder.path());
+    let (states, mut once) = (made.1.states.clone(), false);
+    let (ending, notes) = go(&gpu, &recipe, &mut made, &mut |event| {
+        let Event::Step { step: 7, grad_norm, .. } = event else { return };
+        if !std::mem::replace(&mut once, true) {
+            // As if fifty steps of a hundredth of this norm had counted.
+            let state = [0.0, 0.0, 0.0, 0.5, 0.5, 0.4 * grad_norm, 40.0, 0.0];
+            block_on(states.write(JUDGE, 0, bytemuck::cast_slice(&state))).unwrap();
+        }
+    });
+    assert_eq!(ending.unwrap(), Ending::Complete);
+    let back: Vec<&String> = notes.iter().filter(|n| n.contains("training diverged")).collect();
+    assert!(
+        back.len() == 1 && back[0].contains("the last 2 steps, up to step") && back[0].contains("of step 6, and on"),
+        "{notes:?}"
+    );
+    assert_eq!((made.1.progress.rollbacks, made.1.progress.skipped_in_row), (1, 0));
+    assert_eq!(rates(&recipe).iter().map(|(step, _)| *step).collect::<Vec<_>>(), (1..=12).collect::<Vec<u64>>());
 }
 
 #[test]
