@@ -2,7 +2,7 @@
 
 use super::Job;
 use crate::base::{Bytes, Limits};
-use crate::compile::human_bytes;
+use crate::compile::{First, human_bytes};
 use crate::nn::{BaseDtype, LoraConfig};
 use crate::optim::{Rule, Update};
 use crate::train::Recipe;
@@ -17,8 +17,14 @@ const SHORTEST: usize = 64;
 pub fn remedy(job: &Job, limits: &Limits, memory: Bytes) -> Option<String> {
     let limits = Limits { memory_bytes: None, ..limits.clone() };
     let bytes = |recipe: &Recipe| {
-        let recipe = Recipe { memory: Some(memory), ..recipe.clone() };
-        Job { recipe, config: job.config.clone() }.bytes(&limits).ok()
+        let of = |allowed| {
+            let recipe = Recipe { memory: allowed, ..recipe.clone() };
+            Job { recipe, config: job.config.clone() }.plans(&limits, &mut First).ok()
+        };
+        let whole = of(None)?;
+        // Only activations can be computed again, for which there is no looking where the states alone are too many.
+        let is_hopeless = whole.train.totals().state_bytes > memory.0;
+        if whole.bytes() <= memory.0 || is_hopeless { Some(whole.bytes()) } else { Some(of(Some(memory))?.bytes()) }
     };
     let fits = |recipe: &Recipe| bytes(recipe).is_some_and(|bytes| bytes <= memory.0);
     if job.recipe.mesh.ranks() > 1 || bytes(&job.recipe)? <= memory.0 {
