@@ -20,7 +20,9 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 for compiler in $found; do
     # What danlu launch starts must be of the same MPI.
     runner=$(command -v "mpirun.${compiler#mpicc.}" || command -v mpirun)
-    mkdir -p target/mpi-bin && ln -sf "$runner" target/mpi-bin/mpirun
+    mkdir -p target/mpi-bin && rm -f target/mpi-bin/mpirun
+    # No link: MPICH's looks for its other programs where it was started.
+    printf '#!/bin/sh\nexec "%s" "$@"\n' "$runner" > target/mpi-bin/mpirun && chmod +x target/mpi-bin/mpirun
     export PATH="$PWD/target/mpi-bin:$PATH"
     echo "with $compiler"
     # Its build script does not notice that another MPI is meant.
