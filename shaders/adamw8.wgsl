@@ -7,7 +7,8 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> p: array<f32>;
 @group(0) @binding(2) var<storage, read_write> moments: array<u32>; // of two elements: m, v, m, v
-@group(0) @binding(3) var<storage, read_write> scales: array<vec2<f32>>; // of all blocks that are kept, the part's first being params.block: m's, v's
+// Of all blocks that are kept, the part's first being params.block: m's, v's.
+@group(0) @binding(3) var<storage, read_write> scales: array<vec2<f32>>;
 @group(0) @binding(4) var<storage, read> g: array<f32>;
 @group(0) @binding(5) var<storage, read> codes: array<f32>; // 256 for m, 256 for v, ascending
 @group(0) @binding(6) var<storage, read> told: array<f32>; // learning rate, 1/(1-beta1^t), 1/(1-beta2^t), factor

@@ -3,15 +3,15 @@
 
 mod common;
 
-use danlu::base::{Bytes, Limits, Rng, TensorType};
-use danlu::compile::{Chooser, First, compile};
+use danlu::base::{Rng, TensorType};
+use danlu::compile::{Chooser, compile};
 use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Io, Kernel, Op};
 use danlu::model::{Llama, find_config};
 use danlu::nn::ParamLayout;
 use danlu::optim::{HYPER, JUDGE, LossScaling, Optimizer, Rule, Update};
-use danlu::run::{Executor, States, device_bytes, f32s};
-use danlu::train::{Recipe, plans};
+use danlu::run::{Executor, States, f32s};
+use danlu::train::Recipe;
 use pollster::block_on;
 use std::sync::Arc;
 
@@ -19,22 +19,14 @@ use std::sync::Arc;
 /// plans of a step and of validation take together is within eight gigabytes, clipping and all.
 #[test]
 fn a_full_finetune_of_a_billion_parameters_takes_eight_gigabytes() {
-    let config = find_config("llama-3.2-1b").unwrap();
-    let budget = 8_000_000_000;
+    let (preset, budget) = ("llama-3.2-1b", 8_000_000_000);
     let optimizer = Rule::AdamW8bit;
-    let recipe = Recipe { memory: Some(Bytes(budget)), optimizer, update: Update::Layer, ..Recipe::finetuning(true) };
+    let recipe = Recipe { optimizer, update: Update::Layer, ..Recipe::finetuning(true) };
     assert_eq!((recipe.batch, recipe.seq, recipe.clip), (1, 512, 1.0));
-    let limits = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
-    let plans = plans(&config, &recipe, None, &limits, &mut First).unwrap();
-    let bytes = device_bytes([&plans.train, &plans.eval], &|_| false);
-    let fit = plans.fit.unwrap();
-    eprintln!("{bytes} bytes; {}", fit.note().unwrap_or_default());
-    assert!(bytes <= budget, "{bytes} bytes");
-    assert_eq!(bytes, fit.trade.reached + fit.beside);
+    common::check_budget(preset, &recipe, budget);
     // No gradients are kept: with them it would be beyond what there is of memory at all.
-    let whole = Recipe { update: Update::Step, memory: None, ..recipe };
-    let whole = danlu::train::plans(&config, &whole, None, &limits, &mut First).unwrap();
-    assert!(device_bytes([&whole.train, &whole.eval], &|_| false) > budget + 4_000_000_000);
+    let (_, whole) = common::planned(preset, &Recipe { update: Update::Step, ..recipe });
+    assert!(whole > budget + 4_000_000_000);
 }
 
 /// What four steps of a small model give: losses, norms, and all that the states then hold.
@@ -103,8 +95,8 @@ fn steps(gpu: &Gpu, model: &Llama, optimizer: &Optimizer, layout: &ParamLayout, 
     made
 }
 
-/// Without clipping a step by layers is the usual step to the bit, as far as kernels sum in one order, moments and all, whatever the rule; so is one whose norm
-/// a first pass finds, but for the order in which the squares are summed up.
+/// Without clipping a step by layers is the usual step to the bit, as far as kernels sum in one order, moments and all,
+/// whatever the rule; so is one whose norm a first pass finds, but for the order in which the squares are summed up.
 #[test]
 fn steps_by_layers_are_the_usual_steps() {
     let gpu = common::gpu();

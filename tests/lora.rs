@@ -6,15 +6,15 @@ mod common;
 
 use common::golden::{Golden, Sources, Step, TEN_STEPS};
 use common::interpret::Interpreter;
-use danlu::base::{Array, Bytes, Limits, Rng, TensorType};
+use danlu::base::{Array, Rng, TensorType};
 use danlu::compile::{First, compile};
 use danlu::graph::{Graph, gradients};
-use danlu::model::{Llama, find_config};
+use danlu::model::Llama;
 use danlu::nn::{Adapted, BaseDtype, Declare, Lora, LoraConfig, ParamLayout};
 use danlu::optim::{HYPER, JUDGE, Optimizer};
-use danlu::run::{Executor, States, device_bytes};
+use danlu::run::{Executor, States};
 use danlu::store::{Checkpoint, PeftAdapter};
-use danlu::train::{Recipe, plans};
+use danlu::train::Recipe;
 use pollster::block_on;
 use safetensors::SafeTensors;
 use std::path::Path;
@@ -137,18 +137,10 @@ fn adapters_are_trained_as_by_peft() {
 /// together is within two gigabytes, by recomputation as far as the budget asks for it.
 #[test]
 fn qlora_of_a_billion_parameters_takes_two_gigabytes() {
-    let config = find_config("llama-3.2-1b").unwrap();
     let lora = LoraConfig { base_dtype: BaseDtype::Nf4, ..LoraConfig::default() };
-    let budget = 2_000_000_000;
-    let recipe = Recipe { memory: Some(Bytes(budget)), lora: Some(lora), ..Recipe::finetuning(false) };
+    let recipe = Recipe { lora: Some(lora), ..Recipe::finetuning(false) };
     assert_eq!((recipe.batch, recipe.seq), (1, 512));
-    let limits = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
-    let plans = plans(&config, &recipe, None, &limits, &mut First).unwrap();
-    let bytes = device_bytes([&plans.train, &plans.eval], &|_| false);
-    let fit = plans.fit.unwrap();
-    eprintln!("{bytes} bytes; {}", fit.note().unwrap_or_default());
-    assert!(bytes <= budget, "{bytes} bytes");
-    assert_eq!(bytes, fit.trade.reached + fit.beside);
+    common::check_budget("llama-3.2-1b", &recipe, 2_000_000_000);
 }
 
 fn tiny() -> Checkpoint {

@@ -59,6 +59,22 @@ struct Seen {
     states: Vec<Vec<u8>>,
 }
 
+impl Seen {
+    /// Losses of all steps, and the parameters after them, within their bars.
+    fn check(&self, spread: &mut Spread, layout: &ParamLayout) {
+        let losses = self.steps.iter().map(|(loss, _)| f64::from(f32::from_bits(*loss))).collect();
+        let mut got: Vec<(String, Vec<f64>)> = vec![("losses".into(), losses)];
+        // Pages that are shared out are longer, and the same but for their ends.
+        for (spec, data) in layout.tensors(&self.pages) {
+            got.push((format!("final.{}", spec.name), data.iter().map(|&x| f64::from(x)).collect()));
+        }
+        for (name, values) in &got {
+            let exact = spread.exact[name].clone();
+            spread.check(name, values, &exact, 0.0);
+        }
+    }
+}
+
 /// One rank's run.
 fn rank(recipe: &Recipe, prepared: &Prepared, world: &World) -> Result<Seen> {
     let gpu = common::gpu();
@@ -159,7 +175,6 @@ fn ranks_train_what_one_device_trains_within_its_roundings() {
             .layout,
     );
     let mut spread = spread(&one, &prepared, &layout);
-    let (losses, exact) = (spread.exact["losses"].clone(), spread.exact.clone());
     let (none, optimizer) = (Shard::None, Shard::Optimizer);
     for (name, data, batch, accumulate, shard) in [
         ("one", 1, 4, 1, none),
@@ -170,14 +185,7 @@ fn ranks_train_what_one_device_trains_within_its_roundings() {
     ] {
         let recipe = Recipe { mesh: mesh(data), batch, accumulate, shard, ..recipe(folder.path(), name) };
         let seen = train(&recipe, folder.path());
-        let got: Vec<f64> = seen.steps.iter().map(|(loss, _)| f64::from(f32::from_bits(*loss))).collect();
-        spread.check("losses", &got, &losses, 0.0);
-        // Pages that are shared out are longer, and the same but for their ends.
-        for (spec, data) in layout.tensors(&seen.pages) {
-            let name = format!("final.{}", spec.name);
-            let got: Vec<f64> = data.iter().map(|&x| f64::from(x)).collect();
-            spread.check(&name, &got, &exact[&name], 0.0);
-        }
+        seen.check(&mut spread, &layout);
         if data > 1 {
             let again = Recipe { out: folder.path().join("again"), ..recipe };
             assert!(train(&again, folder.path()) == seen, "{name}: another run gives other bits");
@@ -202,18 +210,11 @@ fn ranks_with_parts_of_the_model_train_what_one_device_trains() {
     let subject = danlu::train::Subject::new(&Llama::new(prepared.config.clone()), &one, None, common::gpu().limits());
     let layout = subject.unwrap().layout;
     let mut spread = spread(&one, &prepared, &layout);
-    let exact = spread.exact.clone();
     for (name, data, batch, accumulate) in [("tensor", 1, 4, 1), ("both", 2, 4, 1), ("several", 1, 2, 2)] {
         let mesh = Mesh { data, tensor: 2, ..Mesh::ONE };
         let recipe = Recipe { mesh, batch, accumulate, ..own(name) };
         let seen = train(&recipe, folder.path());
-        let got: Vec<f64> = seen.steps.iter().map(|(loss, _)| f64::from(f32::from_bits(*loss))).collect();
-        spread.check("losses", &got, &exact["losses"], 0.0);
-        for (spec, data) in layout.tensors(&seen.pages) {
-            let name = format!("final.{}", spec.name);
-            let got: Vec<f64> = data.iter().map(|&x| f64::from(x)).collect();
-            spread.check(&name, &got, &exact[&name], 0.0);
-        }
+        seen.check(&mut spread, &layout);
         let written = danlu::store::load_folder(&recipe.out, &prepared.config, &layout).unwrap();
         assert!(written == seen.pages, "{name}: another model lies in the folder");
         if name == "both" {

@@ -130,9 +130,11 @@ impl Kind {
             Kind::Finetune { full } => ("finetune", *full),
             Kind::Dpo { full, .. } => ("dpo", *full),
         };
-        let owner = if recipe.dpo.is_some() { "dpo" } else { "finetune" };
-        if command != owner && (command == "dpo" || recipe.dpo.is_some()) {
-            let what = if recipe.dpo.is_some() { "preference pairs" } else { "examples, not pairs" };
+        let (owner, what) = match recipe.dpo {
+            Some(_) => ("dpo", "preference pairs"),
+            None => ("train", "examples, not pairs"),
+        };
+        if (command == "dpo") != recipe.dpo.is_some() {
             bail!("the run that is taken up is one of {what}: go on with it by danlu {owner} --resume");
         }
         if full && recipe.lora.is_some() {

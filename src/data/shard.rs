@@ -2,9 +2,10 @@
 //! lies, by position: the system keeps in memory what is used, as of a map, and who cuts it short gets a sentence and no signal.
 //!
 //! Layout, little-endian: `DANLUTOK`, version u32, bytes a token u8 (2 or 4), 1 if tokens are marked u8, what documents are u8
-//! (0 running text, 1 examples, 2 pairs of them), a zero, tokens u64, tokenizer hash u64, source hash u64, XXH64 of all that follows the header u64, documents u64, XXH64 of the 56
-//! bytes before u64; then the tokens, in which the highest bit marks what is not to be predicted, if they are marked; then
-//! for each document the number of tokens up to its end, u64.
+//! (0 running text, 1 examples, 2 pairs of them), a zero, tokens u64, tokenizer hash u64, source hash u64, XXH64 of all
+//! that follows the header u64, documents u64, XXH64 of the 56 bytes before u64; then the tokens, in which the highest
+//! bit marks what is not to be predicted, if they are marked; then for each document the number of tokens up to its
+//! end, u64.
 
 mod write;
 

@@ -12,8 +12,8 @@ const SHORTEST: usize = 64;
 
 /// A sentence that says what of a model fits so many bytes, validation with it, activations computed again as far as that
 /// helps: the most sequences, or else tokens, by halves of what was asked for; and as much as was asked for in ways that take
-/// less, those that change least first. `None` where the job fits, cannot be planned at all, or is of several ranks. Adapters are proposed where
-/// there is a model that they can be of.
+/// less, those that change least first. `None` where the job fits, cannot be planned at all, or is of several ranks.
+/// Adapters are proposed where there is a model that they can be of.
 pub fn remedy(job: &Job, limits: &Limits, memory: Bytes) -> Option<String> {
     let limits = Limits { memory_bytes: None, ..limits.clone() };
     let bytes = |recipe: &Recipe| {

@@ -12,9 +12,10 @@ pub const BLOCK: usize = 256;
 
 /// Updates p, f32 `[N]`, and its moments from g.
 ///
-/// The moments are of the whole page, or of g's elements only. Inputs: p; the moments' codes, u32 `[⌈N/2⌉]`, each of two elements, from the lowest byte m, v, m, v; their scales, f32
-/// `[2·⌈N/256⌉]`, m's and v's of each block, the largest magnitude in it; g `[N]`; [`AdamW8::codes`]; then as
-/// [`super::AdamW`] what the judge tells, and the table of gaps. The first three are states. No outputs.
+/// The moments are of the whole page, or of g's elements only. Inputs: p; the moments' codes, u32 `[⌈N/2⌉]`, each of
+/// two elements, from the lowest byte m, v, m, v; their scales, f32 `[2·⌈N/256⌉]`, m's and v's of each block, the
+/// largest magnitude in it; g `[N]`; [`AdamW8::codes`]; then as [`super::AdamW`] what the judge tells, and the table of
+/// gaps. The first three are states. No outputs.
 ///
 /// Moments are their code times their scale, move in f32, update p as they are, and are rounded to the nearest code, as
 /// bitsandbytes does. All parts begin at a multiple of 256; what follows the last in its block is padding.

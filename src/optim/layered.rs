@@ -5,7 +5,7 @@
 //! are measured and dropped; the second makes the same ones to the bit. Without clipping and its like one pass is enough.
 
 use super::judge;
-use super::optimizer::{HYPER, Optimizer, gap_constant};
+use super::optimizer::{HYPER, Optimizer, Stretch, gap_constant};
 use super::{Rule, Update};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
@@ -107,7 +107,9 @@ impl Optimizer {
             let table = if piece.is_whole { tables[i].as_slice() } else { &[] };
             let elements = piece.start..piece.start + g.ty(piece.gradient).shape.elements();
             let rest = [&[piece.gradient, told], table].concat();
-            g.scope(format!("optimizer.{i}"), |g| self.plain(g, i, page, params.pages[i], elements, &rest))
+            g.scope(format!("optimizer.{i}"), |g| {
+                self.plain(g, Stretch { elements, ..Stretch::whole(i, page, params.pages[i]) }, &rest)
+            })
         })?;
         let size = if self.needs_norm() { judged[0] } else { norm(g, &sums)? };
         g.output("loss", loss);

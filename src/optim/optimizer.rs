@@ -163,7 +163,8 @@ impl Optimizer {
 
     /// Appends the backward pass of one of several batches that make a step, whose gradients are added up in the states
     /// `grad.<page>`, each target that counts weighing the same in all batches, however long the rows of each are: `count`,
-    /// f32 `[1]`, of them in this batch of `rows`. Reads the input [`KEEP`], which it declares; gives the output `loss`. What the sums mean is [`Optimizer::apply`]'s.
+    /// f32 `[1]`, of them in this batch of `rows`. Reads the input [`KEEP`], which it declares; gives the output
+    /// `loss`. What the sums mean is [`Optimizer::apply`]'s.
     ///
     /// # Errors
     /// If the loss does not depend on every parameter.
@@ -252,7 +253,7 @@ impl Optimizer {
                     self.orthogonal(g, layout, i, state, &gradients.views, told)?;
                 } else {
                     let rest = [&[gradients.pages[i], told], gaps[i].as_slice()].concat();
-                    self.plain(g, i, page, state, 0..page.elements, &rest)?;
+                    self.plain(g, Stretch::whole(i, page, state), &rest)?;
                 }
                 self.average(g, i, page, state, &[&[told], gaps[i].as_slice()].concat())
             })?;
@@ -260,31 +261,9 @@ impl Optimizer {
         Ok(loss)
     }
 
-    /// One update of a page, or of some of its elements, whose gradient and what follows it `rest` is.
-    pub(super) fn plain(
-        &self,
-        g: &mut Graph,
-        i: usize,
-        page: &Page,
-        state: Value,
-        elements: Range<usize>,
-        rest: &[Value],
-    ) -> Result<()> {
-        self.plain_keeping(g, i, page, state, elements, page.elements, rest)
-    }
-
-    /// The same with moments of so many elements: of the whole page, or of those that are updated.
-    #[expect(clippy::too_many_arguments)]
-    pub(super) fn plain_keeping(
-        &self,
-        g: &mut Graph,
-        i: usize,
-        page: &Page,
-        state: Value,
-        elements: Range<usize>,
-        kept: usize,
-        rest: &[Value],
-    ) -> Result<()> {
+    /// One update of a stretch of a page, whose gradient and what follows it `rest` is.
+    pub(super) fn plain(&self, g: &mut Graph, stretch: Stretch, rest: &[Value]) -> Result<()> {
+        let Stretch { index: i, page, state, elements, kept } = stretch;
         let (ty, start) = (TensorType::f32([kept]), elements.start);
         let mut parts: Vec<Part> = self.parts(page).into_iter().filter(|part| part.end > start).collect();
         parts.iter_mut().for_each(|part| part.end = part.end.min(elements.end));
@@ -338,6 +317,25 @@ impl Optimizer {
         let judged = g.apply(op, &[&[state], rest].concat())?;
         g.output(JUDGE, state);
         Ok(judged)
+    }
+}
+
+/// What of a page is updated.
+pub(super) struct Stretch<'a> {
+    /// Which page it is.
+    pub(super) index: usize,
+    pub(super) page: &'a Page,
+    /// The page's parameters.
+    pub(super) state: Value,
+    pub(super) elements: Range<usize>,
+    /// How many elements the moments have: the page's, or, where others keep the rest, these.
+    pub(super) kept: usize,
+}
+
+impl<'a> Stretch<'a> {
+    /// All of a page.
+    pub(super) fn whole(index: usize, page: &'a Page, state: Value) -> Stretch<'a> {
+        Stretch { index, page, state, elements: 0..page.elements, kept: page.elements }
     }
 }
 

@@ -1,7 +1,7 @@
 //! An optimizer whose state is shared out over ranks (Rajbhandari et al., "ZeRO", 2020, stage 1): of every page each rank gets the
 //! sum of its part of the gradients, keeps the moments of that part and updates it, and all gather what the others have updated.
 
-use super::optimizer::{GRADIENTS, HYPER, Optimizer, gap_constant, sums};
+use super::optimizer::{GRADIENTS, HYPER, Optimizer, Stretch, gap_constant, sums};
 use super::{JUDGE, Rule};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
@@ -112,7 +112,7 @@ impl Optimizer {
             let kept = elements.len();
             g.scope(format!("optimizer.{i}"), |g| {
                 let rest = [&[part, judged[1]], gap_constant(g, page).as_slice()].concat();
-                self.plain_keeping(g, i, page, state, elements, kept, &rest)
+                self.plain(g, Stretch { index: i, page, state, elements, kept }, &rest)
             })?;
             g.scope(format!("ranks.{i}"), |g| g.apply(GatherState { along, part: rank }, &[state]))?;
         }

@@ -7,8 +7,9 @@ use crate::graph::{Graph, Kind, Value};
 use crate::ops::{Along, SumState};
 use std::collections::BTreeSet;
 
-/// A graph that first replaces these states by their sums over the ranks of the data axis, so many, in the order in which the graph reads them: what
-/// every rank has gathered from its rows (gradients, losses, weights), before the optimizer takes it.
+/// A graph that first replaces these states by their sums over the ranks of the data axis, so many, in the order in
+/// which the graph reads them: what every rank has gathered from its rows (gradients, losses, weights), before the
+/// optimizer takes it.
 ///
 /// Everything that a rank computes from then on it computes as all others do, so that what was the same on all ranks stays
 /// so to the bit.

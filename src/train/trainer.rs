@@ -124,8 +124,8 @@ impl Trainer {
         Trainer::among(gpu, recipe, prepared, chooser, &World::alone(), &mut |_| {}).await
     }
 
-    /// The same for one of the ranks that the recipe's mesh has; `loaded` hears of a model's weights on their way. It trains on its part of every batch, and takes the kernels that
-    /// the first rank chooses.
+    /// The same for one of the ranks that the recipe's mesh has; `loaded` hears of a model's weights on their way. It
+    /// trains on its part of every batch, and takes the kernels that the first rank chooses.
     ///
     /// # Errors
     /// As [`Trainer::new`]; if there are other than the mesh's ranks, or one of them fails.

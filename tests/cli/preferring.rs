@@ -9,7 +9,7 @@ use std::fs;
 use std::process::Stdio;
 
 /// Pairs of which the better answer is always of one kind.
-fn pairs(place: &Place) {
+pub fn pairs(place: &Place) {
     let pair = |i: usize| {
         let (who, what) = (["cat", "dog", "mat"][i % 3], ["saw", "ran", "sat"][i / 3 % 3]);
         let (chosen, rejected) = (format!("The {who} {what} on the mat."), format!("red {what} house {who} to"));

@@ -120,28 +120,39 @@ fn tensorboard_opens_the_event_file() {
     }
     let place = Place::new();
     place.train("--out m --steps 5 --quiet").assert().success();
-    let run = read(place.path("m").to_str().unwrap()).unwrap();
-    assert!(run.status.success(), "{run:?}");
-    let found: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
-    // The same numbers as in metrics.jsonl, as far as an f32 holds them.
-    let lines = fs::read_to_string(place.path("m/metrics.jsonl")).unwrap();
-    let lines: Vec<serde_json::Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    for metric in danlu::train::METRICS {
-        let told = lines.iter().filter_map(|l| Some((l["step"].as_u64()?, l[metric.name].as_f64()? as f32)));
-        let told: Vec<(u64, f32)> = told.collect();
-        let read = found["scalars"][metric.tag].as_array().map_or(&[][..], Vec::as_slice);
-        let read: Vec<(u64, f32)> =
-            read.iter().map(|e| (e[0].as_u64().unwrap(), e[1].as_f64().unwrap() as f32)).collect();
-        assert_eq!(read, told, "{}", metric.tag);
-        assert!(
-            !told.is_empty() || ["loss_scale", "skipped"].contains(&metric.name) || metric.name.contains("reward_"),
-            "{} is never told",
-            metric.name
-        );
+    super::preferring::pairs(&place);
+    let pairs = "dpo --model m --data pairs.jsonl --out p --seq 24 --batch 2 --steps 2 --tune off --quiet";
+    place.danlu(pairs).assert().success();
+    let mut all_told = std::collections::BTreeSet::from(["loss_scale", "skipped"]);
+    for name in ["m", "p"] {
+        let run = read(place.path(name).to_str().unwrap()).unwrap();
+        assert!(run.status.success(), "{run:?}");
+        let found: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+        // The same numbers as in metrics.jsonl, as far as an f32 holds them.
+        let lines = fs::read_to_string(place.path(name).join("metrics.jsonl")).unwrap();
+        let lines: Vec<serde_json::Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        for metric in danlu::train::METRICS {
+            // Of preference pairs, figures lie together.
+            let value = |line: &serde_json::Value| match metric.name.split_once("reward_") {
+                Some((of, name)) => line[format!("{of}rewards")][name].as_f64(),
+                None => line[metric.name].as_f64(),
+            };
+            let told = lines.iter().filter_map(|l| Some((l["step"].as_u64()?, value(l)? as f32)));
+            let told: Vec<(u64, f32)> = told.collect();
+            let read = found["scalars"][metric.tag].as_array().map_or(&[][..], Vec::as_slice);
+            let read: Vec<(u64, f32)> =
+                read.iter().map(|e| (e[0].as_u64().unwrap(), e[1].as_f64().unwrap() as f32)).collect();
+            assert_eq!(read, told, "{name}: {}", metric.tag);
+            if !told.is_empty() {
+                all_told.insert(metric.name);
+            }
+        }
+        let samples: Vec<_> = lines.iter().filter_map(|l| l["sample"].as_str()).collect();
+        let texts: Vec<_> = found["texts"].as_array().unwrap().iter().map(|t| t[2].as_str().unwrap()).collect();
+        assert!(!texts.is_empty() && texts == samples, "{name}: {texts:?}");
     }
-    let samples: Vec<_> = lines.iter().filter_map(|l| l["sample"].as_str()).collect();
-    let texts: Vec<_> = found["texts"].as_array().unwrap().iter().map(|t| t[2].as_str().unwrap()).collect();
-    assert!(!texts.is_empty() && texts == samples, "{texts:?}");
+    let never: Vec<_> = danlu::train::METRICS.iter().map(|m| m.name).filter(|name| !all_told.contains(name)).collect();
+    assert!(never.is_empty(), "{never:?} are never told");
 }
 
 #[test]

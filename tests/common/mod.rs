@@ -8,9 +8,14 @@ pub mod shared;
 pub mod spread;
 pub mod tiny_run;
 
+use danlu::base::{Bytes, Limits};
+use danlu::compile::First;
 use danlu::gpu::{Gpu, Selector};
 use danlu::graph::Kernel;
+use danlu::model::find_config;
+use danlu::run::device_bytes;
 use danlu::shader::{Source, assemble};
+use danlu::train::{Plans, Recipe, plans};
 
 /// The adapter that the environment variable `DANLU_ADAPTER` names, or the automatic one.
 pub fn gpu() -> Gpu {
@@ -105,4 +110,21 @@ pub fn translate_all(label: &str, source: &Source) {
             fail(&format!("GLSL {version}"), &e);
         }
     }
+}
+
+/// The plans of a step and of validation of a preset, with buffers of any size, and what they take together.
+pub fn planned(preset: &str, recipe: &Recipe) -> (Plans, u64) {
+    let limits = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
+    let plans = plans(&find_config(preset).unwrap(), recipe, None, &limits, &mut First).unwrap();
+    let bytes = device_bytes([&plans.train, &plans.eval], &|_| false);
+    (plans, bytes)
+}
+
+/// Checks that those keep to a budget, by recomputation as far as that is asked for.
+pub fn check_budget(preset: &str, recipe: &Recipe, budget: u64) {
+    let (plans, bytes) = planned(preset, &Recipe { memory: Some(Bytes(budget)), ..recipe.clone() });
+    let fit = plans.fit.unwrap();
+    eprintln!("{bytes} bytes; {}", fit.note().unwrap_or_default());
+    assert!(bytes <= budget, "{bytes} bytes");
+    assert_eq!(bytes, fit.trade.reached + fit.beside);
 }
