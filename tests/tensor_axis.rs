@@ -12,8 +12,9 @@ use danlu::compile::{First, Plan, Sent, compile};
 use danlu::graph::{Graph, NodeId, Value, gradients};
 use danlu::model::{Llama, ModelConfig};
 use danlu::nn::{ParamLayout, Params, Parts};
-use danlu::ops::{Along, IGNORE};
+use danlu::ops::IGNORE;
 use danlu::optim::{HYPER, JUDGE, Optimizer};
+use danlu::parallel::Mesh;
 use danlu::run::{Executor, States, f32s};
 use pollster::block_on;
 use std::path::Path;
@@ -26,8 +27,12 @@ fn config(family: &str) -> ModelConfig {
     ModelConfig::read(Path::new(&path)).unwrap()
 }
 
+fn mesh(tensor: usize) -> Mesh {
+    Mesh { tensor, ..Mesh::ONE }
+}
+
 fn parts(config: &ModelConfig, ranks: usize, rank: usize) -> Parts {
-    config.parts(Along { axis: Axis::Tensor, ranks }, rank).unwrap()
+    config.parts(mesh(ranks), rank).unwrap()
 }
 
 /// A model on one device, or a rank's part of it: what of it is where.
@@ -46,7 +51,7 @@ impl Model {
 
     fn part(config: &ModelConfig, ranks: usize, rank: usize) -> Model {
         let parts = parts(config, ranks, rank);
-        let layout = Optimizer::default().layout(parts.specs(), 8 << 10).unwrap().of_parts(parts);
+        let layout = Optimizer::default().layout_of(parts, 8 << 10).unwrap();
         Model { llama: Llama::new(config.clone()), layout }
     }
 
@@ -123,7 +128,7 @@ fn together(parts: &Parts, name: &str, ranks: &[Vec<f32>]) -> Vec<f64> {
     let spec = parts.spec(name).unwrap();
     let mut whole = vec![f32::NAN; spec.shape.elements()];
     for (rank, part) in ranks.iter().enumerate() {
-        assert!(parts.dim(name).is_some() || *part == ranks[0], "{name} differs on rank {rank}");
+        assert!(!parts.held(name).splits.is_empty() || *part == ranks[0], "{name} differs on rank {rank}");
         parts.paste(spec, rank, part, &mut whole);
     }
     whole.into_iter().map(f64::from).collect()
@@ -314,7 +319,7 @@ fn what_cannot_be_split_is_refused() {
     ] {
         let mut config = config(family);
         config.intermediate_size = 60;
-        let said = config.parts(Along { axis: Axis::Tensor, ranks }, 0).unwrap_err().to_string();
+        let said = config.parts(mesh(ranks), 0).unwrap_err().to_string();
         assert!(said.contains(part) && said.contains(&format!("the mesh has tensor={ranks}")), "{said}");
     }
 }

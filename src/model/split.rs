@@ -1,20 +1,21 @@
-//! The tensor axis of a model of the family: which of its parameters are in parts, and the graph of a rank's loss. The
-//! model itself is not asked (`parallel/tensor.rs` takes its graph apart).
+//! What of a model's parameters a rank of a mesh has, and the graph of its loss. The model itself is not asked
+//! (`parallel/tensor.rs` takes its graph apart).
 
 use super::specs::{EMBEDDING, OUTPUT};
 use super::{Llama, ModelConfig, QkNorm};
+use crate::base::Axis;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
-use crate::nn::{Params, Parts};
+use crate::nn::{Held, ParamSpec, Params, Parts};
 use crate::ops::Along;
-use crate::parallel::{Given, Placement, TensorAxis};
+use crate::parallel::{Given, Mesh, Placement, TensorAxis};
 
 /// Layers of which each rank makes its own columns of the result: rows of the weight, and of the bias.
 const COLUMNS: [&str; 5] = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"];
 /// Layers of which each rank takes its own columns of the input: columns of the weight; all have the bias.
 const ROWS: [&str; 2] = ["o_proj", "down_proj"];
 
-/// Which dim of a parameter is in parts.
+/// Which dim of a parameter is in parts along the tensor axis.
 fn dim(name: &str) -> Option<usize> {
     if name == EMBEDDING || name == OUTPUT {
         return Some(0);
@@ -30,16 +31,28 @@ fn dim(name: &str) -> Option<usize> {
 }
 
 impl ModelConfig {
-    /// What a rank of the tensor axis has of the model's parameters: of queries, keys, values, gate and up its rows, of output
-    /// and down its columns, of embedding and output projection its words; where the vocabulary cannot be divided, all of
-    /// them. Experts are whole on all ranks.
+    /// What a rank of a mesh has of the model's parameters. Along the tensor axis: of queries, keys, values, gate and up its rows,
+    /// of output and down its columns, of embedding and output projection its words; where the vocabulary cannot be
+    /// divided, all of them. Experts are whole on all ranks.
     ///
     /// # Errors
     /// A sentence, if heads or feed-forward cannot be divided, or heads are not alike.
-    pub fn parts(&self, along: Along, rank: usize) -> Result<Parts> {
-        let n = along.ranks;
+    pub fn parts(&self, mesh: Mesh, rank: usize) -> Result<Parts> {
+        self.check_tensor(mesh.tensor)?;
+        let words = self.vocab_size.is_multiple_of(mesh.tensor);
+        let held = |spec: &ParamSpec| {
+            let dim = dim(&spec.name).filter(|_| words || (spec.name != EMBEDDING && spec.name != OUTPUT));
+            dim.filter(|_| mesh.tensor > 1).map_or(Held::default(), |dim| Held::default().split(dim, Axis::Tensor))
+        };
+        Ok(Parts::new(self.param_specs(), mesh, rank, held))
+    }
+
+    fn check_tensor(&self, n: usize) -> Result<()> {
+        if n == 1 {
+            return Ok(());
+        }
         let wrong = |what: String| {
-            Error::Invalid(format!("the mesh has {}={n}, and {what}; choose another size for that axis", along.axis))
+            Error::Invalid(format!("the mesh has tensor={n}, and {what}; choose another size for that axis"))
         };
         for (what, count) in [
             ("query heads", self.num_attention_heads),
@@ -58,9 +71,7 @@ impl ModelConfig {
         if self.qk_norm() == QkNorm::Full {
             return Err(wrong("the model norms its queries over all heads at once".into()));
         }
-        let words = self.vocab_size.is_multiple_of(n);
-        let dim = |name: &str| dim(name).filter(|_| words || (name != EMBEDDING && name != OUTPUT));
-        Ok(Parts::new(self.param_specs(), along, rank, dim))
+        Ok(())
     }
 }
 
@@ -78,13 +89,14 @@ impl Llama {
         [tokens, targets]: [Value; 2],
         starts: Option<Value>,
     ) -> Result<[Value; 2]> {
+        let along = Along { axis: Axis::Tensor, ranks: parts.mesh.tensor };
         let mut whole = Graph::new();
         let layout = parts.whole_layout();
         let all = layout.declare(&mut whole)?;
         let mut given = Vec::new();
         for spec in layout.specs() {
             let (whole, own) = (all.get(&spec.name)?, params.get(&spec.name)?);
-            given.push(Given { whole, own, placement: parts.placement(spec) });
+            given.push(Given { whole, own, placement: parts.placement(&spec.name, &spec.shape, along.axis) });
         }
         let mut input = |own: Value| {
             let at = whole.input(&g.node(own.node).name, g.ty(own).clone());
@@ -94,10 +106,10 @@ impl Llama {
         let (tokens_, targets_, starts_) = (input(tokens), input(targets), starts.map(input));
         let both = self.loss_and_count(&mut whole, &all, tokens_, targets_, starts_)?;
         both.iter().for_each(|value| whole.output("", *value));
-        let split_tokens = parts.dim(EMBEDDING).is_some()
+        let split_tokens = parts.held(EMBEDDING).dim(along.axis).is_some()
             && self.config().experts.is_none()
-            && g.dims(tokens)[1].is_multiple_of(parts.along.ranks);
-        let axis = TensorAxis { along: parts.along, rank: parts.rank, split_tokens };
+            && g.dims(tokens)[1].is_multiple_of(along.ranks);
+        let axis = TensorAxis { along, rank: parts.mesh.place(parts.rank, along.axis), split_tokens };
         let outputs = axis.apply(&whole, g, &given)?;
         Ok([outputs[0], outputs[1]])
     }

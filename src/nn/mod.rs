@@ -14,4 +14,4 @@ pub use layers::{Linear, MlpWeights, linear, mlp, rms_norm};
 pub use lora::{Adapted, Adapter, BaseDtype, DROPOUT, Gain, Lora, LoraConfig, LoraModule, names_match};
 pub use moe::{MoeKind, MoeWeights, Routing, load_balancing_loss, moe, router_z_loss};
 pub use params::{Group, Init, PARAMETERS, Page, ParamLayout, ParamSpec, Params};
-pub use parts::Parts;
+pub use parts::{Held, Parts, Runs};

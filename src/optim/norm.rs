@@ -1,11 +1,12 @@
-//! The global norm of a gradient, also of one whose parameters are in parts on several ranks: what all ranks have alike counts
-//! once.
+//! The global norm of a gradient, also of one whose parameters are in parts on several ranks: what ranks have alike counts once.
 
 use super::optimizer::table;
+use crate::base::{Axis, TensorType};
 use crate::error::Result;
 use crate::graph::{Graph, Value};
 use crate::nn::{Page, ParamLayout, Parts};
-use crate::ops::{AllReduce, GlobalNorm, SumParts, SumSquares};
+use crate::ops::{AllReduce, Along, GlobalNorm, SumParts, SumSquares};
+use std::collections::BTreeSet;
 
 /// Inputs of one sum.
 const INPUTS: usize = 7;
@@ -17,33 +18,57 @@ pub(super) fn of(g: &mut Graph, layout: &ParamLayout, pages: &[Value], gaps: &[V
         let sums = pages.iter().zip(gaps).map(|(&page, gaps)| squares(g, page, gaps)).collect::<Result<Vec<_>>>()?;
         return g.apply1(GlobalNorm, &sums);
     };
-    let (mut own, mut same) = (Vec::new(), Vec::new());
-    for (page, &flat) in layout.pages().iter().zip(pages) {
-        for (sums, in_parts) in [(&mut own, true), (&mut same, false)] {
-            let (gaps, left) = others(layout, page, parts, in_parts);
+    let classes: BTreeSet<BTreeSet<Axis>> = parts.whole().iter().map(|spec| axes(parts, &spec.name)).collect();
+    let mut all = Vec::new();
+    for class in classes {
+        let mut own = Vec::new();
+        for (page, &flat) in layout.pages().iter().zip(pages) {
+            let (gaps, left) = others(layout, page, parts, &class);
             if left {
                 let gaps = table(g, &gaps);
-                sums.push(squares(g, flat, &gaps)?);
+                own.push(squares(g, flat, &gaps)?);
             }
         }
+        if class.is_empty() {
+            all.extend(own);
+            continue;
+        }
+        // A rank without any of these has to meet the others all the same.
+        let mut sum = one(g, own)?;
+        for axis in class {
+            sum = g.apply1(AllReduce(Along { axis, ranks: parts.mesh.size(axis) }), &[sum])?;
+        }
+        all.push(sum);
     }
-    while own.len() > 1 {
-        own = own.chunks(INPUTS).map(|some| g.apply1(SumParts { root: false }, some)).collect::<Result<_>>()?;
-    }
-    let own = match own[..] {
-        [one] if g.ty(one).shape.elements() > 1 => Some(g.apply1(SumParts { root: false }, &[one])?),
-        [one] => Some(one),
-        _ => None,
-    };
-    let all = own.map(|own| g.apply1(AllReduce(parts.along), &[own])).transpose()?;
-    g.apply1(GlobalNorm, &all.into_iter().chain(same).collect::<Vec<_>>())
+    g.apply1(GlobalNorm, &all)
 }
 
-/// A page's gaps, and with them the parameters that are in parts, or those that are not; and whether any are left.
-fn others(layout: &ParamLayout, page: &Page, parts: &Parts, in_parts: bool) -> (Vec<(usize, usize)>, bool) {
+/// The axes along which squares of a parameter are added up.
+fn axes(parts: &Parts, name: &str) -> BTreeSet<Axis> {
+    parts.held(name).axes(parts.mesh)
+}
+
+/// The sum of sums, `[1]`.
+fn one(g: &mut Graph, mut sums: Vec<Value>) -> Result<Value> {
+    if sums.is_empty() {
+        let zero = TensorType::f32([1]);
+        return Ok(g.constant("none", zero, 0f32.to_le_bytes().to_vec()));
+    }
+    while sums.len() > 1 {
+        sums = sums.chunks(INPUTS).map(|some| g.apply1(SumParts { root: false }, some)).collect::<Result<_>>()?;
+    }
+    let is_one = g.ty(sums[0]).shape.elements() == 1;
+    if is_one { Ok(sums[0]) } else { g.apply1(SumParts { root: false }, &sums) }
+}
+
+/// A page's gaps, and with them the parameters that this rank does not count in this class; and whether any are left.
+fn others(layout: &ParamLayout, page: &Page, parts: &Parts, class: &BTreeSet<Axis>) -> (Vec<(usize, usize)>, bool) {
     let (mut gaps, mut left) = (page.gaps.clone(), false);
+    let stage = parts.mesh.place(parts.rank, Axis::Pipeline);
     for (spec, &start) in layout.specs()[page.params.clone()].iter().zip(&page.starts) {
-        if parts.dim(&spec.name).is_some() == in_parts {
+        // What several stages have counts at the first of them.
+        let counts = parts.held(&spec.name).stages.first().is_none_or(|first| *first == stage);
+        if counts && axes(parts, &spec.name) == *class {
             left = true;
         } else {
             gaps.push((start, start + spec.shape.elements()));

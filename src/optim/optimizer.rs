@@ -6,7 +6,7 @@ use super::{Rule, Settings, Update, norm};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Concat, Graph, Map, Value, gradients, scaled_gradients};
-use crate::nn::{Group, PARAMETERS, Page, ParamLayout, ParamSpec, Params, names_match};
+use crate::nn::{Group, PARAMETERS, Page, ParamLayout, ParamSpec, Params, Parts, names_match};
 use crate::ops::{Accumulate, AdamW, AdamW8, Ema, Part, Sgd, gap_table};
 use std::ops::Range;
 
@@ -99,6 +99,27 @@ impl Optimizer {
     /// # Panics
     /// As [`ParamLayout::new`].
     pub fn layout(&self, specs: Vec<ParamSpec>, page_bytes: u64) -> Result<ParamLayout> {
+        self.check_settings(&specs)?;
+        Ok(self.lay_out(specs, page_bytes))
+    }
+
+    fn lay_out(&self, specs: Vec<ParamSpec>, page_bytes: u64) -> ParamLayout {
+        match self.update {
+            Update::Step => ParamLayout::grouped(specs, page_bytes, |spec| self.group(spec)),
+            Update::Layer => ParamLayout::by_block(specs, page_bytes, |spec| self.group(spec)),
+        }
+    }
+
+    /// The same of what a rank has of a model's parameters.
+    ///
+    /// # Errors
+    /// If settings fit no parameter of the model.
+    pub fn layout_of(&self, parts: Parts, page_bytes: u64) -> Result<ParamLayout> {
+        self.check_settings(parts.whole())?;
+        Ok(self.lay_out(parts.specs(), page_bytes).of_parts(parts))
+    }
+
+    fn check_settings(&self, specs: &[ParamSpec]) -> Result<()> {
         for own in &self.settings {
             if !specs.iter().any(|spec| names_match(&own.params, &spec.name)) {
                 return Err(Error::Invalid(format!(
@@ -109,10 +130,7 @@ impl Optimizer {
                 )));
             }
         }
-        Ok(match self.update {
-            Update::Step => ParamLayout::grouped(specs, page_bytes, |spec| self.group(spec)),
-            Update::Layer => ParamLayout::by_block(specs, page_bytes, |spec| self.group(spec)),
-        })
+        Ok(())
     }
 
     fn group(&self, spec: &ParamSpec) -> Group {

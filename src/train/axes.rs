@@ -12,7 +12,7 @@ use crate::run::Executor;
 /// One rank's place.
 pub(super) struct Axes {
     mesh: Mesh,
-    rank: usize,
+    world: World,
     groups: Groups,
     /// The ranks that hold the same parameters, this one among them.
     pub(super) peers: World,
@@ -30,12 +30,12 @@ impl Axes {
                 (groups, peers)
             }
         };
-        Ok(Axes { mesh, rank: world.rank(), groups, peers })
+        Ok(Axes { mesh, world: world.clone(), groups, peers })
     }
 
     /// Which part of a batch is this rank's.
     pub(super) fn share(&self) -> usize {
-        self.mesh.place(self.rank, Axis::Data)
+        self.mesh.place(self.world.rank(), Axis::Data)
     }
 
     /// In how many parts a batch is.
@@ -54,14 +54,20 @@ impl Axes {
         layout: &ParamLayout,
         own: &[Vec<f32>],
     ) -> Result<Option<(ParamLayout, Vec<Vec<f32>>)>> {
-        let (Some(parts), Some(comm)) = (layout.parts(), self.groups.along(Axis::Tensor)) else { return Ok(None) };
+        let (Some(parts), Some(comm)) = (layout.parts(), self.world.comm()) else { return Ok(None) };
         let whole = parts.whole_layout();
         let mut pages = whole.zeros();
         for (spec, data) in whole.tensors_mut(&mut pages) {
-            let part = layout.tensor(own, &spec.name).expect("a rank has a part of every parameter");
-            let mut all = vec![0.0f32; part.len() * comm.size()];
-            comm.all_gather(bytemuck::cast_slice(part), bytemuck::cast_slice_mut(&mut all))?;
-            all.chunks_exact(part.len()).enumerate().for_each(|(rank, part)| parts.paste(spec, rank, part, data));
+            let held = parts.held(&spec.name);
+            let elements = held.shape(&spec.shape, self.mesh).elements();
+            for owner in held.owners(self.mesh) {
+                let mut part = vec![0.0f32; elements];
+                if owner == self.world.rank() {
+                    part.copy_from_slice(layout.tensor(own, &spec.name).expect("an owner has its part"));
+                }
+                comm.broadcast(owner, bytemuck::cast_slice_mut(&mut part))?;
+                parts.paste(spec, owner, &part, data);
+            }
         }
         Ok(Some((whole, pages)))
     }

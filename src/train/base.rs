@@ -2,13 +2,12 @@
 //! that stay as they are.
 
 use super::Recipe;
-use crate::base::{Axis, Limits};
+use crate::base::Limits;
 use crate::data::{Tokenizer, hash::Hasher, tokenizer_files};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, Declare, Lora, ParamLayout, Params, Parts};
-use crate::ops::Along;
 use crate::optim::Optimizer;
 use crate::store::{Checkpoint, PeftAdapter};
 use std::path::Path;
@@ -122,20 +121,18 @@ impl Subject {
     ) -> Result<Subject> {
         let (specs, page) = (model.param_specs(), limits.max_buffer_bytes);
         let Some(config) = &recipe.lora else {
-            let (optimizer, ranks, shards) = (super::optimizer(recipe), recipe.mesh.tensor, recipe.shards());
+            let (optimizer, shards) = (super::optimizer(recipe), recipe.shards());
             if shards > 1 {
                 // Pages are filled up to what is a multiple of this.
                 let unit = Optimizer::unit(shards);
                 let layout = optimizer.layout(specs, page / unit * unit)?;
                 return Ok(Subject { layout: Optimizer::shared(layout, shards), adapted: None });
             }
-            if ranks == 1 {
+            if recipe.mesh.ranks() == recipe.mesh.data {
                 return Ok(Subject { layout: optimizer.layout(specs, page)?, adapted: None });
             }
-            let along = Along { axis: Axis::Tensor, ranks };
-            let parts = model.config().parts(along, recipe.mesh.place(rank, Axis::Tensor))?;
-            let layout = optimizer.layout(parts.specs(), page)?.of_parts(parts);
-            return Ok(Subject { layout, adapted: None });
+            let parts = model.config().parts(recipe.mesh, rank)?;
+            return Ok(Subject { layout: optimizer.layout_of(parts, page)?, adapted: None });
         };
         let frozen = match base {
             Some(base) => base.checkpoint.frozen_as(config.base_dtype)?,
