@@ -4,6 +4,7 @@ mod common;
 
 use danlu::base::{Bytes, Limits};
 use danlu::bench::{Case, Settings, measure, suite};
+use danlu::comm::LocalComm;
 use danlu::compile::{BufferKind, First, Plan};
 use danlu::estimate::{
     Answer, Asked, Fits, Job, MachineFile, Mesh, Params, Parts, Prices, Rate, Recompute, Setup, Span, Storage, Usage,
@@ -12,8 +13,10 @@ use danlu::estimate::{
 use danlu::model::{DpoConfig, find_config};
 use danlu::nn::{BaseDtype, LoraConfig};
 use danlu::run::{Executor, States, TuneMode, Tuner};
-use danlu::train::{Recipe, fill};
+use danlu::train::{Event, Prepared, Recipe, Trainer, World, fill, prepare, run};
 use pollster::block_on;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 fn job(preset: &str, batch: usize, seq: usize, base: Option<BaseDtype>) -> Job {
@@ -143,6 +146,55 @@ fn time_is_about_what_a_step_takes() {
     eprintln!("a step was expected to take {:.4} s and took {seconds:.4} s", expected.step);
     assert!(expected.least <= 1.3 * seconds, "the roofline is {} s, and a step took {seconds} s", expected.least);
     assert!((1.0 / 3.0..3.0).contains(&(expected.step / seconds)), "{} and {seconds}", expected.step);
+    let machine = MachineFile { shared: gpu.limits().is_cpu, ..machine };
+    for ranks in [1, 2, 4] {
+        ranks_take_about_what_is_expected(gpu.limits(), &machine, ranks);
+    }
+}
+
+/// The same of steps that ranks share, as threads. docs/scaling.md has the figures of a quiet machine.
+fn ranks_take_about_what_is_expected(limits: &Limits, machine: &MachineFile, ranks: usize) {
+    let mut job = job("story-1m", 4, 64, None);
+    let folder = tempfile::tempdir().unwrap();
+    let (mesh, out) = (Mesh { data: ranks, ..Mesh::ONE }, folder.path().join("run"));
+    let recipe = Recipe { mesh, out, steps: 24, stories: 300, eval_every: Some(24), val_sequences: 4, ..job.recipe };
+    let prepared = prepare(&recipe, &folder.path().join("cache"), &mut |_: &Event| {}).unwrap();
+    job = Job { config: prepared.config.clone(), recipe };
+    let plans = job.plans(&Limits { memory_bytes: None, ..limits.clone() }, &mut First).unwrap();
+    let answer = Answer::of(&job, &plans, None, Some(machine)).unwrap();
+    let (sent, expected) = (answer.sent.clone(), answer.time.unwrap().step);
+    let parameters: u64 = states(plans.apply.as_ref().unwrap_or(&plans.train), "param.");
+    let least = 2 * (ranks as u64 - 1) * parameters / ranks as u64;
+    // Gradients as the textbook has them; beside them a few sums.
+    assert!((least..least + 1024).contains(&sent.first().map_or(0, |(_, bytes)| *bytes)), "{sent:?} for {least}");
+    let seconds = step_of_ranks(&job.recipe, &prepared);
+    eprintln!("a step of {ranks} ranks was expected to take {expected:.4} s and took {seconds:.4} s");
+    assert!((1.0 / 3.0..3.0).contains(&(expected / seconds)), "{ranks} ranks: {expected} and {seconds}");
+}
+
+/// Seconds of a step of a run, of those in a row that were least disturbed.
+fn step_of_ranks(recipe: &Recipe, prepared: &Prepared) -> f64 {
+    let rank = |comm: LocalComm| {
+        let world = World::of(Arc::new(comm));
+        let gpu = common::gpu();
+        let (mut trainer, ..) =
+            block_on(Trainer::among(&gpu, recipe, prepared, &mut First, &world, &mut |_| {})).unwrap();
+        let mut ends = Vec::new();
+        let mut observer = |event: &Event| {
+            if matches!(event, Event::Step { .. }) {
+                ends.push(Instant::now());
+            }
+        };
+        block_on(run(&gpu, recipe, prepared, &mut trainer, None, &AtomicBool::new(false), &mut observer)).unwrap();
+        // Those of the end wait for the last checkpoint.
+        let rows = ends[2..ends.len() - 2].windows(5);
+        rows.map(|row| (row[4] - row[0]).as_secs_f64() / 4.0).fold(f64::INFINITY, f64::min)
+    };
+    std::thread::scope(|scope| {
+        let start = |comm| scope.spawn(move || rank(comm));
+        let threads: Vec<_> = LocalComm::group(recipe.mesh.ranks(), None).into_iter().map(start).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).fold(0.0, f64::max)
+    })
 }
 
 /// A published figure, and how it was reached.

@@ -52,6 +52,7 @@ pub async fn measure(
 ) -> Result<Report> {
     progress("the device's limits");
     let mut report = Report::new(gpu.report().id(), gpu.has_timestamps(), probe(gpu, tuner).await?);
+    report.is_cpu = gpu.limits().is_cpu;
     let mut measured: Vec<(Entry, Work)> = Vec::new();
     for case in cases {
         match measure_case(gpu, tuner, case, settings, progress).await {

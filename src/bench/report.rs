@@ -56,6 +56,9 @@ pub struct Report {
     pub format: u32,
     /// The adapter.
     pub adapter: AdapterId,
+    /// Whether the adapter computes on the CPU, which all of a machine's such adapters are.
+    #[serde(default)]
+    pub is_cpu: bool,
     /// Whose clock timed the kernels: `device` or `host`.
     pub clock: String,
     /// The measured limits.
@@ -73,7 +76,16 @@ impl Report {
     /// An empty one.
     pub fn new(adapter: AdapterId, device_clock: bool, machine: Machine) -> Report {
         let clock = if device_clock { "device" } else { "host" }.to_string();
-        Report { format: FORMAT, adapter, clock, machine, entries: Vec::new(), skipped: Vec::new(), failed: Vec::new() }
+        Report {
+            format: FORMAT,
+            adapter,
+            is_cpu: false,
+            clock,
+            machine,
+            entries: Vec::new(),
+            skipped: Vec::new(),
+            failed: Vec::new(),
+        }
     }
 
     /// Reads a kept report.

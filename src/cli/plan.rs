@@ -10,7 +10,8 @@ use crate::estimate::{Answer, Fits, Job, MachineFile, Planned, Prices, Span};
 use crate::gpu::Gpu;
 use crate::model::{DpoConfig, ModelConfig, find_config};
 use crate::nn::{BaseDtype, LoraConfig};
-use crate::optim::{Rule, Update};
+use crate::optim::{Rule, Shard, Update};
+use crate::parallel::Mesh;
 use crate::run::{TuneMode, Tuner};
 use crate::train::{Precision, Recipe, optimizer, train_plan};
 use anyhow::{Result, bail};
@@ -52,6 +53,9 @@ pub struct PlanArgs {
     precision: Precision,
     #[command(flatten)]
     adapters: LoraArgs,
+    /// What the ranks of --mesh share out, as of `danlu train`.
+    #[arg(long, value_name = "none|optimizer", default_value = "none", conflicts_with_all = ["measure", "nodes"])]
+    shard: Shard,
     /// Preference pairs, as of `danlu dpo`: --batch counts pairs.
     #[arg(long, conflicts_with = "measure")]
     dpo: bool,
@@ -156,6 +160,8 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         precision: args.precision,
         lora: args.adapters.config(),
         dpo: args.dpo.then(DpoConfig::default),
+        mesh: if args.scale.nodes.is_empty() { args.scale.mesh()?.unwrap_or(Mesh::ONE) } else { Mesh::ONE },
+        shard: args.shard,
         ..Recipe::default()
     };
     recipe.check()?;

@@ -19,9 +19,10 @@ pub struct ScaleArgs {
     /// for all, or one for each, separated by commas.
     #[arg(long, value_name = "COUNT", value_delimiter = ',', requires = "machine", conflicts_with_all = ["measure", "list", "memory", "lora_rank"])]
     pub nodes: Vec<usize>,
-    /// Axes of the mesh, such as data=8,tensor=8,pipeline=2 (also expert, sequence); `auto` looks for the best.
-    #[arg(long, value_name = "auto|AXES", default_value = "auto", requires = "nodes")]
-    mesh: String,
+    /// Axes of the mesh, such as data=8,tensor=8,pipeline=2 (also expert, sequence). With --nodes `auto` looks for the best
+    /// [the default]; without, the plan is that of one of its ranks, as `danlu train` runs it.
+    #[arg(long, value_name = "auto|AXES")]
+    mesh: Option<String>,
     /// What is sharded over ranks with the same weights: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 weights too.
     #[arg(long, value_name = "0-3", requires = "nodes")]
     zero: Option<Zero>,
@@ -40,6 +41,13 @@ pub struct ScaleArgs {
     /// Operands of products with weights.
     #[arg(long, value_name = "f32|f16|f8", default_value = "f16", requires = "nodes")]
     products: Rate,
+}
+
+impl ScaleArgs {
+    /// The mesh that is asked for; nothing where the best is to be found.
+    pub fn mesh(&self) -> Result<Option<Mesh>> {
+        Ok(self.mesh.as_deref().filter(|mesh| *mesh != "auto").map(str::parse).transpose()?)
+    }
 }
 
 /// The run and the prices that time is multiplied with.
@@ -101,7 +109,7 @@ fn find(
     let Some(ranks) = nodes.checked_mul(machine.adapters).filter(|n| (1..=1 << 24).contains(n)) else {
         bail!("--nodes is {nodes}; it must be at least 1, and its adapters at most {}", 1 << 24);
     };
-    let mesh = if args.mesh == "auto" { None } else { Some(args.mesh.parse::<Mesh>()?) };
+    let mesh = args.mesh()?;
     if let Some(mesh) = mesh.filter(|mesh| mesh.ranks() != ranks) {
         let (wanted, each) = (mesh.ranks(), machine.adapters);
         bail!("mesh {mesh} has {wanted} ranks, and {nodes} nodes of {each} have {ranks}; choose others");

@@ -1,6 +1,8 @@
 //! What a run takes, as data and as a text.
 
-use super::{Fits, Job, MachineFile, Parameters, Planned, Usage};
+use super::ranks::{meetings, sent};
+use super::{Fits, Job, MachineFile, Mesh, Parameters, Planned, Usage};
+use crate::base::Axis;
 use crate::compile::{Plan, human_bytes};
 use crate::error::Result;
 use crate::optim::Update;
@@ -32,6 +34,8 @@ pub struct Time {
     pub machine: String,
     /// Seconds of a step, operators reaching of the roofline what they are known or assumed to.
     pub step: f64,
+    /// Seconds of it where ranks meet.
+    pub meetings: f64,
     /// Seconds of a step at least: every operator at the roofline.
     pub least: f64,
     /// Trained tokens per second.
@@ -68,6 +72,10 @@ pub struct Answer {
     pub seq: usize,
     /// Batches of a step.
     pub accumulate: u32,
+    /// Axes along which ranks share the step; of one rank of which all this is.
+    pub mesh: Mesh,
+    /// Bytes that a rank sends in a step along each.
+    pub sent: Vec<(Axis, u64)>,
     /// Whether parameters change layer by layer, so that no gradients are kept.
     pub by_layer: bool,
     /// Floating-point operations of a batch, with what is computed again.
@@ -96,7 +104,7 @@ impl Answer {
     /// # Errors
     /// As [`Job::parameters`].
     pub fn of(job: &Job, plans: &Planned, fits: Option<Fits>, machine: Option<&MachineFile>) -> Result<Answer> {
-        let usage = Usage::of(&plans.train);
+        let usage = Usage::of_step(&plans.train, plans.apply.as_ref());
         let traded = plans.trade.as_ref().filter(|trade| !trade.again.is_empty());
         Ok(Answer {
             parameters: job.parameters()?,
@@ -104,11 +112,13 @@ impl Answer {
             pairs: job.recipe.dpo.is_some(),
             seq: job.recipe.seq,
             accumulate: job.recipe.accumulate,
+            mesh: job.recipe.mesh,
+            sent: sent(&plans.train, plans.apply.as_ref(), job.recipe.accumulate.into()),
             by_layer: job.recipe.update == Update::Layer,
             flops: plans.train.totals().flops,
             usage,
             step_bytes: usage.total(),
-            validation_bytes: plans.beside(),
+            validation_bytes: plans.bytes() - usage.total(),
             device_bytes: plans.bytes(),
             recomputed: traded.map(|trade| (trade.before - trade.reached, plans.added())),
             fits,
@@ -142,11 +152,16 @@ impl Answer {
 }
 
 fn time(job: &Job, plans: &Planned, file: &MachineFile) -> Time {
-    let machine = file.machine();
+    let mesh = job.recipe.mesh;
+    let each = file.each_of(mesh.ranks());
+    let machine = each.machine();
     let batches = f64::from(job.recipe.accumulate);
     let of_step =
         |seconds: &dyn Fn(&Plan) -> f64| batches * seconds(&plans.train) + plans.apply.as_ref().map_or(0.0, seconds);
-    let step = of_step(&|plan| machine.expected_plan(plan));
+    let meetings = of_step(&|plan| meetings(plan, mesh, &each));
+    // Their bytes are counted there.
+    let met = |plan: &Plan| plan.steps.iter().filter(|s| s.meeting.is_some()).map(|s| machine.expected(s)).sum::<f64>();
+    let step = of_step(&|plan| machine.expected_plan(plan) - met(plan)) + meetings;
     let tokens = (job.recipe.sequences() * job.recipe.seq) as f64 * batches;
     let peak = machine.ceilings.iter().map(|c| c.arithmetic.max(c.matmul)).fold(0.0, f64::max);
     // Of frozen weights no gradient is computed: a third of the work less.
@@ -155,9 +170,10 @@ fn time(job: &Job, plans: &Planned, file: &MachineFile) -> Time {
     Time {
         machine: file.name.clone(),
         step,
+        meetings,
         least: of_step(&|plan| machine.predicted_plan(plan)),
         tokens_per_second: tokens / step,
-        mfu: model / step / peak,
+        mfu: model / step / peak / mesh.ranks() as f64,
     }
 }
 
@@ -186,6 +202,16 @@ impl fmt::Display for Answer {
         let (more, all) = (self.validation_bytes, self.device_bytes);
         writeln!(f, "{:<14} {more:>16}  {}, beside it", "validation", human_bytes(more))?;
         writeln!(f, "{:<14} {all:>16}  {}", "in all", human_bytes(all))?;
+        if self.mesh.ranks() > 1 {
+            writeln!(
+                f,
+                "\n{:<14} {:>16}  bytes that a rank sends in a step; all above is of one of {}",
+                "", "", self.mesh
+            )?;
+            for (axis, bytes) in &self.sent {
+                writeln!(f, "{:<14} {bytes:>16}  {}", axis.name(), human_bytes(*bytes))?;
+            }
+        }
         if self.by_layer {
             writeln!(f, "parameters change layer by layer, in the backward pass, and no gradients are kept")?;
         }
@@ -206,6 +232,10 @@ impl fmt::Display for Answer {
             let (step, least) = (human_time(time.step), human_time(time.least));
             writeln!(f, "\non {}", time.machine)?;
             writeln!(f, "a step         {step}, and at the roofline {least}; {:.3} Tflop", self.flops as f64 / 1e12)?;
+            if self.mesh.ranks() > 1 {
+                let share = time.meetings / time.step * 100.0;
+                writeln!(f, "meetings       {}, {share:.1} % of it", human_time(time.meetings))?;
+            }
             writeln!(f, "tokens         {:.1} a second; MFU {:.1} %", time.tokens_per_second, time.mfu * 100.0)?;
         }
         if let Some(cost) = &self.cost {

@@ -37,6 +37,9 @@ pub struct MachineFile {
     pub watts: Option<f64>,
     /// Price of an hour of one adapter.
     pub price: Option<f64>,
+    /// Whether the adapters of a node are one processor, of which each of several ranks has a part: those that compute on a CPU.
+    #[serde(default)]
+    pub shared: bool,
     /// Adapters of a node.
     #[serde(default = "one")]
     pub adapters: usize,
@@ -96,7 +99,8 @@ impl MachineFile {
     pub fn read(path: &Path) -> Result<MachineFile> {
         if path.extension().is_some_and(|e| e == "json") {
             let report = Report::read(path)?;
-            return Ok(MachineFile::of(&report.adapter.name, &report.machine, None));
+            let file = MachineFile::of(&report.adapter.name, &report.machine, None);
+            return Ok(MachineFile { shared: report.is_cpu, ..file });
         }
         MachineFile::parse(&read_text(path, MOST)?, path)
     }
@@ -122,6 +126,7 @@ impl MachineFile {
             submission_seconds: machine.submission_seconds,
             watts: None,
             price: None,
+            shared: false,
             adapters: 1,
             levels: Vec::new(),
         }

@@ -6,6 +6,7 @@ mod job;
 mod machine_file;
 mod network;
 mod part;
+mod ranks;
 mod remedy;
 mod scale;
 mod search;

@@ -65,6 +65,22 @@ impl Usage {
         usage
     }
 
+    /// Of a step whose update is a plan of its own, as with several batches or ranks: what that keeps is part of it.
+    pub fn of_step(train: &Plan, apply: Option<&Plan>) -> Usage {
+        let mut usage = Usage::of(train);
+        let states = |plan: &Plan| -> Vec<(String, u64)> {
+            let state = |kind: &BufferKind| match kind {
+                BufferKind::State(name) => Some(name.clone()),
+                _ => None,
+            };
+            plan.buffers.iter().filter_map(|b| Some((state(&b.kind)?, b.bytes))).collect()
+        };
+        let known: BTreeSet<String> = states(train).into_iter().map(|(name, _)| name).collect();
+        let new = apply.map(states).unwrap_or_default().into_iter().filter(|(name, _)| !known.contains(name));
+        usage.moments += new.map(|(_, bytes)| bytes).sum::<u64>();
+        usage
+    }
+
     /// What the forward pass of a plan makes and its backward pass reads.
     pub(super) fn kept(plan: &Plan) -> impl Iterator<Item = &Tenant> {
         let border = border(plan);
