@@ -1,7 +1,9 @@
 #!/bin/sh
 # Tests ranks that are processes, with every MPI that is installed here, Open MPI and MPICH; says so where there is none.
+# `--quick`: `danlu` itself with the first of them only, for which it is built anew; the engine with each.
 # On Debian and Ubuntu: apt-get install libclang-dev, and libopenmpi-dev openmpi-bin or libmpich-dev mpich or all of them.
 set -eu
+quick=${1:-}
 cd "$(dirname "$0")/.."
 
 clang=$(ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib64/libclang*.so* 2>/dev/null || true)
@@ -17,6 +19,7 @@ done
 [ -n "$found" ] || echo "skipped: there is no MPI (apt-get install libopenmpi-dev openmpi-bin)"
 # Inside a container one is often root, which Open MPI wants to be told.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+tests="--lib --test cli"
 for compiler in $found; do
     # What danlu launch starts must be of the same MPI.
     runner=$(command -v "mpirun.${compiler#mpicc.}" || command -v mpirun)
@@ -27,5 +30,6 @@ for compiler in $found; do
     echo "with $compiler"
     # Its build script does not notice that another MPI is meant.
     cargo clean --release --locked --quiet -p mpi-sys
-    MPICC="$compiler" cargo test --release --locked --features mpi --lib --test cli -- comm::mpi processes
+    MPICC="$compiler" cargo test --release --locked --features mpi $tests -- comm::mpi processes
+    [ "$quick" != --quick ] || tests=--lib
 done
