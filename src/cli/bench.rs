@@ -1,6 +1,7 @@
 //! `danlu bench`.
 
 use super::mpi::among;
+use super::ranks::Patience;
 use super::{AdapterArgs, paths};
 #[cfg(feature = "mpi")]
 use crate::bench::measure_mpi;
@@ -104,7 +105,7 @@ pub async fn bench(args: BenchArgs) -> Result<()> {
 
 /// What ranks exchange: the processes that a launcher started, or threads. Nothing on ranks that are not to speak.
 fn comm(args: &BenchArgs) -> Result<Option<CommReport>> {
-    among(None, |process| match process {
+    among(Patience::default(), |process| match process {
         None => Ok(Some(measure_comm(args.ranks, args.quick)?)),
         #[cfg(feature = "mpi")]
         Some(process) => Ok(Some(measure_mpi(process.mpi(), args.quick)?).filter(|_| process.rank() == 0)),

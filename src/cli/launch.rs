@@ -147,6 +147,7 @@ pub fn launch(args: LaunchArgs) -> Result<u8> {
         batch: recipe.batch as u32,
         restarts: args.restarts,
         fewer: args.fewer,
+        silence: train.silence(),
     };
     if args.dry_run {
         say!("{}", attempts.explain().trim_end());

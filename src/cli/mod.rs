@@ -13,6 +13,7 @@ macro_rules! tell {
 }
 
 mod advice;
+mod alive;
 mod batch;
 mod bench;
 mod chat;

@@ -1,13 +1,12 @@
 //! This process among those that `mpirun` or `srun` started. Without the feature `mpi` there are none that it could know of.
 
 use super::progress::RankLog;
+use super::ranks::Patience;
 use crate::error::Error;
 use crate::parallel::Mesh;
 use crate::train::{Observer, Recipe, World};
 use anyhow::{Result, bail};
 use std::path::Path;
-#[cfg(not(feature = "mpi"))]
-use std::time::Duration;
 
 /// How many processes a launcher says that it started; 1 without one.
 fn started() -> usize {
@@ -23,7 +22,7 @@ fn started() -> usize {
 /// # Errors
 /// That of the work, where there is one process; if a launcher started several that cannot know of each other.
 #[cfg(not(feature = "mpi"))]
-pub fn among<T>(patience: Option<Duration>, work: impl FnOnce(Option<&Process>) -> Result<T>) -> Result<T> {
+pub fn among<T>(patience: Patience, work: impl FnOnce(Option<&Process>) -> Result<T>) -> Result<T> {
     let _ = patience;
     match started() {
         0 | 1 => work(None),
@@ -56,6 +55,14 @@ impl Process {
     }
 
     pub fn world(&self) -> World {
+        match *self {}
+    }
+
+    pub fn compare_clocks(&self) -> Result<Option<String>> {
+        match *self {}
+    }
+
+    pub fn on_each_machine(&self, _: impl FnMut() -> Result<()>) -> Result<()> {
         match *self {}
     }
 
@@ -101,13 +108,13 @@ impl Process {
 #[cfg(feature = "mpi")]
 mod joined {
     use super::super::{ranks::said, sentence};
-    use super::{Error, Result, World, bail, started};
-    use crate::comm::{Communicator, MpiWorld};
+    use super::{Error, Patience, Result, World, bail, started};
+    use crate::comm::{Communicator, MpiWorld, compare_clocks};
     use std::io::Write;
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     /// How often who works tells those who wait for it that it does.
     const BEAT: Duration = Duration::from_millis(500);
@@ -117,15 +124,17 @@ mod joined {
         world: MpiWorld,
         rank: usize,
         size: usize,
+        /// Ranks of the machine with most.
+        near: usize,
     }
 
     /// As it stands above.
-    pub fn among<T>(patience: Option<Duration>, work: impl FnOnce(Option<&Process>) -> Result<T>) -> Result<T> {
+    pub fn among<T>(patience: Patience, work: impl FnOnce(Option<&Process>) -> Result<T>) -> Result<T> {
         let n = started();
         if n < 2 {
             return work(None);
         }
-        let world = MpiWorld::start(patience, |text| tell!("danlu: {text}"))?;
+        let world = MpiWorld::start(patience.work, patience.silence, |text| tell!("danlu: {text}"))?;
         let comm = world.comm();
         let (rank, size) = (comm.rank(), comm.size());
         if size != n {
@@ -135,7 +144,9 @@ mod joined {
                  start danlu by the mpirun of {library}"
             )));
         }
-        let process = Process { world, rank, size };
+        let near = World::of(Arc::new(world.comm())).gather(world.local().1 as u64)?;
+        let near = near.into_iter().max().unwrap_or(1) as usize;
+        let process = Process { world, rank, size, near };
         let done = catch_unwind(AssertUnwindSafe(|| work(Some(&process))));
         let done = done.unwrap_or_else(|panic| Err(anyhow::anyhow!("panicked: {}", said(&*panic))));
         // All leave together: a launcher ends the others where one has left with an exit code.
@@ -169,7 +180,20 @@ mod joined {
 
         /// The others; all must ask for them.
         pub fn world(&self) -> World {
-            World::of(Arc::new(self.world.comm()))
+            World::of(Arc::new(self.world.comm())).near(self.near)
+        }
+
+        /// What is to be said of the ranks' clocks; all must ask. Refuses those that are not set at all.
+        pub fn compare_clocks(&self) -> Result<Option<String>> {
+            let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64();
+            Ok(compare_clocks(&self.world.comm(), &now)?)
+        }
+
+        /// Has one rank of each machine do something, for which the others wait.
+        pub fn on_each_machine(&self, mut work: impl FnMut() -> Result<()>) -> Result<()> {
+            let done = if self.local().0 == 0 { work() } else { Ok(()) };
+            self.world.comm().barrier()?;
+            done
         }
 
         /// MPI, as the library has it.

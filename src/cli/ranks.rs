@@ -1,9 +1,10 @@
-//! The ranks of a run as threads of this process.
+//! How ranks are waited for, and the ranks of a run as threads of this process.
 
 use crate::comm::LocalComm;
 use crate::error::Error;
-use crate::train::{Event, Observer, World};
+use crate::train::World;
 use anyhow::{Context, Result, anyhow};
+use clap::Args;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -13,9 +14,38 @@ use std::time::{Duration, Instant};
 /// How long ranks have to leave once one has failed.
 const LEAVING: Duration = Duration::from_secs(3);
 
-/// Who says nothing: of all ranks only the first one does.
-pub fn silent() -> Box<dyn Observer + Send> {
-    Box::new(|_: &Event| ())
+/// Flags that say how the processes of a run go about it.
+#[derive(Debug, Args)]
+pub struct RankArgs {
+    /// Let several ranks share an adapter, also where that is a GPU.
+    #[arg(long)]
+    pub share_adapter: bool,
+    /// A rank that the others wait for longer than this has failed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    rank_timeout: u64,
+    /// A process that gives no sign of life for longer than this, as when it was stopped or its machine is gone, has failed,
+    /// however long others compute; 0 for never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    beat_timeout: u64,
+}
+
+/// How long ranks wait for each other.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Patience {
+    /// For what another is to do.
+    pub work: Option<Duration>,
+    /// For a sign that its process lives.
+    pub silence: Option<Duration>,
+}
+
+impl RankArgs {
+    /// As the flags say.
+    pub fn patience(&self) -> Patience {
+        Patience {
+            work: Some(Duration::from_secs(self.rank_timeout.max(1))),
+            silence: (self.beat_timeout > 0).then_some(Duration::from_secs(self.beat_timeout)),
+        }
+    }
 }
 
 /// Has so many ranks do something, and waits until all have done it; gives the first one's exit code. Where one fails, all end,

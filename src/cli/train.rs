@@ -6,6 +6,7 @@ pub use run::run;
 
 use super::finetune::{Kind, LoraArgs};
 use super::progress::LogFormat;
+use super::ranks::RankArgs;
 use super::{AdapterArgs, hub};
 use crate::base::Bytes;
 use crate::data::{DataSource, DataSources, LossOn, Overlong};
@@ -119,6 +120,10 @@ pub struct TrainArgs {
     /// End after this many validations without a lower loss [default: never].
     #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
     patience: Option<u64>,
+    /// A folder of each machine's own, such as /dev/shm: where ranks write parts of checkpoints (--shard), a neighbour keeps a
+    /// copy of each there, from which a part that is lost is put back.
+    #[arg(long, value_name = "FOLDER")]
+    neighbour_copies: Option<PathBuf>,
     /// When training diverges: back to the last checkpoint and on with a lower rate, or stop [default: rollback].
     #[arg(long, value_name = "rollback|stop")]
     on_divergence: Option<OnDivergence>,
@@ -154,12 +159,8 @@ pub struct TrainArgs {
     /// Steps after which ranks compare what must be the same on all, 0 for never [default: 100].
     #[arg(long, value_name = "STEPS", allow_negative_numbers = true)]
     compare_every: Option<u64>,
-    /// Let several ranks share an adapter, also where that is a GPU.
-    #[arg(long)]
-    share_adapter: bool,
-    /// A rank that the others wait for longer than this has failed.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    rank_timeout: u64,
+    #[command(flatten)]
+    ranks: RankArgs,
     #[command(flatten)]
     lora: LoraArgs,
     #[command(flatten)]
@@ -169,19 +170,27 @@ pub struct TrainArgs {
 impl TrainArgs {
     /// The recipe of a run that is to be started, or of that which is to be taken up.
     pub fn aim(&self, kind: &Kind) -> Result<Recipe> {
-        let Some(folder) = &self.resume else { return Ok(self.put(kind.over(kind.recipe(self.recipe.as_deref())?))) };
-        let folder = folder.clone().or(self.out.clone()).unwrap_or(kind.recipe(None)?.out);
+        let Some(folder) = self.taken_up(kind)? else {
+            return Ok(self.put(kind.over(kind.recipe(self.recipe.as_deref())?)));
+        };
         Ok(Resumption::find(&folder, &mut |_| ())?.recipe)
     }
 
-    /// How long a rank is waited for.
-    fn patience_with_ranks(&self) -> Option<Duration> {
-        Some(Duration::from_secs(self.rank_timeout.max(1)))
+    /// The folder of the run that is to be taken up, if one is.
+    fn taken_up(&self, kind: &Kind) -> Result<Option<PathBuf>> {
+        let Some(folder) = &self.resume else { return Ok(None) };
+        let folder = folder.clone().or(self.out.clone());
+        Ok(Some(folder.map_or_else(|| Ok(kind.recipe(None)?.out), Ok::<_, anyhow::Error>)?))
+    }
+
+    /// How long a rank of the run that these flags ask for may give no sign of life.
+    pub fn silence(&self) -> Option<Duration> {
+        self.ranks.patience().silence
     }
 
     /// The recipe, and where the run is taken up, if it is; `note` hears of checkpoints that are damaged.
     fn recipe(&self, kind: &Kind, note: &mut dyn FnMut(String)) -> Result<(Recipe, Option<Resumption>)> {
-        let Some(folder) = &self.resume else {
+        let Some(folder) = self.taken_up(kind)? else {
             let recipe = self.over(kind.over(kind.recipe(self.recipe.as_deref())?))?;
             kind.check(&recipe)?;
             if let Some(state) = unfinished(&recipe.out).filter(|_| !self.force) {
@@ -193,7 +202,6 @@ impl TrainArgs {
             }
             return Ok((recipe, None));
         };
-        let folder = folder.clone().or(self.out.clone()).unwrap_or(kind.recipe(None)?.out);
         let mut resumption = Resumption::find(&folder, note)?;
         kind.check_resumed(&resumption.recipe)?;
         let wanted = self.over(kind.over(resumption.recipe.clone()))?;
@@ -243,6 +251,7 @@ impl TrainArgs {
         r.eval_every = self.eval_every.or(r.eval_every);
         put(&self.val_sequences, &mut r.val_sequences);
         r.checkpoint.every = self.checkpoint_every.or(r.checkpoint.every);
+        r.checkpoint.neighbour_copies = self.neighbour_copies.clone().or(r.checkpoint.neighbour_copies);
         r.memory = self.memory.or(r.memory);
         r.model = self.model.clone().or(r.model);
         r.lora = self.lora.over(r.lora);

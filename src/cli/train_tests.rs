@@ -12,7 +12,7 @@ struct Line {
 }
 
 /// Flags that say how this process goes about it, and nothing of the run.
-const OF_THE_PROCESS: [&str; 10] = [
+const OF_THE_PROCESS: [&str; 11] = [
     "recipe",
     "resume",
     "force",
@@ -23,6 +23,7 @@ const OF_THE_PROCESS: [&str; 10] = [
     "profile",
     "share_adapter",
     "rank_timeout",
+    "beat_timeout",
 ];
 
 #[test]

@@ -3,6 +3,7 @@
 //! Sums have one order, that of the ranks, and are made in f32 whatever is added: they are the same to the bit on every
 //! rank, and from run to run.
 
+mod clocks;
 mod element;
 mod groups;
 mod local;
@@ -10,6 +11,7 @@ mod local;
 mod mpi;
 mod pending;
 
+pub use clocks::compare_clocks;
 pub use element::Element;
 pub use groups::Groups;
 pub use local::LocalComm;

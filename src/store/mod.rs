@@ -16,7 +16,7 @@ mod narrow;
 mod safetensors;
 mod shards;
 pub mod snapshot;
-mod staged_folder;
+pub(crate) mod staged_folder;
 mod stream;
 mod tensors;
 mod weights;

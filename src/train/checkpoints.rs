@@ -8,6 +8,7 @@ use crate::gpu::Gpu;
 use crate::run::{Choice, build};
 use crate::store::snapshot::Snapshot;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// When checkpoints are taken, and which of them stay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,11 +20,13 @@ pub struct CheckpointOptions {
     pub keep: usize,
     /// Whether the one with the lowest validation loss stays besides.
     pub best: bool,
+    /// Where ranks that write parts keep a copy of a neighbour's, each machine in a folder of its own; nowhere if not given.
+    pub neighbour_copies: Option<PathBuf>,
 }
 
 impl Default for CheckpointOptions {
     fn default() -> Self {
-        CheckpointOptions { every: None, keep: 2, best: true }
+        CheckpointOptions { every: None, keep: 2, best: true, neighbour_copies: None }
     }
 }
 

@@ -4,7 +4,7 @@
 //! Training waits for nothing but those copies, which stand in the device's queue before the next step; and where the
 //! states are so large that the host has not the memory for a whole copy, for as much as the slots do not hold.
 
-use super::{Trainer, World};
+use super::{CheckpointOptions, Neighbours, Trainer, World};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Readback, Ticket, host_memory};
 use crate::store::snapshot::{Manifest, Part, SHARD_BYTES, Series, SnapshotWriter, StateSize, cut};
@@ -36,6 +36,8 @@ pub enum Kept {
         stall: f64,
         /// Seconds until it was on disk.
         seconds: f64,
+        /// Why a neighbour has no copy of this rank's part, or this one none of another's, where they should.
+        uncopied: Option<Error>,
     },
     /// It does not; nothing half-written stays.
     Failed {
@@ -72,8 +74,16 @@ pub struct Keeper {
 impl Keeper {
     /// A keeper of the states that a trainer's step writes, in a run's series; of which it lets `keep` stay, and the best. Where
     /// several `ranks` each keep their own, their threads talk by these: the first one's part gets its name once those of all
-    /// others have theirs.
-    pub fn new(gpu: &Gpu, trainer: &Trainer, series: Series, keep: usize, best: bool, ranks: World) -> Keeper {
+    /// others have theirs, and `copies` of them go to neighbours.
+    pub fn new(
+        gpu: &Gpu,
+        trainer: &Trainer,
+        series: Series,
+        options: &CheckpointOptions,
+        ranks: World,
+        copies: Option<Neighbours>,
+    ) -> Keeper {
+        let CheckpointOptions { keep, best, .. } = *options;
         let sizes = trainer.kept_states();
         let bytes: u64 = sizes.iter().map(|s| s.bytes).sum();
         let slot_bytes = SLOT.min(bytes.max(4));
@@ -85,7 +95,7 @@ impl Keeper {
         let (tell, told) = channel();
         let (give, free) = channel();
         let series = series.part(ranks.rank());
-        let writer = Writer { gpu: gpu.clone(), series: series.clone(), keep, best, tell, give, ranks };
+        let writer = Writer { gpu: gpu.clone(), series: series.clone(), keep, best, tell, give, ranks, copies };
         let thread = std::thread::spawn(move || writer.run(&work));
         let (jobs, thread) = (Some(jobs), Some(thread));
         Keeper {
@@ -209,6 +219,7 @@ struct Writer {
     tell: Sender<Kept>,
     give: Sender<Readback>,
     ranks: World,
+    copies: Option<Neighbours>,
 }
 
 impl Writer {
@@ -223,7 +234,9 @@ impl Writer {
                     if self.ranks.is_first() {
                         self.series.retain(self.keep, self.best);
                     }
-                    Kept::Saved { step, folder, bytes, stall, seconds: began.elapsed().as_secs_f64() }
+                    let copied = self.copies.as_ref().map(|copies| copies.exchange(&self.ranks, &folder, step));
+                    let uncopied = copied.and_then(Result::err);
+                    Kept::Saved { step, folder, bytes, stall, seconds: began.elapsed().as_secs_f64(), uncopied }
                 }
                 Err(error) => Kept::Failed { step, error },
             };

@@ -56,6 +56,10 @@ const COMMENTS: &[(&str, &str)] = &[
     ("checkpoint.every", "steps between checkpoints; without it, as validation; 0: none"),
     ("checkpoint.keep", "how many of the last stay"),
     ("checkpoint.best", "whether the best by validation stays besides"),
+    (
+        "checkpoint.neighbour_copies",
+        "folder of each machine's own, such as one in /dev/shm, for a copy of a neighbour's part (shard)",
+    ),
     ("recovery.on_divergence", "\"rollback\" to a checkpoint, or \"stop\""),
     ("recovery.skipped", "steps in a row left out that are a divergence"),
     ("recovery.outlier", "a gradient this many times its running mean is left out; 0: none"),

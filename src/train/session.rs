@@ -6,7 +6,9 @@ use super::log::{RECIPE, RunLog};
 use super::look::Look;
 use super::pace::Speed;
 use super::save::save;
-use super::{About, Event, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trainer, Verdict, World};
+use super::{
+    About, Event, Neighbours, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trainer, Verdict, World,
+};
 use crate::data::hash::hash as hash_of;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -105,6 +107,8 @@ impl<'a> Session<'a> {
     ) -> Result<Self> {
         let step = trainer.progress.step;
         let world = trainer.world().clone();
+        let copies = Neighbours::of(recipe);
+        copies.iter().for_each(|copies| copies.forget_after(step));
         let log = world.is_first().then(|| begin(recipe, step, trainer.device_bytes())).transpose();
         world.first(world.is_first().then(|| log.as_ref().map(|_| ()).map_err(|e| Error::Invalid(e.to_string()))))?;
         let series = Series::below(&recipe.out);
@@ -113,7 +117,7 @@ impl<'a> Session<'a> {
         let writers = if trainer.shards() > 1 { world.again()? } else { World::alone() };
         let writes = !in_parts && (world.is_first() || writers.size() > 1);
         let keeper = recipe.checkpoint_interval().filter(|_| writes);
-        let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options.keep, options.best, writers));
+        let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options, writers, copies));
         let flops = prepared.config.train_flops_per_token(recipe.seq) as f64;
         Ok(Session {
             about: About::new(gpu, recipe, prepared, &trainer.kernels),
@@ -364,8 +368,11 @@ impl<'a> Session<'a> {
     fn kept(&mut self, kept: Kept) {
         self.failed = None;
         match kept {
-            Kept::Saved { step, folder, bytes, stall, seconds } => {
+            Kept::Saved { step, folder, bytes, stall, seconds, uncopied } => {
                 self.tell(Event::Checkpoint { step, folder, bytes, stall, seconds });
+                if let Some(error) = uncopied {
+                    self.note(format!("of the checkpoint of step {step} neighbours have not all copies: {error}"));
+                }
             }
             Kept::Failed { step, error } => {
                 self.note(format!(

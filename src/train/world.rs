@@ -12,6 +12,8 @@ use std::sync::Arc;
 #[derive(Clone, Default)]
 pub struct World {
     comm: Option<Arc<dyn Communicator>>,
+    /// Ranks of a machine, where that is known.
+    near: Option<usize>,
 }
 
 impl fmt::Debug for World {
@@ -28,7 +30,20 @@ impl World {
 
     /// One of several ranks. Nobody else may call this communicator.
     pub fn of(comm: Arc<dyn Communicator>) -> World {
-        World { comm: (comm.size() > 1).then_some(comm) }
+        World { comm: (comm.size() > 1).then_some(comm), near: None }
+    }
+
+    /// The same, of which so many are on one machine, next to each other.
+    pub fn near(self, ranks: usize) -> World {
+        World { near: Some(ranks), ..self }
+    }
+
+    /// The rank that keeps a copy of what this one has, and the one whose copy this one keeps: on another machine, where
+    /// there are several.
+    pub fn neighbours(&self) -> [usize; 2] {
+        let (rank, size) = (self.rank(), self.size());
+        let step = self.near.filter(|near| *near < size).unwrap_or(1) % size;
+        [(rank + step) % size, (rank + size - step) % size]
     }
 
     /// The same ranks once more, for a thread of each to talk to those of the others. All call this together.
@@ -37,7 +52,8 @@ impl World {
     /// Those of the communicator.
     pub fn again(&self) -> Result<World> {
         let comm = self.comm.as_ref().map(|comm| comm.split(0, comm.rank() as u32)).transpose()?;
-        Ok(comm.map_or_else(World::alone, |comm| World::of(Arc::from(comm))))
+        let again = comm.map_or_else(World::alone, |comm| World::of(Arc::from(comm)));
+        Ok(World { near: self.near, ..again })
     }
 
     /// How it talks to the others, where there are any.

@@ -1,5 +1,7 @@
 //! Runs of many ranks that are started, killed, told to end, and taken up by `danlu launch`.
 
+#[cfg(feature = "mpi")]
+use super::resuming::losses;
 use super::resuming::weights;
 use super::{Place, has_adapter, stderr, stdout};
 use danlu::base::Rng;
@@ -107,6 +109,44 @@ fn one_of_four_processes_that_is_killed_changes_no_byte() {
     killed(&place, "--ranks 4", "processes", kills);
 }
 
+/// Processes that stop on four, go on with two, three and one: the losses of an undisturbed run within the roundings of eight
+/// steps, for which the bar of twenty is drawn in tests/mesh.rs.
+#[test]
+#[cfg(feature = "mpi")]
+fn other_numbers_of_processes_go_on_and_those_that_differ_are_refused() {
+    if !has_adapter() || !has_mpirun() {
+        return;
+    }
+    let place = Place::new();
+    let train = "--schedule constant --batch 12 --checkpoint-every 2 --quiet";
+    place.train(&format!("{train} --steps 8 --mesh data=4 --out calm")).assert().success();
+    let begun = place.train(&format!("{train} --steps 2 --out m"));
+    let words: Vec<&str> = begun.get_args().map(|word| word.to_str().unwrap()).collect();
+    place.danlu(&format!("launch --ranks 4 -- {}", words.join(" "))).assert().success();
+    for (steps, ranks) in [(4, 2), (6, 3), (8, 1)] {
+        let line = format!("launch --ranks {ranks} -- train --resume m --steps {steps} --tune off --quiet");
+        place.danlu(&line).assert().success();
+    }
+    let (all, calm) = (losses(&place, "m"), losses(&place, "calm"));
+    assert_eq!(all.len(), 8);
+    for (got, expected) in all.iter().zip(&calm) {
+        assert!(got.0 == expected.0 && (got.1 - expected.1).abs() <= 2e-5 * expected.1, "{got:?} for {expected:?}");
+    }
+    // One rank's rate is another.
+    let mut mpirun = Command::new("mpirun");
+    for (i, rate) in ["1e-3", "2e-3"].iter().enumerate() {
+        let odd = place.train(&format!("--batch 2 --steps 2 --out odd --lr {rate}"));
+        // Open MPI's mpirun takes `--tune off` for its own.
+        let words: Vec<&str> = odd.get_args().map(|word| word.to_str().unwrap()).collect();
+        let words = words.join(" ").replace("--tune off", "--tune=off");
+        let line = format!("{}-n 1 {} {words}", if i > 0 { ": " } else { "" }, env!("CARGO_BIN_EXE_danlu"));
+        mpirun.args(line.split_whitespace());
+    }
+    let said = mpirun.current_dir(place.path(".")).env("DANLU_CACHE", place.path("cache")).output().unwrap();
+    let told = String::from_utf8_lossy(&said.stderr);
+    assert!(!said.status.success() && told.contains("has a recipe other than most of the 2"), "{told}");
+}
+
 /// Whether there is an mpirun, which root may use.
 #[cfg(feature = "mpi")]
 fn has_mpirun() -> bool {
@@ -115,6 +155,54 @@ fn has_mpirun() -> bool {
         eprintln!("skipped: there is no mpirun here");
     }
     has
+}
+
+/// A process that is stopped is missed, and the run taken up.
+fn stopped(place: &Place, flags: &str, run: &str, says: &str) {
+    let mut launched =
+        start(place, &launch(place, &format!("{flags} --restarts 2"), &format!("{run} --beat-timeout 3")));
+    let mut stopped = None;
+    while launched.try_wait().unwrap().is_none() {
+        if stopped.is_none() && place.path(run).join("checkpoints").exists() {
+            stopped = ranks_of(launched.id()).pop();
+            stopped.into_iter().for_each(|rank| signal("-STOP", rank));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let ended = launched.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success() && stopped.is_some(), "{told}");
+    assert!(told.contains(says) && told.contains("taken up after step "), "{told}");
+    assert_eq!(weights(place, run), weights(place, "calm"));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_process_that_is_stopped_is_missed_and_the_run_taken_up() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    place.train(&format!("{TRAIN} --mesh data=2 --out calm")).assert().success();
+    let says = "danlu launch: the ranks have given no sign of life for 3 s and are ended";
+    stopped(&place, "--with threads --ranks 2", "stopped", says);
+}
+
+/// One of two processes.
+#[test]
+#[cfg(feature = "mpi")]
+fn one_of_the_processes_that_is_stopped_is_missed_by_the_others() {
+    if !has_adapter() || !has_mpirun() {
+        return;
+    }
+    let place = Place::new();
+    place.train(&format!("{TRAIN} --mesh data=2 --out calm")).assert().success();
+    stopped(
+        &place,
+        "--ranks 2",
+        "stopped",
+        "has given no sign of life for 3 s: its process is stopped, or its machine",
+    );
 }
 
 #[test]

@@ -14,6 +14,9 @@ fn ranks_make_one_model_and_other_ranks_go_on_with_it() {
     let flags = "--schedule constant --steps 8 --checkpoint-every 2 --quiet";
     let done = place.train(&format!("{flags} --batch 4 --mesh data=2 --out two")).assert().success();
     assert_eq!((stdout(&done).as_str(), stderr(&done).as_str()), ("two\n", ""));
+    let log = std::fs::read_to_string(place.path("two/ranks/rank-1.jsonl")).unwrap();
+    assert!(log.lines().filter(|line| line.contains("\"event\":\"step\"")).count() == 8, "{log}");
+    assert!(!place.path("two/ranks/rank-0.jsonl").exists());
     place.train(&format!("{flags} --batch 2 --accumulate 2 --out one")).assert().success();
     assert!(weights(&place, "two") == weights(&place, "one"), "two ranks make another model");
     assert_eq!(losses(&place, "two"), losses(&place, "one"));
@@ -35,6 +38,38 @@ fn ranks_make_one_model_and_other_ranks_go_on_with_it() {
     assert!(place.path("exported/model.safetensors").exists());
 }
 
+/// Of ranks that write parts of checkpoints, each loses its own once, and its neighbour has it.
+#[test]
+fn a_part_that_is_lost_is_put_back_from_the_neighbours_copy() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let flags = "--schedule constant --batch 4 --checkpoint-every 2 --mesh data=2 --shard optimizer";
+    place.train(&format!("{flags} --steps 6 --out calm --quiet")).assert().success();
+    let copies = format!("--neighbour-copies {}", place.path("copies").display());
+    place.train(&format!("{flags} {copies} --steps 2 --out m --quiet")).assert().success();
+    let lost = [("checkpoints/rank-1/step-2", 1, 2), ("checkpoints/step-4", 0, 4)];
+    for (part, rank, step) in lost {
+        std::fs::remove_dir_all(place.path("m").join(part)).unwrap();
+        let line = format!("train --resume m --steps {} --tune off", step + 2);
+        let said = stderr(&place.danlu(&line).assert().success());
+        let text =
+            format!("rank {rank}'s part of the checkpoint of step {step} was lost or damaged, and is put back from");
+        assert!(said.contains(&text), "{said}");
+    }
+    assert!(weights(&place, "m") == weights(&place, "calm"), "what was put back is not what was lost");
+    // The last one's copies, and no others.
+    let of_run = std::fs::read_dir(place.path("copies")).unwrap().next().unwrap().unwrap().path();
+    for part in ["step-6", "rank-1/step-6"] {
+        assert!(of_run.join(part).join("manifest.json").is_file(), "{part}");
+    }
+    assert!(!of_run.join("step-4").exists() && !of_run.join("rank-1/step-2").exists());
+    // A run that begins anew in the same folder does not take the old one's.
+    place.train(&format!("{flags} {copies} --seed 7 --steps 2 --out m --quiet --force")).assert().success();
+    assert!(of_run.join("step-2").exists() && !of_run.join("step-6").exists());
+}
+
 #[test]
 #[cfg(unix)]
 fn one_signal_stops_all_ranks() {
@@ -48,6 +83,33 @@ fn one_signal_stops_all_ranks() {
     assert_eq!(said.matches("\"event\":\"checkpoint\"").count(), 1, "{said}");
     let steps = losses(&place, "m").len();
     assert!(said.contains("\"interrupted\":true") && steps > 0 && steps < 4000);
+}
+
+/// A plan is that of one rank, with what it sends and how long it takes.
+#[test]
+fn plans_of_a_mesh_say_what_a_rank_sends() {
+    let place = Place::new();
+    let plan = |flags: &str| {
+        let line = format!("plan --config story-1m --batch 4 --seq 64 --machine h100 --json {flags}");
+        let said = stdout(&place.danlu(&line).assert().success());
+        serde_json::from_str::<serde_json::Value>(&said).unwrap()["answer"].clone()
+    };
+    let (one, two, shared) = (plan(""), plan("--mesh data=2"), plan("--mesh data=2 --shard optimizer"));
+    let bytes = |answer: &serde_json::Value, kind: &str| answer["usage"][kind].as_u64().unwrap();
+    assert_eq!(one["sent"], serde_json::json!([]));
+    let parameters = one["parameters"]["model"].as_u64().unwrap();
+    for answer in [&two, &shared] {
+        let sent = answer["sent"][0][1].as_u64().unwrap();
+        assert!(answer["sent"][0][0] == "data" && (4 * parameters..4 * parameters + 8192).contains(&sent), "{answer}");
+        assert!(answer["time"]["meetings"].as_f64().unwrap() > 0.0);
+    }
+    assert!(bytes(&shared, "moments") < bytes(&two, "moments") * 51 / 100);
+    assert_eq!(bytes(&one, "moments"), bytes(&two, "moments"));
+    let said = stdout(&place.danlu("plan --batch 4 --seq 64 --mesh data=2 --machine h100").assert().success());
+    assert!(said.contains("bytes that a rank sends in a step; all above is of one of data=2"), "{said}");
+    assert!(said.contains("\ndata ") && said.contains("\nmeetings "), "{said}");
+    let said = stderr(&place.danlu("plan --batch 4 --mesh data=3").assert().code(1));
+    assert!(said.contains("batch is 4, which 3 ranks cannot share in equal parts"), "{said}");
 }
 
 #[test]

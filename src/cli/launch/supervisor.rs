@@ -1,15 +1,16 @@
 //! Has a job run to its end: what failed is taken up from its last checkpoint, and what is told to end saves first.
 
+use super::super::alive::Watch;
 use super::Layout;
 use super::starter::{Starter, quoted};
 use crate::error::Error;
 use crate::train::Resumption;
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What is to be brought to its end.
 pub struct Attempts {
@@ -29,6 +30,8 @@ pub struct Attempts {
     pub restarts: u32,
     /// Whether with fewer ranks.
     pub fewer: bool,
+    /// How long they may give no sign of life.
+    pub silence: Option<Duration>,
 }
 
 impl Attempts {
@@ -90,10 +93,11 @@ impl Attempts {
         text
     }
 
-    fn start(&self, layout: Layout, resumed: bool) -> Result<Child> {
+    fn start(&self, layout: Layout, resumed: bool, watch: &Watch) -> Result<Child> {
         let words = self.words(layout, resumed);
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
+        watch.tell(&mut command);
         // Ctrl-C at a terminal comes to this program alone, which passes it on as what lets the ranks save.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
@@ -142,8 +146,11 @@ pub fn supervise(attempts: &Attempts) -> Result<u8> {
     let mut resumed = requeued && attempts.done().is_some();
     let mut failures = 0;
     loop {
-        let mut child = attempts.start(layout, resumed)?;
-        let (ended, asked) = wait(&mut child, &told)?;
+        // Processes miss each other first, and say which of them it is.
+        let first = if attempts.starter == Starter::Threads { Duration::ZERO } else { 2 * GRACE };
+        let mut watch = Watch::new(attempts.silence.map(|silence| silence + first));
+        let mut child = attempts.start(layout, resumed, &watch)?;
+        let (ended, asked) = wait(&mut child, &told, &mut watch)?;
         if let Some(signal) = asked {
             return Ok(128 + signal);
         }
@@ -177,21 +184,43 @@ pub fn supervise(attempts: &Attempts) -> Result<u8> {
     }
 }
 
-/// Waits for the ranks' end; passes on what asks for it, and says by which signal that was.
-fn wait(child: &mut Child, told: &Told) -> Result<(ExitStatus, Option<u8>)> {
-    let mut asked = None;
+/// How long ranks that are silent have to end once they are asked to.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Waits for the ranks' end, and ends those that give no sign of life; passes on what asks for it, and says by which signal that
+/// was.
+fn wait(child: &mut Child, told: &Told, watch: &mut Watch) -> Result<(ExitStatus, Option<u8>)> {
+    let (mut asked, mut until) = (None, None);
     loop {
         if let Some(ended) = child.try_wait().context("cannot wait for the ranks")? {
             return Ok((ended, asked));
         }
-        if let Some(signal) = told.take() {
+        if let Some(number) = told.take() {
             // Launchers pass SIGUSR1 on to the ranks, and end them a moment after a SIGTERM. Asked twice, all ends at once.
             let name = if asked.is_none() { "-USR1" } else { "-TERM" };
-            asked = Some(signal);
-            let _ = Command::new("kill").args([name, &child.id().to_string()]).status();
+            asked = Some(number);
+            signal(name, &child.id().to_string());
+        }
+        match (until, watch.silent()) {
+            (None, Some(silence)) => {
+                tell!(
+                    "danlu launch: the ranks have given no sign of life for {} s and are ended",
+                    silence.as_secs_f64()
+                );
+                // A launcher ends its ranks; a process that is stopped hears nothing.
+                signal("-TERM", &child.id().to_string());
+                until = Some(Instant::now() + GRACE);
+            }
+            (Some(at), _) if Instant::now() > at => signal("-KILL", &format!("-{}", child.id())),
+            _ => {}
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Sends a signal to a process, or with a `-` before its number to its group.
+fn signal(name: &str, process: &str) {
+    let _ = Command::new("kill").args([name, "--", process]).stderr(Stdio::null()).status();
 }
 
 /// How they ended, as the end of a sentence.

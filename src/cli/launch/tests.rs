@@ -24,6 +24,7 @@ fn attempts(starter: Starter, args: &LaunchArgs) -> Attempts {
         batch: 12,
         restarts: args.restarts,
         fewer: args.fewer,
+        silence: None,
     }
 }
 

@@ -1,8 +1,9 @@
 //! A training run from its flags to its folder: adapter, kernels, ranks, what is told, and what is kept.
 
+use super::super::alive::Alive;
 use super::super::finetune::Kind;
 use super::super::mpi::{Process, among};
-use super::super::progress::observer;
+use super::super::progress::{RankLog, observer};
 use super::super::signals::Stop;
 use super::super::{hub, paths, profile, ranks, selector};
 use super::TrainArgs;
@@ -16,7 +17,7 @@ use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
 use crate::store::Loaded;
 use crate::train::{
     Base, Ending, Event, Observer, Pace, Precision, Prepared, Recipe, Resumption, Tasks, Trainer, World, check_fits,
-    plans, prepare_from, save,
+    plans, prepare_from, put_back, save,
 };
 use anyhow::{Context, Result, bail};
 use std::io::Write;
@@ -29,11 +30,23 @@ const PROFILED: std::ops::Range<usize> = 1..11;
 
 /// A training run of some kind, of one process or of all that a launcher started.
 pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
-    among(args.patience_with_ranks(), |process| pollster::block_on(run_among(args, kind, process)))
+    let patience = args.ranks.patience();
+    among(patience, |process| pollster::block_on(run_among(args, kind, process)))
 }
 
 async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Result<u8> {
+    let _alive = Alive::give(args.silence().filter(|_| process.is_none_or(|process| process.rank() == 0)));
     let mut notes = Vec::new();
+    if let Some(process) = process {
+        notes.extend(process.compare_clocks()?);
+    }
+    if let Some(folder) = args.taken_up(&kind)? {
+        let mut put_back = || Ok(put_back(&folder, &mut |text| notes.push(text))?);
+        match process {
+            Some(process) => process.on_each_machine(put_back)?,
+            None => put_back()?,
+        }
+    }
     let (mut recipe, resumption) = args.recipe(&kind, &mut |text| notes.push(text))?;
     if let Some(process) = process {
         recipe = process.share(recipe, args.mesh.is_some())?;
@@ -61,7 +74,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
     let (place, ranks) = process.map_or((0, recipe.mesh.ranks()), |process| process.local());
     let adapters = match recipe.mesh.ranks() {
         1 => vec![wanted],
-        _ => wanted.spread(&list().await, ranks, args.share_adapter)?.into_iter().map(Selector::Number).collect(),
+        _ => wanted.spread(&list().await, ranks, args.ranks.share_adapter)?.into_iter().map(Selector::Number).collect(),
     };
     let gpu = Gpu::open(&adapters[place]).await?;
     keep_pipelines(&gpu, observer.as_mut());
@@ -84,7 +97,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
     })?;
     fits(&gpu, &recipe, &prepared.config, base.as_deref())?;
     let stop = Stop::listen()?;
-    let patience = args.patience_with_ranks();
+    let patience = args.ranks.patience().work;
     let run = Run { args, recipe, resumption, prepared, stop };
     if let Some(process) = process {
         return run.rank(&gpu, &process.world(), observer.as_mut()).await;
@@ -97,7 +110,10 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         let mine = if world.is_first() { first.lock().ok().and_then(|mut first| first.take()) } else { None };
         let (gpu, mut observer) = match mine {
             Some(mine) => mine,
-            None => (pollster::block_on(Gpu::open(&adapters[world.rank()]))?, ranks::silent()),
+            None => {
+                let log: Box<dyn Observer + Send> = Box::new(RankLog::open(&run.recipe.out, world.rank())?);
+                (pollster::block_on(Gpu::open(&adapters[world.rank()]))?, log)
+            }
         };
         pollster::block_on(run.rank(&gpu, &world, observer.as_mut()))
     })

@@ -5,6 +5,7 @@
 //! known before anybody's buffer is in MPI's hands. Bytes move from rank to rank, where sums have one order, which MPI's
 //! own sums do not have.
 
+mod beats;
 mod requests;
 mod sums;
 mod world;
@@ -49,7 +50,8 @@ pub struct MpiWorld {
 }
 
 impl MpiWorld {
-    /// Starts MPI, which a process can do once. A rank that is waited for longer than `patience` counts as failed.
+    /// Starts MPI, which a process can do once. A rank that is waited for longer than `patience` counts as failed, and so does
+    /// one whose process gives no sign of life for as long as `silence`, however long others compute.
     ///
     /// A fault while bytes are on their way ends all ranks at once, for then there is no way back; `last_words` is called
     /// before that with what is to be said. Any other fault is an error of the call, after which this ends all ranks when it
@@ -57,8 +59,12 @@ impl MpiWorld {
     ///
     /// # Errors
     /// [`Error::Rank`] if MPI was started before, or allows one thread only.
-    pub fn start(patience: Option<Duration>, last_words: impl Fn(&str) + Send + Sync + 'static) -> Result<MpiWorld> {
-        Ok(MpiWorld { world: World::start(patience, Box::new(last_words))? })
+    pub fn start(
+        patience: Option<Duration>,
+        silence: Option<Duration>,
+        last_words: impl Fn(&str) + Send + Sync + 'static,
+    ) -> Result<MpiWorld> {
+        Ok(MpiWorld { world: World::start(patience, silence, Box::new(last_words))? })
     }
 
     /// All ranks; each call of this is a collective.

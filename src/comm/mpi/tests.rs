@@ -42,7 +42,7 @@ fn says(text: &str, what: &str, times: usize) {
 }
 
 fn start(patience: u64) -> MpiWorld {
-    MpiWorld::start(Some(Duration::from_millis(patience)), |text| eprintln!("last words: {text}")).unwrap()
+    MpiWorld::start(Some(Duration::from_millis(patience)), None, |text| eprintln!("last words: {text}")).unwrap()
 }
 
 /// Prints what a call failed with, in one piece.
@@ -178,6 +178,50 @@ fn nobody_waits_for_a_process_that_hangs_dies_or_panics() {
     says(&text, "told 0: ranks: rank 1 panicked", 1);
     // It is the launcher that notices a process which is gone, and ends the others.
     fails(3, "one_dies");
+}
+
+/// Signs of life are missed while nobody waits for anybody, and given by whoever computes for long.
+#[test]
+fn a_process_that_is_stopped_ends_all_and_one_that_computes_does_not() {
+    let Some(text) = fails(3, "one_is_stopped") else { return };
+    let named = "last words: ranks: rank 1 has given no sign of life for 1 s: its process is stopped, or its machine cannot be reached";
+    says(&text, named, 1);
+    let Some(text) = fails(3, "one_computes_for_ever") else { return };
+    says(&text, "rank 1 did nothing for 2.5 s, though its process is alive, and the others wait for barrier", 2);
+}
+
+fn start_beating(patience: u64) -> MpiWorld {
+    let last_words = |text: &str| eprintln!("last words: {text}");
+    MpiWorld::start(Some(Duration::from_millis(patience)), Some(Duration::from_secs(1)), last_words).unwrap()
+}
+
+#[test]
+#[ignore = "one rank of `a_process_that_is_stopped_ends_all_and_one_that_computes_does_not`"]
+fn one_is_stopped() {
+    let world = start_beating(60_000);
+    let comm = world.comm();
+    comm.barrier().unwrap();
+    if comm.rank() == 1 {
+        Command::new("kill").args(["-STOP", &std::process::id().to_string()]).status().unwrap();
+    }
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+#[test]
+#[ignore = "one rank of `a_process_that_is_stopped_ends_all_and_one_that_computes_does_not`"]
+fn one_computes_for_ever() {
+    let world = start_beating(2500);
+    let comm = world.comm();
+    // Longer than a silence may last.
+    if comm.rank() == 2 {
+        std::thread::sleep(Duration::from_millis(1800));
+    }
+    comm.barrier().unwrap();
+    if comm.rank() == 1 {
+        std::thread::sleep(Duration::from_secs(60));
+    }
+    told(comm.rank(), comm.barrier());
+    linger();
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! Whoever has waited too long calls the roll: the ranks that it waits for answer what they wait for themselves, those that
 //! do not answer are named, and what was found is told to all. These words travel on a communicator of their own.
 
+use super::beats::Beats;
 use super::requests::own;
 use crate::error::{Error, Result};
 use ::mpi::collective::Root as _;
@@ -14,7 +15,7 @@ use ::mpi::traits::{Destination as _, Source as _};
 use ::mpi::{Rank, Threading};
 use std::collections::BTreeMap;
 use std::ops::Deref;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long those that are called have to answer.
@@ -51,6 +52,8 @@ impl Deref for Handle {
 
 /// What all communicators of a process share. The order of fields is that in which they must end.
 pub(super) struct World {
+    /// Signs of life, which end before MPI does.
+    beats: OnceLock<Beats>,
     /// For what is said of faults.
     words: Handle,
     /// All ranks, for the calls of whoever started it.
@@ -84,7 +87,11 @@ pub(super) struct Wait<'a> {
 }
 
 impl World {
-    pub(super) fn start(patience: Option<Duration>, last_words: Box<dyn Fn(&str) + Send + Sync>) -> Result<Arc<World>> {
+    pub(super) fn start(
+        patience: Option<Duration>,
+        silence: Option<Duration>,
+        last_words: Box<dyn Fn(&str) + Send + Sync>,
+    ) -> Result<Arc<World>> {
         let Some((universe, threads)) = ::mpi::initialize_with_threading(Threading::Multiple) else {
             return Err(Error::Rank("MPI has been started in this process before; it starts once".into()));
         };
@@ -100,7 +107,8 @@ impl World {
         let near = all.split_shared(all.rank());
         let mut machine = all.rank() as u64;
         near.process_at_rank(0).broadcast_into(&mut machine);
-        Ok(Arc::new(World {
+        let world = Arc::new(World {
+            beats: OnceLock::new(),
             words: Handle(all.duplicate()),
             rank: all.rank() as usize,
             machine: machine as usize,
@@ -110,7 +118,11 @@ impl World {
             last_words,
             heard: Mutex::default(),
             _universe: universe,
-        }))
+        });
+        if let Some(silence) = silence.filter(|_| world.all.size() > 1) {
+            let _ = world.beats.set(Beats::start(&world, silence));
+        }
+        Ok(world)
     }
 
     fn heard(&self) -> MutexGuard<'_, Heard> {
@@ -202,7 +214,9 @@ impl World {
         let (silent, seconds) = (of(&heard.answers), self.patience.unwrap_or_default().as_secs_f64());
         if !silent.is_empty() {
             let ranks: Vec<String> = silent.iter().map(|rank| format!("rank {rank}")).collect();
-            return Ok(format!("{} did nothing for {seconds} s, and {}", ranks.join(", "), wait.what));
+            // Who gives no signs of life is missed before that.
+            let alive = if self.beats.get().is_some() { ", though its process is alive" } else { "" };
+            return Ok(format!("{} did nothing for {seconds} s{alive}, and {}", ranks.join(", "), wait.what));
         }
         let others = heard.answers.iter().map(|(rank, what)| format!("; rank {rank}: {what}"));
         let others: String = others.collect();
@@ -243,6 +257,7 @@ impl Drop for World {
             // MPI would wait for those that are gone.
             self.words.abort(1)
         }
+        self.beats.take();
     }
 }
 

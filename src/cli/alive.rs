@@ -1,0 +1,94 @@
+//! A sign of life from a run to the program that supervises it: a file of which the process of the first rank changes a word
+//! every second, whatever its threads compute or wait for. A process that was stopped, or that a driver holds, does not.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Where the supervisor looks for it.
+const VARIABLE: &str = "DANLU_ALIVE";
+/// Most time between two words; a quarter of the patience, where that is less.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// The thread that writes, until this is dropped.
+pub struct Alive {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Alive {
+    /// Begins, where a supervisor looks.
+    pub fn give(silence: Option<Duration>) -> Option<Alive> {
+        let (file, every) = (PathBuf::from(std::env::var_os(VARIABLE)?), EVERY.min(silence? / 4));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let write = move || {
+            let mut word = 0u64;
+            while !stopped.load(Ordering::Relaxed) {
+                word += 1;
+                // Where it cannot be written nobody looks.
+                let _ = fs::write(&file, format!("{} {word}", std::process::id()));
+                std::thread::park_timeout(every);
+            }
+            let _ = fs::remove_file(&file);
+        };
+        Some(Alive { stop, thread: Some(std::thread::spawn(write)) })
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The supervisor's side.
+pub struct Watch {
+    file: PathBuf,
+    silence: Option<Duration>,
+    word: Vec<u8>,
+    heard: Instant,
+    looked: Instant,
+}
+
+impl Watch {
+    /// For ranks that are to be started, which may be silent for so long.
+    pub fn new(silence: Option<Duration>) -> Watch {
+        let file = std::env::temp_dir().join(format!("danlu-alive-{}", std::process::id()));
+        let _ = fs::remove_file(&file);
+        Watch { file, silence, word: Vec::new(), heard: Instant::now(), looked: Instant::now() }
+    }
+
+    /// Tells what is to be started where to write.
+    pub fn tell(&self, command: &mut Command) {
+        command.env(VARIABLE, &self.file);
+    }
+
+    /// For how long they have been silent, if that is too long. Who has never written, or has left, is not missed: the first
+    /// rank may be on a machine whose files are not seen here.
+    pub fn silent(&mut self) -> Option<Duration> {
+        let silence = self.silence?;
+        let word = fs::read(&self.file).unwrap_or_default();
+        // Who was stopped itself has missed words.
+        let was_away = self.looked.elapsed() > silence / 2;
+        self.looked = Instant::now();
+        if word.is_empty() || word != self.word || was_away {
+            (self.word, self.heard) = (word, Instant::now());
+        }
+        (self.heard.elapsed() > silence).then_some(silence)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.file);
+    }
+}

@@ -1,0 +1,210 @@
+//! Copies of a rank's part of the last checkpoint at a neighbour's: in a folder of that machine's own, such as one in memory. It
+//! outlives the processes of a run, as what they hold themselves does not, but not its machine; of a machine that is lost the
+//! neighbours have what was on it (docs/decisions/0016-copies-at-neighbours.md).
+
+use super::log::RECIPE;
+use super::{About, Recipe, Resumption, World};
+use crate::comm::Communicator;
+use crate::error::{Error, Result};
+use crate::store::snapshot::{Series, Snapshot};
+use crate::store::staged_folder::{StagedFolder, discard};
+use ring::digest::{SHA256, digest};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+/// Bytes that are sent at a time.
+const PIECE: u64 = 8 << 20;
+/// Longest list of a part's files that is believed.
+const MOST_LIST: usize = 1 << 20;
+
+/// Where a machine keeps what neighbours gave it of one run.
+#[derive(Debug, Clone)]
+pub struct Neighbours {
+    series: Series,
+}
+
+/// A file of a part, and its bytes.
+type Listed = (String, u64);
+
+impl Neighbours {
+    /// In a folder of this machine's for the copies of all runs; where it was begun by this recipe, which says which.
+    pub fn of(recipe: &Recipe) -> Option<Neighbours> {
+        let folder = recipe.checkpoint.neighbour_copies.as_ref()?;
+        // Not what links lead to, which is known only once the folder is there.
+        let run = std::path::absolute(&recipe.out).unwrap_or_else(|_| recipe.out.clone());
+        let sum = digest(&SHA256, run.as_os_str().as_encoded_bytes());
+        let name: String = sum.as_ref()[..8].iter().map(|b| format!("{b:02x}")).collect();
+        Some(Neighbours { series: Series::at(&folder.join(format!("danlu-{name}"))) })
+    }
+
+    /// The ranks whose parts may be here.
+    fn ranks(&self) -> Vec<usize> {
+        let entries = fs::read_dir(self.series.folder()).into_iter().flatten().flatten();
+        let rank = |name: &str| name.strip_prefix("rank-")?.parse().ok();
+        let others = entries.filter_map(|entry| rank(entry.file_name().to_str()?));
+        let mut ranks: Vec<usize> = others.chain([0]).collect();
+        ranks.sort_unstable();
+        ranks
+    }
+
+    /// Removes copies of steps that are still to come, which are of another run, or of what this one went back from.
+    pub fn forget_after(&self, step: u64) {
+        for rank in self.ranks() {
+            let all = self.series.part(rank).list();
+            all.iter().filter(|(later, _)| *later > step).for_each(|(_, folder)| discard(folder));
+        }
+    }
+
+    /// Gives the part in `own` to the next rank, and takes that of the one before; the copy of an earlier step goes. All
+    /// `ranks` call this.
+    ///
+    /// # Errors
+    /// If the part cannot be read, or the other's not be written, which is then not kept; those of the communicator.
+    pub fn exchange(&self, ranks: &World, own: &Path, step: u64) -> Result<()> {
+        let (Some(comm), [to, from]) = (ranks.comm(), ranks.neighbours()) else { return Ok(()) };
+        let listed = list(own);
+        let mine = listed.as_deref().unwrap_or_default();
+        let text = serde_json::to_vec(mine).expect("plain data");
+        comm.send(to, &(text.len() as u64).to_le_bytes())?;
+        comm.send(to, &text)?;
+        let mut length = [0; 8];
+        comm.receive(from, &mut length)?;
+        let length = u64::from_le_bytes(length) as usize;
+        if length > MOST_LIST {
+            return Err(Error::Rank(format!("rank {from} lists {length} bytes of files")));
+        }
+        let mut text = vec![0; length];
+        comm.receive(from, &mut text)?;
+        let theirs: Vec<Listed> = serde_json::from_slice(&text)
+            .map_err(|e| Error::Rank(format!("what rank {from} lists cannot be read: {e}")))?;
+        let series = self.series.part(from);
+        if theirs.iter().any(|(name, _)| name.contains(['/', '\\', ':']) || name.starts_with('.')) {
+            return Err(Error::Rank(format!("rank {from} lists a file that leads elsewhere")));
+        }
+        let written = self.pieces(comm.as_ref(), [to, from], (own, mine), &theirs, &series.step(step))?;
+        listed?;
+        let staged = written?;
+        if !theirs.is_empty() {
+            staged.commit()?;
+            let all = series.list();
+            all.iter().filter(|(other, _)| *other != step).for_each(|(_, folder)| discard(folder));
+        }
+        Ok(())
+    }
+
+    /// Sends and takes in turn, so that neither has much under way. What fails here does so after the last piece, for the others
+    /// go on; only what the ranks say to each other ends it at once.
+    fn pieces(
+        &self,
+        comm: &dyn Communicator,
+        [to, from]: [usize; 2],
+        (own, mine): (&Path, &[Listed]),
+        theirs: &[Listed],
+        copy: &Path,
+    ) -> Result<Result<StagedFolder>> {
+        let cut = |files: &[Listed]| -> Vec<(String, u64, u64)> {
+            let pieces = |(name, bytes): &Listed| {
+                let (name, bytes) = (name.clone(), *bytes);
+                (0..bytes).step_by(PIECE as usize).map(move |at| (name.clone(), at, PIECE.min(bytes - at)))
+            };
+            files.iter().flat_map(pieces).collect()
+        };
+        let (out, come) = (cut(mine), cut(theirs));
+        let mut staged = create(copy);
+        let (mut reading, mut writing): (Option<File>, Option<File>) = (None, None);
+        for i in 0..out.len().max(come.len()) {
+            if let Some((name, at, bytes)) = out.get(i) {
+                let mut piece = vec![0; *bytes as usize];
+                if *at == 0 {
+                    reading = File::open(own.join(name)).ok();
+                }
+                // A piece that cannot be read makes a copy whose sum does not fit, and which is never used.
+                let _ = reading.as_mut().map(|file| file.read_exact(&mut piece));
+                comm.send(to, &piece)?;
+            }
+            if let Some((name, at, bytes)) = come.get(i) {
+                let mut piece = vec![0; *bytes as usize];
+                comm.receive(from, &mut piece)?;
+                staged = staged.and_then(|folder| {
+                    folder.act(name, *bytes, |path| {
+                        if *at == 0 {
+                            writing = Some(File::create(path)?);
+                        }
+                        writing.as_mut().map_or(Ok(()), |file| file.write_all(&piece))
+                    })?;
+                    Ok(folder)
+                });
+            }
+        }
+        Ok(staged)
+    }
+
+    /// Puts back what is missing of a run's checkpoints, or damaged, and is whole here; `note` hears of each part.
+    ///
+    /// # Errors
+    /// If a part cannot be written.
+    pub fn put_back(&self, recipe: &Recipe, note: &mut dyn FnMut(String)) -> Result<()> {
+        let run = Series::below(&recipe.out);
+        let whole =
+            |folder: &Path| Snapshot::open(folder).and_then(|snapshot| snapshot.verify().map(|()| snapshot)).ok();
+        for rank in self.ranks() {
+            for (step, copy) in self.series.part(rank).list() {
+                let place = run.part(rank).step(step);
+                if whole(&place).is_some() {
+                    continue;
+                }
+                let Some(snapshot) = whole(&copy).filter(|snapshot| is_of(snapshot, recipe)) else { continue };
+                let staged = create(&place)?;
+                for (name, bytes) in list(snapshot.folder())? {
+                    staged.act(&name, bytes, |path| {
+                        fs::copy(copy.join(&name), path)?;
+                        File::open(path)?.sync_all()
+                    })?;
+                }
+                staged.commit()?;
+                note(format!(
+                    "rank {rank}'s part of the checkpoint of step {step} was lost or damaged, and is put back from the copy in {}",
+                    copy.display()
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Puts back what neighbours have of a run, if it has them keep copies.
+///
+/// # Errors
+/// As [`Neighbours::put_back`].
+pub fn put_back(folder: &Path, note: &mut dyn FnMut(String)) -> Result<()> {
+    let Ok(recipe) = Recipe::open(folder.join(RECIPE)) else { return Ok(()) };
+    let recipe = Recipe { out: folder.into(), ..recipe };
+    Neighbours::of(&recipe).map_or(Ok(()), |neighbours| neighbours.put_back(&recipe, note))
+}
+
+/// Whether a part is of the run that this recipe began: a folder may have been used before.
+fn is_of(snapshot: &Snapshot, recipe: &Recipe) -> bool {
+    let Ok(about) = About::read(snapshot) else { return false };
+    let mut resumption = Resumption { recipe: about.recipe, from: None };
+    resumption.change(recipe.clone()).is_ok()
+}
+
+/// A staged folder in one that may not be there.
+fn create(path: &Path) -> Result<StagedFolder> {
+    let above = path.parent().map(PathBuf::from).unwrap_or_default();
+    fs::create_dir_all(&above).map_err(|e| Error::io("create", &above, e))?;
+    StagedFolder::new(path)
+}
+
+/// The files of a folder, by name.
+fn list(folder: &Path) -> Result<Vec<Listed>> {
+    let failed = |e| Error::io("read", folder, e);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        files.push((entry.file_name().to_string_lossy().into_owned(), entry.metadata().map_err(failed)?.len()));
+    }
+    files.sort();
+    Ok(files)
+}
