@@ -2,165 +2,14 @@
 
 mod common;
 
-use common::golden::{Numbers, Sources, Step};
-use common::interpret::Noise;
-use common::spread::Spread;
-use danlu::base::{Array, TensorType};
-use danlu::comm::LocalComm;
+use common::ranks::{CONFIG, copy, go_on, layout_of, mesh, prepared, rank, ranks, recipe, spread, train};
 use danlu::compile::First;
-use danlu::error::Result;
-use danlu::graph::{Graph, Kind};
-use danlu::model::Llama;
-use danlu::nn::{LoraConfig, ParamLayout};
+use danlu::nn::LoraConfig;
 use danlu::optim::{Optimizer, Rule, Shape, Shard};
 use danlu::parallel::Mesh;
-use danlu::train::{
-    Ending, Event, Precision, Prepared, Recipe, Resumption, Trainer, World, optimizer, plans, prepare, run, schedule,
-};
+use danlu::train::{Event, Precision, Recipe, Resumption, Trainer, plans, run};
 use pollster::block_on;
-use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-
-const CONFIG: &str = r#"{"model_type": "llama", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 24,
-    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
-    "tie_word_embeddings": true}"#;
-const STEPS: u64 = 20;
-
-fn recipe(folder: &Path, name: &str) -> Recipe {
-    let config = folder.join("config.json");
-    std::fs::write(&config, CONFIG).unwrap();
-    Recipe {
-        config: config.to_str().unwrap().into(),
-        stories: 60,
-        steps: STEPS,
-        batch: 4,
-        seq: 12,
-        val_sequences: 4,
-        eval_every: Some(STEPS),
-        compare_every: 7,
-        out: folder.join(name),
-        ..Recipe::default()
-    }
-}
-
-fn mesh(data: usize) -> Mesh {
-    Mesh { data, ..Mesh::ONE }
-}
-
-/// What a rank saw of a run.
-#[derive(Debug, Clone, PartialEq)]
-struct Seen {
-    /// Bits of loss and norm of every step.
-    steps: Vec<(u32, u32)>,
-    validation: f64,
-    pages: Vec<Vec<f32>>,
-    /// Names of the states that a step changes, and their bytes.
-    states: Vec<Vec<u8>>,
-}
-
-impl Seen {
-    /// Losses of all steps, and the parameters after them, within their bars.
-    fn check(&self, spread: &mut Spread, layout: &ParamLayout) {
-        let losses = self.steps.iter().map(|(loss, _)| f64::from(f32::from_bits(*loss))).collect();
-        let mut got: Vec<(String, Vec<f64>)> = vec![("losses".into(), losses)];
-        // Pages that are shared out are longer, and the same but for their ends.
-        for (spec, data) in layout.tensors(&self.pages) {
-            got.push((format!("final.{}", spec.name), data.iter().map(|&x| f64::from(x)).collect()));
-        }
-        for (name, values) in &got {
-            let exact = spread.exact[name].clone();
-            spread.check(name, values, &exact, 0.0);
-        }
-    }
-}
-
-/// One rank's run.
-fn rank(recipe: &Recipe, prepared: &Prepared, world: &World) -> Result<Seen> {
-    let gpu = common::gpu();
-    let (mut trainer, ..) = block_on(Trainer::among(&gpu, recipe, prepared, &mut First, world, &mut |_| {}))?;
-    go(&gpu, recipe, prepared, &mut trainer, &AtomicBool::new(false)).map(|(seen, _)| seen)
-}
-
-/// A trainer's run from where it stands.
-fn go(
-    gpu: &danlu::gpu::Gpu,
-    recipe: &Recipe,
-    prepared: &Prepared,
-    trainer: &mut Trainer,
-    stop: &AtomicBool,
-) -> Result<(Seen, Ending)> {
-    let (mut steps, mut validation) = (Vec::new(), 0.0);
-    let mut observer = |event: &Event| match event {
-        Event::Step { loss, grad_norm, .. } => steps.push((loss.to_bits(), grad_norm.to_bits())),
-        Event::Validation { loss, .. } => validation = *loss,
-        _ => {}
-    };
-    let ending = block_on(run(gpu, recipe, prepared, trainer, None, stop, &mut observer))?;
-    let states = trainer.written_states().iter().map(|s| block_on(trainer.states.read(&s.name)).unwrap()).collect();
-    Ok((Seen { steps, validation, pages: block_on(trainer.whole()).unwrap().1, states }, ending))
-}
-
-/// The same on as many ranks as the mesh has.
-fn ranks<T: Send>(recipe: &Recipe, work: impl Fn(&World) -> T + Sync) -> Vec<T> {
-    let work = &work;
-    std::thread::scope(|scope| {
-        let start = |comm| scope.spawn(move || work(&World::of(Arc::new(comm))));
-        let threads: Vec<_> = LocalComm::group(recipe.mesh.ranks(), None).into_iter().map(start).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
-}
-
-fn prepared(recipe: &Recipe, folder: &Path) -> Prepared {
-    prepare(recipe, &folder.join("cache"), &mut |_: &Event| {}).unwrap()
-}
-
-/// A run by its recipe; all ranks must have seen the same.
-fn train(recipe: &Recipe, folder: &Path) -> Seen {
-    let prepared = prepared(recipe, folder);
-    let mut seen = ranks(recipe, |world| rank(recipe, &prepared, world).unwrap());
-    let first = seen.remove(0);
-    assert_eq!(first.steps.len() as u64, recipe.steps);
-    for (rank, other) in (1..).zip(&seen) {
-        assert!(other.pages == first.pages, "rank {rank} ends with other parameters");
-        assert!(other.steps == first.steps && other.validation == first.validation, "rank {rank} tells otherwise");
-    }
-    first
-}
-
-/// Twenty steps by the operators' references, in f64, and how far roundings carry them.
-fn spread(recipe: &Recipe, prepared: &Prepared, layout: &ParamLayout) -> Spread {
-    let optimizer = optimizer(recipe);
-    let llama = Llama::new(prepared.config.clone());
-    let mut graph = Graph::new();
-    let params = layout.declare(&mut graph).unwrap();
-    let ty = TensorType::u32([recipe.batch, recipe.seq]);
-    let (tokens, targets) = (graph.input("tokens", ty.clone()), graph.input("targets", ty.clone()));
-    let loss = llama.loss(&mut graph, &params, tokens, targets, None).unwrap();
-    optimizer.train_step(&mut graph, layout, &params, loss).unwrap();
-    let mut sources = Sources::new();
-    for node in graph.nodes().iter().filter(|n| matches!(n.kind, Kind::State)) {
-        let ty = node.outputs[0].clone();
-        sources.insert(node.name.clone(), Array::new(ty.clone(), vec![0.0; ty.shape.elements()]));
-    }
-    for (i, page) in layout.init(recipe.seed).iter().enumerate() {
-        let data = page.iter().map(|&x| f64::from(x)).collect();
-        sources.insert(format!("param.{i}"), Array::new(TensorType::f32([page.len()]), data));
-    }
-    let array = |ids: &[u32]| Array::new(ty.clone(), ids.iter().map(|&id| f64::from(id)).collect());
-    let mut batch = prepared.loader.empty_batch();
-    let batches: Vec<(Array, Array)> = (0..recipe.steps)
-        .map(|step| {
-            prepared.loader.batch(step, &mut batch).unwrap();
-            (array(&batch.tokens), array(&batch.targets))
-        })
-        .collect();
-    let step = Step { graph, params };
-    let run = |noise: Option<&mut Noise>| -> Numbers {
-        step.train_from(sources.clone(), layout, &schedule(recipe), &batches, noise)
-    };
-    Spread::new(run)
-}
 
 /// One device, and two ranks, and four, and two of two batches each: losses of twenty steps and the parameters after them within
 /// the bar that is drawn from the roundings of twenty steps; and each of them twice, the same bits.
@@ -169,11 +18,7 @@ fn ranks_train_what_one_device_trains_within_its_roundings() {
     let folder = tempfile::tempdir().unwrap();
     let one = recipe(folder.path(), "one");
     let prepared = prepared(&one, folder.path());
-    let layout = ParamLayout::clone(
-        &danlu::train::Subject::new(&Llama::new(prepared.config.clone()), &one, None, common::gpu().limits())
-            .unwrap()
-            .layout,
-    );
+    let layout = layout_of(&one, &prepared);
     let mut spread = spread(&one, &prepared, &layout);
     let (none, optimizer) = (Shard::None, Shard::Optimizer);
     for (name, data, batch, accumulate, shard) in [
@@ -207,8 +52,7 @@ fn ranks_with_parts_of_the_model_train_what_one_device_trains() {
     };
     let one = own("one");
     let prepared = prepared(&one, folder.path());
-    let subject = danlu::train::Subject::new(&Llama::new(prepared.config.clone()), &one, None, common::gpu().limits());
-    let layout = subject.unwrap().layout;
+    let layout = layout_of(&one, &prepared);
     let mut spread = spread(&one, &prepared, &layout);
     for (name, data, batch, accumulate) in [("tensor", 1, 4, 1), ("both", 2, 4, 1), ("several", 1, 2, 2)] {
         let mesh = Mesh { data, tensor: 2, ..Mesh::ONE };
@@ -365,21 +209,6 @@ fn own_elements(plan: &danlu::compile::Plan) -> u64 {
     pages.map(|(_, bytes)| bytes / 4).sum()
 }
 
-/// A run that goes on by this recipe from its last checkpoint.
-fn go_on(recipe: &Recipe, folder: &Path) -> Seen {
-    let mut found = Resumption::find(&recipe.out, &mut |note| panic!("{note}")).unwrap();
-    found.change(recipe.clone()).unwrap();
-    let prepared = prepared(recipe, folder);
-    let mut seen = ranks(recipe, |world| {
-        let gpu = common::gpu();
-        let (mut trainer, ..) =
-            block_on(Trainer::among(&gpu, recipe, &prepared, &mut First, world, &mut |_| {})).unwrap();
-        block_on(found.restore(&mut trainer, &prepared)).unwrap();
-        go(&gpu, recipe, &prepared, &mut trainer, &AtomicBool::new(false)).unwrap().0
-    });
-    seen.remove(0)
-}
-
 /// Every rank writes its own moments; a run that stopped on four ranks goes on there as if nothing had happened, and on two,
 /// three, one, sharing moments or not, within roundings.
 #[test]
@@ -425,16 +254,4 @@ fn what_ranks_wrote_any_other_ranks_read() {
     let found = Resumption::find(&folder.path().join("run"), &mut |note| said.push(note)).unwrap();
     assert_eq!(found.step(), 6);
     assert!(said.len() == 1 && said[0].contains("step 9 is not used"), "{said:?}");
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap()) {
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }

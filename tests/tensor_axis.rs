@@ -60,10 +60,7 @@ impl Model {
         let mut g = Graph::new();
         let params = self.layout.declare(&mut g).unwrap();
         let (input, targets) = (g.input("tokens", tokens.clone()), g.input("targets", tokens.clone()));
-        let loss = match self.layout.parts() {
-            None => self.llama.loss(&mut g, &params, input, targets, None).unwrap(),
-            Some(parts) => self.llama.loss_of_parts(&mut g, &params, parts, [input, targets], None).unwrap()[0],
-        };
+        let loss = self.llama.loss_of_parts(&mut g, &params, &self.layout, [input, targets], None).unwrap()[0];
         (g, params, loss)
     }
 

@@ -6,9 +6,10 @@ use super::{Llama, ModelConfig, QkNorm};
 use crate::base::Axis;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
-use crate::nn::{Held, ParamSpec, Params, Parts};
+use crate::nn::{Declare, Held, ParamSpec, Params, Parts};
 use crate::ops::Along;
 use crate::parallel::{Given, Mesh, Placement, TensorAxis};
+use std::collections::HashMap;
 
 /// Layers of which each rank makes its own columns of the result: rows of the weight, and of the bias.
 const COLUMNS: [&str; 5] = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"];
@@ -76,7 +77,7 @@ impl ModelConfig {
 }
 
 impl Llama {
-    /// [`Llama::loss_and_count`] as one rank computes it, whose parameters are `parts` of the model's; the same on all ranks.
+    /// [`Llama::loss_and_count`] as one rank computes it, whose parameters `own` has declared; the same on all ranks.
     /// Between blocks each rank has a part of the tokens, where they can be divided.
     ///
     /// # Errors
@@ -85,18 +86,21 @@ impl Llama {
         &self,
         g: &mut Graph,
         params: &Params,
-        parts: &Parts,
+        own: &dyn Declare,
         [tokens, targets]: [Value; 2],
         starts: Option<Value>,
     ) -> Result<[Value; 2]> {
+        let Some(parts) = own.parts() else { return self.loss_and_count(g, params, tokens, targets, starts) };
         let along = Along { axis: Axis::Tensor, ranks: parts.mesh.tensor };
         let mut whole = Graph::new();
-        let layout = parts.whole_layout();
-        let all = layout.declare(&mut whole)?;
+        let all = own.declare_whole(&mut whole)?;
+        let named: HashMap<String, Value> = params.named().into_iter().collect();
         let mut given = Vec::new();
-        for spec in layout.specs() {
-            let (whole, own) = (all.get(&spec.name)?, params.get(&spec.name)?);
-            given.push(Given { whole, own, placement: parts.placement(&spec.name, &spec.shape, along.axis) });
+        for (name, whole_) in all.named() {
+            let mine = *named.get(&name).ok_or_else(|| Error::Graph(format!("this rank has no {name}")))?;
+            let placement =
+                own.held(&name).map_or(Placement::Same, |held| held.placement(&whole.ty(whole_).shape, along.axis));
+            given.push(Given { whole: whole_, own: mine, placement });
         }
         let mut input = |own: Value| {
             let at = whole.input(&g.node(own.node).name, g.ty(own).clone());

@@ -1,6 +1,6 @@
 //! Parameters that only serve: states in whatever dtype their file has, where training keeps flat pages of f32.
 
-use super::{ParamLayout, Params, Parts};
+use super::{Held, ParamLayout, Params, Parts};
 use crate::base::TensorType;
 use crate::error::Result;
 use crate::graph::{Graph, Slice};
@@ -18,6 +18,19 @@ pub trait Declare: Send + Sync {
     fn parts(&self) -> Option<&Parts> {
         None
     }
+
+    /// The same of the whole model, in a graph in which nothing is computed.
+    ///
+    /// # Errors
+    /// As [`Declare::declare`].
+    fn declare_whole(&self, g: &mut Graph) -> Result<Params> {
+        self.declare(g)
+    }
+
+    /// How what is declared under this name lies over the ranks, where they have parts.
+    fn held(&self, name: &str) -> Option<&Held> {
+        self.parts()?.find(name)
+    }
 }
 
 impl Declare for ParamLayout {
@@ -27,6 +40,13 @@ impl Declare for ParamLayout {
 
     fn parts(&self) -> Option<&Parts> {
         ParamLayout::parts(self)
+    }
+
+    fn declare_whole(&self, g: &mut Graph) -> Result<Params> {
+        match ParamLayout::parts(self) {
+            Some(parts) => parts.whole_layout().declare(g),
+            None => self.declare(g),
+        }
     }
 }
 
@@ -38,6 +58,8 @@ pub struct Frozen {
     states: Vec<(String, TensorType)>,
     /// Of each parameter: its state, and its first row there.
     places: Vec<(usize, usize)>,
+    /// Where these are a rank's parts: which, and those of the whole model.
+    whole: Option<Arc<(Parts, Frozen)>>,
 }
 
 /// What follows what in one state.
@@ -66,7 +88,17 @@ impl Frozen {
                 }
             }
         }
-        Frozen { params, states, places }
+        Frozen { params, states, places, whole: None }
+    }
+
+    /// The same as a rank's parts of those of a whole model.
+    pub fn of_parts(self, parts: Parts, whole: Frozen) -> Frozen {
+        Frozen { whole: Some(Arc::new((parts, whole))), ..self }
+    }
+
+    /// Those of the whole model, where these are a rank's parts.
+    pub fn whole_model(&self) -> Frozen {
+        self.whole.as_ref().map_or_else(|| self.clone(), |whole| whole.1.clone())
     }
 
     /// The same, all in f32.
@@ -118,6 +150,16 @@ impl Declare for Frozen {
             values.push((name.clone(), value));
         }
         Ok(Params::frozen(values))
+    }
+    fn parts(&self) -> Option<&Parts> {
+        self.whole.as_ref().map(|whole| &whole.0)
+    }
+
+    fn declare_whole(&self, g: &mut Graph) -> Result<Params> {
+        match &self.whole {
+            Some(whole) => whole.1.declare(g),
+            None => self.declare(g),
+        }
     }
 }
 

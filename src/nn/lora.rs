@@ -3,7 +3,7 @@
 //! Legend: N rows and K columns of a layer's weight W, R rank; ΔW = s·B·A.
 
 use super::layers::linear;
-use super::{Declare, Frozen, Init, ParamLayout, ParamSpec, Params};
+use super::{Declare, Frozen, Held, Init, ParamLayout, ParamSpec, Params, Parts};
 use crate::base::{DType, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Binary, Detach, Expr, Graph, Map, Unary, Value};
@@ -263,6 +263,8 @@ pub struct Lora {
     layout: ParamLayout,
     magnitudes: Magnitudes,
     dropout: f32,
+    /// Where these are a rank's parts: those of the whole model.
+    all: Option<Box<Lora>>,
 }
 
 impl Lora {
@@ -279,13 +281,18 @@ impl Lora {
         }
         let magnitudes = if config.dora { Magnitudes::Trained } else { Magnitudes::None };
         let layout = layout(&modules, config.dora, page_bytes);
-        Ok(Lora { modules, layout, magnitudes, dropout: config.dropout as f32 })
+        Ok(Lora { modules, layout, magnitudes, dropout: config.dropout as f32, all: None })
     }
 
     /// Those of these layers, as they serve.
     pub fn served(modules: Vec<LoraModule>, dora: bool, page_bytes: u64) -> Lora {
         let magnitudes = if dora { Magnitudes::Divided } else { Magnitudes::None };
-        Lora { layout: layout(&modules, false, page_bytes), modules, magnitudes, dropout: 0.0 }
+        Lora { layout: layout(&modules, false, page_bytes), modules, magnitudes, dropout: 0.0, all: None }
+    }
+
+    /// The same as a rank has them: these modules, laid out like this.
+    pub(super) fn in_parts(self, modules: Vec<LoraModule>, layout: ParamLayout) -> Lora {
+        Lora { modules, layout, all: Some(Box::new(self.clone())), ..self }
     }
 
     /// The layers.
@@ -344,10 +351,35 @@ pub struct Adapted {
     pub lora: Option<Lora>,
 }
 
+impl Adapted {
+    /// That of the whole model, where this is a rank's parts of it.
+    pub fn whole(&self) -> Adapted {
+        let lora = self.lora.as_ref().map(|lora| lora.all.as_deref().unwrap_or(lora).clone());
+        Adapted { base: self.base.whole_model(), lora }
+    }
+}
+
 impl Declare for Adapted {
     fn declare(&self, g: &mut Graph) -> Result<Params> {
         let base = self.base.declare(g)?;
         self.lora.as_ref().map_or(Ok(base.clone()), |lora| lora.declare(g, base))
+    }
+
+    fn parts(&self) -> Option<&Parts> {
+        self.base.parts()
+    }
+
+    fn declare_whole(&self, g: &mut Graph) -> Result<Params> {
+        let base = self.base.declare_whole(g)?;
+        match self.lora.as_ref().map(|lora| lora.all.as_deref().unwrap_or(lora)) {
+            Some(lora) => lora.declare(g, base),
+            None => Ok(base),
+        }
+    }
+
+    fn held(&self, name: &str) -> Option<&Held> {
+        let adapters = || self.lora.as_ref()?.layout.parts()?.find(name);
+        self.base.held(name).or_else(adapters)
     }
 }
 

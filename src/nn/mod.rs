@@ -4,6 +4,7 @@ mod attention;
 mod frozen;
 mod layers;
 mod lora;
+mod lora_parts;
 mod moe;
 mod params;
 mod parts;

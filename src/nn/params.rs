@@ -1,7 +1,7 @@
 //! Parameters: what they are, and where each lies in the few flat pages that the device keeps. The optimizer works on
 //! whole pages; layers see one view for each parameter.
 
-use super::{Adapter, Linear, Parts};
+use super::{Adapter, DROPOUT, Linear, Parts};
 use crate::base::{Rng, Shape, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Slice, Value};
@@ -162,6 +162,17 @@ impl Params {
     /// If there is none.
     pub fn get(&self, name: &str) -> Result<Value> {
         self.by_name.get(name).copied().ok_or_else(|| Error::Graph(format!("there is no parameter {name}")))
+    }
+
+    /// All that was declared, by name: parameters, those of adapters, and what dropout wants.
+    pub fn named(&self) -> Vec<(String, Value)> {
+        let mut all: Vec<(String, Value)> = self.by_name.iter().map(|(name, value)| (name.clone(), *value)).collect();
+        for (layer, adapter) in &self.adapters {
+            let named = |(part, value): (&str, Value)| (format!("{layer}.{part}"), value);
+            all.extend([("lora_A.weight", adapter.a), ("lora_B.weight", adapter.b)].map(named));
+            all.extend(adapter.dropout.map(|(seed, _)| (DROPOUT.to_string(), seed)));
+        }
+        all
     }
 
     /// The linear layer of this name, with its bias and its adapter where it has them.

@@ -48,6 +48,12 @@ impl Held {
         self.splits.iter().find(|(_, along)| *along == axis).map(|(dim, _)| *dim)
     }
 
+    /// What a rank has along one axis of a value of this shape, for a pass that knows no other: the shape is as the pass finds
+    /// it, in parts along the axes before it already.
+    pub fn placement(&self, shape: &Shape, axis: Axis) -> Placement {
+        self.dim(axis).map_or(Placement::Same, |dim| Placement::of_dim(shape, dim))
+    }
+
     /// Whether a rank has anything of it.
     pub fn is_on(&self, mesh: Mesh, rank: usize) -> bool {
         self.stages.is_empty() || self.stages.contains(&mesh.place(rank, Axis::Pipeline))
@@ -177,6 +183,11 @@ impl Parts {
         &self.held[name]
     }
 
+    /// The same, if the model has such a parameter.
+    pub fn find(&self, name: &str) -> Option<&Held> {
+        self.held.get(name)
+    }
+
     /// Whether this rank has anything of a parameter.
     pub fn has(&self, name: &str) -> bool {
         self.held[name].is_on(self.mesh, self.rank)
@@ -191,10 +202,9 @@ impl Parts {
         self.whole.iter().filter_map(own).collect()
     }
 
-    /// What a rank has of a parameter of this shape along one axis, for a pass that knows no other; the shape is as the pass
-    /// finds it, in parts along the axes before it already.
-    pub fn placement(&self, name: &str, shape: &Shape, axis: Axis) -> Placement {
-        self.held.get(name).and_then(|held| held.dim(axis)).map_or(Placement::Same, |dim| Placement::of_dim(shape, dim))
+    /// What this rank has of each dim of a parameter of the model, if it has any.
+    pub fn ranges(&self, spec: &ParamSpec) -> Vec<Range<usize>> {
+        self.held[&spec.name].ranges(&spec.shape, self.mesh, self.rank)
     }
 
     /// Where in a parameter of the model a rank's part lies.
@@ -296,7 +306,7 @@ mod tests {
         // The tensor axis finds the experts in parts already.
         let before = parts.only(&[Axis::Expert]).specs();
         assert_eq!(before[0].shape.dims(), [2, 3, 8]);
-        assert_eq!(parts.placement("experts", &before[0].shape, Axis::Tensor), Placement::Split { outer: 6 });
+        assert_eq!(parts.held("experts").placement(&before[0].shape, Axis::Tensor), Placement::Split { outer: 6 });
         let text = serde_json::to_string(&held.at([1, 0, 1])).unwrap();
         assert_eq!(text, r#"{"stages":[0,1],"splits":[[0,"expert"],[2,"tensor"]]}"#);
     }

@@ -40,6 +40,45 @@ impl AdamW8 {
         [map(true), map(false)].concat()
     }
 
+    /// Elements of a block, which has a scale for either moment.
+    pub const BLOCK: usize = BLOCK;
+
+    /// Of every element of a page from its codes and scales: m, v, and the scales of both.
+    pub fn unpack(codes: &[u32], scales: &[f32]) -> [Vec<f32>; 4] {
+        let map = AdamW8::codes();
+        let code = |i: usize, byte: usize| (codes[i / 2] >> (16 * (i % 2) + 8 * byte) & 255) as usize;
+        let scale = |i: usize, moment: usize| scales[2 * (i / BLOCK) + moment];
+        let value = |i: usize, moment: usize| map[256 * moment + code(i, moment)] * scale(i, moment);
+        let all = |of: &dyn Fn(usize) -> f32| (0..2 * codes.len()).map(of).collect::<Vec<f32>>();
+        [all(&|i| value(i, 0)), all(&|i| value(i, 1)), all(&|i| scale(i, 0)), all(&|i| scale(i, 1))]
+    }
+
+    /// Codes and scales of a page, of an even number of elements, from what [`AdamW8::unpack`] gives of each, of whatever
+    /// pages; where nothing was, zeros. Where a block's elements had one scale they keep it, and their codes; else they are
+    /// rounded anew, as after a step: true if no block was.
+    pub fn pack(m: [&[f32]; 2], v: [&[f32]; 2]) -> (Vec<u32>, Vec<f32>, bool) {
+        let map: Vec<f64> = AdamW8::codes().into_iter().map(f64::from).collect();
+        let (mut codes, mut scales, mut exact) = (vec![0u32; m[0].len().div_ceil(2)], Vec::new(), true);
+        for start in (0..m[0].len()).step_by(BLOCK) {
+            for (moment, [values, had]) in [m, v].into_iter().enumerate() {
+                let block = start..values.len().min(start + BLOCK);
+                let (values, had) = (&values[block.clone()], &had[block]);
+                let one = had.iter().copied().find(|scale| *scale != 0.0).unwrap_or(0.0);
+                let is_one = had.iter().all(|scale| *scale == one || *scale == 0.0);
+                let most = values.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+                let scale = if is_one { one } else { most };
+                exact &= is_one;
+                scales.push(scale);
+                for (k, x) in values.iter().enumerate() {
+                    let share = if scale > 0.0 { f64::from(*x) / f64::from(scale) } else { 0.0 };
+                    let code = nearest(&map[256 * moment..256 * (moment + 1)], share) as u32;
+                    codes[(start + k) / 2] |= code << (16 * (k % 2) + 8 * moment);
+                }
+            }
+        }
+        (codes, scales, exact)
+    }
+
     /// Type of the codes' state for a page of `n` elements.
     pub fn codes_type(n: usize) -> TensorType {
         TensorType::u32([n.div_ceil(2)])
@@ -192,5 +231,27 @@ impl Op for AdamW8 {
             (scales.data[2 * block], scales.data[2 * block + 1]) = most;
         }
         vec![p, moments, scales]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Rng;
+
+    #[test]
+    fn blocks_of_one_scale_keep_their_codes() {
+        let mut rng = Rng::new(7, 0);
+        let codes: Vec<u32> = (0..BLOCK).map(|_| rng.next_u64() as u32).collect();
+        let scales = [0.5, 1e-7, 3.0, 1e-12];
+        let [m, v, of_m, of_v] = AdamW8::unpack(&codes, &scales);
+        assert_eq!(AdamW8::pack([&m, &of_m], [&v, &of_v]), (codes.clone(), scales.to_vec(), true));
+        // The second half of each block by itself is exact as well; both together make one block of two scales.
+        let halves = |all: &[f32]| [&all[128..256], &all[384..]].concat();
+        let [m, v, of_m, of_v] = [m, v, of_m, of_v].map(|all| halves(&all));
+        let (_, mixed, exact) = AdamW8::pack([&m, &of_m], [&v, &of_v]);
+        assert!(!exact && mixed[0] == m.iter().fold(0.0f32, |most, x| most.max(x.abs())));
+        let (half, scales, exact) = AdamW8::pack([&m[..128], &of_m[..128]], [&v[..128], &of_v[..128]]);
+        assert!(exact && half == codes[64..128] && scales == [0.5, 1e-7]);
     }
 }

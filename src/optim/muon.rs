@@ -7,7 +7,7 @@ use super::Optimizer;
 use crate::error::Result;
 use crate::graph::{Binary, Expr, Graph, Map, Unary, Value};
 use crate::nn::ParamLayout;
-use crate::ops::{GlobalNorm, MatMul, MuonMomentum, MuonUpdate, SumSquares};
+use crate::ops::{AllReduce, Along, GlobalNorm, MatMul, MuonMomentum, MuonUpdate, SumParts, SumSquares};
 
 /// Coefficients of the iteration x ↦ a·x + b·x³ + c·x⁵ on singular values.
 const COEFFICIENTS: [f32; 3] = [3.4445, -4.775, 2.0315];
@@ -21,21 +21,33 @@ fn sum(g: &mut Graph, [x, y]: [f32; 2], inputs: [Value; 2]) -> Result<Value> {
     g.apply1(Map { expr: Expr::binary(Binary::Add, term(x, 0), term(y, 1)) }, &inputs)
 }
 
-/// `[R,C]` with its singular values brought near 1.
-fn orthogonalised(g: &mut Graph, x: Value) -> Result<Value> {
+/// The sum over the ranks that have parts of a matrix; nothing where one has all of it.
+fn over(g: &mut Graph, along: Option<Along>, term: Value) -> Result<Value> {
+    along.map_or(Ok(term), |along| g.apply1(AllReduce(along), &[term]))
+}
+
+/// `[R,C]` with its singular values brought near 1. Of a matrix that is in parts along an axis a rank has its rows, or its
+/// columns: what each multiplies its part by, X·Xᵀ or Xᵀ·X of all parts, is a sum of what ranks make of theirs.
+fn orthogonalised(g: &mut Graph, x: Value, parts: Option<(usize, Along)>) -> Result<Value> {
     let &[rows, columns] = g.dims(x) else { unreachable!("a matrix") };
+    let along = parts.map(|(_, along)| along);
     let squares = g.reshape(x, [rows * columns])?;
-    let squares = g.apply1(SumSquares, &[squares])?;
+    let mut squares = g.apply1(SumSquares, &[squares])?;
+    if along.is_some() {
+        squares = g.apply1(SumParts { root: false }, &[squares])?;
+        squares = over(g, along, squares)?;
+    }
     let norm = g.apply1(GlobalNorm, &[squares])?;
     let square = Expr::binary(Binary::Mul, Expr::Input(1), Expr::Input(1));
     let square = Expr::binary(Binary::Add, square, Expr::Const(EPSILON * EPSILON));
     let unit = Expr::binary(Binary::Mul, Expr::Input(0), Expr::unary(Unary::InverseSqrt, square));
     let mut x = g.apply1(Map { expr: unit }, &[x, norm])?;
     let [a, b, c] = COEFFICIENTS;
-    let wide = rows <= columns;
+    // X·Xᵀ where that is the smaller of the two, or columns are in parts, else Xᵀ·X.
+    let wide = parts.map_or(rows <= columns, |(dim, _)| dim == 1);
     for _ in 0..STEPS {
-        // X·Xᵀ where that is the smaller of the two, else Xᵀ·X.
         let gram = g.apply1(MatMul::new(!wide, wide), &[x, x])?;
+        let gram = over(g, along, gram)?;
         let square = g.apply1(MatMul::new(false, false), &[gram, gram])?;
         let factor = sum(g, [b, c], [gram, square])?;
         let pair = if wide { [factor, x] } else { [x, factor] };
@@ -43,6 +55,13 @@ fn orthogonalised(g: &mut Graph, x: Value) -> Result<Value> {
         x = sum(g, [a, 1.0], [x, product])?;
     }
     Ok(x)
+}
+
+/// Which dim of a matrix is in parts, and along what.
+fn in_parts(layout: &ParamLayout, name: &str) -> Option<(usize, Along)> {
+    let parts = layout.parts()?;
+    let (dim, axis) = *parts.held(name).splits.first()?;
+    Some((dim, Along { axis, ranks: parts.mesh.size(axis) }))
 }
 
 impl Optimizer {
@@ -65,8 +84,9 @@ impl Optimizer {
             g.scope(&spec.name, |g| {
                 let op = MuonMomentum { start, momentum: self.momentum as f32, nesterov: self.nesterov };
                 let velocity = g.apply1(op, &[momentum, gradients[n], told])?;
-                let direction = orthogonalised(g, velocity)?;
-                let [rows, columns] = [0, 1].map(|d| spec.shape.dims()[d] as f64);
+                let direction = orthogonalised(g, velocity, in_parts(layout, &spec.name))?;
+                let whole = layout.parts().and_then(|parts| parts.spec(&spec.name)).unwrap_or(spec);
+                let [rows, columns] = [0, 1].map(|d| whole.shape.dims()[d] as f64);
                 // The root mean square of an update is then that of AdamW's, 0.2 or so, and one rate serves both.
                 let adjusted = f64::from(part.rate) * 0.2 * rows.max(columns).sqrt();
                 let op = MuonUpdate { start, rate: part.rate, decay: part.decay, adjusted: adjusted as f32 };

@@ -10,10 +10,11 @@ use crate::base::{DType, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::Op;
 use crate::model::{EMBEDDING, Llama, ModelConfig, OUTPUT, Source, config_text};
-use crate::nn::{BaseDtype, Frozen, ParamLayout, ParamSpec};
+use crate::nn::{BaseDtype, Declare, Frozen, ParamLayout, ParamSpec, Parts};
 use crate::ops::{Embedding, ExpertLinear, MatMul};
 use crate::run::States;
 use serde_json::{Map, Value};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// A model on disk: its configuration, its tensors, and where its tokenizer is.
@@ -171,9 +172,30 @@ impl Checkpoint {
         layout: &ParamLayout,
         progress: &mut dyn FnMut(Loaded),
     ) -> Result<()> {
-        let weights = self.find(layout.specs())?;
         let gpu = states.gpu().clone();
+        let Some(parts) = layout.parts() else {
+            let weights = self.find(layout.specs())?;
+            return stream(&gpu, states, &weights, &Place::pages(layout), progress).await;
+        };
+        let weights = self.find_parts(parts, layout.specs().iter().map(|spec| spec.name.as_str()), false)?;
         stream(&gpu, states, &weights, &Place::pages(layout), progress).await
+    }
+
+    /// Of these parameters a rank's parts, in this order; rows of an output projection scaled where `scaled` and the family
+    /// want it.
+    fn find_parts<'a>(
+        &'a self,
+        parts: &'a Parts,
+        names: impl Iterator<Item = &'a str>,
+        scaled: bool,
+    ) -> Result<Vec<Weight<'a>>> {
+        let all = if scaled { self.find_scaled(parts.whole())? } else { self.find(parts.whole())? };
+        let mut all: HashMap<&str, Weight> = all.into_iter().map(|weight| (weight.name, weight)).collect();
+        let own = |name: &'a str| {
+            let spec = parts.spec(name).expect("a part is of a parameter of the model");
+            all.remove(name).expect("every parameter was found").cut(parts, spec)
+        };
+        Ok(names.map(own).collect())
     }
 
     /// Names and types of the weights as the device will hold them: each in the dtype that it has on disk where the
@@ -196,14 +218,16 @@ impl Checkpoint {
         Ok(Frozen::new(weights.iter().map(held).collect()))
     }
 
-    /// Streams the weights to the device, where `frozen` has them and in its types.
+    /// Streams the weights to the device, where `frozen` has them and in its types; where these are a rank's parts, those.
     ///
     /// # Errors
     /// As [`Checkpoint::read_pages`]; also if a weight is larger than the largest buffer, or the device has no room.
     pub async fn stream(&self, states: &mut States, frozen: &Frozen, progress: &mut dyn FnMut(Loaded)) -> Result<()> {
-        let specs = self.model.param_specs();
-        let weights = self.find_scaled(&specs)?;
-        let gpu = states.gpu().clone();
+        let (specs, gpu) = (self.model.param_specs(), states.gpu().clone());
+        let weights = match frozen.parts() {
+            Some(parts) => self.find_parts(parts, frozen.params().iter().map(|(name, _)| name.as_str()), true)?,
+            None => self.find_scaled(&specs)?,
+        };
         stream(&gpu, states, &weights, &Place::frozen(frozen), progress).await
     }
 

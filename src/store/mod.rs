@@ -6,6 +6,7 @@ mod adapted;
 pub mod atomic;
 mod checkpoint;
 mod convert;
+mod cut;
 mod folder;
 mod generation;
 pub mod gguf;

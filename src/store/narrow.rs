@@ -20,17 +20,29 @@ impl<'a, 'w> Narrow<'a, 'w> {
     pub fn new(weight: &'a Weight<'w>, dtype: DType) -> Self {
         let mut narrow = Narrow { weight, dtype, scales: Vec::new() };
         if dtype == DType::Nf4 {
-            let rows = (0..weight.rows()).into_par_iter();
-            let scales: Vec<f32> =
-                rows.flat_map_iter(|row| nf4::scales(&narrow.values(row)).collect::<Vec<_>>()).collect();
-            narrow.scales = nf4::quantised(&scales, nf4::mean(&scales));
+            // Also where a rank has a part of it.
+            let of_row = |row| {
+                let mut values = vec![0.0; weight.shape.last()];
+                weight.whole_values(row, &mut values);
+                nf4::scales(&values).collect::<Vec<_>>()
+            };
+            let scales: Vec<f32> = (0..weight.whole_rows()).into_par_iter().flat_map_iter(of_row).collect();
+            let scales = nf4::quantised(&scales, nf4::mean(&scales));
+            narrow.scales = match &weight.cut {
+                None => scales,
+                Some(cut) => {
+                    let (blocks, own) = (weight.shape.last() / nf4::BLOCK, cut.columns.clone());
+                    let own = own.start / nf4::BLOCK..own.end / nf4::BLOCK;
+                    let first = |row: usize| cut.row(row) * blocks;
+                    (0..weight.rows()).flat_map(|row| &scales[first(row)..][own.clone()]).copied().collect()
+                }
+            };
         }
         narrow
     }
 
     fn values(&self, row: usize) -> Vec<f32> {
-        let width = if self.weight.shape.rank() == 1 { 1 } else { self.weight.shape.last() };
-        let mut values = vec![0.0; width];
+        let mut values = vec![0.0; self.weight.width()];
         self.weight.values(row, &mut values);
         values
     }
@@ -57,7 +69,7 @@ impl<'a, 'w> Narrow<'a, 'w> {
 
     /// The length of every row as the device holds it, with what an adapter adds.
     pub fn lengths(&self, delta: Option<&Delta>) -> Vec<f32> {
-        let width = self.weight.shape.last();
+        let width = self.weight.width();
         let length = |row: usize| {
             let mut held = vec![0; self.dtype.size(width) as usize];
             self.write(row..row + 1, &mut held);

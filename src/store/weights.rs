@@ -1,6 +1,7 @@
 //! A model's parameters as they lie on disk: which rows of which tensors make each, checked before a byte is read.
 
 use super::adapter::Delta;
+use super::cut::Cut;
 use super::tensors::{Tensor, Tensors, widen};
 use crate::base::{DType, Shape, TensorType, packed};
 use crate::error::{Error, Result};
@@ -44,6 +45,8 @@ pub(super) struct Weight<'a> {
     pub unit: bool,
     /// What an adapter adds to its rows as they are read.
     pub delta: Option<Delta>,
+    /// Which rows and columns are read, if that is not all.
+    pub cut: Option<Cut>,
     pieces: Vec<Piece<'a>>,
 }
 
@@ -118,7 +121,7 @@ impl Tensors {
         }
         let first = pieces.first().map_or(DType::F32, |p| p.dtype);
         let dtype = if pieces.iter().all(|p| p.dtype == first) { first } else { DType::F32 };
-        Ok(Weight { name: &spec.name, shape, dtype, unit: false, delta: None, pieces })
+        Ok(Weight { name: &spec.name, shape, dtype, unit: false, delta: None, cut: None, pieces })
     }
 }
 
@@ -130,11 +133,31 @@ impl Weight<'_> {
 
     /// Number of rows; a vector's are its elements.
     pub fn rows(&self) -> usize {
+        match &self.cut {
+            Some(cut) => cut.count(),
+            None => self.whole_rows(),
+        }
+    }
+
+    /// The same of all of it.
+    pub fn whole_rows(&self) -> usize {
         self.pieces.iter().map(|p| p.rows.len()).sum()
     }
 
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        let whole = if self.shape.rank() == 1 { 1 } else { self.shape.last() };
+        self.cut.as_ref().map_or(whole, |cut| cut.columns.len())
+    }
+
     /// One of its rows as the file has it: dtype and bytes.
-    pub fn row(&self, mut row: usize) -> (DType, &[u8]) {
+    pub fn row(&self, row: usize) -> (DType, &[u8]) {
+        let Some(cut) = &self.cut else { return self.whole_row(row) };
+        let (dtype, bytes) = self.whole_row(cut.row(row));
+        (dtype, cut.bytes(dtype, bytes))
+    }
+
+    fn whole_row(&self, mut row: usize) -> (DType, &[u8]) {
         for piece in &self.pieces {
             if row < piece.rows.len() {
                 let stored =
@@ -148,7 +171,22 @@ impl Weight<'_> {
 
     /// The numbers of one of its rows.
     pub fn values(&self, row: usize, out: &mut [f32]) {
-        let (dtype, bytes) = self.row(row);
+        match &self.cut {
+            None => self.whole_values(row, out),
+            Some(cut) if cut.columns.len() == self.shape.last() || self.shape.rank() == 1 => {
+                self.whole_values(cut.row(row), out)
+            }
+            Some(cut) => {
+                let mut whole = vec![0.0; self.shape.last()];
+                self.whole_values(cut.row(row), &mut whole);
+                out.copy_from_slice(&whole[cut.columns.clone()]);
+            }
+        }
+    }
+
+    /// The numbers of a row of all of it.
+    pub fn whole_values(&self, row: usize, out: &mut [f32]) {
+        let (dtype, bytes) = self.whole_row(row);
         widen(dtype, bytes, out);
         if let Some(delta) = &self.delta {
             delta.add(row, out);

@@ -48,14 +48,15 @@ impl Axes {
         if plan.sent().is_empty() { Ok(()) } else { run.join_groups(self.groups.clone()).await }
     }
 
-    /// The parameters of the whole model, put together of all ranks' parts; nothing where a rank has all of them.
+    /// The parameters of the whole model, in the pages of this layout of them, put together of all ranks' parts; nothing where a
+    /// rank has all of them.
     pub(super) fn together(
         &self,
         layout: &ParamLayout,
         own: &[Vec<f32>],
-    ) -> Result<Option<(ParamLayout, Vec<Vec<f32>>)>> {
+        whole: &ParamLayout,
+    ) -> Result<Option<Vec<Vec<f32>>>> {
         let (Some(parts), Some(comm)) = (layout.parts(), self.world.comm()) else { return Ok(None) };
-        let whole = parts.whole_layout();
         let mut pages = whole.zeros();
         for (spec, data) in whole.tensors_mut(&mut pages) {
             let held = parts.held(&spec.name);
@@ -69,6 +70,6 @@ impl Axes {
                 parts.paste(spec, owner, &part, data);
             }
         }
-        Ok(Some((whole, pages)))
+        Ok(Some(pages))
     }
 }

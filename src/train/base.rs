@@ -2,12 +2,12 @@
 //! that stay as they are.
 
 use super::Recipe;
-use crate::base::Limits;
+use crate::base::{DType, Limits, TensorType};
 use crate::data::{Tokenizer, hash::Hasher, tokenizer_files};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
-use crate::nn::{Adapted, Declare, Lora, ParamLayout, Params, Parts};
+use crate::nn::{Adapted, Declare, Frozen, Held, Lora, ParamLayout, Params, Parts};
 use crate::optim::Optimizer;
 use crate::store::{Checkpoint, PeftAdapter};
 use std::path::Path;
@@ -138,13 +138,23 @@ impl Subject {
             Some(base) => base.checkpoint.frozen_as(config.base_dtype)?,
             None => config.base_dtype.frozen(&specs),
         };
-        let lora = Lora::new(config, &specs, page)?;
+        let (frozen, lora) = if recipe.mesh.ranks() == recipe.mesh.data {
+            (frozen, Lora::new(config, &specs, page)?)
+        } else {
+            let parts = model.config().parts(recipe.mesh, rank)?;
+            let lora = Lora::of_parts(config, &parts, page)?;
+            (own_parts(frozen, parts)?, lora)
+        };
         Ok(Subject { layout: lora.layout().clone(), adapted: Some(Adapted { base: frozen, lora: Some(lora) }) })
     }
 
     /// The adapters, where only they are trained.
     pub fn lora(&self) -> Option<&Lora> {
         self.adapted.as_ref()?.lora.as_ref()
+    }
+
+    fn declared(&self) -> &dyn Declare {
+        self.adapted.as_ref().map_or(&self.layout, |adapted| adapted)
     }
 
     /// The model as validation and samples see it: with nothing left out.
@@ -175,13 +185,41 @@ impl Subject {
 
 impl Declare for Subject {
     fn declare(&self, g: &mut Graph) -> Result<Params> {
-        match &self.adapted {
-            None => self.layout.declare(g),
-            Some(adapted) => adapted.declare(g),
-        }
+        self.declared().declare(g)
     }
 
     fn parts(&self) -> Option<&Parts> {
-        self.layout.parts()
+        self.declared().parts()
     }
+
+    fn declare_whole(&self, g: &mut Graph) -> Result<Params> {
+        self.declared().declare_whole(g)
+    }
+
+    fn held(&self, name: &str) -> Option<&Held> {
+        self.declared().held(name)
+    }
+}
+
+/// A rank's parts of frozen parameters.
+fn own_parts(whole: Frozen, parts: Parts) -> Result<Frozen> {
+    let mut own = Vec::new();
+    for (name, ty) in whole.params().iter().filter(|(name, _)| parts.has(name)) {
+        let shape = parts.held(name).shape(&ty.shape, parts.mesh);
+        check_blocks(name, ty.dtype, shape.last())?;
+        own.push((name.clone(), TensorType { shape, dtype: ty.dtype }));
+    }
+    Ok(Frozen::new(own).of_parts(parts, whole))
+}
+
+/// Refuses parts that are no whole blocks of a dtype.
+fn check_blocks(name: &str, dtype: DType, columns: usize) -> Result<()> {
+    let block = dtype.block().elements;
+    if columns.is_multiple_of(block) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{name} is held in {dtype}, in blocks of {block} elements, and a rank would have {columns} columns of it, which are no \
+         whole blocks; choose fewer ranks along the tensor axis, or another lora.base_dtype, such as bf16"
+    )))
 }

@@ -7,9 +7,10 @@ use crate::base::Limits;
 use crate::data::tokenizer_files;
 use crate::error::{Error, Result};
 use crate::model::Llama;
-use crate::nn::{PARAMETERS, ParamLayout};
-use crate::optim::EMA;
-use crate::store::snapshot::{MANIFEST, Series, Snapshot};
+use crate::nn::{PARAMETERS, ParamLayout, Runs};
+use crate::optim::{EMA, Shard};
+use crate::parallel::Mesh;
+use crate::store::snapshot::{Layout, MANIFEST, Series, Snapshot, Written};
 use crate::store::{ADAPTER_CONFIG, Checkpoint, FolderFile, save_folder, write_adapter};
 use std::path::{Path, PathBuf};
 
@@ -120,37 +121,26 @@ impl TrainedRun {
         )))
     }
 
-    /// What is trained, in pages as the checkpoint has them: their largest is as good as the limit that they were made for.
+    /// What is trained, all of it; in pages as the checkpoint has them where it is one of a single rank that does not say: their
+    /// largest is as good as the limit that they were made for.
     fn subject(&self, model: &Llama, base: Option<&Base>) -> Result<Subject> {
         let states = self.snapshot.iter().flat_map(|s| &s.manifest().states);
         let largest = states.filter(|s| s.name.starts_with("param.")).map(|s| s.bytes).max();
         let limits = Limits { max_buffer_bytes: largest.unwrap_or(0), ..Limits::default() };
-        Subject::new(model, &self.recipe, base, &limits)
+        let recipe = Recipe { mesh: Mesh::ONE, shard: Shard::None, ..self.recipe.clone() };
+        Subject::new(model, &recipe, base, &limits)
     }
 }
 
-/// Parameters of a checkpoint, in a layout's pages.
+/// Parameters of a checkpoint, whatever ranks wrote it, in a layout's pages.
 fn pages(snapshot: &Snapshot, layout: &ParamLayout) -> Result<Vec<Vec<f32>>> {
+    let written = Written::open(snapshot, &Layout::of(layout, Mesh::ONE))?;
     let mut pages = layout.zeros();
     // Where an average is kept, that is the model.
-    let of = if snapshot.manifest().states.iter().any(|s| s.name == format!("{EMA}.0")) { EMA } else { PARAMETERS };
-    for (i, page) in pages.iter().enumerate() {
-        let (name, bytes) = (format!("{of}.{i}"), 4 * page.len() as u64);
-        if !snapshot.manifest().states.iter().any(|s| s.name == name && s.bytes == bytes) {
-            let message = format!("holds no state {name} of {bytes} bytes: it is a checkpoint of another model");
-            return Err(Error::file(snapshot.folder(), message));
-        }
-    }
-    for piece in snapshot.pieces() {
-        let (state, offset, bytes) = piece?;
-        let page = state
-            .strip_prefix(of)
-            .and_then(|i| i.strip_prefix('.'))
-            .and_then(|i| pages.get_mut(i.parse::<usize>().ok()?));
-        if let Some(page) = page {
-            let at = offset as usize;
-            bytemuck::cast_slice_mut::<f32, u8>(page)[at..at + bytes.len()].copy_from_slice(&bytes);
-        }
+    let of = if written.has(EMA) { EMA } else { PARAMETERS };
+    for (spec, data) in layout.tensors_mut(&mut pages) {
+        let all = Runs { starts: vec![0], length: data.len() };
+        data.copy_from_slice(&written.read(of, &spec.name, spec.shape.dims(), &all)?);
     }
     Ok(pages)
 }

@@ -64,8 +64,8 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         return Err(Error::Invalid(format!("{message}, more than can be counted; choose a smaller --batch or --seq")));
     }
     let mut g = Graph::new();
-    let parts = params.parts();
-    let params: Params = params.declare(&mut g)?;
+    let own = params;
+    let params: Params = own.declare(&mut g)?;
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
     let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
@@ -73,10 +73,7 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
     let mut loss = |g: &mut Graph| -> Result<[Value; 2]> {
         let before = g.nodes().len();
         let both = match dpo {
-            None => match parts {
-                None => model.loss_and_count(g, &params, tokens, targets, starts)?,
-                Some(parts) => model.loss_of_parts(g, &params, parts, [tokens, targets], starts)?,
-            },
+            None => model.loss_of_parts(g, &params, own, [tokens, targets], starts)?,
             Some(_) => [model.log_probs(g, &params, tokens, targets, starts)?; 2],
         };
         // Before the sums over answers, which f16 would not hold.

@@ -187,7 +187,7 @@ impl Trainer {
         }
         // Whatever the numbers of a pass depend on, so that a run that is taken up finds the same again, cached or not.
         let base = recipe.lora.as_ref().map(|lora| (lora.base_dtype.to_string(), lora.dora));
-        let shape = (recipe.batch, recipe.seq, recipe.lengths);
+        let shape = (recipe.batch, recipe.seq, recipe.lengths, self.share());
         let about = (Content::of(prepared), base, shape, self.states.gpu().report().id(), crate::run::build());
         let identity = hash(serde_json::to_string(&about).expect("plain data").as_bytes());
         let (mut references, damaged) = References::open(folder, identity);
@@ -229,6 +229,15 @@ impl Trainer {
         observer.event(&Event::Note { text });
         self.references = Some(references);
         Ok(())
+    }
+
+    /// The mean of what each rank has of its own pairs, of which all have as many.
+    pub(super) fn over_ranks(&self, own: Option<Rewards>) -> Result<Option<Rewards>> {
+        let (world, ranks) = (self.world(), self.world().size() as f64);
+        let Some(own) = own.filter(|_| ranks > 1.0) else { return Ok(own) };
+        let mean = |of: f64| Ok::<f64, Error>(world.sum(of)? / ranks);
+        let (chosen, rejected) = (mean(own.chosen)?, mean(own.rejected)?);
+        Ok(Some(Rewards { chosen, rejected, margin: mean(own.margin)?, accuracy: mean(own.accuracy)? }))
     }
 
     /// The log-probability of each answer of a batch, by the model as it is.

@@ -2,7 +2,7 @@
 
 use super::Recipe;
 use crate::error::{Error, Result};
-use crate::optim::{Rule, Shard, Update};
+use crate::optim::{Shard, Update};
 use crate::parallel::Mesh;
 
 impl Recipe {
@@ -16,21 +16,11 @@ impl Recipe {
                 self.mesh.ranks()
             )));
         }
-        let whole = match () {
-            () if self.lora.is_some() => "adapters are trained over whole weights",
-            () if self.model.is_some() => "a model that training begins with is read whole",
-            () if matches!(self.optimizer, Rule::Muon | Rule::AdamW8bit) => {
-                "muon takes whole matrices, and adamw8bit blocks of them; choose adamw or sgd"
-            }
-            () => "",
-        };
-        if tensor > 1 && !whole.is_empty() {
-            return Err(Error::Invalid(format!("mesh is {}, and {whole}; leave the tensor axis out", self.mesh)));
-        }
-        if self.mesh.ranks() > 1 && self.dpo.is_some() {
+        if self.mesh.ranks() > data && self.dpo.is_some() {
             return Err(Error::Invalid(format!(
-                "mesh is {}, and preference pairs are trained on by one rank",
-                self.mesh
+                "mesh is {}, and preference pairs are compared by whole models; choose data={}",
+                self.mesh,
+                self.mesh.ranks()
             )));
         }
         if self.mesh.ranks() > 1 && self.update == Update::Layer {

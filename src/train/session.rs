@@ -113,9 +113,8 @@ impl<'a> Session<'a> {
         world.first(world.is_first().then(|| log.as_ref().map(|_| ()).map_err(|e| Error::Invalid(e.to_string()))))?;
         let series = Series::below(&recipe.out);
         let options = &recipe.checkpoint;
-        let in_parts = trainer.layout().parts().is_some();
-        let writers = if trainer.shards() > 1 { world.again()? } else { World::alone() };
-        let writes = !in_parts && (world.is_first() || writers.size() > 1);
+        let writers = if trainer.writers() > 1 { world.again()? } else { World::alone() };
+        let writes = world.is_first() || writers.size() > 1;
         let keeper = recipe.checkpoint_interval().filter(|_| writes);
         let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options, writers, copies));
         let flops = prepared.config.train_flops_per_token(recipe.seq) as f64;
@@ -186,11 +185,8 @@ impl<'a> Session<'a> {
 
     async fn run(mut self) -> Result<Ending> {
         self.compare(true).await?;
-        if self.trainer.layout().parts().is_some() {
-            self.note(
-                "ranks hold parts of the parameters: there are no checkpoints, samples or tasks on the way".into(),
-            );
-        }
+        let notes = std::mem::take(&mut self.trainer.notes);
+        notes.into_iter().for_each(|text| self.note(text));
         // A run that was killed after its end was due does not go on.
         let mut early = self.is_enough();
         while self.done() < self.recipe.steps && !early {
@@ -328,7 +324,7 @@ impl<'a> Session<'a> {
         if self.is_kept(step) || is_wanted {
             let is_busy = self.keeper.as_ref().is_some_and(Keeper::is_busy) && !is_wanted;
             // Parts of several ranks are one checkpoint.
-            let is_busy = if self.trainer.shards() > 1 { self.world.any(is_busy)? } else { is_busy };
+            let is_busy = if self.trainer.writers() > 1 { self.world.any(is_busy)? } else { is_busy };
             // Where steps are left out the parameters may be at fault, and must not take a good checkpoint's place.
             let row = self.trainer.progress.skipped_in_row;
             if (is_busy || row > 0) && !self.is_last(step) {
@@ -351,7 +347,8 @@ impl<'a> Session<'a> {
         self.about.progress = self.trainer.progress.clone();
         let about = serde_json::to_value(&self.about).expect("plain data");
         let manifest = Manifest::new(step, validation, about, keeper.sizes().to_vec());
-        let manifest = Manifest { parts: self.trainer.shards(), ..manifest };
+        let layout = Some(self.trainer.placed());
+        let manifest = Manifest { parts: self.trainer.writers(), layout, ..manifest };
         keeper.take(self.trainer, manifest, began).await?;
         self.taken = step;
         earlier.into_iter().for_each(|kept| self.kept(kept));
@@ -394,8 +391,7 @@ impl<'a> Session<'a> {
         if ending == Ending::Early {
             self.back_to_best().await?;
         }
-        let in_parts = self.trainer.layout().parts().is_some();
-        if !self.world.is_first() && !in_parts {
+        if !self.world.is_first() && !self.trainer.is_in_parts() {
             return Ok(ending);
         }
         let (subject, pages) = self.trainer.whole().await?;
@@ -463,12 +459,17 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Tasks and samples, by the first rank.
+    /// Tasks and samples, by the first rank; where ranks have parts of the model, all of them give it theirs.
     async fn look(&mut self) -> Result<()> {
-        if !self.world.is_first() || self.trainer.layout().parts().is_some() {
+        let whole = if self.trainer.is_in_parts() { Some(self.trainer.whole().await?) } else { None };
+        if !self.world.is_first() {
             return Ok(());
         }
         let (step, tokenizer) = (self.done(), &self.prepared.tokenizer);
+        let base = self.prepared.base.as_deref();
+        if let Some(text) = self.look.see(self.gpu, self.trainer, whole, base).await? {
+            self.note(text);
+        }
         for (task, items, metrics) in self.look.tasks(self.gpu, self.trainer, tokenizer).await? {
             self.tell(Event::Task { step, task, items, metrics });
         }

@@ -12,6 +12,7 @@ use crate::gpu::Gpu;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, DROPOUT, PARAMETERS, ParamLayout};
 use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule};
+use crate::parallel::Mesh;
 use crate::run::{Choice, Choices, Executor, Recorder, States, bytes_beside, check_memory, device_bytes};
 use crate::store::Loaded;
 use crate::store::snapshot::StateSize;
@@ -19,6 +20,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 mod restore;
+mod whole;
 
 /// Bytes of states that are hashed at a time.
 const HASHED: u64 = 32 << 20;
@@ -64,7 +66,10 @@ pub struct Trainer {
     data_wait: f64,
     world: World,
     axes: Axes,
+    mesh: Mesh,
     shards: usize,
+    /// What is to be said aloud before training goes on.
+    pub(super) notes: Vec<String>,
 }
 
 /// A step and validation of one length of rows.
@@ -210,7 +215,10 @@ impl Trainer {
         let loader = Prefetch::new(loader);
         // Sums are made anew by every step.
         let written = apply.as_ref().unwrap_or(&plan).written_states().into_iter();
-        let size = |(name, bytes): (&str, u64)| StateSize { name: name.into(), bytes };
+        let share = if recipe.shards() > 1 { axes.share() as u64 } else { 0 };
+        let first = |name: &str, bytes: u64| if Optimizer::is_moment(name) { share * bytes } else { 0 };
+        let size =
+            |(name, bytes): (&str, u64)| StateSize { first: first(name, bytes), ..StateSize::whole(name, bytes) };
         let trainer = Trainer {
             model,
             subject,
@@ -237,7 +245,9 @@ impl Trainer {
             data_wait: 0.0,
             world: world.clone(),
             axes,
+            mesh: recipe.mesh,
             shards: recipe.shards(),
+            notes: Vec::new(),
         };
         Ok((trainer, plan, apply))
     }
@@ -334,7 +344,8 @@ impl Trainer {
             while self.rewards.len() < self.batches as usize {
                 self.take().await?;
             }
-            result.rewards = Rewards::mean(self.rewards.drain(..self.batches as usize));
+            let own = Rewards::mean(self.rewards.drain(..self.batches as usize));
+            result.rewards = self.over_ranks(own)?;
         }
         Ok(result)
     }
@@ -373,7 +384,8 @@ impl Trainer {
             sum += if weight > 0 { f64::from(result.loss) * weight as f64 } else { 0.0 };
             counted += weight;
         }
-        Ok((self.world.sum(sum)? / self.world.sum(counted as f64)?, Rewards::mean(rewards)))
+        let rewards = self.over_ranks(Rewards::mean(rewards))?;
+        Ok((self.world.sum(sum)? / self.world.sum(counted as f64)?, rewards))
     }
 
     /// Validation batches of `sequences` sequences at most.
@@ -399,18 +411,6 @@ impl Trainer {
         Ok(pages)
     }
 
-    /// The same of the whole model, put together of all ranks' parts where each has some; all ranks call this together.
-    ///
-    /// # Errors
-    /// As [`Trainer::pages`]; those of the communicator.
-    pub async fn whole(&self) -> Result<(Subject, Vec<Vec<f32>>)> {
-        let own = self.pages().await?;
-        Ok(match self.axes.together(self.layout(), &own)? {
-            Some((layout, pages)) => (Subject { layout, adapted: None }, pages),
-            None => (self.subject.clone(), own),
-        })
-    }
-
     /// Tokens of one step of the longest rows, over all ranks.
     pub fn tokens_per_step(&self) -> u64 {
         let own = (self.val_batch.rows() * self.loader.loader().longest()) as u64 * u64::from(self.batches);
@@ -420,6 +420,11 @@ impl Trainer {
     /// The ranks of which this is one.
     pub fn world(&self) -> &World {
         &self.world
+    }
+
+    /// Which part of every batch is this rank's, of how many.
+    pub fn share(&self) -> (usize, usize) {
+        (self.axes.share(), self.axes.shares())
     }
 
     /// Those that hold the same parameters, this one among them.

@@ -121,7 +121,6 @@ fn meshes_that_cannot_be_are_refused() {
             "--mesh data=2 --update layer",
             "mesh is data=2, and ranks add up whole gradients; leave update = \"layer\" out",
         ),
-        ("--mesh tensor=2 --optimizer muon", "mesh is tensor=2, and muon takes whole matrices"),
         (
             "--mesh data=2,pipeline=2",
             "mesh is data=2,pipeline=2; training is split over the data axis and the tensor axis only, as in data=4",

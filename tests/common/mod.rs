@@ -3,6 +3,7 @@
 
 pub mod golden;
 pub mod interpret;
+pub mod ranks;
 pub mod scores;
 pub mod shared;
 pub mod spread;

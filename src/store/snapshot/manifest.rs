@@ -1,5 +1,6 @@
 //! What the manifest of a training checkpoint says, and how states are cut into files.
 
+use super::Layout;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -29,6 +30,9 @@ pub struct Manifest {
     /// Of how many ranks' folders the checkpoint consists: this one is the first's, and stands once the others do.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub parts: usize,
+    /// Where the parameters lie in the states of the rank that wrote this; not in the oldest checkpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layout: Option<Layout>,
 }
 
 fn one() -> usize {
@@ -47,6 +51,20 @@ pub struct StateSize {
     pub name: String,
     /// Its bytes, whole words.
     pub bytes: u64,
+    /// First byte of the whole state that this is; above 0 where ranks share a state out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first: u64,
+}
+
+fn is_zero(first: &u64) -> bool {
+    *first == 0
+}
+
+impl StateSize {
+    /// A state that is whole.
+    pub fn whole(name: &str, bytes: u64) -> StateSize {
+        StateSize { name: name.into(), bytes, first: 0 }
+    }
 }
 
 /// One file.
@@ -78,7 +96,7 @@ pub struct Part {
 impl Manifest {
     /// A manifest whose files are not written yet.
     pub fn new(step: u64, validation: Option<f64>, run: Value, states: Vec<StateSize>) -> Manifest {
-        Manifest { format: FORMAT, step, validation, run, states, shards: Vec::new(), parts: 1 }
+        Manifest { format: FORMAT, step, validation, run, states, shards: Vec::new(), parts: 1, layout: None }
     }
 
     /// Bytes of all states.

@@ -41,6 +41,7 @@ impl Snapshot {
             let message = format!("has format {}, and this version reads {FORMAT}", manifest.format);
             return Err(Error::file(&file, message));
         }
+        manifest.layout.as_ref().map_or(Ok(()), |layout| layout.check(&file, manifest.parts))?;
         Ok(Snapshot { folder: folder.to_path_buf(), manifest })
     }
 
@@ -109,6 +110,37 @@ impl Snapshot {
                 Ok((state, offset, content))
             })
         })
+    }
+
+    /// Fills `bytes` with those of a state, from one of its bytes on.
+    ///
+    /// # Errors
+    /// If the state has not as many, or they cannot be read.
+    pub fn read(&self, state: &str, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let (wanted, mut left) = (offset..offset + bytes.len() as u64, bytes.len());
+        for shard in &self.manifest.shards {
+            let mut at = shard.bytes - shard.parts.iter().map(|p| p.bytes).sum::<u64>();
+            for part in &shard.parts {
+                let (start, end) = (wanted.start.max(part.offset), wanted.end.min(part.offset + part.bytes));
+                if part.state == state && start < end {
+                    let path = self.path(shard)?;
+                    let own = &mut bytes[(start - offset) as usize..(end - offset) as usize];
+                    left = left.saturating_sub(own.len());
+                    File::open(&path)
+                        .and_then(|mut file| {
+                            file.seek(SeekFrom::Start(at + start - part.offset))?;
+                            file.read_exact(own)
+                        })
+                        .map_err(|e| Error::io("read", &path, e))?;
+                }
+                at += part.bytes;
+            }
+        }
+        if left > 0 {
+            let message = format!("holds no {} bytes of the state {state} from byte {offset} on", bytes.len());
+            return Err(Error::file(&self.folder, message));
+        }
+        Ok(())
     }
 
     /// Where a file lies; a name that leads elsewhere is none.

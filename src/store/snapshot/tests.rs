@@ -11,7 +11,7 @@ fn states() -> Vec<(StateSize, Vec<u8>)> {
         .into_iter()
         .map(|(name, bytes): (&str, u64)| {
             let content = (0..bytes).map(|i| (i * 7 + name.len() as u64) as u8).collect();
-            (StateSize { name: name.into(), bytes }, content)
+            (StateSize::whole(name, bytes), content)
         })
         .collect()
 }
@@ -145,7 +145,7 @@ fn what_is_not_finished_leaves_nothing() {
     Series::of(run.path());
     assert_eq!(names(series.folder()).is_empty(), swept);
     // More than any disk has.
-    let huge = vec![StateSize { name: "param.0".into(), bytes: 1 << 60 }];
+    let huge = vec![StateSize::whole("param.0", 1 << 60)];
     let error = SnapshotWriter::new(series.folder(), Manifest::new(5, None, json!(null), huge), 1500).err().unwrap();
     let said = error.to_string();
     assert!(

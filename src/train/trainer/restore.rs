@@ -2,54 +2,54 @@
 
 use super::{Progress, Trainer};
 use crate::error::{Error, Result};
+use crate::nn::Runs;
+use crate::ops::AdamW8;
 use crate::optim::Optimizer;
-use crate::store::snapshot::{Series, Snapshot, StateSize};
+use crate::store::snapshot::{Layout, Snapshot, StateSize, Written};
+use std::ops::Range;
+
+/// Bytes that are read at a time.
+const PIECE: usize = 16 << 20;
 
 impl Trainer {
-    /// The states of those that a step changes which this rank writes down: where moments are shared out, each writes its own, and
-    /// the first what all have alike.
+    /// The states of those that a step changes which this rank writes down: of what several have alike the first of them, of
+    /// moments that are shared out each its own.
     pub fn kept_states(&self) -> Vec<StateSize> {
-        let own = |s: &&StateSize| self.world.is_first() || Optimizer::is_moment(&s.name);
-        self.written.iter().filter(own).cloned().collect()
+        self.written.iter().filter(|state| self.keeps(state)).cloned().collect()
     }
 
-    /// Over how many ranks moments are shared out.
-    pub fn shards(&self) -> usize {
-        self.shards
-    }
-
-    /// Refuses a checkpoint of other states; what fills up pages that ranks share out may differ.
-    fn check_states(&self, snapshot: &Snapshot) -> Result<()> {
-        let (theirs, parts) = (&snapshot.manifest().states, snapshot.manifest().parts);
-        let most = parts.max(self.shards);
-        let slack = if most > 1 { Optimizer::unit(most) } else { 0 };
-        let whole = |s: &StateSize, shards: usize| {
-            if Optimizer::is_moment(&s.name) { s.bytes * shards as u64 } else { s.bytes }
-        };
-        let is_there = |ours: &StateSize| {
-            let found = theirs.iter().find(|s| s.name == ours.name);
-            found.is_some_and(|s| whole(s, parts).abs_diff(whole(ours, self.shards)) <= slack)
-        };
-        match self.written.iter().find(|s| !is_there(s)) {
-            None => Ok(()),
-            Some(ours) => Err(Error::file(
-                snapshot.folder(),
-                format!(
-                    "holds no state {} of {} bytes, which this run has: it is a checkpoint of another recipe, or of an \
-                     adapter with other limits",
-                    ours.name,
-                    whole(ours, self.shards)
-                ),
-            )),
+    fn keeps(&self, state: &StateSize) -> bool {
+        let (mesh, rank, layout) = (self.mesh, self.world.rank(), self.layout());
+        let Some((_, page)) = of_page(&state.name) else { return rank == 0 };
+        if self.shards > 1 && Optimizer::is_moment(&state.name) {
+            return true;
         }
+        let Some(parts) = layout.parts() else { return rank == 0 };
+        let params = layout.pages().get(page).map(|page| &layout.specs()[page.params.clone()]);
+        params.into_iter().flatten().any(|spec| parts.held(&spec.name).is_first(mesh, rank))
     }
 
-    /// Puts everything as it was when a checkpoint was taken. Results that were not taken are dropped.
+    /// Of how many ranks' folders a checkpoint consists.
+    pub fn writers(&self) -> usize {
+        if self.shards > 1 || self.layout().parts().is_some() { self.world.size() } else { 1 }
+    }
+
+    /// Where this rank's parameters lie, for a checkpoint's manifest.
+    pub fn placed(&self) -> Layout {
+        Layout::of(self.layout(), self.mesh)
+    }
+
+    /// Puts everything as it was when a checkpoint was taken, whatever mesh took it. Results that were not taken are dropped.
     ///
     /// # Errors
     /// If the checkpoint holds other states than this recipe has on this adapter, or cannot be read, or the device fails.
     pub async fn restore(&mut self, snapshot: &Snapshot, progress: Progress) -> Result<()> {
-        self.check_states(snapshot)?;
+        let own = self.placed();
+        let written = Written::open(snapshot, &own)?;
+        let alike = written.alike(&own, self.world.rank());
+        if !alike.is_empty() {
+            self.check_states(&written, &alike)?;
+        }
         while !self.under_way.is_empty() {
             self.take().await?;
         }
@@ -58,30 +58,105 @@ impl Trainer {
         }
         self.rewards.clear();
         self.tokens.clear();
-        let (parts, series) = (snapshot.manifest().parts, snapshot.folder().parent().map(Series::at));
-        for part in 0..parts {
-            let opened = match (part, &series) {
-                (0, _) | (_, None) => snapshot.clone(),
-                (_, Some(series)) => Snapshot::open(&series.part(part).step(snapshot.manifest().step))?,
-            };
-            for piece in opened.pieces() {
-                let (state, offset, bytes) = piece?;
-                let moment = Optimizer::is_moment(state);
-                let size = |all: &[StateSize]| all.iter().find(|s| s.name == state).map_or(0, |s| s.bytes);
-                // Where it begins in the whole, and what of the whole is this rank's.
-                let first = offset + if moment { part as u64 * size(&opened.manifest().states) } else { 0 };
-                let own = size(&self.written);
-                let from = if moment && self.shards > 1 { self.world.rank() as u64 * own } else { 0 };
-                let (start, end) = (first.max(from), (first + bytes.len() as u64).min(from + own));
-                if start < end {
-                    let bytes = &bytes[(start - first) as usize..(end - first) as usize];
-                    self.states.write(state, start - from, bytes).await?;
-                }
+        let mut exact = true;
+        for state in &self.written {
+            match of_page(&state.name) {
+                None => self.copy(&written, &[0], state).await?,
+                Some(_) if !alike.is_empty() => self.copy(&written, &alike, state).await?,
+                Some(("adam_scales", _)) => {}
+                Some((kind, page)) => exact &= self.reshape(&written, state, kind, page).await?,
             }
+        }
+        if !exact {
+            let text = "moments of eight bits were rounded anew, in the blocks that they make on this mesh: the run goes on \
+                        within that rounding of what it would have been";
+            self.notes.push(text.into());
         }
         self.loader.restore(progress.loader);
         self.submitted = progress.step;
         self.progress = progress;
         Ok(())
     }
+
+    /// Refuses a checkpoint of other states; what fills up pages that ranks share out may differ.
+    fn check_states(&self, written: &Written, alike: &[usize]) -> Result<()> {
+        let parts = written.first().manifest().parts;
+        let slack = if parts.max(self.shards) > 1 { Optimizer::unit(parts.max(self.shards)) } else { 0 };
+        for state in &self.written {
+            let is_shared = self.shards > 1 && Optimizer::is_moment(&state.name);
+            let own = if is_shared { state.bytes * self.shards as u64 } else { state.bytes };
+            let ranks = if of_page(&state.name).is_some() { alike } else { &[0] };
+            if written.bytes(ranks, &state.name).abs_diff(own) > slack {
+                let message = format!(
+                    "holds no state {} of {own} bytes, which this run has: it is a checkpoint of another recipe, or of an \
+                     adapter with other limits",
+                    state.name
+                );
+                return Err(Error::file(written.first().folder(), message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a state as it is from those that had the same.
+    async fn copy(&self, written: &Written, ranks: &[usize], state: &StateSize) -> Result<()> {
+        let mut bytes = vec![0; (state.bytes as usize).min(PIECE)];
+        for start in (0..state.bytes).step_by(PIECE) {
+            let piece = &mut bytes[..((state.bytes - start) as usize).min(PIECE)];
+            let count = written.copy(ranks, &state.name, state.first + start, piece)?;
+            if count > 0 {
+                self.states.write(&state.name, start, &piece[..count]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a state of this rank together of what others wrote of its parameters; false if something was rounded anew.
+    async fn reshape(&self, written: &Written, state: &StateSize, kind: &str, page: usize) -> Result<bool> {
+        let (first, bytes) = (state.first as usize, state.bytes as usize);
+        if kind == "adam_codes" {
+            // Two bytes an element.
+            let read = |kind: &str| self.values(written, kind, page, first / 2..(first + bytes) / 2);
+            let (m, v) = (read("adam_m")?, read("adam_v")?);
+            let (of_m, of_v) = (read("adam_m_scale")?, read("adam_v_scale")?);
+            let (codes, scales, exact) = AdamW8::pack([&m, &of_m], [&v, &of_v]);
+            self.states.write(&state.name, 0, bytemuck::cast_slice(&codes)).await?;
+            self.states.write(&format!("adam_scales.{page}"), 0, bytemuck::cast_slice(&scales)).await?;
+            return Ok(exact);
+        }
+        let values = self.values(written, kind, page, first / 4..(first + bytes) / 4)?;
+        self.states.write(&state.name, 0, bytemuck::cast_slice(&values)).await?;
+        Ok(true)
+    }
+
+    /// These elements of a page, of parameters or of a moment.
+    fn values(&self, written: &Written, kind: &str, page: usize, elements: Range<usize>) -> Result<Vec<f32>> {
+        let (layout, mut values) = (self.layout(), vec![0.0; elements.len()]);
+        let own = &layout.pages()[page];
+        for (spec, &start) in layout.specs()[own.params.clone()].iter().zip(&own.starts) {
+            let (from, to) = (start.max(elements.start), (start + spec.shape.elements()).min(elements.end));
+            if from >= to {
+                continue;
+            }
+            let whole = layout.parts().and_then(|parts| Some((parts.spec(&spec.name)?, parts)));
+            let part = match whole {
+                Some((whole, parts)) => {
+                    let runs = parts.runs(whole, parts.rank);
+                    written.read(kind, &spec.name, whole.shape.dims(), &runs)?
+                }
+                None => {
+                    let runs = Runs { starts: vec![0], length: spec.shape.elements() };
+                    written.read(kind, &spec.name, spec.shape.dims(), &runs)?
+                }
+            };
+            values[from - elements.start..to - elements.start].copy_from_slice(&part[from - start..to - start]);
+        }
+        Ok(values)
+    }
+}
+
+/// Of a state in pages its kind and its page.
+fn of_page(state: &str) -> Option<(&str, usize)> {
+    let (kind, page) = state.split_once('.')?;
+    Some((kind, page.parse().ok()?))
 }

@@ -1,0 +1,31 @@
+//! The whole of a model of which ranks have parts.
+
+use super::Trainer;
+use crate::error::Result;
+use crate::nn::Adapted;
+use crate::train::Subject;
+
+impl Trainer {
+    /// Whether no rank has all that is shown: who wants it whole asks all ranks for [`Trainer::whole`].
+    pub fn is_in_parts(&self) -> bool {
+        self.layout().parts().is_some()
+    }
+
+    /// What is trained of the whole model, put together of all ranks' parts where each has some; all ranks call this together.
+    ///
+    /// # Errors
+    /// As [`Trainer::pages`]; those of the communicator.
+    pub async fn whole(&self) -> Result<(Subject, Vec<Vec<f32>>)> {
+        let own = self.pages().await?;
+        let Some(parts) = self.layout().parts() else { return Ok((self.subject.clone(), own)) };
+        let adapted = self.subject.adapted.as_ref().map(Adapted::whole);
+        let layout = match adapted.as_ref().and_then(|adapted| adapted.lora.as_ref()) {
+            Some(lora) => lora.layout().clone(),
+            None => self.optimizer.layout(parts.whole().to_vec(), u64::from(u32::MAX))?,
+        };
+        Ok(match self.axes.together(self.layout(), &own, &layout)? {
+            Some(pages) => (Subject { layout, adapted }, pages),
+            None => (self.subject.clone(), own),
+        })
+    }
+}

@@ -1,0 +1,286 @@
+//! Ranks that hold parts of a model, through the trainer: what they write any other mesh reads, and whatever is trained like
+//! that is what one device trains.
+
+mod common;
+
+use common::ranks::{CONFIG, Seen, copy, go_on, layout_of, prepared, ranks, recipe, spread, train};
+use danlu::compile::First;
+use danlu::data::{DataSource, DataSources};
+use danlu::model::DpoConfig;
+use danlu::nn::{BaseDtype, LoraConfig};
+use danlu::optim::{Rule, Shape, Shard, Update};
+use danlu::parallel::Mesh;
+use danlu::store::{Checkpoint, load_folder};
+use danlu::train::{Event, Precision, Recipe, Resumption, TrainedRun, Trainer, run};
+use pollster::block_on;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+/// Heads that four ranks can share.
+fn four_heads(folder: &Path, name: &str) -> Recipe {
+    let recipe = recipe(folder, name);
+    let config = CONFIG.replace("_heads\": 2", "_heads\": 4").replace("_heads\": 1", "_heads\": 4");
+    std::fs::write(folder.join("config.json"), config).unwrap();
+    recipe
+}
+
+fn on(mesh: &str) -> Mesh {
+    mesh.parse().unwrap()
+}
+
+mod what_ranks {
+use super::*;
+/// Each rank writes its parts of parameters and moments. The same mesh goes on as if nothing had happened; any other within
+/// roundings of one device's nine steps; and what was written last is a Hugging Face folder, whoever exports it.
+#[test]
+fn what_ranks_with_parts_wrote_any_mesh_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |name: &str, steps, mesh: &str| Recipe {
+        steps,
+        warmup: Some(1),
+        schedule: Shape::Constant,
+        eval_every: Some(3),
+        mesh: on(mesh),
+        ..four_heads(folder.path(), name)
+    };
+    let calm = train(&of("calm", 9, "tensor=2"), folder.path());
+    train(&of("run", 3, "tensor=2"), folder.path());
+    let part = folder.path().join("run/checkpoints/rank-1/step-3/manifest.json");
+    assert!(part.is_file(), "every rank has a folder of its own");
+    let copied = folder.path().join("other");
+    copy(&folder.path().join("run"), &copied);
+    let same = go_on(&of("run", 9, "tensor=2"), folder.path());
+    assert!(same.pages == calm.pages && same.steps == calm.steps[3..], "the same ranks go on otherwise");
+    let one = of("one", 9, "data=1");
+    let prepared = prepared(&one, folder.path());
+    let layout = layout_of(&one, &prepared);
+    let mut spread = spread(&one, &prepared, &layout);
+    calm.check(&mut spread, &layout);
+    let mut all = Seen { steps: calm.steps[..3].to_vec(), ..calm.clone() };
+    for (steps, mesh, shard) in [
+        (4, "data=2", Shard::None),
+        (5, "data=1", Shard::None),
+        (6, "tensor=4", Shard::None),
+        (8, "data=2,tensor=2", Shard::None),
+        (9, "data=2", Shard::Optimizer),
+    ] {
+        let seen = go_on(&Recipe { shard, ..of("other", steps, mesh) }, folder.path());
+        all = Seen { steps: [all.steps, seen.steps].concat(), pages: seen.pages, ..all };
+        let snapshot = TrainedRun::open(&copied.join(format!("checkpoints/step-{steps}"))).unwrap();
+        let exported = folder.path().join(format!("exported-{steps}"));
+        snapshot.write_checkpoint(&exported, None, &folder.path().join("cache"), &mut |_: &Event| {}).unwrap();
+        let written = load_folder(&exported, &prepared.config, &layout).unwrap();
+        assert!(written.iter().zip(&all.pages).all(|(a, b)| *a == b[..a.len()]), "{mesh}: what is exported differs");
+    }
+    all.check(&mut spread, &layout);
+    eprintln!("worst: {:?}", spread.worst);
+    // A manifest of other parameters is refused by a sentence, and so is a rank's folder that is gone.
+    std::fs::remove_dir_all(copied.join("checkpoints/rank-1")).unwrap();
+    let mut said = Vec::new();
+    Resumption::find(&copied, &mut |note| said.push(note)).unwrap();
+    assert!(said[0].contains("step 9 is not used"), "{said:?}");
+}
+
+/// Moments of eight bits lie in blocks of a rank's own pages: the same mesh takes them as they are; another rounds them anew,
+/// says so, and goes on within what that rounding may do.
+#[test]
+fn moments_of_eight_bits_are_rounded_anew_on_another_mesh() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |name: &str, steps, mesh: &str| Recipe {
+        steps,
+        warmup: Some(1),
+        schedule: Shape::Constant,
+        eval_every: Some(3),
+        mesh: on(mesh),
+        optimizer: Rule::AdamW8bit,
+        ..four_heads(folder.path(), name)
+    };
+    let calm = train(&of("calm", 6, "tensor=2"), folder.path());
+    train(&of("run", 3, "tensor=2"), folder.path());
+    copy(&folder.path().join("run"), &folder.path().join("other"));
+    let same = go_on(&of("run", 6, "tensor=2"), folder.path());
+    assert!(same.pages == calm.pages && same.steps == calm.steps[3..], "the same ranks go on otherwise");
+    let mut seen = go_on(&of("other", 5, "data=2"), folder.path()).steps;
+    seen.extend(go_on(&of("other", 6, "tensor=4"), folder.path()).steps);
+    for (step, (got, expected)) in seen.iter().zip(&calm.steps[3..]).enumerate() {
+        let [got, expected] = [got, expected].map(|(loss, _)| f32::from_bits(*loss));
+        // Codes of eight bits turn a rounding into a step of their own, a hundredth of a moment.
+        assert!((got - expected).abs() <= 1e-3 * expected, "step {}: {got} where {expected} was expected", step + 4);
+    }
+}
+
+/// A tiny model with matrices of 128 columns, which NF4's blocks allow to be in two parts.
+fn wide(folder: &Path, name: &str) -> Recipe {
+    let recipe = recipe(folder, name);
+    let config = CONFIG
+        .replace("\"hidden_size\": 16, \"intermediate_size\": 24", "\"hidden_size\": 128, \"intermediate_size\": 128")
+        .replace("_heads\": 1", "_heads\": 2");
+    std::fs::write(folder.join("config.json"), config).unwrap();
+    recipe
+}
+
+/// A whole model that is gone on with, adapters beside it in f32 and over NF4, and Muon: each rank reads its own parts of the
+/// weights from disk, and what all of them compute is what one device does; twice the same bits. What is written is whole.
+#[test]
+fn models_and_adapters_in_parts_are_trained_as_by_one_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |name: &str| Recipe { steps: 3, eval_every: Some(3), ..four_heads(folder.path(), name) };
+    let base = of("base");
+    train(&base, folder.path());
+    let model = Some(base.out.to_str().unwrap().to_string());
+    let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
+    let large = Recipe { steps: 1, batch: 2, seq: 8, ..wide(folder.path(), "large") };
+    train(&large, folder.path());
+    let quantised = Recipe {
+        steps: 2,
+        model: Some(large.out.to_str().unwrap().into()),
+        lora: Some(LoraConfig { base_dtype: BaseDtype::Nf4, ..lora.clone() }),
+        out: folder.path().join("quantised"),
+        ..large
+    };
+    let rows = [
+        ("model", "tensor=4", Recipe { model: model.clone(), ..of("model") }),
+        ("adapters", "data=2,tensor=2", Recipe { model, lora: Some(lora), ..of("adapters") }),
+        ("quantised", "tensor=2", quantised),
+        ("muon", "tensor=2", Recipe { optimizer: Rule::Muon, ..of("muon") }),
+    ];
+    for (name, mesh, one) in rows {
+        let prepared = prepared(&one, folder.path());
+        let layout = layout_of(&one, &prepared);
+        let mut spread = spread(&one, &prepared, &layout);
+        let recipe = Recipe { mesh: on(mesh), ..one };
+        let seen = train(&recipe, folder.path());
+        seen.check(&mut spread, &layout);
+        let again = Recipe { out: folder.path().join("again"), ..recipe.clone() };
+        assert!(train(&again, folder.path()) == seen, "{name}: another run gives other bits");
+        if recipe.lora.is_some() {
+            let adapter = Checkpoint::open(Path::new(recipe.model.as_ref().unwrap())).unwrap();
+            assert!(adapter.adapt(&recipe.out).is_ok(), "{name}: what is written is no adapter of the model");
+        } else {
+            let written = load_folder(&recipe.out, &prepared.config, &layout).unwrap();
+            assert!(written == seen.pages, "{name}: another model lies in the folder");
+        }
+        eprintln!("{name}, {mesh}: worst {:?}", spread.worst);
+    }
+}
+
+/// Samples, recomputation, mixed precision with averages and packed rows of several lengths: what is recomputed changes no bit, the
+/// same layout gives the same bits, and killed runs go on as if nothing had happened.
+#[test]
+fn whatever_else_a_recipe_asks_for_goes_with_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let of = |name: &str| Recipe {
+        steps: 4,
+        warmup: Some(1),
+        schedule: Shape::Constant,
+        eval_every: Some(2),
+        mesh: on("tensor=2"),
+        ..four_heads(folder.path(), name)
+    };
+    let plain = of("plain");
+    let ready = prepared(&plain, folder.path());
+    let texts = std::sync::Mutex::new(Vec::new());
+    let told = ranks(&plain, |world| {
+        let gpu = common::gpu();
+        let (mut trainer, ..) = block_on(Trainer::among(&gpu, &plain, &ready, &mut First, world, &mut |_| {})).unwrap();
+        let mut observer = |event: &Event| match event {
+            Event::Sample { text, .. } => texts.lock().unwrap().push(text.clone()),
+            _ => {}
+        };
+        block_on(run(&gpu, &plain, &ready, &mut trainer, None, &AtomicBool::new(false), &mut observer)).unwrap();
+        trainer.device_bytes()
+    });
+    let texts = texts.into_inner().unwrap();
+    assert!(texts.len() == 2 && texts.iter().all(|text| text.len() > plain.prompt.len()), "{texts:?}");
+    let memory = Some(danlu::base::Bytes(told[0] - 1));
+    let [all, less] = [plain, Recipe { memory, ..of("less") }].map(|recipe| train(&recipe, folder.path()));
+    assert!(all.steps == less.steps && all.pages == less.pages, "what is computed again is something else");
+    let rich = |name: &str| Recipe {
+        precision: Precision::Mixed,
+        ema: 0.9,
+        pack: true,
+        accumulate: 2,
+        mesh: on("data=2,tensor=2"),
+        ..of(name)
+    };
+    let calm = train(&rich("calm"), folder.path());
+    train(&Recipe { steps: 2, ..rich("killed") }, folder.path());
+    let gone_on = go_on(&rich("killed"), folder.path());
+    assert!(gone_on.pages == calm.pages && gone_on.steps == calm.steps[2..], "a run that is taken up gives other bits");
+    let one = train(&Recipe { mesh: Mesh::ONE, ..rich("one") }, folder.path());
+    for (step, (got, expected)) in calm.steps.iter().zip(&one.steps).enumerate() {
+        let [got, expected] = [got, expected].map(|(loss, _)| f64::from(f32::from_bits(*loss)));
+        // Sums of at most 24 products of factors that f16 rounds, each by 2^-11: what a token's loss may move by.
+        assert!(
+            (got - expected).abs() <= 24.0 * 2f64.powi(-11) * expected,
+            "step {step}: {got} where one has {expected}"
+        );
+    }
+    for (change, part) in [
+        (Recipe { update: Update::Layer, ..of("layer") }, "ranks add up whole gradients"),
+        (Recipe { dpo: Some(DpoConfig::default()), ..of("pairs") }, "preference pairs are compared by whole models"),
+    ] {
+        let said = change.check().unwrap_err().to_string();
+        assert!(said.contains(part), "{said}");
+    }
+}
+
+/// Preference pairs over the data axis: the bits of one device that takes as many batches, and rewards that are means over all ranks.
+#[test]
+fn preferences_over_ranks_are_those_of_as_many_batches() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = Recipe { steps: 2, eval_every: Some(2), ..recipe(folder.path(), "base") };
+    train(&base, folder.path());
+    let pair = |i: usize| {
+        let who = ["cat", "dog", "mat"][i % 3];
+        format!("{{\"prompt\": \"A {who}:\", \"chosen\": \"The {who} ran.\", \"rejected\": \"red {who} to\"}}\n")
+    };
+    let file = folder.path().join("pairs.jsonl");
+    std::fs::write(&file, (0..27).map(pair).collect::<String>()).unwrap();
+    let of = |name: &str, data: usize| Recipe {
+        steps: 3,
+        eval_every: Some(3),
+        model: Some(base.out.to_str().unwrap().into()),
+        data: DataSources(vec![DataSource { path: file.clone(), weight: 1.0 }]),
+        seq: 24,
+        batch: 4 / data,
+        accumulate: data as u32,
+        dpo: Some(DpoConfig::default()),
+        lora: Some(LoraConfig { rank: 4, ..LoraConfig::default() }),
+        ..recipe(folder.path(), name)
+    };
+    let see = |recipe: &Recipe| {
+        let ready = prepared(recipe, folder.path());
+        ranks(recipe, |world| {
+            let gpu = common::gpu();
+            let (mut trainer, ..) =
+                block_on(Trainer::among(&gpu, recipe, &ready, &mut First, world, &mut |_| {})).unwrap();
+            let (stop, mut seen) = (AtomicBool::new(false), Vec::new());
+            let cache = folder.path().join("cache");
+            block_on(trainer.take_reference(recipe, &ready, &cache, &stop, &mut |_: &Event| {})).unwrap();
+            let mut observer = |event: &Event| match event {
+                Event::Step { loss, rewards, .. } => seen.push((loss.to_bits(), rewards.unwrap())),
+                Event::Validation { rewards, .. } => assert!(rewards.is_some()),
+                _ => {}
+            };
+            block_on(run(&gpu, recipe, &ready, &mut trainer, None, &stop, &mut observer)).unwrap();
+            (seen, block_on(trainer.pages()).unwrap())
+        })
+    };
+    let alone = see(&of("alone", 2)).remove(0);
+    let shared = see(&Recipe { batch: 4, accumulate: 1, mesh: on("data=2"), ..of("shared", 2) });
+    for (seen, pages) in &shared {
+        assert!(*pages == alone.1, "ranks have other parameters than one device");
+        for ((loss, rewards), (expected, of_one)) in seen.iter().zip(&alone.0) {
+            assert_eq!(loss, expected);
+            let apart =
+                [rewards.chosen - of_one.chosen, rewards.rejected - of_one.rejected, rewards.margin - of_one.margin];
+            // Sums in another order, of numbers that are f32.
+            assert!(
+                apart.iter().all(|x| x.abs() <= 1e-6) && rewards.accuracy == of_one.accuracy,
+                "{rewards:?}, {of_one:?}"
+            );
+        }
+    }
+}
+}
