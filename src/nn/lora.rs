@@ -298,6 +298,14 @@ impl Lora {
         &self.layout
     }
 
+    /// The same where they lie as an optimizer wants them.
+    ///
+    /// # Errors
+    /// Those of `layout`, which is given their parameters.
+    pub fn laid_out(self, layout: impl FnOnce(Vec<ParamSpec>) -> Result<ParamLayout>) -> Result<Lora> {
+        Ok(Lora { layout: layout(self.layout.specs().to_vec())?, ..self })
+    }
+
     /// True where there are magnitudes to be trained.
     pub fn trains_magnitudes(&self) -> bool {
         self.magnitudes == Magnitudes::Trained

@@ -138,7 +138,8 @@ impl Subject {
             Some(base) => base.checkpoint.frozen_as(config.base_dtype)?,
             None => config.base_dtype.frozen(&specs),
         };
-        let lora = Lora::new(config, &specs, page)?;
+        let optimizer = super::optimizer(recipe);
+        let lora = Lora::new(config, &specs, page)?.laid_out(|specs| optimizer.layout(specs, page))?;
         Ok(Subject { layout: lora.layout().clone(), adapted: Some(Adapted { base: frozen, lora: Some(lora) }) })
     }
 

@@ -186,6 +186,9 @@ impl<'a> Session<'a> {
 
     async fn run(mut self) -> Result<Ending> {
         self.compare(true).await?;
+        if let Some(keeper) = &mut self.keeper {
+            keeper.prepare(self.trainer).await?;
+        }
         if self.trainer.layout().parts().is_some() {
             self.note(
                 "ranks hold parts of the parameters: there are no checkpoints, samples or tasks on the way".into(),
@@ -310,7 +313,15 @@ impl<'a> Session<'a> {
                 return self.roll_back(&why).await.map(|()| false);
             }
             self.tell(Event::Validation { step, loss, rewards });
-            self.look().await?;
+            // Weights may be too large for a sample where a loss still is a number.
+            let seen = match self.look().await {
+                Err(Error::NoNumber(_)) => false,
+                seen => seen.map(|()| true)?,
+            };
+            if self.world.any(!seen)? {
+                let why = format!("a sample after step {step} could not be written: the model gave no finite logit");
+                return self.roll_back(&why).await.map(|()| false);
+            }
             let progress = &mut self.trainer.progress;
             is_best = progress.best.is_none_or(|(best, _)| loss < best);
             if is_best {
