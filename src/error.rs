@@ -52,6 +52,9 @@ pub enum Error {
     /// The device failed or was lost while working.
     #[error("device: {0}")]
     Device(String),
+    /// A model gave no numbers where numbers are needed.
+    #[error("{0}")]
+    NoNumber(String),
     /// A rank failed, left, or does other than the others.
     #[error("ranks: {0}")]
     Rank(String),

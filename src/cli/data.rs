@@ -1,13 +1,13 @@
 //! `danlu data` and `danlu tokenize`: examples as a model will see them, and shards of tokens that runs can share.
 
 use super::text::count;
-use super::{hub, paths, text};
+use super::{hub, paths};
 use crate::compile::human_bytes;
 use crate::data::{
     Corpus, Encoder, Loader, LoaderOptions, LoaderSource, LossOn, MASKED, Overlong, RowLayout, SHARD_ENDING, Shard,
     ShardKind, Tokenizer,
 };
-use crate::store::{Checkpoint, HubPart};
+use crate::store::HubPart;
 use crate::train::Recipe;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -85,10 +85,9 @@ impl Color {
 /// The tokenizer of a file, a folder or a model.
 fn tokenizer(argument: &Path) -> Result<Tokenizer> {
     let path = hub::resolve_part(argument, HubPart::Tokenizer)?;
-    if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
-        return Ok(text::tokenizer(&Checkpoint::open(&path)?)?);
-    }
-    Ok(Tokenizer::open(path)?)
+    let tokenizer = Tokenizer::open(path)?;
+    tokenizer.notes().iter().for_each(|note| tell!("danlu: {note}"));
+    Ok(tokenizer)
 }
 
 /// A bar of bytes of the data.

@@ -52,8 +52,8 @@ pub struct PairArgs {
     /// How dearly it pays to move away from the model that training begins with [default: 0.1].
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     beta: Option<f64>,
-    /// The loss of a pair: of its margin by DPO, or by IPO [default: sigmoid].
-    #[arg(long, value_name = "sigmoid|ipo")]
+    /// The loss of a pair: of its margin by DPO, by IPO, or a hinge [default: sigmoid].
+    #[arg(long, value_name = "sigmoid|ipo|hinge")]
     loss: Option<PreferenceLoss>,
     /// The share of pairs that are taken to be the wrong way round [default: 0].
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]

@@ -62,17 +62,21 @@ pub fn resolve_config(argument: &str) -> Result<String> {
     Ok(resolve_part(Path::new(argument), HubPart::Config)?.to_string_lossy().into_owned())
 }
 
-/// The file or folder that a place of data stands for: itself, or what a hub has under that name. What is named like a file of
-/// data is no name.
-///
-/// # Errors
-/// If the hub does not give it.
-pub fn resolve_data(argument: &Path) -> Result<PathBuf> {
+/// The name on a hub that a place of data may be: nothing is there, and what is named like a file of data is no name.
+pub fn data_name(argument: &Path) -> Option<HubName> {
     let text = argument.to_str().unwrap_or_default();
     let lower = text.to_ascii_lowercase();
     let endings = ["txt", "md", "json", "jsonl", "ndjson", "parquet", "gz", "zst", "tokens"];
     let file = !text.contains(':') && lower.rsplit_once('.').is_some_and(|(_, ending)| endings.contains(&ending));
-    match HubName::parse_data(text).filter(|_| !file && !argument.exists()) {
+    HubName::parse_data(text).filter(|_| !file && !argument.exists())
+}
+
+/// The file or folder that a place of data stands for: itself, or what a hub has under that name.
+///
+/// # Errors
+/// If the hub does not give it.
+pub fn resolve_data(argument: &Path) -> Result<PathBuf> {
+    match data_name(argument) {
         None => Ok(argument.into()),
         Some(name) => fetch(argument, &name, HubPart::Data),
     }

@@ -1,11 +1,14 @@
 //! `danlu init`: a few questions, and a recipe that says what each key is for.
 
+use super::hub::data_name;
+use crate::model::find_config;
+use crate::store::HubName;
 use crate::store::atomic::write_file;
-use crate::train::Recipe;
+use crate::train::{Recipe, explain};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::io::{BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Flags of `danlu init`.
 #[derive(Debug, Args)]
@@ -23,7 +26,7 @@ pub struct InitArgs {
 
 /// What is asked: keys of a recipe.
 const QUESTIONS: [(&str, &str); 9] = [
-    ("data", "Text to train on: a file, or a folder of them; nothing for embedded stories"),
+    ("data", "Text to train on: a file, a folder of them, or a name on the hub; nothing for embedded stories"),
     ("config", "Model: a preset, a config.json, a folder that holds one, or a name on the hub"),
     ("steps", "Optimizer steps"),
     ("batch", "Sequences of a step"),
@@ -93,10 +96,17 @@ fn answered(recipe: &Recipe, key: &str, answer: &str) -> Result<Recipe, String> 
     let literal = format!("x = {answer}").parse::<toml::Table>().ok().and_then(|mut t| t.remove("x"));
     let is_word = table.get(key).is_none_or(toml::Value::is_str);
     table.insert(key.into(), if is_word { word } else { literal.unwrap_or(word) });
-    let changed: Recipe = table.try_into().map_err(|e: toml::de::Error| e.message().replace('\n', "; "))?;
+    let changed: Recipe = table.try_into().map_err(|e: toml::de::Error| explain(e.message()))?;
     changed.check().map_err(|e| e.to_string())?;
-    if key == "data" && changed.data.0.iter().any(|source| !source.path.exists()) {
-        return Err(format!("{answer}: no such file or folder"));
+    // What a name stands for on a hub is asked when it is trained on.
+    match key {
+        "data" if changed.data.0.iter().any(|s| !s.path.exists() && data_name(&s.path).is_none()) => {
+            return Err(format!("{answer}: no such file or folder"));
+        }
+        "config" if HubName::parse(answer).is_none() || Path::new(answer).exists() => {
+            find_config(answer).map_err(|e| e.to_string())?;
+        }
+        _ => {}
     }
     Ok(changed)
 }
@@ -114,18 +124,22 @@ mod tests {
     #[test]
     fn answers_become_a_recipe_and_wrong_ones_are_asked_again() {
         assert_eq!(asked("").0, Recipe::default());
-        let (recipe, said) = asked("gone.txt\nCargo.toml\n\n0\nmany\n12\n\n\n1e-3\nhalf\nmixed\n\nruns/mine\n");
+        let (recipe, said) =
+            asked("gone.txt\nCargo.toml\nstory-2m\n\n0\nmany\n12\n\n\n1e-3\nhalf\nmixed\n\nruns/mine\n");
         assert_eq!((recipe.steps, recipe.lr, recipe.out.to_str()), (12, 1e-3, Some("runs/mine")));
         assert_eq!((recipe.data.0[0].path.to_str(), recipe.batch), (Some("Cargo.toml"), 2));
         for part in [
             "Optimizer steps [700]: ",
             "  gone.txt: no such file or folder\n",
+            "  \"story-2m\" is neither a preset nor a config.json nor a folder with one; presets: ",
             "  steps is 0; it must be at least 1\n",
-            "  invalid type: string \"many\", expected u64\n",
+            "  invalid type: string \"many\", expected a whole number\n",
             "  unknown variant `half`, expected `f32` or `mixed`\n",
         ] {
             assert!(said.contains(part), "{part}: {said}");
         }
         assert_eq!(toml::from_str::<Recipe>(&text(&recipe)).unwrap(), recipe);
+        let (recipe, _) = asked("org/data\norg/model\n");
+        assert_eq!((recipe.data.0[0].path.to_str(), recipe.config.as_str()), (Some("org/data"), "org/model"));
     }
 }

@@ -49,7 +49,7 @@ pub struct TrainArgs {
     /// Which tokens of a conversation are to be predicted [default: assistant].
     #[arg(long, value_name = "assistant|all")]
     loss_on: Option<LossOn>,
-    /// An existing tokenizer.json, or a name on the hub [default: a BPE trained on the data].
+    /// An existing tokenizer.json, a model's GGUF file, or a name on the hub [default: a BPE trained on the data].
     #[arg(long, value_name = "FILE|NAME")]
     tokenizer: Option<PathBuf>,
     /// Optimizer steps.

@@ -97,7 +97,7 @@ impl Corpus {
         let bytes = FileBytes::open(path)?;
         let layout = layout(path);
         if layout.is_none_or(|(_, packed)| packed == Packed::Plainly) {
-            check_text(path, &bytes, layout.is_some())?;
+            check_text(path, &bytes)?;
         }
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Ok(());
@@ -209,12 +209,16 @@ fn begins_array(path: &Path) -> Result<bool> {
     Ok(bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'['))
 }
 
-/// Refuses what is no text: a NUL byte, or anything that is not UTF-8. Of records the line is named.
-fn check_text(path: &Path, bytes: &[u8], records: bool) -> Result<()> {
+/// How gzip's and zstd's files begin.
+const COMPRESSED: [&[u8]; 2] = [&[0x1F, 0x8B], &[0x28, 0xB5, 0x2F, 0xFD]];
+
+/// Refuses what is no text: a NUL byte, or anything that is not UTF-8.
+fn check_text(path: &Path, bytes: &[u8]) -> Result<()> {
+    if COMPRESSED.iter().any(|mark| bytes.starts_with(mark)) {
+        let message = "is compressed, which only .jsonl and .json may be (.jsonl.gz, .json.zst); unpack it first";
+        return Err(Error::file(path, message));
+    }
     let complain = |at: usize, what: &str, advice: &str| {
-        if !records {
-            return Err(Error::file(path, format!("{what} at offset {at}; {advice}")));
-        }
         let before = &bytes[..at];
         let line = before.iter().filter(|&&b| b == b'\n').count() as u64 + 1;
         let column = before.iter().rev().take_while(|&&b| b != b'\n').count() + 1;

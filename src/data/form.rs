@@ -291,6 +291,10 @@ fn turn_of(turn: &Json, before: &[Message]) -> Result<Message, String> {
         if !said.iter().any(|name| has(turn, name)) {
             return Err("has neither \"content\" nor \"tool_calls\"".into());
         }
+        let content = message.field("content");
+        if !matches!(content.kind(), ValueKind::String | ValueKind::Seq | ValueKind::None | ValueKind::Undefined) {
+            return Err(format!("has a \"content\" that is {} and no text", kind(&content)));
+        }
         return Ok(message);
     }
     let (from, value) = (text(turn, "from")?, field(turn, "value"));
@@ -383,8 +387,13 @@ fn keyed(record: &Json, names: &[&str]) -> bool {
     names.iter().all(|name| !field(record, name).is_undefined())
 }
 
+/// The names of the fields, with what counts for nothing said to be null.
 fn keys(record: &Json) -> Vec<String> {
-    record.try_iter().map(|keys| keys.map(|key| key.to_string()).collect()).unwrap_or_default()
+    let told = |key: Value| {
+        let null = record.get_item(&key).is_ok_and(|value| value.is_none());
+        format!("{key}{}", if null { " (null)" } else { "" })
+    };
+    record.try_iter().map(|keys| keys.map(told).collect()).unwrap_or_default()
 }
 
 fn text(record: &Json, name: &str) -> Result<String, String> {

@@ -18,6 +18,7 @@ use tokenizers::{AddedToken, Tokenizer as Inner};
 
 use super::hash::Hasher;
 use crate::error::{Error, Result};
+use crate::store::Checkpoint;
 use crate::store::gguf::ENDS;
 pub use gguf::tokenizer_files;
 pub use vocabulary::Vocabulary;
@@ -92,18 +93,21 @@ impl Tokenizer {
         Self::finish(inner, config).map_err(failed)
     }
 
-    /// Opens a `tokenizer.json`, or the folder it lies in. A `tokenizer_config.json` beside it names the special tokens;
+    /// Opens a `tokenizer.json`, or the folder it lies in, or a model's GGUF file. A `tokenizer_config.json` beside it names the special tokens;
     /// without one they are found by their usual names. Chat templates are read along.
     ///
     /// # Errors
     /// A sentence for a file that is missing or that is no tokenizer.
     pub fn open(path: impl AsRef<Path>) -> Result<Tokenizer> {
         let path = path.as_ref();
+        if path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+            return Tokenizer::of(&Checkpoint::open(path)?);
+        }
         let file: PathBuf = if path.is_dir() { path.join("tokenizer.json") } else { path.to_path_buf() };
         if !file.is_file() {
             return Err(Error::file(
                 file,
-                "no such file; a tokenizer is a tokenizer.json or the folder that holds one",
+                "no such file; a tokenizer is a tokenizer.json, the folder that holds one, or a GGUF file",
             ));
         }
         let text = crate::base::read_text(&file, MOST_BYTES)?;

@@ -13,6 +13,8 @@ pub enum Unary {
     Sigmoid,
     /// 1 / sqrt(x)
     InverseSqrt,
+    /// 1 where x > 0, else 0; its derivative is taken to be 0, as torch.relu's at 0 is.
+    Step,
 }
 
 /// A function of two elements.
@@ -80,6 +82,7 @@ impl Expr {
                         let cube = Expr::binary(Mul, Expr::binary(Mul, self.clone(), self.clone()), self.clone());
                         Expr::binary(Mul, Expr::Const(-0.5), cube)
                     }
+                    Unary::Step => return Expr::Const(0.0),
                 };
                 Expr::binary(Mul, outer, dx)
             }
@@ -113,6 +116,8 @@ impl Expr {
                     Unary::Exp => x.exp(),
                     Unary::Sigmoid => 1.0 / (1.0 + (-x).exp()),
                     Unary::InverseSqrt => 1.0 / x.sqrt(),
+                    Unary::Step if x > 0.0 => 1.0,
+                    Unary::Step => 0.0,
                 }
             }
             Expr::Binary(f, x, y) => {
@@ -143,6 +148,7 @@ impl Expr {
                     Unary::Exp => "exp(",
                     Unary::Sigmoid => "1.0 / (1.0 + exp(-",
                     Unary::InverseSqrt => "inverseSqrt(",
+                    Unary::Step => "select(0.0, 1.0, 0.0 < ",
                 });
                 let grouped = matches!(f, Unary::Neg | Unary::Sigmoid);
                 text.push_str(if grouped { "(" } else { "" });
@@ -171,7 +177,7 @@ impl Expr {
     pub fn flops(&self) -> u64 {
         match self {
             Expr::Input(_) | Expr::Const(_) => 0,
-            Expr::Unary(Unary::Neg, x) => 1 + x.flops(),
+            Expr::Unary(Unary::Neg | Unary::Step, x) => 1 + x.flops(),
             Expr::Unary(_, x) => 8 + x.flops(),
             Expr::Binary(_, x, y) => 1 + x.flops() + y.flops(),
         }

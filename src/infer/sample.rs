@@ -80,7 +80,7 @@ impl Sampler {
     fn draw(&mut self, order: &mut Vec<(f32, u32)>) -> Result<u32> {
         order.retain(|(logit, _)| *logit > f32::NEG_INFINITY && *logit < f32::INFINITY);
         let Some(&best) = order.iter().reduce(|a, b| if before(a, b).is_le() { a } else { b }) else {
-            return Err(Error::Device("the model gave no finite logit; its weights may be damaged".into()));
+            return Err(Error::NoNumber("the model gave no finite logit; its weights may be damaged".into()));
         };
         let token = if self.sampling.temperature == 0.0 { best.1 } else { self.draw_from(order, f64::from(best.0)) };
         *self.counts.entry(token).or_default() += 1;

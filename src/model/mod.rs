@@ -19,7 +19,7 @@ pub use config::{Biases, Experts, LayerConfig, MOST_PARAMETERS, ModelConfig};
 pub use family::{BiasRule, Defaults, ExpertRule, FAMILIES, Family, Norms, Packed, QkNorm, WindowRule};
 pub use llama::Llama;
 pub use parse::{MOST_CONFIG, config_text};
-pub use preference::{DpoConfig, Preference, PreferenceLoss, preference};
+pub use preference::{DpoConfig, PairInputs, Preference, PreferenceLoss, preference};
 pub use presets::{DEFAULT_PRESET, PRESETS, find_config};
 pub use rope::{Frequencies, RopeConfig, RopeScaling, rotary_share};
 pub use source::Source;

@@ -4,7 +4,7 @@
 
 use crate::base::TensorType;
 use crate::error::{Error, Result};
-use crate::graph::{Binary, Expr, Graph, Map, Value};
+use crate::graph::{Binary, Expr, Graph, Map, Unary, Value};
 use crate::ops::{LinearCrossEntropy, MatMul};
 use serde::{Deserialize, Serialize};
 
@@ -15,9 +15,12 @@ pub enum PreferenceLoss {
     /// -log σ(margin): equation 7 of DPO.
     #[default]
     Sigmoid,
-    /// (margin/β - 1/(2β))², which does not drive pairs ever further apart (IPO: Azar et al., 2023, equation 17); of sums over
-    /// tokens, as in the paper.
+    /// (h - 1/(2β))², which does not drive pairs ever further apart (IPO: Azar et al., 2023, equation 17), h being how much more
+    /// likely a token of the better answer has become in the mean than one of the worse: the form of the paper's experiments,
+    /// as its authors told TRL's.
     Ipo,
+    /// max(0, 1 - margin), of which pairs that are far enough apart have no part (Zhao et al., 2023: SLiC).
+    Hinge,
 }
 
 impl std::str::FromStr for PreferenceLoss {
@@ -27,7 +30,8 @@ impl std::str::FromStr for PreferenceLoss {
         match text {
             "sigmoid" => Ok(PreferenceLoss::Sigmoid),
             "ipo" => Ok(PreferenceLoss::Ipo),
-            _ => Err(format!("`{text}` is none of sigmoid, ipo")),
+            "hinge" => Ok(PreferenceLoss::Hinge),
+            _ => Err(format!("`{text}` is none of sigmoid, ipo, hinge")),
         }
     }
 }
@@ -73,6 +77,15 @@ impl DpoConfig {
     }
 }
 
+/// What a graph is told of the `2P` answers, `[2P]` each.
+#[derive(Debug, Clone, Copy)]
+pub struct PairInputs {
+    /// log π of each by the model that training began with.
+    pub reference: Value,
+    /// One over the number of its tokens: of [`PreferenceLoss::Ipo`], the others have none.
+    pub token: Option<Value>,
+}
+
 /// What a graph says of pairs.
 #[derive(Debug, Clone, Copy)]
 pub struct Preference {
@@ -89,17 +102,24 @@ fn constant(g: &mut Graph, name: &str, dims: [usize; 2], values: &[f32]) -> Valu
     g.constant(name, TensorType::f32(dims), values.iter().flat_map(|x| x.to_le_bytes()).collect())
 }
 
-/// The expression a·x + b.
-fn linear(a: f64, b: f64) -> Expr {
-    Expr::binary(Binary::Add, Expr::binary(Binary::Mul, Expr::Const(a as f32), Expr::Input(0)), Expr::Const(b as f32))
+/// What is told of each pair's better answer less what is told of its worse one, `[P,1]` of `[2P]`.
+fn margins(g: &mut Graph, of: Value, pairs: usize) -> Result<Value> {
+    let signs = constant(g, "signs", [2, 1], &[1.0, -1.0]);
+    let by_pair = g.reshape(of, [pairs, 2])?;
+    g.apply1(MatMul::new(false, false), &[by_pair, signs])
+}
+
+/// The expression c - x.
+fn less(c: f64) -> Expr {
+    Expr::binary(Binary::Sub, Expr::Const(c as f32), Expr::Input(0))
 }
 
 /// Of log-probabilities `[2P,T]` of tokens, 0 for those that are not of an answer; rows 2n and 2n + 1 are the better and the
-/// worse of a pair. `reference` `[2P]` holds log π of each answer by the model that training began with.
+/// worse of a pair.
 ///
 /// # Errors
-/// If the rows are odd in number, or `reference` has not one number a row.
-pub fn preference(g: &mut Graph, log_probs: Value, reference: Value, config: &DpoConfig) -> Result<Preference> {
+/// If the rows are odd in number, or what is told of answers has not one number a row.
+pub fn preference(g: &mut Graph, log_probs: Value, of: PairInputs, config: &DpoConfig) -> Result<Preference> {
     let &[rows, t] = g.dims(log_probs) else { return Err(Error::Graph("log-probabilities must be [2P,T]".into())) };
     if rows % 2 == 1 {
         return Err(Error::Graph(format!("{rows} rows are no pairs")));
@@ -111,11 +131,9 @@ pub fn preference(g: &mut Graph, log_probs: Value, reference: Value, config: &Dp
         let answers = product(g, log_probs, ones)?;
         let answers = g.reshape(answers, [rows])?;
         let difference = Expr::binary(Binary::Sub, Expr::Input(0), Expr::Input(1));
-        let expr = Expr::binary(Binary::Mul, Expr::Const(beta as f32), difference);
-        let rewards = g.apply1(Map { expr }, &[answers, reference])?;
-        let signs = constant(g, "signs", [2, 1], &[1.0, -1.0]);
-        let by_pair = g.reshape(rewards, [pairs, 2])?;
-        let margins = product(g, by_pair, signs)?;
+        let scaled = |by| Expr::binary(Binary::Mul, by, difference.clone());
+        let rewards = g.apply1(Map { expr: scaled(Expr::Const(beta as f32)) }, &[answers, of.reference])?;
+        let margin = margins(g, rewards, pairs)?;
         let mean = |g: &mut Graph, of: Value, scale: f64| {
             let shares = constant(g, "shares", [pairs, 1], &vec![(scale / pairs as f64) as f32; pairs]);
             let of = g.reshape(of, [1, pairs])?;
@@ -128,19 +146,28 @@ pub fn preference(g: &mut Graph, log_probs: Value, reference: Value, config: &Dp
                 // -(1-ε) log σ(z) - ε log σ(-z) is that and ε z.
                 let two = constant(g, "two", [2, 1], &[1.0, 0.0]);
                 let first = g.constant("first", TensorType::u32([pairs]), vec![0; 4 * pairs]);
-                let loss = g.apply(LinearCrossEntropy::new(64), &[margins, two, first])?[0];
+                let loss = g.apply(LinearCrossEntropy::new(64), &[margin, two, first])?[0];
                 match config.label_smoothing {
                     0.0 => loss,
                     smoothing => {
-                        let more = mean(g, margins, smoothing)?;
+                        let more = mean(g, margin, smoothing)?;
                         g.add(loss, more)?
                     }
                 }
             }
             PreferenceLoss::Ipo => {
-                let off = g.apply1(Map { expr: linear(1.0 / beta, -0.5 / beta) }, &[margins])?;
+                let token =
+                    of.token.ok_or_else(|| Error::Graph("IPO is of answers whose tokens are counted".into()))?;
+                let likelier = g.apply1(Map { expr: scaled(Expr::Input(2)) }, &[answers, of.reference, token])?;
+                let likelier = margins(g, likelier, pairs)?;
+                let off = g.apply1(Map { expr: less(0.5 / beta) }, &[likelier])?;
                 let squares = g.mul(off, off)?;
                 mean(g, squares, 1.0)?
+            }
+            PreferenceLoss::Hinge => {
+                let over = Expr::binary(Binary::Mul, less(1.0), Expr::unary(Unary::Step, less(1.0)));
+                let over = g.apply1(Map { expr: over }, &[margin])?;
+                mean(g, over, 1.0)?
             }
         };
         Ok(Preference { loss, answers, rewards })

@@ -305,6 +305,14 @@ impl Lora {
         &self.layout
     }
 
+    /// The same where they lie as an optimizer wants them.
+    ///
+    /// # Errors
+    /// Those of `layout`, which is given how they lie now.
+    pub fn laid_out(self, layout: impl FnOnce(&ParamLayout) -> Result<ParamLayout>) -> Result<Lora> {
+        Ok(Lora { layout: layout(&self.layout)?, ..self })
+    }
+
     /// True where there are magnitudes to be trained.
     pub fn trains_magnitudes(&self) -> bool {
         self.magnitudes == Magnitudes::Trained

@@ -62,6 +62,29 @@ pub(super) fn bind_rows(
     d.bind(name, operand, window.0 as u64 * row, window.1 as u64 * row)
 }
 
+/// The kernel of a gradient towards one chunk's logits: of a mean, from its gradient and count, or where each row has a
+/// log-probability, from that one's gradient.
+pub(super) fn chunk_grad(io: &Io, limits: &Limits, start: usize) -> Vec<Kernel> {
+    let &[r, n] = io.inputs[0].shape.dims() else { unreachable!("checked when the node was made") };
+    let workgroup = if limits.is_cpu { 8 } else { 64 };
+    let per_row = io.inputs.len() == 4;
+    let mut kernel = Kernel::new("cross_entropy_grad", format!("lanes_{workgroup}"))
+        .constant("WORKGROUP", workgroup)
+        .constant("PER_ROW", usize::from(per_row));
+    for w in windows(r, n, limits) {
+        let mut d = Dispatch::new(spread(w.1, limits)).param("rows", w.1).param("columns", n).param("start", start);
+        for (i, name) in ["logits", "targets", "lse"].into_iter().enumerate() {
+            d = bind_rows(d, name, Operand::Input(i), &io.inputs[i], r, w);
+        }
+        d = match per_row {
+            true => bind_rows(d, "dy", Operand::Input(3), &io.inputs[3], r, w),
+            false => d.bind("count", Operand::Input(3), 0, 4).bind("dloss", Operand::Input(4), 0, 4),
+        };
+        kernel = kernel.dispatch(bind_rows(d, "dlogits", Operand::Output(0), &io.outputs[0], r, w));
+    }
+    vec![kernel]
+}
+
 impl Op for CrossEntropyUpdate {
     fn name(&self) -> &'static str {
         "cross_entropy_update"
@@ -183,20 +206,7 @@ impl Op for CrossEntropyGrad {
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let &[r, n] = io.inputs[0].shape.dims() else { unreachable!("checked when the node was made") };
-        let workgroup = if limits.is_cpu { 8 } else { 64 };
-        let mut kernel =
-            Kernel::new("cross_entropy_grad", format!("lanes_{workgroup}")).constant("WORKGROUP", workgroup);
-        for w in windows(r, n, limits) {
-            let mut d =
-                Dispatch::new(spread(w.1, limits)).param("rows", w.1).param("columns", n).param("start", self.start);
-            for (i, name) in ["logits", "targets", "lse"].into_iter().enumerate() {
-                d = bind_rows(d, name, Operand::Input(i), &io.inputs[i], r, w);
-            }
-            d = d.bind("count", Operand::Input(3), 0, 4).bind("dloss", Operand::Input(4), 0, 4);
-            kernel = kernel.dispatch(bind_rows(d, "dlogits", Operand::Output(0), &io.outputs[0], r, w));
-        }
-        vec![kernel]
+        chunk_grad(io, limits, self.start)
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -3,7 +3,7 @@
 //!
 //! Legend: R rows (tokens), N words of a chunk, D model width, V vocabulary.
 
-use super::cross_entropy::{bind_rows, check_rows, windows};
+use super::cross_entropy::{check_rows, chunk_grad};
 use super::linear_cross_entropy::{Parts, backward, fitted, log_sum_exp, logits, sizes, statistics};
 use super::{IGNORE, Operands};
 use crate::base::{Array, Limits, TensorType};
@@ -104,18 +104,7 @@ impl Op for LogProbsGrad {
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let &[r, n] = io.inputs[0].shape.dims() else { unreachable!("checked when the node was made") };
-        let workgroup = if limits.is_cpu { 8 } else { 64 };
-        let mut kernel = Kernel::new("log_probs_grad", format!("lanes_{workgroup}")).constant("WORKGROUP", workgroup);
-        for w in windows(r, n, limits) {
-            let mut d =
-                Dispatch::new(spread(w.1, limits)).param("rows", w.1).param("columns", n).param("start", self.start);
-            for (i, name) in ["logits", "targets", "lse", "dy"].into_iter().enumerate() {
-                d = bind_rows(d, name, Operand::Input(i), &io.inputs[i], r, w);
-            }
-            kernel = kernel.dispatch(bind_rows(d, "dlogits", Operand::Output(0), &io.outputs[0], r, w));
-        }
-        vec![kernel]
+        chunk_grad(io, limits, self.start)
     }
 
     fn cost(&self, io: &Io) -> Cost {

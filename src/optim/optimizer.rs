@@ -123,7 +123,7 @@ impl Optimizer {
         for own in &self.settings {
             if !specs.iter().any(|spec| names_match(&own.params, &spec.name)) {
                 return Err(Error::Invalid(format!(
-                    "a group is for the parameters `{}`, and the model has none of that name; name the last parts, such as \
+                    "a group is for the parameters `{}`, and none of that name is trained; name the last parts, such as \
                      {}, or write a pattern of whole names, such as model.layers.*.mlp.*",
                     own.params,
                     specs.first().map_or("", |spec| &spec.name)

@@ -70,7 +70,6 @@ const TABLE: &[(&str, &str)] = table![
     "lib/weight_32",
     "lib/weight_64",
     "log_probs",
-    "log_probs_grad",
     "map",
     "matmul_block",
     "matmul_coop",

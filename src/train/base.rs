@@ -145,6 +145,11 @@ impl Subject {
             let lora = Lora::of_parts(config, &parts, page)?;
             (own_parts(frozen, parts)?, lora)
         };
+        let optimizer = super::optimizer(recipe);
+        let lora = lora.laid_out(|layout| match layout.parts() {
+            Some(parts) => optimizer.layout_of(parts.clone(), page),
+            None => optimizer.layout(layout.specs().to_vec(), page),
+        })?;
         Ok(Subject { layout: lora.layout().clone(), adapted: Some(Adapted { base: frozen, lora: Some(lora) }) })
     }
 

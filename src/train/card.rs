@@ -84,6 +84,7 @@ impl TrainedRun {
         if let Some(dpo) = &recipe.dpo {
             let (loss, smoothing) = match (dpo.loss, dpo.label_smoothing) {
                 (PreferenceLoss::Ipo, _) => ("IPO's", String::new()),
+                (PreferenceLoss::Hinge, _) => ("a hinge", String::new()),
                 (PreferenceLoss::Sigmoid, 0.0) => ("DPO's", String::new()),
                 (PreferenceLoss::Sigmoid, share) => ("DPO's", format!(", labels smoothed by {share}")),
             };

@@ -5,7 +5,7 @@ use crate::base::{Limits, Rng, TensorType};
 use crate::compile::{Chooser, Plan, compile};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
-use crate::model::{DpoConfig, Llama, ModelConfig, preference};
+use crate::model::{DpoConfig, Llama, ModelConfig, PairInputs, PreferenceLoss, preference};
 use crate::nn::{Declare, ParamLayout, Params};
 use crate::ops::LinearCrossEntropy;
 use crate::optim::{Optimizer, Update};
@@ -15,6 +15,8 @@ use crate::run::{Executor, States};
 pub(super) const STARTS: &str = "starts";
 /// Of each answer of preference pairs, its log-probability by the model that training began with: an input.
 pub(super) const REFERENCE: &str = "reference";
+/// One over the number of its tokens, an input where the loss is of means over tokens.
+pub(super) const TOKEN: &str = "token";
 /// Outputs: of each answer its reward; and in validation its log-probability.
 pub(super) const REWARDS: &str = "rewards";
 pub(super) const ANSWERS: &str = "answers";
@@ -69,7 +71,7 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
     let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
-    let mut reference = None;
+    let mut asked = None;
     let mut loss = |g: &mut Graph| -> Result<[Value; 2]> {
         let before = g.nodes().len();
         let both = match dpo {
@@ -81,8 +83,12 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
             g.narrow_from(before);
         }
         let Some(dpo) = dpo else { return Ok(both) };
-        let reference = *reference.get_or_insert_with(|| g.input(REFERENCE, TensorType::f32([batch])));
-        let said = preference(g, both[0], reference, dpo)?;
+        let of = *asked.get_or_insert_with(|| {
+            let mut each = |name| g.input(name, TensorType::f32([batch]));
+            let token = (dpo.loss == PreferenceLoss::Ipo).then(|| each(TOKEN));
+            PairInputs { reference: each(REFERENCE), token }
+        });
+        let said = preference(g, both[0], of, dpo)?;
         // By layers the loss may be made twice.
         if g.outputs().iter().all(|(name, _)| name != REWARDS) {
             g.output(REWARDS, said.rewards);

@@ -1,12 +1,13 @@
 //! Takes checkpoints while training goes on: at a step's end the device copies its states into memory that the host can
 //! read, and a thread writes from there to the disk.
 //!
-//! Training waits for nothing but those copies, which stand in the device's queue before the next step; and where the
-//! states are so large that the host has not the memory for a whole copy, for as much as the slots do not hold.
+//! Training waits for nothing but those copies, which stand in the device's queue before the next step, and go into memory that
+//! was made, and written to once, before the first; and where the states are so large that the host has not the memory for a
+//! whole copy, for as much as the slots do not hold.
 
 use super::{CheckpointOptions, Neighbours, Trainer, World};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Readback, Ticket, host_memory};
+use crate::gpu::{Gpu, Readback, Submission, Ticket, host_memory};
 use crate::store::snapshot::{Manifest, Part, SHARD_BYTES, Series, SnapshotWriter, StateSize, cut};
 use pollster::block_on;
 use std::path::PathBuf;
@@ -63,7 +64,8 @@ pub struct Keeper {
     loads: Vec<Vec<Part>>,
     slot_bytes: u64,
     most: usize,
-    made: usize,
+    /// Slots that have not been used yet.
+    fresh: Vec<Readback>,
     free: Receiver<Readback>,
     told: Receiver<Kept>,
     busy: bool,
@@ -90,7 +92,7 @@ impl Keeper {
         let loads = cut(&sizes, slot_bytes);
         // A third of what is free: the files that are written stay in the system's cache as well.
         let room = host_memory().map_or(FEWEST, |free| (free / 3 / slot_bytes) as usize);
-        let most = room.clamp(FEWEST, loads.len().max(FEWEST));
+        let most = room.max(FEWEST).min(loads.len());
         let (jobs, work) = channel();
         let (tell, told) = channel();
         let (give, free) = channel();
@@ -105,13 +107,42 @@ impl Keeper {
             loads,
             slot_bytes,
             most,
-            made: 0,
+            fresh: Vec::new(),
             free,
             told,
             busy: false,
             jobs,
             thread,
         }
+    }
+
+    /// Makes the slots, and has the device write to them once: a system gives memory when it is first written to, which takes
+    /// longer than the copies. To be called before the first is taken.
+    ///
+    /// # Errors
+    /// If there is no memory for them, or the device fails.
+    pub async fn prepare(&mut self, trainer: &Trainer) -> Result<()> {
+        while self.fresh.len() < self.most {
+            let mut submission = self.gpu.submission();
+            for at in self.fresh.len()..self.most.min(self.fresh.len() + BATCH) {
+                let slot = self.gpu.readback(self.slot_bytes).await?;
+                self.copy(trainer, at, &slot, &mut submission)?;
+                self.fresh.push(slot);
+            }
+            submission.submit()?.wait(&self.gpu).await?;
+        }
+        Ok(())
+    }
+
+    /// Copies what belongs into one slot; gives its bytes.
+    fn copy(&self, trainer: &Trainer, at: usize, slot: &Readback, submission: &mut Submission) -> Result<u64> {
+        let mut bytes = 0;
+        for part in &self.loads[at] {
+            let state = trainer.states.get(&part.state)?;
+            submission.copy_out_at(state.range(part.offset, part.bytes), slot, bytes)?;
+            bytes += part.bytes;
+        }
+        Ok(bytes)
     }
 
     /// The run's series.
@@ -142,15 +173,9 @@ impl Keeper {
             let mut submission = self.gpu.submission();
             let end = self.loads.len().min(at + BATCH);
             while at < end
-                && let Some(slot) = self.slot(copied.is_empty()).await?
+                && let Some(slot) = self.slot(copied.is_empty())?
             {
-                let mut bytes = 0;
-                for part in &self.loads[at] {
-                    let state = trainer.states.get(&part.state)?;
-                    submission.copy_out_at(state.range(part.offset, part.bytes), &slot, bytes)?;
-                    bytes += part.bytes;
-                }
-                copied.push((bytes, slot));
+                copied.push((self.copy(trainer, at, &slot, &mut submission)?, slot));
                 at += 1;
             }
             let ticket = submission.submit()?;
@@ -163,19 +188,12 @@ impl Keeper {
         self.send(Job::End)
     }
 
-    /// A slot that nobody uses: one that came back, a new one, or, if `wait`, the next that comes back.
-    async fn slot(&mut self, wait: bool) -> Result<Option<Readback>> {
-        if let Ok(slot) = self.free.try_recv() {
-            return Ok(Some(slot));
+    /// A slot that nobody uses: a fresh one, one that came back, or, if `wait`, the next that comes back.
+    fn slot(&mut self, wait: bool) -> Result<Option<Readback>> {
+        match self.fresh.pop().or_else(|| self.free.try_recv().ok()) {
+            None if wait => self.free.recv().map(Some).map_err(|_| ended()),
+            slot => Ok(slot),
         }
-        if self.made < self.most {
-            self.made += 1;
-            return Ok(Some(self.gpu.readback(self.slot_bytes).await?));
-        }
-        if !wait {
-            return Ok(None);
-        }
-        self.free.recv().map(Some).map_err(|_| ended())
     }
 
     fn send(&self, job: Job) -> Result<()> {

@@ -43,7 +43,7 @@ pub use plot::{Axis, Curve, Panel, Picture, curves, picture};
 pub use preferring::{References, Rewards};
 pub use prepare::{Prepared, prepare, prepare_for, prepare_from};
 pub use recipe::{GroupOptions, Precision, Recipe};
-pub use recipe_text::nearest;
+pub use recipe_text::{explain, nearest};
 pub use recovery::{OnDivergence, RecoveryOptions, Verdict};
 pub use resume::{Resumption, unfinished};
 pub use runs::{RunSummary, find_runs};

@@ -79,7 +79,11 @@ fn fresh(recipe: &Recipe, cache: &Path, observer: &mut dyn Observer) -> Result<P
     let mut config = find_config(&recipe.config)?;
     let opened = open(recipe)?;
     let tokenizer = match &recipe.tokenizer {
-        Some(path) => Tokenizer::open(path)?,
+        Some(path) => {
+            let tokenizer = Tokenizer::open(path)?;
+            tokenizer.notes().iter().for_each(|note| observer.event(&Event::Note { text: note.clone() }));
+            tokenizer
+        }
         None => {
             let share = TOKENIZER_SAMPLE / opened.len() as u64;
             let samples = opened.iter().map(|opened| opened.sample(share)).collect::<Result<Vec<_>>>()?;

@@ -61,7 +61,7 @@ pub struct Recipe {
     pub overlong: Option<Overlong>,
     /// Which tokens of a conversation are to be predicted.
     pub loss_on: LossOn,
-    /// An existing tokenizer.json; without it, a BPE is trained on the data.
+    /// An existing tokenizer.json, the folder that holds one, or a GGUF file; without it, a BPE is trained on the data.
     pub tokenizer: Option<PathBuf>,
     /// Number of embedded stories to write.
     pub stories: u64,

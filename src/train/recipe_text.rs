@@ -13,7 +13,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ("lengths", "not packed: at most so many lengths of rows; 1: all are seq"),
     ("loss_on", "of conversations: \"assistant\", or \"all\""),
     ("overlong", "examples longer than a row: \"truncate\", \"drop\" or \"split\""),
-    ("tokenizer", "a tokenizer.json; without it, a BPE is trained on the data"),
+    ("tokenizer", "a tokenizer.json, or a GGUF file; without it, a BPE is trained on the data"),
     ("stories", "embedded stories to write; only without data"),
     ("steps", "optimizer steps"),
     ("batch", "sequences of a batch, or pairs"),
@@ -72,7 +72,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ("lora.rslora", "scale by the root of the rank"),
     ("lora.dora", "train magnitudes apart from directions"),
     ("dpo.beta", "preference pairs: how dearly it pays to move away from the model that training began with"),
-    ("dpo.loss", "\"sigmoid\", or \"ipo\""),
+    ("dpo.loss", "\"sigmoid\", \"ipo\" or \"hinge\""),
     ("dpo.label_smoothing", "sigmoid: the share of pairs taken to be the wrong way round"),
     ("lora.base_dtype", "dtype of the model's own weights: \"nf4\" for QLoRA, \"keep\" as they came"),
 ];
@@ -141,9 +141,17 @@ fn unknown(message: &str) -> Option<(String, Vec<String>)> {
     Some((key.into(), rest.split('`').skip(1).step_by(2).map(String::from).collect()))
 }
 
+/// What the parser calls a kind of value, and what people do.
+const KINDS: [(&str, &str); 4] =
+    [("u64", "a whole number"), ("u32", "a whole number"), ("usize", "a whole number"), ("f64", "a number")];
+
 /// What is said of a recipe's text that cannot be read, by the message of its parser.
-pub(super) fn explain(message: &str) -> String {
-    let Some((key, known)) = unknown(message) else { return message.replace('\n', "; ") };
+pub fn explain(message: &str) -> String {
+    let Some((key, known)) = unknown(message) else {
+        let message = message.replace('\n', "; ");
+        let kind = KINDS.iter().find_map(|(kind, called)| Some((message.strip_suffix(kind)?, called)));
+        return kind.map_or(message.clone(), |(rest, called)| format!("{rest}{called}"));
+    };
     let all = Recipe::keys();
     let last = |full: &str| full.rsplit('.').next().map(String::from).unwrap_or_default();
     let alias = |word: &str| ALIASES.iter().find(|(theirs, _)| *theirs == word).map(|(_, ours)| ours.to_string());

@@ -25,7 +25,11 @@ fn unknown_keys_are_told_the_nearest() {
         ("[checkpoint]\nsteps = 3\n", ["line 2", "it belongs to the top, before the first group"]),
         ("qqqq = 3\n", ["unknown key `qqqq`; there are config, model, data", "checkpoint, recovery"]),
         ("[checkpoint]\nqqqq = 3\n", ["line 2", "there are every, keep, best"]),
-        ("steps = \"many\"\n", ["line 1, `steps = \"many\"`", "invalid type: string \"many\", expected u64"]),
+        ("lr = true\n", ["line 1, `lr = true`", "invalid type: boolean `true`, expected a number"]),
+        (
+            "steps = \"many\"\n",
+            ["line 1, `steps = \"many\"`", "invalid type: string \"many\", expected a whole number"],
+        ),
     ] {
         parts.iter().for_each(|part| assert!(said(text).contains(part), "{part}: {}", said(text)));
     }

@@ -187,6 +187,9 @@ impl<'a> Session<'a> {
         self.compare(true).await?;
         let notes = std::mem::take(&mut self.trainer.notes);
         notes.into_iter().for_each(|text| self.note(text));
+        if let Some(keeper) = &mut self.keeper {
+            keeper.prepare(self.trainer).await?;
+        }
         // A run that was killed after its end was due does not go on.
         let mut early = self.is_enough();
         while self.done() < self.recipe.steps && !early {
@@ -306,7 +309,15 @@ impl<'a> Session<'a> {
                 return self.roll_back(&why).await.map(|()| false);
             }
             self.tell(Event::Validation { step, loss, rewards });
-            self.look().await?;
+            // Weights may be too large for a sample where a loss still is a number.
+            let seen = match self.look().await {
+                Err(Error::NoNumber(_)) => false,
+                seen => seen.map(|()| true)?,
+            };
+            if self.world.any(!seen)? {
+                let why = format!("a sample after step {step} could not be written: the model gave no finite logit");
+                return self.roll_back(&why).await.map(|()| false);
+            }
             let progress = &mut self.trainer.progress;
             is_best = progress.best.is_none_or(|(best, _)| loss < best);
             if is_best {

@@ -2,11 +2,11 @@
 
 use super::axes::Axes;
 use super::fit::plans_of;
-use super::graphs::{REFERENCE, STARTS};
+use super::graphs::{REFERENCE, STARTS, TOKEN};
 use super::preferring::{References, Rewards};
 use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, plans, schedule};
 use crate::compile::{Chooser, First, Plan, settle};
-use crate::data::{Batch, LoaderState, Prefetch, hash::Hasher};
+use crate::data::{Batch, IGNORE, LoaderState, Prefetch, hash::Hasher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::{Llama, ModelConfig};
@@ -103,8 +103,16 @@ pub(super) fn set(executor: &mut Executor, batch: &Batch) -> Result<()> {
     Ok(())
 }
 
+/// One over the number of a row's targets.
+fn per_target(targets: &[u32]) -> f32 {
+    1.0 / targets.iter().filter(|&&target| target != IGNORE).count().max(1) as f32
+}
+
 /// Gives a plan of preference pairs what its batch is compared with.
 fn refer(executor: &mut Executor, batch: &Batch, references: Option<&References>) -> Result<()> {
+    if executor.input(TOKEN).is_some() {
+        executor.set(TOKEN, &batch.targets.chunks_exact(batch.seq).map(per_target).collect::<Vec<f32>>())?;
+    }
     match references {
         Some(references) => executor.set(REFERENCE, &references.of(batch)?),
         None if executor.input(REFERENCE).is_some() => {

@@ -1,7 +1,7 @@
 //! Adapters in PEFT's form beside a model, and as part of one.
 
 use super::runs::trained;
-use super::{Place, stderr, stdout};
+use super::{Place, has_adapter, stderr, stdout};
 use danlu::base::Rng;
 use danlu::nn::{Lora, LoraConfig};
 use danlu::store::{Checkpoint, write_adapter};
@@ -49,6 +49,33 @@ fn an_adapter_beside_a_model_says_what_the_merged_one_says() {
         };
         assert_eq!(text(&format!("m --lora {name}")), text(&format!("{name}-merged")));
     }
+}
+
+/// The same where a model is talked with, and where items are scored.
+#[test]
+fn an_adapter_beside_a_model_answers_what_the_merged_one_answers() {
+    if !has_adapter() {
+        return;
+    }
+    // Long enough for a conversation.
+    let place = Place::new();
+    place
+        .write("long.json", super::TINY.replace("\"max_position_embeddings\": 32", "\"max_position_embeddings\": 128"));
+    place.train("--config long.json --out m --quiet").assert().success();
+    adapter(&place, "a", &LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() });
+    place.danlu("merge --model m --adapter a --out merged").assert().success();
+    let item = r#"{"activity_label": "A", "ctx_a": "The cat", "ctx_b": "sat", "endings": ["on the mat.", "in a dog."], "label": 0}"#;
+    place.write("items.jsonl", format!("{item}\n").repeat(3));
+    let chat = |model: &str| {
+        let mut talk = place.danlu(&format!("chat --model {model} --temperature 0 --tokens 8"));
+        stdout(&talk.write_stdin("The cat?\nAnd the dog?\n").assert().success())
+    };
+    let items =
+        |model: &str| stdout(&place.danlu(&format!("eval --model {model} --items items.jsonl")).assert().success());
+    let said = chat("m --lora a");
+    assert_eq!(said, chat("merged"));
+    assert_ne!(said, chat("m"));
+    assert_eq!(items("m --lora a"), items("merged"));
 }
 
 #[test]

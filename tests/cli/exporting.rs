@@ -57,6 +57,11 @@ fn a_run_and_its_checkpoints_are_handed_on() {
     assert!(bytes(&place, "back/model.safetensors") == model);
     place.danlu("convert again.gguf back2").assert().success();
     assert!(bytes(&place, "back2/model.safetensors") == model);
+    // Its tokenizer is the same wherever it lies.
+    for (tokenizer, out) in [("m", "by-folder"), ("m.gguf", "by-gguf")] {
+        place.train(&format!("--tokenizer {tokenizer} --out {out} --quiet")).assert().success();
+    }
+    assert!(bytes(&place, "by-folder/model.safetensors") == bytes(&place, "by-gguf/model.safetensors"));
     export(&place, "m q.gguf --dtype f16");
     assert!(bytes(&place, "q.gguf").len() < bytes(&place, "m.gguf").len());
 

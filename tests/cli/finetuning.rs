@@ -68,6 +68,39 @@ fn a_published_model_goes_on() {
     assert_eq!((said["r"].as_u64(), said["use_dora"].as_bool()), (Some(4), Some(true)));
 }
 
+/// Adapters in mixed precision over weights of any dtype: the first loss, of adapters that change nothing yet, is that of the strict
+/// run but for the roundings of its products to f16, and what is learnt lowers the loss on other stories as much.
+#[test]
+fn adapters_are_trained_in_mixed_precision_over_any_base() {
+    let Some(models) = shared("models/stories260K/derived").filter(|_| has_adapter()) else { return };
+    let place = Place::new();
+    stories(&place).unwrap();
+    let folder = models.join("hf-f32").display().to_string();
+    let before = nats(&place, &folder);
+    let flags = "--data stories.txt --seq 128 --batch 2 --steps 12 --lr 1e-3 --tune off --quiet --checkpoint-every 0";
+    for base in ["f32", "bf16", "nf4"] {
+        let run = |precision: &str| {
+            let (out, lora) = (format!("{base}-{precision}"), format!("--base-dtype {base} --precision {precision}"));
+            place.danlu(&format!("finetune --model {folder} {flags} {lora} --out {out}")).assert().success();
+            let text = fs::read_to_string(place.path(&out).join("metrics.jsonl")).unwrap();
+            let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            let steps: Vec<Value> = lines.filter(|m| m["loss"].is_number()).collect();
+            assert_eq!(steps.len(), 12, "{out}");
+            assert!(steps.iter().all(|m| m["loss_scale"].is_number() == (precision == "mixed")), "{out}");
+            assert_eq!(steps[11]["skipped"].as_u64().unwrap_or(0), 0, "{out}");
+            steps[0]["loss"].as_f64().unwrap()
+        };
+        let (strict, mixed) = (run("f32"), run("mixed"));
+        // c = 16 of f16's roundings (docs/numerics.md), of a loss that is a mean over 256 tokens.
+        assert!(
+            mixed != strict && (mixed - strict).abs() <= 16.0 * 2f64.powi(-11) * strict,
+            "{base}: {mixed}, {strict}"
+        );
+        let after = nats(&place, &format!("{folder} --lora {base}-mixed"));
+        assert!(after < before - 0.005, "{base}: {before} before, {after} after");
+    }
+}
+
 /// A place with a model to begin with.
 fn begun() -> Option<Place> {
     has_adapter().then(|| {
@@ -154,6 +187,28 @@ fn recipes_say_what_flags_say() {
     assert_eq!(run(flags, "d"), (2, 2e-4, 0.0, lora));
     let adapter = |run: &str| fs::read(place.path(run).join("adapter_model.safetensors")).unwrap();
     assert!(adapter("a") == adapter("d"));
+
+    // Groups and optimizers are of what is trained, be it adapters.
+    let lora = "[lora]\nrank = 2\ntargets = [\"o_proj\"]\n";
+    let group = |params: &str| format!("{common}{lora}[[groups]]\nparams = \"{params}\"\nlr = 0.0\n");
+    place.write("still.toml", group("lora_A.weight"));
+    run("--recipe still.toml", "e");
+    run("--recipe lora.toml --optimizer muon", "f");
+    run("--recipe lora.toml --lr 1e-30", "g");
+    let matrix = |run: &str, side: &str| {
+        let bytes = adapter(run);
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let name = format!("base_model.model.model.layers.0.self_attn.o_proj.lora_{side}.weight");
+        file.tensor(&name).unwrap().data().to_vec()
+    };
+    assert!(matrix("e", "A") == matrix("g", "A") && matrix("e", "B") != matrix("g", "B"));
+    assert!(matrix("a", "A") != matrix("g", "A") && matrix("f", "B") != matrix("a", "B"));
+    place.write("nobody.toml", group("embed_tokens.weight"));
+    let said = stderr(&place.danlu("finetune --recipe nobody.toml --out x --tune off").assert().failure());
+    assert!(
+        said.contains("a group is for the parameters `embed_tokens.weight`, and none of that name is trained"),
+        "{said}"
+    );
 }
 
 #[test]

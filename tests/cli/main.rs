@@ -9,6 +9,7 @@ mod examples;
 mod exporting;
 mod finetuning;
 mod generating;
+mod handing_on;
 #[cfg(unix)]
 mod launching;
 mod measuring;

@@ -70,8 +70,13 @@ fn the_better_answers_are_preferred_and_their_reference_is_computed_once() {
     again("--out near --beta 5", "is read from");
     assert!(last("near", "margin") / 5.0 < last("calm", "margin") / 0.1);
     again("--out unsure --label-smoothing 0.4 --accumulate 2", "is read from");
-    again("--out ipo --loss ipo", "is read from");
-    assert!(last("ipo", "margin") > 0.01);
+    for loss in ["ipo", "hinge"] {
+        again(&format!("--out {loss} --loss {loss}"), "is read from");
+        assert!(last(loss, "margin") > 0.01, "{loss}");
+    }
+    // Fresh adapters change nothing: (0 - 1/2β)², and 1.
+    let first = |run: &str| metrics(&place, run)[0]["loss"].as_f64().unwrap();
+    assert!((first("ipo") - 25.0).abs() < 1e-3 && (first("hinge") - 1.0).abs() < 1e-5);
     again("--out mixed --precision mixed", "is read from");
     assert!(last("mixed", "margin") > 0.1);
     again("--out four --base-dtype nf4", "was computed");

@@ -22,8 +22,8 @@ fn data() {
     std::fs::create_dir(place.path("folder")).unwrap();
     let files: [(&str, &[u8], &str); 10] = [
         ("empty.txt", b"", "is empty; training needs text"),
-        ("nul.txt", b"a\0b", "is a binary file, not text: a NUL byte at offset 1"),
-        ("bin.txt", b"ab\xff", "is not UTF-8 text: byte 0xFF at offset 2; convert it first"),
+        ("nul.txt", b"a\0b", "nul.txt:1: is a binary file, not text: a NUL byte at column 2"),
+        ("bin.txt", b"a\nb\xff", "bin.txt:2: is not UTF-8 text: byte 0xFF at column 2; convert it first"),
         (
             "field.jsonl",
             b"{\"text\": \"a\"}\n{\"txt\": \"b\"}\n",
@@ -53,6 +53,25 @@ fn data() {
             place.write(name, content);
             refused(place.train(&format!("--data {name} --out o")), &[part]);
         }
+        // What a model on disk makes of it: its template, and a tokenizer that is another one's.
+        place.train("--out m --quiet").assert().success();
+        place.write("few.json", TINY.replace("300", "270"));
+        place.train("--config few.json --out few --quiet").assert().success();
+        std::fs::copy(place.path("m/tokenizer.json"), place.path("few/tokenizer.json")).unwrap();
+        let turns = |first: &str| {
+            format!(
+                "{{\"messages\": [{{\"role\": \"{first}\", \"content\": \"a\"}}, {{\"role\": \"assistant\", \"content\": \"b\"}}]}}\n"
+            )
+        };
+        place.write("turns.jsonl", [turns("user"), turns("user"), turns("system")].concat());
+        let template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system here') }}{% endif %}\
+                        <{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}";
+        place.write("m/chat_template.jinja", template);
+        let finetune = |rest: &str| place.danlu(&format!("finetune --seq 16 --steps 1 --tune off --out o {rest}"));
+        let said = "turns.jsonl:3: the model's chat template refuses the conversation: No system here";
+        refused(finetune("--model m --data turns.jsonl"), &[said]);
+        let said = ", and the model's configuration 270: one of the two is another model's";
+        refused(finetune("--model few --data text.txt"), &["few/tokenizer.json: has ", said]);
         refused(place.train("--data gone.txt --out o"), &["gone.txt: no such file or folder"]);
         refused(place.train("--data folder --out o"), &["folder: holds no .txt, .md, .jsonl, .json or .parquet file"]);
     }

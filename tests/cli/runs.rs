@@ -372,3 +372,17 @@ fn a_run_that_does_not_fit_says_what_would() {
     assert!(said.contains("training takes at least ") && flags == "8 --seq 64", "{said}");
     place.train(&format!("{line} --batch 8 --memory {less}")).assert().success();
 }
+
+/// However it shows: in a loss, or in a sample that cannot be written, where the loss of logits that are no numbers still is one.
+#[test]
+fn a_rate_far_too_high_is_told_as_that() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let line = "--seq 32 --steps 20 --eval-every 4 --checkpoint-every 0 --lr 1e9 --clip 0 --out x";
+    let said = stderr(&place.train(line).assert().code(1));
+    let last = said.lines().last().unwrap_or_default();
+    assert!(last.contains("training diverged; try a lower --lr, or a longer warmup. Nothing was saved."), "{said}");
+    assert!(!place.path("x/model.safetensors").exists());
+}

@@ -77,7 +77,8 @@ impl Golden {
     }
 }
 
-fn read_numbers(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f64>)> {
+/// The tensors of a golden file.
+pub fn read_numbers(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f64>)> {
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let numbers = |view: &safetensors::tensor::TensorView| -> Vec<f64> {

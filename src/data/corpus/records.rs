@@ -311,31 +311,33 @@ impl<R: BufRead> Cutter<R> {
 
     /// Takes one element: up to the bracket that closes it, or what ends a bare value.
     fn element(&mut self, line: u64) -> Result<Vec<u8>> {
-        let (mut bytes, mut depth, mut quoted, mut escaped) = (Vec::new(), 0_usize, false, false);
+        // What is to close that was opened.
+        let (mut bytes, mut open, mut quoted, mut escaped) = (Vec::new(), Vec::new(), false, false);
         loop {
             let buffer = self.fill()?;
             if buffer.is_empty() {
                 return Err(at(&self.path, line, "ends within an element of its array; the file is cut short"));
             }
-            let (mut taken, mut lines, mut done) = (0, 0, false);
+            let (mut taken, mut lines, mut done, mut odd) = (0, 0, false, None);
             for &byte in buffer {
                 match byte {
                     _ if escaped => escaped = false,
                     b'\\' if quoted => escaped = true,
                     b'"' => quoted = !quoted,
                     _ if quoted => {}
-                    b'{' | b'[' => depth += 1,
-                    b',' | b']' | b'}' if depth == 0 => {
+                    b'{' => open.push(b'}'),
+                    b'[' => open.push(b']'),
+                    b',' | b']' | b'}' if open.is_empty() => {
                         done = true;
                         break;
                     }
-                    b'}' | b']' => depth -= 1,
+                    b'}' | b']' => odd = open.pop().filter(|&end| end != byte).map(|end| (byte, end)),
                     _ => {}
                 }
                 taken += 1;
                 lines += u64::from(byte == b'\n');
-                if depth == 0 && matches!(byte, b'}' | b']') && !quoted {
-                    done = true;
+                done = open.is_empty() && matches!(byte, b'}' | b']') && !quoted;
+                if done || odd.is_some() {
                     break;
                 }
             }
@@ -343,6 +345,11 @@ impl<R: BufRead> Cutter<R> {
             self.reader.consume(taken);
             self.line += lines;
             self.check_length(line, &bytes)?;
+            // The array's own end would be missed.
+            if let Some((found, end)) = odd {
+                let [found, end] = [found, end].map(char::from);
+                return Err(at(&self.path, self.line, format!("is not JSON: {found} where {end} is to come")));
+            }
             if done {
                 return Ok(bytes);
             }

@@ -29,7 +29,14 @@ impl std::fmt::Debug for Table {
 
 /// What the reader says of a file; some damage makes it panic.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
-    let wrong = |what: String| Error::file(path, format!("is no Parquet file that can be read: {what}"));
+    let wrong = |what: String| match what.rsplit_once("Disabled feature at compile time: ") {
+        Some((_, codec)) => {
+            let message =
+                format!("is compressed by {codec}, which is not read here; write it with snappy, gzip or zstd");
+            Error::file(path, message)
+        }
+        None => Error::file(path, format!("is no Parquet file that can be read: {what}")),
+    };
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(read) => read.map_err(|error| wrong(error.to_string())),
         Err(_) => Err(wrong("its pages are damaged".into())),

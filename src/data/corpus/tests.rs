@@ -43,25 +43,30 @@ fn documents(corpus: &Corpus) -> Vec<String> {
 
 #[test]
 fn what_cannot_be_read_is_refused_with_a_sentence() {
-    let cases: [(&str, &[u8], &str); 6] = [
+    let cases: [(&str, &[u8], &str); 7] = [
         ("empty.txt", b"", "empty.txt: is empty; training needs text"),
         ("blank.txt", b" \n\t\n", "blank.txt: is empty; training needs text"),
         (
             "nul.txt",
             b"abc\0def",
-            "nul.txt: is a binary file, not text: a NUL byte at offset 3; give plain text or JSONL",
+            "nul.txt:1: is a binary file, not text: a NUL byte at column 4; give plain text or JSONL",
         ),
         (
             "latin1.txt",
-            b"caf\xE9 au lait",
-            "latin1.txt: is not UTF-8 text: byte 0xE9 at offset 3; convert it first, for example with iconv -t UTF-8",
+            b"Un\ncaf\xE9 au lait",
+            "latin1.txt:2: is not UTF-8 text: byte 0xE9 at column 4; convert it first, for example with iconv -t UTF-8",
         ),
         (
             "cut.txt",
             b"abc\xE4\xB8",
-            "cut.txt: is not UTF-8 text: byte 0xE4 at offset 3; convert it first, for example with iconv -t UTF-8",
+            "cut.txt:1: is not UTF-8 text: byte 0xE4 at column 4; convert it first, for example with iconv -t UTF-8",
         ),
         ("none.jsonl", b"\n\n", "none.jsonl: is empty; training needs text"),
+        (
+            "packed.txt.gz",
+            b"\x1F\x8B\x08",
+            "packed.txt.gz: is compressed, which only .jsonl and .json may be (.jsonl.gz, .json.zst); unpack it first",
+        ),
     ];
     for (name, content, expected) in cases {
         let (dir, corpus) = open(name, content);
@@ -71,7 +76,7 @@ fn what_cannot_be_read_is_refused_with_a_sentence() {
 
 #[test]
 fn broken_jsonl_names_file_and_line() {
-    let cases: [(&[u8], &str); 4] = [
+    let cases: [(&[u8], &str); 5] = [
         (
             b"{\"text\": \"a\"}\n\n{\"text\": \"b\"\n",
             "d.jsonl:3: is not JSON: EOF while parsing an object at column 12",
@@ -79,6 +84,11 @@ fn broken_jsonl_names_file_and_line() {
         (
             b"{\"text\": \"a\"}\n{\"txt\": \"a\"}\n",
             "d.jsonl:2: has the fields txt, which are of no form that is known: text; messages; prompt and completion; \
+             instruction and output (Alpaca); conversations (ShareGPT); chosen and rejected",
+        ),
+        (
+            b"{\"text\": null, \"id\": 3}\n",
+            "d.jsonl:1: has the fields text (null), id, which are of no form that is known: text; messages; prompt and completion; \
              instruction and output (Alpaca); conversations (ShareGPT); chosen and rejected",
         ),
         (b"{\"text\": 3}\n", "d.jsonl:1: has a \"text\" that is a number and no text"),
@@ -192,6 +202,10 @@ fn bad_examples_name_file_line_and_reason() {
         ("n.jsonl", "{\"conversations\": [{\"from\": \"me\", \"value\": \"x\"}]}".into(),
             "n.jsonl:1: turn 1 of \"conversations\" is \"from\" \"me\", which is none of human, user, gpt, assistant, chatgpt, \
              model, bot, bing, bard, system, function_call, observation, tool, function_response".into()),
+        ("n.json", format!("[{good},\n{{\"instruction\": [}},\n{good}]"),
+            "n.json:2: is not JSON: } where ] is to come".into()),
+        ("n.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": 5}, {\"role\": \"assistant\", \"content\": \"x\"}]}".into(),
+            "n.jsonl:1: message 1 of \"messages\" has a \"content\" that is a number and no text".into()),
         ("o.jsonl", "{\"conversations\": [{\"from\": \"function_call\", \"value\": \"{x\"}]}".into(),
             "o.jsonl:1: turn 1 of \"conversations\" is a function call that is no JSON: key must be a string at column 2".into()),
         ("p.jsonl", "{\"prompt\": \"x\", \"chosen\": \"a\", \"rejected\": \"a\"}".into(),
@@ -244,6 +258,10 @@ fn compressed_files_and_columns_hold_what_plain_ones_do() {
     }
     let (_dir, texts) = open("t.parquet", &fs::read(goldens.join("texts.parquet")).unwrap());
     assert_eq!(documents(&texts.unwrap()), ["One.", "Zwei — 二.", "Three\n\nlines."]);
+    let (dir, other) = open("o.parquet", &fs::read(goldens.join("brotli.parquet")).unwrap());
+    let error = other.and_then(|other| other.units().find_map(Result::err).map_or(Ok(()), Err));
+    let said = "o.parquet: is compressed by brotli, which is not read here; write it with snappy, gzip or zstd";
+    assert_eq!(message(&dir, error), said);
     let (dir, cut) = open("f.parquet", &files[4].1[..200]);
     let said = message(&dir, cut);
     assert!(said.starts_with("f.parquet: is no Parquet file that can be read: "), "{said}");

@@ -136,7 +136,7 @@ fn what_is_no_tokenizer_is_refused_with_a_sentence() {
     let missing = Tokenizer::open(dir.path()).unwrap_err();
     assert_eq!(
         shown(missing),
-        "DIR/tokenizer.json: no such file; a tokenizer is a tokenizer.json or the folder that holds one"
+        "DIR/tokenizer.json: no such file; a tokenizer is a tokenizer.json, the folder that holds one, or a GGUF file"
     );
     std::fs::write(dir.path().join("tokenizer.json"), "{\"version\": 7}").unwrap();
     let broken = shown(Tokenizer::open(dir.path()).unwrap_err());
