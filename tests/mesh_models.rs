@@ -28,8 +28,6 @@ fn on(mesh: &str) -> Mesh {
     mesh.parse().unwrap()
 }
 
-mod what_ranks {
-use super::*;
 /// Each rank writes its parts of parameters and moments. The same mesh goes on as if nothing had happened; any other within
 /// roundings of one device's nine steps; and what was written last is a Hugging Face folder, whoever exports it.
 #[test]
@@ -282,5 +280,4 @@ fn preferences_over_ranks_are_those_of_as_many_batches() {
             );
         }
     }
-}
 }

@@ -308,9 +308,15 @@ impl Lora {
     /// The same where they lie as an optimizer wants them.
     ///
     /// # Errors
-    /// Those of `layout`, which is given how they lie now.
-    pub fn laid_out(self, layout: impl FnOnce(&ParamLayout) -> Result<ParamLayout>) -> Result<Lora> {
-        Ok(Lora { layout: layout(&self.layout)?, ..self })
+    /// Those of `layout`, which is given their parameters.
+    pub fn laid_out(self, layout: &dyn Fn(Vec<ParamSpec>) -> Result<ParamLayout>) -> Result<Lora> {
+        let own = layout(self.layout.specs().to_vec())?;
+        let own = match self.layout.parts() {
+            Some(parts) => own.of_parts(parts.clone()),
+            None => own,
+        };
+        let all = self.all.map(|all| all.laid_out(layout)).transpose()?.map(Box::new);
+        Ok(Lora { layout: own, all, ..self })
     }
 
     /// True where there are magnitudes to be trained.

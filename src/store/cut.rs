@@ -60,7 +60,8 @@ impl Cut {
 
 impl Weight<'_> {
     /// The same weight, of which only a rank's part is read.
-    pub fn cut(self, parts: &Parts, spec: &ParamSpec) -> Self {
-        Weight { cut: Cut::of(parts, spec), ..self }
+    pub fn cut(mut self, parts: &Parts, spec: &ParamSpec) -> Self {
+        self.cut = Cut::of(parts, spec);
+        self
     }
 }

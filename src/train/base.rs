@@ -138,6 +138,7 @@ impl Subject {
             Some(base) => base.checkpoint.frozen_as(config.base_dtype)?,
             None => config.base_dtype.frozen(&specs),
         };
+        let optimizer = super::optimizer(recipe);
         let (frozen, lora) = if recipe.mesh.ranks() == recipe.mesh.data {
             (frozen, Lora::new(config, &specs, page)?)
         } else {
@@ -145,11 +146,7 @@ impl Subject {
             let lora = Lora::of_parts(config, &parts, page)?;
             (own_parts(frozen, parts)?, lora)
         };
-        let optimizer = super::optimizer(recipe);
-        let lora = lora.laid_out(|layout| match layout.parts() {
-            Some(parts) => optimizer.layout_of(parts.clone(), page),
-            None => optimizer.layout(layout.specs().to_vec(), page),
-        })?;
+        let lora = lora.laid_out(&|specs| optimizer.layout(specs, page))?;
         Ok(Subject { layout: lora.layout().clone(), adapted: Some(Adapted { base: frozen, lora: Some(lora) }) })
     }
 
