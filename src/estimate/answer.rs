@@ -221,7 +221,8 @@ impl fmt::Display for Answer {
         }
         if let Some(fits) = &self.fits {
             let (memory, batch, seq) = (human_bytes(fits.memory), self.batch, self.seq);
-            writeln!(f, "\n{memory} hold at most, validation with it")?;
+            let each = if self.mesh.ranks() > 1 { " on each rank" } else { "" };
+            writeln!(f, "\n{memory}{each} hold at most, validation with it")?;
             let again = |n: usize| format!(", with recomputation {n} or up to a sixteenth more");
             let (more, longer) = fits.recomputed.map_or_else(Default::default, |(b, t)| (again(b), again(t)));
             let what = if self.pairs { "pairs" } else { "sequences" };

@@ -19,7 +19,7 @@ const FINE: usize = 16;
 pub struct Fits {
     /// Bytes that were allowed.
     pub memory: u64,
-    /// The most sequences of the asked length, every activation kept; 0 if not even one fits.
+    /// The most sequences of the asked length, of all ranks of the mesh, every activation kept; 0 if not even one fits on each.
     pub batch: usize,
     /// The most tokens of the asked number of sequences, in steps of 64, every activation kept; 0 if not even 64 fit.
     pub seq: usize,
@@ -35,15 +35,17 @@ impl Fits {
     /// As [`Job::plans`].
     pub fn find(job: &Job, limits: &Limits, memory: Bytes, again: bool) -> Result<Fits> {
         let longest = job.config.max_context().div_ceil(TOKENS).min(MOST / TOKENS);
-        let by_batch = |memory| move |n: usize| job.sized(n, job.recipe.seq, memory).bytes(limits);
+        // Ranks share a batch in equal parts.
+        let ranks = job.recipe.mesh.data;
+        let by_batch = |memory| move |n: usize| job.sized(n * ranks, job.recipe.seq, memory).bytes(limits);
         let by_seq = |memory| move |n: usize| job.sized(job.recipe.batch, n * TOKENS, memory).bytes(limits);
         let batch = largest(MOST, 0, memory, usize::MAX, &by_batch(None))?;
         let seq = largest(longest, 0, memory, usize::MAX, &by_seq(None))?;
-        let mut fits = Fits { memory: memory.0, batch, seq: seq * TOKENS, recomputed: None };
+        let mut fits = Fits { memory: memory.0, batch: batch * ranks, seq: seq * TOKENS, recomputed: None };
         if again {
             let batch = largest(MOST, batch, memory, FINE, &by_batch(Some(memory)))?;
             let seq = largest(longest, seq, memory, FINE, &by_seq(Some(memory)))?;
-            fits.recomputed = Some((batch, seq * TOKENS));
+            fits.recomputed = Some((batch * ranks, seq * TOKENS));
         }
         Ok(fits)
     }

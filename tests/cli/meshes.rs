@@ -103,8 +103,11 @@ fn plans_of_a_mesh_say_what_a_rank_sends() {
         assert!(answer["sent"][0][0] == "data" && (4 * parameters..4 * parameters + 8192).contains(&sent), "{answer}");
         assert!(answer["time"]["meetings"].as_f64().unwrap() > 0.0);
     }
-    assert!(bytes(&shared, "moments") < bytes(&two, "moments") * 51 / 100);
-    assert_eq!(bytes(&one, "moments"), bytes(&two, "moments"));
+    // Beside two words a parameter some sums, and what fills up the last part of a page.
+    let moments = 8 * parameters;
+    assert!((moments..moments + 8192).contains(&bytes(&one, "moments")));
+    assert!((moments..moments + 8192).contains(&bytes(&two, "moments")));
+    assert!((moments / 2..moments / 2 + 8192).contains(&bytes(&shared, "moments")));
     let said = stdout(&place.danlu("plan --batch 4 --seq 64 --mesh data=2 --machine h100").assert().success());
     assert!(said.contains("bytes that a rank sends in a step; all above is of one of data=2"), "{said}");
     assert!(said.contains("\ndata ") && said.contains("\nmeetings "), "{said}");
