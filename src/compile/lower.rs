@@ -6,7 +6,7 @@ use super::plan::{Binding, Meeting, Plan, PlanDispatch, Step, Wire};
 use super::rewrite::ids;
 use crate::base::Limits;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Io, Kernel, Kind, Meet, NodeId, Op, Operand, Value};
+use crate::graph::{Collective, Graph, Io, Kernel, Kind, Meet, NodeId, Op, Operand, Value};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -185,13 +185,14 @@ fn meeting(graph: &Graph, id: NodeId, meet: Meet, at: &dyn Fn(Value) -> (usize, 
     };
     let input = node.inputs.first().copied();
     let output = if in_place { input } else { graph.op_node(id).outputs.first().copied() };
-    // A state that is gathered in place: what this rank gives is its part of it.
+    // A state in place: what this rank gives to be gathered is its part of it, and what it gets of what is scattered.
+    let scatters = matches!(meet.what, Collective::ReduceScatter { .. });
     let part = |whole: Binding| match meet.part {
-        Some(part) => {
+        Some(part) if scatters == whole.written => {
             let bytes = whole.bytes / meet.ranks as u64;
             Binding { offset: whole.offset + part as u64 * bytes, bytes, ..whole }
         }
-        None => whole,
+        _ => whole,
     };
     let read = input.map(|v| part(binding("x", v, false)));
     let blocks = |dims: &[usize]| dims[..meet.what.dim()].iter().product::<usize>() as u64;
@@ -201,7 +202,8 @@ fn meeting(graph: &Graph, id: NodeId, meet: Meet, at: &dyn Fn(Value) -> (usize, 
         ranks: meet.ranks,
         sent: meet.what.sent(read.as_ref().map_or(0, |b| b.bytes), meet.ranks),
         read,
-        written: output.map(|v| binding("y", v, true)),
+        written: output.map(|v| part(binding("y", v, true))),
+        last: meet.last,
         blocks: io.inputs.first().map_or(1, |ty| blocks(ty.shape.dims())),
     }
 }

@@ -127,7 +127,7 @@ pub struct Meeting {
     pub axis: Axis,
     /// How many they are.
     pub ranks: usize,
-    /// What this rank gives. Where a state is summed in place, `written` is the same range.
+    /// What this rank gives. Where a state is summed in place, `written` is the same range, or a part of it.
     pub read: Option<Binding>,
     /// What it gets.
     pub written: Option<Binding>,
@@ -135,6 +135,8 @@ pub struct Meeting {
     pub blocks: u64,
     /// Bytes that this rank sends: [`Collective::sent`].
     pub sent: u64,
+    /// They meet after the last of several batches only: [`crate::graph::Meet::last`].
+    pub last: bool,
 }
 
 /// One dispatch with everything resolved.

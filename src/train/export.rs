@@ -1,6 +1,7 @@
 //! A run, or one of its checkpoints, as something to hand on: its weights as a folder, and a model card that says what they
 //! are.
 
+use super::dealt::{Dealt, common, parts};
 use super::log::RECIPE;
 use super::{About, Base, Metrics, Observer, Recipe, Subject, prepare, read_metrics};
 use crate::base::Limits;
@@ -8,8 +9,8 @@ use crate::data::tokenizer_files;
 use crate::error::{Error, Result};
 use crate::model::Llama;
 use crate::nn::{PARAMETERS, ParamLayout};
-use crate::optim::EMA;
-use crate::store::snapshot::{MANIFEST, Series, Snapshot};
+use crate::optim::{EMA, Shard};
+use crate::store::snapshot::{MANIFEST, Series, Snapshot, StateSize};
 use crate::store::{ADAPTER_CONFIG, Checkpoint, FolderFile, save_folder, write_adapter};
 use std::path::{Path, PathBuf};
 
@@ -88,7 +89,7 @@ impl TrainedRun {
         if let Some(base) = base {
             self.check_base(base)?;
             let subject = self.subject(base.checkpoint.model(), Some(base))?;
-            let pages = pages(snapshot, &subject.layout)?;
+            let pages = self.pages(snapshot, base.checkpoint.model(), &subject.layout)?;
             if let (Some(lora), Some(config)) = (subject.lora(), &recipe.lora) {
                 return write_adapter(folder, lora, config, &base.name, &pages, &[]);
             }
@@ -104,8 +105,9 @@ impl TrainedRun {
             let files = prepared.tokenizer_files()?;
             (prepared.config, files)
         };
-        let layout = self.subject(&Llama::new(config.clone()), None)?.layout;
-        save_folder(folder, &config, &layout, &pages(snapshot, &layout)?, &borrowed(&files))
+        let model = Llama::new(config.clone());
+        let layout = self.subject(&model, None)?.layout;
+        save_folder(folder, &config, &layout, &self.pages(snapshot, &model, &layout)?, &borrowed(&files))
     }
 
     /// Refuses a base that is no longer what the run began with.
@@ -120,39 +122,50 @@ impl TrainedRun {
         )))
     }
 
-    /// What is trained, in pages as the checkpoint has them: their largest is as good as the limit that they were made for.
+    /// What is trained, in pages as the checkpoint has them.
     fn subject(&self, model: &Llama, base: Option<&Base>) -> Result<Subject> {
-        let states = self.snapshot.iter().flat_map(|s| &s.manifest().states);
-        let largest = states.filter(|s| s.name.starts_with("param.")).map(|s| s.bytes).max();
-        let limits = Limits { max_buffer_bytes: largest.unwrap_or(0), ..Limits::default() };
-        Subject::new(model, &self.recipe, base, &limits)
+        Subject::new(model, &self.recipe, base, &self.limits())
     }
-}
 
-/// Parameters of a checkpoint, in a layout's pages.
-fn pages(snapshot: &Snapshot, layout: &ParamLayout) -> Result<Vec<Vec<f32>>> {
-    let mut pages = layout.zeros();
-    // Where an average is kept, that is the model.
-    let of = if snapshot.manifest().states.iter().any(|s| s.name == format!("{EMA}.0")) { EMA } else { PARAMETERS };
-    for (i, page) in pages.iter().enumerate() {
-        let (name, bytes) = (format!("{of}.{i}"), 4 * page.len() as u64);
-        if !snapshot.manifest().states.iter().any(|s| s.name == name && s.bytes == bytes) {
-            let message = format!("holds no state {name} of {bytes} bytes: it is a checkpoint of another model");
-            return Err(Error::file(snapshot.folder(), message));
-        }
+    /// Limits under which a layout has the checkpoint's pages: their largest is as good as the limit that they were made for.
+    fn limits(&self) -> Limits {
+        let bytes = |snapshot: &Snapshot| {
+            let states = snapshot.manifest().states.iter().filter(|s| s.name.starts_with("param."));
+            let parts = if self.recipe.shard == Shard::Parameters { snapshot.manifest().parts as u64 } else { 1 };
+            states.map(|s| s.bytes * parts).max()
+        };
+        let largest = self.snapshot.as_ref().and_then(bytes);
+        Limits { max_buffer_bytes: largest.unwrap_or(0), ..Limits::default() }
     }
-    for piece in snapshot.pieces() {
-        let (state, offset, bytes) = piece?;
-        let page = state
-            .strip_prefix(of)
-            .and_then(|i| i.strip_prefix('.'))
-            .and_then(|i| pages.get_mut(i.parse::<usize>().ok()?));
-        if let Some(page) = page {
-            let at = offset as usize;
-            bytemuck::cast_slice_mut::<f32, u8>(page)[at..at + bytes.len()].copy_from_slice(&bytes);
+
+    /// Parameters of a checkpoint, in a layout's pages.
+    fn pages(&self, snapshot: &Snapshot, model: &Llama, layout: &ParamLayout) -> Result<Vec<Vec<f32>>> {
+        let ours = Dealt::new(layout, Shard::None, 1);
+        let theirs = Dealt::of(snapshot, model, layout, &self.limits())?;
+        // Where an average is kept, that is the model.
+        let averages = snapshot.manifest().states.iter().any(|s| s.name == format!("{EMA}.0"));
+        let of = if averages { EMA } else { PARAMETERS };
+        let mut pages = layout.zeros();
+        let wanted =
+            |(i, page): (usize, &Vec<f32>)| StateSize { name: format!("{of}.{i}"), bytes: 4 * page.len() as u64 };
+        ours.check(snapshot, &pages.iter().enumerate().map(wanted).collect::<Vec<_>>(), &theirs)?;
+        for (part, opened) in parts(snapshot)?.iter().enumerate() {
+            for piece in opened.pieces() {
+                let (state, offset, bytes) = piece?;
+                let Some(held) = theirs.held(state, part).filter(|held| held.kind == of) else { continue };
+                let first = held.bytes.start + offset;
+                let from = first..(first + bytes.len() as u64).min(held.bytes.end);
+                for (i, page) in pages.iter_mut().enumerate() {
+                    let to = ours.held(&format!("{of}.{i}"), 0).map(|to| to.bytes).unwrap_or_default();
+                    if let Some((at, bytes)) = common(&from, &bytes, &to) {
+                        let at = at as usize;
+                        bytemuck::cast_slice_mut::<f32, u8>(page)[at..at + bytes.len()].copy_from_slice(bytes);
+                    }
+                }
+            }
         }
+        Ok(pages)
     }
-    Ok(pages)
 }
 
 fn borrowed(files: &[(String, Vec<u8>)]) -> Vec<FolderFile<'_>> {

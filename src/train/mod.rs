@@ -4,6 +4,8 @@ mod axes;
 mod base;
 mod card;
 mod checkpoints;
+mod data_axis;
+mod dealt;
 mod event;
 mod export;
 mod fit;

@@ -405,8 +405,7 @@ impl<'a> Session<'a> {
         if ending == Ending::Early {
             self.back_to_best().await?;
         }
-        let in_parts = self.trainer.layout().parts().is_some();
-        if !self.world.is_first() && !in_parts {
+        if !self.world.is_first() && !self.trainer.is_in_parts() {
             return Ok(ending);
         }
         let (subject, pages) = self.trainer.whole().await?;
@@ -476,7 +475,7 @@ impl<'a> Session<'a> {
 
     /// Tasks and samples, by the first rank.
     async fn look(&mut self) -> Result<()> {
-        if !self.world.is_first() || self.trainer.layout().parts().is_some() {
+        if !self.world.is_first() || self.trainer.is_in_parts() {
             return Ok(());
         }
         let (step, tokenizer) = (self.done(), &self.prepared.tokenizer);
