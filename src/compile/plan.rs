@@ -1,5 +1,6 @@
 //! The plan: steps, buffers and offsets as plain data, to be printed, compared, costed or run.
 
+use super::flight::Phase;
 use crate::base::{Axis, TensorType};
 use crate::graph::{Collective, Cost, Hook, Scalar};
 use serde::Serialize;
@@ -137,6 +138,8 @@ pub struct Meeting {
     pub sent: u64,
     /// They meet after the last of several batches only: [`crate::graph::Meet::last`].
     pub last: bool,
+    /// What this step is of it.
+    pub phase: Phase,
 }
 
 /// One dispatch with everything resolved.
@@ -223,7 +226,8 @@ impl Plan {
     /// What one run sends along each axis on which its ranks meet.
     pub fn sent(&self) -> BTreeMap<Axis, Sent> {
         let mut all: BTreeMap<Axis, Sent> = BTreeMap::new();
-        for meeting in self.steps.iter().filter_map(|s| s.meeting.as_ref()) {
+        let meetings = self.steps.iter().filter_map(|s| s.meeting.as_ref());
+        for meeting in meetings.filter(|m| m.phase != Phase::End) {
             let sent = all.entry(meeting.axis).or_default();
             *sent = Sent { meetings: sent.meetings + 1, bytes: sent.bytes + meeting.sent };
         }

@@ -57,10 +57,12 @@ impl Shard {
 impl FromStr for Shard {
     type Err = String;
 
+    /// A name, or a stage.
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = Shard::ALL.iter().find(|(name, _)| *name == text);
+        let is_it = |(stage, (name, _)): &(usize, (&str, Shard))| *name == text || stage.to_string() == text;
+        let found = Shard::ALL.into_iter().enumerate().find(is_it);
         found
-            .map(|(_, shard)| *shard)
+            .map(|(_, (_, shard))| shard)
             .ok_or_else(|| format!("`{text}` is none of {}", Shard::ALL.map(|s| s.0).join(", ")))
     }
 }

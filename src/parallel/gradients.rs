@@ -22,6 +22,9 @@ pub enum Sums {
     Kept,
 }
 
+/// Elements that ranks sum at once: 16 MiB.
+const AT_ONCE: usize = 4 << 20;
+
 /// One of several tensors that are added to a state.
 struct Term {
     node: NodeId,
@@ -132,7 +135,13 @@ impl Pass<'_> {
             let op = Arc::new(Accumulate { start: term.start - first.start });
             self.rewrite.new.apply_named(op, &[view, x, keep], node.name.clone())?;
         }
-        self.rewrite.new.apply_named(Arc::new(SumState { along: self.along, last: true }), &[view], name)?;
+        let sum = Arc::new(SumState { along: self.along, last: true });
+        for start in (first.start..last.start + last.elements).step_by(AT_ONCE) {
+            let shape = [AT_ONCE.min(last.start + last.elements - start)].into();
+            let slice = Arc::new(Slice { start, shape });
+            let some = self.rewrite.new.apply_named(slice, &[state], format!("{name}.some"))?;
+            self.rewrite.new.apply_named(sum.clone(), &some, name.clone())?;
+        }
         Ok(())
     }
 

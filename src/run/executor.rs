@@ -1,7 +1,7 @@
 //! Runs a plan: everything is made once; a run uploads its small inputs, encodes, submits, and allocates nothing.
 
 use super::bind::params_bytes;
-use super::ranks::{self, Ranks};
+use super::ranks::{self, Ranks, Talk};
 use super::recorder::{Doing, Log, Recorder, StepInfo};
 use super::{States, Timing, check_memory};
 use crate::base::{Axis, DType, TensorType};
@@ -199,9 +199,9 @@ impl Executor {
         Ok(())
     }
 
-    /// Seconds that meetings with other ranks took since they were last asked for.
-    pub fn take_meeting_seconds(&mut self) -> f64 {
-        self.ranks.as_mut().map_or(0.0, Ranks::take_seconds)
+    /// When ranks met in the last run that was submitted.
+    pub fn talks(&self) -> &[Talk] {
+        self.ranks.as_ref().map_or(&[], Ranks::talks)
     }
 
     /// Whether the runs to come are each the last of several batches that make a step, as they are until this is said: only then
@@ -253,6 +253,7 @@ impl Executor {
         let slot = &mut self.slots[at];
         slot.wanted.clear();
         slot.wanted.extend((0..self.outputs.len()).filter(|&i| wanted(&self.outputs[i].0.name)));
+        self.ranks.iter_mut().for_each(Ranks::begin_run);
         let mut log = Log::begin(self.recorder.as_ref().map(|(recorder, _)| recorder));
         let mut submission = log.submission(&self.gpu).await?;
         if let (Some(b), false) = (self.input_buffer, self.image.is_empty()) {

@@ -2,14 +2,15 @@
 
 use super::{Path, Recipe, common, mesh, prepared, ranks, recipe, train};
 use danlu::base::{Axis, Bytes};
-use danlu::compile::{BufferKind, BufferSpec, First, Plan};
-use danlu::model::Llama;
+use danlu::bench::measure_hidden;
+use danlu::compile::{Binding, BufferKind, BufferSpec, First, Meeting, Phase, Plan, Step};
+use danlu::model::{Llama, ModelConfig};
 use danlu::nn::ParamLayout;
 use danlu::optim::{Rule, Shard};
 use danlu::run::device_bytes;
 use danlu::train::{Plans, Precision, Prepared, Subject, Trainer, plans};
 use pollster::block_on;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// A model whose layers have pages of their own where ranks share them out.
 const LAYERS: &str = r#"{"model_type": "llama", "vocab_size": 304, "hidden_size": 16, "intermediate_size": 32,
@@ -89,6 +90,62 @@ fn elements(layout: &ParamLayout) -> u64 {
     layout.pages().iter().map(|page| page.elements as u64).sum()
 }
 
+/// A collective that began has its bytes to itself until it ends, in every plan of ranks: nobody writes what it reads, and
+/// nobody touches what it brings; and there are steps meanwhile. They end in the order in which they began.
+#[test]
+fn nothing_touches_what_is_in_flight() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = layers(folder.path(), "whole");
+    let prepared = prepared(&whole, folder.path());
+    for (_, shard) in Shard::ALL {
+        let recipe = Recipe { shard, ..whole.clone() };
+        let plans = plans(&prepared.config, &recipe, None, &common::gpu().limits().clone(), &mut First).unwrap();
+        let mut most = 0;
+        for plan in [&plans.train, plans.apply.as_ref().unwrap(), &plans.eval] {
+            let (mut flights, mut meanwhile) = (VecDeque::<&Meeting>::new(), 0);
+            for step in &plan.steps {
+                let meeting = step.meeting.as_ref();
+                if meeting.is_some_and(|m| m.phase == Phase::End) {
+                    let ended = flights.pop_front().unwrap();
+                    assert_eq!((&ended.read, &ended.written), (&meeting.unwrap().read, &meeting.unwrap().written));
+                    continue;
+                }
+                let overlaps = |a: &Binding, b: &Binding| {
+                    a.buffer == b.buffer && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
+                };
+                for (own, flight) in step.bindings().flat_map(|own| flights.iter().map(move |f| (own, f))) {
+                    let brings = flight.written.as_ref().is_some_and(|written| overlaps(own, written));
+                    let reads = own.written && flight.read.as_ref().is_some_and(|read| overlaps(own, read));
+                    assert!(!brings && !reads, "{shard}: {} while {flight:?} is in flight", step.name);
+                }
+                meanwhile += usize::from(meeting.is_none() && !flights.is_empty());
+                flights.extend(meeting.filter(|m| m.phase == Phase::Begin));
+            }
+            assert!(flights.is_empty());
+            most = most.max(meanwhile);
+            let listed = plan.to_string();
+            let begins = |step: &Step| step.meeting.as_ref().is_some_and(|m| m.phase == Phase::Begin);
+            assert_eq!(listed.contains("begins "), plan.steps.iter().any(begins), "{listed}");
+        }
+        assert!(most > 0, "{shard}: no step while something is in flight");
+    }
+}
+
+/// Ranks talk while their devices compute.
+#[test]
+fn most_of_the_talk_is_hidden() {
+    let config = ModelConfig::parse(
+        &LAYERS.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 8"),
+        Path::new("config.json"),
+    );
+    let gpus = [common::gpu(), common::gpu()];
+    let hidden = measure_hidden(&gpus, &config.unwrap(), [2, 64], 5).unwrap();
+    eprintln!("{hidden}");
+    assert!(hidden.talking > 0.0 && hidden.hidden <= hidden.talking);
+    // How much depends on what else the machine does; of so small a model it is little.
+    assert!(hidden.hidden > 0.0, "{hidden}");
+}
+
 /// Sharing out goes with everything else: products in f16, activations that are computed again, several batches, moments of eight
 /// bits, an average of the parameters; and what is on the device is what the plan says.
 #[test]
@@ -112,7 +169,10 @@ fn sharing_out_goes_with_everything() {
         let recipe = Recipe { memory: Some(Bytes(memory)), ..recipe };
         let fitted = plans(&prepared.config, &recipe, None, &limits, &mut First).unwrap();
         assert!(!fitted.fit.as_ref().unwrap().trade.again.is_empty(), "{shard}: nothing is computed again");
-        assert!(bytes(&fitted) <= memory + 4096, "{shard}: {} bytes where {memory} are allowed", bytes(&fitted));
+        // Where parameters come and go, the budget counts what is there of them at a time to within two pages.
+        let two = 8 * layout_of(&recipe, &prepared).pages().iter().map(|page| page.elements as u64).max().unwrap();
+        let slack = if shard == Shard::Parameters { two } else { 4096 };
+        assert!(bytes(&fitted) <= memory + slack, "{shard}: {} bytes where {memory} are allowed", bytes(&fitted));
         let own = train(&recipe, folder.path());
         for (step, (all, own)) in all.steps.iter().zip(&own.steps).enumerate() {
             let [all, own] = [all.0, own.0].map(f32::from_bits);
