@@ -8,10 +8,11 @@ use danlu::comm::LocalComm;
 use danlu::compile::{BufferKind, First, Plan};
 use danlu::estimate::{
     Answer, Asked, Fits, Job, MachineFile, Mesh, Params, Parts, Prices, Rate, Recompute, Setup, Span, Storage, Usage,
-    Zero, predict, remedy, search,
+    predict, remedy, search,
 };
 use danlu::model::{DpoConfig, find_config};
 use danlu::nn::{BaseDtype, LoraConfig};
+use danlu::optim::Shard;
 use danlu::run::{Executor, States, TuneMode, Tuner};
 use danlu::train::{Event, Prepared, Recipe, Trainer, World, fill, prepare, run};
 use pollster::block_on;
@@ -270,7 +271,7 @@ fn published_figures_are_reproduced() {
             seq,
             micro_batch,
             interleave,
-            zero: Zero(p.zero),
+            shard: Shard::ALL[p.zero as usize].1,
             recompute: p.recompute,
             storage: Storage::BF16,
             products: p.products,
@@ -308,7 +309,7 @@ const SETUP: Setup = Setup {
     seq: 4096,
     micro_batch: 1,
     interleave: 1,
-    zero: Zero(0),
+    shard: Shard::None,
     recompute: Recompute::None,
     storage: Storage::BF16,
     products: Rate::F16,
@@ -330,8 +331,8 @@ fn messages_are_those_of_the_textbook() {
     // All-reduce: 2 (n - 1) / n of the gradients; scattered and gathered: as much of gradients and of weights; weights anew
     // twice with each of 8 micro-batches.
     close(of("data=8", setup).messages.data, 2.0 * 7.0 / 8.0 * 4.0 * n);
-    close(of("data=8", Setup { zero: Zero(2), ..setup }).messages.data, 7.0 / 8.0 * (4.0 + 2.0) * n);
-    close(of("data=8", Setup { zero: Zero(3), ..setup }).messages.data, 7.0 / 8.0 * (4.0 + 16.0 * 2.0) * n);
+    close(of("data=8", Setup { shard: Shard::Gradients, ..setup }).messages.data, 7.0 / 8.0 * (4.0 + 2.0) * n);
+    close(of("data=8", Setup { shard: Shard::Parameters, ..setup }).messages.data, 7.0 / 8.0 * (4.0 + 16.0 * 2.0) * n);
     // Eight gathers or scatters a layer of what 64 sequences make, 3 of 4 parts of it.
     let wide = 64.0 * 4096.0 * 4096.0 * 2.0;
     close(of("tensor=4", setup).messages.tensor, 32.0 * 8.0 * 3.0 / 4.0 * wide);
@@ -342,7 +343,7 @@ fn messages_are_those_of_the_textbook() {
     let alone = of("data=1", setup).messages;
     assert_eq!((alone.data, alone.tensor, alone.pipeline, alone.expert, alone.sequence), (0.0, 0.0, 0.0, 0.0, 0.0));
     // Moments are a sixty-fourth of what they were, and of weights one layer comes while another works.
-    let sharded = of("data=64", Setup { zero: Zero(3), ..setup }).usage;
+    let sharded = of("data=64", Setup { shard: Shard::Parameters, ..setup }).usage;
     let whole = of("data=64", setup).usage;
     assert!(whole.moments.abs_diff(64 * sharded.moments) < 64, "{sharded:?} {whole:?}");
     assert!(sharded.weights < whole.weights / 16, "{sharded:?} {whole:?}");
@@ -363,7 +364,7 @@ fn the_best_mesh_fits_and_nothing_that_fits_is_faster() {
     let small = MachineFile { memory: Some(Bytes(40_000_000_000)), ..machine.clone() };
     let out = search(&config, setup, Asked::default(), 16, &small).unwrap().losers;
     assert!(out.iter().any(|l| l.seconds.is_none() && l.why.contains(" GB at least")), "{out:?}");
-    let again = Asked { mesh: Some(best.mesh), zero: Some(best.setup.zero), ..Asked::default() };
+    let again = Asked { mesh: Some(best.mesh), shard: Some(best.setup.shard), ..Asked::default() };
     assert_eq!(search(&config, setup, again, 16, &machine).unwrap().best.unwrap(), best);
     let impossible = Asked { mesh: Some("tensor=3".parse().unwrap()), ..Asked::default() };
     let said = search(&config, setup, impossible, 3, &machine).unwrap_err().to_string();

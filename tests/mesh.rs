@@ -1,13 +1,15 @@
 //! Training by several ranks, as threads with a device handle each: the numbers are those of one device.
 
 mod common;
+#[path = "mesh/shared.rs"]
+mod shared;
 
 use common::ranks::{CONFIG, copy, go_on, layout_of, mesh, prepared, rank, ranks, recipe, spread, train};
 use danlu::compile::First;
 use danlu::nn::LoraConfig;
-use danlu::optim::{Optimizer, Rule, Shape, Shard};
+use danlu::optim::{Rule, Shape, Shard};
 use danlu::parallel::Mesh;
-use danlu::train::{Event, Precision, Recipe, Resumption, Trainer, plans, run};
+use danlu::train::{Event, Precision, Recipe, Resumption, TrainedRun, Trainer, run};
 use pollster::block_on;
 use std::sync::atomic::AtomicBool;
 
@@ -20,13 +22,16 @@ fn ranks_train_what_one_device_trains_within_its_roundings() {
     let prepared = prepared(&one, folder.path());
     let layout = layout_of(&one, &prepared);
     let mut spread = spread(&one, &prepared, &layout);
-    let (none, optimizer) = (Shard::None, Shard::Optimizer);
+    let none = Shard::None;
     for (name, data, batch, accumulate, shard) in [
         ("one", 1, 4, 1, none),
         ("two", 2, 4, 1, none),
         ("four", 4, 4, 1, none),
         ("both", 2, 2, 2, none),
-        ("shared", 4, 4, 1, optimizer),
+        ("optimizer", 2, 2, 2, Shard::Optimizer),
+        ("gradients", 2, 2, 2, Shard::Gradients),
+        ("parameters", 4, 4, 1, Shard::Parameters),
+        ("parameters of two batches", 2, 2, 2, Shard::Parameters),
     ] {
         let recipe = Recipe { mesh: mesh(data), batch, accumulate, shard, ..recipe(folder.path(), name) };
         let seen = train(&recipe, folder.path());
@@ -158,57 +163,6 @@ fn a_rank_with_other_parameters_ends_the_run_by_its_name() {
     assert_eq!(told, vec!["ranks: rank 2 has a recipe other than most of the 3".to_string(); 3]);
 }
 
-/// Each rank keeps one part in N of the moments, no more; and what it sends is what textbooks allow: of every gradient and of
-/// every parameter the (N-1)/N that are others'. Where nothing depends on the norm, whose sum is made in another order, all numbers
-/// are those of ranks that keep everything, to the bit.
-#[test]
-fn moments_are_shared_out_and_change_no_number() {
-    let folder = tempfile::tempdir().unwrap();
-    let short = |name: &str| Recipe {
-        steps: 6,
-        eval_every: Some(6),
-        clip: 0.0,
-        batch: 6,
-        mesh: mesh(3),
-        ..recipe(folder.path(), name)
-    };
-    for (rule, accumulate) in [(Rule::AdamW, 1), (Rule::AdamW8bit, 2), (Rule::Sgd, 1)] {
-        let whole = Recipe { optimizer: rule, accumulate, ..short("whole") };
-        let shared = Recipe { shard: Shard::Optimizer, out: folder.path().join("shared"), ..whole.clone() };
-        let [all, own] = [&whole, &shared].map(|recipe| train(recipe, folder.path()));
-        for (step, (all, own)) in all.steps.iter().zip(&own.steps).enumerate() {
-            assert_eq!(all.0, own.0, "{rule:?}: loss of step {step}");
-            let [all, own] = [all.1, own.1].map(f32::from_bits);
-            assert!((all - own).abs() <= 1e-5 * all, "{rule:?}: norm of step {step}: {own} where {all} was expected");
-        }
-        for (page, padded) in all.pages.iter().zip(&own.pages) {
-            assert!(*page == padded[..page.len()], "{rule:?}: parameters differ");
-        }
-        let prepared = prepared(&whole, folder.path());
-        let limits = danlu::base::Limits::default();
-        let [all, own] =
-            [&whole, &shared].map(|r| plans(&prepared.config, r, None, &limits, &mut First).unwrap().apply.unwrap());
-        let states = |plan: &danlu::compile::Plan, moments: bool| -> u64 {
-            let of = plan.written_states().into_iter();
-            let bytes = of.filter(|(name, _)| Optimizer::is_moment(name) == moments && !Optimizer::is_sum(name));
-            bytes.map(|(_, bytes)| bytes).sum()
-        };
-        let (pages, padding) = (4 * own_elements(&own), 3 * Optimizer::unit(3));
-        assert!(3 * states(&own, true) - states(&all, true) <= padding, "{rule:?}: {} a rank", states(&own, true));
-        assert_eq!(states(&own, false) - 32, pages, "all of the parameters, and how the step was judged");
-        let sent = own.sent()[&danlu::base::Axis::Data].bytes;
-        // Two thirds of each, and some words of norms and losses.
-        let least = 2 * pages * 2 / 3;
-        assert!((least..least + 64).contains(&sent), "{rule:?}: {sent} bytes are sent, {least} must be");
-    }
-}
-
-/// Elements of the parameters' pages in a plan.
-fn own_elements(plan: &danlu::compile::Plan) -> u64 {
-    let pages = plan.written_states().into_iter().filter(|(name, _)| name.starts_with("param."));
-    pages.map(|(_, bytes)| bytes / 4).sum()
-}
-
 /// Every rank writes its own moments; a run that stopped on four ranks goes on there as if nothing had happened, and on two,
 /// three, one, sharing moments or not, within roundings.
 #[test]
@@ -225,18 +179,25 @@ fn what_ranks_wrote_any_other_ranks_read() {
         optimizer: Rule::AdamW8bit,
         ..recipe(folder.path(), name)
     };
-    let calm = train(&of("calm", 9, 4, Shard::Optimizer), folder.path());
-    train(&of("run", 3, 4, Shard::Optimizer), folder.path());
+    let calm = train(&of("calm", 9, 4, Shard::Parameters), folder.path());
+    train(&of("run", 3, 4, Shard::Parameters), folder.path());
     let parts = folder.path().join("run/checkpoints/rank-3/step-3/manifest.json");
     assert!(parts.is_file(), "every rank has a folder of its own");
     let copied = folder.path().join("other");
     copy(&folder.path().join("run"), &copied);
-    let same = go_on(&of("run", 9, 4, Shard::Optimizer), folder.path());
+    let same = go_on(&of("run", 9, 4, Shard::Parameters), folder.path());
     assert!(
         same.pages == calm.pages && same.steps == calm.steps[3..],
         "four ranks go on otherwise than they would have"
     );
-    let layouts = [(5, 2, Shard::Optimizer), (7, 3, Shard::Optimizer), (8, 2, Shard::None), (9, 1, Shard::None)];
+    let layouts = [
+        (4, 2, Shard::Optimizer),
+        (5, 3, Shard::Gradients),
+        (6, 2, Shard::Parameters),
+        (7, 1, Shard::None),
+        (8, 2, Shard::Parameters),
+        (9, 2, Shard::None),
+    ];
     let mut seen = Vec::new();
     for (steps, data, shard) in layouts {
         seen.extend(go_on(&of("other", steps, data, shard), folder.path()).steps);
@@ -247,6 +208,13 @@ fn what_ranks_wrote_any_other_ranks_read() {
         // Codes of eight bits turn a rounding into a step of their own, a hundredth of a moment.
         assert!((got - expected).abs() <= 1e-3 * expected, "step {}: {got} where {expected} was expected", step + 4);
     }
+    // A checkpoint in parts is exported as the folder that the run wrote.
+    let exported = folder.path().join("exported");
+    let ended = TrainedRun::open(&folder.path().join("run/checkpoints/step-9")).unwrap();
+    ended.write_checkpoint(&exported, None, &folder.path().join("cache"), &mut |_: &Event| {}).unwrap();
+    let [exported, written] =
+        [exported, folder.path().join("run")].map(|folder| std::fs::read(folder.join("model.safetensors")).unwrap());
+    assert!(exported == written, "the checkpoint holds another model");
     // A part that is damaged makes no checkpoint: the one before is taken, aloud.
     let part = folder.path().join("run/checkpoints/rank-2/step-9/manifest.json");
     std::fs::write(&part, "{}").unwrap();

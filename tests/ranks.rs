@@ -52,7 +52,7 @@ fn states_are_summed_over_ranks_and_the_same_on_each() {
             block_on(states.write("kept", 0, bytemuck::cast_slice(&[rank as f32; 8]))).unwrap();
             let outputs = block_on(executor.run()).unwrap();
             let summed: Vec<f32> = bytemuck::pod_collect_to_vec(&block_on(states.read("grad.0")).unwrap());
-            assert!(executor.take_meeting_seconds() > 0.0);
+            assert!(!executor.talks().is_empty());
             (summed, f32s(&outputs, "grad.0")[0], f32s(&outputs, "kept")[0])
         };
         let got: Vec<_> = std::thread::scope(|scope| {

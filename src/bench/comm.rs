@@ -1,5 +1,6 @@
 //! What ranks exchange in a second: each collective, by the size of what a rank gives.
 
+use super::Hidden;
 #[cfg(feature = "mpi")]
 use crate::comm::MpiWorld;
 use crate::comm::{Communicator, Element, LocalComm};
@@ -33,6 +34,9 @@ pub struct CommReport {
     pub ranks: usize,
     /// The figures.
     pub figures: Vec<CommFigure>,
+    /// How much of the talk about gradients is hidden, where that was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hidden: Option<Hidden>,
 }
 
 /// What is measured: its name, what it does with the bytes that a rank gives and those that it gets, and which part of the
@@ -85,7 +89,7 @@ pub fn measure_comm(ranks: usize, quick: bool) -> Result<CommReport> {
         joined.map(|told| told.unwrap_or_else(|_| Err(Error::Rank("a rank panicked".into())))).collect()
     });
     let mut told = told.into_iter().collect::<Result<Vec<_>>>()?;
-    Ok(CommReport { engine: "threads of this process".into(), ranks, figures: told.swap_remove(0) })
+    Ok(CommReport { engine: "threads of this process".into(), ranks, figures: told.swap_remove(0), hidden: None })
 }
 
 /// Measures collectives among the processes of MPI, and its own all-reduce on the same numbers. All ranks must call this.
@@ -107,7 +111,7 @@ pub fn measure_mpi(world: &MpiWorld, quick: bool) -> Result<CommReport> {
         let bandwidth = 2.0 * (ranks - 1) as f64 / ranks as f64 * bytes as f64 / seconds;
         figures.push(CommFigure { collective: "MPI's all_reduce", bytes, seconds, bandwidth });
     }
-    Ok(CommReport { engine: format!("processes of {}", world.library()), ranks, figures })
+    Ok(CommReport { engine: format!("processes of {}", world.library()), ranks, figures, hidden: None })
 }
 
 fn sizes(quick: bool) -> &'static [usize] {
@@ -150,6 +154,9 @@ impl fmt::Display for CommReport {
         for CommFigure { collective, bytes, seconds, bandwidth } in &self.figures {
             let (us, rate) = (seconds * 1e6, bandwidth / 1e6);
             write!(f, "\n{collective:<16} {bytes:>12} {us:>12.1} {rate:>12.1}")?;
+        }
+        if let Some(hidden) = &self.hidden {
+            write!(f, "\n{hidden}")?;
         }
         Ok(())
     }

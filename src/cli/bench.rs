@@ -5,9 +5,13 @@ use super::ranks::Patience;
 use super::{AdapterArgs, paths};
 #[cfg(feature = "mpi")]
 use crate::bench::measure_mpi;
-use crate::bench::{CommReport, Report, Settings, compare, kept_path, measure, measure_comm, roofline_svg, suite};
+use crate::bench::{
+    CommReport, Hidden, Report, Settings, compare, kept_path, measure, measure_comm, measure_hidden, roofline_svg,
+    suite,
+};
 use crate::error::Error;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Selector, list};
+use crate::model::find_config;
 use crate::run::{TuneMode, Tuner};
 use crate::store::atomic::{create_folder, write_file};
 use anyhow::{Result, bail};
@@ -54,7 +58,13 @@ fn part(text: &str) -> Result<f64, String> {
 /// Measures, prints and compares.
 pub async fn bench(args: BenchArgs) -> Result<()> {
     if args.filter.as_deref() == Some("comm") {
-        let Some(report) = comm(&args)? else { return Ok(()) };
+        let Some(mut report) = comm(&args)? else { return Ok(()) };
+        if report.engine.starts_with("threads") {
+            match hidden(&args).await {
+                Ok(hidden) => report.hidden = Some(hidden),
+                Err(error) => tell!("how much is hidden was not measured: {error}"),
+            }
+        }
         if args.json {
             say!("{}", serde_json::to_string(&report)?);
         } else {
@@ -112,6 +122,16 @@ fn comm(args: &BenchArgs) -> Result<Option<CommReport>> {
         #[cfg(not(feature = "mpi"))]
         Some(process) => match *process {},
     })
+}
+
+/// How much of the talk of two ranks about gradients their devices hide, for SmolLM2's shape or a small one.
+async fn hidden(args: &BenchArgs) -> Result<Hidden> {
+    let mut gpus = Vec::new();
+    for number in args.adapter.selector().spread(&list().await, 2, true)? {
+        gpus.push(Gpu::open(&Selector::Number(number)).await?);
+    }
+    let (model, batch) = if args.quick { ("story-4m", [4, 128]) } else { ("smollm2-135m", [1, 128]) };
+    Ok(measure_hidden(&gpus, &find_config(model)?, batch, 3)?)
 }
 
 /// Says what moved, keeps what is to be kept, and fails if something got slower.

@@ -2,9 +2,10 @@
 
 use crate::compile::human_bytes;
 use crate::estimate::{
-    Asked, Found, MachineFile, Mesh, Prediction, REACHED, Rate, Recompute, Setup, Storage, Zero, human_time, search,
+    Asked, Found, MachineFile, Mesh, Prediction, REACHED, Rate, Recompute, Setup, Storage, human_time, search,
 };
 use crate::model::ModelConfig;
+use crate::optim::Shard;
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
@@ -23,9 +24,9 @@ pub struct ScaleArgs {
     /// [the default]; without, the plan is that of one of its ranks, as `danlu train` runs it.
     #[arg(long, value_name = "auto|AXES")]
     mesh: Option<String>,
-    /// What is sharded over ranks with the same weights: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 weights too.
-    #[arg(long, value_name = "0-3", requires = "nodes")]
-    zero: Option<Zero>,
+    /// What ranks with the same weights share out, as `danlu train` has it; or ZeRO's stages, 0 to 3.
+    #[arg(long, alias = "zero", value_name = "none|optimizer|gradients|parameters", requires = "nodes")]
+    shard: Option<Shard>,
     /// What is computed again in the backward pass.
     #[arg(long, value_name = "none|selective|full", requires = "nodes")]
     recompute: Option<Recompute>,
@@ -116,7 +117,7 @@ fn find(
     }
     let asked = Asked {
         mesh,
-        zero: args.zero,
+        shard: args.shard,
         recompute: args.recompute,
         micro_batch: args.micro_batch,
         interleave: args.interleave,
@@ -126,7 +127,7 @@ fn find(
         seq,
         micro_batch: 1,
         interleave: 1,
-        zero: Zero(0),
+        shard: Shard::None,
         recompute: Recompute::None,
         storage: args.storage,
         products: args.products,
@@ -214,8 +215,8 @@ fn prediction(p: &Prediction, machine: &MachineFile, run: &Run) -> String {
     let (setup, ranks) = (&p.setup, p.mesh.ranks() as f64);
     let mut text = format!("\nmesh           {}\n", p.mesh);
     text += &format!(
-        "how            ZeRO {}, recomputation {:?}, micro-batches of {}, {} stages a pipeline rank\n",
-        setup.zero.0, setup.recompute, setup.micro_batch, setup.interleave
+        "how            shared out: {}, recomputation {:?}, micro-batches of {}, {} stages a pipeline rank\n",
+        setup.shard, setup.recompute, setup.micro_batch, setup.interleave
     );
     text += "\nbytes of the rank with most\n";
     for (name, bytes) in p.usage.kinds().into_iter().filter(|(_, bytes)| *bytes > 0) {

@@ -153,8 +153,9 @@ pub struct TrainArgs {
     /// Axes along which ranks share the work, such as data=4: each has an adapter of its own [default: one rank].
     #[arg(long, value_name = "data=N")]
     mesh: Option<Mesh>,
-    /// What ranks share out among them: the optimizer's moments, or nothing [default: none].
-    #[arg(long, value_name = "none|optimizer")]
+    /// What ranks share out among them, each keeping its part: the optimizer's moments, gradients too, or parameters too
+    /// (ZeRO's stages 1, 2 and 3) [default: none].
+    #[arg(long, value_name = "none|optimizer|gradients|parameters")]
     shard: Option<Shard>,
     /// Steps after which ranks compare what must be the same on all, 0 for never [default: 100].
     #[arg(long, value_name = "STEPS", allow_negative_numbers = true)]

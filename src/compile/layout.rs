@@ -1,6 +1,7 @@
 //! Where everything lies: a buffer for each state, one for inputs, one for constants, and arenas for what the steps make.
 //! It does not depend on which kernels are picked.
 
+use super::flight;
 use super::memory::{Block, Span, pack};
 use super::place::{self, Places, Storage, is_transient, storage_bytes};
 use super::plan::{BufferKind, BufferSpec, Tenant};
@@ -24,7 +25,7 @@ impl Layout {
     }
 }
 
-/// When the memory of each thing that the steps make is needed; times are indices of [`steps`].
+/// When the memory of each thing that the steps make is needed; times are indices of [`order`].
 pub(super) struct Lifetimes {
     pub(super) storages: Vec<Storage>,
     pub(super) blocks: Vec<Block>,
@@ -37,14 +38,19 @@ pub(super) fn scratch(node: NodeId) -> Storage {
     Value { node, output: u32::MAX }
 }
 
-/// The nodes that are steps of the plan, in order.
+/// The nodes that do something, in program order.
 pub(super) fn steps(graph: &Graph) -> Vec<NodeId> {
     ids(graph).filter(|&id| is_transient(graph, id) && place::view(graph, graph.node(id)).is_none()).collect()
 }
 
+/// The nodes of the plan's steps: of a collective in flight twice, as it is in use from the one to the other.
+pub(super) fn order(graph: &Graph, places: &Places) -> Vec<NodeId> {
+    flight::turns(graph, places).into_iter().map(|turn| turn.node).collect()
+}
+
 pub(super) fn layout(graph: &Graph, places: &Places, limits: &Limits) -> Result<Layout> {
     let mut layout = sources(graph, limits)?;
-    let Lifetimes { storages, blocks, apart } = lifetimes(graph, places, &steps(graph), limits)?;
+    let Lifetimes { storages, blocks, apart } = lifetimes(graph, places, &order(graph, places), limits)?;
     let (regions, sizes) = pack(&blocks, &apart, limits.binding_alignment, limits.max_buffer_bytes).map_err(|i| {
         let name = &graph.node(storages[i].node).name;
         fits(name, blocks[i].bytes, limits).expect_err("a block that fits can always be placed")

@@ -1,12 +1,13 @@
 //! Nodes → steps: picks a kernel for each and resolves its operands to places in buffers.
 
+use super::flight::{self, Phase, Turn};
 use super::layout::{self, Layout};
 use super::place::{self, Place, Places};
 use super::plan::{Binding, Meeting, Plan, PlanDispatch, Step, Wire};
 use super::rewrite::ids;
 use crate::base::Limits;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Io, Kernel, Kind, Meet, NodeId, Op, Operand, Value};
+use crate::graph::{Collective, Graph, Io, Kernel, Kind, Meet, NodeId, Op, Operand, Value};
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -50,7 +51,6 @@ impl Chooser for First {
 }
 
 pub(super) fn lower(graph: &Graph, places: &Places, limits: &Limits, chooser: &mut dyn Chooser) -> Result<Plan> {
-    let steps = layout::steps(graph);
     let Layout { buffers, located, tenants } = layout::layout(graph, places, limits)?;
     let at = |value: Value| -> (usize, u64) {
         let Place { storage, offset } = places[&value];
@@ -78,10 +78,10 @@ pub(super) fn lower(graph: &Graph, places: &Places, limits: &Limits, chooser: &m
             _ => {}
         }
     }
-    for id in steps {
-        states_are_apart(graph, places, id)?;
-        let scratch = located.get(&layout::scratch(id)).copied();
-        plan.steps.extend(node_steps(graph, id, limits, chooser, (&at, scratch))?);
+    for turn in flight::turns(graph, places) {
+        states_are_apart(graph, places, turn.node)?;
+        let scratch = located.get(&layout::scratch(turn.node)).copied();
+        plan.steps.extend(node_steps(graph, turn, limits, chooser, (&at, scratch))?);
     }
     Ok(plan)
 }
@@ -108,7 +108,7 @@ type At<'a> = (&'a dyn Fn(Value) -> (usize, u64), Option<(usize, u64)>);
 /// A step for each stage of the kernel that is picked; the first has all of the node's work.
 fn node_steps(
     graph: &Graph,
-    id: NodeId,
+    Turn { node: id, phase }: Turn,
     limits: &Limits,
     chooser: &mut dyn Chooser,
     (at, scratch): At,
@@ -118,7 +118,8 @@ fn node_steps(
     let io = place::io(graph, node);
     let cost = op.cost(&io);
     if let Some(meet) = op.collective() {
-        let meeting = meeting(graph, id, meet, &at, &io);
+        let meeting = Meeting { phase, ..meeting(graph, id, meet, &at, &io) };
+        let bytes = if phase == Phase::End { 0 } else { cost.bytes };
         return Ok(vec![Step {
             name: node.name.clone(),
             op: op.name(),
@@ -130,8 +131,8 @@ fn node_steps(
             outputs: io.outputs,
             dispatches: Vec::new(),
             meeting: Some(meeting),
-            flops: cost.flops,
-            bytes: cost.bytes,
+            flops: 0,
+            bytes,
         }]);
     }
     let mut kernels = op.kernels(&io, limits);
@@ -185,13 +186,14 @@ fn meeting(graph: &Graph, id: NodeId, meet: Meet, at: &dyn Fn(Value) -> (usize, 
     };
     let input = node.inputs.first().copied();
     let output = if in_place { input } else { graph.op_node(id).outputs.first().copied() };
-    // A state that is gathered in place: what this rank gives is its part of it.
+    // A state in place: what this rank gives to be gathered is its part of it, and what it gets of what is scattered.
+    let scatters = matches!(meet.what, Collective::ReduceScatter { .. });
     let part = |whole: Binding| match meet.part {
-        Some(part) => {
+        Some(part) if scatters == whole.written => {
             let bytes = whole.bytes / meet.ranks as u64;
             Binding { offset: whole.offset + part as u64 * bytes, bytes, ..whole }
         }
-        None => whole,
+        _ => whole,
     };
     let read = input.map(|v| part(binding("x", v, false)));
     let blocks = |dims: &[usize]| dims[..meet.what.dim()].iter().product::<usize>() as u64;
@@ -201,7 +203,9 @@ fn meeting(graph: &Graph, id: NodeId, meet: Meet, at: &dyn Fn(Value) -> (usize, 
         ranks: meet.ranks,
         sent: meet.what.sent(read.as_ref().map_or(0, |b| b.bytes), meet.ranks),
         read,
-        written: output.map(|v| binding("y", v, true)),
+        written: output.map(|v| part(binding("y", v, true))),
+        last: meet.last,
+        phase: Phase::Whole,
         blocks: io.inputs.first().map_or(1, |ty| blocks(ty.shape.dims())),
     }
 }

@@ -2,6 +2,7 @@
 //! device is touched.
 
 mod expand;
+mod flight;
 mod fuse;
 mod fused;
 mod join;
@@ -16,6 +17,7 @@ mod print;
 mod prune;
 mod recompute;
 
+pub use flight::Phase;
 pub use lower::{Chooser, First, Learning, settle};
 pub use memory::{Block, Region, Span, pack};
 pub use plan::{Binding, BufferKind, BufferSpec, Meeting, Plan, PlanDispatch, Sent, Step, Tenant, Totals, Wire};

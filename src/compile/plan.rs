@@ -1,5 +1,6 @@
 //! The plan: steps, buffers and offsets as plain data, to be printed, compared, costed or run.
 
+use super::flight::Phase;
 use crate::base::{Axis, TensorType};
 use crate::graph::{Collective, Cost, Hook, Scalar};
 use serde::Serialize;
@@ -127,7 +128,7 @@ pub struct Meeting {
     pub axis: Axis,
     /// How many they are.
     pub ranks: usize,
-    /// What this rank gives. Where a state is summed in place, `written` is the same range.
+    /// What this rank gives. Where a state is summed in place, `written` is the same range, or a part of it.
     pub read: Option<Binding>,
     /// What it gets.
     pub written: Option<Binding>,
@@ -135,6 +136,10 @@ pub struct Meeting {
     pub blocks: u64,
     /// Bytes that this rank sends: [`Collective::sent`].
     pub sent: u64,
+    /// They meet after the last of several batches only: [`crate::graph::Meet::last`].
+    pub last: bool,
+    /// What this step is of it.
+    pub phase: Phase,
 }
 
 /// One dispatch with everything resolved.
@@ -221,7 +226,8 @@ impl Plan {
     /// What one run sends along each axis on which its ranks meet.
     pub fn sent(&self) -> BTreeMap<Axis, Sent> {
         let mut all: BTreeMap<Axis, Sent> = BTreeMap::new();
-        for meeting in self.steps.iter().filter_map(|s| s.meeting.as_ref()) {
+        let meetings = self.steps.iter().filter_map(|s| s.meeting.as_ref());
+        for meeting in meetings.filter(|m| m.phase != Phase::End) {
             let sent = all.entry(meeting.axis).or_default();
             *sent = Sent { meetings: sent.meetings + 1, bytes: sent.bytes + meeting.sent };
         }

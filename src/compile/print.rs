@@ -20,7 +20,11 @@ impl fmt::Display for Plan {
         writeln!(f, "{:>5}  {:<44} {:<22} {:>10} {:>10}  writes", "step", "node", "kernel", "Mflop", "bytes")?;
         for (i, step) in self.steps.iter().enumerate() {
             let kernel = match &step.meeting {
-                Some(meeting) => format!("{} along {}", step.op, meeting.axis),
+                Some(meeting) => {
+                    let phase = ["", "begins ", "ends "][meeting.phase as usize];
+                    let last = if meeting.last { ", after the last batch" } else { "" };
+                    format!("{phase}{} along {}{last}", step.op, meeting.axis)
+                }
                 None => format!("{}:{}", step.shader, step.variant),
             };
             let mut at: Vec<String> = Vec::new();

@@ -112,8 +112,9 @@ struct Load {
 
 impl Load {
     fn of(draft: &Draft, limits: &Limits) -> Result<Load> {
-        let steps = layout::steps(&draft.graph);
-        let Lifetimes { blocks, .. } = layout::lifetimes(&draft.graph, &place::place(&draft.graph)?, &steps, limits)?;
+        let places = place::place(&draft.graph)?;
+        let steps = layout::order(&draft.graph, &places);
+        let Lifetimes { blocks, .. } = layout::lifetimes(&draft.graph, &places, &steps, limits)?;
         let mut change = vec![0i64; steps.len() + 2];
         for span in blocks.iter().flat_map(|block| &block.spans) {
             let bytes = span.aligned(limits.binding_alignment);

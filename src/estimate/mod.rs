@@ -24,6 +24,6 @@ pub use part::{Part, Parts, Work};
 pub use remedy::remedy;
 pub use scale::{Messages, Prediction, REACHED, Reached, Seconds, predict};
 pub use search::{Asked, Found, Loser, search};
-pub use setup::{Rate, Recompute, Setup, Storage, Zero};
+pub use setup::{Rate, Recompute, Setup, Storage};
 pub use shards::Params;
 pub use usage::Usage;

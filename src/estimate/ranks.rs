@@ -4,7 +4,7 @@ use super::MachineFile;
 use super::network::{Group, Level, Network};
 use super::scale::REACHED;
 use crate::base::Axis;
-use crate::compile::Plan;
+use crate::compile::{Phase, Plan};
 use crate::graph::Collective;
 use crate::parallel::Mesh;
 
@@ -42,7 +42,7 @@ pub(super) fn meetings(plan: &Plan, mesh: Mesh, each: &MachineFile) -> f64 {
     let (levels, reached) = each.joined();
     let network = Network { levels: &levels, reached };
     let seconds = |step: &crate::compile::Step| {
-        let meeting = step.meeting.as_ref()?;
+        let meeting = step.meeting.as_ref().filter(|meeting| meeting.phase != Phase::End)?;
         let bytes = |range: &Option<crate::compile::Binding>| range.as_ref().map_or(0, |range| range.bytes) as f64;
         let (read, written) = (bytes(&meeting.read), bytes(&meeting.written));
         let stride = mesh.strides().into_iter().find(|(axis, ..)| *axis == meeting.axis).map_or(1, |(.., n)| n);
@@ -62,7 +62,11 @@ pub(super) fn meetings(plan: &Plan, mesh: Mesh, each: &MachineFile) -> f64 {
 
 /// Bytes that a rank sends along each axis of a mesh in a step of several batches, as its plans say.
 pub(super) fn sent(train: &Plan, apply: Option<&Plan>, batches: u64) -> Vec<(Axis, u64)> {
-    let of = |plan: &Plan, axis| plan.sent().get(&axis).map_or(0, |sent| sent.bytes);
-    let all = Axis::ALL.map(|axis| (axis, batches * of(train, axis) + apply.map_or(0, |plan| of(plan, axis))));
+    let of = |plan: &Plan, axis, batches: u64| -> u64 {
+        let all = plan.steps.iter().filter_map(|step| step.meeting.as_ref());
+        let here = all.filter(|meeting| meeting.axis == axis && meeting.phase != Phase::End);
+        here.map(|meeting| if meeting.last { meeting.sent } else { batches * meeting.sent }).sum()
+    };
+    let all = Axis::ALL.map(|axis| (axis, of(train, axis, batches) + apply.map_or(0, |plan| of(plan, axis, 1))));
     all.into_iter().filter(|(_, bytes)| *bytes > 0).collect()
 }

@@ -11,6 +11,7 @@ use super::{Mesh, Usage};
 use crate::base::Axis;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
+use crate::optim::Shard;
 use serde::Serialize;
 
 /// What is reached of a machine's published rates, on every machine alike: of products with weights, of attention, of bytes
@@ -174,7 +175,7 @@ pub fn predict(
     let last_backward = share * (backward + repeated + tensor / 2.0);
     let first_forward = share * (forward + tensor / 2.0);
     let layer_of = |seconds: f64| seconds / share.max(1.0);
-    seconds.data = if setup.zero.0 >= 3 {
+    seconds.data = if setup.shard >= Shard::Parameters {
         // Weights come anew with every micro-batch, twice; the first layer's before anything hides them.
         let gathered = (data.gather - first_forward).max(0.0) + (data.gather - last_backward).max(0.0);
         let scattered = (data.scatter - (last_backward - data.gather).max(0.0)).max(0.0);
@@ -184,7 +185,7 @@ pub fn predict(
         (data.scatter - last_backward).max(0.0) + layer_of(data.scatter) + gathered
     };
     // Reads gradient, both moments and parameter, writes all but the first: f32.
-    let shard = if setup.zero.0 >= 1 { params.sharded(mesh) } else { params.total() };
+    let shard = if setup.shard >= Shard::Optimizer { params.sharded(mesh) } else { params.total() };
     seconds.optimizer = 28.0 * shard / rates.memory;
 
     let step = seconds.total();

@@ -3,11 +3,12 @@
 use super::machine_file::MachineFile;
 use super::part::Parts;
 use super::scale::{Prediction, predict};
-use super::setup::{Recompute, Setup, Zero};
+use super::setup::{Recompute, Setup};
 use super::shards::Params;
 use super::{Mesh, Usage};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
+use crate::optim::Shard;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,7 +18,7 @@ pub struct Asked {
     /// The axes.
     pub mesh: Option<Mesh>,
     /// What is sharded.
-    pub zero: Option<Zero>,
+    pub shard: Option<Shard>,
     /// What is computed again.
     pub recompute: Option<Recompute>,
     /// Sequences at a time.
@@ -158,13 +159,13 @@ fn setups(config: &ModelConfig, mesh: Mesh, setup: Setup, asked: Asked) -> Vec<S
         (None, 1) => vec![1],
         (None, p) => [1, 2, 4].into_iter().filter(|v| v * p <= config.num_hidden_layers).collect(),
     };
-    let zeros = asked.zero.map_or_else(|| (0..=3).map(Zero).collect(), |z| vec![z]);
+    let shards = asked.shard.map_or_else(|| Shard::ALL.map(|(_, shard)| shard).to_vec(), |shard| vec![shard]);
     let kept = asked.recompute.map_or_else(|| Recompute::ALL.to_vec(), |r| vec![r]);
     let mut found = Vec::new();
     for &micro_batch in &sizes {
         for &interleave in &interleaves {
-            for &zero in &zeros {
-                found.extend(kept.iter().map(|&r| Setup { micro_batch, interleave, zero, recompute: r, ..setup }));
+            for &shard in &shards {
+                found.extend(kept.iter().map(|&r| Setup { micro_batch, interleave, shard, recompute: r, ..setup }));
             }
         }
     }

@@ -1,12 +1,8 @@
 //! How a step is computed by many ranks, beside the mesh: what is sharded, what is computed again, in which formats.
 
-use crate::error::Error;
+use crate::optim::Shard;
 use serde::Serialize;
 use std::str::FromStr;
-
-/// What of the state each rank of a group with the same weights keeps only its share of (ZeRO, Rajbhandari et al., 2020).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Zero(pub u8);
 
 /// What is computed again in the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -89,8 +85,8 @@ pub struct Setup {
     pub micro_batch: usize,
     /// Stages of each pipeline rank (interleaved 1F1B, Narayanan et al., 2021).
     pub interleave: usize,
-    /// What is sharded.
-    pub zero: Zero,
+    /// What is shared out.
+    pub shard: Shard,
     /// What is computed again.
     pub recompute: Recompute,
     /// Formats.
@@ -124,14 +120,5 @@ impl FromStr for Rate {
     fn from_str(text: &str) -> Result<Self, String> {
         let all = [Rate::F32, Rate::F16, Rate::F8];
         all.into_iter().find(|r| r.name() == text).ok_or_else(|| format!("`{text}` is none of f32, f16, f8"))
-    }
-}
-
-impl FromStr for Zero {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let stage = text.parse().ok().filter(|z| *z <= 3u8);
-        stage.map(Zero).ok_or_else(|| Error::Invalid(format!("`{text}` is no stage of ZeRO; there are 0, 1, 2 and 3")))
     }
 }

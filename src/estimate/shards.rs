@@ -6,6 +6,7 @@ use super::scale::{DataTime, Shape, part_of};
 use super::setup::Setup;
 use super::{Mesh, Usage};
 use crate::model::ModelConfig;
+use crate::optim::Shard;
 
 /// Parameters of the rank with most, the first of the pipeline.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -62,11 +63,11 @@ impl Shape {
         setup: Setup,
         micro_batches: usize,
     ) -> Usage {
-        let (all, own, storage, zero) = (params.total(), params.sharded(mesh), setup.storage, setup.zero.0);
-        let when = |stage: u8| if zero >= stage { own } else { all };
+        let (all, own, storage, shard) = (params.total(), params.sharded(mesh), setup.storage, setup.shard);
+        let when = |stage: Shard| if shard >= stage { own } else { all };
         // Weights that are sharded are there twice for a layer: while one works, the next comes.
-        let ahead = if zero >= 3 { 2.0 * params.layer * storage.weights } else { 0.0 };
-        let arriving = if zero >= 2 { 2.0 * params.layer * storage.gradients } else { 0.0 };
+        let ahead = if shard >= Shard::Parameters { 2.0 * params.layer * storage.weights } else { 0.0 };
+        let arriving = if shard >= Shard::Gradients { 2.0 * params.layer * storage.gradients } else { 0.0 };
         let narrow = storage.activations / 4.0;
         let layer = (parts.layer.kept + parts.layer.wide_kept / mesh.tensor as f64) * narrow;
         let input = self.wide / mesh.tensor as f64 * storage.activations;
@@ -80,9 +81,10 @@ impl Shape {
         // What one layer makes while it is computed again, and what the ends keep.
         let working = if input < layer { layer } else { 0.0 };
         Usage {
-            weights: (when(3) * storage.weights + ahead + when(1) * storage.masters) as u64,
-            gradients: (when(2) * storage.gradients + arriving) as u64,
-            moments: (when(1) * storage.moments) as u64,
+            weights: (when(Shard::Parameters) * storage.weights + ahead + when(Shard::Optimizer) * storage.masters)
+                as u64,
+            gradients: (when(Shard::Gradients) * storage.gradients + arriving) as u64,
+            moments: (when(Shard::Optimizer) * storage.moments) as u64,
             activations: activations as u64,
             workspace: (working + (parts.ends.kept + parts.ends.wide_kept) * narrow) as u64,
             ..Usage::default()
@@ -103,7 +105,7 @@ impl Shape {
         // Sequence ranks have the same weights too: one group with the data axis.
         let shared = Group { size: mesh.data * mesh.sequence, stride: mesh.tensor };
         let experts = Group { size: mesh.data / mesh.expert, stride: inner * mesh.expert };
-        let (zero, storage) = (setup.zero.0, setup.storage);
+        let (shard, storage) = (setup.shard, setup.storage);
         let (mut scatter, mut gather, mut sent) = (0.0, 0.0, 0.0);
         let layers = (config.num_hidden_layers as f64 / mesh.pipeline as f64).ceil();
         for (group, count) in [(shared, params.shared), (experts, params.experts)] {
@@ -114,14 +116,14 @@ impl Shape {
             // In as many messages as there are layers: each begins by itself.
             let each = |bytes: f64| layers * network.gather(group, bytes / layers);
             let part = part_of(group.size);
-            if zero == 0 {
+            if shard == Shard::None {
                 scatter += 2.0 * each(gradients);
                 sent += 2.0 * part * gradients;
                 continue;
             }
             scatter += each(gradients);
             gather += each(weights);
-            let times = if zero >= 3 { 2.0 * micro_batches } else { 1.0 };
+            let times = if shard >= Shard::Parameters { 2.0 * micro_batches } else { 1.0 };
             sent += part * (gradients + times * weights);
         }
         (DataTime { scatter, gather }, sent)

@@ -49,6 +49,16 @@ impl<T: Send + 'static> Promise<T> {
 }
 
 impl Gpu {
+    /// Whether the device has done all that was submitted.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if it failed.
+    pub fn is_idle(&self) -> Result<bool> {
+        let polled = driver(|| self.device().poll(wgpu::PollType::Poll));
+        let status = polled.map_err(|e| self.fault().unwrap_or_else(|| Error::Device(e.to_string())))?;
+        Ok(status.is_queue_empty())
+    }
+
     /// Drives the device until a submission (the latest where `None`) is done.
     ///
     /// Natively, wgpu makes progress only while some thread polls it: this is the one place where the library does.

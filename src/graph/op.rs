@@ -123,8 +123,10 @@ pub struct Meet {
     pub axis: Axis,
     /// How many they are.
     pub ranks: usize,
-    /// Where a state is gathered in place: which part of it is this rank's.
+    /// Where a state is gathered or scattered in place: which part of it is this rank's.
     pub part: Option<usize>,
+    /// Of several batches that make a step they meet only after the last: in the runs before that it is left out.
+    pub last: bool,
 }
 
 /// An operator of the library. Everything has a default but the name, the types and the reference; an operator has

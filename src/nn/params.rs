@@ -97,6 +97,15 @@ impl Page {
         inside.map(|(a, b)| (a - start, b - start)).collect()
     }
 
+    /// Some of its elements as a page of their own, which has groups and gaps, and no parameter whole.
+    pub fn part(&self, elements: &Range<usize>) -> Page {
+        let inside = |&(group, end): &(Group, usize)| (group, end.min(elements.end).saturating_sub(elements.start));
+        let mut groups: Vec<(Group, usize)> = self.groups.iter().map(inside).filter(|(_, end)| *end > 0).collect();
+        // Groups after the last element are none.
+        groups.dedup_by_key(|(_, end)| *end);
+        Page { elements: elements.len(), groups, gaps: self.gaps_in(elements), ..Page::default() }
+    }
+
     fn push(&mut self, group: Group, size: usize, padded: usize) {
         let (before, start) = (self.elements, self.start_of(group));
         if start > before {
@@ -128,6 +137,8 @@ pub struct ParamLayout {
     pages: Vec<Page>,
     places: HashMap<String, (usize, usize)>,
     parts: Option<Arc<Parts>>,
+    /// Which part of every page a rank keeps, of how many.
+    kept: (usize, usize),
 }
 
 /// The parameters in one graph.
@@ -202,7 +213,7 @@ impl ParamLayout {
     pub fn grouped(specs: Vec<ParamSpec>, page_bytes: u64, group: impl Fn(&ParamSpec) -> Group) -> Self {
         let mut ordered = specs;
         ordered.sort_by_key(&group);
-        ParamLayout::in_order(ordered, page_bytes, group, |_, _| true)
+        ParamLayout::in_order(ordered, page_bytes, group, |_, _, _| true)
     }
 
     /// [`ParamLayout::grouped`] by block: no page holds parameters of two layers, nor of both attention and MLP of one; a
@@ -218,14 +229,31 @@ impl ParamLayout {
         }
         let mut ordered = specs;
         ordered.sort_by_key(|spec| (blocks[block(&spec.name)], group(spec)));
-        ParamLayout::in_order(ordered, page_bytes, group, |a, b| block(&a.name) == block(&b.name))
+        ParamLayout::in_order(ordered, page_bytes, group, |_, last, next| block(&last.name) == block(&next.name))
+    }
+
+    /// [`ParamLayout::grouped`] cut into pages that ranks share out one by one: the matrices of attention, or of the MLP, of each
+    /// layer have one of their own, and gains and biases of all layers one together. Nothing moves within a block of 256
+    /// elements: where a layer does not end with one, the next begins in its page.
+    ///
+    /// # Panics
+    /// As [`ParamLayout::new`].
+    pub fn cut(specs: Vec<ParamSpec>, page_bytes: u64, group: impl Fn(&ParamSpec) -> Group) -> Self {
+        let mut ordered = specs;
+        ordered.sort_by_key(&group);
+        let together = |page: &Page, last: &ParamSpec, next: &ParamSpec| {
+            let (was, is) = (group(last), group(next));
+            let ends = was != is || page.elements.is_multiple_of(GROUP_ALIGN);
+            was.decays() == is.decays() && (!is.decays() || block(&last.name) == block(&next.name) || !ends)
+        };
+        ParamLayout::in_order(ordered, page_bytes, &group, together)
     }
 
     fn in_order(
         ordered: Vec<ParamSpec>,
         page_bytes: u64,
         group: impl Fn(&ParamSpec) -> Group,
-        together: impl Fn(&ParamSpec, &ParamSpec) -> bool,
+        together: impl Fn(&Page, &ParamSpec, &ParamSpec) -> bool,
     ) -> Self {
         let limit = (page_bytes / 4) as usize;
         let mut pages: Vec<Page> = Vec::new();
@@ -235,7 +263,7 @@ impl ParamLayout {
             let padded = size.next_multiple_of(ALIGN);
             let group = group(spec);
             let fits = |page: &Page| {
-                together(&ordered[page.params.start], spec)
+                together(page, &ordered[page.params.end - 1], spec)
                     && page.start_of(group) + padded <= limit
                     && page.groups.iter().all(|(other, _)| other.kind == group.kind)
             };
@@ -249,7 +277,24 @@ impl ParamLayout {
         };
         let places: HashMap<_, _> = pages.iter().enumerate().flat_map(place).collect();
         assert_eq!(places.len(), ordered.len(), "two parameters share a name");
-        ParamLayout { specs: ordered, pages, places, parts: None }
+        ParamLayout { specs: ordered, pages, places, parts: None, kept: (0, 1) }
+    }
+
+    /// The same layout, of which this rank keeps part `part` of so many of the parameters of each page, which must have parts.
+    pub fn keeping(self, part: usize, of: usize) -> Self {
+        ParamLayout { kept: (part, of), ..self }
+    }
+
+    /// Which elements of a page's parameters this rank keeps; all, but where ranks share them out.
+    pub fn kept(&self, page: usize) -> Range<usize> {
+        let (part, of) = self.kept;
+        let count = self.pages[page].elements / of;
+        part * count..(part + 1) * count
+    }
+
+    /// Whether this rank keeps parts of its parameters only.
+    pub fn keeps_parts(&self) -> bool {
+        self.kept.1 > 1
     }
 
     /// The same layout, of a rank's parts of a model's parameters: its specs are [`Parts::specs`].
@@ -287,6 +332,37 @@ impl ParamLayout {
     /// The pages.
     pub fn pages(&self) -> &[Page] {
         &self.pages
+    }
+
+    /// Blocks of 256 elements in all pages before each, and in all: what fills up a page for ranks to share does not count.
+    /// Layouts of one order have every parameter at one place in these.
+    pub fn blocks(&self) -> Vec<usize> {
+        let mut ends = vec![0];
+        for page in &self.pages {
+            let last = page.params.len() - 1;
+            let end = page.starts[last] + self.specs[page.params.start + last].shape.elements();
+            ends.push(ends[ends.len() - 1] + end.div_ceil(GROUP_ALIGN));
+        }
+        ends
+    }
+
+    /// Parameters whose gradients are finished at about one time: neighbours in a page that are of one block of a layer, and
+    /// a page's gains and biases.
+    pub fn units(&self) -> Vec<Range<usize>> {
+        let mut units: Vec<Range<usize>> = Vec::new();
+        for page in &self.pages {
+            for n in page.params.clone() {
+                let (spec, last) = (&self.specs[n], units.last().filter(|u| u.start >= page.params.start));
+                let alike = |first: &ParamSpec| {
+                    first.decay == spec.decay && (!spec.decay || block(&first.name) == block(&spec.name))
+                };
+                match last.is_some_and(|unit| alike(&self.specs[unit.start])) {
+                    true => units.last_mut().expect("it is alike").end = n + 1,
+                    false => units.push(n..n + 1),
+                }
+            }
+        }
+        units
     }
 
     /// Elements of all parameters, padding left out.

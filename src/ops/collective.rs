@@ -19,13 +19,30 @@ pub struct Along {
 
 impl Along {
     fn meet(self, what: Collective) -> Option<Meet> {
-        Some(Meet { what, axis: self.axis, ranks: self.ranks, part: None })
+        Some(Meet { what, axis: self.axis, ranks: self.ranks, part: None, last: false })
     }
 }
 
-/// Replaces a state, f32, by its sum over all ranks, the same to the bit on each. Input: the state. No outputs.
+/// Replaces a state, f32, by its sum over all ranks, the same to the bit on each. Input: the state, or a view of it. No outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SumState(pub Along);
+pub struct SumState {
+    /// Over whom.
+    pub along: Along,
+    /// Whether only after the last of several batches, which all add to it: [`Meet::last`].
+    pub last: bool,
+}
+
+/// Puts the sum over all ranks of a state, f32 `[N·P]`, in its place, but only in the part that is this rank's; the rest
+/// then means nothing. Input: the state. No outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScatterState {
+    /// Over whom.
+    pub along: Along,
+    /// Which part is this rank's.
+    pub part: usize,
+    /// As of [`SumState`].
+    pub last: bool,
+}
 
 /// Gives all ranks what each has in its part of a state, in equal parts of whole words: after it the state is the same on all.
 /// Input: the state, `[N·P]`. No outputs.
@@ -141,7 +158,8 @@ impl Op for SumState {
     }
 
     fn collective(&self) -> Option<Meet> {
-        self.0.meet(Collective::AllReduce)
+        let meet = self.along.meet(Collective::AllReduce)?;
+        Some(Meet { last: self.last, ..meet })
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -149,7 +167,43 @@ impl Op for SumState {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        AllReduce(self.0).reference(inputs)
+        AllReduce(self.along).reference(inputs)
+    }
+}
+
+/// Checks a flat state that ranks have equal parts of.
+fn parted(inputs: &[&TensorType], along: Along, part: usize) -> Result<Vec<TensorType>, String> {
+    let [x] = inputs else { return Err("takes one state".into()) };
+    if part >= along.ranks || x.shape.rank() != 1 {
+        return Err(format!("takes a flat state, of which part {part} of {} is this rank's", along.ranks));
+    }
+    resized(x, 0, 1, along.ranks).map(|_| vec![])
+}
+
+impl Op for ScatterState {
+    fn name(&self) -> &'static str {
+        "scatter_state"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        summable(inputs).and_then(|_| parted(inputs, self.along, self.part))
+    }
+
+    fn writes(&self) -> Vec<usize> {
+        vec![0]
+    }
+
+    fn collective(&self) -> Option<Meet> {
+        let meet = self.along.meet(Collective::ReduceScatter { dim: 0 })?;
+        Some(Meet { part: Some(self.part), last: self.last, ..meet })
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        traffic(io)
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        AllReduce(self.along).reference(inputs)
     }
 }
 
@@ -159,14 +213,7 @@ impl Op for GatherState {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        let [x] = inputs else { return Err("takes one state".into()) };
-        if self.part >= self.along.ranks || x.shape.rank() != 1 {
-            return Err(format!(
-                "takes a flat state, of which part {} of {} is this rank's",
-                self.part, self.along.ranks
-            ));
-        }
-        resized(x, 0, 1, self.along.ranks).map(|_| vec![])
+        parted(inputs, self.along, self.part)
     }
 
     fn writes(&self) -> Vec<usize> {

@@ -63,7 +63,7 @@ pub use attention_grad::{AttentionGradKeyValue, AttentionGradQuery};
 pub use attention_part::{AttentionCombine, AttentionPart, cached_attention};
 pub use cache_write::CacheWrite;
 pub use collective::{
-    AllGather, AllReduce, AllToAll, Along, GatherState, Receive, ReduceScatter, Send, Spread, SumState,
+    AllGather, AllReduce, AllToAll, Along, GatherState, Receive, ReduceScatter, ScatterState, Send, Spread, SumState,
 };
 pub use copy::Copy;
 pub use cross_entropy::{CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, IGNORE};

@@ -5,7 +5,7 @@ use super::judge::{self, JUDGE, LossScaling};
 use super::{Rule, Settings, Update, norm};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
-use crate::graph::{Concat, Graph, Map, Value, gradients, scaled_gradients};
+use crate::graph::{Concat, Graph, Map, Value, gradients, gradients_in_turn, scaled_gradients};
 use crate::nn::{Group, PARAMETERS, Page, ParamLayout, ParamSpec, Params, Parts, names_match};
 use crate::ops::{Accumulate, AdamW, AdamW8, Ema, Part, Sgd, gap_table};
 use std::ops::Range;
@@ -15,6 +15,9 @@ pub const HYPER: &str = "hyper";
 
 /// The states `ema.<page>` hold the moving average of the parameters.
 pub const EMA: &str = "ema";
+/// The states of moments in eight bits: their codes and scales.
+pub(super) const CODES: &str = "adam_codes";
+pub(super) const SCALES: &str = "adam_scales";
 /// The states `grad.<page>` hold sums of gradients.
 pub(super) const GRADIENTS: &str = "grad";
 /// The states `sum.<what>` hold sums of weights and of losses.
@@ -119,7 +122,8 @@ impl Optimizer {
         Ok(self.lay_out(parts.specs(), page_bytes).of_parts(parts))
     }
 
-    fn check_settings(&self, specs: &[ParamSpec]) -> Result<()> {
+    /// Refuses settings that are of no parameter.
+    pub(super) fn check_settings(&self, specs: &[ParamSpec]) -> Result<()> {
         for own in &self.settings {
             if !specs.iter().any(|spec| names_match(&own.params, &spec.name)) {
                 return Err(Error::Invalid(format!(
@@ -133,7 +137,7 @@ impl Optimizer {
         Ok(())
     }
 
-    fn group(&self, spec: &ParamSpec) -> Group {
+    pub(super) fn group(&self, spec: &ParamSpec) -> Group {
         let own = self.settings.iter().position(|own| names_match(&own.params, &spec.name));
         Group {
             kind: u8::from(!self.rule.is_orthogonal(spec)),
@@ -180,7 +184,7 @@ impl Optimizer {
     }
 
     /// Appends the backward pass of one of several batches that make a step, whose gradients are added up in the states
-    /// `grad.<page>`, each target that counts weighing the same in all batches, however long the rows of each are: `count`,
+    /// `grad.<page>` unit by unit ([`ParamLayout::units`]) as they are finished, each target that counts weighing the same in all batches, however long the rows of each are: `count`,
     /// f32 `[1]`, of them in this batch of `rows`. Reads the input [`KEEP`], which it declares; gives the output
     /// `loss`. What the sums mean is [`Optimizer::apply`]'s.
     ///
@@ -203,14 +207,22 @@ impl Optimizer {
                 g.scope("accumulate", |g| g.mul(scale, weight))?
             }
         };
-        let views = scaled_gradients(g, loss, scale, &params.views)?;
         let keep = g.input(KEEP, TensorType::f32([1]));
         let pages = layout.states(g, GRADIENTS);
-        for (page, sums) in layout.pages().iter().zip(pages) {
-            for (n, &start) in page.params.clone().zip(&page.starts) {
-                g.scope(&layout.specs()[n].name, |g| g.apply(Accumulate { start }, &[sums, views[n], keep]))?;
+        let mut waiting: Vec<Option<Value>> = vec![None; layout.specs().len()];
+        let units = layout.units();
+        gradients_in_turn(g, loss, scale, &params.views, &mut |g, n, gradient| {
+            waiting[n] = Some(gradient.whole());
+            let unit = units.iter().find(|unit| unit.contains(&n)).expect("every parameter has one");
+            let Some(all) = waiting[unit.clone()].iter().copied().collect::<Option<Vec<Value>>>() else {
+                return Ok(());
+            };
+            for (spec, x) in layout.specs()[unit.clone()].iter().zip(all) {
+                let (page, start) = layout.place(&spec.name).expect("it is of the layout");
+                g.scope(&spec.name, |g| g.apply(Accumulate { start }, &[pages[page], x, keep]))?;
             }
-        }
+            Ok(())
+        })?;
         g.scope("accumulate", |g| {
             let part = g.mul(loss, weight)?;
             let sums = sums(g);
@@ -236,6 +248,11 @@ impl Optimizer {
         let loss = self.update(&mut g, layout, &pages, &gradients, &sums)?;
         g.output("loss", loss.expect("there are sums"));
         Ok(g)
+    }
+
+    /// Whether a state of these graphs holds sums of gradients.
+    pub fn is_gradient(state: &str) -> bool {
+        state.split_once('.').is_some_and(|(name, _)| name == GRADIENTS)
     }
 
     /// Whether a state of these graphs is a sum over what a step is made of, which [`Optimizer::apply`] takes: over batches, and
@@ -294,8 +311,8 @@ impl Optimizer {
                 g.apply(AdamW { beta1, beta2, epsilon, start, parts }, &[&[state, m, v], rest].concat())?;
             }
             Rule::AdamW8bit => {
-                let moments = g.state(&format!("adam_codes.{i}"), AdamW8::codes_type(kept));
-                let scales = g.state(&format!("adam_scales.{i}"), AdamW8::scales_type(kept));
+                let moments = g.state(&format!("{CODES}.{i}"), AdamW8::codes_type(kept));
+                let scales = g.state(&format!("{SCALES}.{i}"), AdamW8::scales_type(kept));
                 let codes = bytemuck::cast_slice(&AdamW8::codes()).to_vec();
                 let codes = g.constant("codes", TensorType::f32([512]), codes);
                 let [beta1, beta2, epsilon] = [self.beta1, self.beta2, self.epsilon].map(|x| x as f32);

@@ -1,46 +1,75 @@
-//! An optimizer whose state is shared out over ranks (Rajbhandari et al., "ZeRO", 2020, stage 1): of every page each rank gets the
-//! sum of its part of the gradients, keeps the moments of that part and updates it, and all gather what the others have updated.
+//! An optimizer whose state is shared out over ranks (Rajbhandari et al., "ZeRO", 2020): of every page each rank gets the sum of
+//! its part of the gradients, keeps the moments of that part and updates it. At stages 1 and 2 all gather then what the others
+//! have updated; at stage 3 nobody keeps more parameters than its part.
 
-use super::optimizer::{GRADIENTS, HYPER, Optimizer, Stretch, gap_constant, sums};
-use super::{JUDGE, Rule};
+use super::optimizer::{CODES, GRADIENTS, HYPER, Optimizer, SCALES, Stretch, gap_constant, sums, table};
+use super::{Rule, norm};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
-use crate::graph::Graph;
-use crate::nn::{PARAMETERS, ParamLayout};
-use crate::ops::{AllReduce, Along, GatherState, GlobalNorm, ReduceScatter, SumSquares, SumState, gap_table};
+use crate::graph::{Graph, Slice, Value};
+use crate::nn::{PARAMETERS, ParamLayout, ParamSpec};
+use crate::ops::{AdamW8, AllReduce, Along, GatherState, GlobalNorm, SumSquares, SumState};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 /// Elements of which no two ranks may have some: those of a block of packed moments.
 const BLOCK: usize = 256;
 
-/// What of a run's state ranks of the data axis share out among them instead of each keeping it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What of a run's state ranks of the data axis share out among them instead of each keeping it: each has what those before
+/// have, too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Shard {
     /// Nothing.
     #[default]
     None,
-    /// The optimizer's moments.
+    /// The optimizer's moments, and the moving average (ZeRO's stage 1).
     Optimizer,
+    /// The sums of gradients (stage 2).
+    Gradients,
+    /// The parameters (stage 3).
+    Parameters,
+}
+
+impl Shard {
+    /// Every value with its name in a recipe, by its stage.
+    pub const ALL: [(&'static str, Shard); 4] = [
+        ("none", Shard::None),
+        ("optimizer", Shard::Optimizer),
+        ("gradients", Shard::Gradients),
+        ("parameters", Shard::Parameters),
+    ];
+
+    /// Whether each rank has only its part of a state of the optimizer's graphs.
+    pub fn divides(self, state: &str) -> bool {
+        let of_page = state.rsplit_once('.').filter(|(_, page)| page.bytes().all(|b| b.is_ascii_digit()));
+        match of_page {
+            Some((PARAMETERS, _)) => self >= Shard::Parameters,
+            Some((GRADIENTS, _)) => self >= Shard::Gradients,
+            Some(_) => self >= Shard::Optimizer,
+            None => false,
+        }
+    }
 }
 
 impl FromStr for Shard {
     type Err = String;
 
+    /// A name, or a stage.
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "none" => Ok(Shard::None),
-            "optimizer" => Ok(Shard::Optimizer),
-            _ => Err(format!("`{text}` is none of none, optimizer")),
-        }
+        let is_it = |(stage, (name, _)): &(usize, (&str, Shard))| *name == text || stage.to_string() == text;
+        let found = Shard::ALL.into_iter().enumerate().find(is_it);
+        found
+            .map(|(_, (_, shard))| shard)
+            .ok_or_else(|| format!("`{text}` is none of {}", Shard::ALL.map(|s| s.0).join(", ")))
     }
 }
 
 impl fmt::Display for Shard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Shard::None { "none" } else { "optimizer" })
+        f.write_str(Shard::ALL[*self as usize].0)
     }
 }
 
@@ -54,69 +83,99 @@ impl Optimizer {
             () if shard == Shard::None => return Ok(()),
             () if adapters => "lora is given, and adapters' moments take next to nothing; leave shard out",
             () if self.rule == Rule::Muon => "muon takes whole matrices for its steps; choose adamw, adamw8bit or sgd",
-            () if self.ema > 0.0 => "ema is given, and every rank keeps the average; leave one of the two out",
             () => return Ok(()),
         };
         Err(Error::Invalid(format!("shard is {shard}: {what}")))
     }
 
-    /// Bytes of a page of which so many ranks can share out whole multiples.
-    pub fn unit(ranks: usize) -> u64 {
-        4 * (BLOCK * ranks) as u64
+    /// Pages of at most `page_bytes` that so many ranks can share out one by one, in equal parts.
+    ///
+    /// # Errors
+    /// As [`Optimizer::layout`].
+    pub fn shared_layout(&self, specs: Vec<ParamSpec>, page_bytes: u64, ranks: usize) -> Result<ParamLayout> {
+        self.check_settings(&specs)?;
+        let unit = BLOCK * ranks;
+        let most = page_bytes / (4 * unit as u64) * 4 * unit as u64;
+        Ok(ParamLayout::cut(specs, most, |spec| self.group(spec)).padded(unit))
     }
 
-    /// Pages that so many ranks can share out.
-    pub fn shared(layout: ParamLayout, ranks: usize) -> ParamLayout {
-        layout.padded(BLOCK * ranks)
+    /// Bytes of each block of 256 elements of a page in a state of the optimizer's graphs.
+    pub fn block_bytes(state: &str) -> u64 {
+        match state.split_once('.').map_or(state, |(name, _)| name) {
+            CODES => AdamW8::codes_type(BLOCK).bytes(),
+            SCALES => AdamW8::scales_type(BLOCK).bytes(),
+            _ => 4 * BLOCK as u64,
+        }
     }
 
-    /// Whether a state of these graphs belongs to the optimizer, element by element or block by block, as parts of it can be kept.
-    pub fn is_moment(state: &str) -> bool {
-        let of_page = state.split_once('.').is_some_and(|(name, _)| name != PARAMETERS && name != super::EMA);
-        of_page && state != JUDGE && !Optimizer::is_sum(state)
-    }
-
-    /// The graph of the update as [`Optimizer::apply`] has it, for one of the ranks of an axis, whose gradients are still to be
-    /// summed. The states of moments hold its part of each page, which must be one of [`Optimizer::shared`].
+    /// The graph of the update as [`Optimizer::apply`] has it, for one of the ranks of an axis, which share out what `shard`
+    /// says; of gradients the part that is its own holds the sum over all ranks. The layout is one of
+    /// [`Optimizer::shared_layout`]; states that are shared out hold the rank's part of each page.
     ///
     /// # Errors
     /// If a page cannot be shared out so.
-    pub fn apply_shared(&self, layout: &ParamLayout, along: Along, rank: usize) -> Result<Graph> {
+    pub fn apply_shared(&self, layout: &ParamLayout, shard: Shard, along: Along, rank: usize) -> Result<Graph> {
         let mut g = Graph::new();
-        let pages = layout.states(&mut g, PARAMETERS);
         let totals = sums(&mut g);
         for sum in totals {
-            g.scope("ranks.sum", |g| g.apply(SumState(along), &[sum]))?;
+            g.scope("ranks.sum", |g| g.apply(SumState { along, last: false }, &[sum]))?;
         }
-        let gradients = layout.states(&mut g, GRADIENTS);
         let hyper = g.input(HYPER, TensorType::f32([1]));
-        let (mut parts, mut squares) = (Vec::new(), Vec::new());
-        for (i, (page, &flat)) in layout.pages().iter().zip(&gradients).enumerate() {
+        let (mut owned, mut squares) = (Vec::new(), Vec::new());
+        for (i, page) in layout.pages().iter().enumerate() {
             let count = page.elements / along.ranks;
             let elements = rank * count..(rank + 1) * count;
-            let part = g.scope(format!("ranks.{i}"), |g| g.apply1(ReduceScatter { along, dim: 0 }, &[flat]))?;
-            let sum = g.scope(format!("optimizer.{i}"), |g| {
-                let table = gap_table(&page.gaps_in(&elements)).map(|(ty, bytes)| g.constant("own_gaps", ty, bytes));
-                let own = g.apply1(SumSquares, &[&[part], table.as_slice()].concat())?;
-                g.apply1(AllReduce(along), &[own])
+            let own = page.part(&elements);
+            let state = |g: &mut Graph, name: &str| {
+                let name = format!("{name}.{i}");
+                let kept = if shard.divides(&name) { count } else { page.elements };
+                g.state(&name, TensorType::f32([kept]))
+            };
+            let (params, gradients) = (state(&mut g, PARAMETERS), state(&mut g, GRADIENTS));
+            g.scope(format!("optimizer.{i}"), |g| {
+                let part = own_part(g, gradients, &elements)?;
+                let gaps = table(g, &own.gaps);
+                squares.push(g.apply1(SumSquares, &[&[part], gaps.as_slice()].concat())?);
+                owned.push((elements, own, params, part, gaps));
+                Ok(())
             })?;
-            squares.push(sum);
-            parts.push((elements, part));
         }
         let judged = g.scope("optimizer", |g| {
-            let norm = g.apply1(GlobalNorm, &squares)?;
+            let own = norm::one(g, squares)?;
+            let all = g.apply1(AllReduce(along), &[own])?;
+            let norm = g.apply1(GlobalNorm, &[all])?;
             self.judge(g, &[&[norm, hyper], totals.as_slice()].concat())
         })?;
         g.output("grad_norm", judged[0]);
-        for (i, ((page, state), (elements, part))) in layout.pages().iter().zip(pages).zip(parts).enumerate() {
-            let kept = elements.len();
+        for (i, (page, (elements, own, params, part, gaps))) in layout.pages().iter().zip(owned).enumerate() {
             g.scope(format!("optimizer.{i}"), |g| {
-                let rest = [&[part, judged[1]], gap_constant(g, page).as_slice()].concat();
-                self.plain(g, Stretch { index: i, page, state, elements, kept }, &rest)
+                let rest = |gaps: &[Value]| [&[part, judged[1]], gaps].concat();
+                if shard == Shard::Parameters {
+                    self.plain(g, Stretch::whole(i, &own, params), &rest(&gaps))?;
+                } else {
+                    let (all, elements) = (gap_constant(g, page), elements.clone());
+                    self.plain(
+                        g,
+                        Stretch { index: i, page, state: params, elements, kept: own.elements },
+                        &rest(&all),
+                    )?;
+                }
+                let updated = own_part(g, params, &elements)?;
+                self.average(g, i, &own, updated, &[&[judged[1]], gaps.as_slice()].concat())
             })?;
-            g.scope(format!("ranks.{i}"), |g| g.apply(GatherState { along, part: rank }, &[state]))?;
+            if shard < Shard::Parameters {
+                g.scope(format!("ranks.{i}"), |g| g.apply(GatherState { along, part: rank }, &[params]))?;
+            }
         }
         g.output("loss", judged[2]);
         Ok(g)
     }
+}
+
+/// This rank's part of a state, which may hold no more than that.
+fn own_part(g: &mut Graph, state: Value, elements: &Range<usize>) -> Result<Value> {
+    if g.ty(state).shape.elements() == elements.len() {
+        return Ok(state);
+    }
+    g.apply1(Slice { start: elements.start, shape: [elements.len()].into() }, &[state])
 }

@@ -17,7 +17,7 @@ use std::collections::BTreeSet;
 /// # Errors
 /// If a state is of other than f32.
 pub fn sum_states(graph: &Graph, ranks: usize, summed: &dyn Fn(&str) -> bool) -> Result<Graph> {
-    let sum = SumState(Along { axis: Axis::Data, ranks });
+    let sum = SumState { along: Along { axis: Axis::Data, ranks }, last: false };
     let mut rewrite = Rewrite::new(graph);
     let mut done: BTreeSet<Value> = BTreeSet::new();
     for id in ids(graph) {

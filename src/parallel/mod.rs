@@ -2,11 +2,15 @@
 //! model's code knows nothing of it.
 
 mod data;
+mod gather;
+mod gradients;
 mod mesh;
 mod placement;
 mod tensor;
 
 pub use data::sum_states;
+pub use gather::{Stay, gather_ahead};
+pub use gradients::{Sums, meet_gradients};
 pub use mesh::{Mesh, text as mesh_text};
 pub use placement::Placement;
 pub use tensor::{Given, TensorAxis};

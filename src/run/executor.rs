@@ -1,7 +1,7 @@
 //! Runs a plan: everything is made once; a run uploads its small inputs, encodes, submits, and allocates nothing.
 
 use super::bind::params_bytes;
-use super::ranks::{self, Ranks};
+use super::ranks::{self, Ranks, Talk};
 use super::recorder::{Doing, Log, Recorder, StepInfo};
 use super::{States, Timing, check_memory};
 use crate::base::{Axis, DType, TensorType};
@@ -95,6 +95,8 @@ pub struct Executor {
     /// Runs whose results were not taken, by their slots.
     pending: VecDeque<(usize, Log)>,
     runs: usize,
+    /// Whether runs are the last of batches that make a step.
+    last: bool,
     allocated: u64,
     steps: Arc<[StepInfo]>,
     recorder: Option<(Recorder, Arc<str>)>,
@@ -172,6 +174,7 @@ impl Executor {
             slots,
             pending,
             runs: 0,
+            last: true,
             allocated,
             steps: plan.steps.iter().map(StepInfo::from).collect(),
             recorder: None,
@@ -196,9 +199,15 @@ impl Executor {
         Ok(())
     }
 
-    /// Seconds that meetings with other ranks took since they were last asked for.
-    pub fn take_meeting_seconds(&mut self) -> f64 {
-        self.ranks.as_mut().map_or(0.0, Ranks::take_seconds)
+    /// When ranks met in the last run that was submitted.
+    pub fn talks(&self) -> &[Talk] {
+        self.ranks.as_ref().map_or(&[], Ranks::talks)
+    }
+
+    /// Whether the runs to come are each the last of several batches that make a step, as they are until this is said: only then
+    /// ranks meet where the plan has them meet after the last.
+    pub fn is_last(&mut self, last: bool) {
+        self.last = last;
     }
 
     /// Device bytes of the plan's buffers, as allocated.
@@ -244,6 +253,7 @@ impl Executor {
         let slot = &mut self.slots[at];
         slot.wanted.clear();
         slot.wanted.extend((0..self.outputs.len()).filter(|&i| wanted(&self.outputs[i].0.name)));
+        self.ranks.iter_mut().for_each(Ranks::begin_run);
         let mut log = Log::begin(self.recorder.as_ref().map(|(recorder, _)| recorder));
         let mut submission = log.submission(&self.gpu).await?;
         if let (Some(b), false) = (self.input_buffer, self.image.is_empty()) {
@@ -255,7 +265,7 @@ impl Executor {
         for (i, launch) in self.launches.iter().enumerate() {
             if self.meetings.get(met).is_some_and(|m| m.before == i) {
                 log.submit(submission, &self.gpu).await?;
-                met = meet(&self.gpu, self.ranks.as_mut(), &self.buffers, &self.meetings, met).await?;
+                met = meet(&self.gpu, self.ranks.as_mut(), &self.buffers, (&self.meetings, self.last), met).await?;
                 submission = log.submission(&self.gpu).await?;
             }
             submission.dispatch(&launch.pipeline, &launch.group, launch.workgroups);
@@ -267,7 +277,7 @@ impl Executor {
         }
         if met < self.meetings.len() {
             log.submit(submission, &self.gpu).await?;
-            meet(&self.gpu, self.ranks.as_mut(), &self.buffers, &self.meetings, met).await?;
+            meet(&self.gpu, self.ranks.as_mut(), &self.buffers, (&self.meetings, self.last), met).await?;
             submission = log.submission(&self.gpu).await?;
         }
         for (wire, offset) in slot.wanted.iter().map(|&i| &self.outputs[i]) {
@@ -350,12 +360,13 @@ impl Executor {
     }
 }
 
-/// Holds all meetings that stand at one place, from the first on; the number of the next.
+/// Holds all meetings that stand at one place, from the first on, and are of this run, which may be the last of several; gives
+/// the number of the next.
 async fn meet(
     gpu: &Gpu,
     ranks: Option<&mut Ranks>,
     buffers: &[Buffer],
-    meetings: &[Meeting],
+    (meetings, last): (&[Meeting], bool),
     first: usize,
 ) -> Result<usize> {
     let Some(ranks) = ranks else {
@@ -364,7 +375,9 @@ async fn meet(
     let here = meetings[first..].iter().take_while(|m| m.before == meetings[first].before);
     let mut next = first;
     for m in here {
-        ranks.meet(gpu, buffers, &m.what, m.dtype).await?;
+        if last || !m.what.last {
+            ranks.meet(gpu, buffers, &m.what, m.dtype).await?;
+        }
         next += 1;
     }
     Ok(next)

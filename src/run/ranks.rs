@@ -1,29 +1,60 @@
-//! The steps of a plan at which ranks meet: bytes go to the host in pieces, meet those of the others there, and come back.
-//! While ranks meet over a piece, the next one is on its way.
+//! The steps of a plan at which ranks meet: bytes go to the host, meet those of the others there, and come back. Where a plan has
+//! steps between both ends of a collective, the device goes on with these, while a thread waits for its bytes and meets the
+//! others; else it goes in pieces, of which the next is on its way while ranks meet over one.
 
 use crate::base::{Axis, DType, TensorType};
-use crate::comm::{Communicator, Element, Groups};
-use crate::compile::{Meeting, Plan};
+use crate::comm::{Background, Communicator, Element, Groups, Pending};
+use crate::compile::{Binding, Meeting, Phase, Plan};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Readback, Upload};
 use crate::graph::Collective;
+use pollster::block_on;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// Bytes of a piece: large enough that a meeting costs little of its time, and a few of them no memory to speak of.
 const PIECE: u64 = 8 << 20;
 
+/// From when to when ranks met over something: from all of this rank's bytes being on the host until it had the others'.
+pub type Talk = [Instant; 2];
+
 /// What a rank needs to meet the others.
 pub(super) struct Ranks {
-    groups: Groups,
+    /// For each axis a thread that meets those along it, in the order of the plan.
+    threads: Vec<Option<Background>>,
     down: [Readback; 2],
     up: [Upload; 2],
-    /// What comes from the device, what goes there, and both in the order of ranks.
-    piece: Vec<u8>,
+    room: Room,
+    slots: Vec<Slot>,
+    /// Collectives in flight, by their slots, in their order.
+    flights: VecDeque<(usize, Pending<(Room, Talk)>)>,
+    talks: Vec<Talk>,
+}
+
+/// Host memory of an exchange: what comes from the device, what goes there, and both in the order of ranks.
+#[derive(Default)]
+struct Room {
+    mine: Vec<u8>,
     given: Vec<u8>,
     order: Vec<u8>,
-    /// Seconds spent here, since they were last asked for.
-    seconds: f64,
+}
+
+/// What a collective in flight goes through.
+struct Slot {
+    down: Arc<Readback>,
+    up: Upload,
+    room: Room,
+    is_free: bool,
+}
+
+/// One exchange.
+#[derive(Clone, Copy)]
+struct Exchange {
+    what: Collective,
+    ranks: usize,
+    of: Element,
+    piece: Piece,
 }
 
 /// Ranges of one length at equal distances.
@@ -125,99 +156,216 @@ fn turn(from: &[u8], rows: usize, columns: usize, part: usize, to: &mut Vec<u8>)
 impl Ranks {
     /// Ready for all meetings of a plan.
     pub(super) async fn new(gpu: &Gpu, groups: Groups, plan: &[Meeting]) -> Result<Ranks> {
+        let mut threads: Vec<Option<Background>> = Axis::ALL.iter().map(|_| None).collect();
         for meeting in plan {
-            let ranks = group(&groups, meeting.axis)?.size();
-            if ranks != meeting.ranks {
-                let (axis, wanted) = (meeting.axis, meeting.ranks);
+            let (comm, axis, wanted) = (group(&groups, meeting.axis)?, meeting.axis, meeting.ranks);
+            if comm.size() != wanted {
+                let ranks = comm.size();
                 return Err(Error::Graph(format!(
                     "the plan is for {wanted} ranks along {axis}, and it was joined to {ranks}"
                 )));
             }
+            threads[axis as usize].get_or_insert_with(|| Background::new(comm.clone()));
         }
-        let bytes = plan.iter().flat_map(|m| m.read.iter().chain(&m.written)).map(|b| b.bytes);
-        let piece = bytes.max().unwrap_or(0).clamp(4, PIECE);
+        let bytes = |binding: &Option<Binding>| binding.as_ref().map_or(0, |b| b.bytes);
+        let whole = plan.iter().filter(|m| m.phase == Phase::Whole);
+        let most = whole.map(|m| bytes(&m.read).max(bytes(&m.written))).max();
+        let piece = most.unwrap_or(0).clamp(4, PIECE);
         let down = [gpu.readback(piece).await?, gpu.readback(piece).await?];
         let up = [gpu.upload(piece).await?, gpu.upload(piece).await?];
-        let host = || Vec::with_capacity(piece as usize);
-        Ok(Ranks { groups, down, up, piece: host(), given: host(), order: host(), seconds: 0.0 })
+        let mut slots = Vec::new();
+        for [down, up] in slot_bytes(plan) {
+            let (down, up) = (Arc::new(gpu.readback(down.max(4)).await?), gpu.upload(up.max(4)).await?);
+            slots.push(Slot { down, up, room: Room::default(), is_free: true });
+        }
+        let (room, flights) = (Room::default(), VecDeque::new());
+        Ok(Ranks { threads, down, up, room, slots, flights, talks: Vec::new() })
     }
 
-    /// Holds a meeting, after everything that was submitted.
+    /// Holds a meeting, or begins or ends it, after everything that was submitted.
     pub(super) async fn meet(&mut self, gpu: &Gpu, buffers: &[Buffer], meeting: &Meeting, ty: DType) -> Result<()> {
-        let began = Instant::now();
-        let bytes = [&meeting.read, &meeting.written].map(|b| b.as_ref().map_or(0, |b| b.bytes));
-        let most = self.up[0].bytes().max(4 * meeting.ranks as u64);
-        let pieces = pieces(meeting.what, meeting.blocks, bytes, meeting.ranks as u64, most);
+        match meeting.phase {
+            Phase::Whole => self.whole(gpu, buffers, meeting, ty).await,
+            Phase::Begin => self.begin(gpu, buffers, meeting, ty),
+            Phase::End => self.end(gpu, buffers, meeting).await,
+        }
+    }
+
+    async fn whole(&mut self, gpu: &Gpu, buffers: &[Buffer], meeting: &Meeting, ty: DType) -> Result<()> {
+        let pieces = cut(meeting, self.up[0].bytes().max(4 * meeting.ranks as u64));
         for i in 0..=pieces.len() {
             if let (Some(piece), Some(from)) = (pieces.get(i), &meeting.read) {
-                let mut submission = gpu.submission();
-                for (at, slot) in piece.down.iter() {
-                    let range = buffers[from.buffer].range(from.offset + at, piece.down.each);
-                    submission.copy_out_at(range, &self.down[i % 2], slot)?;
-                }
-                submission.submit()?;
+                copy_down(gpu, buffers, from, piece, &self.down[i % 2])?;
             }
             let Some(before) = i.checked_sub(1) else { continue };
-            let (piece, slot) = (pieces[before], before % 2);
+            let (piece, slot, mut room) = (pieces[before], before % 2, std::mem::take(&mut self.room));
             if meeting.read.is_some() {
-                let bytes = &mut self.piece;
-                let copy = |read: &[u8]| {
-                    bytes.clear();
-                    bytes.extend_from_slice(read);
-                };
-                self.down[slot].read(gpu, piece.down.bytes(), copy).await?;
+                self.down[slot].read(gpu, piece.down.bytes(), |read| room.take(read)).await?;
             }
-            self.exchange(meeting, piece, ty)?;
-            let Some(to) = &meeting.written else { continue };
-            self.up[slot].fill(gpu, &self.given).await?;
-            let mut submission = gpu.submission();
-            for (at, from) in piece.up.iter() {
-                let range = buffers[to.buffer].range(to.offset + at, piece.up.each);
-                submission.copy_in(&self.up[slot], from, range)?;
+            let exchange = Exchange::of(meeting, piece, ty);
+            let pending = self.thread(meeting.axis)?.start(move |comm| exchange.run(comm, room));
+            let (room, talk) = pending.wait()?;
+            self.room = room;
+            self.talks.push(talk);
+            if let Some(to) = &meeting.written {
+                self.up[slot].fill(gpu, &self.room.given).await?;
+                copy_up(gpu, buffers, to, &piece, &self.up[slot])?;
             }
-            submission.submit()?;
         }
-        self.seconds += began.elapsed().as_secs_f64();
         Ok(())
     }
 
-    /// From `piece`, which lies as on the device, to `given`, which will.
-    fn exchange(&mut self, meeting: &Meeting, piece: Piece, ty: DType) -> Result<()> {
-        let comm = group(&self.groups, meeting.axis)?.as_ref();
-        let Ranks { piece: mine, given, order, .. } = self;
-        let (part, ranks) = (piece.part as usize, meeting.ranks);
+    /// Begins a collective: its bytes leave the device after what was submitted, and the thread does the rest.
+    fn begin(&mut self, gpu: &Gpu, buffers: &[Buffer], meeting: &Meeting, ty: DType) -> Result<()> {
+        let free = self.slots.iter().position(|slot| slot.is_free).expect("there are as many as fly at once");
+        let slot = &mut self.slots[free];
+        slot.is_free = false;
+        let (piece, mut room, down) = (all(meeting), std::mem::take(&mut slot.room), slot.down.clone());
+        if let Some(from) = &meeting.read {
+            copy_down(gpu, buffers, from, &piece, &down)?;
+        }
+        let (gpu, reads, exchange) = (gpu.clone(), meeting.read.is_some(), Exchange::of(meeting, piece, ty));
+        let pending = self.thread(meeting.axis)?.start(move |comm| {
+            if reads {
+                block_on(down.read(&gpu, piece.down.bytes(), |read| room.take(read)))?;
+            }
+            exchange.run(comm, room)
+        });
+        self.flights.push_back((free, pending));
+        Ok(())
+    }
+
+    /// Ends the oldest collective in flight.
+    async fn end(&mut self, gpu: &Gpu, buffers: &[Buffer], meeting: &Meeting) -> Result<()> {
+        let Some((at, pending)) = self.flights.pop_front() else {
+            return Err(Error::Graph("a collective ends that did not begin".into()));
+        };
+        let (room, talk) = pending.wait()?;
+        self.talks.push(talk);
+        let slot = &mut self.slots[at];
+        (slot.room, slot.is_free) = (room, true);
+        if let Some(to) = &meeting.written {
+            slot.up.fill(gpu, &slot.room.given).await?;
+            copy_up(gpu, buffers, to, &all(meeting), &slot.up)?;
+        }
+        Ok(())
+    }
+
+    fn thread(&self, axis: Axis) -> Result<&Background> {
+        self.threads[axis as usize].as_ref().ok_or_else(|| missing(axis))
+    }
+
+    /// Forgets what was in flight when a run failed, and when ranks met in earlier ones.
+    pub(super) fn begin_run(&mut self) {
+        self.flights.clear();
+        self.slots.iter_mut().for_each(|slot| slot.is_free = true);
+        self.talks.clear();
+    }
+
+    /// When ranks met in this run.
+    pub(super) fn talks(&self) -> &[Talk] {
+        &self.talks
+    }
+}
+
+impl Room {
+    fn take(&mut self, read: &[u8]) {
+        self.mine.clear();
+        self.mine.extend_from_slice(read);
+    }
+}
+
+impl Exchange {
+    fn of(meeting: &Meeting, piece: Piece, ty: DType) -> Exchange {
         let of = if ty == DType::F16 { Element::F16 } else { Element::F32 };
+        Exchange { what: meeting.what, ranks: meeting.ranks, of, piece }
+    }
+
+    /// From `mine`, which lies as on the device, to `given`, which will.
+    fn run(self, comm: &dyn Communicator, mut room: Room) -> Result<(Room, Talk)> {
+        let (Room { mine, given, order }, Exchange { ranks, of, piece, .. }) = (&mut room, self);
+        let (part, began) = (piece.part as usize, Instant::now());
         given.resize(piece.up.bytes() as usize, 0);
-        match meeting.what {
+        match self.what {
             Collective::AllReduce => {
                 given.copy_from_slice(mine);
-                comm.all_reduce(given, of)
+                comm.all_reduce(given, of)?;
             }
             Collective::AllGather { .. } => {
                 order.resize(given.len(), 0);
                 comm.all_gather(mine, order)?;
                 turn(order, ranks, mine.len() / part, part, given);
-                Ok(())
             }
             Collective::ReduceScatter { .. } => {
                 turn(mine, given.len() / part, ranks, part, order);
-                comm.reduce_scatter(order, of, given)
+                comm.reduce_scatter(order, of, given)?;
             }
-            Collective::AllToAll => comm.all_to_all(mine, given),
-            Collective::Send { to } => comm.send(to, mine),
-            Collective::Receive { from } => comm.receive(from, given),
+            Collective::AllToAll => comm.all_to_all(mine, given)?,
+            Collective::Send { to } => comm.send(to, mine)?,
+            Collective::Receive { from } => comm.receive(from, given)?,
         }
-    }
-
-    /// Seconds spent here since the last call.
-    pub(super) fn take_seconds(&mut self) -> f64 {
-        std::mem::take(&mut self.seconds)
+        Ok((room, [began, Instant::now()]))
     }
 }
 
+/// A meeting in pieces of so many bytes at most.
+fn cut(meeting: &Meeting, most: u64) -> Vec<Piece> {
+    let bytes = [&meeting.read, &meeting.written].map(|b| b.as_ref().map_or(0, |b| b.bytes));
+    pieces(meeting.what, meeting.blocks, bytes, meeting.ranks as u64, most)
+}
+
+/// All of a meeting as one piece.
+fn all(meeting: &Meeting) -> Piece {
+    cut(meeting, u64::MAX)[0]
+}
+
+fn copy_down(gpu: &Gpu, buffers: &[Buffer], from: &Binding, piece: &Piece, slot: &Readback) -> Result<()> {
+    let mut submission = gpu.submission();
+    for (at, to) in piece.down.iter() {
+        let range = buffers[from.buffer].range(from.offset + at, piece.down.each);
+        submission.copy_out_at(range, slot, to)?;
+    }
+    submission.submit().map(|_| ())
+}
+
+fn copy_up(gpu: &Gpu, buffers: &[Buffer], to: &Binding, piece: &Piece, slot: &Upload) -> Result<()> {
+    let mut submission = gpu.submission();
+    for (at, from) in piece.up.iter() {
+        submission.copy_in(slot, from, buffers[to.buffer].range(to.offset + at, piece.up.each))?;
+    }
+    submission.submit().map(|_| ())
+}
+
+/// Bytes of each slot, from the device and back, of which a collective in flight takes the first that is free.
+fn slot_bytes(plan: &[Meeting]) -> Vec<[u64; 2]> {
+    let (mut slots, mut free, mut flying): (Vec<[u64; 2]>, Vec<bool>, _) = (Vec::new(), Vec::new(), VecDeque::new());
+    for meeting in plan {
+        match meeting.phase {
+            Phase::Whole => {}
+            Phase::End => free[flying.pop_front().expect("it began")] = true,
+            Phase::Begin => {
+                let at = free.iter().position(|free| *free).unwrap_or(slots.len());
+                if at == slots.len() {
+                    slots.push([0; 2]);
+                    free.push(false);
+                }
+                free[at] = false;
+                let piece = all(meeting);
+                let [down, up] = &mut slots[at];
+                (*down, *up) = ((*down).max(piece.down.bytes()), (*up).max(piece.up.bytes()));
+                flying.push_back(at);
+            }
+        }
+    }
+    slots
+}
+
+fn missing(axis: Axis) -> Error {
+    Error::Graph(format!("the plan meets other ranks along {axis}, and it was joined to none there"))
+}
+
 fn group(groups: &Groups, axis: Axis) -> Result<&Arc<dyn Communicator>> {
-    let missing = || Error::Graph(format!("the plan meets other ranks along {axis}, and it was joined to none there"));
-    groups.along(axis).ok_or_else(missing)
+    groups.along(axis).ok_or_else(|| missing(axis))
 }
 
 /// All meetings of a plan, each with the number of its step and its elements' dtype.

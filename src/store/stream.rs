@@ -29,8 +29,9 @@ pub struct Loaded {
 pub(super) struct Place {
     /// The state that holds it, and the bytes of that.
     state: (String, u64),
-    /// First byte there.
+    /// First byte there, and where the state is a part of what the weight lies in, which.
     at: u64,
+    kept: Range<u64>,
     /// Its type there.
     ty: TensorType,
 }
@@ -40,7 +41,7 @@ impl Place {
     pub fn frozen(frozen: &Frozen) -> Vec<Place> {
         let place = |(i, (_, ty)): (usize, &(String, TensorType))| {
             let (name, bytes, at) = frozen.place(i);
-            Place { state: (name.to_string(), bytes), at, ty: ty.clone() }
+            Place { state: (name.to_string(), bytes), at, kept: 0..bytes, ty: ty.clone() }
         };
         frozen.params().iter().enumerate().map(place).collect()
     }
@@ -49,9 +50,11 @@ impl Place {
     pub fn pages(layout: &ParamLayout) -> Vec<Place> {
         let place = |spec: &crate::nn::ParamSpec| {
             let (page, start) = layout.place(&spec.name).expect("every parameter has a place");
-            let bytes = 4 * layout.pages()[page].elements as u64;
+            let kept = layout.kept(page);
+            let kept = 4 * kept.start as u64..4 * kept.end as u64;
             let ty = TensorType::f32(spec.shape.clone());
-            Place { state: (format!("param.{page}"), bytes), at: 4 * start as u64, ty }
+            let state = (format!("param.{page}"), kept.end - kept.start);
+            Place { state, at: 4 * start as u64, kept, ty }
         };
         layout.specs().iter().map(place).collect()
     }
@@ -61,8 +64,9 @@ impl Place {
 struct Part {
     weight: usize,
     rows: Range<usize>,
-    /// First byte in the weight's state.
+    /// First byte in what the weight lies in, and which of that its state has.
     to: u64,
+    kept: Range<u64>,
     at: usize,
     bytes: usize,
 }
@@ -111,7 +115,8 @@ pub(super) async fn stream(
             if !rows.is_empty() {
                 let bytes = rows.len() * row;
                 narrow.write(rows.clone(), &mut staging.bytes[used..used + bytes]);
-                parts.push(Part { weight: i, to: place.at + (rows.start * row) as u64, rows, at: used, bytes });
+                let (to, kept) = (place.at + (rows.start * row) as u64, place.kept.clone());
+                parts.push(Part { weight: i, to, kept, rows, at: used, bytes });
                 next += parts[parts.len() - 1].rows.len();
                 used += bytes;
             }
@@ -159,8 +164,11 @@ impl Staging {
         slot.fill(gpu, &self.bytes[..*used]).await?;
         let mut submission = gpu.submission();
         for part in parts.drain(..) {
-            let range = buffers[part.weight].range(part.to, part.bytes as u64);
-            submission.copy_in(slot, part.at as u64, range)?;
+            let (start, end) = (part.to.max(part.kept.start), (part.to + part.bytes as u64).min(part.kept.end));
+            if start < end {
+                let range = buffers[part.weight].range(start - part.kept.start, end - start);
+                submission.copy_in(slot, part.at as u64 + start - part.to, range)?;
+            }
             loaded.done += part.bytes as u64;
         }
         submission.submit()?;

@@ -48,6 +48,14 @@ impl Axes {
         if plan.sent().is_empty() { Ok(()) } else { run.join_groups(self.groups.clone()).await }
     }
 
+    /// A page of so many bytes, put together of the parts that ranks of the data axis have, where this one has less than that.
+    pub(super) fn page(&self, own: Vec<u8>, bytes: usize) -> Result<Vec<u8>> {
+        let Some(comm) = self.groups.along(Axis::Data).filter(|_| own.len() < bytes) else { return Ok(own) };
+        let mut all = vec![0; bytes];
+        comm.all_gather(&own, &mut all)?;
+        Ok(all)
+    }
+
     /// The parameters of the whole model, in the pages of this layout of them, put together of all ranks' parts; nothing where a
     /// rank has all of them.
     pub(super) fn together(

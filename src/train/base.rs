@@ -2,13 +2,13 @@
 //! that stay as they are.
 
 use super::Recipe;
-use crate::base::{DType, Limits, TensorType};
+use crate::base::{Axis, DType, Limits, TensorType};
 use crate::data::{Tokenizer, hash::Hasher, tokenizer_files};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, Declare, Frozen, Held, Lora, ParamLayout, Params, Parts};
-use crate::optim::Optimizer;
+use crate::optim::Shard;
 use crate::store::{Checkpoint, PeftAdapter};
 use std::path::Path;
 use std::sync::Arc;
@@ -123,10 +123,10 @@ impl Subject {
         let Some(config) = &recipe.lora else {
             let (optimizer, shards) = (super::optimizer(recipe), recipe.shards());
             if shards > 1 {
-                // Pages are filled up to what is a multiple of this.
-                let unit = Optimizer::unit(shards);
-                let layout = optimizer.layout(specs, page / unit * unit)?;
-                return Ok(Subject { layout: Optimizer::shared(layout, shards), adapted: None });
+                let layout = optimizer.shared_layout(specs, page, shards)?;
+                let kept = recipe.shard == Shard::Parameters;
+                let layout = if kept { layout.keeping(recipe.mesh.place(rank, Axis::Data), shards) } else { layout };
+                return Ok(Subject { layout, adapted: None });
             }
             if recipe.mesh.ranks() == recipe.mesh.data {
                 return Ok(Subject { layout: optimizer.layout(specs, page)?, adapted: None });

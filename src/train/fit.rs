@@ -1,16 +1,14 @@
 //! The plans of training, within the memory that there is: where activations do not fit, some are computed again.
 
+use super::data_axis::DataAxis;
 use super::graphs::{Rows, Work, graph};
 use super::{Base, Recipe, Subject, optimizer};
-use crate::base::{Axis, Bytes, Limits};
+use crate::base::{Bytes, Limits};
 use crate::compile::{Chooser, Plan, Trade, compile, compile_steps, human_bytes, optimise, recompute};
 use crate::error::{Error, Result};
 use crate::graph::Kind;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::Declare;
-use crate::ops::Along;
-use crate::optim::Optimizer;
-use crate::parallel::sum_states;
 use crate::run::device_bytes;
 
 /// What a training run computes.
@@ -114,37 +112,30 @@ pub(super) fn plans_of(
     let model = Llama::new(config.clone());
     let subject = Subject::of_rank(rank, &model, recipe, base, limits)?;
     let optimizer = optimizer(recipe);
-    let ranks = recipe.mesh.data;
-    let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1 || ranks > 1);
+    let axis = DataAxis::of(recipe, rank, &subject.layout);
+    let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1 || axis.is_split());
     let (o, layout) = (&optimizer, &subject.layout);
     let step = || Work::step(o, layout, config, rows, limits);
     let work = if several { Work::Batch(o, layout) } else { step() };
     let graph_of = |params: &dyn Declare, work| graph(&model, params, rows, work);
-    let graph = graph_of(&subject, work)?;
+    let graph = axis.batch(&graph_of(&subject, work)?)?;
     let mut steps = optimise(&graph, limits)?;
-    let eval = compile(&graph_of(&*subject.whole(), Work::Validation)?, limits, chooser)?;
-    let apply = || {
-        if recipe.shards() > 1 {
-            return optimizer.apply_shared(
-                layout,
-                Along { axis: Axis::Data, ranks },
-                recipe.mesh.place(rank, Axis::Data),
-            );
-        }
-        let graph = optimizer.apply(layout)?;
-        Ok(if ranks > 1 { sum_states(&graph, ranks, &Optimizer::is_sum)? } else { graph })
-    };
-    let apply = several.then(|| compile(&apply()?, limits, chooser)).transpose()?;
+    let eval = axis.validation(&optimise(&graph_of(&*subject.whole(), Work::Validation)?, limits)?)?;
+    let eval = compile_steps(&eval, limits, chooser)?;
+    let apply = several.then(|| compile(&axis.apply(&optimizer)?, limits, chooser)).transpose()?;
     let asked = recipe.memory.map(|Bytes(bytes)| bytes);
     let mut traded = None;
     if let Some(allowed) = asked.into_iter().chain(limits.memory_bytes).min() {
         let shared = |name: &str| graph.nodes().iter().any(|n| matches!(n.kind, Kind::State) && n.name == name);
         let beside = device_bytes([&eval].into_iter().chain(&apply), &shared);
-        let (fitted, trade) = recompute(&steps, limits, allowed.saturating_sub(beside))?;
+        // What is computed again is chosen where all parameters are there, and of these not all will be.
+        let (absent, budget) = (axis.absent(), allowed.saturating_sub(beside));
+        let (fitted, trade) = recompute(&steps, limits, budget + absent)?;
+        let [before, reached] = [trade.before, trade.reached].map(|bytes| bytes.saturating_sub(absent));
         steps = fitted;
-        traded = Some((allowed, beside, trade));
+        traded = Some((allowed, beside, Trade { budget, before, reached, ..trade }));
     }
-    let train = compile_steps(&steps, limits, chooser)?;
+    let train = compile_steps(&axis.gathered(&steps)?, limits, chooser)?;
     let fit = traded.map(|(allowed, beside, trade)| {
         let flops = train.totals().flops - trade.flops();
         Fit { allowed, beside, trade, flops, asked: asked == Some(allowed) }

@@ -4,6 +4,7 @@ mod axes;
 mod base;
 mod card;
 mod checkpoints;
+mod data_axis;
 mod event;
 mod export;
 mod fit;

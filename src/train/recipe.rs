@@ -86,7 +86,8 @@ pub struct Recipe {
     /// equal parts: what is trained on does not depend on how many there are.
     #[serde(with = "mesh_text")]
     pub mesh: Mesh,
-    /// What ranks of the data axis share out among them: `none`, or the `optimizer`'s moments, of which each then keeps its part.
+    /// What ranks of the data axis share out among them, each keeping its part: `none`, the `optimizer`'s moments, the sums of
+    /// `gradients` too, or the `parameters` too.
     pub shard: Shard,
     /// Steps after which ranks compare what must be the same on all of them; 0 for never.
     pub compare_every: u64,

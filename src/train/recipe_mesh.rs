@@ -44,7 +44,7 @@ impl Recipe {
         Ok(())
     }
 
-    /// Over how many ranks moments are shared out; 1 where each has all.
+    /// Over how many ranks states are shared out; 1 where each has all.
     pub fn shards(&self) -> usize {
         if self.shard == Shard::None { 1 } else { self.mesh.data }
     }

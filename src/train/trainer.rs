@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, DROPOUT, PARAMETERS, ParamLayout};
-use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule};
+use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule, Shard};
 use crate::parallel::Mesh;
 use crate::run::{Choice, Choices, Executor, Recorder, States, bytes_beside, check_memory, device_bytes};
 use crate::store::Loaded;
@@ -67,6 +67,7 @@ pub struct Trainer {
     world: World,
     axes: Axes,
     mesh: Mesh,
+    shard: Shard,
     shards: usize,
     /// What is to be said aloud before training goes on.
     pub(super) notes: Vec<String>,
@@ -212,8 +213,10 @@ impl Trainer {
         runs.push(Run { seq: prepared.loader.longest(), train, eval });
         begin(&mut states, &subject, base, recipe.seed, loaded).await?;
         for i in (0..subject.layout.pages().len()).filter(|_| averages) {
-            let page = states.read(&format!("{PARAMETERS}.{i}")).await?;
-            states.write(&format!("{EMA}.{i}"), 0, &page).await?;
+            let (page, average) = (states.read(&format!("{PARAMETERS}.{i}")).await?, format!("{EMA}.{i}"));
+            let bytes = states.get(&average)?.bytes() as usize;
+            let first = if bytes < page.len() { axes.share() * bytes } else { 0 };
+            states.write(&average, 0, &page[first..first + bytes]).await?;
         }
         if let Some(scaling) = optimizer.loss_scaling {
             states.write(JUDGE, 0, bytemuck::cast_slice(&scaling.initial())).await?;
@@ -224,7 +227,7 @@ impl Trainer {
         // Sums are made anew by every step.
         let written = apply.as_ref().unwrap_or(&plan).written_states().into_iter();
         let share = if recipe.shards() > 1 { axes.share() as u64 } else { 0 };
-        let first = |name: &str, bytes: u64| if Optimizer::is_moment(name) { share * bytes } else { 0 };
+        let first = |name: &str, bytes: u64| if recipe.shard.divides(name) { share * bytes } else { 0 };
         let size =
             |(name, bytes): (&str, u64)| StateSize { first: first(name, bytes), ..StateSize::whole(name, bytes) };
         let trainer = Trainer {
@@ -254,6 +257,7 @@ impl Trainer {
             world: world.clone(),
             axes,
             mesh: recipe.mesh,
+            shard: recipe.shard,
             shards: recipe.shards(),
             notes: Vec::new(),
         };
@@ -325,6 +329,7 @@ impl Trainer {
             train.set(DROPOUT, &seed)?;
             train.set(HYPER, &hyper)?;
             train.set(KEEP, &[f32::from(u8::from(index > 0))])?;
+            train.is_last(index + 1 == self.batches);
             train.submit().await?;
             self.under_way.push_back(at);
         }
@@ -407,14 +412,15 @@ impl Trainer {
         &self.subject.layout
     }
 
-    /// What is trained, as it is validated, in the layout's pages.
+    /// What is trained, as it is validated, in the layout's pages; where ranks share that out, all of them call this together.
     ///
     /// # Errors
-    /// If the device failed.
+    /// If the device failed; those of the communicator.
     pub async fn pages(&self) -> Result<Vec<Vec<f32>>> {
         let mut pages = Vec::new();
-        for i in 0..self.layout().pages().len() {
-            pages.push(bytemuck::pod_collect_to_vec(&self.shown.read(&format!("{PARAMETERS}.{i}")).await?));
+        for (i, page) in self.layout().pages().iter().enumerate() {
+            let own = self.shown.read(&format!("{PARAMETERS}.{i}")).await?;
+            pages.push(bytemuck::pod_collect_to_vec(&self.axes.page(own, 4 * page.elements)?));
         }
         Ok(pages)
     }
@@ -447,7 +453,9 @@ impl Trainer {
     /// If the device failed.
     pub async fn checksum(&self) -> Result<u64> {
         let mut hasher = Hasher::new();
-        let pages = (0..self.layout().pages().len()).map(|i| format!("{PARAMETERS}.{i}"));
+        // What each has a part of is another on each.
+        let alike = if self.layout().keeps_parts() { 0 } else { self.layout().pages().len() };
+        let pages = (0..alike).map(|i| format!("{PARAMETERS}.{i}"));
         for name in pages.chain([JUDGE.to_string()]) {
             let buffer = self.states.get(&name)?;
             for start in (0..buffer.bytes()).step_by(HASHED as usize) {
@@ -482,7 +490,8 @@ async fn begin(
         (Some(base), None) => base.checkpoint.stream_pages(states, &subject.layout, loaded).await,
         (None, _) => {
             for (i, page) in subject.layout.init(seed).iter().enumerate() {
-                states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page)).await?;
+                let own = &page[subject.layout.kept(i)];
+                states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(own)).await?;
             }
             Ok(())
         }

@@ -52,14 +52,15 @@ fn ranks_of(process: u32) -> Vec<u32> {
 }
 
 /// Kills ranks at moments of every kind of a run's life until it has been so often that it was disturbed; whatever it was
-/// when it ended, the bytes are those of the calm run.
-fn killed(place: &Place, flags: &str, run: &str, kills: usize) {
+/// when it ended, the bytes are those of the calm run. Ranks share out what `shard` says.
+fn killed(place: &Place, flags: &str, run: &str, shard: &str, kills: usize) {
+    let start_as = |flags: &str, run: &str| launch(place, flags, &format!("{run} --shard {shard}"));
     let seed = Rng::named(std::process::id().into(), run).next_u64();
     eprintln!("seed {seed}");
     let mut rng = Rng::new(seed, 0);
     // How long an undisturbed one takes.
     let began = Instant::now();
-    launch(place, flags, "timed").assert().success();
+    start_as(flags, "timed").assert().success();
     let life = began.elapsed();
     assert_eq!(weights(place, "timed"), weights(place, "calm"));
     let mut done = 0;
@@ -69,7 +70,7 @@ fn killed(place: &Place, flags: &str, run: &str, kills: usize) {
         assert!(round < 10 * kills, "runs end before they are killed");
         let run = format!("{run}-{round}");
         let began = Instant::now();
-        let mut launched = start(place, &launch(place, &format!("{flags} --restarts 99"), &run));
+        let mut launched = start(place, &start_as(&format!("{flags} --restarts 99"), &run));
         while launched.try_wait().unwrap().is_none() {
             std::thread::sleep(life.mul_f64(0.9 * rng.below(1000) as f64 / 1000.0));
             let ranks = ranks_of(launched.id());
@@ -93,7 +94,7 @@ fn ranks_that_are_killed_are_taken_up_and_change_no_byte() {
     }
     let place = Place::new();
     place.train(&format!("{TRAIN} --mesh data=2 --out calm")).assert().success();
-    killed(&place, "--with threads --ranks 2", "threads", 3);
+    killed(&place, "--with threads --ranks 2", "threads", "none", 3);
 }
 
 /// One of four processes at a time; `DANLU_KILLS` says how often.
@@ -104,9 +105,9 @@ fn one_of_four_processes_that_is_killed_changes_no_byte() {
         return;
     }
     let place = Place::new();
-    place.train(&format!("{TRAIN} --mesh data=4 --out calm")).assert().success();
+    place.train(&format!("{TRAIN} --mesh data=4 --shard parameters --out calm")).assert().success();
     let kills = std::env::var("DANLU_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
-    killed(&place, "--ranks 4", "processes", kills);
+    killed(&place, "--ranks 4", "processes", "parameters", kills);
 }
 
 /// Processes that stop on four, go on with two, three and one: the losses of an undisturbed run within the roundings of eight

@@ -62,7 +62,6 @@ impl Seen {
     pub fn check(&self, spread: &mut Spread, layout: &ParamLayout) {
         let losses = self.steps.iter().map(|(loss, _)| f64::from(f32::from_bits(*loss))).collect();
         let mut got: Vec<(String, Vec<f64>)> = vec![("losses".into(), losses)];
-        // Pages that are shared out are longer, and the same but for their ends.
         for (spec, data) in layout.tensors(&self.pages) {
             got.push((format!("final.{}", spec.name), data.iter().map(|&x| f64::from(x)).collect()));
         }
@@ -96,7 +95,17 @@ pub fn go(
     };
     let ending = block_on(run(gpu, recipe, prepared, trainer, None, stop, &mut observer))?;
     let states = trainer.written_states().iter().map(|s| block_on(trainer.states.read(&s.name)).unwrap()).collect();
-    Ok((Seen { steps, validation, pages: block_on(trainer.whole()).unwrap().1, states }, ending))
+    let (subject, mut pages) = block_on(trainer.whole()).unwrap();
+    if recipe.shard != Shard::None {
+        // As ranks have them that share nothing out.
+        let plain = Recipe { shard: Shard::None, ..recipe.clone() };
+        let layout = Subject::new(&trainer.model, &plain, None, gpu.limits()).unwrap().layout;
+        let mut plain = layout.zeros();
+        let own = layout.tensors_mut(&mut plain).into_iter();
+        own.for_each(|(spec, data)| data.copy_from_slice(subject.layout.tensor(&pages, &spec.name).unwrap()));
+        pages = plain;
+    }
+    Ok((Seen { steps, validation, pages, states }, ending))
 }
 
 /// The same on as many ranks as the mesh has.

@@ -16,8 +16,8 @@ use crate::model::{ModelConfig, find_config};
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
 use crate::store::Loaded;
 use crate::train::{
-    Base, Ending, Event, Observer, Pace, Precision, Prepared, Recipe, Resumption, Tasks, Trainer, World, check_fits,
-    plans, prepare_from, put_back, save,
+    Base, Ending, Event, Observer, Pace, Precision, Prepared, Recipe, Resumption, Subject, Tasks, Trainer, World,
+    check_fits, plans, prepare_from, put_back, save,
 };
 use anyhow::{Context, Result, bail};
 use std::io::Write;
@@ -155,8 +155,11 @@ impl Run {
             if let Err(error) = tuner.save() {
                 observer.event(&Event::Note { text: format!("measurements were not kept: {error}") });
             }
-            if let Some(folder) = &args.dump {
-                dump(folder, recipe, prepared, &trainer).await?;
+        }
+        if let Some(folder) = &args.dump {
+            let initial = trainer.whole().await?;
+            if world.is_first() {
+                dump(folder, recipe, prepared, &trainer, initial).await?;
             }
         }
         trainer.take_reference(recipe, prepared, &paths::cache(), stop.asked(), observer).await?;
@@ -271,8 +274,14 @@ fn validated(recipe: &Recipe, trainer: &Trainer, prepared: &Prepared) -> Option<
 }
 
 /// The initial model, and every batch as `[B, T+1]` u32 little-endian rows.
-async fn dump(folder: &Path, recipe: &Recipe, prepared: &Prepared, trainer: &Trainer) -> Result<()> {
-    save(folder, recipe, prepared, &trainer.subject, &trainer.pages().await?)?;
+async fn dump(
+    folder: &Path,
+    recipe: &Recipe,
+    prepared: &Prepared,
+    trainer: &Trainer,
+    (subject, pages): (Subject, Vec<Vec<f32>>),
+) -> Result<()> {
+    save(folder, recipe, prepared, &subject, &pages)?;
     let loader = prepared.loader.filled_up();
     let mut batch = loader.empty_batch();
     let mut write =

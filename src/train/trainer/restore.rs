@@ -13,7 +13,7 @@ const PIECE: usize = 16 << 20;
 
 impl Trainer {
     /// The states of those that a step changes which this rank writes down: of what several have alike the first of them, of
-    /// moments that are shared out each its own.
+    /// what is shared out each its own.
     pub fn kept_states(&self) -> Vec<StateSize> {
         self.written.iter().filter(|state| self.keeps(state)).cloned().collect()
     }
@@ -21,12 +21,17 @@ impl Trainer {
     fn keeps(&self, state: &StateSize) -> bool {
         let (mesh, rank, layout) = (self.mesh, self.world.rank(), self.layout());
         let Some((_, page)) = of_page(&state.name) else { return rank == 0 };
-        if self.shards > 1 && Optimizer::is_moment(&state.name) {
+        if self.shares_out(&state.name) {
             return true;
         }
         let Some(parts) = layout.parts() else { return rank == 0 };
         let params = layout.pages().get(page).map(|page| &layout.specs()[page.params.clone()]);
         params.into_iter().flatten().any(|spec| parts.held(&spec.name).is_first(mesh, rank))
+    }
+
+    /// Whether this rank has only its part of a state.
+    fn shares_out(&self, state: &str) -> bool {
+        self.shards > 1 && self.shard.divides(state)
     }
 
     /// Of how many ranks' folders a checkpoint consists.
@@ -81,10 +86,10 @@ impl Trainer {
     /// Refuses a checkpoint of other states; what fills up pages that ranks share out may differ.
     fn check_states(&self, written: &Written, alike: &[usize]) -> Result<()> {
         let parts = written.first().manifest().parts;
-        let slack = if parts.max(self.shards) > 1 { Optimizer::unit(parts.max(self.shards)) } else { 0 };
         for state in &self.written {
-            let is_shared = self.shards > 1 && Optimizer::is_moment(&state.name);
-            let own = if is_shared { state.bytes * self.shards as u64 } else { state.bytes };
+            let most = parts.max(self.shards);
+            let slack = if most > 1 { most as u64 * Optimizer::block_bytes(&state.name) } else { 0 };
+            let own = if self.shares_out(&state.name) { state.bytes * self.shards as u64 } else { state.bytes };
             let ranks = if of_page(&state.name).is_some() { alike } else { &[0] };
             if written.bytes(ranks, &state.name).abs_diff(own) > slack {
                 let message = format!(

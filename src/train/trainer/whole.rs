@@ -3,12 +3,14 @@
 use super::Trainer;
 use crate::error::Result;
 use crate::nn::Adapted;
+use crate::optim::Shard;
 use crate::train::Subject;
 
 impl Trainer {
     /// Whether no rank has all that is shown: who wants it whole asks all ranks for [`Trainer::whole`].
     pub fn is_in_parts(&self) -> bool {
-        self.layout().parts().is_some()
+        let averages = self.shards > 1 && self.shard != Shard::None && self.optimizer.ema > 0.0;
+        self.layout().parts().is_some() || self.layout().keeps_parts() || averages
     }
 
     /// What is trained of the whole model, put together of all ranks' parts where each has some; all ranks call this together.

@@ -1,0 +1,87 @@
+//! The graphs of training for one device → those of a rank of the data axis.
+
+use super::Recipe;
+use crate::base::Axis;
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::nn::{Page, ParamLayout};
+use crate::ops::Along;
+use crate::optim::{Optimizer, Shard};
+use crate::parallel::{Stay, Sums, gather_ahead, meet_gradients, sum_states};
+
+/// One rank of the axis.
+pub(super) struct DataAxis<'a> {
+    layout: &'a ParamLayout,
+    along: Along,
+    part: usize,
+    shard: Shard,
+    /// Whether a moving average stands in the parameters' place in validation.
+    averages: bool,
+}
+
+impl<'a> DataAxis<'a> {
+    /// Of a rank of the recipe's mesh that trains these pages.
+    pub(super) fn of(recipe: &Recipe, rank: usize, layout: &'a ParamLayout) -> DataAxis<'a> {
+        let (axis, ranks) = (Axis::Data, recipe.mesh.data);
+        let shard = if ranks > 1 { recipe.shard } else { Shard::None };
+        let part = recipe.mesh.place(rank, axis);
+        DataAxis { layout, along: Along { axis, ranks }, part, shard, averages: recipe.ema > 0.0 }
+    }
+
+    /// Whether there are others.
+    pub(super) fn is_split(&self) -> bool {
+        self.along.ranks > 1
+    }
+
+    /// A batch, whose gradients meet those of other ranks.
+    pub(super) fn batch(&self, graph: &Graph) -> Result<Graph> {
+        let sums = match self.shard {
+            _ if !self.is_split() => return Ok(graph.clone()),
+            Shard::None => Sums::Whole,
+            Shard::Optimizer => Sums::Part(self.part),
+            Shard::Gradients | Shard::Parameters => Sums::Kept,
+        };
+        meet_gradients(graph, self.along, sums, &Optimizer::is_gradient)
+    }
+
+    /// The update that follows batches.
+    pub(super) fn apply(&self, optimizer: &Optimizer) -> Result<Graph> {
+        if self.shard != Shard::None {
+            return optimizer.apply_shared(self.layout, self.shard, self.along, self.part);
+        }
+        let graph = optimizer.apply(self.layout)?;
+        let left = |state: &str| Optimizer::is_sum(state) && !Optimizer::is_gradient(state);
+        if self.is_split() { sum_states(&graph, self.along.ranks, &left) } else { Ok(graph) }
+    }
+
+    /// A batch's steps, which gather the parameters that ranks share out.
+    pub(super) fn gathered(&self, steps: &Graph) -> Result<Graph> {
+        if self.shard == Shard::Parameters { self.gather(steps) } else { Ok(steps.clone()) }
+    }
+
+    /// The same of validation, which may see parameters and averages.
+    pub(super) fn validation(&self, steps: &Graph) -> Result<Graph> {
+        let averages = self.averages && self.shard != Shard::None;
+        if averages { self.gather(steps) } else { self.gathered(steps) }
+    }
+
+    fn gather(&self, steps: &Graph) -> Result<Graph> {
+        let has_matrices = |page: &Page| page.groups.iter().any(|(group, _)| group.decays());
+        gather_ahead(steps, self.along, &|state| {
+            let page: usize = state.strip_prefix(crate::nn::PARAMETERS)?.strip_prefix('.')?.parse().ok()?;
+            Some(if has_matrices(self.layout.pages().get(page)?) { Stay::Visit } else { Stay::Run })
+        })
+    }
+
+    /// Bytes of parameters that are on no rank when a batch needs most: all but its parts, the two largest neighbours, and what
+    /// stays.
+    pub(super) fn absent(&self) -> u64 {
+        if self.shard != Shard::Parameters {
+            return 0;
+        }
+        let pages = self.layout.pages();
+        let others = |page: &Page| 4 * (page.elements - page.elements / self.along.ranks) as u64;
+        let there = pages.windows(2).map(|two| two.iter().map(|p| 4 * p.elements as u64).sum::<u64>()).max();
+        pages.iter().map(others).sum::<u64>().saturating_sub(there.unwrap_or(0))
+    }
+}

@@ -1,0 +1,204 @@
+//! What ranks of the data axis share out, each keeping its part: moments, gradients, parameters.
+
+use super::common;
+use super::common::ranks::{mesh, prepared, ranks, recipe, train};
+use danlu::base::{Axis, Bytes};
+use danlu::bench::measure_hidden;
+use danlu::compile::{Binding, BufferKind, BufferSpec, First, Meeting, Phase, Plan, Step};
+use danlu::model::{Llama, ModelConfig};
+use danlu::nn::ParamLayout;
+use danlu::optim::{Rule, Shard};
+use danlu::run::device_bytes;
+use danlu::train::{Plans, Precision, Prepared, Recipe, Subject, Trainer, plans};
+use pollster::block_on;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+
+/// A model whose layers have pages of their own where ranks share them out.
+const LAYERS: &str = r#"{"model_type": "llama", "vocab_size": 304, "hidden_size": 16, "intermediate_size": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
+    "tie_word_embeddings": true}"#;
+
+/// A recipe of that model on three ranks.
+fn layers(folder: &Path, name: &str) -> Recipe {
+    let recipe = Recipe { steps: 6, eval_every: Some(6), batch: 6, mesh: mesh(3), ..recipe(folder, name) };
+    std::fs::write(folder.join("config.json"), LAYERS).unwrap();
+    recipe
+}
+
+/// Bytes of a plan's states of this kind.
+fn bytes_of(plan: &Plan, kind: &str) -> u64 {
+    let of_kind = |b: &&BufferSpec| matches!(&b.kind, BufferKind::State(name) if name.starts_with(kind));
+    plan.buffers.iter().filter(of_kind).map(|b| b.bytes).sum()
+}
+
+/// Each rank keeps one part in N of what is shared out, no more, in its plan and on the device; what it sends is what textbooks
+/// allow: of every gradient and of every parameter the (N-1)/N that are others', and where parameters are shared out those of
+/// matrices twice. Where nothing depends on the norm, whose sum is made in another order, all numbers are those of ranks that
+/// keep everything, to the bit.
+#[test]
+fn what_is_shared_out_takes_its_part_and_changes_no_number() {
+    let folder = tempfile::tempdir().unwrap();
+    for rule in [Rule::AdamW, Rule::AdamW8bit, Rule::Sgd] {
+        let whole = Recipe { optimizer: rule, clip: 0.0, ..layers(folder.path(), "whole") };
+        let all = train(&whole, folder.path());
+        let prepared = prepared(&whole, folder.path());
+        let plan = |recipe: &Recipe| {
+            let plans = plans(&prepared.config, recipe, None, &common::gpu().limits().clone(), &mut First).unwrap();
+            (plans.train, plans.apply.unwrap())
+        };
+        let (plain, plain_apply) = plan(&whole);
+        for shard in [Shard::Optimizer, Shard::Gradients, Shard::Parameters] {
+            let shared = Recipe { shard, out: folder.path().join(shard.to_string()), ..whole.clone() };
+            let own = train(&shared, folder.path());
+            for (step, (all, own)) in all.steps.iter().zip(&own.steps).enumerate() {
+                assert_eq!(all.0, own.0, "{rule:?}, {shard}: loss of step {step}");
+                let [all, own] = [all.1, own.1].map(f32::from_bits);
+                assert!((all - own).abs() <= 1e-5 * all, "{rule:?}, {shard}: norm of step {step}: {own}, not {all}");
+            }
+            assert!(all.pages == own.pages, "{rule:?}, {shard}: parameters differ");
+            let ((batch, apply), layout) = (plan(&shared), layout_of(&shared, &prepared));
+            let (pages, padding) = (4 * elements(&layout), 4 * 256 * 3 * layout.pages().len() as u64);
+            for (kind, from) in [("param", Shard::Parameters), ("grad", Shard::Gradients), ("adam", Shard::Optimizer)] {
+                let (has, had) = (bytes_of(&apply, kind), bytes_of(&plain_apply, kind));
+                let most = if shard >= from { (had + padding).div_ceil(3) } else { had + padding };
+                assert!(has <= most, "{rule:?}, {shard}: {has} bytes of {kind} where {most} will do");
+                assert_eq!(bytes_of(&batch, kind), if kind == "adam" { 0 } else { has });
+            }
+            let sent = |plan: &Plan| plan.sent()[&Axis::Data].bytes;
+            // Gains are gathered once and stay.
+            let once = layout.pages().iter().filter(|p| p.groups.iter().all(|(group, _)| !group.decays()));
+            let once: u64 = once.map(|page| 4 * page.elements as u64).sum();
+            let least = if shard == Shard::Parameters { 3 * pages - once } else { 2 * pages } * 2 / 3;
+            let all = sent(&batch) + sent(&apply);
+            // And some words of norms and losses.
+            assert!((least..least + 64).contains(&all), "{rule:?}, {shard}: {all} bytes sent, {least} must be");
+            // Beside what a step takes of its own, never more than two neighbouring pages, and what stays.
+            let two =
+                layout.pages().windows(2).map(|two| 4 * (two[0].elements + two[1].elements) as u64).max().unwrap();
+            let [arena, plain] = [&batch, &plain].map(|plan| plan.totals().arena_bytes);
+            let more = if shard == Shard::Parameters { two + once } else { 0 };
+            let gradient = 4 * layout.pages().iter().map(|page| page.elements as u64).max().unwrap();
+            assert!(arena <= plain + more + 2 * gradient, "{shard}: {arena} bytes where {plain} are a step's own");
+        }
+    }
+}
+
+fn layout_of(recipe: &Recipe, prepared: &Prepared) -> ParamLayout {
+    Subject::new(&Llama::new(prepared.config.clone()), recipe, None, common::gpu().limits()).unwrap().layout
+}
+
+fn elements(layout: &ParamLayout) -> u64 {
+    layout.pages().iter().map(|page| page.elements as u64).sum()
+}
+
+/// A collective that began has its bytes to itself until it ends, in every plan of ranks: nobody writes what it reads, and
+/// nobody touches what it brings; and there are steps meanwhile. They end in the order in which they began.
+#[test]
+fn nothing_touches_what_is_in_flight() {
+    let folder = tempfile::tempdir().unwrap();
+    let whole = layers(folder.path(), "whole");
+    let prepared = prepared(&whole, folder.path());
+    for (_, shard) in Shard::ALL {
+        let recipe = Recipe { shard, ..whole.clone() };
+        let plans = plans(&prepared.config, &recipe, None, &common::gpu().limits().clone(), &mut First).unwrap();
+        let mut most = 0;
+        for plan in [&plans.train, plans.apply.as_ref().unwrap(), &plans.eval] {
+            let (mut flights, mut meanwhile) = (VecDeque::<&Meeting>::new(), 0);
+            for step in &plan.steps {
+                let meeting = step.meeting.as_ref();
+                if meeting.is_some_and(|m| m.phase == Phase::End) {
+                    let ended = flights.pop_front().unwrap();
+                    assert_eq!((&ended.read, &ended.written), (&meeting.unwrap().read, &meeting.unwrap().written));
+                    continue;
+                }
+                let overlaps = |a: &Binding, b: &Binding| {
+                    a.buffer == b.buffer && a.offset < b.offset + b.bytes && b.offset < a.offset + a.bytes
+                };
+                for (own, flight) in step.bindings().flat_map(|own| flights.iter().map(move |f| (own, f))) {
+                    let brings = flight.written.as_ref().is_some_and(|written| overlaps(own, written));
+                    let reads = own.written && flight.read.as_ref().is_some_and(|read| overlaps(own, read));
+                    assert!(!brings && !reads, "{shard}: {} while {flight:?} is in flight", step.name);
+                }
+                meanwhile += usize::from(meeting.is_none() && !flights.is_empty());
+                flights.extend(meeting.filter(|m| m.phase == Phase::Begin));
+            }
+            assert!(flights.is_empty());
+            most = most.max(meanwhile);
+            let listed = plan.to_string();
+            let begins = |step: &Step| step.meeting.as_ref().is_some_and(|m| m.phase == Phase::Begin);
+            assert_eq!(listed.contains("begins "), plan.steps.iter().any(begins), "{listed}");
+        }
+        assert!(most > 0, "{shard}: no step while something is in flight");
+    }
+}
+
+/// Ranks talk while their devices compute.
+#[test]
+fn most_of_the_talk_is_hidden() {
+    let config = ModelConfig::parse(
+        &LAYERS.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 8"),
+        Path::new("config.json"),
+    );
+    let gpus = [common::gpu(), common::gpu()];
+    let hidden = measure_hidden(&gpus, &config.unwrap(), [2, 64], 5).unwrap();
+    eprintln!("{hidden}");
+    assert!(hidden.talking > 0.0 && hidden.hidden <= hidden.talking);
+    // How much depends on what else the machine does; of so small a model it is little.
+    assert!(hidden.hidden > 0.0, "{hidden}");
+}
+
+/// Sharing out goes with everything else: products in f16, activations that are computed again, several batches, moments of eight
+/// bits, an average of the parameters; and what is on the device is what the plan says.
+#[test]
+fn sharing_out_goes_with_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = Recipe {
+        precision: Precision::Mixed,
+        accumulate: 2,
+        optimizer: Rule::AdamW8bit,
+        ema: 0.9,
+        ..layers(folder.path(), "whole")
+    };
+    let all = train(&base, folder.path());
+    let prepared = prepared(&base, folder.path());
+    for shard in [Shard::Optimizer, Shard::Gradients, Shard::Parameters] {
+        let recipe = Recipe { shard, out: folder.path().join(shard.to_string()), ..base.clone() };
+        let limits = common::gpu().limits().clone();
+        let first = plans(&prepared.config, &recipe, None, &limits, &mut First).unwrap();
+        let bytes = |p: &Plans| device_bytes([&p.train, &p.eval].into_iter().chain(&p.apply), &|_| false);
+        let memory = bytes(&first) - first.train.totals().arena_bytes / 8;
+        let recipe = Recipe { memory: Some(Bytes(memory)), ..recipe };
+        let fitted = plans(&prepared.config, &recipe, None, &limits, &mut First).unwrap();
+        assert!(!fitted.fit.as_ref().unwrap().trade.again.is_empty(), "{shard}: nothing is computed again");
+        // Where parameters come and go, the budget counts what is there of them at a time to within two pages.
+        let two = 8 * layout_of(&recipe, &prepared).pages().iter().map(|page| page.elements as u64).max().unwrap();
+        let slack = if shard == Shard::Parameters { two } else { 4096 };
+        assert!(bytes(&fitted) <= memory + slack, "{shard}: {} bytes where {memory} are allowed", bytes(&fitted));
+        let own = train(&recipe, folder.path());
+        for (step, (all, own)) in all.steps.iter().zip(&own.steps).enumerate() {
+            let [all, own] = [all.0, own.0].map(f32::from_bits);
+            // Codes of eight bits turn a rounding into a step of their own, a hundredth of a moment.
+            assert!((all - own).abs() <= 1e-3 * all, "{shard}: loss of step {step}: {own}, not {all}");
+        }
+        assert!((all.validation - own.validation).abs() <= 1e-3 * all.validation, "{shard}: {}", own.validation);
+        let allocated = ranks(&recipe, |world| {
+            let gpu = common::gpu();
+            let (trainer, ..) =
+                block_on(Trainer::among(&gpu, &recipe, &prepared, &mut First, world, &mut |_| {})).unwrap();
+            (trainer.device_bytes(), trainer.states.bytes())
+        });
+        let states = |p: &Plans| {
+            let of = [&p.train, &p.eval].into_iter().chain(&p.apply).flat_map(|plan| &plan.buffers);
+            let named: BTreeMap<String, u64> = of
+                .filter_map(|b| match &b.kind {
+                    BufferKind::State(name) => Some((name.clone(), b.bytes)),
+                    _ => None,
+                })
+                .collect();
+            named.into_values().sum::<u64>()
+        };
+        assert_eq!(allocated[0].0, bytes(&fitted), "{shard}");
+        assert!(allocated.iter().all(|(_, of_states)| *of_states == states(&fitted)), "{shard}: {allocated:?}");
+    }
+}
