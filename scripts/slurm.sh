@@ -67,7 +67,7 @@ for _ in $(seq 60); do
 done
 [ "$(sinfo -h -o %t)" = idle ] || { echo "Slurm does not start:"; tail -n 20 "$place"/*.log; exit 1; }
 
-run="train --config story-1m --batch $ranks --seq 32 --stories 300 --checkpoint-every 20 --steps $steps --quiet"
+run="train --config story-1m --batch $ranks --seq 32 --checkpoint-every 20 --steps $steps --quiet"
 cd "$place"
 "$danlu" $run --mesh "data=$ranks" --out calm
 "$danlu" launch --with slurm --ranks "$ranks" --ranks-per-node "$ranks" --time 60 -- $run --out run
