@@ -39,7 +39,7 @@ impl Golden {
         for i in 0..self.layers().len() {
             let logits = g.input(&format!("logits.{i}"), TensorType::f32([rows, experts]));
             let ids = g.apply(Route { choices, normalise: true }, &[logits]).unwrap()[1];
-            let counts = g.apply(ExpertOrder { experts }, &[ids]).unwrap()[2];
+            let counts = g.apply(ExpertOrder { experts, together: 1 }, &[ids]).unwrap()[2];
             layers.push(Routing { logits, counts });
         }
         let loss = loss(&mut g, &layers);

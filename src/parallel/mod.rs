@@ -2,11 +2,13 @@
 //! model's code knows nothing of it.
 
 mod data;
+mod expert;
 mod mesh;
 mod placement;
 mod tensor;
 
 pub use data::sum_states;
+pub use expert::{ExpertAxis, OfRank};
 pub use mesh::{Mesh, text as mesh_text};
 pub use placement::Placement;
 pub use tensor::{Given, TensorAxis};
