@@ -7,7 +7,7 @@ use common::golden::{Sources, interpret};
 use common::spread::Spread;
 use danlu::base::{Array, Axis, Rng, TensorType};
 use danlu::comm::{Groups, LocalComm};
-use danlu::compile::{First, Plan, compile};
+use danlu::compile::{First, Plan, Sent, compile};
 use danlu::graph::{Graph, NodeId, Value, gradients};
 use danlu::model::{Llama, ModelConfig};
 use danlu::nn::{ParamLayout, ParamSpec, Params};
@@ -19,11 +19,12 @@ use std::path::Path;
 
 const SEED: u64 = 3;
 
-/// With the balance of experts in the loss.
+/// With the balance of experts and the routers' z-loss in the loss.
 fn config(family: &str) -> ModelConfig {
     let path = format!("{}/tests/goldens/families/{family}/config.json", env!("CARGO_MANIFEST_DIR"));
     let mut config = ModelConfig::read(Path::new(&path)).unwrap();
-    config.experts.as_mut().unwrap().balance = 0.1;
+    let experts = config.experts.as_mut().unwrap();
+    (experts.balance, experts.z) = (0.1, 0.05);
     config
 }
 
@@ -191,8 +192,9 @@ fn u32s(outputs: &Outputs, name: &str) -> Vec<u32> {
 /// Every layout: the losses, the gradients of every parameter, and the experts that each token's router chose.
 #[test]
 fn losses_gradients_and_choices_are_those_of_one_device() {
-    for family in ["mixtral", "qwen3-moe"] {
-        let (config, sizes) = (config(family), [4, 6]);
+    let all = [("mixtral", vec![mesh(2, 1), mesh(4, 2), mesh(4, 4)]), ("qwen3-moe", vec![mesh(2, 2)])];
+    for (family, meshes) in all {
+        let (config, sizes) = (config(family), [4, 5]);
         let rows = TensorType::u32(sizes);
         let batch = batch(&config, &rows);
         let (graph, layout) = of_one_device(&config, &rows);
@@ -207,7 +209,7 @@ fn losses_gradients_and_choices_are_those_of_one_device() {
             sources.insert(format!("param.{i}"), Array::new(TensorType::f32([page.len()]), values));
         }
         let mut spread = Spread::new(|noise| interpret(&graph, &sources, noise));
-        for mesh in [mesh(2, 1), mesh(2, 2), mesh(4, 2), mesh(4, 4)] {
+        for mesh in meshes {
             let got = on_ranks(&config, mesh, None, sizes, &batch);
             for name in got[0].0.keys() {
                 let each = || got.iter().map(|(outputs, _)| outputs);
@@ -223,10 +225,92 @@ fn losses_gradients_and_choices_are_those_of_one_device() {
                 }
             }
             println!("{family} on {mesh}: worst {:.3} of its bar, {}", spread.worst.0, spread.worst.1);
-            if mesh.expert == 2 {
+            if mesh.data > mesh.expert && mesh.expert > 1 {
                 let again = on_ranks(&config, mesh, None, sizes, &batch);
                 assert!(again.iter().zip(&got).all(|(a, b)| a.0 == b.0), "{mesh}: another run gives other bits");
             }
         }
+    }
+}
+
+/// The slots of each layer that find no room, by plain loops over what the routers chose.
+fn left_out(ids: &[u32], choices: usize, experts: usize, mesh: Mesh, factor: f64) -> f32 {
+    let own = experts / mesh.expert;
+    let room =
+        ((factor * ids.len() as f64 / mesh.expert as f64).ceil() as usize).min(ids.len() / choices * own.min(choices));
+    let to = |place: usize| ids.iter().filter(|id| **id as usize / own == place).count();
+    (0..mesh.expert).map(|place| to(place).saturating_sub(room) as f32).sum()
+}
+
+/// What finds no room is dropped, and counted; with the same bits every time.
+#[test]
+fn slots_without_room_are_dropped_and_counted() {
+    let (config, sizes) = (config("mixtral"), [4, 6]);
+    let batch = batch(&config, &TensorType::u32(sizes));
+    let experts = config.experts.unwrap();
+    let mesh = mesh(2, 2);
+    let mut seen = Vec::new();
+    for factor in [0.5, 1.0, 4.0] {
+        let got = on_ranks(&config, mesh, Some(factor), sizes, &batch);
+        let mut dropped = 0.0;
+        for (outputs, _) in &got {
+            for layer in 0..config.num_hidden_layers {
+                let ids = u32s(outputs, &format!("ids.{layer}"));
+                let wanted = left_out(&ids, experts.per_token, experts.count, mesh, factor);
+                assert_eq!(f32s(outputs, &format!("dropped.{layer}")), [wanted], "{factor}, layer {layer}");
+                dropped += wanted;
+            }
+            assert!(
+                outputs
+                    .keys()
+                    .filter(|name| name.starts_with("grad"))
+                    .all(|name| { f32s(outputs, name).iter().all(|x| x.is_finite()) })
+            );
+        }
+        seen.push(dropped);
+        let again = on_ranks(&config, mesh, Some(factor), sizes, &batch);
+        assert!(again.iter().zip(&got).all(|(a, b)| a.0 == b.0), "{factor}: another run gives other bits");
+    }
+    assert!(seen[0] > seen[1] && seen[2] == 0.0, "{seen:?}");
+}
+
+/// Of R rows with k choices and width D each layer sends R·k·D elements to experts and as many home, and back again in the
+/// backward pass, of which (E-1)/E leave the rank: with room for the mean that is the least that there is; with room for
+/// all, min(k, e)·E/k times as much, for e experts a rank. Beside them a number a slot: which expert.
+#[test]
+fn a_step_sends_what_the_textbook_says() {
+    let config = config("mixtral");
+    let (layers, d, experts) = (config.num_hidden_layers as u64, config.hidden_size as u64, config.experts.unwrap());
+    for (mesh, capacity) in
+        [(mesh(2, 2), None), (mesh(2, 2), Some(1.0)), (mesh(4, 2), Some(1.0)), (mesh(4, 4), Some(1.0))]
+    {
+        let rows = TensorType::u32([2, 8]);
+        let graph = Model::of(&config, mesh, 1, capacity).gradients(&rows);
+        let plan = compile(&graph, &danlu::base::Limits::default(), &mut First).unwrap();
+        let (n, e) = (mesh.expert as u64, experts.count / mesh.expert);
+        let slots = 16
+            * match capacity {
+                None => n * experts.per_token.min(e) as u64,
+                Some(_) => experts.per_token as u64,
+            };
+        let bytes = layers * (4 * (4 * slots * d) + 4 * slots) * (n - 1) / n;
+        assert_eq!(plan.sent()[&Axis::Expert], Sent { meetings: 5 * layers as usize, bytes }, "{mesh}, {capacity:?}");
+        // Shares and counts of the whole batch, and the sum of squares; and the gradient towards the first and the last.
+        let sum = |elements: u64| 2 * (4 * elements) * (mesh.data as u64 - 1) / mesh.data as u64;
+        let count = experts.count as u64;
+        let wanted = Sent { meetings: 5, bytes: 3 * sum(count) + 2 * sum(1) };
+        assert_eq!(plan.sent()[&Axis::Data], wanted, "{mesh}");
+    }
+}
+
+#[test]
+fn what_cannot_be_split_is_refused() {
+    for (family, n, part) in [
+        ("mixtral", 3, "the model has 4 experts, which 3 ranks cannot share in equal parts"),
+        ("llama", 2, "the model has no experts; leave that axis out"),
+    ] {
+        let path = format!("{}/tests/goldens/families/{family}/config.json", env!("CARGO_MANIFEST_DIR"));
+        let said = ModelConfig::read(Path::new(&path)).unwrap().parts(mesh(n, n), 0).unwrap_err().to_string();
+        assert!(said.contains(part) && said.contains(&format!("the mesh has expert={n}")), "{said}");
     }
 }

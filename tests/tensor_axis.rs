@@ -10,7 +10,7 @@ use danlu::base::{Array, Axis, Limits, Rng, TensorType};
 use danlu::comm::{Groups, LocalComm};
 use danlu::compile::{First, Plan, Sent, compile};
 use danlu::graph::{Graph, NodeId, Value, gradients};
-use danlu::model::{Llama, ModelConfig};
+use danlu::model::{Llama, ModelConfig, Share};
 use danlu::nn::{ParamLayout, Params, Parts};
 use danlu::ops::IGNORE;
 use danlu::optim::{HYPER, JUDGE, Optimizer};
@@ -62,7 +62,10 @@ impl Model {
         let (input, targets) = (g.input("tokens", tokens.clone()), g.input("targets", tokens.clone()));
         let loss = match self.layout.parts() {
             None => self.llama.loss(&mut g, &params, input, targets, None).unwrap(),
-            Some(parts) => self.llama.loss_of_parts(&mut g, &params, parts, [input, targets], None).unwrap()[0],
+            Some(parts) => {
+                let share = Share { mesh: parts.mesh, parts: Some(parts), capacity: None };
+                self.llama.said_by_rank(&mut g, &params, share, [input, targets], None).unwrap().loss
+            }
         };
         (g, params, loss)
     }

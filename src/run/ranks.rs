@@ -2,7 +2,7 @@
 //! While ranks meet over a piece, the next one is on its way.
 
 use crate::base::{Axis, DType, TensorType};
-use crate::comm::{Communicator, Element, Groups};
+use crate::comm::{Communicator, Element, Groups, turn};
 use crate::compile::{Meeting, Plan};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Readback, Upload};
@@ -113,13 +113,6 @@ fn pieces(what: Collective, blocks: u64, [read, written]: [u64; 2], ranks: u64, 
             (0..blocks).flat_map(piece).map(|(one, all, n)| turned(one, all, n)).collect()
         }
     }
-}
-
-/// Turns `[rows][columns]` parts of `part` bytes into `[columns][rows]`.
-fn turn(from: &[u8], rows: usize, columns: usize, part: usize, to: &mut Vec<u8>) {
-    to.clear();
-    let places = (0..columns).flat_map(|c| (0..rows).map(move |r| (r * columns + c) * part));
-    places.for_each(|at| to.extend_from_slice(&from[at..at + part]));
 }
 
 impl Ranks {

@@ -1,13 +1,14 @@
 //! The plans of training, within the memory that there is: where activations do not fit, some are computed again.
 
 use super::graphs::{Rows, Work, graph};
+use super::load::{LOAD, Load};
 use super::{Base, Recipe, Subject, optimizer};
 use crate::base::{Axis, Bytes, Limits};
 use crate::compile::{Chooser, Plan, Trade, compile, compile_steps, human_bytes, optimise, recompute};
 use crate::error::{Error, Result};
 use crate::graph::Kind;
 use crate::model::{Llama, ModelConfig};
-use crate::nn::Declare;
+use crate::nn::{Declare, Page};
 use crate::ops::Along;
 use crate::optim::Optimizer;
 use crate::parallel::sum_states;
@@ -124,15 +125,25 @@ pub(super) fn plans_of(
     let mut steps = optimise(&graph, limits)?;
     let eval = compile(&graph_of(&*subject.whole(), Work::Validation)?, limits, chooser)?;
     let apply = || {
+        let (along, load) = (Along { axis: Axis::Data, ranks }, Load::of(config, recipe));
         if recipe.shards() > 1 {
-            return optimizer.apply_shared(
-                layout,
-                Along { axis: Axis::Data, ranks },
-                recipe.mesh.place(rank, Axis::Data),
-            );
+            let mut graph = optimizer.apply_shared(layout, along, recipe.mesh.place(rank, Axis::Data))?;
+            load.map_or(Ok(()), |load| load.tell(&mut graph))?;
+            return sum_states(&graph, along, &|state| state == LOAD);
         }
-        let graph = optimizer.apply(layout)?;
-        Ok(if ranks > 1 { sum_states(&graph, ranks, &Optimizer::is_sum)? } else { graph })
+        let mut graph = optimizer.apply(layout)?;
+        load.map_or(Ok(()), |load| load.tell(&mut graph))?;
+        // Ranks that hold other experts have no term of these.
+        let replicas = recipe.mesh.expert > 1;
+        let is_of_experts = |state: &str| replicas && layout.page_of(state).is_some_and(Page::is_of_experts);
+        if ranks > 1 {
+            graph = sum_states(&graph, along, &|state| Optimizer::is_sum(state) && !is_of_experts(state))?;
+        }
+        let along = Along { axis: Axis::Replica, ranks: recipe.mesh.size(Axis::Replica) };
+        if along.ranks > 1 {
+            graph = sum_states(&graph, along, &|state| Optimizer::is_sum(state) && is_of_experts(state))?;
+        }
+        Ok(graph)
     };
     let apply = several.then(|| compile(&apply()?, limits, chooser)).transpose()?;
     let asked = recipe.memory.map(|Bytes(bytes)| bytes);

@@ -3,6 +3,7 @@
 use super::axes::Axes;
 use super::fit::plans_of;
 use super::graphs::{REFERENCE, STARTS, TOKEN};
+use super::load::{LOAD, Load};
 use super::preferring::{References, Rewards};
 use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, plans, schedule};
 use crate::compile::{Chooser, First, Plan, settle};
@@ -64,6 +65,7 @@ pub struct Trainer {
     data_wait: f64,
     world: World,
     axes: Axes,
+    load: Option<Load>,
     shards: usize,
 }
 
@@ -245,6 +247,7 @@ impl Trainer {
             data_wait: 0.0,
             world: world.clone(),
             axes,
+            load: Load::of(&prepared.config, recipe),
             shards: recipe.shards(),
         };
         Ok((trainer, plan, apply))
@@ -335,9 +338,9 @@ impl Trainer {
         let tokens = self.tokens.pop_front().unwrap_or(0) * self.axes.shares() as u64;
         let Some(apply) = &mut self.apply else {
             let at = self.under_way.pop_front().ok_or_else(|| Error::Graph("no step is under way".into()))?;
-            return Ok(StepResult { tokens, ..self.runs[at].train.read(StepResult::of).await? });
+            return Ok(StepResult { tokens, ..self.runs[at].train.read(StepResult::with(self.load)).await? });
         };
-        let mut result = StepResult { tokens, ..apply.read(StepResult::of).await? };
+        let mut result = StepResult { tokens, ..apply.read(StepResult::with(self.load)).await? };
         if self.references.is_some() {
             while self.rewards.len() < self.batches as usize {
                 self.take().await?;
@@ -345,6 +348,15 @@ impl Trainer {
             result.rewards = Rewards::mean(self.rewards.drain(..self.batches as usize));
         }
         Ok(result)
+    }
+
+    /// Of each layer with experts the share of the last step's slots that fell on each; nothing if there are none.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub async fn expert_shares(&self) -> Result<Option<Vec<Vec<f32>>>> {
+        let Some(load) = self.load.filter(|_| self.states.get(LOAD).is_ok()) else { return Ok(None) };
+        Ok(Some(load.shares(&self.states.read(LOAD).await?)))
     }
 
     /// Takes the results of the oldest batch that is under way.
