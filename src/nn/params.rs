@@ -67,14 +67,9 @@ pub struct Group {
 const EXPERTS: u8 = 2;
 
 impl Group {
-    /// The same of experts, if this is one of them.
-    pub fn or_expert(self, spec: &ParamSpec) -> Group {
-        Group { kind: if spec.is_expert() { EXPERTS } else { self.kind }, ..self }
-    }
-
-    /// Decayed or not, and nothing else.
+    /// Of experts or not, decayed or not, and nothing else.
     pub fn of(spec: &ParamSpec) -> Group {
-        Group { kind: 1, rest: u8::from(!spec.decay), settings: 0 }
+        Group { kind: if spec.is_expert() { EXPERTS } else { 1 }, rest: u8::from(!spec.decay), settings: 0 }
     }
 
     /// True if weight decay applies.

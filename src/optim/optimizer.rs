@@ -135,12 +135,12 @@ impl Optimizer {
 
     fn group(&self, spec: &ParamSpec) -> Group {
         let own = self.settings.iter().position(|own| names_match(&own.params, &spec.name));
-        let group = Group {
-            kind: u8::from(!self.rule.is_orthogonal(spec)),
+        let plain = Group::of(spec);
+        Group {
+            kind: if self.rule.is_orthogonal(spec) { 0 } else { plain.kind },
             settings: own.map_or(0, |i| i as u16 + 1),
-            ..Group::of(spec)
-        };
-        group.or_expert(spec)
+            ..plain
+        }
     }
 
     /// The parts of a page, with their rates.
