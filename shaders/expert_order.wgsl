@@ -1,6 +1,6 @@
 // expert_order: a stable counting sort of slots by expert, without atomics. One workgroup an expert, and a last one for
-// ids beyond them: each counts the smaller ids, which is where its own slots begin, and writes its own in order.
-struct Params { slots: u32, experts: u32 }
+// ids beyond them (`together` ids count as one): each counts the smaller ids, which is where its own slots begin, and writes its own in order.
+struct Params { slots: u32, experts: u32, together: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> ids: array<u32>;
 @group(0) @binding(2) var<storage, read_write> order: array<u32>;
@@ -18,7 +18,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var smaller = 0u;
     var own = 0u;
     for (var slot = first; slot < end; slot++) {
-        let id = min(ids[slot], params.experts);
+        let id = min(ids[slot] / params.together, params.experts);
         smaller += u32(id < expert);
         own += u32(id == expert);
     }
@@ -41,7 +41,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     var at = start + before;
     for (var slot = first; slot < end; slot++) {
-        if min(ids[slot], params.experts) == expert {
+        if min(ids[slot] / params.together, params.experts) == expert {
             order[at] = slot;
             at++;
         }

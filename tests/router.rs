@@ -1,9 +1,11 @@
 //! The losses of a router against transformers and PyTorch (tests/goldens/router.py): values and gradients, computed by
-//! the operators' references and by the device.
+//! the operators' references and by the device; and those of a whole Mixtral with them (tests/goldens/router_model.py).
 
 mod common;
 
+use common::golden::{Golden as Model, interpret, loss_and_gradients, read_numbers};
 use common::interpret::Interpreter;
+use common::spread::Spread;
 use danlu::base::{Array, TensorType};
 use danlu::compile::{First, compile};
 use danlu::graph::{Graph, Value, gradients};
@@ -39,7 +41,7 @@ impl Golden {
         for i in 0..self.layers().len() {
             let logits = g.input(&format!("logits.{i}"), TensorType::f32([rows, experts]));
             let ids = g.apply(Route { choices, normalise: true }, &[logits]).unwrap()[1];
-            let counts = g.apply(ExpertOrder { experts }, &[ids]).unwrap()[2];
+            let counts = g.apply(ExpertOrder { experts, together: 1 }, &[ids]).unwrap()[2];
             layers.push(Routing { logits, counts });
         }
         let loss = loss(&mut g, &layers);
@@ -121,4 +123,34 @@ fn even_experts_cost_what_they_are() {
     assert!((run.get(loss).data[0] - 2.0).abs() < 1e-6, "k where two experts a row are chosen evenly");
     let none = load_balancing_loss(&mut g, &[]).unwrap_err().to_string();
     assert!(none.contains("no layer has experts to balance"), "{none}");
+}
+
+/// Cross entropy, balance and z-loss of a Mixtral, and the gradient of every parameter.
+#[test]
+fn a_mixtrals_loss_with_its_routers_is_that_of_transformers() {
+    let (gpu, mut model) = (common::gpu(), Model::open("families/mixtral"));
+    let experts = model.config.experts.as_mut().unwrap();
+    (experts.balance, experts.z) = (0.5, 0.25);
+    let path = format!("{}/tests/goldens/families/mixtral/router.safetensors", env!("CARGO_MANIFEST_DIR"));
+    let numbers = read_numbers(path.as_ref());
+    let (tokens, targets) = (model.ids("tokens"), model.ids("targets"));
+    let (graph, ..) = loss_and_gradients(&model, &tokens.ty, false);
+    let mut sources = model.states();
+    sources.insert("tokens".into(), tokens.clone());
+    sources.insert("targets".into(), targets.clone());
+    let mut spread = Spread::new(|noise| interpret(&graph, &sources, noise));
+    let plan = compile(&graph, gpu.limits(), &mut First).unwrap();
+    let mut states = States::new(&gpu);
+    let mut run = block_on(Executor::new(&gpu, &plan, &mut states)).unwrap();
+    for (i, page) in model.pages.iter().enumerate() {
+        block_on(states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page))).unwrap();
+    }
+    run.set("tokens", &tokens.to_bytes()).unwrap();
+    run.set("targets", &targets.to_bytes()).unwrap();
+    let outputs = block_on(run.run()).unwrap();
+    for name in outputs.keys() {
+        let got: Vec<f64> = f32s(&outputs, name).into_iter().map(f64::from).collect();
+        spread.check(name, &got, &numbers[name].1, numbers[&format!("distance.{name}")].1[0]);
+    }
+    println!("worst {:.3} of its bar, {}", spread.worst.0, spread.worst.1);
 }

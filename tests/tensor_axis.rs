@@ -10,7 +10,7 @@ use danlu::base::{Array, Axis, Limits, Rng, TensorType};
 use danlu::comm::{Groups, LocalComm};
 use danlu::compile::{First, Plan, Sent, compile};
 use danlu::graph::{Graph, NodeId, Value, gradients};
-use danlu::model::{Llama, ModelConfig};
+use danlu::model::{Llama, ModelConfig, Share};
 use danlu::nn::{ParamLayout, Params, Parts};
 use danlu::ops::IGNORE;
 use danlu::optim::{HYPER, JUDGE, Optimizer};
@@ -60,7 +60,10 @@ impl Model {
         let mut g = Graph::new();
         let params = self.layout.declare(&mut g).unwrap();
         let (input, targets) = (g.input("tokens", tokens.clone()), g.input("targets", tokens.clone()));
-        let loss = self.llama.loss_of_parts(&mut g, &params, &self.layout, [input, targets], None).unwrap()[0];
+        let mesh = self.layout.parts().map_or(Mesh::ONE, |parts| parts.mesh);
+        let share = Share { mesh, capacity: None };
+        let said = self.llama.said_by_rank(&mut g, &params, &self.layout, share, [input, targets], None);
+        let loss = said.unwrap().loss;
         (g, params, loss)
     }
 

@@ -17,10 +17,15 @@ pub enum Axis {
     Expert,
     /// Tokens of each sequence.
     Sequence,
+    /// No axis of a mesh that anybody writes: the ranks of the data axis that hold the same experts, where these are in parts.
+    Replica,
 }
 
 impl Axis {
-    /// All of them, in the order in which a mesh is written.
+    /// How many there are.
+    pub const COUNT: usize = 6;
+
+    /// All that a mesh is written with, in that order.
     pub const ALL: [Axis; 5] = [Axis::Data, Axis::Tensor, Axis::Pipeline, Axis::Expert, Axis::Sequence];
 
     /// Its name in `data=4,tensor=2`.
@@ -31,6 +36,7 @@ impl Axis {
             Axis::Pipeline => "pipeline",
             Axis::Expert => "expert",
             Axis::Sequence => "sequence",
+            Axis::Replica => "replica",
         }
     }
 }

@@ -140,7 +140,17 @@ impl Terminal {
 
     fn step(&mut self, event: &Event) {
         let Event::Step {
-            step, loss, lr, grad_norm, loss_scale, skipped, rewards, tokens_per_second, roofline, ..
+            step,
+            loss,
+            lr,
+            grad_norm,
+            loss_scale,
+            skipped,
+            rewards,
+            experts,
+            tokens_per_second,
+            roofline,
+            ..
         } = event
         else {
             return;
@@ -149,8 +159,11 @@ impl Terminal {
         let left_out = skipped.filter(|n| *n > 0).map_or(String::new(), |n| format!(" ({n} skipped)"));
         let share = roofline.map_or(String::new(), |r| format!(" {:.0}% of roofline", r * 100.0));
         let margin = rewards.map_or(String::new(), |r| format!(" margin {:.3}", r.margin));
+        let busiest = experts.map_or(String::new(), |e| format!(" busiest expert {:.1}x", e.busiest));
+        let dropped =
+            experts.filter(|e| e.dropped > 0).map_or(String::new(), |e| format!(" {} slots dropped", e.dropped));
         self.last = format!(
-            "loss {loss:.3}{margin} lr {lr:.1e} norm {grad_norm:.2}{scale}{left_out} {tokens_per_second:.0} tok/s{share}"
+            "loss {loss:.3}{margin} lr {lr:.1e} norm {grad_norm:.2}{scale}{left_out}{busiest}{dropped} {tokens_per_second:.0} tok/s{share}"
         );
         self.bar.set_position(*step);
         self.bar.set_message(self.last.clone());
@@ -184,6 +197,11 @@ impl Observer for Terminal {
                      margin {margin:.3}",
                     100.0 * accuracy
                 ));
+            }
+            Event::Experts { step, shares } => {
+                let of = |pick: fn(f32, f32) -> f32| shares.iter().flatten().copied().reduce(pick).unwrap_or(0.0);
+                let [least, most] = [of(f32::min), of(f32::max)].map(|share| 100.0 * share);
+                self.line(&format!("step {step}: from {least:.1} to {most:.1} % of a layer's slots an expert"));
             }
             Event::Task { step, task, items, metrics } => {
                 let figures: Vec<String> = metrics.iter().map(|m| format!("{} {:.4}", m.name, m.value)).collect();

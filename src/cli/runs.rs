@@ -69,6 +69,8 @@ fn table(runs: &[RunSummary], folder: &Path, now: f64) -> Vec<String> {
         vec![["run", "steps", "loss", "best val", "perplexity", "at", "tok/s", "written"].map(String::from).to_vec()];
     let pairs = runs.iter().any(|run| run.accuracy.is_some());
     rows[0].extend(pairs.then(|| "pairs right".into()));
+    let experts = runs.iter().any(|run| run.experts.is_some());
+    rows[0].extend(["busiest expert", "dropped"].iter().filter(|_| experts).map(|head| head.to_string()));
     rows[0].extend(keys.iter().cloned());
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     for run in runs {
@@ -86,6 +88,10 @@ fn table(runs: &[RunSummary], folder: &Path, now: f64) -> Vec<String> {
             or_dash((run.wall > 0.0).then(|| ago(now - run.wall))),
         ];
         row.extend(pairs.then(|| or_dash(run.accuracy.map(|x| format!("{:.0} %", 100.0 * x)))));
+        if experts {
+            row.push(or_dash(run.experts.map(|e| format!("{:.2}x", e.busiest))));
+            row.push(or_dash(run.dropped.map(|n| n.to_string())));
+        }
         row.extend(keys.iter().map(|key| or_dash(run.recipe.get(key).map(|v| v.trim_matches('"').to_string()))));
         rows.push(row);
     }
@@ -127,6 +133,8 @@ mod tests {
             loss: Some(1.25),
             best,
             accuracy: None,
+            experts: None,
+            dropped: None,
             tokens: None,
             tokens_per_second: Some(1234.4),
             device_bytes: None,

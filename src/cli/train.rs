@@ -157,6 +157,16 @@ pub struct TrainArgs {
     /// (ZeRO's stages 1, 2 and 3) [default: none].
     #[arg(long, value_name = "none|optimizer|gradients|parameters")]
     shard: Option<Shard>,
+    /// Of ranks with other experts each: slots that one takes of another, in multiples of their mean, such as 1.25; others are
+    /// dropped [default: all are taken].
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    expert_capacity: Option<f64>,
+    /// Share of the experts' balance in the loss [default: the configuration's].
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    router_aux_loss: Option<f64>,
+    /// Share of the routers' z-loss in the loss [default: the configuration's].
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    router_z_loss: Option<f64>,
     /// Steps after which ranks compare what must be the same on all, 0 for never [default: 100].
     #[arg(long, value_name = "STEPS", allow_negative_numbers = true)]
     compare_every: Option<u64>,
@@ -268,6 +278,9 @@ impl TrainArgs {
         put(&self.tune, &mut r.tune);
         put(&self.mesh, &mut r.mesh);
         put(&self.shard, &mut r.shard);
+        r.expert_capacity = self.expert_capacity.or(r.expert_capacity);
+        r.router_aux_loss = self.router_aux_loss.or(r.router_aux_loss);
+        r.router_z_loss = self.router_z_loss.or(r.router_z_loss);
         put(&self.compare_every, &mut r.compare_every);
         put(&self.eval_tasks, &mut r.eval_tasks);
         r

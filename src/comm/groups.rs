@@ -1,6 +1,6 @@
 //! The groups of one rank, along each axis of a mesh.
 
-use super::Communicator;
+use super::{Communicator, Nodes};
 use crate::base::Axis;
 use crate::error::{Error, Result};
 use crate::parallel::Mesh;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 /// A communicator for each axis along which a rank has others.
 #[derive(Clone, Default)]
 pub struct Groups {
-    along: [Option<Arc<dyn Communicator>>; Axis::ALL.len()],
+    along: [Option<Arc<dyn Communicator>>; Axis::COUNT],
 }
 
 impl Groups {
@@ -34,8 +34,9 @@ impl Groups {
         for (axis, size, stride) in mesh.strides() {
             if size > 1 {
                 let place = mesh.place(world.rank(), axis);
-                let comm = world.split((world.rank() - place * stride) as u32, place as u32)?;
-                groups.along[axis as usize] = Some(Arc::from(comm));
+                let comm = Arc::from(world.split((world.rank() - place * stride) as u32, place as u32)?);
+                // What experts exchange goes to every rank, from one machine to another in messages as few as can be.
+                groups.along[axis as usize] = Some(if axis == Axis::Expert { Nodes::over(comm)? } else { comm });
             }
         }
         Ok(groups)

@@ -7,6 +7,7 @@ mod clocks;
 mod element;
 mod groups;
 mod local;
+mod nodes;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod pending;
@@ -17,6 +18,8 @@ pub use groups::Groups;
 pub use local::LocalComm;
 #[cfg(feature = "mpi")]
 pub use mpi::{MpiComm, MpiWorld};
+pub use nodes::Nodes;
+pub(crate) use nodes::turn;
 pub use pending::{Background, Pending};
 
 use crate::error::{Error, Result};
@@ -74,6 +77,11 @@ pub trait Communicator: Send + Sync {
     /// # Errors
     /// As [`Communicator::barrier`].
     fn split(&self, colour: u32, key: u32) -> Result<Box<dyn Communicator>>;
+
+    /// The machine that this rank is on, as a number that its others there have too and nobody else.
+    fn machine(&self) -> usize {
+        0
+    }
 
     /// Tells all others that this rank cannot go on, and why: their calls fail with these words. Where an engine cannot tell
     /// them, they hear of it when this rank leaves.

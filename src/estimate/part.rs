@@ -106,7 +106,7 @@ fn split(config: &ModelConfig, tensor: usize) -> Result<ModelConfig> {
     if let Some(experts) = &mut split.experts {
         experts.intermediate_size = (experts.intermediate_size / tensor / 4 * 4).max(4);
         // The loss of balance is a few numbers a token.
-        experts.balance = 0.0;
+        (experts.balance, experts.z) = (0.0, 0.0);
         experts.count = experts.count.min(PLANNED);
     }
     Ok(split)

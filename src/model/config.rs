@@ -45,6 +45,8 @@ pub struct Experts {
     /// How much of their balance (`nn::load_balancing_loss`) is part of the loss: `router_aux_loss_coef` where
     /// `output_router_logits` is set, as `transformers` has it, and else 0.
     pub balance: f64,
+    /// How much of `nn::router_z_loss` is: `router_z_loss_coef`, and else 0.
+    pub z: f64,
 }
 
 /// A model's configuration; the names of sizes are those of Hugging Face's `LlamaConfig`.

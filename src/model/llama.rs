@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::graph::{Concat, Graph, Map, Slice, Value};
 use crate::nn::{
     AttentionKind, AttentionWeights, Heads, KvCache, Linear, MlpWeights, MoeKind, MoeWeights, ParamSpec, Params,
-    Positions, Routing, attention, linear, load_balancing_loss, mlp, moe, rms_norm,
+    Positions, Routing, attention, linear, load_balancing_loss, mlp, moe, rms_norm, router_z_loss,
 };
 use crate::ops::{CrossEntropyUpdate, Embedding, LinearCrossEntropy, LinearLogProbs, Mask, Operands};
 
@@ -16,6 +16,21 @@ use crate::ops::{CrossEntropyUpdate, Embedding, LinearCrossEntropy, LinearLogPro
 #[derive(Debug, Clone, PartialEq)]
 pub struct Llama {
     config: ModelConfig,
+}
+
+/// What a model says of a batch in training; all f32.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// The mean cross entropy, in nats, with the losses that the configuration adds: `[1]`.
+    pub loss: Value,
+    /// Without them: `[1]`.
+    pub cross_entropy: Value,
+    /// How many targets count: `[1]`.
+    pub count: Value,
+    /// Of each layer with experts, how many slots fell on each: `[E]`.
+    pub counts: Vec<Value>,
+    /// And how many of them found no room on the rank that holds their expert, `[1]`; none where all experts are here.
+    pub dropped: Vec<Value>,
 }
 
 impl Llama {
@@ -69,20 +84,39 @@ impl Llama {
         targets: Value,
         starts: Option<Value>,
     ) -> Result<[Value; 2]> {
+        let said = self.said(g, params, tokens, targets, starts)?;
+        Ok([said.loss, said.count])
+    }
+
+    /// The same, with what the loss is made of.
+    ///
+    /// # Errors
+    /// If a shape does not fit.
+    pub fn said(
+        &self,
+        g: &mut Graph,
+        params: &Params,
+        tokens: Value,
+        targets: Value,
+        starts: Option<Value>,
+    ) -> Result<Said> {
         let (x, routings) = self.hidden_from_start(g, params, tokens, starts)?;
         let weight = self.output_weight(g, params)?;
         let all = g.scope("output", |g| g.apply(LinearCrossEntropy::fitting(), &[x, weight, targets]))?;
-        let (loss, count) = (all[0], all[2]);
-        let share = self.config.experts.map_or(0.0, |experts| experts.balance);
-        if share == 0.0 || routings.is_empty() {
-            return Ok([loss, count]);
+        let (cross_entropy, count) = (all[0], all[2]);
+        let mut loss = cross_entropy;
+        let shares = self.config.experts.map_or([0.0; 2], |experts| [experts.balance, experts.z]);
+        let losses: [(f64, &str, fn(&mut Graph, &[Routing]) -> Result<Value>); 2] =
+            [(shares[0], "balance", load_balancing_loss), (shares[1], "router_z", router_z_loss)];
+        for (share, name, of) in losses.into_iter().filter(|(share, ..)| *share > 0.0 && !routings.is_empty()) {
+            loss = g.scope(name, |g| {
+                let more = of(g, &routings)?;
+                let more = g.apply1(Map::scale(share as f32), &[more])?;
+                g.add(loss, more)
+            })?;
         }
-        let loss = g.scope("balance", |g| {
-            let balance = load_balancing_loss(g, &routings)?;
-            let balance = g.apply1(Map::scale(share as f32), &[balance])?;
-            g.add(loss, balance)
-        })?;
-        Ok([loss, count])
+        let counts = routings.iter().map(|routing| routing.counts).collect();
+        Ok(Said { loss, cross_entropy, count, counts, dropped: Vec::new() })
     }
 
     /// The log-probability of each target (u32 `[B,T]`), in nats: `[B,T]`, 0 where that is [`crate::ops::IGNORE`]. Logits never

@@ -17,10 +17,11 @@ mod write;
 
 pub use config::{Biases, Experts, LayerConfig, MOST_PARAMETERS, ModelConfig};
 pub use family::{BiasRule, Defaults, ExpertRule, FAMILIES, Family, Norms, Packed, QkNorm, WindowRule};
-pub use llama::Llama;
+pub use llama::{Llama, Said};
 pub use parse::{MOST_CONFIG, config_text};
 pub use preference::{DpoConfig, PairInputs, Preference, PreferenceLoss, preference};
 pub use presets::{DEFAULT_PRESET, PRESETS, find_config};
 pub use rope::{Frequencies, RopeConfig, RopeScaling, rotary_share};
 pub use source::Source;
 pub use specs::{EMBEDDING, OUTPUT};
+pub use split::Share;

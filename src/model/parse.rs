@@ -267,6 +267,10 @@ impl Keys<'_> {
             intermediate_size: self.size(width, None)?,
             normalise,
             balance: self.balance()?,
+            z: match self.get("router_z_loss_coef") {
+                Some(value) if value.as_f64() != Some(0.0) => self.positive("router_z_loss_coef", 0.001)?,
+                _ => 0.0,
+            },
         };
         if experts.per_token > experts.count {
             let what = format!("there are only \"{count}\" = {} experts", experts.count);

@@ -2,13 +2,13 @@
 //! (`parallel/tensor.rs` takes its graph apart).
 
 use super::specs::{EMBEDDING, OUTPUT};
-use super::{Llama, ModelConfig, QkNorm};
-use crate::base::Axis;
+use super::{Llama, ModelConfig, QkNorm, Said};
+use crate::base::{Axis, Shape};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
-use crate::nn::{Declare, Held, ParamSpec, Params, Parts};
+use crate::nn::{Declare, Held, ParamLayout, ParamSpec, Params, Parts};
 use crate::ops::Along;
-use crate::parallel::{Given, Mesh, Placement, TensorAxis};
+use crate::parallel::{ExpertAxis, Given, Mesh, OfRank, Placement, TensorAxis};
 use std::collections::HashMap;
 
 /// Layers of which each rank makes its own columns of the result: rows of the weight, and of the bias.
@@ -34,18 +34,36 @@ fn dim(name: &str) -> Option<usize> {
 impl ModelConfig {
     /// What a rank of a mesh has of the model's parameters. Along the tensor axis: of queries, keys, values, gate and up its rows,
     /// of output and down its columns, of embedding and output projection its words; where the vocabulary cannot be
-    /// divided, all of them. Experts are whole on all ranks.
+    /// divided, all of them. Along the expert axis: of experts its own, which are whole along the tensor axis.
     ///
     /// # Errors
-    /// A sentence, if heads or feed-forward cannot be divided, or heads are not alike.
+    /// A sentence, if heads, feed-forward or experts cannot be divided, or heads are not alike.
     pub fn parts(&self, mesh: Mesh, rank: usize) -> Result<Parts> {
         self.check_tensor(mesh.tensor)?;
+        self.check_experts(mesh.expert)?;
         let words = self.vocab_size.is_multiple_of(mesh.tensor);
         let held = |spec: &ParamSpec| {
+            if spec.is_expert() && mesh.expert > 1 {
+                return Held::default().split(0, Axis::Expert);
+            }
             let dim = dim(&spec.name).filter(|_| words || (spec.name != EMBEDDING && spec.name != OUTPUT));
             dim.filter(|_| mesh.tensor > 1).map_or(Held::default(), |dim| Held::default().split(dim, Axis::Tensor))
         };
         Ok(Parts::new(self.param_specs(), mesh, rank, held))
+    }
+
+    fn check_experts(&self, n: usize) -> Result<()> {
+        let count = self.experts.map_or(0, |experts| experts.count);
+        if n == 1 || (count > 0 && count.is_multiple_of(n)) {
+            return Ok(());
+        }
+        Err(Error::Invalid(match count {
+            0 => format!("the mesh has expert={n}, and the model has no experts; leave that axis out"),
+            _ => format!(
+                "the mesh has expert={n}, and the model has {count} experts, which {n} ranks cannot share in equal parts; choose \
+                 another size for that axis"
+            ),
+        }))
     }
 
     fn check_tensor(&self, n: usize) -> Result<()> {
@@ -76,45 +94,122 @@ impl ModelConfig {
     }
 }
 
+/// What of the work one rank does.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    /// The mesh that it is of.
+    pub mesh: Mesh,
+    /// Of experts in parts: [`ExpertAxis::capacity`].
+    pub capacity: Option<f64>,
+}
+
+/// A graph of a loss that a pass takes apart: its parameters, in which nothing is computed, and its inputs.
+struct Whole {
+    graph: Graph,
+    params: Params,
+    inputs: Vec<Value>,
+}
+
+impl Whole {
+    /// Over parameters that `declare` declares, with inputs as `g` has them.
+    fn new(g: &Graph, inputs: &[Value], declare: impl FnOnce(&mut Graph) -> Result<Params>) -> Result<Whole> {
+        let mut graph = Graph::new();
+        let params = declare(&mut graph)?;
+        let input = |own: &Value| graph.input(&g.node(own.node).name, g.ty(*own).clone());
+        let inputs = inputs.iter().map(input).collect();
+        Ok(Whole { graph, params, inputs })
+    }
+
+    /// What a pass is given of it: parameters and inputs in another graph, and what they hold of these.
+    fn given(
+        &self,
+        params: &Params,
+        inputs: &[Value],
+        placement: impl Fn(&str, &Shape) -> Placement,
+    ) -> Result<Vec<Given>> {
+        let named: HashMap<String, Value> = params.named().into_iter().collect();
+        let param = |(name, whole): (String, Value)| {
+            let own = *named.get(&name).ok_or_else(|| Error::Graph(format!("this rank has no {name}")))?;
+            Ok(Given { whole, own, placement: placement(&name, &self.graph.ty(whole).shape) })
+        };
+        let input = |(&whole, &own): (&Value, &Value)| Ok(Given { whole, own, placement: Placement::Same });
+        self.params.named().into_iter().map(param).chain(self.inputs.iter().zip(inputs).map(input)).collect()
+    }
+}
+
 impl Llama {
-    /// [`Llama::loss_and_count`] as one rank computes it, whose parameters `own` has declared; the same on all ranks.
-    /// Between blocks each rank has a part of the tokens, where they can be divided.
+    /// [`Llama::said`] as one rank computes it, of its rows and with the parameters that `own` has declared. Along the tensor axis
+    /// it is the same on all ranks, and between blocks each has a part of the tokens, where they can be divided.
     ///
     /// # Errors
     /// If a shape does not fit, or an operator cannot be split.
-    pub fn loss_of_parts(
+    pub fn said_by_rank(
         &self,
         g: &mut Graph,
         params: &Params,
         own: &dyn Declare,
+        share: Share,
         [tokens, targets]: [Value; 2],
         starts: Option<Value>,
-    ) -> Result<[Value; 2]> {
-        let Some(parts) = own.parts() else { return self.loss_and_count(g, params, tokens, targets, starts) };
-        let along = Along { axis: Axis::Tensor, ranks: parts.mesh.tensor };
-        let mut whole = Graph::new();
-        let all = own.declare_whole(&mut whole)?;
-        let named: HashMap<String, Value> = params.named().into_iter().collect();
-        let mut given = Vec::new();
-        for (name, whole_) in all.named() {
-            let mine = *named.get(&name).ok_or_else(|| Error::Graph(format!("this rank has no {name}")))?;
-            let placement =
-                own.held(&name).map_or(Placement::Same, |held| held.placement(&whole.ty(whole_).shape, along.axis));
-            given.push(Given { whole: whole_, own: mine, placement });
+    ) -> Result<Said> {
+        let Share { mesh, capacity } = share;
+        let experts = self.config().experts.filter(|_| !params.frozen);
+        let by_experts = experts.is_some_and(|e| mesh.expert > 1 || (mesh.data > 1 && e.balance + e.z > 0.0));
+        let parts = own.parts().filter(|_| mesh.tensor > 1);
+        if !by_experts && parts.is_none() {
+            return self.said(g, params, tokens, targets, starts);
         }
-        let mut input = |own: Value| {
-            let at = whole.input(&g.node(own.node).name, g.ty(own).clone());
-            given.push(Given { whole: at, own, placement: Placement::Same });
-            at
+        let inputs: Vec<Value> = [tokens, targets].into_iter().chain(starts).collect();
+        let mut whole = Whole::new(g, &inputs, |graph| own.declare_whole(graph))?;
+        let (tokens_, targets_, starts_) = (whole.inputs[0], whole.inputs[1], whole.inputs.get(2).copied());
+        let mut said = self.said(&mut whole.graph, &whole.params, tokens_, targets_, starts_)?;
+        said.values().for_each(|value| whole.graph.output("", *value));
+        let place = |axis| {
+            move |name: &str, shape: &Shape| own.held(name).map_or(Placement::Same, |held| held.placement(shape, axis))
         };
-        let (tokens_, targets_, starts_) = (input(tokens), input(targets), starts.map(input));
-        let both = self.loss_and_count(&mut whole, &all, tokens_, targets_, starts_)?;
-        both.iter().for_each(|value| whole.output("", *value));
-        let split_tokens = parts.held(EMBEDDING).dim(along.axis).is_some()
+        if by_experts {
+            let axis = ExpertAxis { data: mesh.data, experts: mesh.expert, capacity };
+            let Some(parts) = parts else {
+                let given = whole.given(params, &inputs, place(Axis::Expert))?;
+                let OfRank { outputs, dropped } = axis.apply(&whole.graph, g, &given)?;
+                said.put(&outputs);
+                return Ok(Said { dropped, ..said });
+            };
+            // What ranks of the tensor axis take apart has experts in parts already.
+            let specs = parts.only(&[Axis::Expert]).specs();
+            let mut next =
+                Whole::new(g, &inputs, |graph| ParamLayout::new(specs, u64::from(u32::MAX)).declare(graph))?;
+            let given = whole.given(&next.params, &next.inputs, place(Axis::Expert))?;
+            let OfRank { outputs, dropped } = axis.apply(&whole.graph, &mut next.graph, &given)?;
+            said.put(&outputs);
+            said.dropped = dropped;
+            said.values().for_each(|value| next.graph.output("", *value));
+            whole = next;
+        }
+        let along = Along { axis: Axis::Tensor, ranks: mesh.tensor };
+        let embedding = own.held(EMBEDDING).and_then(|held| held.dim(along.axis));
+        let split_tokens = embedding.is_some()
             && self.config().experts.is_none()
             && g.dims(tokens)[1].is_multiple_of(along.ranks);
-        let axis = TensorAxis { along, rank: parts.mesh.place(parts.rank, along.axis), split_tokens };
-        let outputs = axis.apply(&whole, g, &given)?;
-        Ok([outputs[0], outputs[1]])
+        let rank = parts.map_or(0, |parts| mesh.place(parts.rank, along.axis));
+        let given = whole.given(params, &inputs, place(Axis::Tensor))?;
+        let outputs = TensorAxis { along, rank, split_tokens }.apply(&whole.graph, g, &given)?;
+        said.put(&outputs);
+        Ok(said)
+    }
+}
+
+impl Said {
+    /// All of them, in one order.
+    fn values(&self) -> impl Iterator<Item = &Value> {
+        [&self.loss, &self.cross_entropy, &self.count].into_iter().chain(&self.counts).chain(&self.dropped)
+    }
+
+    /// Others in their place, in that order.
+    fn put(&mut self, values: &[Value]) {
+        let mut values = values.iter().copied();
+        let own = [&mut self.loss, &mut self.cross_entropy, &mut self.count];
+        let all = own.into_iter().chain(&mut self.counts).chain(&mut self.dropped);
+        all.zip(&mut values).for_each(|(own, value)| *own = value);
     }
 }

@@ -117,6 +117,9 @@ impl ModelConfig {
             set("num_experts_per_tok", experts.per_token.into());
             set("output_router_logits", (experts.balance > 0.0).into());
             set("router_aux_loss_coef", experts.balance.into());
+            if experts.z > 0.0 {
+                set("router_z_loss_coef", experts.z.into());
+            }
             match family.experts {
                 ExpertRule::Never | ExpertRule::Mixtral => {
                     set("num_local_experts", experts.count.into());

@@ -5,7 +5,7 @@ use super::layers::linear;
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Map, Value};
-use crate::ops::{ExpertLinear, ExpertOrder, Route, SlotSum, Softmax};
+use crate::ops::{BatchMean, ExpertLinear, ExpertOrder, Route, SlotSum, Softmax};
 
 /// Weights of a mixture of experts.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +50,7 @@ pub fn moe(g: &mut Graph, x: Value, weights: &MoeWeights, kind: MoeKind) -> Resu
     let logits = g.scope("router", |g| linear(g, x, weights.router))?;
     let chosen = g.apply(Route { choices: kind.choices, normalise: kind.normalise }, &[logits])?;
     let (shares, ids) = (chosen[0], chosen[1]);
-    let sorted = g.apply(ExpertOrder { experts }, &[ids])?;
+    let sorted = g.apply(ExpertOrder { experts, together: 1 }, &[ids])?;
     let by_experts = |g: &mut Graph, name: &str, x: Value, weight: Value| {
         g.scope(name, |g| g.apply1(ExpertLinear { back: false }, &[x, weight, ids, sorted[0], sorted[1]]))
     };
@@ -80,6 +80,7 @@ pub fn load_balancing_loss(g: &mut Graph, layers: &[Routing]) -> Result<Value> {
         counts = Some(counts.map_or(Ok(layer.counts), |all| g.add(all, layer.counts))?);
     }
     let (Some(shares), Some(counts)) = (shares, counts) else { unreachable!("there is a first layer") };
+    let (shares, counts) = (g.apply1(BatchMean, &[shares])?, g.apply1(BatchMean, &[counts])?);
     let product = g.mul(shares, counts)?;
     let sum = g.sum_to(product, &TensorType::f32([1]))?;
     let total = (rows * layers.len()) as f64;
@@ -101,5 +102,6 @@ pub fn router_z_loss(g: &mut Graph, layers: &[Routing]) -> Result<Value> {
         all = Some(all.map_or(Ok(sum), |all| g.add(all, sum))?);
     }
     let sum = all.ok_or_else(|| Error::Graph("no layer has a router".into()))?;
+    let sum = g.apply1(BatchMean, &[sum])?;
     g.apply1(Map::scale((1.0 / rows as f64) as f32), &[sum])
 }

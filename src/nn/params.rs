@@ -45,10 +45,17 @@ pub struct ParamSpec {
     pub init: Init,
 }
 
+impl ParamSpec {
+    /// Whether it is of the experts of a layer: its first dim is their number.
+    pub fn is_expert(&self) -> bool {
+        self.name.contains(".experts.")
+    }
+}
+
 /// What the optimizer makes one difference of: parameters that are treated alike lie side by side, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Group {
-    /// 0 for matrices that are updated as matrices, 1 for all else: the two kinds share no page.
+    /// 0 for matrices that are updated as matrices, 2 for experts, 1 for all else: no two kinds share a page.
     pub kind: u8,
     /// 0 where weight decay applies, else 1.
     pub rest: u8,
@@ -56,10 +63,13 @@ pub struct Group {
     pub settings: u16,
 }
 
+/// The kind of experts: ranks may hold others of them, while they hold all else alike.
+const EXPERTS: u8 = 2;
+
 impl Group {
-    /// Decayed or not, and nothing else.
+    /// Of experts or not, decayed or not, and nothing else.
     pub fn of(spec: &ParamSpec) -> Group {
-        Group { kind: 1, rest: u8::from(!spec.decay), settings: 0 }
+        Group { kind: if spec.is_expert() { EXPERTS } else { 1 }, rest: u8::from(!spec.decay), settings: 0 }
     }
 
     /// True if weight decay applies.
@@ -84,6 +94,11 @@ pub struct Page {
 }
 
 impl Page {
+    /// Whether it holds experts, and then nothing else.
+    pub fn is_of_experts(&self) -> bool {
+        self.groups.first().is_some_and(|(group, _)| group.kind == EXPERTS)
+    }
+
     /// Where a parameter of this group would begin.
     fn start_of(&self, group: Group) -> usize {
         let goes_on = self.groups.last().is_none_or(|(last, _)| *last == group);
@@ -363,6 +378,11 @@ impl ParamLayout {
             }
         }
         units
+    }
+
+    /// The page that a state `<name>.<page>` is of, if it is of one.
+    pub fn page_of(&self, state: &str) -> Option<&Page> {
+        self.pages.get(state.rsplit_once('.')?.1.parse::<usize>().ok()?)
     }
 
     /// Elements of all parameters, padding left out.

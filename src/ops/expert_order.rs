@@ -12,6 +12,8 @@ use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand};
 pub struct ExpertOrder {
     /// E: number of experts.
     pub experts: usize,
+    /// So many neighbouring ids count as one expert: 1, or how many one rank holds, to sort by rank.
+    pub together: usize,
 }
 
 impl Op for ExpertOrder {
@@ -22,7 +24,7 @@ impl Op for ExpertOrder {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         let [ids] = inputs else { return Err("takes one input: ids".into()) };
         let slots = ids.shape.elements();
-        if ids.dtype != DType::U32 || slots == 0 || self.experts == 0 {
+        if ids.dtype != DType::U32 || slots == 0 || self.experts == 0 || self.together == 0 {
             return Err(format!("ids must be u32 [R,k] and not empty, not {ids}"));
         }
         Ok(vec![TensorType::u32([slots]), TensorType::u32([self.experts + 1]), TensorType::f32([self.experts])])
@@ -36,7 +38,8 @@ impl Op for ExpertOrder {
             .bind("starts", Operand::Output(1), 0, io.outputs[1].bytes())
             .bind("counts", Operand::Output(2), 0, io.outputs[2].bytes())
             .param("slots", io.outputs[0].shape.elements())
-            .param("experts", self.experts);
+            .param("experts", self.experts)
+            .param("together", self.together);
         let kernel = Kernel::new("expert_order", format!("lanes_{workgroup}"));
         vec![kernel.constant("WORKGROUP", workgroup).dispatch(d)]
     }
@@ -47,10 +50,10 @@ impl Op for ExpertOrder {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let ids = &inputs[0].data;
+        let ids: Vec<usize> = inputs[0].data.iter().map(|&id| id as usize / self.together).collect();
         let mut order: Vec<usize> = (0..ids.len()).collect();
-        order.sort_by_key(|&slot| (ids[slot] as usize).min(self.experts));
-        let below = |e: usize| ids.iter().filter(|&&id| (id as usize) < e).count() as f64;
+        order.sort_by_key(|&slot| ids[slot].min(self.experts));
+        let below = |e: usize| ids.iter().filter(|&&id| id < e).count() as f64;
         let starts: Vec<f64> = (0..=self.experts).map(below).collect();
         let counts = starts.windows(2).map(|w| w[1] - w[0]).collect();
         vec![

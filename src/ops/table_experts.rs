@@ -2,7 +2,8 @@
 
 use super::table::{Case, Draw, below, normal, positive};
 use super::{
-    ExpertLinear, ExpertLinearGrad, ExpertOrder, Route, RouteGrad, SlotDot, SlotScale, SlotSum, Softmax, SoftmaxGrad,
+    ExpertLinear, ExpertLinearGrad, ExpertOrder, Route, RouteGrad, SlotDot, SlotPlaces, SlotScale, SlotSum, Softmax,
+    SoftmaxGrad, TakeRows,
 };
 use crate::base::{Array, DType, TensorType};
 use crate::graph::Op;
@@ -11,7 +12,7 @@ type Input = (TensorType, Draw);
 
 /// These rows.
 pub(super) fn rows() -> Vec<Case> {
-    [route(), order(), linear(), linear_grad(), slots(), softmax()].concat()
+    [route(), order(), linear(), linear_grad(), slots(), softmax(), places()].concat()
 }
 
 /// Logits of R rows and E experts of which many are equal, in no order.
@@ -47,11 +48,12 @@ fn route() -> Vec<Case> {
 
 fn order() -> Vec<Case> {
     vec![
-        Case::new("", ExpertOrder { experts: 5 }, &[below([9, 2], 5)]),
-        Case::new("out of range", ExpertOrder { experts: 5 }, &[below([31, 3], 8)]),
-        Case::new("one slot", ExpertOrder { experts: 3 }, &[below([1, 1], 3)]),
-        Case::new("many", ExpertOrder { experts: 128 }, &[below([200, 8], 128)]),
-        Case::new("one expert", ExpertOrder { experts: 1 }, &[below([300, 1], 1)]),
+        Case::new("", ExpertOrder { experts: 5, together: 1 }, &[below([9, 2], 5)]),
+        Case::new("out of range", ExpertOrder { experts: 5, together: 1 }, &[below([31, 3], 8)]),
+        Case::new("one slot", ExpertOrder { experts: 3, together: 1 }, &[below([1, 1], 3)]),
+        Case::new("many", ExpertOrder { experts: 128, together: 1 }, &[below([200, 8], 128)]),
+        Case::new("by rank", ExpertOrder { experts: 3, together: 4 }, &[below([70, 3], 13)]),
+        Case::new("one expert", ExpertOrder { experts: 1, together: 1 }, &[below([300, 1], 1)]),
     ]
 }
 
@@ -59,7 +61,7 @@ fn order() -> Vec<Case> {
 fn sorted(r: usize, k: usize, e: usize, below: usize) -> [Input; 3] {
     let id = |slot: usize| ((slot / k * (slot / k) + slot % k * 3) % below) as f64;
     let ids = Array::new(TensorType::u32([r, k]), (0..r * k).map(id).collect());
-    let sorted = ExpertOrder { experts: e }.reference(std::slice::from_ref(&ids));
+    let sorted = ExpertOrder { experts: e, together: 1 }.reference(std::slice::from_ref(&ids));
     let given = |a: &Array| (a.ty.clone(), Draw::Given(a.data.clone()));
     [given(&ids), given(&sorted[0]), given(&sorted[1])]
 }
@@ -134,5 +136,30 @@ fn softmax() -> Vec<Case> {
         Case::new("both", grad(true, true), &[positive([5, 7]), normal([5, 7]), normal([5])]),
         Case::new("p", grad(true, false), &[positive([33, 130]), normal([33, 130])]),
         Case::new("lse", grad(false, true), &[positive([33, 130]), normal([33])]),
+    ]
+}
+
+/// Slots of R rows and k choices on N ranks with e experts each, C of them at most, and rows that come to their places and home.
+fn places() -> Vec<Case> {
+    let case = |note: &str, [r, k]: [usize; 2], [ranks, experts, capacity]: [usize; 3], below| {
+        let id = |slot: usize| ((slot / k * (slot / k) + slot % k * 3) % below) as f64;
+        let ids = Array::new(TensorType::u32([r, k]), (0..r * k).map(id).collect());
+        let sorted = ExpertOrder { experts: ranks, together: experts }.reference(std::slice::from_ref(&ids));
+        let given = |a: &Array| (a.ty.clone(), Draw::Given(a.data.clone()));
+        let inputs = [given(&ids), given(&sorted[0]), given(&sorted[1])];
+        Case::new(note, SlotPlaces { ranks, experts, capacity }, &inputs)
+    };
+    let take = |note: &str, x: [usize; 2], take: Vec<f64>, give: (Vec<usize>, Vec<f64>)| {
+        let u32s = |dims: Vec<usize>, data| (TensorType::u32(dims), Draw::Given(data));
+        let inputs = [normal(x), u32s(vec![take.len()], take), u32s(give.0, give.1)];
+        Case::new(note, TakeRows, &inputs).wrt(&[0])
+    };
+    vec![
+        case("", [9, 2], [2, 3, 5], 6),
+        case("room for all", [67, 3], [4, 2, 67 * 3], 8),
+        case("one", [1, 1], [3, 1, 1], 3),
+        case("out of range", [70, 2], [3, 2, 7], 8),
+        take("", [5, 7], vec![3.0, 0.0, 5.0, 4.0], (vec![5], vec![1.0, 4.0, 4.0, 0.0, 3.0])),
+        take("twice", [3, 4], vec![1.0, 3.0, 2.0, 1.0], (vec![3, 2], vec![4.0, 4.0, 0.0, 3.0, 2.0, 4.0])),
     ]
 }

@@ -139,10 +139,11 @@ impl Optimizer {
 
     pub(super) fn group(&self, spec: &ParamSpec) -> Group {
         let own = self.settings.iter().position(|own| names_match(&own.params, &spec.name));
+        let plain = Group::of(spec);
         Group {
-            kind: u8::from(!self.rule.is_orthogonal(spec)),
+            kind: if self.rule.is_orthogonal(spec) { 0 } else { plain.kind },
             settings: own.map_or(0, |i| i as u16 + 1),
-            ..Group::of(spec)
+            ..plain
         }
     }
 

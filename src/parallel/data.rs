@@ -1,23 +1,21 @@
 //! Data parallelism: each rank works on its own rows, and sums are made over all ranks before anybody uses them.
 
-use crate::base::Axis;
 use crate::error::Result;
 use crate::graph::rewrite::{Rewrite, ids};
 use crate::graph::{Graph, Kind, Value};
 use crate::ops::{Along, SumState};
 use std::collections::BTreeSet;
 
-/// A graph that first replaces these states by their sums over the ranks of the data axis, so many, in the order in
-/// which the graph reads them: what every rank has gathered from its rows (gradients, losses, weights), before the
-/// optimizer takes it.
+/// A graph that first replaces these states by their sums over the ranks of an axis, in the order in which the graph reads
+/// them: what every rank has gathered from its rows (gradients, losses, weights), before the optimizer takes it.
 ///
 /// Everything that a rank computes from then on it computes as all others do, so that what was the same on all ranks stays
 /// so to the bit.
 ///
 /// # Errors
 /// If a state is of other than f32.
-pub fn sum_states(graph: &Graph, ranks: usize, summed: &dyn Fn(&str) -> bool) -> Result<Graph> {
-    let sum = SumState { along: Along { axis: Axis::Data, ranks }, last: false };
+pub fn sum_states(graph: &Graph, along: Along, summed: &dyn Fn(&str) -> bool) -> Result<Graph> {
+    let sum = SumState { along, last: false };
     let mut rewrite = Rewrite::new(graph);
     let mut done: BTreeSet<Value> = BTreeSet::new();
     for id in ids(graph) {
@@ -37,7 +35,7 @@ pub fn sum_states(graph: &Graph, ranks: usize, summed: &dyn Fn(&str) -> bool) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::TensorType;
+    use crate::base::{Axis, TensorType};
     use crate::ops::SumSquares;
 
     #[test]
@@ -49,7 +47,8 @@ mod tests {
             let sum = g.apply1(SumSquares, &[value]).unwrap();
             g.output(name, sum);
         }
-        let summed = sum_states(&g, 2, &|name| name.starts_with("grad.")).unwrap();
+        let two = Along { axis: Axis::Data, ranks: 2 };
+        let summed = sum_states(&g, two, &|name| name.starts_with("grad.")).unwrap();
         let ops: Vec<String> = summed.nodes().iter().filter(|n| n.op().is_some()).map(|n| n.name.clone()).collect();
         assert_eq!(
             ops,
@@ -63,6 +62,6 @@ mod tests {
             ]
         );
         assert_eq!(summed.outputs().len(), 4);
-        assert_eq!(sum_states(&g, 2, &|_| false).unwrap().nodes().len(), g.nodes().len());
+        assert_eq!(sum_states(&g, two, &|_| false).unwrap().nodes().len(), g.nodes().len());
     }
 }

@@ -32,13 +32,14 @@ impl Mesh {
     }
 
     /// The size of each axis, and how many ranks lie between two neighbours along it.
-    pub fn strides(&self) -> [(Axis, usize, usize); 5] {
+    pub fn strides(&self) -> [(Axis, usize, usize); Axis::COUNT] {
         let inner = self.tensor * self.sequence;
         [
             (Axis::Tensor, self.tensor, 1),
             (Axis::Sequence, self.sequence, self.tensor),
             (Axis::Expert, self.expert, inner),
             (Axis::Data, self.data, inner),
+            (Axis::Replica, self.size(Axis::Replica), inner * self.expert),
             (Axis::Pipeline, self.pipeline, inner * self.data),
         ]
     }
@@ -51,6 +52,8 @@ impl Mesh {
             Axis::Pipeline => self.pipeline,
             Axis::Expert => self.expert,
             Axis::Sequence => self.sequence,
+            Axis::Replica if self.expert > 1 => self.data / self.expert,
+            Axis::Replica => 1,
         }
     }
 

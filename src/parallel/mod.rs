@@ -2,6 +2,7 @@
 //! model's code knows nothing of it.
 
 mod data;
+mod expert;
 mod gather;
 mod gradients;
 mod mesh;
@@ -9,6 +10,7 @@ mod placement;
 mod tensor;
 
 pub use data::sum_states;
+pub use expert::{ExpertAxis, OfRank};
 pub use gather::{Stay, gather_ahead};
 pub use gradients::{Sums, meet_gradients};
 pub use mesh::{Mesh, text as mesh_text};

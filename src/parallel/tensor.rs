@@ -70,7 +70,7 @@ impl TensorAxis {
 }
 
 /// The nodes that outputs need and that are not given.
-fn wanted(graph: &Graph, given: &[Given]) -> HashSet<NodeId> {
+pub(super) fn wanted(graph: &Graph, given: &[Given]) -> HashSet<NodeId> {
     let given: HashSet<Value> = given.iter().map(|g| g.whole).collect();
     let mut wanted: HashSet<NodeId> = HashSet::new();
     let want = |value: &Value, wanted: &mut HashSet<NodeId>| {

@@ -3,7 +3,7 @@
 //! others; else it goes in pieces, of which the next is on its way while ranks meet over one.
 
 use crate::base::{Axis, DType, TensorType};
-use crate::comm::{Background, Communicator, Element, Groups, Pending};
+use crate::comm::{Background, Communicator, Element, Groups, Pending, turn};
 use crate::compile::{Binding, Meeting, Phase, Plan};
 use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Readback, Upload};
@@ -144,13 +144,6 @@ fn pieces(what: Collective, blocks: u64, [read, written]: [u64; 2], ranks: u64, 
             (0..blocks).flat_map(piece).map(|(one, all, n)| turned(one, all, n)).collect()
         }
     }
-}
-
-/// Turns `[rows][columns]` parts of `part` bytes into `[columns][rows]`.
-fn turn(from: &[u8], rows: usize, columns: usize, part: usize, to: &mut Vec<u8>) {
-    to.clear();
-    let places = (0..columns).flat_map(|c| (0..rows).map(move |r| (r * columns + c) * part));
-    places.for_each(|at| to.extend_from_slice(&from[at..at + part]));
 }
 
 impl Ranks {

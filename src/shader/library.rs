@@ -89,6 +89,7 @@ const TABLE: &[(&str, &str)] = table![
     "route_grad",
     "sgd",
     "slot_dot",
+    "slot_places",
     "slot_scale",
     "slot_sum",
     "softmax",

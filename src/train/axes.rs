@@ -23,10 +23,13 @@ impl Axes {
     pub(super) fn of(world: &World, mesh: Mesh) -> Result<Axes> {
         let (groups, peers) = match world.comm() {
             None => (Groups::default(), World::alone()),
-            Some(comm) if mesh.ranks() == mesh.data => (Groups::of(Axis::Data, comm.clone()), world.clone()),
+            Some(comm) if mesh.ranks() == mesh.data && mesh.expert == 1 => {
+                (Groups::of(Axis::Data, comm.clone()), world.clone())
+            }
             Some(comm) => {
                 let groups = Groups::split(comm.as_ref(), mesh)?;
-                let peers = groups.along(Axis::Data).map_or_else(World::alone, |comm| World::of(comm.clone()));
+                let peers = if mesh.expert > 1 { Axis::Replica } else { Axis::Data };
+                let peers = groups.along(peers).map_or_else(World::alone, |comm| World::of(comm.clone()));
                 (groups, peers)
             }
         };

@@ -128,7 +128,7 @@ impl Subject {
                 let layout = if kept { layout.keeping(recipe.mesh.place(rank, Axis::Data), shards) } else { layout };
                 return Ok(Subject { layout, adapted: None });
             }
-            if recipe.mesh.ranks() == recipe.mesh.data {
+            if recipe.mesh.ranks() == recipe.mesh.data && recipe.mesh.expert == 1 {
                 return Ok(Subject { layout: optimizer.layout(specs, page)?, adapted: None });
             }
             let parts = model.config().parts(recipe.mesh, rank)?;

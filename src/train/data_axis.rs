@@ -1,6 +1,7 @@
 //! The graphs of training for one device → those of a rank of the data axis.
 
 use super::Recipe;
+use super::load::{LOAD, Load};
 use crate::base::Axis;
 use crate::error::Result;
 use crate::graph::Graph;
@@ -15,6 +16,8 @@ pub(super) struct DataAxis<'a> {
     along: Along,
     part: usize,
     shard: Shard,
+    /// How many ranks hold the same experts, where not all do.
+    replicas: Option<usize>,
     /// Whether a moving average stands in the parameters' place in validation.
     averages: bool,
 }
@@ -25,7 +28,8 @@ impl<'a> DataAxis<'a> {
         let (axis, ranks) = (Axis::Data, recipe.mesh.data);
         let shard = if ranks > 1 { recipe.shard } else { Shard::None };
         let part = recipe.mesh.place(rank, axis);
-        DataAxis { layout, along: Along { axis, ranks }, part, shard, averages: recipe.ema > 0.0 }
+        let replicas = (recipe.mesh.expert > 1).then(|| recipe.mesh.size(Axis::Replica));
+        DataAxis { layout, along: Along { axis, ranks }, part, shard, replicas, averages: recipe.ema > 0.0 }
     }
 
     /// Whether there are others.
@@ -41,17 +45,31 @@ impl<'a> DataAxis<'a> {
             Shard::Optimizer => Sums::Part(self.part),
             Shard::Gradients | Shard::Parameters => Sums::Kept,
         };
-        meet_gradients(graph, self.along, sums, &Optimizer::is_gradient)
+        let Some(ranks) = self.replicas else {
+            return meet_gradients(graph, self.along, sums, &Optimizer::is_gradient);
+        };
+        // Ranks that hold other experts have no term of these.
+        let of_experts = |state: &str| self.layout.page_of(state).is_some_and(Page::is_of_experts);
+        let met = meet_gradients(graph, self.along, sums, &|s| Optimizer::is_gradient(s) && !of_experts(s))?;
+        if ranks == 1 {
+            return Ok(met);
+        }
+        let along = Along { axis: Axis::Replica, ranks };
+        meet_gradients(&met, along, sums, &|s| Optimizer::is_gradient(s) && of_experts(s))
     }
 
-    /// The update that follows batches.
-    pub(super) fn apply(&self, optimizer: &Optimizer) -> Result<Graph> {
+    /// The update that follows batches, which tells how experts were loaded, where there are some.
+    pub(super) fn apply(&self, optimizer: &Optimizer, load: Option<Load>) -> Result<Graph> {
+        let tell = |graph: &mut Graph| load.map_or(Ok(()), |load| load.tell(graph));
         if self.shard != Shard::None {
-            return optimizer.apply_shared(self.layout, self.shard, self.along, self.part);
+            let mut graph = optimizer.apply_shared(self.layout, self.shard, self.along, self.part)?;
+            tell(&mut graph)?;
+            return sum_states(&graph, self.along, &|state| state == LOAD);
         }
-        let graph = optimizer.apply(self.layout)?;
+        let mut graph = optimizer.apply(self.layout)?;
+        tell(&mut graph)?;
         let left = |state: &str| Optimizer::is_sum(state) && !Optimizer::is_gradient(state);
-        if self.is_split() { sum_states(&graph, self.along.ranks, &left) } else { Ok(graph) }
+        if self.is_split() { sum_states(&graph, self.along, &left) } else { Ok(graph) }
     }
 
     /// A batch's steps, which gather the parameters that ranks share out.

@@ -1,6 +1,6 @@
 //! What a training run tells while it goes.
 
-use super::Rewards;
+use super::{ExpertLoad, Rewards};
 use crate::compile::Totals;
 use crate::eval::Metric;
 use serde::Serialize;
@@ -74,6 +74,9 @@ pub enum Event {
         /// Of preference pairs.
         #[serde(skip_serializing_if = "Option::is_none")]
         rewards: Option<Rewards>,
+        /// Where the model has experts.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        experts: Option<ExpertLoad>,
         /// Tokens trained on so far.
         tokens: u64,
         /// Tokens a second, over the last steps.
@@ -94,6 +97,13 @@ pub enum Event {
         /// Of preference pairs.
         #[serde(skip_serializing_if = "Option::is_none")]
         rewards: Option<Rewards>,
+    },
+    /// How a step's slots fell on experts.
+    Experts {
+        /// The step.
+        step: u64,
+        /// Of each layer with experts, the share of each.
+        shares: Vec<Vec<f32>>,
     },
     /// Figures of a task.
     Task {

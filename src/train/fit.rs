@@ -2,6 +2,7 @@
 
 use super::data_axis::DataAxis;
 use super::graphs::{Rows, Work, graph};
+use super::load::Load;
 use super::{Base, Recipe, Subject, optimizer};
 use crate::base::{Bytes, Limits};
 use crate::compile::{Chooser, Plan, Trade, compile, compile_steps, human_bytes, optimise, recompute};
@@ -122,7 +123,7 @@ pub(super) fn plans_of(
     let mut steps = optimise(&graph, limits)?;
     let eval = axis.validation(&optimise(&graph_of(&*subject.whole(), Work::Validation)?, limits)?)?;
     let eval = compile_steps(&eval, limits, chooser)?;
-    let apply = several.then(|| compile(&axis.apply(&optimizer)?, limits, chooser)).transpose()?;
+    let apply = several.then(|| compile(&axis.apply(&optimizer, Load::of(config, recipe))?, limits, chooser)).transpose()?;
     let asked = recipe.memory.map(|Bytes(bytes)| bytes);
     let mut traded = None;
     if let Some(allowed) = asked.into_iter().chain(limits.memory_bytes).min() {

@@ -1,14 +1,16 @@
 //! What a training step computes, and validation, as graphs.
 
 use super::Recipe;
+use super::load::Load;
 use crate::base::{Limits, Rng, TensorType};
 use crate::compile::{Chooser, Plan, compile};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
-use crate::model::{DpoConfig, Llama, ModelConfig, PairInputs, PreferenceLoss, preference};
+use crate::model::{DpoConfig, Llama, ModelConfig, PairInputs, PreferenceLoss, Said, Share, preference};
 use crate::nn::{Declare, ParamLayout, Params};
 use crate::ops::LinearCrossEntropy;
 use crate::optim::{Optimizer, Update};
+use crate::parallel::Mesh;
 use crate::run::{Executor, States};
 
 /// Where the documents of packed rows begin.
@@ -45,19 +47,23 @@ pub(super) struct Rows<'a> {
     pub packed: bool,
     /// Where they are preference pairs: how these are trained on.
     pub dpo: Option<&'a DpoConfig>,
+    /// The ranks that have rows each.
+    pub mesh: Mesh,
+    /// How much room ranks have for each other's slots.
+    pub capacity: Option<f64>,
 }
 
 impl Rows<'_> {
     /// Those of a recipe.
     pub fn of(recipe: &Recipe) -> Rows<'_> {
-        let Recipe { seq, pack: packed, dpo, .. } = recipe;
-        Rows { batch: recipe.rows(), seq: *seq, packed: *packed, dpo: dpo.as_ref() }
+        let Recipe { seq, pack: packed, dpo, mesh, expert_capacity: capacity, .. } = recipe;
+        Rows { batch: recipe.rows(), seq: *seq, packed: *packed, dpo: dpo.as_ref(), mesh: *mesh, capacity: *capacity }
     }
 }
 
 /// The graph of a batch.
 pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work) -> Result<Graph> {
-    let Rows { batch, seq, packed, dpo } = rows;
+    let Rows { batch, seq, packed, dpo, mesh, capacity } = rows;
     // Every size and sum of the plan is then far from the end of 64 bits.
     let token = model.config().train_flops_per_token(seq);
     let flops = token.saturating_mul(batch as u128).saturating_mul(seq as u128);
@@ -72,10 +78,19 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
     let targets = g.input("targets", TensorType::u32([batch, seq]));
     let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
     let mut asked = None;
+    // Validation tells of the model as it is: nothing is dropped, and nothing added to the loss.
+    let is_step = !matches!(work, Work::Validation);
+    let share = Share { mesh, capacity: capacity.filter(|_| is_step) };
+    let mut experts: Option<Said> = None;
     let mut loss = |g: &mut Graph| -> Result<[Value; 2]> {
         let before = g.nodes().len();
         let both = match dpo {
-            None => model.loss_of_parts(g, &params, own, [tokens, targets], starts)?,
+            None => {
+                let said = model.said_by_rank(g, &params, own, share, [tokens, targets], starts)?;
+                let both = [if is_step { said.loss } else { said.cross_entropy }, said.count];
+                experts = Some(said);
+                both
+            }
             Some(_) => [model.log_probs(g, &params, tokens, targets, starts)?; 2],
         };
         // Before the sums over answers, which f16 would not hold.
@@ -114,6 +129,12 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         Work::Validation => {
             let [loss, _] = loss(&mut g)?;
             g.output("loss", loss);
+        }
+    }
+    if let (Some(load), Some(said), true) = (Load::of_model(model.config()), experts, is_step) {
+        load.gather(&mut g, &said)?;
+        if !matches!(work, Work::Batch(..)) {
+            load.tell(&mut g)?;
         }
     }
     Ok(g)
@@ -175,7 +196,7 @@ pub fn train_graph(
 ) -> Result<Graph> {
     let model = Llama::new(config.clone());
     let layout = optimizer.layout(model.param_specs(), limits.max_buffer_bytes)?;
-    let rows = Rows { batch, seq, packed: false, dpo: None };
+    let rows = Rows { batch, seq, packed: false, dpo: None, mesh: Mesh::ONE, capacity: None };
     graph(&model, &layout, rows, Work::step(optimizer, &layout, config, rows, limits))
 }
 

@@ -84,6 +84,7 @@ impl Speed {
             loss_scale: result.loss_scale,
             skipped: Some(result.skipped),
             rewards: result.rewards,
+            experts: result.experts,
             tokens: trainer.progress.tokens,
             tokens_per_second,
             roofline: self.limit.map(|limit| limit.step_seconds * share / per_step),

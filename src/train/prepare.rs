@@ -70,6 +70,8 @@ pub fn prepare_from(
     let Some(base) = base else { return fresh(recipe, cache, observer) };
     let (config, tokenizer) = base.parts(recipe.seq)?;
     tokenizer.notes().iter().for_each(|note| observer.event(&Event::Note { text: note.clone() }));
+    let mut config = config;
+    route(&mut config, recipe)?;
     let loader = prepare_for(recipe, &config, &tokenizer, cache, observer)?;
     Ok(Prepared { config, tokenizer, loader, base: Some(base) })
 }
@@ -91,6 +93,7 @@ fn fresh(recipe: &Recipe, cache: &Path, observer: &mut dyn Observer) -> Result<P
         }
     };
     adapt(&mut config, &tokenizer, recipe, observer)?;
+    route(&mut config, recipe)?;
     let loader = load(recipe, opened, &tokenizer, cache, observer)?;
     Ok(Prepared { config, tokenizer, loader, base: None })
 }
@@ -246,6 +249,24 @@ fn load(
     }
     loader.told().into_iter().for_each(|text| observer.event(&Event::Note { text }));
     Ok(loader)
+}
+
+/// Puts a recipe's losses of routers in the place of the configuration's.
+fn route(config: &mut ModelConfig, recipe: &Recipe) -> Result<()> {
+    let keys = [("router_aux_loss", recipe.router_aux_loss), ("router_z_loss", recipe.router_z_loss)];
+    let given = keys.iter().find_map(|(key, value)| Some((key, (*value)?)));
+    match (&mut config.experts, given) {
+        (Some(experts), _) => {
+            experts.balance = recipe.router_aux_loss.unwrap_or(experts.balance);
+            experts.z = recipe.router_z_loss.unwrap_or(experts.z);
+        }
+        (None, Some((key, value))) => {
+            let message = format!("{key} is {value}, and the model has no experts, so no router; leave it out");
+            return Err(Error::Invalid(message));
+        }
+        (None, None) => {}
+    }
+    Ok(())
 }
 
 /// A model trained from scratch takes its vocabulary from the tokenizer, and positions for the sequences it sees.

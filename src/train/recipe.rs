@@ -89,6 +89,13 @@ pub struct Recipe {
     /// What ranks of the data axis share out among them, each keeping its part: `none`, the `optimizer`'s moments, the sums of
     /// `gradients` too, or the `parameters` too.
     pub shard: Shard,
+    /// Where ranks hold other experts each: how many slots one has room for with another, as a multiple of their mean number, such
+    /// as 1.25; what finds no room is dropped, later tokens first. Without it all find room.
+    pub expert_capacity: Option<f64>,
+    /// How much of the experts' balance is part of the loss; what the model's configuration says if not given.
+    pub router_aux_loss: Option<f64>,
+    /// How much of the square of what a router's exponentials sum to, in logarithms; as the configuration says if not given.
+    pub router_z_loss: Option<f64>,
     /// Steps after which ranks compare what must be the same on all of them; 0 for never.
     pub compare_every: u64,
     /// Which kernels are taken.
@@ -192,6 +199,9 @@ impl Default for Recipe {
             adapter: None,
             mesh: Mesh::ONE,
             shard: Shard::None,
+            expert_capacity: None,
+            router_aux_loss: None,
+            router_z_loss: None,
             compare_every: 100,
             tune: TuneMode::Full,
             optimizer: Rule::AdamW,
@@ -355,6 +365,8 @@ impl Recipe {
             others.extend(group.lr.map(|lr| ("lr of a group", lr)));
             others.extend(group.weight_decay.map(|decay| ("weight_decay of a group", decay)));
         }
+        let routers = [("router_aux_loss", self.router_aux_loss), ("router_z_loss", self.router_z_loss)];
+        others.extend(routers.into_iter().filter_map(|(key, value)| Some((key, value?))));
         for (key, value) in others {
             if !(value >= 0.0 && value.is_finite()) {
                 return Err(Error::Invalid(format!("{key} is {value}; it must be 0 or above")));

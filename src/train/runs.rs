@@ -1,7 +1,7 @@
 //! What runs on disk came to, from what they wrote down: for a list of them, and to compare them.
 
 use super::log::{RECIPE, read_metrics};
-use super::{Metrics, Recipe};
+use super::{ExpertLoad, Metrics, Recipe};
 use crate::error::Result;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -28,6 +28,12 @@ pub struct RunSummary {
     /// Of preference pairs, the share of held-out ones that are right, after the last validation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
+    /// Where the model has experts: how evenly the last step's slots fell on them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertLoad>,
+    /// Slots of all steps that found no room on the rank that holds their expert.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<u64>,
     /// Tokens trained on.
     pub tokens: Option<f64>,
     /// Tokens a second: the median over the steps.
@@ -68,6 +74,8 @@ impl RunSummary {
             loss: last(|m| m.smoothed_loss.or(m.loss)),
             best: validations.min_by(|a, b| a.0.total_cmp(&b.0)),
             accuracy: last(|m| Some(m.validation_rewards?.accuracy)),
+            experts: lines.iter().rev().find_map(|m| m.experts),
+            dropped: lines.iter().filter_map(|m| Some(m.experts?.dropped)).reduce(|a, b| a + b),
             tokens: last(|m| m.tokens),
             tokens_per_second: speeds.get(speeds.len() / 2).copied(),
             device_bytes: last(|m| m.device_bytes),

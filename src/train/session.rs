@@ -309,6 +309,9 @@ impl<'a> Session<'a> {
                 return self.roll_back(&why).await.map(|()| false);
             }
             self.tell(Event::Validation { step, loss, rewards });
+            if let Some(shares) = self.trainer.expert_shares().await? {
+                self.tell(Event::Experts { step, shares });
+            }
             // Weights may be too large for a sample where a loss still is a number.
             let seen = match self.look().await {
                 Err(Error::NoNumber(_)) => false,

@@ -1,7 +1,8 @@
 //! What a step is told, by its recipe, and what it tells.
 
+use super::load::Load;
 use super::preferring::Rewards;
-use super::{GroupOptions, Precision, Recipe};
+use super::{ExpertLoad, GroupOptions, Precision, Recipe};
 use crate::optim::{JUDGE, LossScaling, Optimizer, Schedule, Settings};
 use crate::run::Results;
 
@@ -20,11 +21,18 @@ pub struct StepResult {
     pub left_out: bool,
     /// Of preference pairs.
     pub rewards: Option<Rewards>,
+    /// Where the model has experts.
+    pub experts: Option<ExpertLoad>,
     /// Tokens that were computed, those that fill up rows among them.
     pub tokens: u64,
 }
 
 impl StepResult {
+    /// Of a model whose experts' counts lie so.
+    pub(super) fn with(load: Option<Load>) -> impl FnOnce(Results<'_>) -> Self {
+        move |results| StepResult { experts: load.and_then(|load| load.read(&results)), ..StepResult::of(results) }
+    }
+
     pub(super) fn of(results: Results<'_>) -> Self {
         let first = |name| results.first(name).unwrap_or(f32::NAN);
         let judged = |index| results.element(JUDGE, index);
@@ -36,6 +44,7 @@ impl StepResult {
             skipped: judged(2).map_or(0, |n| n as u64),
             left_out: judged(7).is_some_and(|flag| flag > 0.0),
             rewards: Rewards::of(&results),
+            experts: None,
             tokens: 0,
         }
     }

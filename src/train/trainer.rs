@@ -3,6 +3,7 @@
 use super::axes::Axes;
 use super::fit::plans_of;
 use super::graphs::{REFERENCE, STARTS, TOKEN};
+use super::load::{LOAD, Load};
 use super::preferring::{References, Rewards};
 use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, plans, schedule};
 use crate::compile::{Chooser, First, Plan, settle};
@@ -68,6 +69,7 @@ pub struct Trainer {
     axes: Axes,
     mesh: Mesh,
     shard: Shard,
+    load: Option<Load>,
     shards: usize,
     /// What is to be said aloud before training goes on.
     pub(super) notes: Vec<String>,
@@ -258,6 +260,7 @@ impl Trainer {
             axes,
             mesh: recipe.mesh,
             shard: recipe.shard,
+            load: Load::of(&prepared.config, recipe),
             shards: recipe.shards(),
             notes: Vec::new(),
         };
@@ -350,9 +353,9 @@ impl Trainer {
         let tokens = self.tokens.pop_front().unwrap_or(0) * self.axes.shares() as u64;
         let Some(apply) = &mut self.apply else {
             let at = self.under_way.pop_front().ok_or_else(|| Error::Graph("no step is under way".into()))?;
-            return Ok(StepResult { tokens, ..self.runs[at].train.read(StepResult::of).await? });
+            return Ok(StepResult { tokens, ..self.runs[at].train.read(StepResult::with(self.load)).await? });
         };
-        let mut result = StepResult { tokens, ..apply.read(StepResult::of).await? };
+        let mut result = StepResult { tokens, ..apply.read(StepResult::with(self.load)).await? };
         if self.references.is_some() {
             while self.rewards.len() < self.batches as usize {
                 self.take().await?;
@@ -361,6 +364,15 @@ impl Trainer {
             result.rewards = self.over_ranks(own)?;
         }
         Ok(result)
+    }
+
+    /// Of each layer with experts the share of the last step's slots that fell on each; nothing if there are none.
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub async fn expert_shares(&self) -> Result<Option<Vec<Vec<f32>>>> {
+        let Some(load) = self.load.filter(|_| self.states.get(LOAD).is_ok()) else { return Ok(None) };
+        Ok(Some(load.shares(&self.states.read(LOAD).await?)))
     }
 
     /// Takes the results of the oldest batch that is under way.

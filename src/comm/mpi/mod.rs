@@ -267,6 +267,10 @@ fn apart<'a>(whole: &'a mut [u8], parts: &[Range<usize>]) -> Result<Vec<&'a mut 
 }
 
 impl Communicator for MpiComm {
+    fn machine(&self) -> usize {
+        self.world.machine
+    }
+
     fn rank(&self) -> usize {
         self.rank
     }

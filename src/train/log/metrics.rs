@@ -2,7 +2,7 @@
 
 use super::JSONL;
 use crate::error::{Error, Result};
-use crate::train::{Event, Rewards};
+use crate::train::{Event, ExpertLoad, Rewards};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,6 +38,11 @@ pub struct Metrics {
     /// Of those that are held out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation_rewards: Option<Rewards>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertLoad>,
+    /// Of each layer with experts, the share of the step's slots that fell on each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expert_shares: Option<Vec<Vec<f32>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +134,24 @@ pub const METRICS: &[Metric] = &[
     reward("validation_reward_accuracy", "validation/reward_accuracy", "share of held-out pairs in which it is", |m| {
         Some(m.validation_rewards?.accuracy)
     }),
+    Metric {
+        name: "expert_busiest",
+        tag: "experts/busiest",
+        what: "slots of the busiest expert of a layer over the mean, in the layer in which that is most",
+        get: |m| Some(f64::from(m.experts?.busiest)),
+    },
+    Metric {
+        name: "expert_idle",
+        tag: "experts/idle",
+        what: "experts that no slot fell on",
+        get: |m| Some(f64::from(m.experts?.idle)),
+    },
+    Metric {
+        name: "expert_dropped",
+        tag: "experts/dropped",
+        what: "slots that found no room",
+        get: |m| Some(m.experts?.dropped as f64),
+    },
     Metric { name: "tokens", tag: "progress/tokens", what: "tokens trained on so far", get: |m| m.tokens },
     Metric {
         name: "tokens_per_second",
@@ -182,6 +205,7 @@ impl Metrics {
                 loss_scale,
                 skipped,
                 rewards,
+                experts,
                 tokens,
                 tokens_per_second,
                 roofline,
@@ -196,6 +220,7 @@ impl Metrics {
                 loss_scale: loss_scale.and_then(some),
                 skipped: skipped.map(|n| n as f64),
                 rewards: *rewards,
+                experts: *experts,
                 tokens: Some(*tokens as f64),
                 tokens_per_second: Some(*tokens_per_second),
                 roofline: *roofline,
@@ -211,6 +236,9 @@ impl Metrics {
                 validation_rewards: *rewards,
                 ..Metrics::default()
             },
+            Event::Experts { step, shares } => {
+                Metrics { step: *step, expert_shares: Some(shares.clone()), ..Metrics::default() }
+            }
             Event::Task { step, task, metrics, .. } => {
                 let tasks = metrics.iter().map(|m| (format!("{task}.{}", m.name), m.value)).collect();
                 Metrics { step: *step, tasks, ..Metrics::default() }

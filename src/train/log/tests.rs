@@ -13,6 +13,7 @@ fn step(step: u64, loss: f32) -> Event {
         loss_scale: None,
         skipped: None,
         rewards: None,
+        experts: None,
         tokens: 32 * step,
         tokens_per_second: 100.0,
         roofline: None,
