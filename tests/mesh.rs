@@ -181,6 +181,9 @@ fn moments_are_shared_out_and_change_no_number() {
             let [all, own] = [all.1, own.1].map(f32::from_bits);
             assert!((all - own).abs() <= 1e-5 * all, "{rule:?}: norm of step {step}: {own} where {all} was expected");
         }
+        for (all, own) in all.updates.iter().flatten().zip(own.updates.iter().map(|own| own.unwrap())) {
+            assert!((all - own).abs() <= 1e-5 * all, "{rule:?}: an update of norm {own} where {all} was expected");
+        }
         for (page, padded) in all.pages.iter().zip(&own.pages) {
             assert!(*page == padded[..page.len()], "{rule:?}: parameters differ");
         }
@@ -197,7 +200,7 @@ fn moments_are_shared_out_and_change_no_number() {
         assert!(3 * states(&own, true) - states(&all, true) <= padding, "{rule:?}: {} a rank", states(&own, true));
         assert_eq!(states(&own, false) - 32, pages, "all of the parameters, and how the step was judged");
         let sent = own.sent()[&danlu::base::Axis::Data].bytes;
-        // Two thirds of each, and some words of norms and losses.
+        // Two thirds of each, and some words of norms, of updates and of losses.
         let least = 2 * pages * 2 / 3;
         assert!((least..least + 64).contains(&sent), "{rule:?}: {sent} bytes are sent, {least} must be");
     }

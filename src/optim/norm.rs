@@ -49,7 +49,7 @@ fn axes(parts: &Parts, name: &str) -> BTreeSet<Axis> {
 }
 
 /// The sum of sums, `[1]`.
-fn one(g: &mut Graph, mut sums: Vec<Value>) -> Result<Value> {
+pub(super) fn one(g: &mut Graph, mut sums: Vec<Value>) -> Result<Value> {
     if sums.is_empty() {
         let zero = TensorType::f32([1]);
         return Ok(g.constant("none", zero, 0f32.to_le_bytes().to_vec()));

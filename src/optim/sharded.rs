@@ -1,8 +1,8 @@
 //! An optimizer whose state is shared out over ranks (Rajbhandari et al., "ZeRO", 2020, stage 1): of every page each rank gets the
 //! sum of its part of the gradients, keeps the moments of that part and updates it, and all gather what the others have updated.
 
-use super::optimizer::{GRADIENTS, HYPER, Optimizer, Stretch, gap_constant, sums};
-use super::{JUDGE, Rule};
+use super::optimizer::{GRADIENTS, HYPER, Optimizer, Stretch, gap_constant, output_norm, sums};
+use super::{JUDGE, Rule, norm};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -108,12 +108,18 @@ impl Optimizer {
             self.judge(g, &[&[norm, hyper], totals.as_slice()].concat())
         })?;
         g.output("grad_norm", judged[0]);
-        for (i, ((page, state), (elements, part))) in layout.pages().iter().zip(pages).zip(parts).enumerate() {
+        let mut added = Vec::new();
+        for (i, ((page, &state), (elements, part))) in layout.pages().iter().zip(&pages).zip(parts).enumerate() {
             let kept = elements.len();
-            g.scope(format!("optimizer.{i}"), |g| {
+            added.push(g.scope(format!("optimizer.{i}"), |g| {
                 let rest = [&[part, judged[1]], gap_constant(g, page).as_slice()].concat();
                 self.plain(g, Stretch { index: i, page, state, elements, kept }, &rest)
-            })?;
+            })?);
+        }
+        let own = g.scope("optimizer.update", |g| norm::one(g, added))?;
+        let all = g.scope("ranks.update", |g| g.apply1(AllReduce(along), &[own]))?;
+        output_norm(&mut g, &[all])?;
+        for (i, &state) in pages.iter().enumerate() {
             g.scope(format!("ranks.{i}"), |g| g.apply(GatherState { along, part: rank }, &[state]))?;
         }
         g.output("loss", judged[2]);

@@ -105,7 +105,17 @@ mod tests {
     #[test]
     fn a_step_that_was_left_out_is_no_divergence_while_there_is_a_scale() {
         let of = |loss, grad_norm, loss_scale, left_out| {
-            Verdict::of(&StepResult { loss, grad_norm, loss_scale, skipped: 0, left_out, rewards: None, tokens: 0 })
+            Verdict::of(&StepResult {
+                loss,
+                grad_norm,
+                update_norm: None,
+                loss_scale,
+                skipped: 0,
+                left_out,
+                rewards: None,
+                tokens: 0,
+                data_wait: 0.0,
+            })
         };
         let (nan, inf) = (f32::NAN, f32::INFINITY);
         assert_eq!(of(2.0, 1.0, None, false), Verdict::Taken);

@@ -2,7 +2,7 @@
 
 use super::preferring::Rewards;
 use super::{GroupOptions, Precision, Recipe};
-use crate::optim::{JUDGE, LossScaling, Optimizer, Schedule, Settings};
+use crate::optim::{JUDGE, LossScaling, Optimizer, Schedule, Settings, UPDATE_NORM};
 use crate::run::Results;
 
 /// What a step reports.
@@ -12,6 +12,8 @@ pub struct StepResult {
     pub loss: f32,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f32,
+    /// Norm of what the step added to the parameters; none where ranks hold parts of them.
+    pub update_norm: Option<f32>,
     /// Where the loss is scaled: the next step's scale.
     pub loss_scale: Option<f32>,
     /// Steps left out so far because a gradient overflowed or was an outlier.
@@ -22,6 +24,8 @@ pub struct StepResult {
     pub rewards: Option<Rewards>,
     /// Tokens that were computed, those that fill up rows among them.
     pub tokens: u64,
+    /// Seconds that its batches were waited for.
+    pub data_wait: f64,
 }
 
 impl StepResult {
@@ -31,12 +35,14 @@ impl StepResult {
         StepResult {
             loss: first("loss"),
             grad_norm: first("grad_norm"),
+            update_norm: results.first(UPDATE_NORM),
             // Without scaling it stays 0.
             loss_scale: judged(0).filter(|scale| *scale > 0.0),
             skipped: judged(2).map_or(0, |n| n as u64),
             left_out: judged(7).is_some_and(|flag| flag > 0.0),
             rewards: Rewards::of(&results),
             tokens: 0,
+            data_wait: 0.0,
         }
     }
 }
