@@ -1,7 +1,7 @@
 // adamw8: one step of AdamW on a part of a page, in place, whose moments are codes of eight bits times the largest magnitude
-// of each block of 256 elements; one workgroup a block.
+// of each block of 256 elements; one workgroup a block. y: of each block the sum of the squares of what was added to p.
 struct Params {
-    start: u32, block: u32, count: u32, rate: f32, decay: f32,
+    start: u32, block: u32, count: u32, run: u32, rate: f32, decay: f32,
     beta1: f32, beta2: f32, epsilon: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
@@ -16,9 +16,11 @@ struct Params {
 @group(0) @binding(7) var<storage, read> gaps: array<vec2<u32>>;
 #import lib/gaps.wgsl
 #endif
+@group(0) @binding(8) var<storage, read_write> y: array<f32>;
 const BLOCK = 256u;
 const WORDS = BLOCK / 2u / WORKGROUP;
-var<workgroup> largest: array<vec2<f32>, WORKGROUP>;
+// Of each lane the largest magnitudes, and its part of y.
+var<workgroup> of_lanes: array<vec3<f32>, WORKGROUP>;
 
 // The code that is nearest to x, the lower of two.
 fn nearest(first: u32, x: f32) -> u32 {
@@ -56,7 +58,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         @builtin(local_invocation_index) lane: u32) {
     let first = (group.y * groups.x + group.x) * BLOCK;
     let factor = told[3];
-    if first >= params.count || factor == 0.0 {
+    if first >= params.count {
+        return;
+    }
+    if factor == 0.0 {
+        if lane == 0u {
+            y[params.run + first / BLOCK] = 0.0;
+        }
         return;
     }
     let block = params.block + first / BLOCK;
@@ -64,6 +72,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let rate = told[0] * params.rate;
     var kept: array<vec4<f32>, WORDS>;
     var most = vec2<f32>(0.0);
+    var sum = 0.0;
     for (var n = 0u; n < WORDS; n++) {
         let i = first + 2u * (n * WORKGROUP + lane);
         var four = vec4<f32>(0.0);
@@ -74,18 +83,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                 if counts(i + k) {
                     let next = moved(i + k, select(code.xy, code.zw, k == 1u), scale, factor);
                     four = select(vec4(next, four.zw), vec4(four.xy, next), k == 1u);
-                    let decayed = p[i + k] - p[i + k] * rate * params.decay;
-                    p[i + k] = decayed - rate * told[1] * next.x / (sqrt(next.y * told[2]) + params.epsilon);
+                    let before = p[i + k];
+                    let decayed = before - before * rate * params.decay;
+                    let after = decayed - rate * told[1] * next.x / (sqrt(next.y * told[2]) + params.epsilon);
+                    p[i + k] = after;
+                    sum += (after - before) * (after - before);
                 }
             }
         }
         kept[n] = four;
         most = max(most, max(vec2(abs(four.x), four.y), vec2(abs(four.z), four.w)));
     }
-    largest[lane] = most;
+    of_lanes[lane] = vec3(most, sum);
     workgroupBarrier();
+    sum = 0.0;
     for (var n = 0u; n < WORKGROUP; n++) {
-        most = max(most, largest[n]);
+        most = max(most, of_lanes[n].xy);
+        sum += of_lanes[n].z;
     }
     let to = select(vec2<f32>(0.0), 1.0 / most, most > vec2<f32>(0.0));
     for (var n = 0u; n < WORDS; n++) {
@@ -98,5 +112,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     }
     if lane == 0u {
         scales[block] = most;
+        y[params.run + first / BLOCK] = sum;
     }
 }

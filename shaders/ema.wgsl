@@ -5,6 +5,8 @@ struct Params { start: u32, count: u32, rate: f32, decay: f32, rest: f32 } // re
 @group(0) @binding(2) var<storage, read> p: array<Item>;
 #import lib/update.wgsl
 
-fn update(i: u32, rate: f32, factor: f32) {
-    average[i] = average[i] + (p[i] - average[i]) * params.rest;
+fn update(i: u32, rate: f32, factor: f32) -> Item {
+    let added = (p[i] - average[i]) * params.rest;
+    average[i] = average[i] + added;
+    return added;
 }

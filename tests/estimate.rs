@@ -13,7 +13,7 @@ use danlu::estimate::{
 use danlu::model::{DpoConfig, find_config};
 use danlu::nn::{BaseDtype, LoraConfig};
 use danlu::optim::Shard;
-use danlu::run::{Executor, States, TuneMode, Tuner};
+use danlu::run::{Executor, Machine, States, TuneMode, Tuner};
 use danlu::train::{Event, Prepared, Recipe, Trainer, World, fill, prepare, run};
 use pollster::block_on;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use std::time::Instant;
 
 fn job(preset: &str, batch: usize, seq: usize, base: Option<BaseDtype>) -> Job {
     let lora = base.map(|base_dtype| LoraConfig { rank: 4, base_dtype, ..LoraConfig::default() });
-    Job { config: find_config(preset).unwrap(), recipe: Recipe { batch, seq, lora, ..Recipe::default() } }
+    Job { config: find_config(preset).unwrap(), recipe: Recipe { batch, seq, lora, ..Recipe::default() }, base: None }
 }
 
 /// Bytes of the states whose names begin so.
@@ -120,33 +120,49 @@ fn runs_cost_their_time() {
     close(cost.energy, 0.5 * hours);
 }
 
-/// A machine that learned from one model's kernels knows about how long another's step takes. Figures of a quiet machine
-/// are in docs/benchmarks.md; here neighbours may take the processor away at any time.
+fn is_close(expected: f64, seconds: f64) -> bool {
+    (expected / seconds).ln().abs() <= 1.3f64.ln()
+}
+
+/// How often times are taken at most.
+const ROUNDS: usize = 8;
+
+/// A machine that learned from one model's kernels knows within 30 % how long another's step takes. Neighbours may take the
+/// processor away at any time, which only makes both longer: both are taken again, each at its best, until they say the same.
 #[test]
 fn time_is_about_what_a_step_takes() {
     let gpu = common::gpu();
     let mut tuner = Tuner::new(&gpu, TuneMode::Off, None);
     let cases = suite(gpu.limits(), true).unwrap();
-    let cases: Vec<Case> = cases.into_iter().filter(|c| c.name.starts_with("train 1×")).collect();
+    let cases: Vec<Case> = cases.into_iter().filter(|c| c.name.starts_with("train small")).collect();
     let settings = Settings { quick: true, ..Settings::default() };
-    let report = block_on(measure(&gpu, &mut tuner, &cases, &settings, &mut |_| ())).unwrap();
-    let machine = MachineFile::of("here", &report.machine, None);
     let job = job("story-1m", 4, 64, None);
     let plans = job.plans(&Limits { memory_bytes: None, ..gpu.limits().clone() }, &mut First).unwrap();
-    let expected = Answer::of(&job, &plans, None, Some(&machine)).unwrap().time.unwrap();
     let mut states = States::new(&gpu);
     let mut executor = block_on(Executor::new(&gpu, &plans.train, &mut states)).unwrap();
     block_on(fill(&job.config, &mut executor, &states)).unwrap();
-    let run = |executor: &mut Executor| {
-        let start = Instant::now();
-        block_on(executor.run()).unwrap();
-        start.elapsed().as_secs_f64()
-    };
-    run(&mut executor);
-    let seconds = (0..5).map(|_| run(&mut executor)).fold(f64::INFINITY, f64::min);
-    eprintln!("a step was expected to take {:.4} s and took {seconds:.4} s", expected.step);
-    assert!(expected.least <= 1.3 * seconds, "the roofline is {} s, and a step took {seconds} s", expected.least);
-    assert!((1.0 / 3.0..3.0).contains(&(expected.step / seconds)), "{} and {seconds}", expected.step);
+    let mut seconds = f64::INFINITY;
+    let mut best: Option<Machine> = None;
+    let mut expected = 0.0;
+    for _ in 0..ROUNDS {
+        for _ in 0..4 {
+            let start = Instant::now();
+            block_on(executor.run()).unwrap();
+            seconds = seconds.min(start.elapsed().as_secs_f64());
+        }
+        let report = block_on(measure(&gpu, &mut tuner, &cases, &settings, &mut |_| ())).unwrap();
+        let machine = best.map_or(report.machine.clone(), |best| best.best(&report.machine));
+        let time =
+            Answer::of(&job, &plans, None, Some(&MachineFile::of("here", &machine, None))).unwrap().time.unwrap();
+        assert!(time.least <= 1.3 * seconds, "the roofline is {} s, and a step took {seconds} s", time.least);
+        (expected, best) = (time.step, Some(machine));
+        eprintln!("a step is expected to take {expected:.4} s and took {seconds:.4} s");
+        if is_close(expected, seconds) {
+            break;
+        }
+    }
+    assert!(is_close(expected, seconds), "a step was expected to take {expected} s and took {seconds} s at best");
+    let machine = MachineFile::of("here", &best.unwrap(), None);
     let machine = MachineFile { shared: gpu.limits().is_cpu, ..machine };
     for ranks in [1, 2, 4] {
         ranks_take_about_what_is_expected(gpu.limits(), &machine, ranks);
@@ -160,7 +176,7 @@ fn ranks_take_about_what_is_expected(limits: &Limits, machine: &MachineFile, ran
     let (mesh, out) = (Mesh { data: ranks, ..Mesh::ONE }, folder.path().join("run"));
     let recipe = Recipe { mesh, out, steps: 24, stories: 300, eval_every: Some(24), val_sequences: 4, ..job.recipe };
     let prepared = prepare(&recipe, &folder.path().join("cache"), &mut |_: &Event| {}).unwrap();
-    job = Job { config: prepared.config.clone(), recipe };
+    job = Job { config: prepared.config.clone(), recipe, base: None };
     let plans = job.plans(&Limits { memory_bytes: None, ..limits.clone() }, &mut First).unwrap();
     let answer = Answer::of(&job, &plans, None, Some(machine)).unwrap();
     let (sent, expected) = (answer.sent.clone(), answer.time.unwrap().step);

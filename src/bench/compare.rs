@@ -120,6 +120,7 @@ pub(super) mod tests {
             submission_seconds: 1e-4,
             workgroups: 8.0,
             reached: Default::default(),
+            taken: Default::default(),
         };
         let id = AdapterId { name: "Made Up".into(), driver: "1".into(), backend: "vulkan".into() };
         let mut report = Report::new(id, true, machine);

@@ -39,6 +39,10 @@ pub fn suite(limits: &Limits, quick: bool) -> Result<Vec<Case>> {
     cases.extend(cubes.iter().map(|&n| cube(n, Operands::F32)));
     cases.extend(cubes.iter().map(|&n| cube(n, Operands::F16)));
     cases.push(train("train", Scope::Kernels, &one_layer, 1, seq, Precision::F32));
+    // What small steps reach, for forecasts of small models.
+    let mut small = find_config("story-4m")?;
+    small.num_hidden_layers = 1;
+    cases.push(train("train small", Scope::Kernels, &small, 1, seq, Precision::F32));
     // Elsewhere mixed precision has the kernels of f32.
     cases.push(train("train mixed", Scope::Kernels, &one_layer, 1, seq, Precision::Mixed).half());
     let long = if quick { 128 } else { 1024 };

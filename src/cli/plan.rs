@@ -1,5 +1,6 @@
 //! `danlu plan`.
 
+use super::finetune::LoraArgs;
 use super::hub;
 use super::profile::training_steps;
 use super::scale;
@@ -8,54 +9,67 @@ use crate::bench::Profile;
 use crate::compile::{First, Plan, Trade, human_bytes};
 use crate::estimate::{Answer, Fits, Job, MachineFile, Planned, Prices, Span};
 use crate::gpu::Gpu;
-use crate::model::{DpoConfig, ModelConfig, find_config};
-use crate::nn::{BaseDtype, LoraConfig};
+use crate::model::{ModelConfig, find_config};
 use crate::optim::{Rule, Shard, Update};
 use crate::parallel::Mesh;
 use crate::run::{TuneMode, Tuner};
-use crate::train::{Precision, Recipe, optimizer, train_plan};
+use crate::store::Checkpoint;
+use crate::train::{Base, Precision, Recipe, optimizer, train_plan};
 use anyhow::{Result, bail};
 use clap::Args;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Flags of `danlu plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// A preset, a config.json, a folder that holds one, or a name on the hub: org/model.
-    #[arg(long, value_name = "PRESET|FILE|NAME", default_value = "story-1m")]
-    config: String,
-    /// Sequences of one step.
-    #[arg(long, default_value_t = 8)]
-    batch: usize,
-    /// Batches of one step, as of `danlu train`: the plan of one, and below it that of the update.
-    #[arg(long, default_value_t = 1)]
-    accumulate: u32,
-    /// Tokens of one sequence.
-    #[arg(long, default_value_t = 128)]
-    seq: usize,
-    /// Optimizer, as of `danlu train`.
-    #[arg(long, value_name = "adamw|adamw8bit|muon|sgd", default_value = "adamw")]
-    optimizer: Rule,
-    /// When parameters change, as of `danlu train`: layer by layer no gradients are kept.
-    #[arg(long, value_name = "step|layer", default_value = "step")]
-    update: Update,
-    /// The norm that gradients are scaled down to, 0 for never: layer by layer that takes a pass of its own.
-    #[arg(long, value_name = "NORM", default_value_t = 1.0)]
-    clip: f64,
+    /// A recipe, whose keys the flags override: read as `danlu finetune` does where it names a model, as `danlu dpo` where it has
+    /// the group [dpo], and else as `danlu train`.
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// A preset, a config.json, a folder that holds one, or a name on the hub: org/model [default: story-1m].
+    #[arg(long, value_name = "PRESET|FILE|NAME")]
+    config: Option<String>,
+    /// A model to go on with, as of `danlu train`: a folder, a GGUF file, whose weights count in their own dtypes, or a name on the
+    /// hub, of which only the configuration is fetched.
+    #[arg(long, value_name = "PATH|NAME", conflicts_with = "config")]
+    model: Option<String>,
+    /// Sequences of one step [default: 8].
+    #[arg(long, value_name = "COUNT")]
+    batch: Option<usize>,
+    /// Batches of one step, as of `danlu train`: the plan of one, and below it that of the update [default: 1].
+    #[arg(long, value_name = "COUNT")]
+    accumulate: Option<u32>,
+    /// Tokens of one sequence [default: 128].
+    #[arg(long, value_name = "TOKENS")]
+    seq: Option<usize>,
+    /// Rows of several documents, as of `danlu train`.
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    pack: Option<bool>,
+    /// Optimizer, as of `danlu train` [default: adamw].
+    #[arg(long, value_name = "adamw|adamw8bit|muon|sgd")]
+    optimizer: Option<Rule>,
+    /// When parameters change, as of `danlu train`: layer by layer no gradients are kept [default: step].
+    #[arg(long, value_name = "step|layer")]
+    update: Option<Update>,
+    /// The norm that gradients are scaled down to, 0 for never: layer by layer that takes a pass of its own [default: 1].
+    #[arg(long, value_name = "NORM")]
+    clip: Option<f64>,
     /// Decay of a moving average of the parameters, as of `danlu train`.
-    #[arg(long, value_name = "DECAY", default_value_t = 0.0)]
-    ema: f64,
+    #[arg(long, value_name = "DECAY")]
+    ema: Option<f64>,
     /// Device memory, such as 6GB: the largest batch and sequence that fit it, and what of a step is computed again to
     /// keep to it.
     #[arg(long, alias = "budget", value_name = "SIZE", conflicts_with = "measure")]
     memory: Option<Bytes>,
     /// `f32`, or `mixed`, as of `danlu train`.
-    #[arg(long, value_name = "f32|mixed", default_value = "f32")]
-    precision: Precision,
+    #[arg(long, value_name = "f32|mixed")]
+    precision: Option<Precision>,
     #[command(flatten)]
     adapters: LoraArgs,
     /// What the ranks of --mesh share out, as of `danlu train`.
-    #[arg(long, value_name = "none|optimizer", default_value = "none", conflicts_with_all = ["measure", "nodes"])]
-    shard: Shard,
+    #[arg(long, value_name = "none|optimizer", conflicts_with_all = ["measure", "nodes"])]
+    shard: Option<Shard>,
     /// Preference pairs, as of `danlu dpo`: --batch counts pairs.
     #[arg(long, conflicts_with = "measure")]
     dpo: bool,
@@ -73,42 +87,11 @@ pub struct PlanArgs {
     #[arg(long)]
     json: bool,
     /// Run the step on the adapter and print where its time goes, by operator.
-    #[arg(long, conflicts_with_all = ["lora_rank", "base_dtype", "machine", "update"])]
+    #[arg(long, conflicts_with_all = ["recipe", "model", "pack", "lora_rank", "base_dtype", "machine", "update"])]
     measure: bool,
     /// Plan for this adapter, and not for the least that every adapter offers.
     #[command(flatten)]
     adapter: super::AdapterArgs,
-}
-
-/// Adapters in place of all weights.
-#[derive(Debug, Args)]
-struct LoraArgs {
-    /// Train adapters of this rank, and no weights [default with --base-dtype: 16].
-    #[arg(long, value_name = "RANK")]
-    lora_rank: Option<usize>,
-    /// Which layers get adapters: names such as q_proj, or patterns with * [default: every linear layer].
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    lora_targets: Vec<String>,
-    /// Adapters with magnitudes of their own (DoRA).
-    #[arg(long)]
-    dora: bool,
-    /// In which dtype the frozen weights are held; nf4 is QLoRA [default with --lora-rank: keep].
-    #[arg(long, value_name = "keep|f32|f16|bf16|q8_0|nf4")]
-    base_dtype: Option<BaseDtype>,
-}
-
-impl LoraArgs {
-    fn config(&self) -> Option<LoraConfig> {
-        let plain = LoraConfig::default();
-        let asked = self.lora_rank.is_some() || self.base_dtype.is_some() || self.dora || !self.lora_targets.is_empty();
-        asked.then(|| LoraConfig {
-            rank: self.lora_rank.unwrap_or(plain.rank),
-            targets: self.lora_targets.clone(),
-            dora: self.dora,
-            base_dtype: self.base_dtype.unwrap_or(plain.base_dtype),
-            ..plain
-        })
-    }
 }
 
 /// The run that the step is one of.
@@ -146,30 +129,68 @@ fn amount(text: &str) -> Result<f64, String> {
     value.ok_or_else(|| format!("`{text}` is no number from 0 up"))
 }
 
+impl PlanArgs {
+    /// A recipe with the flags in place of its keys.
+    fn put(&self, mut r: Recipe) -> Result<Recipe> {
+        fn put<T: Clone>(flag: &Option<T>, key: &mut T) {
+            if let Some(value) = flag {
+                *key = value.clone();
+            }
+        }
+        put(&self.config, &mut r.config);
+        // A preset is named in the place of the recipe's model.
+        r.model = self.model.clone().or(r.model.filter(|_| self.config.is_none()));
+        put(&self.batch, &mut r.batch);
+        put(&self.accumulate, &mut r.accumulate);
+        put(&self.seq, &mut r.seq);
+        put(&self.pack, &mut r.pack);
+        put(&self.optimizer, &mut r.optimizer);
+        put(&self.update, &mut r.update);
+        put(&self.clip, &mut r.clip);
+        put(&self.ema, &mut r.ema);
+        put(&self.precision, &mut r.precision);
+        r.memory = self.memory.or(r.memory);
+        r.lora = self.adapters.over(r.lora);
+        if self.dpo {
+            r.dpo.get_or_insert_default();
+        }
+        put(&self.shard, &mut r.shard);
+        r.mesh = if self.scale.nodes.is_empty() { self.scale.mesh()?.unwrap_or(r.mesh) } else { Mesh::ONE };
+        Ok(r)
+    }
+}
+
+/// The recipe of a file as the command reads it whose it is.
+fn recipe(file: Option<&Path>) -> Result<Recipe> {
+    let Some(file) = file else { return Ok(Recipe::default()) };
+    let plain = Recipe::open(file)?;
+    Ok(match () {
+        () if plain.dpo.is_some() => Recipe::open_over(file, false, Recipe::preferring)?,
+        () if plain.model.is_some() => Recipe::open_over(file, false, Recipe::finetuning)?,
+        () => plain,
+    })
+}
+
+/// The model that is trained, and what of it is there.
+fn model(recipe: &Recipe) -> Result<(ModelConfig, Option<Arc<Base>>)> {
+    let Some(name) = &recipe.model else { return Ok((find_config(&hub::resolve_config(&recipe.config)?)?, None)) };
+    if !Path::new(name).exists() {
+        return Ok((find_config(&hub::resolve_config(name)?)?, None));
+    }
+    // What its weights are is not asked, and they are not read.
+    let base = Base { checkpoint: Checkpoint::open(Path::new(name))?, name: name.clone(), hash: 0 };
+    Ok((base.checkpoint.config().clone(), Some(Arc::new(base))))
+}
+
 /// Says what a run takes. Without `--adapter` no device is touched.
 pub fn plan(args: PlanArgs) -> Result<()> {
-    let recipe = Recipe {
-        batch: args.batch,
-        accumulate: args.accumulate,
-        seq: args.seq,
-        optimizer: args.optimizer,
-        update: args.update,
-        clip: args.clip,
-        ema: args.ema,
-        memory: args.memory,
-        precision: args.precision,
-        lora: args.adapters.config(),
-        dpo: args.dpo.then(DpoConfig::default),
-        mesh: if args.scale.nodes.is_empty() { args.scale.mesh()?.unwrap_or(Mesh::ONE) } else { Mesh::ONE },
-        shard: args.shard,
-        ..Recipe::default()
-    };
+    let recipe = args.put(recipe(args.recipe.as_deref())?)?;
     recipe.check()?;
     let mut machines = args.machine.iter().map(|name| MachineFile::find(name)).collect::<Result<Vec<_>, _>>()?;
-    let config = find_config(&hub::resolve_config(&args.config)?)?;
+    let (config, base) = model(&recipe)?;
     if !args.scale.nodes.is_empty() {
         let run = scale::Run { tokens: args.run.tokens, price: args.run.price, watts: args.run.watts };
-        return scale::plan(&args.scale, &config, [args.batch, args.seq], &machines, &run, args.json);
+        return scale::plan(&args.scale, &config, [recipe.batch, recipe.seq], &machines, &run, args.json);
     }
     if machines.len() > 1 {
         bail!("--machine names {} machines; several are compared with --nodes only", machines.len());
@@ -181,12 +202,13 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         // The largest buffers: whether the model fits a real adapter is then for the reader to see.
         None => Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() },
     };
-    let memory = args.memory.or(limits.memory_bytes.map(Bytes)).or(machine.as_ref().and_then(|m| m.memory));
+    let memory = recipe.memory.or(limits.memory_bytes.map(Bytes)).or(machine.as_ref().and_then(|m| m.memory));
     // Only a budget is planned for: what an adapter happens to have free is not a property of the plan.
     let limits = Limits { memory_bytes: None, ..limits };
-    let job = Job { config, recipe };
+    let asked = recipe.memory;
+    let job = Job { config, recipe, base };
     let plans = job.plans(&limits, &mut First)?;
-    let fits = memory.map(|memory| Fits::find(&job, &limits, memory, args.memory.is_some())).transpose()?;
+    let fits = memory.map(|memory| Fits::find(&job, &limits, memory, asked.is_some())).transpose()?;
     let mut answer = Answer::of(&job, &plans, fits, machine.as_ref())?;
     if let Some(span) = args.run.span() {
         answer = answer.over(span, args.run.prices(machine.as_ref()));
@@ -201,7 +223,7 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         let traded = plans.trade.as_ref().filter(|trade| !trade.again.is_empty());
         traded.iter().for_each(|trade| say!("\n{}", table(trade, &plans)));
     }
-    Ok(plans.check(args.memory)?)
+    Ok(plans.check(asked)?)
 }
 
 /// The trade as a table: equal values of all layers are one row.
@@ -249,7 +271,7 @@ fn json(plan: &Plan, answered: Option<(&Answer, &Planned)>, seconds: Option<&[f6
 /// the printed plan says.
 async fn measure(args: &PlanArgs, recipe: &Recipe, config: &ModelConfig) -> Result<()> {
     let gpu = Gpu::open(&args.adapter.selector()).await?;
-    let plan = train_plan(config, args.batch, args.seq, &optimizer(recipe), gpu.limits(), &mut First)?;
+    let plan = train_plan(config, recipe.batch, recipe.seq, &optimizer(recipe), gpu.limits(), &mut First)?;
     let mut tuner = Tuner::new(&gpu, TuneMode::Full, None);
     let recorded = training_steps(&gpu, &mut tuner, config, &plan, 1).await?;
     if args.json {

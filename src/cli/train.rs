@@ -32,9 +32,10 @@ pub struct TrainArgs {
     /// A model to go on with, tokenizer and all: a folder, a GGUF file or a name on the hub.
     #[arg(long, value_name = "PATH|NAME", conflicts_with_all = ["config", "tokenizer"])]
     model: Option<String>,
-    /// Text, examples as JSONL or JSON (text, messages, prompt/completion, Alpaca, ShareGPT), or a folder of them; several
-    /// with the weights of their rows [default: embedded stories].
-    #[arg(long, value_name = "FILE|FOLDER[=WEIGHT]")]
+    /// Text; examples as JSONL or JSON, also compressed (.gz, .zst), or as Parquet (text, messages, prompt/completion, Alpaca,
+    /// ShareGPT); a folder of such files; or a data set on the hub: org/name. Several with the weights of their rows
+    /// [default: embedded stories].
+    #[arg(long, value_name = "FILE|FOLDER|NAME[=WEIGHT]")]
     data: Vec<DataSource>,
     /// Pack documents into full rows, of which each sees nothing of the others.
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
@@ -108,7 +109,7 @@ pub struct TrainArgs {
     /// Steps between checkpoints, 0 for none [default: as often as validation].
     #[arg(long, value_name = "STEPS", allow_negative_numbers = true)]
     checkpoint_every: Option<u64>,
-    /// How many of the last checkpoints stay, beside the best by validation [default: 2].
+    /// How many of the last checkpoints stay, beside the best by validation; the last stays also with 0 [default: 2].
     #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
     keep: Option<usize>,
     /// Steps between validations [default: a tenth of all].

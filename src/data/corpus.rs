@@ -1,6 +1,7 @@
 //! Where text and examples come from: the embedded stories, a text file, JSONL, JSON or Parquet in any of the forms of
 //! `form.rs`, compressed or not, or a folder of such files.
 
+mod check;
 mod pieces;
 mod records;
 mod table;
@@ -10,9 +11,10 @@ use std::sync::Arc;
 
 use super::form::Form;
 use super::hash::Hasher;
-use super::mapped::FileBytes;
+use super::passages::Passages;
 use super::story::StoryGrammar;
 use crate::error::{Error, Result};
+use check::check;
 pub use pieces::{Piece, Unit, Units};
 pub use records::Record;
 use records::{Layout, Packed, Reader, layout};
@@ -26,10 +28,17 @@ enum Format {
     Records(Layout, Packed, Form),
 }
 
+impl Format {
+    /// Whether every byte of a file is read by who reads all of its documents.
+    fn is_plain(self) -> bool {
+        matches!(self, Format::Text | Format::Records(_, Packed::Plainly, _))
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Source {
     Stories { seed: u64, count: u64 },
-    File { path: Arc<Path>, format: Format },
+    File { path: Arc<Path>, format: Format, bytes: u64 },
 }
 
 /// A bounded, ordered source of documents. Opening one reads every file once: to refuse what is no text before any work is
@@ -94,12 +103,10 @@ impl Corpus {
 
     /// Checks one file and takes it in, unless it holds nothing but white space.
     fn add(&mut self, path: &Path, hasher: &mut Hasher) -> Result<()> {
-        let bytes = FileBytes::open(path)?;
+        let mut passages = Passages::open(path)?;
         let layout = layout(path);
-        if layout.is_none_or(|(_, packed)| packed == Packed::Plainly) {
-            check_text(path, &bytes)?;
-        }
-        if bytes.iter().all(u8::is_ascii_whitespace) {
+        let is_text = layout.is_none_or(|(_, packed)| packed == Packed::Plainly);
+        if !check(path, &mut passages, is_text)? {
             return Ok(());
         }
         let path: Arc<Path> = path.into();
@@ -117,10 +124,11 @@ impl Corpus {
             Format::Records(layout, packed, form) => 2 + 64 * layout as u8 + 8 * packed as u8 + form as u8,
         };
         hasher.update(&[kind]);
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(&bytes);
-        self.bytes += bytes.len() as u64;
-        self.sources.push(Source::File { path, format });
+        let bytes = passages.bytes();
+        hasher.update(&bytes.to_le_bytes());
+        passages.each(|passage| hasher.update(passage))?;
+        self.bytes += bytes;
+        self.sources.push(Source::File { path, format, bytes });
         Ok(())
     }
 
@@ -204,35 +212,18 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 fn begins_array(path: &Path) -> Result<bool> {
-    let bytes = FileBytes::open(path)?;
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes);
-    Ok(bytes.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'['))
-}
-
-/// How gzip's and zstd's files begin.
-const COMPRESSED: [&[u8]; 2] = [&[0x1F, 0x8B], &[0x28, 0xB5, 0x2F, 0xFD]];
-
-/// Refuses what is no text: a NUL byte, or anything that is not UTF-8.
-fn check_text(path: &Path, bytes: &[u8]) -> Result<()> {
-    if COMPRESSED.iter().any(|mark| bytes.starts_with(mark)) {
-        let message = "is compressed, which only .jsonl and .json may be (.jsonl.gz, .json.zst); unpack it first";
-        return Err(Error::file(path, message));
+    let (mut passages, mut at) = (Passages::open(path)?, 0);
+    if passages.at(0, 3)? == b"\xEF\xBB\xBF" {
+        at = 3;
     }
-    let complain = |at: usize, what: &str, advice: &str| {
-        let before = &bytes[..at];
-        let line = before.iter().filter(|&&b| b == b'\n').count() as u64 + 1;
-        let column = before.iter().rev().take_while(|&&b| b != b'\n').count() + 1;
-        Err(records::at(path, line, format!("{what} at column {column}; {advice}")))
-    };
-    if let Err(error) = std::str::from_utf8(bytes) {
-        let at = error.valid_up_to();
-        let what = format!("is not UTF-8 text: byte 0x{:02X}", bytes[at]);
-        return complain(at, &what, "convert it first, for example with iconv -t UTF-8");
+    while at < passages.bytes() {
+        let bytes = passages.at(at, 1 << 10)?;
+        if let Some(first) = bytes.iter().find(|b| !b.is_ascii_whitespace()) {
+            return Ok(*first == b'[');
+        }
+        at += bytes.len() as u64;
     }
-    match bytes.iter().position(|&b| b == 0) {
-        Some(at) => complain(at, "is a binary file, not text: a NUL byte", "give plain text or JSONL"),
-        None => Ok(()),
-    }
+    Ok(false)
 }
 
 #[cfg(test)]

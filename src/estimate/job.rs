@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::nn::Lora;
 use crate::run::device_bytes;
-use crate::train::{Recipe, plans};
+use crate::train::{Base, Recipe, plans};
+use std::sync::Arc;
 
 /// A model and the way it is trained.
 #[derive(Debug, Clone)]
@@ -15,6 +16,8 @@ pub struct Job {
     pub config: ModelConfig,
     /// Batch, sequence, precision, optimizer, adapters where not all weights are trained, and the memory that is allowed.
     pub recipe: Recipe,
+    /// The model on disk that training goes on with, where it is there: adapters are of its weights, else of a model in bf16.
+    pub base: Option<Arc<Base>>,
 }
 
 /// Numbers of parameters.
@@ -77,7 +80,12 @@ impl Planned {
 impl Job {
     /// The same with other sizes, and memory.
     pub fn sized(&self, batch: usize, seq: usize, memory: Option<Bytes>) -> Job {
-        Job { recipe: Recipe { batch, seq, memory, ..self.recipe.clone() }, config: self.config.clone() }
+        self.with(Recipe { batch, seq, memory, ..self.recipe.clone() })
+    }
+
+    /// The same model, trained in another way.
+    pub fn with(&self, recipe: Recipe) -> Job {
+        Job { recipe, ..self.clone() }
     }
 
     /// Counts parameters.
@@ -91,12 +99,12 @@ impl Job {
         Ok(Parameters { model, trained })
     }
 
-    /// The plans of a step and of validation, within the memory that the recipe allows; adapters are of a model in bf16.
+    /// The plans of a step and of validation, within the memory that the recipe allows.
     ///
     /// # Errors
     /// If a tensor fits no buffer of an adapter with these limits, or has no kernel there.
     pub fn plans(&self, limits: &Limits, chooser: &mut dyn Chooser) -> Result<Planned> {
-        let plans = plans(&self.config, &self.recipe, None, limits, chooser)?;
+        let plans = plans(&self.config, &self.recipe, self.base.as_deref(), limits, chooser)?;
         Ok(Planned { train: plans.train, apply: plans.apply, eval: plans.eval, trade: plans.fit.map(|fit| fit.trade) })
     }
 

@@ -27,6 +27,9 @@ pub struct MachineFile {
     /// Shares of the roofline that operators reach, by operator; `rest` for all others.
     #[serde(default)]
     pub reached: BTreeMap<String, f64>,
+    /// Of operators, pairs of seconds at the roofline and of those that steps took, the short ones first.
+    #[serde(default)]
+    pub taken: BTreeMap<String, Vec<(f64, f64)>>,
     /// Seconds of a small dispatch.
     #[serde(default = "dispatch")]
     pub dispatch_seconds: f64,
@@ -122,6 +125,7 @@ impl MachineFile {
             bytes_per_second: machine.bytes_per_second,
             flops: machine.ceilings.iter().map(|c| (c.class.name().into(), c.arithmetic.max(c.matmul))).collect(),
             reached: machine.reached.clone(),
+            taken: machine.taken.clone(),
             dispatch_seconds: machine.dispatch_seconds,
             submission_seconds: machine.submission_seconds,
             watts: None,
@@ -138,6 +142,12 @@ impl MachineFile {
             rates.into_iter().filter_map(|(name, rate)| Some((name.to_string(), rate?))).collect();
         rates.extend(self.flops.iter().map(|(class, rate)| (format!("flops.{class}"), *rate)));
         rates.extend(self.reached.iter().map(|(op, share)| (format!("reached.{op}"), *share)));
+        for (op, pairs) in &self.taken {
+            let ascends = pairs.windows(2).all(|two| two[0].0 < two[1].0);
+            if !ascends || pairs.iter().any(|(x, y)| !(x.is_finite() && y.is_finite() && *x > 0.0 && *y > 0.0)) {
+                return Err(format!("taken.{op} must be pairs of seconds above 0, of which the first ascend"));
+            }
+        }
         if let Some((name, rate)) = rates.iter().find(|(_, rate)| !(rate.is_finite() && *rate > 0.0)) {
             return Err(format!("{name} is {rate}; it must be a number above 0"));
         }
@@ -171,6 +181,7 @@ impl MachineFile {
             submission_seconds: self.submission_seconds,
             workgroups: 0.0,
             reached: self.reached.clone(),
+            taken: self.taken.clone(),
         }
     }
 }

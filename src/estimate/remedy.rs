@@ -19,7 +19,7 @@ pub fn remedy(job: &Job, limits: &Limits, memory: Bytes) -> Option<String> {
     let bytes = |recipe: &Recipe| {
         let of = |allowed| {
             let recipe = Recipe { memory: allowed, ..recipe.clone() };
-            Job { recipe, config: job.config.clone() }.plans(&limits, &mut First).ok()
+            job.with(recipe).plans(&limits, &mut First).ok()
         };
         let whole = of(None)?;
         // Only activations can be computed again, for which there is no looking where the states alone are too many.

@@ -177,8 +177,7 @@ impl Llama {
             };
             // What ranks of the tensor axis take apart has experts in parts already.
             let specs = parts.only(&[Axis::Expert]).specs();
-            let mut next =
-                Whole::new(g, &inputs, |graph| ParamLayout::new(specs, u64::from(u32::MAX)).declare(graph))?;
+            let mut next = Whole::new(g, &inputs, |graph| ParamLayout::new(specs, u64::from(u32::MAX)).declare(graph))?;
             let given = whole.given(&next.params, &next.inputs, place(Axis::Expert))?;
             let OfRank { outputs, dropped } = axis.apply(&whole.graph, &mut next.graph, &given)?;
             said.put(&outputs);
@@ -188,9 +187,8 @@ impl Llama {
         }
         let along = Along { axis: Axis::Tensor, ranks: mesh.tensor };
         let embedding = own.held(EMBEDDING).and_then(|held| held.dim(along.axis));
-        let split_tokens = embedding.is_some()
-            && self.config().experts.is_none()
-            && g.dims(tokens)[1].is_multiple_of(along.ranks);
+        let split_tokens =
+            embedding.is_some() && self.config().experts.is_none() && g.dims(tokens)[1].is_multiple_of(along.ranks);
         let rank = parts.map_or(0, |parts| mesh.place(parts.rank, along.axis));
         let given = whole.given(params, &inputs, place(Axis::Tensor))?;
         let outputs = TensorAxis { along, rank, split_tokens }.apply(&whole.graph, g, &given)?;

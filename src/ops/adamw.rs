@@ -1,6 +1,6 @@
 //! One step of AdamW (Loshchilov and Hutter, 2019) on a flat page of parameters, in place.
 
-use super::update::Part;
+use super::update::{Part, RUN};
 use super::{gaps, update};
 use crate::base::{Array, Limits, TensorType};
 use crate::error::Result;
@@ -10,7 +10,8 @@ use crate::graph::{Cost, Io, Kernel, Op};
 ///
 /// Inputs: p, m, v, g; what [`super::Judge`] tells, f32 `[4]`: learning rate, 1/(1-β₁ᵗ), 1/(1-β₂ᵗ), and what g is
 /// multiplied by, 0 leaving the step out whatever g holds; and, where the page has padding, a table made by
-/// [`super::gap_table`]: those elements stay as they are. No outputs.
+/// [`super::gap_table`]: those elements stay as they are. Output: of every 4,096 elements of a
+/// part the sum of the squares of what was added to p.
 ///
 /// The order of operations is that of `torch.optim.AdamW`.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,7 +40,8 @@ impl Op for AdamW {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        update::check(inputs, 4, self.gradient(), &self.parts).map(|()| vec![])
+        update::check(inputs, 4, self.gradient(), &self.parts)?;
+        Ok(vec![update::added_type(&self.parts, self.start, RUN)])
     }
 
     fn writes(&self) -> Vec<usize> {
@@ -72,6 +74,6 @@ impl Op for AdamW {
             let denominator = (v.data[k] * bias2).sqrt() + f64::from(self.epsilon);
             p.data[i] -= rate * bias1 * m.data[k] / denominator;
         }
-        vec![p, m, v]
+        vec![update::added([&inputs[0], &p], &self.parts, self.start, RUN), p, m, v]
     }
 }

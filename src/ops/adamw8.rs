@@ -15,7 +15,8 @@ pub const BLOCK: usize = 256;
 /// The moments are of the whole page, or of g's elements only. Inputs: p; the moments' codes, u32 `[⌈N/2⌉]`, each of
 /// two elements, from the lowest byte m, v, m, v; their scales, f32 `[2·⌈N/256⌉]`, m's and v's of each block, the
 /// largest magnitude in it; g `[N]`; [`AdamW8::codes`]; then as [`super::AdamW`] what the judge tells, and the table of
-/// gaps. The first three are states. No outputs.
+/// gaps. The first three are states. Output: of every block of
+/// a part the sum of the squares of what was added to p.
 ///
 /// Moments are their code times their scale, move in f32, update p as they are, and are rounded to the nearest code, as
 /// bitsandbytes does. All parts begin at a multiple of 256; what follows the last in its block is padding.
@@ -140,7 +141,7 @@ impl Op for AdamW8 {
         if rest.iter().map(|part| part.end).chain([self.start]).any(|end| !end.is_multiple_of(BLOCK)) {
             return Err(format!("parts must begin at multiples of {BLOCK}"));
         }
-        Ok(vec![])
+        Ok(vec![update::added_type(&self.parts, self.start, BLOCK)])
     }
 
     fn writes(&self) -> Vec<usize> {
@@ -156,7 +157,7 @@ impl Op for AdamW8 {
         let whole = io.inputs[1] == Self::codes_type(io.inputs[0].shape.elements());
         let kept = if whole { 0 } else { self.start };
         let window = (limits.max_binding_bytes / 4) as usize / BLOCK * BLOCK;
-        let mut first = self.start;
+        let (mut first, mut run) = (self.start, 0);
         for part in &self.parts {
             for start in (first..part.end).step_by(window) {
                 let count = window.min(part.end - start);
@@ -168,6 +169,8 @@ impl Op for AdamW8 {
                     .param("start", start)
                     .param("block", (start - kept) / BLOCK)
                     .param("count", count)
+                    .param("run", run)
+                    .bind("y", Operand::Output(0), 0, io.outputs[0].bytes())
                     .param("rate", part.rate)
                     .param("decay", part.decay)
                     .param("beta1", self.beta1)
@@ -179,6 +182,7 @@ impl Op for AdamW8 {
                     }
                 }
                 kernel = kernel.dispatch(d);
+                run += count.div_ceil(BLOCK);
             }
             first = part.end;
         }
@@ -196,7 +200,7 @@ impl Op for AdamW8 {
         let [lr, bias1, bias2, factor] = inputs[5].data[..] else { unreachable!("checked when the node was made") };
         let [mut p, mut moments, mut scales] = [0, 1, 2].map(|i| inputs[i].clone());
         if factor == 0.0 {
-            return vec![p, moments, scales];
+            return vec![Array::zeros(update::added_type(&self.parts, self.start, BLOCK).shape), p, moments, scales];
         }
         let (signed, unsigned) = inputs[4].data.split_at(256);
         let whole = inputs[1].data.len() == inputs[0].data.len().div_ceil(2);
@@ -230,7 +234,7 @@ impl Op for AdamW8 {
             }
             (scales.data[2 * block], scales.data[2 * block + 1]) = most;
         }
-        vec![p, moments, scales]
+        vec![update::added([&inputs[0], &p], &self.parts, self.start, BLOCK), p, moments, scales]
     }
 }
 

@@ -2,6 +2,7 @@
 //! the step along it. Both work in place on the matrix's range of a flat page.
 
 use super::in_page;
+use super::update::{self, Part, RUN};
 use crate::base::{Array, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Io, Kernel, Op, Operand};
@@ -20,7 +21,8 @@ pub struct MuonMomentum {
     pub nesterov: bool,
 }
 
-/// p -= lr·rate·decay·p + lr·adjusted·x. Inputs: the page of p, a state; x `[R,C]`; what the judge tells. No outputs.
+/// p -= lr·rate·decay·p + lr·adjusted·x. Inputs: the page of p, a state; x `[R,C]`; what the judge tells. The output is
+/// that of [`super::AdamW`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct MuonUpdate {
     /// The matrix's first element in the page, a multiple of 64.
@@ -71,13 +73,20 @@ impl Op for MuonMomentum {
     }
 }
 
+impl MuonUpdate {
+    fn part(&self, x: &TensorType) -> [Part; 1] {
+        [Part { end: self.start + x.shape.elements(), rate: self.rate, decay: self.decay }]
+    }
+}
+
 impl Op for MuonUpdate {
     fn name(&self) -> &'static str {
         "muon_update"
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        in_page::check(inputs, self.start, 4).map(|()| vec![])
+        in_page::check(inputs, self.start, 4)?;
+        Ok(vec![update::added_type(&self.part(inputs[1]), self.start, RUN)])
     }
 
     fn writes(&self) -> Vec<usize> {
@@ -85,9 +94,8 @@ impl Op for MuonUpdate {
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let params = [("rate", self.rate), ("decay", self.decay), ("adjusted", self.adjusted)];
-        let matrices = [("x", Operand::Input(1))];
-        vec![in_page::kernel("muon_update", ["p", "told"], &matrices, &params, self.start, io, limits)]
+        let (gradient, parts) = (update::Gradient { input: 1, start: self.start }, self.part(&io.inputs[1]));
+        vec![update::kernel("muon_update", io, limits, &["p", "x"], gradient, &parts, &[("adjusted", self.adjusted)])]
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -104,6 +112,6 @@ impl Op for MuonUpdate {
                 *p = *p - *p * decay - step * x;
             }
         }
-        vec![p]
+        vec![update::added([&inputs[0], &p], &self.part(&inputs[1].ty), self.start, RUN), p]
     }
 }

@@ -2,14 +2,15 @@
 //! page of parameters, in place.
 
 use super::gaps;
-use super::update::{self, Part};
+use super::update::{self, Part, RUN};
 use crate::base::{Array, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Io, Kernel, Op};
 
 /// Updates p, and with momentum m (states, f32), from g: m is of the whole page as p is, or of g's elements only.
 ///
-/// Inputs: p, g, m where there is momentum; then as [`super::AdamW`] what the judge tells, and the table of gaps. No outputs.
+/// Inputs: p, g, m where there is momentum; then as [`super::AdamW`] what the judge tells, and the table of gaps. The output is
+/// also that of AdamW.
 ///
 /// As `torch.optim.SGD`, from an m of zeros: the decay of p is added to the gradient, m = µ·m + g, and p -= lr·m, or
 /// lr·(g + µ·m) with Nesterov's.
@@ -41,7 +42,8 @@ impl Op for Sgd {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        update::check(inputs, self.pages(), self.gradient(), &self.parts).map(|()| vec![])
+        update::check(inputs, self.pages(), self.gradient(), &self.parts)?;
+        Ok(vec![update::added_type(&self.parts, self.start, RUN)])
     }
 
     fn writes(&self) -> Vec<usize> {
@@ -78,6 +80,7 @@ impl Op for Sgd {
             }
             p.data[i] -= rate * step;
         }
-        [Some(p), m].into_iter().flatten().collect()
+        let added = update::added([&inputs[0], &p], &self.parts, self.start, RUN);
+        [Some(added), Some(p), m].into_iter().flatten().collect()
     }
 }

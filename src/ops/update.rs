@@ -1,8 +1,9 @@
-//! What updates of parameters share: a page is updated in place, part by part, of which each has its own rates.
+//! What updates of parameters share: a page is updated in place, part by part, of which each has its own rates; and what says how
+//! far that went, of every run of elements the sum of the squares of what was added.
 
 use super::gaps;
-use super::windows::item;
-use crate::base::{DType, Limits, TensorType};
+use super::windows::{item, ranges, reduce_lanes};
+use crate::base::{Array, DType, Limits, TensorType};
 use crate::graph::{Dispatch, Io, Kernel, Operand, spread};
 
 /// A part of a page whose parameters are updated alike: those before `end` that belong to no part before it.
@@ -19,6 +20,34 @@ pub struct Part {
 /// The part in which element `i` lies.
 pub(super) fn part_of(parts: &[Part], i: usize) -> &Part {
     parts.iter().find(|part| i < part.end).expect("parts cover the page")
+}
+
+/// Elements of a run: what a workgroup updates, and says how far. A page has few enough runs for one workgroup to sum them up.
+pub(super) const RUN: usize = 4096;
+
+/// How many runs each part has that is updated from element `start` on.
+fn runs(parts: &[Part], start: usize, run: usize) -> impl Iterator<Item = usize> {
+    let starts = [start].into_iter().chain(parts.iter().map(|part| part.end));
+    starts.zip(parts).map(move |(start, part)| (part.end - start).div_ceil(run))
+}
+
+/// What an update of such parts says of its runs of so many elements, those of each part by themselves: sums of squares, f32 `[runs]`.
+pub(super) fn added_type(parts: &[Part], start: usize, run: usize) -> TensorType {
+    TensorType::f32([runs(parts, start, run).sum()])
+}
+
+/// Those sums by the parameters `before` and `after`.
+pub(super) fn added([before, after]: [&Array; 2], parts: &[Part], start: usize, run: usize) -> Array {
+    let mut sums = Vec::new();
+    let mut first = start;
+    for part in parts {
+        for elements in ranges(part.end - first, run) {
+            let squares = elements.map(|i| (after.data[first + i] - before.data[first + i]).powi(2));
+            sums.push(squares.sum());
+        }
+        first = part.end;
+    }
+    Array::new(added_type(parts, start, run), sums)
 }
 
 /// Which input of an update is the gradient, and of which elements of the page it is: those from `start` on.
@@ -66,7 +95,8 @@ pub(super) fn check(inputs: &[&TensorType], pages: usize, gradient: Gradient, pa
 }
 
 /// The kernel of an update over its parts, each in windows that fit a binding. Inputs are the pages under `names`, then
-/// `told` and perhaps `gaps`; `params` are those of every dispatch.
+/// `told` and perhaps `gaps`; `params` are those of every dispatch. Where the
+/// operator has an output, it is of [`added_type`].
 pub(super) fn kernel(
     shader: &'static str,
     io: &Io,
@@ -77,20 +107,23 @@ pub(super) fn kernel(
     params: &[(&'static str, f32)],
 ) -> Kernel {
     let (n, pages) = (io.inputs[gradient.input].shape.elements(), names.len());
-    let workgroup = if limits.is_cpu { 64 } else { 256 };
+    let [workgroup, _] = reduce_lanes(limits);
     let has_gaps = io.inputs.len() > pages + 1;
     // Padding begins at any element.
     let item = if has_gaps { 1 } else { item(n) };
     let mut kernel = Kernel::new(shader, format!("lanes_{workgroup}"))
         .constant("WORKGROUP", workgroup)
         .constant("VECTOR", usize::from(item == 4))
-        .constant("GAPS", usize::from(has_gaps));
-    let window = (limits.max_binding_bytes / 256 * 64) as usize;
-    let mut first = gradient.start;
+        .constant("GAPS", usize::from(has_gaps))
+        .constant("ADDED", io.outputs.len())
+        .constant("PART", RUN);
+    // A window is a whole number of runs.
+    let window = (limits.max_binding_bytes as usize / 4 / RUN).max(1) * RUN;
+    let (mut first, mut run) = (gradient.start, 0);
     for part in parts {
         for start in (first..part.end).step_by(window) {
             let count = window.min(part.end - start);
-            let mut d = Dispatch::new(spread((count / item).div_ceil(workgroup), limits))
+            let mut d = Dispatch::new(spread(count.div_ceil(RUN), limits))
                 .param("start", start / item)
                 .param("count", count / item)
                 .param("rate", part.rate)
@@ -106,7 +139,11 @@ pub(super) fn kernel(
             for (name, i) in ["told", "gaps"].into_iter().zip(pages..io.inputs.len()) {
                 d = d.bind(name, Operand::Input(i), 0, io.inputs[i].bytes());
             }
+            if let Some(ty) = io.outputs.first() {
+                d = d.param("run", run).bind("y", Operand::Output(0), 0, ty.bytes());
+            }
             kernel = kernel.dispatch(d);
+            run += count.div_ceil(RUN);
         }
         first = part.end;
     }

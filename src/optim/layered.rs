@@ -4,9 +4,9 @@
 //! What must be known of all gradients before any parameter changes, their norm, takes a pass of its own, whose gradients
 //! are measured and dropped; the second makes the same ones to the bit. Without clipping and its like one pass is enough.
 
-use super::judge;
-use super::optimizer::{HYPER, Optimizer, Stretch, gap_constant};
+use super::optimizer::{HYPER, Optimizer, Stretch, gap_constant, output_norm};
 use super::{Rule, Update};
+use super::{judge, norm as total};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Concat, Graph, Value, gradients_in_turn, unit};
@@ -99,6 +99,7 @@ impl Optimizer {
         let judged = g.scope("optimizer", |g| self.judge(g, &[known, hyper]))?;
         let told = judged[1];
         let loss = loss(g)?;
+        let mut added = Vec::new();
         pieces(g, layout, params, [loss, scale], words, &mut |g, piece| {
             if !self.needs_norm() {
                 sums.push(squares(g, &piece)?);
@@ -107,13 +108,17 @@ impl Optimizer {
             let table = if piece.is_whole { tables[i].as_slice() } else { &[] };
             let elements = piece.start..piece.start + g.ty(piece.gradient).shape.elements();
             let rest = [&[piece.gradient, told], table].concat();
-            g.scope(format!("optimizer.{i}"), |g| {
-                self.plain(g, Stretch { elements, ..Stretch::whole(i, page, params.pages[i]) }, &rest)
-            })
+            added.push(g.scope(format!("optimizer.{i}"), |g| {
+                let sums = self.plain(g, Stretch { elements, ..Stretch::whole(i, page, params.pages[i]) }, &rest)?;
+                // At once, for all of them would be kept to the end of the step.
+                total::one(g, vec![sums])
+            })?);
+            Ok(())
         })?;
         let size = if self.needs_norm() { judged[0] } else { norm(g, &sums)? };
         g.output("loss", loss);
         g.output("grad_norm", size);
+        output_norm(g, &added)?;
         for (i, page) in layout.pages().iter().enumerate() {
             let rest = [&[told], tables[i].as_slice()].concat();
             g.scope(format!("optimizer.{i}"), |g| self.average(g, i, page, params.pages[i], &rest))?;

@@ -10,7 +10,7 @@ mod schedule;
 mod sharded;
 
 pub use judge::{JUDGE, LossScaling};
-pub use optimizer::{EMA, HYPER, KEEP, Optimizer};
+pub use optimizer::{EMA, HYPER, KEEP, Optimizer, UPDATE_NORM};
 pub use rule::{Rule, Settings, Update};
 pub use schedule::{Schedule, Shape};
 pub use sharded::Shard;

@@ -65,7 +65,8 @@ fn in_parts(layout: &ParamLayout, name: &str) -> Option<(usize, Along)> {
 }
 
 impl Optimizer {
-    /// One step for every matrix of page `i`, whose parameters are the state `page`. The momentum is the state `muon_m.<i>`.
+    /// One step for every matrix of page `i`, whose parameters are the state `page`; of each, sums of squares of what is added.
+    /// The momentum is the state `muon_m.<i>`.
     pub(super) fn orthogonal(
         &self,
         g: &mut Graph,
@@ -74,14 +75,15 @@ impl Optimizer {
         page: Value,
         gradients: &[Value],
         told: Value,
-    ) -> Result<()> {
+    ) -> Result<Vec<Value>> {
         let place = &layout.pages()[i];
         let parts = self.parts(place);
         let momentum = g.state(&format!("muon_m.{i}"), g.ty(page).clone());
+        let mut added = Vec::new();
         for (n, &start) in place.params.clone().zip(&place.starts) {
             let (spec, part) =
                 (&layout.specs()[n], parts.iter().find(|p| start < p.end).expect("parts cover the page"));
-            g.scope(&spec.name, |g| {
+            added.push(g.scope(&spec.name, |g| {
                 let op = MuonMomentum { start, momentum: self.momentum as f32, nesterov: self.nesterov };
                 let velocity = g.apply1(op, &[momentum, gradients[n], told])?;
                 let direction = orthogonalised(g, velocity, in_parts(layout, &spec.name))?;
@@ -90,9 +92,9 @@ impl Optimizer {
                 // The root mean square of an update is then that of AdamW's, 0.2 or so, and one rate serves both.
                 let adjusted = f64::from(part.rate) * 0.2 * rows.max(columns).sqrt();
                 let op = MuonUpdate { start, rate: part.rate, decay: part.decay, adjusted: adjusted as f32 };
-                g.apply(op, &[page, direction, told])
-            })?;
+                g.apply1(op, &[page, direction, told])
+            })?);
         }
-        Ok(())
+        Ok(added)
     }
 }

@@ -7,11 +7,15 @@ use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Concat, Graph, Map, Value, gradients, gradients_in_turn, scaled_gradients};
 use crate::nn::{Group, PARAMETERS, Page, ParamLayout, ParamSpec, Params, Parts, names_match};
-use crate::ops::{Accumulate, AdamW, AdamW8, Ema, Part, Sgd, gap_table};
+use crate::ops::{Accumulate, AdamW, AdamW8, Ema, GlobalNorm, Part, Sgd, gap_table};
 use std::ops::Range;
 
 /// Name of the graph's input that holds [`Optimizer::hyper`].
 pub const HYPER: &str = "hyper";
+
+/// Name of the output, f32 `[1]`, that is the norm of what a step adds to the parameters, 0 where it is left out: as far as they
+/// move, rounded as they are. Where ranks hold parts of the parameters there is none.
+pub const UPDATE_NORM: &str = "update_norm";
 
 /// The states `ema.<page>` hold the moving average of the parameters.
 pub const EMA: &str = "ema";
@@ -163,7 +167,7 @@ impl Optimizer {
 
     /// Appends the backward pass and one update. Reads the input [`HYPER`], which it declares; what belongs to the optimizer
     /// are the states [`JUDGE`], and those of its rule, one a page, as `adam_m.<page>` and `adam_v.<page>`; gives the
-    /// outputs `loss` and `grad_norm` (before clipping), f32 `[1]` each, and [`JUDGE`], the state after the step.
+    /// outputs `loss`, `grad_norm` (before clipping) and [`UPDATE_NORM`], f32 `[1]` each, and [`JUDGE`], the state after the step.
     ///
     /// # Errors
     /// If the loss does not depend on every parameter.
@@ -282,23 +286,27 @@ impl Optimizer {
         })?;
         g.output("grad_norm", judged[0]);
         let (told, loss) = (judged[1], judged.get(2).copied());
+        let mut added = Vec::new();
         for (i, page) in layout.pages().iter().enumerate() {
             g.scope(format!("optimizer.{i}"), |g| {
                 let state = params[i];
                 if page.groups[0].0.kind == 0 && self.rule == Rule::Muon {
-                    self.orthogonal(g, layout, i, state, &gradients.views, told)?;
+                    added.extend(self.orthogonal(g, layout, i, state, &gradients.views, told)?);
                 } else {
                     let rest = [&[gradients.pages[i], told], gaps[i].as_slice()].concat();
-                    self.plain(g, Stretch::whole(i, page, state), &rest)?;
+                    added.push(self.plain(g, Stretch::whole(i, page, state), &rest)?);
                 }
                 self.average(g, i, page, state, &[&[told], gaps[i].as_slice()].concat())
             })?;
         }
+        if layout.parts().is_none() {
+            output_norm(g, &added)?;
+        }
         Ok(loss)
     }
 
-    /// One update of a stretch of a page, whose gradient and what follows it `rest` is.
-    pub(super) fn plain(&self, g: &mut Graph, stretch: Stretch, rest: &[Value]) -> Result<()> {
+    /// One update of a stretch of a page, whose gradient and what follows it `rest` is; gives sums of squares of what it adds.
+    pub(super) fn plain(&self, g: &mut Graph, stretch: Stretch, rest: &[Value]) -> Result<Value> {
         let Stretch { index: i, page, state, elements, kept } = stretch;
         let (ty, start) = (TensorType::f32([kept]), elements.start);
         let mut parts: Vec<Part> = self.parts(page).into_iter().filter(|part| part.end > start).collect();
@@ -309,7 +317,7 @@ impl Optimizer {
             Rule::AdamW | Rule::Muon => {
                 let [m, v] = ["adam_m", "adam_v"].map(|name| g.state(&format!("{name}.{i}"), ty.clone()));
                 let [beta1, beta2, epsilon] = [self.beta1, self.beta2, self.epsilon].map(|x| x as f32);
-                g.apply(AdamW { beta1, beta2, epsilon, start, parts }, &[&[state, m, v], rest].concat())?;
+                g.apply1(AdamW { beta1, beta2, epsilon, start, parts }, &[&[state, m, v], rest].concat())
             }
             Rule::AdamW8bit => {
                 let moments = g.state(&format!("{CODES}.{i}"), AdamW8::codes_type(kept));
@@ -318,16 +326,17 @@ impl Optimizer {
                 let codes = g.constant("codes", TensorType::f32([512]), codes);
                 let [beta1, beta2, epsilon] = [self.beta1, self.beta2, self.epsilon].map(|x| x as f32);
                 let inputs = [&[state, moments, scales, rest[0], codes], &rest[1..]].concat();
-                g.apply(AdamW8 { beta1, beta2, epsilon, start, parts }, &inputs)?;
+                let sums = g.apply1(AdamW8 { beta1, beta2, epsilon, start, parts }, &inputs)?;
+                // One of each block: many, of which one workgroup alone would take long.
+                g.sum_to(sums, &TensorType::f32([1]))
             }
             Rule::Sgd => {
                 let sgd = Sgd { momentum: self.momentum as f32, nesterov: self.nesterov, start, parts };
                 let m = (self.momentum != 0.0).then(|| g.state(&format!("momentum.{i}"), ty));
                 let inputs = [&[state, rest[0]], m.as_slice(), &rest[1..]].concat();
-                g.apply(sgd, &inputs)?;
+                g.apply1(sgd, &inputs)
             }
         }
-        Ok(())
     }
 
     /// The moving average of a page, where one is kept.
@@ -373,6 +382,13 @@ impl<'a> Stretch<'a> {
     pub(super) fn whole(index: usize, page: &'a Page, state: Value) -> Stretch<'a> {
         Stretch { index, page, state, elements: 0..page.elements, kept: page.elements }
     }
+}
+
+/// Gives a graph the output [`UPDATE_NORM`], from all sums of squares of what is added.
+pub(super) fn output_norm(g: &mut Graph, added: &[Value]) -> Result<()> {
+    let norm = g.scope("optimizer.update", |g| g.apply1(GlobalNorm, added))?;
+    g.output(UPDATE_NORM, norm);
+    Ok(())
 }
 
 /// The table of a page's gaps, where it has some, as updates and norms take it.

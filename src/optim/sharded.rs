@@ -2,7 +2,7 @@
 //! its part of the gradients, keeps the moments of that part and updates it. At stages 1 and 2 all gather then what the others
 //! have updated; at stage 3 nobody keeps more parameters than its part.
 
-use super::optimizer::{CODES, GRADIENTS, HYPER, Optimizer, SCALES, Stretch, gap_constant, sums, table};
+use super::optimizer::{CODES, GRADIENTS, HYPER, Optimizer, SCALES, Stretch, gap_constant, output_norm, sums, table};
 use super::{Rule, norm};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
@@ -147,26 +147,28 @@ impl Optimizer {
             self.judge(g, &[&[norm, hyper], totals.as_slice()].concat())
         })?;
         g.output("grad_norm", judged[0]);
+        let mut added = Vec::new();
         for (i, (page, (elements, own, params, part, gaps))) in layout.pages().iter().zip(owned).enumerate() {
-            g.scope(format!("optimizer.{i}"), |g| {
-                let rest = |gaps: &[Value]| [&[part, judged[1]], gaps].concat();
-                if shard == Shard::Parameters {
-                    self.plain(g, Stretch::whole(i, &own, params), &rest(&gaps))?;
-                } else {
-                    let (all, elements) = (gap_constant(g, page), elements.clone());
-                    self.plain(
-                        g,
-                        Stretch { index: i, page, state: params, elements, kept: own.elements },
-                        &rest(&all),
-                    )?;
-                }
+            added.push(g.scope(format!("optimizer.{i}"), |g| {
+                let (stretch, gaps_) = match shard {
+                    Shard::Parameters => (Stretch::whole(i, &own, params), gaps.clone()),
+                    _ => {
+                        let (elements, kept) = (elements.clone(), own.elements);
+                        (Stretch { index: i, page, state: params, elements, kept }, gap_constant(g, page))
+                    }
+                };
+                let added = self.plain(g, stretch, &[&[part, judged[1]], gaps_.as_slice()].concat())?;
                 let updated = own_part(g, params, &elements)?;
-                self.average(g, i, &own, updated, &[&[judged[1]], gaps.as_slice()].concat())
-            })?;
+                self.average(g, i, &own, updated, &[&[judged[1]], gaps.as_slice()].concat())?;
+                Ok(added)
+            })?);
             if shard < Shard::Parameters {
                 g.scope(format!("ranks.{i}"), |g| g.apply(GatherState { along, part: rank }, &[params]))?;
             }
         }
+        let own = g.scope("optimizer.update", |g| norm::one(g, added))?;
+        let all = g.scope("ranks.update", |g| g.apply1(AllReduce(along), &[own]))?;
+        output_norm(&mut g, &[all])?;
         g.output("loss", judged[2]);
         Ok(g)
     }

@@ -165,6 +165,7 @@ mod tests {
             submission_seconds: 1e-4,
             workgroups: 100.0,
             reached: Default::default(),
+            taken: Default::default(),
         }
     }
 

@@ -51,7 +51,14 @@ pub struct Machine {
     /// [`Machine::REST`] that of all others. Nothing means all of it.
     #[serde(default)]
     pub reached: BTreeMap<String, f64>,
+    /// Of operators, and of a class of arithmetic beyond f32 as `matmul f16`, how long steps of several sizes took: pairs of the seconds that [`Machine::predicted`] says and of those
+    /// measured, the short ones first. Small steps reach another share of the roof than large ones.
+    #[serde(default)]
+    pub taken: BTreeMap<String, Vec<(f64, f64)>>,
 }
+
+/// Steps whose predictions are within this factor count as of one size.
+const ALIKE: f64 = 2.0;
 
 impl Machine {
     /// The name in [`Machine::reached`] that stands for every operator without an entry of its own.
@@ -95,7 +102,7 @@ impl Machine {
         let workgroups = width(gpu, ceilings[0].arithmetic).await?;
         let dispatch_seconds = dispatch(gpu, &tiny(gpu).await?, false).await?;
         let (pass_seconds, submission_seconds) = (0.0, 0.0);
-        let reached = BTreeMap::new();
+        let (reached, taken) = (BTreeMap::new(), BTreeMap::new());
         Ok(Machine {
             bytes_per_second,
             ceilings,
@@ -104,6 +111,7 @@ impl Machine {
             submission_seconds,
             workgroups,
             reached,
+            taken,
         })
     }
 
@@ -133,6 +141,7 @@ impl Machine {
             submission_seconds: self.submission_seconds.min(other.submission_seconds),
             workgroups: self.workgroups.max(other.workgroups),
             reached: self.reached.clone(),
+            taken: self.taken.iter().map(|(op, mine)| (op.clone(), shorter(mine, other.taken.get(op)))).collect(),
         }
     }
 
@@ -164,7 +173,9 @@ impl Machine {
     /// was timed are taken to reach what all together do.
     pub fn learn<'a>(&mut self, timed: impl IntoIterator<Item = (&'a Step, f64)>) {
         let mut sums: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+        let mut all: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
         for (step, seconds) in timed {
+            all.entry(kind(step)).or_default().push((self.predicted(step), seconds));
             for name in [step.op, Machine::REST] {
                 let sum = sums.entry(name).or_default();
                 *sum = (sum.0 + self.predicted(step), sum.1 + seconds);
@@ -172,10 +183,15 @@ impl Machine {
         }
         let share = |(name, (limit, seconds)): (&str, (f64, f64))| (name.to_string(), limit / seconds);
         self.reached = sums.into_iter().map(share).collect();
+        self.taken = all.into_iter().map(|(op, pairs)| (op, by_size(pairs))).collect();
     }
 
-    /// Seconds that a step takes if it reaches of the roof what its operator does.
+    /// Seconds that a step takes if it reaches of the roof what steps of its operator do that are about as large, or else what
+    /// its operator does.
     pub fn expected(&self, step: &Step) -> f64 {
+        if let Some(pairs) = self.taken.get(&kind(step)).filter(|pairs| !pairs.is_empty()) {
+            return between(pairs, self.predicted(step));
+        }
         let reached = self.reached.get(step.op).or_else(|| self.reached.get(Machine::REST));
         self.predicted(step) / reached.filter(|r| **r > 0.0).unwrap_or(&1.0)
     }
@@ -183,6 +199,56 @@ impl Machine {
     /// The same of a whole plan, with the way to the device and back.
     pub fn expected_plan(&self, plan: &Plan) -> f64 {
         self.submission_seconds + plan.steps.iter().map(|s| self.expected(s)).sum::<f64>()
+    }
+}
+
+/// What steps are compared as in [`Machine::taken`].
+fn kind(step: &Step) -> String {
+    match Class::of(step.shader, &step.constants) {
+        Class::F32 => step.op.into(),
+        class => format!("{} {}", step.op, class.name()),
+    }
+}
+
+/// Pairs in order of the first, those that are alike as their sums' mean.
+fn by_size(mut pairs: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    pairs.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let alike = pairs.chunk_by({
+        let mut first = None;
+        move |a, b| {
+            let begins = *first.get_or_insert(a.0);
+            let same = b.0 <= ALIKE * begins;
+            if !same {
+                first = Some(b.0);
+            }
+            same
+        }
+    });
+    let mean = |group: &[(f64, f64)]| {
+        let (x, y) = group.iter().fold((0.0, 0.0), |sum, pair| (sum.0 + pair.0, sum.1 + pair.1));
+        (x / group.len() as f64, y / group.len() as f64)
+    };
+    alike.map(mean).collect()
+}
+
+/// The shorter of two times that were taken of the same sizes; sizes are told by their predictions, which a better machine moves
+/// all alike.
+fn shorter(mine: &[(f64, f64)], other: Option<&Vec<(f64, f64)>>) -> Vec<(f64, f64)> {
+    let Some(other) = other.filter(|other| other.len() == mine.len()) else { return mine.to_vec() };
+    mine.iter().zip(other).map(|(a, b)| (a.0.min(b.0), a.1.min(b.1))).collect()
+}
+
+/// What belongs to `x` by pairs in ascending order: between two of them by a power law, outside in proportion.
+fn between(pairs: &[(f64, f64)], x: f64) -> f64 {
+    let (first, last) = (pairs[0], pairs[pairs.len() - 1]);
+    let after = pairs.partition_point(|pair| pair.0 <= x);
+    match pairs.get(after) {
+        None => last.1 * x / last.0,
+        Some(_) if after == 0 => first.1 * x / first.0,
+        Some(&(b, upper)) => {
+            let (a, lower) = pairs[after - 1];
+            lower * (upper / lower).powf((x / a).ln() / (b / a).ln())
+        }
     }
 }
 
@@ -210,4 +276,22 @@ async fn dispatch(gpu: &Gpu, tiny: &Prepared, split: bool) -> Result<f64> {
 fn io(elements: usize) -> Io {
     let ty = TensorType::f32([elements]);
     Io { inputs: vec![ty.clone()], outputs: vec![ty] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_expected_to_take_what_those_of_their_size_took() {
+        let pairs = by_size(vec![(8.0, 16.0), (1.0, 10.0), (1.5, 12.0), (8.0, 20.0), (100.0, 150.0)]);
+        assert_eq!(pairs, [(1.25, 11.0), (8.0, 18.0), (100.0, 150.0)]);
+        let close =
+            |x: f64, y: f64| assert!((between(&pairs, x) / y - 1.0).abs() < 1e-12, "{x}: {}", between(&pairs, x));
+        close(8.0, 18.0);
+        close(0.125, 1.1);
+        close(1000.0, 1500.0);
+        // In the middle of the logarithms.
+        close((8.0f64 * 100.0).sqrt(), (18.0f64 * 150.0).sqrt());
+    }
 }

@@ -65,6 +65,9 @@ pub enum Event {
         lr: f64,
         /// Global norm of the gradient, before clipping.
         grad_norm: f32,
+        /// Norm of what the step added to the parameters; none where ranks hold parts of them.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        update_norm: Option<f32>,
         /// Scale of the loss from here on, in mixed precision.
         #[serde(skip_serializing_if = "Option::is_none")]
         loss_scale: Option<f32>,

@@ -5,12 +5,14 @@ use super::graphs::{Rows, Work, graph};
 use super::load::Load;
 use super::{Base, Recipe, Subject, optimizer};
 use crate::base::{Bytes, Limits};
-use crate::compile::{Chooser, Plan, Trade, compile, compile_steps, human_bytes, optimise, recompute};
+use crate::compile::{
+    BufferKind, BufferSpec, Chooser, Plan, Trade, compile, compile_steps, human_bytes, optimise, recompute,
+};
 use crate::error::{Error, Result};
 use crate::graph::Kind;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::Declare;
-use crate::run::device_bytes;
+use crate::run::{bytes_beside, device_bytes};
 
 /// What a training run computes.
 #[derive(Debug)]
@@ -30,7 +32,7 @@ pub struct Plans {
 pub struct Fit {
     /// Bytes allowed: by the recipe, or by the adapter.
     pub allowed: u64,
-    /// Bytes that validation, and an update after several batches, take of them beside a step.
+    /// Bytes that validation, an update after several batches, and rows of other lengths take of them beside a step.
     pub beside: u64,
     /// What a step trades for the rest.
     pub trade: Trade,
@@ -95,17 +97,84 @@ pub fn plans(
     limits: &Limits,
     chooser: &mut dyn Chooser,
 ) -> Result<Plans> {
-    plans_of(0, config, recipe, base, limits, chooser)
+    plans_of(0, config, recipe, 0, base, limits, chooser)
 }
 
-/// Those of a rank of the recipe's mesh.
+/// Those of a rank of the recipe's mesh, for rows of several lengths, the longest last: what shorter rows take beside the longest,
+/// whose arenas they use, is within the memory, too.
 ///
 /// # Errors
 /// As [`plans`].
-pub(super) fn plans_of(
+pub(super) fn plans_of_lengths(
     rank: usize,
     config: &ModelConfig,
     recipe: &Recipe,
+    lengths: &[usize],
+    base: Option<&Base>,
+    limits: &Limits,
+    chooser: &mut dyn Chooser,
+) -> Result<Vec<Plans>> {
+    let (&longest, shorter) = lengths.split_last().expect("rows have a length");
+    let mut of = |seq, memory: Option<Bytes>, beside| {
+        let recipe = Recipe { seq, memory: memory.or(recipe.memory), ..recipe.clone() };
+        plans_of(rank, config, &recipe, beside, base, limits, chooser)
+    };
+    let mut all = shorter.iter().map(|&seq| of(seq, None, 0)).collect::<Result<Vec<_>>>()?;
+    // Of a plan beside itself: its inputs and constants.
+    let beside = all.iter().map(|plans| plans.beside(plans)).sum();
+    let mut last = of(longest, None, beside)?;
+    if last.fit.is_some() {
+        let step = Bytes(last.train.totals().device_bytes());
+        for (plans, &seq) in all.iter_mut().zip(shorter) {
+            // Arenas that were made to fit for long rows may be smaller than those that short rows had all the memory for.
+            if bytes_beside(&plans.train, &last.train) > bytes_beside(&plans.train, &plans.train) {
+                *plans = of(seq, Some(step), 0)?;
+            }
+        }
+    }
+    let mut grown = 0;
+    for plans in &all {
+        grown += widen(&mut last.train, &plans.train) + widen(&mut last.eval, &plans.eval);
+    }
+    let taken = all.iter().map(|plans| plans.beside(&last)).sum::<u64>();
+    if let Some(fit) = &mut last.fit {
+        fit.beside += grown + taken.saturating_sub(beside);
+    }
+    all.push(last);
+    Ok(all)
+}
+
+/// Makes the arenas of a plan as large as those of one that is to use them; gives by how many bytes.
+fn widen(plan: &mut Plan, other: &Plan) -> u64 {
+    fn is_arena(buffer: &BufferSpec) -> bool {
+        buffer.kind == BufferKind::Arena
+    }
+    let wanted = other.buffers.iter().filter(|b| is_arena(b));
+    let mut grown = 0;
+    for (own, wanted) in plan.buffers.iter_mut().filter(|b| is_arena(b)).zip(wanted) {
+        let bytes = own.bytes.max(wanted.bytes);
+        grown += bytes - own.bytes;
+        own.bytes = bytes;
+    }
+    grown
+}
+
+impl Plans {
+    /// Bytes that these take beside those of other rows.
+    pub(super) fn beside(&self, other: &Plans) -> u64 {
+        bytes_beside(&self.train, &other.train) + bytes_beside(&self.eval, &other.eval)
+    }
+}
+
+/// Those of a rank of the recipe's mesh, where so many bytes are taken `beside` them.
+///
+/// # Errors
+/// As [`plans`].
+fn plans_of(
+    rank: usize,
+    config: &ModelConfig,
+    recipe: &Recipe,
+    beside: u64,
     base: Option<&Base>,
     limits: &Limits,
     chooser: &mut dyn Chooser,
@@ -123,12 +192,13 @@ pub(super) fn plans_of(
     let mut steps = optimise(&graph, limits)?;
     let eval = axis.validation(&optimise(&graph_of(&*subject.whole(), Work::Validation)?, limits)?)?;
     let eval = compile_steps(&eval, limits, chooser)?;
-    let apply = several.then(|| compile(&axis.apply(&optimizer, Load::of(config, recipe))?, limits, chooser)).transpose()?;
+    let apply =
+        several.then(|| compile(&axis.apply(&optimizer, Load::of(config, recipe))?, limits, chooser)).transpose()?;
     let asked = recipe.memory.map(|Bytes(bytes)| bytes);
     let mut traded = None;
     if let Some(allowed) = asked.into_iter().chain(limits.memory_bytes).min() {
         let shared = |name: &str| graph.nodes().iter().any(|n| matches!(n.kind, Kind::State) && n.name == name);
-        let beside = device_bytes([&eval].into_iter().chain(&apply), &shared);
+        let beside = beside + device_bytes([&eval].into_iter().chain(&apply), &shared);
         // What is computed again is chosen where all parameters are there, and of these not all will be.
         let (absent, budget) = (axis.absent(), allowed.saturating_sub(beside));
         let (fitted, trade) = recompute(&steps, limits, budget + absent)?;

@@ -81,6 +81,7 @@ impl Speed {
             smoothed_loss,
             lr: trainer.rate(step - 1),
             grad_norm: result.grad_norm,
+            update_norm: result.update_norm,
             loss_scale: result.loss_scale,
             skipped: Some(result.skipped),
             rewards: result.rewards,
@@ -89,7 +90,7 @@ impl Speed {
             tokens_per_second,
             roofline: self.limit.map(|limit| limit.step_seconds * share / per_step),
             mfu: self.limit.map(|limit| tokens_per_second * self.flops / limit.flops_per_second),
-            data_wait: trainer.data_wait(),
+            data_wait: result.data_wait,
         }
     }
 }

@@ -57,7 +57,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ("eval_limit", "most items of each of them"),
     ("out", "the run's folder: model, checkpoints, metrics"),
     ("checkpoint.every", "steps between checkpoints; without it, as validation; 0: none"),
-    ("checkpoint.keep", "how many of the last stay"),
+    ("checkpoint.keep", "how many of the last stay; the very last does also with 0"),
     ("checkpoint.best", "whether the best by validation stays besides"),
     (
         "checkpoint.neighbour_copies",

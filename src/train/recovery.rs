@@ -108,12 +108,14 @@ mod tests {
             Verdict::of(&StepResult {
                 loss,
                 grad_norm,
+                update_norm: None,
                 loss_scale,
                 skipped: 0,
                 left_out,
                 rewards: None,
                 experts: None,
                 tokens: 0,
+                data_wait: 0.0,
             })
         };
         let (nan, inf) = (f32::NAN, f32::INFINITY);

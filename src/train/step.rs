@@ -3,7 +3,7 @@
 use super::load::Load;
 use super::preferring::Rewards;
 use super::{ExpertLoad, GroupOptions, Precision, Recipe};
-use crate::optim::{JUDGE, LossScaling, Optimizer, Schedule, Settings};
+use crate::optim::{JUDGE, LossScaling, Optimizer, Schedule, Settings, UPDATE_NORM};
 use crate::run::Results;
 
 /// What a step reports.
@@ -13,6 +13,8 @@ pub struct StepResult {
     pub loss: f32,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f32,
+    /// Norm of what the step added to the parameters; none where ranks hold parts of them.
+    pub update_norm: Option<f32>,
     /// Where the loss is scaled: the next step's scale.
     pub loss_scale: Option<f32>,
     /// Steps left out so far because a gradient overflowed or was an outlier.
@@ -25,6 +27,8 @@ pub struct StepResult {
     pub experts: Option<ExpertLoad>,
     /// Tokens that were computed, those that fill up rows among them.
     pub tokens: u64,
+    /// Seconds that its batches were waited for.
+    pub data_wait: f64,
 }
 
 impl StepResult {
@@ -39,6 +43,7 @@ impl StepResult {
         StepResult {
             loss: first("loss"),
             grad_norm: first("grad_norm"),
+            update_norm: results.first(UPDATE_NORM),
             // Without scaling it stays 0.
             loss_scale: judged(0).filter(|scale| *scale > 0.0),
             skipped: judged(2).map_or(0, |n| n as u64),
@@ -46,6 +51,7 @@ impl StepResult {
             rewards: Rewards::of(&results),
             experts: None,
             tokens: 0,
+            data_wait: 0.0,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The device's side of training: one plan for a step, one for validation, and the states that they share.
 
 use super::axes::Axes;
-use super::fit::plans_of;
+use super::fit::plans_of_lengths;
 use super::graphs::{REFERENCE, STARTS, TOKEN};
 use super::load::{LOAD, Load};
 use super::preferring::{References, Rewards};
@@ -50,8 +50,8 @@ pub struct Trainer {
     runs: Vec<Run>,
     /// Of which of them batches are under way, the oldest first.
     under_way: VecDeque<usize>,
-    /// Tokens of the steps that are.
-    tokens: VecDeque<u64>,
+    /// Tokens of the steps that are, and the seconds that each waited for its batches.
+    given: VecDeque<(u64, f64)>,
     /// What follows the batches of a step, where there are several.
     apply: Option<Executor>,
     batches: u32,
@@ -64,7 +64,6 @@ pub struct Trainer {
     written: Vec<StateSize>,
     device_bytes: u64,
     submitted: u64,
-    data_wait: f64,
     world: World,
     axes: Axes,
     mesh: Mesh,
@@ -165,13 +164,9 @@ impl Trainer {
         let optimizer = optimizer(recipe);
         let theirs: Vec<Choice> = if world.is_first() { Vec::new() } else { world.first(None)? };
         let mut choices = Choices::new(&theirs, chooser);
-        let of_length = |seq: &usize| Recipe { seq: *seq, ..recipe.clone() };
-        let recipes: Vec<Recipe> = prepared.loader.lengths().iter().map(of_length).collect();
+        let lengths = prepared.loader.lengths();
         let mut planned = settle(&mut choices, |chooser| {
-            recipes
-                .iter()
-                .map(|recipe| plans_of(rank, &prepared.config, recipe, base, gpu.limits(), chooser))
-                .collect::<Result<Vec<_>>>()
+            plans_of_lengths(rank, &prepared.config, recipe, lengths, base, gpu.limits(), chooser)
         })
         .await;
         let kernels = choices.made();
@@ -245,7 +240,7 @@ impl Trainer {
             seed: recipe.seed,
             runs,
             under_way: VecDeque::with_capacity(UNDER_WAY),
-            tokens: VecDeque::with_capacity(UNDER_WAY),
+            given: VecDeque::with_capacity(UNDER_WAY),
             apply: apply_run,
             batches: recipe.accumulate,
             loader,
@@ -255,7 +250,6 @@ impl Trainer {
             written: written.filter(|(name, _)| !Optimizer::is_sum(name)).map(size).collect(),
             device_bytes,
             submitted: 0,
-            data_wait: 0.0,
             world: world.clone(),
             axes,
             mesh: recipe.mesh,
@@ -296,11 +290,6 @@ impl Trainer {
         self.device_bytes
     }
 
-    /// Seconds that the last submitted step waited for its batch.
-    pub fn data_wait(&self) -> f64 {
-        self.data_wait
-    }
-
     /// Steps done so far, and where the data stand, for a checkpoint; all that was submitted must be done.
     pub fn position(&self) -> (u64, LoaderState) {
         (self.submitted, self.loader.state())
@@ -311,9 +300,8 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub async fn submit(&mut self) -> Result<()> {
-        self.data_wait = 0.0;
         let hyper = self.optimizer.hyper(self.rate(self.submitted));
-        let mut tokens = 0;
+        let (mut tokens, mut waited) = (0, 0.0);
         for index in 0..self.batches {
             if self.apply.is_some() && self.under_way.len() == UNDER_WAY {
                 self.take().await?;
@@ -323,7 +311,7 @@ impl Trainer {
             let seed = (self.seed ^ (self.seed >> 32)) as u32;
             let seed = [seed, self.loader.state().step as u32, self.axes.share() as u32];
             let batch = self.loader.next_batch()?;
-            self.data_wait += asked.elapsed().as_secs_f64();
+            waited += asked.elapsed().as_secs_f64();
             tokens += batch.tokens.len() as u64;
             let at = self.runs.iter().position(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
             let train = &mut self.runs[at].train;
@@ -336,7 +324,7 @@ impl Trainer {
             train.submit().await?;
             self.under_way.push_back(at);
         }
-        self.tokens.push_back(tokens);
+        self.given.push_back((tokens, waited));
         if let Some(apply) = &mut self.apply {
             apply.set(HYPER, &hyper)?;
             apply.submit().await?;
@@ -350,12 +338,17 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub async fn result(&mut self) -> Result<StepResult> {
-        let tokens = self.tokens.pop_front().unwrap_or(0) * self.axes.shares() as u64;
+        let (tokens, data_wait) = self.given.pop_front().unwrap_or_default();
+        let tokens = tokens * self.axes.shares() as u64;
         let Some(apply) = &mut self.apply else {
             let at = self.under_way.pop_front().ok_or_else(|| Error::Graph("no step is under way".into()))?;
-            return Ok(StepResult { tokens, ..self.runs[at].train.read(StepResult::with(self.load)).await? });
+            return Ok(StepResult {
+                tokens,
+                data_wait,
+                ..self.runs[at].train.read(StepResult::with(self.load)).await?
+            });
         };
-        let mut result = StepResult { tokens, ..apply.read(StepResult::with(self.load)).await? };
+        let mut result = StepResult { tokens, data_wait, ..apply.read(StepResult::with(self.load)).await? };
         if self.references.is_some() {
             while self.rewards.len() < self.batches as usize {
                 self.take().await?;

@@ -323,7 +323,10 @@ fn every_command_explains_itself() {
             "--config --data --tokenizer --recipe --steps --batch --seq --lr --seed --out --quiet --log-format",
         ),
         ("generate --help", "--model --prompt --tokens --temperature --top-k --top-p --seed --adapter"),
-        ("plan --help", "--config --batch --seq --memory --lora-rank --base-dtype --machine --price --json --adapter"),
+        (
+            "plan --help",
+            "--recipe --config --model --batch --seq --pack --memory --lora-rank --base-dtype --machine --price --json --adapter",
+        ),
         ("doctor --help", "--adapter --json"),
     ] {
         let said = help(line);
@@ -385,4 +388,34 @@ fn a_rate_far_too_high_is_told_as_that() {
     let last = said.lines().last().unwrap_or_default();
     assert!(last.contains("training diverged; try a lower --lr, or a longer warmup. Nothing was saved."), "{said}");
     assert!(!place.path("x/model.safetensors").exists());
+}
+
+/// A recipe's values are those of the plan, flags win, and a model on disk is planned by what its files hold.
+#[test]
+fn plans_take_recipes_and_models() {
+    let place = Place::new();
+    place.write("tiny.json", include_str!("../../models/tiny/config.json"));
+    place.write("r.toml", "config = \"tiny.json\"\nbatch = 2\nseq = 16\noptimizer = \"adamw8bit\"\npack = true\n");
+    let plan = |flags: &str| -> Value {
+        serde_json::from_str(&stdout(&place.danlu(&format!("plan --json {flags}")).assert().success())).unwrap()
+    };
+    let by_flags = plan("--config tiny.json --batch 2 --seq 16 --optimizer adamw8bit --pack");
+    assert_eq!(plan("--recipe r.toml"), by_flags);
+    let one = plan("--recipe r.toml --batch 1 --pack false");
+    assert_eq!((one["answer"]["batch"].as_u64(), one["answer"]["seq"].as_u64()), (Some(1), Some(16)));
+    let starts = |plan: &Value| plan["inputs"].as_array().unwrap().iter().any(|input| input["name"] == "starts");
+    assert!(starts(&by_flags) && !starts(&one));
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny");
+    place.write("l.toml", format!("model = {model:?}\nseq = 16\n[lora]\nrank = 4\n"));
+    let adapters = plan("--recipe l.toml");
+    let parameters = &adapters["answer"]["parameters"];
+    assert!(parameters["trained"].as_u64() < parameters["model"].as_u64(), "{parameters}");
+    let told = plan(&format!("--model {model} --batch 1 --seq 16 --lora-rank 4"));
+    assert_eq!(told["answer"]["usage"], adapters["answer"]["usage"]);
+    // The weights of the folder are f32; of a configuration alone those of a model in bf16 are assumed.
+    let assumed = plan("--config tiny.json --batch 1 --seq 16 --lora-rank 4");
+    let weights = |plan: &Value| plan["answer"]["usage"]["weights"].as_u64().unwrap();
+    assert!(weights(&told) > weights(&assumed), "{} {}", weights(&told), weights(&assumed));
+    let wrong = stderr(&place.danlu("plan --recipe gone.toml").assert().code(1));
+    assert!(wrong.contains("gone.toml"), "{wrong}");
 }

@@ -113,7 +113,11 @@ fn tensorboard_opens_the_event_file() {
     let read = |folder: &str| std::process::Command::new("python3").args([script, folder]).output();
     match read(".") {
         Ok(run) if run.status.code() != Some(3) => {}
-        _ => return eprintln!("SKIPPED: python3 with tensorboard is not installed here"),
+        _ => {
+            // Past the test's own capture of what it prints.
+            let said = "SKIPPED: python3 cannot import tensorboard here (pip install tensorboard): event files are not opened\n";
+            return drop(std::io::Write::write_all(&mut std::io::stderr(), said.as_bytes()));
+        }
     }
     if !has_adapter() {
         return;

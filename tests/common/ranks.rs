@@ -51,6 +51,8 @@ pub fn mesh(data: usize) -> Mesh {
 pub struct Seen {
     /// Bits of loss and norm of every step.
     pub steps: Vec<(u32, u32)>,
+    /// Norms of what steps added, where ranks hold all parameters.
+    pub updates: Vec<Option<f32>>,
     pub validation: f64,
     pub pages: Vec<Vec<f32>>,
     /// Names of the states that a step changes, and their bytes.
@@ -87,9 +89,12 @@ pub fn go(
     trainer: &mut Trainer,
     stop: &AtomicBool,
 ) -> Result<(Seen, Ending)> {
-    let (mut steps, mut validation) = (Vec::new(), 0.0);
+    let (mut steps, mut updates, mut validation) = (Vec::new(), Vec::new(), 0.0);
     let mut observer = |event: &Event| match event {
-        Event::Step { loss, grad_norm, .. } => steps.push((loss.to_bits(), grad_norm.to_bits())),
+        Event::Step { loss, grad_norm, update_norm, .. } => {
+            steps.push((loss.to_bits(), grad_norm.to_bits()));
+            updates.push(*update_norm);
+        }
         Event::Validation { loss, .. } => validation = *loss,
         _ => {}
     };
@@ -105,7 +110,7 @@ pub fn go(
         own.for_each(|(spec, data)| data.copy_from_slice(subject.layout.tensor(&pages, &spec.name).unwrap()));
         pages = plain;
     }
-    Ok((Seen { steps, validation, pages, states }, ending))
+    Ok((Seen { steps, updates, validation, pages, states }, ending))
 }
 
 /// The same on as many ranks as the mesh has.

@@ -56,6 +56,9 @@ fn what_is_shared_out_takes_its_part_and_changes_no_number() {
                 let [all, own] = [all.1, own.1].map(f32::from_bits);
                 assert!((all - own).abs() <= 1e-5 * all, "{rule:?}, {shard}: norm of step {step}: {own}, not {all}");
             }
+            for (all, own) in all.updates.iter().flatten().zip(own.updates.iter().map(|own| own.unwrap())) {
+                assert!((all - own).abs() <= 1e-5 * all, "{rule:?}, {shard}: an update of norm {own}, not {all}");
+            }
             assert!(all.pages == own.pages, "{rule:?}, {shard}: parameters differ");
             let ((batch, apply), layout) = (plan(&shared), layout_of(&shared, &prepared));
             let (pages, padding) = (4 * elements(&layout), 4 * 256 * 3 * layout.pages().len() as u64);

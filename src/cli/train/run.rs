@@ -82,7 +82,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
         config.vocab_size = config.vocab_size.min(SMALLEST_VOCAB);
     }
-    fits(&gpu, &recipe, &config, base.as_deref())?;
+    fits(&gpu, &recipe, &config, base.as_ref())?;
     // A fresh driver compiles for seconds: meanwhile the stories are written.
     let refused = AtomicBool::new(false);
     let prepared = std::thread::scope(|scope| {
@@ -95,7 +95,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         refused.store(prepared.is_err(), Ordering::Relaxed);
         prepared
     })?;
-    fits(&gpu, &recipe, &prepared.config, base.as_deref())?;
+    fits(&gpu, &recipe, &prepared.config, base.as_ref())?;
     let stop = Stop::listen()?;
     let patience = args.ranks.patience().work;
     let run = Run { args, recipe, resumption, prepared, stop };
@@ -199,10 +199,10 @@ impl Run {
 }
 
 /// Refuses what takes more memory than there is, and says what would fit.
-fn fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option<&Base>) -> Result<()> {
-    let Err(error) = check_fits(gpu, recipe, config, base) else { return Ok(()) };
+fn fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option<&Arc<Base>>) -> Result<()> {
+    let Err(error) = check_fits(gpu, recipe, config, base.map(|base| &**base)) else { return Ok(()) };
     let memory = recipe.memory.into_iter().chain(gpu.limits().memory_bytes.map(Bytes)).min_by_key(|bytes| bytes.0);
-    let job = Job { config: config.clone(), recipe: recipe.clone() };
+    let job = Job { config: config.clone(), recipe: recipe.clone(), base: base.cloned() };
     match memory.and_then(|memory| remedy(&job, gpu.limits(), memory)) {
         Some(text) => bail!("{error}; {text}"),
         None => Err(error.into()),

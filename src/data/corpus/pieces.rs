@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::records::{Content, Reader};
 use super::{Corpus, Format, Record, Source};
 use crate::data::form::{Example, Form};
-use crate::data::mapped::FileBytes;
+use crate::data::passages::{Passages, changed};
 use crate::data::story::StoryGrammar;
 use crate::data::tokenizer::END_OF_TEXT;
 use crate::error::{Error, Result};
@@ -77,9 +77,11 @@ enum OpenFile {
 
 #[derive(Debug)]
 struct OpenText {
-    bytes: FileBytes,
-    at: usize,
+    passages: Passages,
+    at: u64,
     inside_document: bool,
+    /// Whether a line begins here.
+    starts_line: bool,
 }
 
 #[derive(Debug)]
@@ -113,7 +115,7 @@ impl<'a> Units<'a> {
         Some(Unit::Piece(Piece { text, starts_document: true, ends_document: true, bytes_done }))
     }
 
-    fn next_in_file(&mut self, path: &Arc<Path>, format: Format) -> Result<Option<Unit>> {
+    fn next_in_file(&mut self, path: &Arc<Path>, format: Format, bytes: u64) -> Result<Option<Unit>> {
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(OpenFile::open(path, format)?),
@@ -122,6 +124,10 @@ impl<'a> Units<'a> {
             OpenFile::Text(file) => file.next(path)?.map(Unit::Piece),
             OpenFile::Records(file) => file.next()?,
         };
+        // What is packed need not be read to its last byte.
+        if unit.is_none() && format.is_plain() && file.bytes_read() != bytes {
+            return Err(changed(path, bytes));
+        }
         let bytes_done = self.bytes_before + file.bytes_read();
         Ok(unit.map(|mut unit| {
             match &mut unit {
@@ -141,7 +147,7 @@ impl Iterator for Units<'_> {
         while let Some(source) = corpus.sources.get(self.source) {
             let unit = match source {
                 Source::Stories { seed, count } => Ok(self.next_story(*seed, *count)),
-                Source::File { path, format } => self.next_in_file(path, *format),
+                Source::File { path, format, bytes } => self.next_in_file(path, *format, *bytes),
             };
             match unit {
                 Ok(Some(unit)) => return Some(Ok(unit)),
@@ -162,9 +168,9 @@ impl Iterator for Units<'_> {
 impl OpenFile {
     fn open(path: &Arc<Path>, format: Format) -> Result<OpenFile> {
         let Format::Records(layout, packed, form) = format else {
-            let bytes = FileBytes::open(path)?;
-            let at = if bytes.starts_with(b"\xEF\xBB\xBF") { 3 } else { 0 };
-            return Ok(OpenFile::Text(OpenText { bytes, at, inside_document: false }));
+            let mut passages = Passages::open(path)?;
+            let at = if passages.at(0, 3)? == b"\xEF\xBB\xBF" { 3 } else { 0 };
+            return Ok(OpenFile::Text(OpenText { passages, at, inside_document: false, starts_line: at == 0 }));
         };
         let reader = Reader::open(path, layout, packed)?;
         Ok(OpenFile::Records(OpenRecords { reader, path: path.clone(), form, pending: String::new() }))
@@ -172,7 +178,7 @@ impl OpenFile {
 
     fn bytes_read(&self) -> u64 {
         match self {
-            OpenFile::Text(file) => file.at as u64,
+            OpenFile::Text(file) => file.at,
             OpenFile::Records(file) => file.reader.bytes_read(),
         }
     }
@@ -205,18 +211,20 @@ impl OpenRecords {
 impl OpenText {
     /// The next piece of a text file: up to a separator line, the end, or a good place to cut.
     fn next(&mut self, path: &Path) -> Result<Option<Piece>> {
-        while self.at < self.bytes.len() {
-            let rest = &self.bytes[self.at..];
-            let window = utf8_prefix(path, self.at, rest, PIECE_BYTES + END_OF_TEXT.len() + 2)?;
-            let (end, next, ends_document) =
-                match find_separator(window, self.at == 0 || self.bytes[self.at - 1] == b'\n') {
-                    Some((start, after)) => (start, after, true),
-                    None if window.len() == rest.len() && rest.len() <= PIECE_BYTES => (rest.len(), rest.len(), true),
-                    None => {
-                        let cut = cut(&window[..floor_char_boundary(window, PIECE_BYTES)]);
-                        (cut, cut, false)
-                    }
-                };
+        while self.at < self.passages.bytes() {
+            let left = self.passages.bytes() - self.at;
+            let passage = self.passages.at(self.at, PIECE_BYTES + END_OF_TEXT.len() + 2)?;
+            let window = utf8_prefix(path, self.at, passage, left)?;
+            let (end, next, ends_document) = match find_separator(window, self.starts_line) {
+                Some((start, after)) => (start, after, true),
+                None if window.len() as u64 == left && window.len() <= PIECE_BYTES => {
+                    (window.len(), window.len(), true)
+                }
+                None => {
+                    let cut = cut(&window[..floor_char_boundary(window, PIECE_BYTES)]);
+                    (cut, cut, false)
+                }
+            };
             let mut text = &window[..end];
             if ends_document && next > end {
                 text = text.strip_suffix('\n').unwrap_or(text);
@@ -226,7 +234,8 @@ impl OpenText {
             // A cut document whose rest is empty still ends: its last piece carries the flag, so it must not vanish.
             let keep = !text.trim().is_empty() || (self.inside_document && !text.is_empty());
             let piece = keep.then(|| Piece { text: text.to_string(), starts_document, ends_document, bytes_done: 0 });
-            self.at += next;
+            self.starts_line = window.as_bytes()[..next].last() == Some(&b'\n');
+            self.at += next as u64;
             self.inside_document = !ends_document && (keep || self.inside_document);
             if piece.is_some() {
                 return Ok(piece);
@@ -251,17 +260,16 @@ fn record_text(record: &Record) -> Result<String> {
     }
 }
 
-/// The longest prefix of at most `limit` bytes that ends between characters.
-fn utf8_prefix<'a>(path: &Path, at: usize, bytes: &'a [u8], limit: usize) -> Result<&'a str> {
-    let window = &bytes[..bytes.len().min(limit)];
-    match std::str::from_utf8(window) {
+/// What of a passage, of the `left` bytes that a file has from `at` on, ends between characters.
+fn utf8_prefix<'a>(path: &Path, at: u64, passage: &'a [u8], left: u64) -> Result<&'a str> {
+    match std::str::from_utf8(passage) {
         Ok(text) => Ok(text),
-        // A character cut off by the limit; whatever else is wrong was refused when the corpus was opened.
-        Err(error) if error.error_len().is_none() && window.len() < bytes.len() => {
-            Ok(std::str::from_utf8(&window[..error.valid_up_to()]).expect("valid up to here"))
+        // A character cut off by the passage's end; whatever else is wrong was refused when the corpus was opened.
+        Err(error) if error.error_len().is_none() && (passage.len() as u64) < left => {
+            Ok(std::str::from_utf8(&passage[..error.valid_up_to()]).expect("valid up to here"))
         }
         Err(error) => {
-            let at = at + error.valid_up_to();
+            let at = at + error.valid_up_to() as u64;
             Err(Error::file(path, format!("is not UTF-8 at offset {at}; it changed while it was read")))
         }
     }

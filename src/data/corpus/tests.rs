@@ -269,3 +269,54 @@ fn compressed_files_and_columns_hold_what_plain_ones_do() {
     let error = cut.and_then(|cut| cut.units().find_map(Result::err).map_or(Ok(()), Err));
     assert!(message(&dir, error).starts_with("cannot read "), "a broken stream is told");
 }
+
+/// A text that is cut short while it is tokenised is an error of who reads on, and no signal; and so is one that grew, or a list of
+/// records, since tokens are kept under the name of what the file held.
+#[test]
+fn a_file_that_changes_while_it_is_read_is_an_error() {
+    let long = "A line of some words that goes on.\n".repeat(100_000);
+    let lines = "{\"text\": \"some words\"}\n".repeat(100_000);
+    for (name, content, bytes) in
+        [("a.txt", &long, 3_000_000), ("b.jsonl", &lines, 1_150_000), ("c.txt", &long, 4_000_000)]
+    {
+        let (dir, corpus) = open(name, content.as_bytes());
+        let corpus = corpus.unwrap();
+        let mut units = corpus.units();
+        units.next().unwrap().unwrap();
+        let file = fs::OpenOptions::new().write(true).open(dir.path().join(name)).unwrap();
+        file.set_len(bytes).unwrap();
+        if bytes > content.len() as u64 {
+            // Who has it open reads what there was; the next time it is another file.
+            assert!(units.all(|unit| unit.is_ok()));
+            units = corpus.units();
+        }
+        let error = message(&dir, units.find(Result::is_err).unwrap());
+        let before = content.len();
+        assert_eq!(
+            error,
+            format!(
+                "{name}: changed while it was read: {before} bytes before, {bytes} now; start again when nobody writes it"
+            )
+        );
+    }
+}
+
+/// What is wrong with a long file is found where it is, wherever the passages end in which it is read.
+#[test]
+fn mistakes_are_found_across_passages() {
+    let mut text = "é".repeat(600_000).into_bytes();
+    text.insert(0, b'a');
+    assert!(open("odd.txt", &text).1.is_ok());
+    text.push(0xE9);
+    let (dir, corpus) = open("odd.txt", &text);
+    let column = text.len();
+    assert!(
+        message(&dir, corpus).starts_with(&format!("odd.txt:1: is not UTF-8 text: byte 0xE9 at column {column}; "))
+    );
+    let mut lines = "{\"text\": \"a\"}\n".repeat(100_000).into_bytes();
+    lines.extend(b"{\"text\": \"\0\"}\n");
+    let (dir, corpus) = open("nul.jsonl", &lines);
+    assert!(
+        message(&dir, corpus).starts_with("nul.jsonl:100001: is a binary file, not text: a NUL byte at column 11; ")
+    );
+}

@@ -29,6 +29,8 @@ pub struct Metrics {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grad_norm: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub update_norm: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_scale: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<f64>,
@@ -103,6 +105,12 @@ pub const METRICS: &[Metric] = &[
         tag: "train/gradient_norm",
         what: "global norm of the gradient before clipping",
         get: |m| m.grad_norm,
+    },
+    Metric {
+        name: "update_norm",
+        tag: "train/update_norm",
+        what: "norm of what the step added to the parameters",
+        get: |m| m.update_norm,
     },
     Metric {
         name: "loss_scale",
@@ -202,6 +210,7 @@ impl Metrics {
                 smoothed_loss,
                 lr,
                 grad_norm,
+                update_norm,
                 loss_scale,
                 skipped,
                 rewards,
@@ -217,6 +226,7 @@ impl Metrics {
                 smoothed_loss: Some(*smoothed_loss),
                 lr: Some(*lr),
                 grad_norm: some(*grad_norm),
+                update_norm: update_norm.and_then(some),
                 loss_scale: loss_scale.and_then(some),
                 skipped: skipped.map(|n| n as f64),
                 rewards: *rewards,

@@ -10,6 +10,7 @@ fn step(step: u64, loss: f32) -> Event {
         smoothed_loss: 1.5,
         lr: 1e-3,
         grad_norm: 0.5,
+        update_norm: Some(0.25),
         loss_scale: None,
         skipped: None,
         rewards: None,

@@ -62,7 +62,7 @@ impl Trainer {
             self.apply.as_mut().expect("there is one").read(|_| ()).await?;
         }
         self.rewards.clear();
-        self.tokens.clear();
+        self.given.clear();
         let mut exact = true;
         for state in &self.written {
             match of_page(&state.name) {
