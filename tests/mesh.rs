@@ -1,6 +1,8 @@
 //! Training by several ranks, as threads with a device handle each: the numbers are those of one device.
 
 mod common;
+#[path = "mesh/stages.rs"]
+mod stages;
 
 use common::ranks::{CONFIG, copy, go_on, layout_of, mesh, prepared, rank, ranks, recipe, spread, train};
 use danlu::compile::First;

@@ -2,11 +2,11 @@
 
 mod common;
 
-use danlu::base::{Rng, TensorType};
+use danlu::base::{Axis, Rng, TensorType};
 use danlu::comm::LocalComm;
 use danlu::compile::{First, compile};
 use danlu::graph::Graph;
-use danlu::ops::SumSquares;
+use danlu::ops::{Along, SumSquares};
 use danlu::parallel::sum_states;
 use danlu::run::{Executor, States, f32s};
 use pollster::block_on;
@@ -28,7 +28,7 @@ fn graph(ranks: usize) -> Graph {
         let sum = g.apply1(SumSquares, &[state]).unwrap();
         g.output(name, sum);
     }
-    sum_states(&g, ranks, &|name| name.starts_with("grad.")).unwrap()
+    sum_states(&g, Along { axis: Axis::Data, ranks }, &|name| name.starts_with("grad.")).unwrap()
 }
 
 #[test]

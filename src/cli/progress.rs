@@ -140,7 +140,17 @@ impl Terminal {
 
     fn step(&mut self, event: &Event) {
         let Event::Step {
-            step, loss, lr, grad_norm, loss_scale, skipped, rewards, tokens_per_second, roofline, ..
+            step,
+            loss,
+            lr,
+            grad_norm,
+            loss_scale,
+            skipped,
+            rewards,
+            tokens_per_second,
+            roofline,
+            idle,
+            ..
         } = event
         else {
             return;
@@ -148,9 +158,10 @@ impl Terminal {
         let scale = loss_scale.map_or(String::new(), |s| format!(" scale {s}"));
         let left_out = skipped.filter(|n| *n > 0).map_or(String::new(), |n| format!(" ({n} skipped)"));
         let share = roofline.map_or(String::new(), |r| format!(" {:.0}% of roofline", r * 100.0));
+        let waits = idle.map_or(String::new(), |idle| format!(" {:.0}% idle", idle * 100.0));
         let margin = rewards.map_or(String::new(), |r| format!(" margin {:.3}", r.margin));
         self.last = format!(
-            "loss {loss:.3}{margin} lr {lr:.1e} norm {grad_norm:.2}{scale}{left_out} {tokens_per_second:.0} tok/s{share}"
+            "loss {loss:.3}{margin} lr {lr:.1e} norm {grad_norm:.2}{scale}{left_out} {tokens_per_second:.0} tok/s{share}{waits}"
         );
         self.bar.set_position(*step);
         self.bar.set_message(self.last.clone());

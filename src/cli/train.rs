@@ -153,6 +153,9 @@ pub struct TrainArgs {
     /// Axes along which ranks share the work, such as data=4: each has an adapter of its own [default: one rank].
     #[arg(long, value_name = "data=N")]
     mesh: Option<Mesh>,
+    /// With a pipeline=N in the mesh: stages of each rank; several interleave [default: 1].
+    #[arg(long, value_name = "STAGES", allow_negative_numbers = true)]
+    interleave: Option<usize>,
     /// What ranks share out among them: the optimizer's moments, or nothing [default: none].
     #[arg(long, value_name = "none|optimizer")]
     shard: Option<Shard>,
@@ -266,6 +269,7 @@ impl TrainArgs {
         r.adapter = self.adapter.adapter.clone().or(r.adapter);
         put(&self.tune, &mut r.tune);
         put(&self.mesh, &mut r.mesh);
+        put(&self.interleave, &mut r.interleave);
         put(&self.shard, &mut r.shard);
         put(&self.compare_every, &mut r.compare_every);
         put(&self.eval_tasks, &mut r.eval_tasks);

@@ -10,6 +10,7 @@ mod local;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod pending;
+mod waiting;
 
 pub use clocks::compare_clocks;
 pub use element::Element;
@@ -18,6 +19,7 @@ pub use local::LocalComm;
 #[cfg(feature = "mpi")]
 pub use mpi::{MpiComm, MpiWorld};
 pub use pending::{Background, Pending};
+pub use waiting::{Waited, Waiting};
 
 use crate::error::{Error, Result};
 use std::ops::Range;

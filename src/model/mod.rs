@@ -13,6 +13,7 @@ mod rope;
 mod source;
 mod specs;
 mod split;
+mod stages;
 mod write;
 
 pub use config::{Biases, Experts, LayerConfig, MOST_PARAMETERS, ModelConfig};
@@ -24,3 +25,4 @@ pub use presets::{DEFAULT_PRESET, PRESETS, find_config};
 pub use rope::{Frequencies, RopeConfig, RopeScaling, rotary_share};
 pub use source::Source;
 pub use specs::{EMBEDDING, OUTPUT};
+pub use stages::Stages;

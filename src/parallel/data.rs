@@ -1,23 +1,23 @@
-//! Data parallelism: each rank works on its own rows, and sums are made over all ranks before anybody uses them.
+//! Sums over ranks of what each has gathered by itself, made before anybody uses them: over those that work on other rows, and over
+//! the two ends of a pipeline that have one parameter both.
 
-use crate::base::Axis;
+use crate::base::TensorType;
 use crate::error::Result;
 use crate::graph::rewrite::{Rewrite, ids};
-use crate::graph::{Graph, Kind, Value};
-use crate::ops::{Along, SumState};
+use crate::graph::{Graph, Kind, Map, Slice, Value};
+use crate::ops::{Accumulate, Along, Receive, Send, SumState};
 use std::collections::BTreeSet;
 
-/// A graph that first replaces these states by their sums over the ranks of the data axis, so many, in the order in
-/// which the graph reads them: what every rank has gathered from its rows (gradients, losses, weights), before the
-/// optimizer takes it.
+/// A graph that first replaces these states by their sums over the ranks of an axis, in the order in which the graph reads
+/// them: what every rank has gathered from its rows (gradients, losses, weights), before the optimizer takes it.
 ///
 /// Everything that a rank computes from then on it computes as all others do, so that what was the same on all ranks stays
 /// so to the bit.
 ///
 /// # Errors
 /// If a state is of other than f32.
-pub fn sum_states(graph: &Graph, ranks: usize, summed: &dyn Fn(&str) -> bool) -> Result<Graph> {
-    let sum = SumState(Along { axis: Axis::Data, ranks });
+pub fn sum_states(graph: &Graph, along: Along, summed: &dyn Fn(&str) -> bool) -> Result<Graph> {
+    let sum = SumState(along);
     let mut rewrite = Rewrite::new(graph);
     let mut done: BTreeSet<Value> = BTreeSet::new();
     for id in ids(graph) {
@@ -34,10 +34,58 @@ pub fn sum_states(graph: &Graph, ranks: usize, summed: &dyn Fn(&str) -> bool) ->
     Ok(rewrite.finish())
 }
 
+/// A part of a state of which two ranks of an axis have a term each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tie {
+    /// The state, flat.
+    pub state: String,
+    /// The first element, a multiple of 64.
+    pub start: usize,
+    /// How many there are.
+    pub elements: usize,
+    /// The two ranks, ascending.
+    pub ranks: [usize; 2],
+}
+
+/// A graph that first replaces what two ranks share by its sum, the lower rank's term first, on both: each sends the other its
+/// own, which is what an all-reduce of two sends.
+///
+/// # Errors
+/// If a state is of other than f32.
+pub fn sum_ties(graph: &Graph, along: Along, rank: usize, ties: &[Tie]) -> Result<Graph> {
+    let mut rewrite = Rewrite::new(graph);
+    let mut done: BTreeSet<Value> = BTreeSet::new();
+    for id in ids(graph) {
+        for &input in &graph.node(id).inputs {
+            let source = graph.node(input.node);
+            if !matches!(source.kind, Kind::State) || !done.insert(input) {
+                continue;
+            }
+            let state = rewrite.value(input);
+            let of_state = |tie: &&Tie| tie.state == source.name && tie.ranks.contains(&rank);
+            for Tie { start, elements, ranks, .. } in ties.iter().filter(of_state) {
+                rewrite.new.scope(format!("ranks.{}", source.name), |g| -> Result<()> {
+                    let ty = TensorType::f32([*elements]);
+                    let own = g.apply1(Slice { start: *start, shape: ty.shape.clone() }, &[state])?;
+                    let is_first = ranks[0] == rank;
+                    let other = if is_first { ranks[1] } else { ranks[0] };
+                    g.apply(Send { along, to: other }, &[own])?;
+                    let theirs = g.apply1(Receive { along, from: other, ty }, &[])?;
+                    let sum = g.apply1(Map::add(), &if is_first { [own, theirs] } else { [theirs, own] })?;
+                    let keep = g.constant("keep", TensorType::f32([1]), 0.0f32.to_le_bytes().to_vec());
+                    g.apply(Accumulate { start: *start }, &[state, sum, keep]).map(|_| ())
+                })?;
+            }
+        }
+        rewrite.copy(id)?;
+    }
+    Ok(rewrite.finish())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::TensorType;
+    use crate::base::Axis;
     use crate::ops::SumSquares;
 
     #[test]
@@ -49,7 +97,8 @@ mod tests {
             let sum = g.apply1(SumSquares, &[value]).unwrap();
             g.output(name, sum);
         }
-        let summed = sum_states(&g, 2, &|name| name.starts_with("grad.")).unwrap();
+        let two = Along { axis: Axis::Data, ranks: 2 };
+        let summed = sum_states(&g, two, &|name| name.starts_with("grad.")).unwrap();
         let ops: Vec<String> = summed.nodes().iter().filter(|n| n.op().is_some()).map(|n| n.name.clone()).collect();
         assert_eq!(
             ops,
@@ -63,6 +112,6 @@ mod tests {
             ]
         );
         assert_eq!(summed.outputs().len(), 4);
-        assert_eq!(sum_states(&g, 2, &|_| false).unwrap().nodes().len(), g.nodes().len());
+        assert_eq!(sum_states(&g, two, &|_| false).unwrap().nodes().len(), g.nodes().len());
     }
 }

@@ -4,9 +4,13 @@
 mod data;
 mod mesh;
 mod placement;
+mod schedule;
+mod stages;
 mod tensor;
 
-pub use data::sum_states;
+pub use data::{Tie, sum_states, sum_ties};
 pub use mesh::{Mesh, text as mesh_text};
 pub use placement::Placement;
+pub use schedule::{Pass, Pipeline, Turn};
+pub use stages::{Reader, Staged, Weight};
 pub use tensor::{Given, TensorAxis};

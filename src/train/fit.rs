@@ -1,6 +1,7 @@
 //! The plans of training, within the memory that there is: where activations do not fit, some are computed again.
 
 use super::graphs::{Rows, Work, graph};
+use super::stages::sum_stages;
 use super::{Base, Recipe, Subject, optimizer};
 use crate::base::{Axis, Bytes, Limits};
 use crate::compile::{Chooser, Plan, Trade, compile, compile_steps, human_bytes, optimise, recompute};
@@ -115,7 +116,7 @@ pub(super) fn plans_of(
     let subject = Subject::of_rank(rank, &model, recipe, base, limits)?;
     let optimizer = optimizer(recipe);
     let ranks = recipe.mesh.data;
-    let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1 || ranks > 1);
+    let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1 || ranks > 1 || recipe.mesh.pipeline > 1);
     let (o, layout) = (&optimizer, &subject.layout);
     let step = || Work::step(o, layout, config, rows, limits);
     let work = if several { Work::Batch(o, layout) } else { step() };
@@ -124,15 +125,12 @@ pub(super) fn plans_of(
     let mut steps = optimise(&graph, limits)?;
     let eval = compile(&graph_of(&*subject.whole(), Work::Validation)?, limits, chooser)?;
     let apply = || {
+        let along = Along { axis: Axis::Data, ranks };
         if recipe.shards() > 1 {
-            return optimizer.apply_shared(
-                layout,
-                Along { axis: Axis::Data, ranks },
-                recipe.mesh.place(rank, Axis::Data),
-            );
+            return optimizer.apply_shared(layout, along, recipe.mesh.place(rank, Axis::Data));
         }
-        let graph = optimizer.apply(layout)?;
-        Ok(if ranks > 1 { sum_states(&graph, ranks, &Optimizer::is_sum)? } else { graph })
+        let graph = sum_stages(&optimizer.apply(layout)?, layout)?;
+        Ok(if ranks > 1 { sum_states(&graph, along, &Optimizer::is_sum)? } else { graph })
     };
     let apply = several.then(|| compile(&apply()?, limits, chooser)).transpose()?;
     let asked = recipe.memory.map(|Bytes(bytes)| bytes);

@@ -1,6 +1,7 @@
 //! What a training step computes, and validation, as graphs.
 
 use super::Recipe;
+use super::stages::Stages;
 use crate::base::{Limits, Rng, TensorType};
 use crate::compile::{Chooser, Plan, compile};
 use crate::error::{Error, Result};
@@ -9,6 +10,7 @@ use crate::model::{DpoConfig, Llama, ModelConfig, PairInputs, PreferenceLoss, pr
 use crate::nn::{Declare, ParamLayout, Params};
 use crate::ops::LinearCrossEntropy;
 use crate::optim::{Optimizer, Update};
+use crate::parallel::Pipeline;
 use crate::run::{Executor, States};
 
 /// Where the documents of packed rows begin.
@@ -45,19 +47,21 @@ pub(super) struct Rows<'a> {
     pub packed: bool,
     /// Where they are preference pairs: how these are trained on.
     pub dpo: Option<&'a DpoConfig>,
+    /// The pipeline that they go through as one of several micro-batches.
+    pub pipeline: Option<Pipeline>,
 }
 
 impl Rows<'_> {
     /// Those of a recipe.
     pub fn of(recipe: &Recipe) -> Rows<'_> {
         let Recipe { seq, pack: packed, dpo, .. } = recipe;
-        Rows { batch: recipe.rows(), seq: *seq, packed: *packed, dpo: dpo.as_ref() }
+        Rows { batch: recipe.rows(), seq: *seq, packed: *packed, dpo: dpo.as_ref(), pipeline: recipe.pipeline() }
     }
 }
 
 /// The graph of a batch.
 pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work) -> Result<Graph> {
-    let Rows { batch, seq, packed, dpo } = rows;
+    let Rows { batch, seq, packed, dpo, pipeline } = rows;
     // Every size and sum of the plan is then far from the end of 64 bits.
     let token = model.config().train_flops_per_token(seq);
     let flops = token.saturating_mul(batch as u128).saturating_mul(seq as u128);
@@ -66,8 +70,11 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         return Err(Error::Invalid(format!("{message}, more than can be counted; choose a smaller --batch or --seq")));
     }
     let mut g = Graph::new();
+    // On a pipeline the graph of all layers is cut into stages in the end.
     let own = params;
-    let params: Params = own.declare(&mut g)?;
+    let staged = pipeline.map(|pipeline| Stages::of(model, own, pipeline)).transpose()?.flatten();
+    let layers: &dyn Declare = staged.as_ref().map_or(own, |staged| &staged.layers);
+    let params: Params = layers.declare(&mut g)?;
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
     let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
@@ -75,7 +82,7 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
     let mut loss = |g: &mut Graph| -> Result<[Value; 2]> {
         let before = g.nodes().len();
         let both = match dpo {
-            None => model.loss_of_parts(g, &params, own, [tokens, targets], starts)?,
+            None => model.loss_of_parts(g, &params, layers, [tokens, targets], starts)?,
             Some(_) => [model.log_probs(g, &params, tokens, targets, starts)?; 2],
         };
         // Before the sums over answers, which f16 would not hold.
@@ -109,10 +116,16 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         }
         Work::Batch(optimizer, layout) => {
             let both = loss(&mut g)?;
+            if let Some(staged) = staged {
+                return staged.step(g, &params, both, optimizer, layout, batch);
+            }
             optimizer.accumulate_step(&mut g, layout, &params, both, batch)?;
         }
         Work::Validation => {
             let [loss, _] = loss(&mut g)?;
+            if let Some(staged) = staged {
+                return staged.validation(g, &params, loss, own);
+            }
             g.output("loss", loss);
         }
     }
@@ -175,7 +188,7 @@ pub fn train_graph(
 ) -> Result<Graph> {
     let model = Llama::new(config.clone());
     let layout = optimizer.layout(model.param_specs(), limits.max_buffer_bytes)?;
-    let rows = Rows { batch, seq, packed: false, dpo: None };
+    let rows = Rows { batch, seq, packed: false, dpo: None, pipeline: None };
     graph(&model, &layout, rows, Work::step(optimizer, &layout, config, rows, limits))
 }
 

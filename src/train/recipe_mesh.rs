@@ -3,18 +3,34 @@
 use super::Recipe;
 use crate::error::{Error, Result};
 use crate::optim::{Shard, Update};
-use crate::parallel::Mesh;
+use crate::parallel::{Mesh, Pipeline};
 
 impl Recipe {
     /// Refuses meshes that nothing is split over, and what does not go with them.
     pub(super) fn check_mesh(&self) -> Result<()> {
-        let Mesh { data, tensor, .. } = self.mesh;
-        if (Mesh { data, tensor, ..Mesh::ONE }) != self.mesh {
+        let Mesh { data, tensor, pipeline, .. } = self.mesh;
+        if (Mesh { data, tensor, pipeline, ..Mesh::ONE }) != self.mesh {
             return Err(Error::Invalid(format!(
-                "mesh is {}; training is split over the data axis and the tensor axis only, as in data={}",
+                "mesh is {}; training is split over the data, tensor and pipeline axes only, as in data={}",
                 self.mesh,
                 self.mesh.ranks()
             )));
+        }
+        let whole = match () {
+            () if self.lora.is_some() => "adapters are trained over the weights of all layers",
+            () if self.model.is_some() => "a model that training begins with is read with all of its layers",
+            () => "",
+        };
+        if pipeline > 1 && !whole.is_empty() {
+            return Err(Error::Invalid(format!("mesh is {}, and {whole}; leave the pipeline axis out", self.mesh)));
+        }
+        match self.pipeline() {
+            Some(pipeline) => pipeline.check()?,
+            None if self.interleave > 1 => {
+                let message = "interleave gives each rank of a pipeline several stages, and mesh is";
+                return Err(Error::Invalid(format!("{message} {}; leave it out, or add pipeline=N", self.mesh)));
+            }
+            None => {}
         }
         if self.mesh.ranks() > data && self.dpo.is_some() {
             return Err(Error::Invalid(format!(
@@ -29,7 +45,7 @@ impl Recipe {
             return Err(Error::Invalid(message));
         }
         super::optimizer(self).check_shard(self.shard, self.lora.is_some())?;
-        if tensor > 1 && self.shard != Shard::None {
+        if tensor * pipeline > 1 && self.shard != Shard::None {
             return Err(Error::Invalid(format!(
                 "shard is {}, and mesh is {}: ranks with parts of the parameters keep their moments whole",
                 self.shard, self.mesh
@@ -42,6 +58,12 @@ impl Recipe {
             )));
         }
         Ok(())
+    }
+
+    /// The pipeline that a step goes through, whose micro-batches are the step's batches; none where every rank has all layers.
+    pub fn pipeline(&self) -> Option<Pipeline> {
+        let (ranks, batches) = (self.mesh.pipeline, self.accumulate as usize);
+        (ranks > 1).then_some(Pipeline { ranks, each: self.interleave, batches })
     }
 
     /// Over how many ranks moments are shared out; 1 where each has all.

@@ -24,6 +24,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ("loss_scale_interval", "mixed: steps without an overflow after which the scale doubles"),
     ("adapter", "a number of `danlu doctor`'s list, or part of a name"),
     ("mesh", "axes along which ranks share the work, such as \"data=4\""),
+    ("interleave", "with a pipeline: stages of each rank"),
     ("shard", "what ranks share out among them: \"none\", or the \"optimizer\"'s moments"),
     ("compare_every", "steps after which ranks compare what must be the same on all; 0: never"),
     ("tune", "kernels: \"full\" measures them once, \"cached\" measures nothing, \"off\" takes the first"),
