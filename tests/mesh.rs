@@ -3,6 +3,8 @@
 mod common;
 #[path = "mesh/shared.rs"]
 mod shared;
+#[path = "mesh/stages.rs"]
+mod stages;
 
 use common::ranks::{CONFIG, copy, go_on, layout_of, mesh, prepared, rank, ranks, recipe, spread, train};
 use danlu::compile::First;

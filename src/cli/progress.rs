@@ -150,6 +150,7 @@ impl Terminal {
             experts,
             tokens_per_second,
             roofline,
+            idle,
             ..
         } = event
         else {
@@ -158,12 +159,13 @@ impl Terminal {
         let scale = loss_scale.map_or(String::new(), |s| format!(" scale {s}"));
         let left_out = skipped.filter(|n| *n > 0).map_or(String::new(), |n| format!(" ({n} skipped)"));
         let share = roofline.map_or(String::new(), |r| format!(" {:.0}% of roofline", r * 100.0));
+        let waits = idle.map_or(String::new(), |idle| format!(" {:.0}% idle", idle * 100.0));
         let margin = rewards.map_or(String::new(), |r| format!(" margin {:.3}", r.margin));
         let busiest = experts.map_or(String::new(), |e| format!(" busiest expert {:.1}x", e.busiest));
         let dropped =
             experts.filter(|e| e.dropped > 0).map_or(String::new(), |e| format!(" {} slots dropped", e.dropped));
         self.last = format!(
-            "loss {loss:.3}{margin} lr {lr:.1e} norm {grad_norm:.2}{scale}{left_out}{busiest}{dropped} {tokens_per_second:.0} tok/s{share}"
+            "loss {loss:.3}{margin} lr {lr:.1e} norm {grad_norm:.2}{scale}{left_out}{busiest}{dropped} {tokens_per_second:.0} tok/s{share}{waits}"
         );
         self.bar.set_position(*step);
         self.bar.set_message(self.last.clone());

@@ -154,6 +154,9 @@ pub struct TrainArgs {
     /// Axes along which ranks share the work, such as data=4: each has an adapter of its own [default: one rank].
     #[arg(long, value_name = "data=N")]
     mesh: Option<Mesh>,
+    /// With a pipeline=N in the mesh: stages of each rank; several interleave [default: 1].
+    #[arg(long, value_name = "STAGES", allow_negative_numbers = true)]
+    interleave: Option<usize>,
     /// What ranks share out among them, each keeping its part: the optimizer's moments, gradients too, or parameters too
     /// (ZeRO's stages 1, 2 and 3) [default: none].
     #[arg(long, value_name = "none|optimizer|gradients|parameters")]
@@ -278,6 +281,7 @@ impl TrainArgs {
         r.adapter = self.adapter.adapter.clone().or(r.adapter);
         put(&self.tune, &mut r.tune);
         put(&self.mesh, &mut r.mesh);
+        put(&self.interleave, &mut r.interleave);
         put(&self.shard, &mut r.shard);
         r.expert_capacity = self.expert_capacity.or(r.expert_capacity);
         r.router_aux_loss = self.router_aux_loss.or(r.router_aux_loss);

@@ -16,7 +16,7 @@ impl Groups {
     /// One axis and nothing else.
     pub fn of(axis: Axis, comm: Arc<dyn Communicator>) -> Groups {
         let mut groups = Groups::default();
-        groups.along[axis as usize] = Some(comm);
+        groups.put(axis, comm);
         groups
     }
 
@@ -40,6 +40,11 @@ impl Groups {
             }
         }
         Ok(groups)
+    }
+
+    /// From now on talks along an axis by this communicator.
+    pub fn put(&mut self, axis: Axis, comm: Arc<dyn Communicator>) {
+        self.along[axis as usize] = Some(comm);
     }
 
     /// The ranks along an axis, if there are others.

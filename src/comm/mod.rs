@@ -11,6 +11,7 @@ mod nodes;
 #[cfg(feature = "mpi")]
 mod mpi;
 mod pending;
+mod waiting;
 
 pub use clocks::compare_clocks;
 pub use element::Element;
@@ -21,6 +22,7 @@ pub use mpi::{MpiComm, MpiWorld};
 pub use nodes::Nodes;
 pub(crate) use nodes::turn;
 pub use pending::{Background, Pending};
+pub use waiting::{Waited, Waiting};
 
 use crate::error::{Error, Result};
 use std::ops::Range;

@@ -1,8 +1,10 @@
-//! Drops nodes that neither reach an output nor write a state nor send anything to another rank.
+//! Drops nodes that neither reach an output nor write a state nor send anything to another rank, nor take what another sends: what
+//! is not taken would be taken for what comes after it.
 
 use super::rewrite::{Rewrite, ids};
 use crate::error::Result;
-use crate::graph::Graph;
+use crate::graph::{Collective, Graph, Meet, Op};
+use std::sync::Arc;
 
 pub(super) fn prune(graph: &Graph) -> Result<Graph> {
     let mut live = vec![false; graph.nodes().len()];
@@ -11,7 +13,9 @@ pub(super) fn prune(graph: &Graph) -> Result<Graph> {
     }
     for id in ids(graph).rev() {
         let node = graph.node(id);
-        let acts = node.op().is_some_and(|op| !op.writes().is_empty() || node.outputs.is_empty());
+        let receives = |meet: Meet| matches!(meet.what, Collective::Receive { .. });
+        let acts = |op: &Arc<dyn Op>| !op.writes().is_empty() || node.outputs.is_empty();
+        let acts = node.op().is_some_and(|op| acts(op) || op.collective().is_some_and(receives));
         if acts || live[id.0 as usize] {
             live[id.0 as usize] = true;
             for input in &node.inputs {

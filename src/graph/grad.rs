@@ -34,6 +34,27 @@ pub fn scaled_gradients(g: &mut Graph, loss: Value, scale: Value, wrt: &[Value])
     Ok((0..wrt.len()).map(|i| found[&i]).collect())
 }
 
+/// Nodes of a backward pass, each with the one of the forward pass whose gradient it computes.
+pub type Trace = Vec<(NodeId, NodeId)>;
+
+/// [`scaled_gradients`], and of each node that was appended for which node of the forward pass.
+///
+/// # Errors
+/// As [`gradients`].
+pub fn traced_gradients(g: &mut Graph, loss: Value, scale: Value, wrt: &[Value]) -> Result<(Vec<Value>, Trace)> {
+    let (mut found, mut trace, mut next) = (HashMap::new(), Vec::new(), g.nodes().len() as u32);
+    let mut done = |_: &mut Graph, i: usize, gradient: Gradient| {
+        found.insert(i, gradient.whole());
+        Ok(())
+    };
+    walk(g, loss, scale, wrt, &mut done, &mut |g, at| {
+        let end = g.nodes().len() as u32;
+        trace.extend((next..end).map(|made| (NodeId(made), at)));
+        next = end;
+    })?;
+    Ok(((0..wrt.len()).map(|i| found[&i]).collect(), trace))
+}
+
 /// A gradient with everything that adds to it.
 pub struct Gradient {
     whole: Value,
@@ -94,6 +115,18 @@ pub fn gradients_in_turn(
     wrt: &[Value],
     done: &mut dyn FnMut(&mut Graph, usize, Gradient) -> Result<()>,
 ) -> Result<()> {
+    walk(g, loss, scale, wrt, done, &mut |_, _| ())
+}
+
+/// [`gradients_in_turn`], which tells `passed` of each node of the forward pass once its gradient is made.
+fn walk(
+    g: &mut Graph,
+    loss: Value,
+    scale: Value,
+    wrt: &[Value],
+    done: &mut dyn FnMut(&mut Graph, usize, Gradient) -> Result<()>,
+    passed: &mut dyn FnMut(&Graph, NodeId),
+) -> Result<()> {
     if g.ty(loss).shape.elements() != 1 || g.ty(scale).shape.elements() != 1 {
         return Err(Error::Graph(format!("the loss must be one element, not {}", g.ty(loss))));
     }
@@ -139,6 +172,7 @@ pub fn gradients_in_turn(
             let terms = terms.remove(&wrt[i]).unwrap_or_default();
             done(g, i, Gradient { whole, terms })?;
         }
+        passed(g, index);
     }
     Ok(())
 }

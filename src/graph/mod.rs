@@ -16,7 +16,7 @@ mod view;
 
 pub use builder::Graph;
 pub use expr::{Binary, Expr, Unary};
-pub use grad::{Gradient, gradients, gradients_in_turn, scaled_gradients, unit};
+pub use grad::{Gradient, Trace, gradients, gradients_in_turn, scaled_gradients, traced_gradients, unit};
 pub use kernel::{Bind, Constant, Dispatch, Hook, Kernel, Operand, Scalar};
 pub(crate) use map::compact;
 pub use map::{Map, spread};

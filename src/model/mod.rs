@@ -13,6 +13,7 @@ mod rope;
 mod source;
 mod specs;
 mod split;
+mod stages;
 mod write;
 
 pub use config::{Biases, Experts, LayerConfig, MOST_PARAMETERS, ModelConfig};
@@ -25,3 +26,4 @@ pub use rope::{Frequencies, RopeConfig, RopeScaling, rotary_share};
 pub use source::Source;
 pub use specs::{EMBEDDING, OUTPUT};
 pub use split::Share;
+pub use stages::Stages;

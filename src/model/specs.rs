@@ -171,6 +171,11 @@ fn gain(name: &str, width: usize) -> ParamSpec {
     ParamSpec { name: name.into(), shape: [width].into(), decay: false, init: Init::Ones }
 }
 
+/// The number of the layer that a parameter is of.
+pub(super) fn layer_of(name: &str) -> Option<usize> {
+    split_layer(name)?.0.strip_prefix("model.layers.")?.trim_end_matches('.').parse().ok()
+}
+
 /// `model.layers.7.rest` as `model.layers.7.` and `rest`.
 fn split_layer(name: &str) -> Option<(&str, &str)> {
     let rest = name.strip_prefix("model.layers.")?;

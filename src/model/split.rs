@@ -39,15 +39,30 @@ impl ModelConfig {
     /// # Errors
     /// A sentence, if heads, feed-forward or experts cannot be divided, or heads are not alike.
     pub fn parts(&self, mesh: Mesh, rank: usize) -> Result<Parts> {
+        self.interleaved_parts(mesh, 1, rank)
+    }
+
+    /// The same where each rank of the pipeline axis has so many stages ([`ModelConfig::stages`]): of a layer the ranks of its stage
+    /// have something, of embedding and output those of the ends.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::parts`] and [`ModelConfig::stages`].
+    pub fn interleaved_parts(&self, mesh: Mesh, each: usize, rank: usize) -> Result<Parts> {
         self.check_tensor(mesh.tensor)?;
         self.check_experts(mesh.expert)?;
+        let stages = (mesh.pipeline > 1).then(|| self.stages(mesh.pipeline * each)).transpose()?;
         let words = self.vocab_size.is_multiple_of(mesh.tensor);
         let held = |spec: &ParamSpec| {
             if spec.is_expert() && mesh.expert > 1 {
                 return Held::default().split(0, Axis::Expert);
             }
             let dim = dim(&spec.name).filter(|_| words || (spec.name != EMBEDDING && spec.name != OUTPUT));
-            dim.filter(|_| mesh.tensor > 1).map_or(Held::default(), |dim| Held::default().split(dim, Axis::Tensor))
+            let held =
+                dim.filter(|_| mesh.tensor > 1).map_or(Held::default(), |dim| Held::default().split(dim, Axis::Tensor));
+            match &stages {
+                Some(stages) => held.at(stages.of(&spec.name).into_iter().map(|stage| stage % mesh.pipeline)),
+                None => held,
+            }
         };
         Ok(Parts::new(self.param_specs(), mesh, rank, held))
     }

@@ -5,6 +5,7 @@ mod layered;
 mod muon;
 mod norm;
 mod optimizer;
+mod pipelined;
 mod rule;
 mod schedule;
 mod sharded;

@@ -203,15 +203,7 @@ impl Optimizer {
         [loss, count]: [Value; 2],
         rows: usize,
     ) -> Result<()> {
-        let target = 1.0 / (TARGETS * rows) as f32;
-        let weight = g.scope("accumulate", |g| g.apply1(Map::scale(target), &[count]))?;
-        let scale = match &self.loss_scaling {
-            None => weight,
-            Some(_) => {
-                let scale = judge::scale(g)?;
-                g.scope("accumulate", |g| g.mul(scale, weight))?
-            }
-        };
+        let [weight, scale] = self.weigh(g, count, rows)?;
         let keep = g.input(KEEP, TensorType::f32([1]));
         let pages = layout.states(g, GRADIENTS);
         let mut waiting: Vec<Option<Value>> = vec![None; layout.specs().len()];
@@ -230,12 +222,25 @@ impl Optimizer {
         })?;
         g.scope("accumulate", |g| {
             let part = g.mul(loss, weight)?;
-            let sums = sums(g);
-            g.apply(Accumulate { start: 0 }, &[sums[0], weight, keep])?;
-            g.apply(Accumulate { start: 0 }, &[sums[1], part, keep])
+            accumulate_sums(g, [weight, part], keep)
         })?;
         g.output("loss", loss);
         Ok(())
+    }
+
+    /// What the mean loss of a batch of `rows` weighs in the sum over several, by how many of its targets count; and its
+    /// gradient towards itself.
+    pub(super) fn weigh(&self, g: &mut Graph, count: Value, rows: usize) -> Result<[Value; 2]> {
+        let target = 1.0 / (TARGETS * rows) as f32;
+        let weight = g.scope("accumulate", |g| g.apply1(Map::scale(target), &[count]))?;
+        let scale = match &self.loss_scaling {
+            None => weight,
+            Some(_) => {
+                let scale = judge::scale(g)?;
+                g.scope("accumulate", |g| g.mul(scale, weight))?
+            }
+        };
+        Ok([weight, scale])
     }
 
     /// The graph of the update that follows batches of [`Optimizer::accumulate_step`]; inputs, states and outputs are those
@@ -264,6 +269,16 @@ impl Optimizer {
     /// over ranks.
     pub fn is_sum(state: &str) -> bool {
         state.split_once('.').is_some_and(|(name, _)| name == GRADIENTS || name == SUMS)
+    }
+
+    /// Whether it is one of losses or of weights, which only ranks have that compute a loss.
+    pub fn is_total(state: &str) -> bool {
+        state.split_once('.').is_some_and(|(name, _)| name == SUMS)
+    }
+
+    /// The state that holds the sums of the gradients of a page.
+    pub fn gradient_state(page: usize) -> String {
+        format!("{GRADIENTS}.{page}")
     }
 
     /// Judges the gradients and updates the parameters; of sums of weights and losses, where they are given, the mean loss.
@@ -399,6 +414,12 @@ pub(super) fn gap_constant(g: &mut Graph, page: &Page) -> Vec<Value> {
 /// The table of gaps, where there are any.
 pub(super) fn table(g: &mut Graph, gaps: &[(usize, usize)]) -> Vec<Value> {
     gap_table(gaps).map(|(ty, bytes)| g.constant("gaps", ty, bytes)).into_iter().collect()
+}
+
+/// Adds a batch's weight, and its loss times that, to their sums.
+pub(super) fn accumulate_sums(g: &mut Graph, all: [Value; 2], keep: Value) -> Result<()> {
+    let sums = sums(g);
+    all.into_iter().zip(sums).try_for_each(|(x, sum)| g.apply(Accumulate { start: 0 }, &[sum, x, keep]).map(|_| ()))
 }
 
 /// Sums of weights, and of losses times these.

@@ -1,9 +1,11 @@
-//! Data parallelism: each rank works on its own rows, and sums are made over all ranks before anybody uses them.
+//! Sums over ranks of what each has gathered by itself, made before anybody uses them: over those that work on other rows, and over
+//! the two ends of a pipeline that have one parameter both.
 
+use crate::base::TensorType;
 use crate::error::Result;
 use crate::graph::rewrite::{Rewrite, ids};
-use crate::graph::{Graph, Kind, Value};
-use crate::ops::{Along, SumState};
+use crate::graph::{Graph, Kind, Map, Slice, Value};
+use crate::ops::{Accumulate, Along, Receive, Send, SumState};
 use std::collections::BTreeSet;
 
 /// A graph that first replaces these states by their sums over the ranks of an axis, in the order in which the graph reads
@@ -32,10 +34,58 @@ pub fn sum_states(graph: &Graph, along: Along, summed: &dyn Fn(&str) -> bool) ->
     Ok(rewrite.finish())
 }
 
+/// A part of a state of which two ranks of an axis have a term each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tie {
+    /// The state, flat.
+    pub state: String,
+    /// The first element, a multiple of 64.
+    pub start: usize,
+    /// How many there are.
+    pub elements: usize,
+    /// The two ranks, ascending.
+    pub ranks: [usize; 2],
+}
+
+/// A graph that first replaces what two ranks share by its sum, the lower rank's term first, on both: each sends the other its
+/// own, which is what an all-reduce of two sends.
+///
+/// # Errors
+/// If a state is of other than f32.
+pub fn sum_ties(graph: &Graph, along: Along, rank: usize, ties: &[Tie]) -> Result<Graph> {
+    let mut rewrite = Rewrite::new(graph);
+    let mut done: BTreeSet<Value> = BTreeSet::new();
+    for id in ids(graph) {
+        for &input in &graph.node(id).inputs {
+            let source = graph.node(input.node);
+            if !matches!(source.kind, Kind::State) || !done.insert(input) {
+                continue;
+            }
+            let state = rewrite.value(input);
+            let of_state = |tie: &&Tie| tie.state == source.name && tie.ranks.contains(&rank);
+            for Tie { start, elements, ranks, .. } in ties.iter().filter(of_state) {
+                rewrite.new.scope(format!("ranks.{}", source.name), |g| -> Result<()> {
+                    let ty = TensorType::f32([*elements]);
+                    let own = g.apply1(Slice { start: *start, shape: ty.shape.clone() }, &[state])?;
+                    let is_first = ranks[0] == rank;
+                    let other = if is_first { ranks[1] } else { ranks[0] };
+                    g.apply(Send { along, to: other }, &[own])?;
+                    let theirs = g.apply1(Receive { along, from: other, ty }, &[])?;
+                    let sum = g.apply1(Map::add(), &if is_first { [own, theirs] } else { [theirs, own] })?;
+                    let keep = g.constant("keep", TensorType::f32([1]), 0.0f32.to_le_bytes().to_vec());
+                    g.apply(Accumulate { start: *start }, &[state, sum, keep]).map(|_| ())
+                })?;
+            }
+        }
+        rewrite.copy(id)?;
+    }
+    Ok(rewrite.finish())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::{Axis, TensorType};
+    use crate::base::Axis;
     use crate::ops::SumSquares;
 
     #[test]

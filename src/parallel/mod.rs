@@ -7,12 +7,16 @@ mod gather;
 mod gradients;
 mod mesh;
 mod placement;
+mod schedule;
+mod stages;
 mod tensor;
 
-pub use data::sum_states;
+pub use data::{Tie, sum_states, sum_ties};
 pub use expert::{ExpertAxis, OfRank};
 pub use gather::{Stay, gather_ahead};
 pub use gradients::{Sums, meet_gradients};
 pub use mesh::{Mesh, text as mesh_text};
 pub use placement::Placement;
+pub use schedule::{Pass, Pipeline, Turn};
+pub use stages::{Reader, Staged, Weight};
 pub use tensor::{Given, TensorAxis};

@@ -2,18 +2,21 @@
 
 use super::World;
 use crate::base::Axis;
-use crate::comm::Groups;
+use crate::comm::{Groups, Waited, Waiting};
 use crate::compile::Plan;
 use crate::error::Result;
 use crate::nn::ParamLayout;
 use crate::parallel::Mesh;
 use crate::run::Executor;
+use std::sync::Arc;
 
 /// One rank's place.
 pub(super) struct Axes {
     mesh: Mesh,
     world: World,
     groups: Groups,
+    /// How long messages of other stages were waited for, where there are any.
+    waited: Option<Waited>,
     /// The ranks that hold the same parameters, this one among them.
     pub(super) peers: World,
 }
@@ -21,7 +24,7 @@ pub(super) struct Axes {
 impl Axes {
     /// Of a rank of this mesh; all ranks call this together.
     pub(super) fn of(world: &World, mesh: Mesh) -> Result<Axes> {
-        let (groups, peers) = match world.comm() {
+        let (mut groups, peers) = match world.comm() {
             None => (Groups::default(), World::alone()),
             Some(comm) if mesh.ranks() == mesh.data && mesh.expert == 1 => {
                 (Groups::of(Axis::Data, comm.clone()), world.clone())
@@ -33,7 +36,13 @@ impl Axes {
                 (groups, peers)
             }
         };
-        Ok(Axes { mesh, world: world.clone(), groups, peers })
+        let mut waited = None;
+        if let Some(stages) = groups.along(Axis::Pipeline).cloned() {
+            let (comm, clock) = Waiting::new(stages);
+            groups.put(Axis::Pipeline, Arc::new(comm));
+            waited = Some(clock);
+        }
+        Ok(Axes { mesh, waited, world: world.clone(), groups, peers })
     }
 
     /// Which part of a batch is this rank's.
@@ -44,6 +53,16 @@ impl Axes {
     /// In how many parts a batch is.
     pub(super) fn shares(&self) -> usize {
         self.mesh.data
+    }
+
+    /// The first rank of each place along the pipeline: what it plans, all others at that place plan too.
+    pub(super) fn leaders(&self) -> Vec<usize> {
+        (0..self.mesh.ranks()).step_by(self.mesh.ranks() / self.mesh.pipeline).collect()
+    }
+
+    /// Seconds for which messages of other stages were waited for since this was last asked; nothing without a pipeline.
+    pub(super) fn take_waited(&self) -> Option<f64> {
+        self.waited.as_ref().map(|waited| waited.take().as_secs_f64())
     }
 
     /// Joins an executor with those whom its plan meets, if it meets any.

@@ -131,7 +131,7 @@ impl Subject {
             if recipe.mesh.ranks() == recipe.mesh.data && recipe.mesh.expert == 1 {
                 return Ok(Subject { layout: optimizer.layout(specs, page)?, adapted: None });
             }
-            let parts = model.config().parts(recipe.mesh, rank)?;
+            let parts = model.config().interleaved_parts(recipe.mesh, recipe.interleave, rank)?;
             return Ok(Subject { layout: optimizer.layout_of(parts, page)?, adapted: None });
         };
         let frozen = match base {

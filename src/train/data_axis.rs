@@ -2,6 +2,7 @@
 
 use super::Recipe;
 use super::load::{LOAD, Load};
+use super::stages::sum_stages;
 use crate::base::Axis;
 use crate::error::Result;
 use crate::graph::Graph;
@@ -16,8 +17,10 @@ pub(super) struct DataAxis<'a> {
     along: Along,
     part: usize,
     shard: Shard,
-    /// How many ranks hold the same experts, where not all do.
-    replicas: Option<usize>,
+    /// Whether a step's micro-batches are one plan: then gradients are whole at its end, and meet before the update.
+    is_staged: bool,
+    /// Who holds the same experts, where not all do.
+    replicas: Option<Along>,
     /// Whether a moving average stands in the parameters' place in validation.
     averages: bool,
 }
@@ -28,8 +31,10 @@ impl<'a> DataAxis<'a> {
         let (axis, ranks) = (Axis::Data, recipe.mesh.data);
         let shard = if ranks > 1 { recipe.shard } else { Shard::None };
         let part = recipe.mesh.place(rank, axis);
-        let replicas = (recipe.mesh.expert > 1).then(|| recipe.mesh.size(Axis::Replica));
-        DataAxis { layout, along: Along { axis, ranks }, part, shard, replicas, averages: recipe.ema > 0.0 }
+        let axis = Axis::Replica;
+        let replicas = (recipe.mesh.expert > 1).then(|| Along { axis, ranks: recipe.mesh.size(axis) });
+        let is_staged = recipe.mesh.pipeline > 1;
+        DataAxis { layout, along: Along { axis, ranks }, part, shard, is_staged, replicas, averages: recipe.ema > 0.0 }
     }
 
     /// Whether there are others.
@@ -37,25 +42,27 @@ impl<'a> DataAxis<'a> {
         self.along.ranks > 1
     }
 
+    /// Whether a state is of experts of which not all ranks have a term.
+    fn is_of_others(&self, state: &str) -> bool {
+        self.replicas.is_some() && self.layout.page_of(state).is_some_and(Page::is_of_experts)
+    }
+
     /// A batch, whose gradients meet those of other ranks.
     pub(super) fn batch(&self, graph: &Graph) -> Result<Graph> {
         let sums = match self.shard {
-            _ if !self.is_split() => return Ok(graph.clone()),
+            _ if !self.is_split() || self.is_staged => return Ok(graph.clone()),
             Shard::None => Sums::Whole,
             Shard::Optimizer => Sums::Part(self.part),
             Shard::Gradients | Shard::Parameters => Sums::Kept,
         };
-        let Some(ranks) = self.replicas else {
-            return meet_gradients(graph, self.along, sums, &Optimizer::is_gradient);
-        };
-        // Ranks that hold other experts have no term of these.
-        let of_experts = |state: &str| self.layout.page_of(state).is_some_and(Page::is_of_experts);
-        let met = meet_gradients(graph, self.along, sums, &|s| Optimizer::is_gradient(s) && !of_experts(s))?;
-        if ranks == 1 {
-            return Ok(met);
+        let is_ours = |s: &str| Optimizer::is_gradient(s) && !self.is_of_others(s);
+        let graph = meet_gradients(graph, self.along, sums, &is_ours)?;
+        match self.replicas {
+            Some(along) if along.ranks > 1 => {
+                meet_gradients(&graph, along, sums, &|s| Optimizer::is_gradient(s) && self.is_of_others(s))
+            }
+            _ => Ok(graph),
         }
-        let along = Along { axis: Axis::Replica, ranks };
-        meet_gradients(&met, along, sums, &|s| Optimizer::is_gradient(s) && of_experts(s))
     }
 
     /// The update that follows batches, which tells how experts were loaded, where there are some.
@@ -66,10 +73,18 @@ impl<'a> DataAxis<'a> {
             tell(&mut graph)?;
             return sum_states(&graph, self.along, &|state| state == LOAD);
         }
-        let mut graph = optimizer.apply(self.layout)?;
+        let mut graph = sum_stages(&optimizer.apply(self.layout)?, self.layout)?;
         tell(&mut graph)?;
-        let left = |state: &str| Optimizer::is_sum(state) && !Optimizer::is_gradient(state);
-        if self.is_split() { sum_states(&graph, self.along, &left) } else { Ok(graph) }
+        if !self.is_split() {
+            return Ok(graph);
+        }
+        // Gradients that met in the batch are sums already.
+        let left = |state: &str| Optimizer::is_sum(state) && (self.is_staged || !Optimizer::is_gradient(state));
+        let graph = sum_states(&graph, self.along, &|s| left(s) && !self.is_of_others(s))?;
+        match self.replicas {
+            Some(along) if along.ranks > 1 => sum_states(&graph, along, &|s| left(s) && self.is_of_others(s)),
+            _ => Ok(graph),
+        }
     }
 
     /// A batch's steps, which gather the parameters that ranks share out.

@@ -90,6 +90,9 @@ pub enum Event {
         mfu: Option<f64>,
         /// Seconds that the batch was waited for.
         data_wait: f64,
+        /// On a pipeline: the share of the step for which this rank waited for other stages.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        idle: Option<f64>,
     },
     /// Loss on held-out data.
     Validation {

@@ -183,7 +183,7 @@ fn plans_of(
     let subject = Subject::of_rank(rank, &model, recipe, base, limits)?;
     let optimizer = optimizer(recipe);
     let axis = DataAxis::of(recipe, rank, &subject.layout);
-    let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1 || axis.is_split());
+    let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1 || axis.is_split() || recipe.mesh.pipeline > 1);
     let (o, layout) = (&optimizer, &subject.layout);
     let step = || Work::step(o, layout, config, rows, limits);
     let work = if several { Work::Batch(o, layout) } else { step() };

@@ -2,6 +2,7 @@
 
 use super::Recipe;
 use super::load::Load;
+use super::stages::Stages;
 use crate::base::{Limits, Rng, TensorType};
 use crate::compile::{Chooser, Plan, compile};
 use crate::error::{Error, Result};
@@ -10,7 +11,7 @@ use crate::model::{DpoConfig, Llama, ModelConfig, PairInputs, PreferenceLoss, Sa
 use crate::nn::{Declare, ParamLayout, Params};
 use crate::ops::LinearCrossEntropy;
 use crate::optim::{Optimizer, Update};
-use crate::parallel::Mesh;
+use crate::parallel::{Mesh, Pipeline};
 use crate::run::{Executor, States};
 
 /// Where the documents of packed rows begin.
@@ -51,19 +52,22 @@ pub(super) struct Rows<'a> {
     pub mesh: Mesh,
     /// How much room ranks have for each other's slots.
     pub capacity: Option<f64>,
+    /// The pipeline that they go through as one of several micro-batches.
+    pub pipeline: Option<Pipeline>,
 }
 
 impl Rows<'_> {
     /// Those of a recipe.
     pub fn of(recipe: &Recipe) -> Rows<'_> {
         let Recipe { seq, pack: packed, dpo, mesh, expert_capacity: capacity, .. } = recipe;
-        Rows { batch: recipe.rows(), seq: *seq, packed: *packed, dpo: dpo.as_ref(), mesh: *mesh, capacity: *capacity }
+        let (batch, pipeline) = (recipe.rows(), recipe.pipeline());
+        Rows { batch, seq: *seq, packed: *packed, dpo: dpo.as_ref(), mesh: *mesh, capacity: *capacity, pipeline }
     }
 }
 
 /// The graph of a batch.
 pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work) -> Result<Graph> {
-    let Rows { batch, seq, packed, dpo, mesh, capacity } = rows;
+    let Rows { batch, seq, packed, dpo, mesh, capacity, pipeline } = rows;
     // Every size and sum of the plan is then far from the end of 64 bits.
     let token = model.config().train_flops_per_token(seq);
     let flops = token.saturating_mul(batch as u128).saturating_mul(seq as u128);
@@ -72,8 +76,11 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         return Err(Error::Invalid(format!("{message}, more than can be counted; choose a smaller --batch or --seq")));
     }
     let mut g = Graph::new();
+    // On a pipeline the graph of all layers is cut into stages in the end.
     let own = params;
-    let params: Params = own.declare(&mut g)?;
+    let staged = pipeline.map(|pipeline| Stages::of(model, own, pipeline)).transpose()?.flatten();
+    let layers: &dyn Declare = staged.as_ref().map_or(own, |staged| &staged.layers);
+    let params: Params = layers.declare(&mut g)?;
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
     let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
@@ -86,7 +93,7 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         let before = g.nodes().len();
         let both = match dpo {
             None => {
-                let said = model.said_by_rank(g, &params, own, share, [tokens, targets], starts)?;
+                let said = model.said_by_rank(g, &params, layers, share, [tokens, targets], starts)?;
                 let both = [if is_step { said.loss } else { said.cross_entropy }, said.count];
                 experts = Some(said);
                 both
@@ -124,10 +131,16 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         }
         Work::Batch(optimizer, layout) => {
             let both = loss(&mut g)?;
+            if let Some(staged) = staged {
+                return staged.step(g, &params, both, optimizer, layout, batch);
+            }
             optimizer.accumulate_step(&mut g, layout, &params, both, batch)?;
         }
         Work::Validation => {
             let [loss, _] = loss(&mut g)?;
+            if let Some(staged) = staged {
+                return staged.validation(g, &params, loss, own);
+            }
             g.output("loss", loss);
         }
     }
@@ -196,7 +209,7 @@ pub fn train_graph(
 ) -> Result<Graph> {
     let model = Llama::new(config.clone());
     let layout = optimizer.layout(model.param_specs(), limits.max_buffer_bytes)?;
-    let rows = Rows { batch, seq, packed: false, dpo: None, mesh: Mesh::ONE, capacity: None };
+    let rows = Rows { batch, seq, packed: false, dpo: None, mesh: Mesh::ONE, capacity: None, pipeline: None };
     graph(&model, &layout, rows, Work::step(optimizer, &layout, config, rows, limits))
 }
 

@@ -39,7 +39,7 @@ pub struct ExpertLoad {
 impl Load {
     /// Of a model that is trained on text, if it has experts.
     pub fn of(config: &ModelConfig, recipe: &Recipe) -> Option<Load> {
-        Load::of_model(config).filter(|_| recipe.dpo.is_none())
+        Load::of_model(config).filter(|_| recipe.dpo.is_none() && recipe.mesh.pipeline == 1)
     }
 
     /// The same, whatever it is trained on.

@@ -91,6 +91,7 @@ impl Speed {
             roofline: self.limit.map(|limit| limit.step_seconds * share / per_step),
             mfu: self.limit.map(|limit| tokens_per_second * self.flops / limit.flops_per_second),
             data_wait: result.data_wait,
+            idle: trainer.idle(),
         }
     }
 }

@@ -2,7 +2,6 @@
 //! with says of each answer: computed once, and kept in a file that later runs on the same model and data read.
 
 use super::graphs::{ANSWERS, REWARDS};
-use super::trainer::set;
 use super::{Content, Event, Observer, Prepared, Recipe, Trainer};
 use crate::data::{Batch, IGNORE, hash::Hasher, hash::hash};
 use crate::error::{Error, Result};
@@ -243,8 +242,7 @@ impl Trainer {
     /// The log-probability of each answer of a batch, by the model as it is.
     async fn answers(&mut self, batch: &Batch) -> Result<Vec<f32>> {
         // What it is compared with does not matter here.
-        let eval = self.eval(batch.seq)?;
-        set(eval, batch)?;
+        let eval = self.eval(batch)?;
         eval.submit().await?;
         let rows = batch.rows();
         let answer = |results: &Results<'_>, row| results.element(ANSWERS, row).unwrap_or(f32::NAN);

@@ -86,6 +86,9 @@ pub struct Recipe {
     /// equal parts: what is trained on does not depend on how many there are.
     #[serde(with = "mesh_text")]
     pub mesh: Mesh,
+    /// With a pipeline: how many stages of neighbouring layers each rank has; more than one interleave, so that ranks wait less and
+    /// send more.
+    pub interleave: usize,
     /// What ranks of the data axis share out among them, each keeping its part: `none`, the `optimizer`'s moments, the sums of
     /// `gradients` too, or the `parameters` too.
     pub shard: Shard,
@@ -198,6 +201,7 @@ impl Default for Recipe {
             loss_scale_interval: 2_000,
             adapter: None,
             mesh: Mesh::ONE,
+            interleave: 1,
             shard: Shard::None,
             expert_capacity: None,
             router_aux_loss: None,
@@ -326,6 +330,7 @@ impl Recipe {
             ("loss_scale_interval", u64::from(self.loss_scale_interval)),
             ("eval_limit", self.eval_limit as u64),
             ("lengths", self.lengths as u64),
+            ("interleave", self.interleave as u64),
             ("val_sequences", self.val_sequences),
         ];
         for (key, value) in counts {

@@ -3,15 +3,15 @@
 use super::Recipe;
 use crate::error::{Error, Result};
 use crate::optim::{Rule, Shard, Update};
-use crate::parallel::Mesh;
+use crate::parallel::{Mesh, Pipeline};
 
 impl Recipe {
     /// Refuses meshes that nothing is split over, and what does not go with them.
     pub(super) fn check_mesh(&self) -> Result<()> {
-        let Mesh { data, tensor, expert, .. } = self.mesh;
-        if (Mesh { data, tensor, expert, ..Mesh::ONE }) != self.mesh {
+        let Mesh { data, tensor, pipeline, expert, .. } = self.mesh;
+        if (Mesh { data, tensor, pipeline, expert, ..Mesh::ONE }) != self.mesh {
             return Err(Error::Invalid(format!(
-                "mesh is {}; training is split over the data, the tensor and the expert axis only, as in data={}",
+                "mesh is {}; training is split over the data, tensor, pipeline and expert axes only, as in data={}",
                 self.mesh,
                 self.mesh.ranks()
             )));
@@ -32,6 +32,22 @@ impl Recipe {
         if expert > 1 && !whole.is_empty() {
             return Err(Error::Invalid(format!("mesh is {}, and {whole}; leave the expert axis out", self.mesh)));
         }
+        let whole = match () {
+            () if self.lora.is_some() => "adapters are trained over the weights of all layers",
+            () if self.model.is_some() => "a model that training begins with is read with all of its layers",
+            () => "",
+        };
+        if pipeline > 1 && !whole.is_empty() {
+            return Err(Error::Invalid(format!("mesh is {}, and {whole}; leave the pipeline axis out", self.mesh)));
+        }
+        match self.pipeline() {
+            Some(pipeline) => pipeline.check()?,
+            None if self.interleave > 1 => {
+                let message = "interleave gives each rank of a pipeline several stages, and mesh is";
+                return Err(Error::Invalid(format!("{message} {}; leave it out, or add pipeline=N", self.mesh)));
+            }
+            None => {}
+        }
         if self.mesh.ranks() > data && self.dpo.is_some() {
             return Err(Error::Invalid(format!(
                 "mesh is {}, and preference pairs are compared by whole models; choose data={}",
@@ -45,7 +61,7 @@ impl Recipe {
             return Err(Error::Invalid(message));
         }
         super::optimizer(self).check_shard(self.shard, self.lora.is_some())?;
-        if tensor * expert > 1 && self.shard != Shard::None {
+        if tensor * pipeline * expert > 1 && self.shard != Shard::None {
             return Err(Error::Invalid(format!(
                 "shard is {}, and mesh is {}: ranks with parts of the parameters keep their moments whole",
                 self.shard, self.mesh
@@ -58,6 +74,12 @@ impl Recipe {
             )));
         }
         Ok(())
+    }
+
+    /// The pipeline that a step goes through, whose micro-batches are the step's batches; none where every rank has all layers.
+    pub fn pipeline(&self) -> Option<Pipeline> {
+        let (ranks, batches) = (self.mesh.pipeline, self.accumulate as usize);
+        (ranks > 1).then_some(Pipeline { ranks, each: self.interleave, batches })
     }
 
     /// Over how many ranks states are shared out; 1 where each has all.

@@ -24,6 +24,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ("loss_scale_interval", "mixed: steps without an overflow after which the scale doubles"),
     ("adapter", "a number of `danlu doctor`'s list, or part of a name"),
     ("mesh", "axes along which ranks share the work, such as \"data=4\""),
+    ("interleave", "with a pipeline: stages of each rank"),
     ("shard", "what ranks share out: \"none\", \"optimizer\" (moments), \"gradients\" too, or \"parameters\" too"),
     ("expert_capacity", "slots that a rank takes of another, in multiples of their mean; without it all"),
     ("router_aux_loss", "share of the experts' balance in the loss; without it the configuration's"),

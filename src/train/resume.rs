@@ -9,10 +9,11 @@ use std::path::Path;
 
 /// Keys that change nothing of what is computed, or only what is to come by the person's wish. A name ending in a dot is
 /// that of a group.
-const FREE: [&str; 15] = [
+const FREE: [&str; 16] = [
     "memory",
     "adapter",
     "mesh",
+    "interleave",
     "shard",
     "compare_every",
     "tune",

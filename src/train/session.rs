@@ -185,6 +185,9 @@ impl<'a> Session<'a> {
 
     async fn run(mut self) -> Result<Ending> {
         self.compare(true).await?;
+        if let Some(pipeline) = self.recipe.pipeline() {
+            self.note(pipeline.note());
+        }
         let notes = std::mem::take(&mut self.trainer.notes);
         notes.into_iter().for_each(|text| self.note(text));
         if let Some(keeper) = &mut self.keeper {

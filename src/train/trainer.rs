@@ -2,16 +2,16 @@
 
 use super::axes::Axes;
 use super::fit::plans_of_lengths;
-use super::graphs::{REFERENCE, STARTS, TOKEN};
+use super::inputs::{Inputs, refer};
 use super::load::{LOAD, Load};
 use super::preferring::{References, Rewards};
 use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, plans, schedule};
 use crate::compile::{Chooser, First, Plan, settle};
-use crate::data::{Batch, IGNORE, LoaderState, Prefetch, hash::Hasher};
+use crate::data::{Batch, LoaderState, Prefetch, hash::Hasher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::{Llama, ModelConfig};
-use crate::nn::{Adapted, DROPOUT, PARAMETERS, ParamLayout};
+use crate::nn::{Adapted, PARAMETERS, ParamLayout};
 use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule, Shard};
 use crate::parallel::Mesh;
 use crate::run::{Choice, Choices, Executor, Recorder, States, bytes_beside, check_memory, device_bytes};
@@ -55,6 +55,8 @@ pub struct Trainer {
     /// What follows the batches of a step, where there are several.
     apply: Option<Executor>,
     batches: u32,
+    /// Of each batch that a plan takes.
+    inputs: Vec<Inputs>,
     pub(super) loader: Prefetch,
     /// Of pairs, what the model that training began with says of them.
     pub(super) references: Option<References>,
@@ -64,6 +66,7 @@ pub struct Trainer {
     written: Vec<StateSize>,
     device_bytes: u64,
     submitted: u64,
+    idle: Option<f64>,
     world: World,
     axes: Axes,
     mesh: Mesh,
@@ -95,35 +98,6 @@ pub fn check_fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option
     check_memory(gpu, &all, &States::new(gpu))
 }
 
-/// Gives a plan its batch.
-pub(super) fn set(executor: &mut Executor, batch: &Batch) -> Result<()> {
-    executor.set("tokens", &batch.tokens)?;
-    executor.set("targets", &batch.targets)?;
-    if executor.input(STARTS).is_some() {
-        executor.set(STARTS, &batch.starts)?;
-    }
-    Ok(())
-}
-
-/// One over the number of a row's targets.
-fn per_target(targets: &[u32]) -> f32 {
-    1.0 / targets.iter().filter(|&&target| target != IGNORE).count().max(1) as f32
-}
-
-/// Gives a plan of preference pairs what its batch is compared with.
-fn refer(executor: &mut Executor, batch: &Batch, references: Option<&References>) -> Result<()> {
-    if executor.input(TOKEN).is_some() {
-        executor.set(TOKEN, &batch.targets.chunks_exact(batch.seq).map(per_target).collect::<Vec<f32>>())?;
-    }
-    match references {
-        Some(references) => executor.set(REFERENCE, &references.of(batch)?),
-        None if executor.input(REFERENCE).is_some() => {
-            Err(Error::Invalid("pairs are trained on once their reference is taken: Trainer::take_reference".into()))
-        }
-        None => Ok(()),
-    }
-}
-
 impl Trainer {
     /// Plans, allocates and initialises: fresh weights from the recipe's seed, or those of the model that training begins
     /// with, streamed from disk. Gives the plans of a batch, and of the update that follows several, as well.
@@ -140,7 +114,7 @@ impl Trainer {
     }
 
     /// The same for one of the ranks that the recipe's mesh has; `loaded` hears of a model's weights on their way. It
-    /// trains on its part of every batch, and takes the kernels that the first rank chooses.
+    /// trains on its part of every batch, and takes the kernels that the first rank of its stage chooses.
     ///
     /// # Errors
     /// As [`Trainer::new`]; if there are other than the mesh's ranks, or one of them fails.
@@ -162,7 +136,13 @@ impl Trainer {
         let (axes, rank) = (Axes::of(world, recipe.mesh)?, world.rank());
         let subject = Subject::of_rank(rank, &model, recipe, base, gpu.limits())?;
         let optimizer = optimizer(recipe);
-        let theirs: Vec<Choice> = if world.is_first() { Vec::new() } else { world.first(None)? };
+        // The first rank of each stage chooses kernels, and all others that hold some of it take the same.
+        let leaders = axes.leaders();
+        let heard = leaders.iter().position(|leader| *leader == rank).map_or(leaders.len(), |place| place.min(1));
+        let mut theirs: Vec<Choice> = Vec::new();
+        for &leader in &leaders[..heard] {
+            theirs.extend(world.told_by::<Vec<Choice>>(leader, None)?);
+        }
         let mut choices = Choices::new(&theirs, chooser);
         let lengths = prepared.loader.lengths();
         let mut planned = settle(&mut choices, |chooser| {
@@ -170,9 +150,9 @@ impl Trainer {
         })
         .await;
         let kernels = choices.made();
-        if world.is_first() {
+        for &leader in &leaders[heard..] {
             let told = planned.as_ref().map(|_| kernels.clone()).map_err(|e| Error::Invalid(e.to_string()));
-            let told = world.first(Some(told));
+            let told = world.told_by(leader, (leader == rank).then_some(told));
             planned = planned.and_then(|plans| told.map(|_| plans));
         }
         let mut shorter = planned?;
@@ -243,6 +223,7 @@ impl Trainer {
             given: VecDeque::with_capacity(UNDER_WAY),
             apply: apply_run,
             batches: recipe.accumulate,
+            inputs: Inputs::of_step(recipe),
             loader,
             references: None,
             rewards: VecDeque::new(),
@@ -250,6 +231,7 @@ impl Trainer {
             written: written.filter(|(name, _)| !Optimizer::is_sum(name)).map(size).collect(),
             device_bytes,
             submitted: 0,
+            idle: None,
             world: world.clone(),
             axes,
             mesh: recipe.mesh,
@@ -290,6 +272,11 @@ impl Trainer {
         self.device_bytes
     }
 
+    /// On a pipeline: the share of the last submitted step for which this rank waited for other stages.
+    pub fn idle(&self) -> Option<f64> {
+        self.idle
+    }
+
     /// Steps done so far, and where the data stand, for a checkpoint; all that was submitted must be done.
     pub fn position(&self) -> (u64, LoaderState) {
         (self.submitted, self.loader.state())
@@ -300,10 +287,14 @@ impl Trainer {
     /// # Errors
     /// If the device failed.
     pub async fn submit(&mut self) -> Result<()> {
+        let began = Instant::now();
+        self.axes.take_waited();
         let hyper = self.optimizer.hyper(self.rate(self.submitted));
         let (mut tokens, mut waited) = (0, 0.0);
         for index in 0..self.batches {
-            if self.apply.is_some() && self.under_way.len() == UNDER_WAY {
+            // Those of a pipeline are one run.
+            let place = index as usize % self.inputs.len();
+            if place == 0 && self.apply.is_some() && self.under_way.len() == UNDER_WAY {
                 self.take().await?;
             }
             let asked = Instant::now();
@@ -315,9 +306,12 @@ impl Trainer {
             tokens += batch.tokens.len() as u64;
             let at = self.runs.iter().position(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
             let train = &mut self.runs[at].train;
-            set(train, batch)?;
+            self.inputs[place].set(train, batch)?;
+            self.inputs[place].set_dropout(train, &seed)?;
+            if place + 1 < self.inputs.len() {
+                continue;
+            }
             refer(train, batch, self.references.as_ref())?;
-            train.set(DROPOUT, &seed)?;
             train.set(HYPER, &hyper)?;
             train.set(KEEP, &[f32::from(u8::from(index > 0))])?;
             train.is_last(index + 1 == self.batches);
@@ -330,6 +324,7 @@ impl Trainer {
             apply.submit().await?;
         }
         self.submitted += 1;
+        self.idle = self.axes.take_waited().map(|seconds| seconds / began.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -375,9 +370,11 @@ impl Trainer {
         Ok(())
     }
 
-    /// Validation of rows of this length.
-    pub(super) fn eval(&mut self, seq: usize) -> Result<&mut Executor> {
-        self.runs.iter_mut().find(|run| run.seq == seq).map(|run| &mut run.eval).ok_or_else(unknown_length)
+    /// Validation, given this batch.
+    pub(super) fn eval(&mut self, batch: &Batch) -> Result<&mut Executor> {
+        let run = self.runs.iter_mut().find(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
+        self.inputs[0].set(&mut run.eval, batch)?;
+        Ok(&mut run.eval)
     }
 
     /// Mean loss over the targets of held-out batches, the same `count` every time; of preference pairs over these, with their
@@ -391,7 +388,7 @@ impl Trainer {
             self.loader.loader().val_batch(index, count, &mut self.val_batch)?;
             let batch = &self.val_batch;
             let run = self.runs.iter_mut().find(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
-            set(&mut run.eval, batch)?;
+            self.inputs[0].set(&mut run.eval, batch)?;
             refer(&mut run.eval, batch, self.references.as_ref())?;
             run.eval.submit().await?;
             let result = run.eval.read(StepResult::of).await?;

@@ -117,24 +117,32 @@ impl World {
     /// # Errors
     /// The first rank's, and those of the communicator.
     pub fn first<T: Serialize + DeserializeOwned>(&self, mine: Option<Result<T>>) -> Result<T> {
-        let missing = || Error::Rank("the first rank has nothing to say where it should".into());
+        self.told_by(0, mine)
+    }
+
+    /// [`World::first`] with another rank in the first one's place.
+    ///
+    /// # Errors
+    /// That rank's, and those of the communicator.
+    pub fn told_by<T: Serialize + DeserializeOwned>(&self, rank: usize, mine: Option<Result<T>>) -> Result<T> {
+        let missing = || Error::Rank(format!("rank {rank} has nothing to say where it should"));
         let Some(comm) = &self.comm else { return mine.unwrap_or_else(|| Err(missing())) };
-        let mine = self.is_first().then(|| mine.unwrap_or_else(|| Err(missing())));
+        let mine = (self.rank() == rank).then(|| mine.unwrap_or_else(|| Err(missing())));
         let mut text = match &mine {
             Some(found) => {
                 let told = found.as_ref().map_err(Error::to_string);
-                serde_json::to_vec(&told).map_err(|e| Error::Rank(format!("what the first rank found: {e}")))?
+                serde_json::to_vec(&told).map_err(|e| Error::Rank(format!("what rank {rank} found: {e}")))?
             }
             None => Vec::new(),
         };
         let mut length = (text.len() as u64).to_le_bytes();
-        comm.broadcast(0, &mut length)?;
+        comm.broadcast(rank, &mut length)?;
         text.resize(u64::from_le_bytes(length) as usize, 0);
-        comm.broadcast(0, &mut text)?;
+        comm.broadcast(rank, &mut text)?;
         match mine {
             Some(found) => found,
             None => serde_json::from_slice::<Result<T, String>>(&text)
-                .map_err(|e| Error::Rank(format!("what the first rank found cannot be read: {e}")))?
+                .map_err(|e| Error::Rank(format!("what rank {rank} found cannot be read: {e}")))?
                 .map_err(Error::Invalid),
         }
     }

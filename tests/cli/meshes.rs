@@ -125,9 +125,15 @@ fn meshes_that_cannot_be_are_refused() {
             "mesh is data=2, and ranks add up whole gradients; leave update = \"layer\" out",
         ),
         (
-            "--mesh data=2,pipeline=2",
-            "mesh is data=2,pipeline=2; training is split over the data axis and the tensor axis only, as in data=4",
+            "--mesh data=2,sequence=2",
+            "mesh is data=2,sequence=2; training is split over the data, tensor and pipeline axes only, as in data=4",
         ),
+        (
+            "--mesh pipeline=2 --interleave 2 --accumulate 3",
+            "in groups of 2, one for each rank of the pipeline, and a step has 3",
+        ),
+        ("--interleave 2", "interleave gives each rank of a pipeline several stages, and mesh is data=1; leave it out"),
+        ("--mesh pipeline=2 --shard optimizer", "ranks with parts of the parameters keep their moments whole"),
         (
             "--mesh data=2 --shard optimizer --optimizer muon",
             "shard is optimizer: muon takes whole matrices for its steps",

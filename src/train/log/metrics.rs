@@ -58,6 +58,8 @@ pub struct Metrics {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data_wait: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_stall: Option<f64>,
     /// Figures of tasks, named `task.figure`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -192,6 +194,12 @@ pub const METRICS: &[Metric] = &[
         get: |m| m.data_wait,
     },
     Metric {
+        name: "idle",
+        tag: "speed/idle",
+        what: "share of the step for which the first rank waited for other stages of its pipeline",
+        get: |m| m.idle,
+    },
+    Metric {
         name: "checkpoint_stall",
         tag: "speed/checkpoint_stall",
         what: "seconds that training stood still for a checkpoint",
@@ -220,6 +228,7 @@ impl Metrics {
                 roofline,
                 mfu,
                 data_wait,
+                idle,
             } => Metrics {
                 step: *step,
                 loss: some(*loss),
@@ -236,6 +245,7 @@ impl Metrics {
                 roofline: *roofline,
                 mfu: *mfu,
                 data_wait: Some(*data_wait),
+                idle: *idle,
                 ..Metrics::default()
             },
             Event::Validation { step, loss, rewards } => Metrics {

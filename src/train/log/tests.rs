@@ -20,6 +20,7 @@ fn step(step: u64, loss: f32) -> Event {
         roofline: None,
         mfu: None,
         data_wait: 0.25,
+        idle: None,
     }
 }
 

@@ -1,0 +1,65 @@
+//! What a step is given before it runs: its batches, and of pairs what they are compared with.
+
+use super::Recipe;
+use super::graphs::{REFERENCE, STARTS, TOKEN};
+use super::preferring::References;
+use crate::data::{Batch, IGNORE};
+use crate::error::{Error, Result};
+use crate::nn::DROPOUT;
+use crate::run::Executor;
+
+/// Names of a plan's inputs of one batch.
+pub(super) struct Inputs {
+    tokens: String,
+    targets: String,
+    starts: String,
+    dropout: String,
+}
+
+impl Inputs {
+    /// Of a plan of one batch, or of each that a pipeline takes.
+    pub(super) fn of_step(recipe: &Recipe) -> Vec<Inputs> {
+        match recipe.pipeline() {
+            None => vec![Inputs::named(str::to_string)],
+            Some(pipeline) => (0..pipeline.batches).map(|i| Inputs::named(|name| format!("{name}.{i}"))).collect(),
+        }
+    }
+
+    fn named(name: impl Fn(&str) -> String) -> Inputs {
+        Inputs { tokens: name("tokens"), targets: name("targets"), starts: name(STARTS), dropout: name(DROPOUT) }
+    }
+
+    /// Gives a plan its batch.
+    pub(super) fn set(&self, executor: &mut Executor, batch: &Batch) -> Result<()> {
+        executor.set(&self.tokens, &batch.tokens)?;
+        executor.set(&self.targets, &batch.targets)?;
+        if executor.input(&self.starts).is_some() {
+            executor.set(&self.starts, &batch.starts)?;
+        }
+        Ok(())
+    }
+
+    /// What decides which elements are left out.
+    pub(super) fn set_dropout(&self, executor: &mut Executor, seed: &[u32; 3]) -> Result<()> {
+        executor.set(&self.dropout, seed)
+    }
+}
+
+/// One over the number of a row's targets.
+fn per_target(targets: &[u32]) -> f32 {
+    1.0 / targets.iter().filter(|&&target| target != IGNORE).count().max(1) as f32
+}
+
+/// Gives a plan of preference pairs what its batch is compared with.
+pub(super) fn refer(executor: &mut Executor, batch: &Batch, references: Option<&References>) -> Result<()> {
+    if executor.input(TOKEN).is_some() {
+        executor.set(TOKEN, &batch.targets.chunks_exact(batch.seq).map(per_target).collect::<Vec<f32>>())?;
+    }
+    match references {
+        Some(references) => executor.set(REFERENCE, &references.of(batch)?),
+        None if executor.input(REFERENCE).is_some() => {
+            Err(Error::Invalid("pairs are trained on once their reference is taken: Trainer::take_reference".into()))
+        }
+        None => Ok(()),
+    }
+}
