@@ -176,17 +176,19 @@ fn ranks_train_what_one_device_trains_within_its_roundings() {
     );
     let mut spread = spread(&one, &prepared, &layout);
     let (none, optimizer) = (Shard::None, Shard::Optimizer);
-    for (name, data, batch, accumulate, shard) in [
-        ("one", 1, 4, 1, none),
-        ("two", 2, 4, 1, none),
-        ("four", 4, 4, 1, none),
-        ("both", 2, 2, 2, none),
-        ("shared", 4, 4, 1, optimizer),
+    let (one, rings) = (mesh(1), Mesh { data: 2, sequence: 2, ..Mesh::ONE });
+    for (name, mesh, batch, accumulate, shard) in [
+        ("one", one, 4, 1, none),
+        ("two", mesh(2), 4, 1, none),
+        ("four", mesh(4), 4, 1, none),
+        ("both", mesh(2), 2, 2, none),
+        ("shared", mesh(4), 4, 1, optimizer),
+        ("rings, shared", rings, 4, 1, optimizer),
     ] {
-        let recipe = Recipe { mesh: mesh(data), batch, accumulate, shard, ..recipe(folder.path(), name) };
+        let recipe = Recipe { mesh, batch, accumulate, shard, ..recipe(folder.path(), name) };
         let seen = train(&recipe, folder.path());
         seen.check(&mut spread, &layout);
-        if data > 1 {
+        if mesh.ranks() > 1 {
             let again = Recipe { out: folder.path().join("again"), ..recipe };
             assert!(train(&again, folder.path()) == seen, "{name}: another run gives other bits");
         }
@@ -385,32 +387,38 @@ fn go_on(recipe: &Recipe, folder: &Path) -> Seen {
 #[test]
 fn what_ranks_wrote_any_other_ranks_read() {
     let folder = tempfile::tempdir().unwrap();
-    let of = |name: &str, steps, data, shard| Recipe {
+    let of = |name: &str, steps, mesh, shard| Recipe {
         steps,
         warmup: Some(1),
         schedule: Shape::Constant,
         eval_every: Some(3),
         batch: 12,
-        mesh: mesh(data),
+        mesh,
         shard,
         optimizer: Rule::AdamW8bit,
         ..recipe(folder.path(), name)
     };
-    let calm = train(&of("calm", 9, 4, Shard::Optimizer), folder.path());
-    train(&of("run", 3, 4, Shard::Optimizer), folder.path());
+    let calm = train(&of("calm", 9, mesh(4), Shard::Optimizer), folder.path());
+    train(&of("run", 3, mesh(4), Shard::Optimizer), folder.path());
     let parts = folder.path().join("run/checkpoints/rank-3/step-3/manifest.json");
     assert!(parts.is_file(), "every rank has a folder of its own");
     let copied = folder.path().join("other");
     copy(&folder.path().join("run"), &copied);
-    let same = go_on(&of("run", 9, 4, Shard::Optimizer), folder.path());
+    let same = go_on(&of("run", 9, mesh(4), Shard::Optimizer), folder.path());
     assert!(
         same.pages == calm.pages && same.steps == calm.steps[3..],
         "four ranks go on otherwise than they would have"
     );
-    let layouts = [(5, 2, Shard::Optimizer), (7, 3, Shard::Optimizer), (8, 2, Shard::None), (9, 1, Shard::None)];
+    let rings = Mesh { sequence: 2, ..Mesh::ONE };
+    let layouts = [
+        (5, mesh(2), Shard::Optimizer),
+        (7, mesh(3), Shard::Optimizer),
+        (8, rings, Shard::Optimizer),
+        (9, mesh(1), Shard::None),
+    ];
     let mut seen = Vec::new();
-    for (steps, data, shard) in layouts {
-        seen.extend(go_on(&of("other", steps, data, shard), folder.path()).steps);
+    for (steps, mesh, shard) in layouts {
+        seen.extend(go_on(&of("other", steps, mesh, shard), folder.path()).steps);
     }
     assert_eq!(seen.len(), 6);
     for (step, (got, expected)) in seen.iter().zip(&calm.steps[3..]).enumerate() {

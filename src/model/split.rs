@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::nn::{Held, ParamSpec, Params, Parts};
 use crate::ops::Along;
-use crate::parallel::{Given, Mesh, Placement, TensorAxis};
+use crate::parallel::{Given, Mesh, Placement, SequenceAxis, TensorAxis};
 
 /// Layers of which each rank makes its own columns of the result: rows of the weight, and of the bias.
 const COLUMNS: [&str; 5] = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"];
@@ -77,7 +77,8 @@ impl ModelConfig {
 
 impl Llama {
     /// [`Llama::loss_and_count`] as one rank computes it, whose parameters are `parts` of the model's; the same on all ranks.
-    /// Between blocks each rank has a part of the tokens, where they can be divided.
+    /// Between blocks each rank has a part of the tokens, where they can be divided. Where the mesh has a
+    /// sequence axis, the tokens are those of [`Llama::loss_of_tokens`].
     ///
     /// # Errors
     /// If a shape does not fit, or an operator cannot be split.
@@ -104,7 +105,8 @@ impl Llama {
             at
         };
         let (tokens_, targets_, starts_) = (input(tokens), input(targets), starts.map(input));
-        let both = self.loss_and_count(&mut whole, &all, tokens_, targets_, starts_)?;
+        let sequence = SequenceAxis::of(parts.mesh, parts.rank);
+        let both = self.loss_of_tokens(&mut whole, (&layout, &all), sequence, [tokens_, targets_], starts_)?;
         both.iter().for_each(|value| whole.output("", *value));
         let split_tokens = parts.held(EMBEDDING).dim(along.axis).is_some()
             && self.config().experts.is_none()

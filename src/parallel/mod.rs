@@ -4,9 +4,11 @@
 mod data;
 mod mesh;
 mod placement;
+mod sequence;
 mod tensor;
 
 pub use data::sum_states;
 pub use mesh::{Mesh, text as mesh_text};
 pub use placement::Placement;
+pub use sequence::SequenceAxis;
 pub use tensor::{Given, TensorAxis};

@@ -74,7 +74,7 @@ fn pieces(what: Collective, blocks: u64, [read, written]: [u64; 2], ranks: u64, 
         each,
     };
     match what {
-        Collective::AllReduce => {
+        Collective::AllReduce | Collective::Shift { .. } => {
             let piece = |(at, n)| Piece { down: Ranges::one(at, n), up: Ranges::one(at, n), part: n };
             cut(read, most).map(piece).collect()
         }
@@ -204,6 +204,12 @@ impl Ranks {
                 comm.reduce_scatter(order, of, given)
             }
             Collective::AllToAll => comm.all_to_all(mine, given),
+            Collective::Shift { back } => {
+                let (to, from) = ((comm.rank() + 1) % ranks, (comm.rank() + ranks - 1) % ranks);
+                let (to, from) = if back { (from, to) } else { (to, from) };
+                comm.send(to, mine)?;
+                comm.receive(from, given)
+            }
             Collective::Send { to } => comm.send(to, mine),
             Collective::Receive { from } => comm.receive(from, given),
         }
@@ -244,6 +250,7 @@ mod tests {
             (scatter, 5, 5 * 36, 5 * 12, 3, 80),
             (scatter, 2, 2 * 300, 2 * 100, 3, 80),
             (Collective::AllToAll, 1, 300, 300, 3, 80),
+            (Collective::Shift { back: false }, 1, 100, 100, 3, 48),
             (Collective::Send { to: 1 }, 1, 100, 0, 3, 48),
             (Collective::Receive { from: 1 }, 1, 0, 100, 3, 48),
         ] {

@@ -6,7 +6,7 @@ use crate::comm::Groups;
 use crate::compile::Plan;
 use crate::error::Result;
 use crate::nn::ParamLayout;
-use crate::parallel::Mesh;
+use crate::parallel::{Mesh, SequenceAxis};
 use crate::run::Executor;
 
 /// One rank's place.
@@ -36,6 +36,11 @@ impl Axes {
     /// Which part of a batch is this rank's.
     pub(super) fn share(&self) -> usize {
         self.mesh.place(self.world.rank(), Axis::Data)
+    }
+
+    /// Which of each row's tokens are this rank's, where it has not all.
+    pub(super) fn sequence(&self) -> Option<SequenceAxis> {
+        SequenceAxis::of(self.mesh, self.world.rank())
     }
 
     /// In how many parts a batch is.

@@ -128,7 +128,7 @@ impl Subject {
                 let layout = optimizer.layout(specs, page / unit * unit)?;
                 return Ok(Subject { layout: Optimizer::shared(layout, shards), adapted: None });
             }
-            if recipe.mesh.ranks() == recipe.mesh.data {
+            if recipe.mesh.ranks() == recipe.mesh.replicas() {
                 return Ok(Subject { layout: optimizer.layout(specs, page)?, adapted: None });
             }
             let parts = model.config().parts(recipe.mesh, rank)?;

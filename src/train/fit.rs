@@ -103,7 +103,7 @@ pub fn plans(
 ///
 /// # Errors
 /// As [`plans`].
-pub(super) fn plans_of(
+pub fn plans_of(
     rank: usize,
     config: &ModelConfig,
     recipe: &Recipe,
@@ -114,8 +114,8 @@ pub(super) fn plans_of(
     let model = Llama::new(config.clone());
     let subject = Subject::of_rank(rank, &model, recipe, base, limits)?;
     let optimizer = optimizer(recipe);
-    let ranks = recipe.mesh.data;
-    let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1 || ranks > 1);
+    let ranks = recipe.mesh.replicas();
+    let (rows, several) = (Rows::of(recipe, rank), recipe.accumulate > 1 || ranks > 1);
     let (o, layout) = (&optimizer, &subject.layout);
     let step = || Work::step(o, layout, config, rows, limits);
     let work = if several { Work::Batch(o, layout) } else { step() };
@@ -125,11 +125,7 @@ pub(super) fn plans_of(
     let eval = compile(&graph_of(&*subject.whole(), Work::Validation)?, limits, chooser)?;
     let apply = || {
         if recipe.shards() > 1 {
-            return optimizer.apply_shared(
-                layout,
-                Along { axis: Axis::Data, ranks },
-                recipe.mesh.place(rank, Axis::Data),
-            );
+            return optimizer.apply_shared(layout, Along { axis: Axis::Data, ranks }, recipe.mesh.replica(rank));
         }
         let graph = optimizer.apply(layout)?;
         Ok(if ranks > 1 { sum_states(&graph, ranks, &Optimizer::is_sum)? } else { graph })

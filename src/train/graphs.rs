@@ -9,6 +9,7 @@ use crate::model::{DpoConfig, Llama, ModelConfig, PairInputs, PreferenceLoss, pr
 use crate::nn::{Declare, ParamLayout, Params};
 use crate::ops::LinearCrossEntropy;
 use crate::optim::{Optimizer, Update};
+use crate::parallel::SequenceAxis;
 use crate::run::{Executor, States};
 
 /// Where the documents of packed rows begin.
@@ -43,21 +44,24 @@ pub(super) struct Rows<'a> {
     pub seq: usize,
     /// Whether they hold several documents.
     pub packed: bool,
+    /// Which tokens of them are a rank's, where it has not all.
+    pub sequence: Option<SequenceAxis>,
     /// Where they are preference pairs: how these are trained on.
     pub dpo: Option<&'a DpoConfig>,
 }
 
 impl Rows<'_> {
-    /// Those of a recipe.
-    pub fn of(recipe: &Recipe) -> Rows<'_> {
+    /// Those of a rank of a recipe's mesh.
+    pub fn of(recipe: &Recipe, rank: usize) -> Rows<'_> {
         let Recipe { seq, pack: packed, dpo, .. } = recipe;
-        Rows { batch: recipe.rows(), seq: *seq, packed: *packed, dpo: dpo.as_ref() }
+        let sequence = SequenceAxis::of(recipe.mesh, rank);
+        Rows { batch: recipe.rows(), seq: *seq, packed: *packed, sequence, dpo: dpo.as_ref() }
     }
 }
 
 /// The graph of a batch.
 pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work) -> Result<Graph> {
-    let Rows { batch, seq, packed, dpo } = rows;
+    let Rows { batch, seq, packed, sequence, dpo } = rows;
     // Every size and sum of the plan is then far from the end of 64 bits.
     let token = model.config().train_flops_per_token(seq);
     let flops = token.saturating_mul(batch as u128).saturating_mul(seq as u128);
@@ -66,8 +70,9 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         return Err(Error::Invalid(format!("{message}, more than can be counted; choose a smaller --batch or --seq")));
     }
     let mut g = Graph::new();
-    let parts = params.parts();
+    let (declare, parts) = (params, params.parts());
     let params: Params = params.declare(&mut g)?;
+    let seq = sequence.map_or(Ok(seq), |axis| axis.tokens(seq))?;
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
     let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
@@ -76,7 +81,7 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         let before = g.nodes().len();
         let both = match dpo {
             None => match parts {
-                None => model.loss_and_count(g, &params, tokens, targets, starts)?,
+                None => model.loss_of_tokens(g, (declare, &params), sequence, [tokens, targets], starts)?,
                 Some(parts) => model.loss_of_parts(g, &params, parts, [tokens, targets], starts)?,
             },
             Some(_) => [model.log_probs(g, &params, tokens, targets, starts)?; 2],
@@ -178,7 +183,7 @@ pub fn train_graph(
 ) -> Result<Graph> {
     let model = Llama::new(config.clone());
     let layout = optimizer.layout(model.param_specs(), limits.max_buffer_bytes)?;
-    let rows = Rows { batch, seq, packed: false, dpo: None };
+    let rows = Rows { batch, seq, packed: false, sequence: None, dpo: None };
     graph(&model, &layout, rows, Work::step(optimizer, &layout, config, rows, limits))
 }
 

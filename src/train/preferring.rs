@@ -1,8 +1,8 @@
 //! Training on preference pairs: the rewards of their answers, and their reference, that is what the model that training began
 //! with says of each answer: computed once, and kept in a file that later runs on the same model and data read.
 
+use super::feed::set;
 use super::graphs::{ANSWERS, REWARDS};
-use super::trainer::set;
 use super::{Content, Event, Observer, Prepared, Recipe, Trainer};
 use crate::data::{Batch, IGNORE, hash::Hasher, hash::hash};
 use crate::error::{Error, Result};

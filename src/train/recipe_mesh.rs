@@ -8,10 +8,10 @@ use crate::parallel::Mesh;
 impl Recipe {
     /// Refuses meshes that nothing is split over, and what does not go with them.
     pub(super) fn check_mesh(&self) -> Result<()> {
-        let Mesh { data, tensor, .. } = self.mesh;
-        if (Mesh { data, tensor, ..Mesh::ONE }) != self.mesh {
+        let Mesh { data, tensor, sequence, .. } = self.mesh;
+        if (Mesh { data, tensor, sequence, ..Mesh::ONE }) != self.mesh {
             return Err(Error::Invalid(format!(
-                "mesh is {}; training is split over the data axis and the tensor axis only, as in data={}",
+                "mesh is {}; training is split over the data, the tensor and the sequence axis only, as in data={}",
                 self.mesh,
                 self.mesh.ranks()
             )));
@@ -56,6 +56,6 @@ impl Recipe {
 
     /// Over how many ranks moments are shared out; 1 where each has all.
     pub fn shards(&self) -> usize {
-        if self.shard == Shard::None { 1 } else { self.mesh.data }
+        if self.shard == Shard::None { 1 } else { self.mesh.replicas() }
     }
 }

@@ -1,12 +1,12 @@
 //! The device's side of training: one plan for a step, one for validation, and the states that they share.
 
 use super::axes::Axes;
+use super::feed::{refer, set_part};
 use super::fit::plans_of;
-use super::graphs::{REFERENCE, STARTS, TOKEN};
 use super::preferring::{References, Rewards};
 use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, plans, schedule};
 use crate::compile::{Chooser, First, Plan, settle};
-use crate::data::{Batch, IGNORE, LoaderState, Prefetch, hash::Hasher};
+use crate::data::{Batch, LoaderState, Prefetch, hash::Hasher};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::model::{Llama, ModelConfig};
@@ -58,6 +58,8 @@ pub struct Trainer {
     /// Of several batches of pairs, those of a step that were read already.
     rewards: VecDeque<Rewards>,
     val_batch: Batch,
+    /// This rank's tokens of a batch, where it has not all.
+    part: Vec<u32>,
     written: Vec<StateSize>,
     device_bytes: u64,
     submitted: u64,
@@ -86,35 +88,6 @@ pub fn check_fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option
     plans.fit.as_ref().map_or(Ok(()), Fit::check)?;
     let all: Vec<&Plan> = [&plans.train, &plans.eval].into_iter().chain(&plans.apply).collect();
     check_memory(gpu, &all, &States::new(gpu))
-}
-
-/// Gives a plan its batch.
-pub(super) fn set(executor: &mut Executor, batch: &Batch) -> Result<()> {
-    executor.set("tokens", &batch.tokens)?;
-    executor.set("targets", &batch.targets)?;
-    if executor.input(STARTS).is_some() {
-        executor.set(STARTS, &batch.starts)?;
-    }
-    Ok(())
-}
-
-/// One over the number of a row's targets.
-fn per_target(targets: &[u32]) -> f32 {
-    1.0 / targets.iter().filter(|&&target| target != IGNORE).count().max(1) as f32
-}
-
-/// Gives a plan of preference pairs what its batch is compared with.
-fn refer(executor: &mut Executor, batch: &Batch, references: Option<&References>) -> Result<()> {
-    if executor.input(TOKEN).is_some() {
-        executor.set(TOKEN, &batch.targets.chunks_exact(batch.seq).map(per_target).collect::<Vec<f32>>())?;
-    }
-    match references {
-        Some(references) => executor.set(REFERENCE, &references.of(batch)?),
-        None if executor.input(REFERENCE).is_some() => {
-            Err(Error::Invalid("pairs are trained on once their reference is taken: Trainer::take_reference".into()))
-        }
-        None => Ok(()),
-    }
 }
 
 impl Trainer {
@@ -239,6 +212,7 @@ impl Trainer {
             references: None,
             rewards: VecDeque::new(),
             val_batch,
+            part: Vec::new(),
             written: written.filter(|(name, _)| !Optimizer::is_sum(name)).map(size).collect(),
             device_bytes,
             submitted: 0,
@@ -310,7 +284,7 @@ impl Trainer {
             tokens += batch.tokens.len() as u64;
             let at = self.runs.iter().position(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
             let train = &mut self.runs[at].train;
-            set(train, batch)?;
+            set_part(train, batch, self.axes.sequence(), &mut self.part)?;
             refer(train, batch, self.references.as_ref())?;
             train.set(DROPOUT, &seed)?;
             train.set(HYPER, &hyper)?;
@@ -370,13 +344,13 @@ impl Trainer {
             self.loader.loader().val_batch(index, count, &mut self.val_batch)?;
             let batch = &self.val_batch;
             let run = self.runs.iter_mut().find(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
-            set(&mut run.eval, batch)?;
+            let targets = set_part(&mut run.eval, batch, self.axes.sequence(), &mut self.part)?;
             refer(&mut run.eval, batch, self.references.as_ref())?;
             run.eval.submit().await?;
             let result = run.eval.read(StepResult::of).await?;
             rewards.extend(result.rewards);
             // Batches hold equally many pairs.
-            let weight = if result.rewards.is_some() { 1 } else { self.val_batch.counted() };
+            let weight = if result.rewards.is_some() { 1 } else { targets };
             // Without a target there is no mean.
             sum += if weight > 0 { f64::from(result.loss) * weight as f64 } else { 0.0 };
             counted += weight;

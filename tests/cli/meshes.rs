@@ -127,7 +127,7 @@ fn meshes_that_cannot_be_are_refused() {
         ("--mesh tensor=2 --optimizer muon", "mesh is tensor=2, and muon takes whole matrices"),
         (
             "--mesh data=2,pipeline=2",
-            "mesh is data=2,pipeline=2; training is split over the data axis and the tensor axis only, as in data=4",
+            "mesh is data=2,pipeline=2; training is split over the data, the tensor and the sequence axis only, as in data=4",
         ),
         (
             "--mesh data=2 --shard optimizer --optimizer muon",
