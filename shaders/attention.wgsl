@@ -2,7 +2,12 @@
 // Queries of one kv head are numbered t * GROUP + g, so that the lanes of a workgroup see nearly the same keys and load
 // each at one address. C4 = C / 4. The softmax is online: max, sum and accumulator are rescaled as larger scores come. HALF: the
 // factors of both products are rounded to f16.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<Cell>;
@@ -10,6 +15,10 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
 @group(0) @binding(4) var<storage, read> position: array<u32>;
 @group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
+#if CARRY
+@group(0) @binding(7) var<storage, read> o_before: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read> lse_before: array<f32>;
+#endif
 
 const MASKED = -3.0e38;
 #import lib/cache.wgsl
@@ -27,13 +36,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let t = row / GROUP;
     let head = group.y * GROUP + row % GROUP;
     let q_at = ((group.z * params.queries + t) * params.heads + head) * C4;
-    let first = first_position(group.z);
-    let last = last_key(first + t);
-    let from_key = first_key(group.z, t, last);
+    let last = last_seen(group.z, t);
+    let from_key = first_seen(group.z, t, last);
     let first_row = group.x * WORKGROUP;
     let last_row = min(first_row + WORKGROUP, rows) - 1u;
-    let begin = first_key(group.z, first_row / GROUP, last_key(first + first_row / GROUP));
-    let end = last_key(first + last_row / GROUP) + 1u;
+    let begin = begin_key(group.z, first_row / GROUP);
+    let end = last_seen(group.z, last_row / GROUP) + 1u;
     let stride = kv_heads * C4;
     let base = group.z * params.keys * stride + group.y * C4;
 
@@ -44,6 +52,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     var largest = MASKED;
     var sum = 0.0;
+#if CARRY
+    largest = lse_before[(group.z * params.heads + head) * params.queries + t];
+    sum = 1.0;
+    for (var c = 0u; c < C4; c++) {
+        acc[c] = o_before[q_at + c];
+    }
+#endif
     for (var j = begin; j < end; j += 4u) {
         let k0 = base + j * stride;
         let k1 = base + min(j + 1u, end - 1u) * stride;

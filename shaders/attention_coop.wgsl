@@ -2,7 +2,12 @@
 // numbered as there, in tiles of KEYS keys. The lanes of a row have its softmax and accumulator in registers.
 enable f16;
 enable wgpu_cooperative_matrix;
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<Cell>;
@@ -10,6 +15,10 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
 @group(0) @binding(4) var<storage, read> position: array<u32>;
 @group(0) @binding(5) var<storage, read_write> o: array<f32>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
+#if CARRY
+@group(0) @binding(7) var<storage, read> o_before: array<f32>;
+@group(0) @binding(8) var<storage, read> lse_before: array<f32>;
+#endif
 #import lib/cache.wgsl
 #import lib/operand.wgsl
 #import lib/query.wgsl
@@ -27,16 +36,15 @@ var<workgroup> told: array<f32, LANES>;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let rows = params.queries * GROUP;
     let row0 = group.x * ROWS;
-    let first = first_position(group.z);
-    let begin = first_key(group.z, row0 / GROUP, last_key(first + row0 / GROUP));
-    let end = last_key(first + (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
+    let begin = begin_key(group.z, row0 / GROUP);
+    let end = last_seen(group.z, (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
     let subgroup = lane / SUBGROUP;
     let r = lane / PARTS;
     let part = lane % PARTS;
     let t = min(row0 + r, rows - 1u) / GROUP;
     let head = group.y * GROUP + min(row0 + r, rows - 1u) % GROUP;
-    let last = last_key(first + t);
-    let from_key = first_key(group.z, t, last);
+    let last = last_seen(group.z, t);
+    let from_key = first_seen(group.z, t, last);
     for (var e = lane; e < ROWS * (WIDTH / 4u); e += LANES) {
         let c = e % (WIDTH / 4u);
         let at = vector_of_row(group.z, group.y, row0 + e / (WIDTH / 4u)) + min(c, C4 - 1u);
@@ -45,6 +53,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var largest = MASKED;
     var sum = 0.0;
     var acc: array<f32, COLUMNS>;
+#if CARRY
+    largest = lse_before[(group.z * params.heads + head) * params.queries + t];
+    sum = select(0.0, 1.0, part == 0u);
+    for (var i = 0u; i < COLUMNS; i++) {
+        let c = min(i * PARTS + part, 4u * C4 - 1u);
+        acc[i] = o_before[4u * vector_of_row(group.z, group.y, row0 + r) + c] * UNIT;
+    }
+#endif
     for (var j = begin; j < end; j += KEYS) {
         for (var e = lane; e < KEYS * (WIDTH / 4u); e += LANES) {
             let c = e % (WIDTH / 4u);

@@ -1,6 +1,11 @@
 // attention_grad_key_value: dk and dv of attention; one lane is one key, the queries of its heads that see it stream by.
 // p = exp(s - lse), dv = sum of p * dy, ds = p * (dy . v - delta), dk = scale * sum of ds * q.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
@@ -22,9 +27,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let j0 = group.x * WORKGROUP;
     let j = min(j0 + lane, params.keys - 1u);
     let k_at = ((group.z * params.keys + j) * kv_heads + group.y) * C4;
-    let first = first_position(group.z);
-    let start = max(j0, first) - first;
-    let end = end_query(group.z, first, min(j0 + WORKGROUP, params.keys) - 1u);
+    let start = begin_query(group.z, j0);
+    let end = end_query(group.z, min(j0 + WORKGROUP, params.keys) - 1u);
     let stride = params.heads * C4;
 
     var key: array<vec4<f32>, C4>;
@@ -52,11 +56,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             s *= params.scale;
             let a = stats[row + t];
             let b = stats[row + t1];
-            let last = vec2(last_key(first + t), last_key(first + t1));
+            let last = vec2(last_seen(group.z, t), last_seen(group.z, t1));
 #if ALIBI
             s += slope(head) * (f32(j) - vec2<f32>(last));
 #endif
-            let from_key = vec2(first_key(group.z, t, last.x), first_key(group.z, t1, last.y));
+            let from_key = vec2(first_seen(group.z, t, last.x), first_seen(group.z, t1, last.y));
             let seen = (vec2(j) <= last) & (vec2(j) >= from_key) & vec2(true, t + 1u < end);
             let p = select(vec2(0.0), exp(s - vec2(a.x, b.x)), seen);
             // Probabilities, and gradients of scores, as they are multiplied.

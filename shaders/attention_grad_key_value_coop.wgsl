@@ -2,7 +2,12 @@
 // workgroup makes ROWS keys, and KEYS is how many queries are staged at a time, as in attention_grad_key_value_tile.wgsl.
 enable f16;
 enable wgpu_cooperative_matrix;
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
@@ -27,20 +32,19 @@ const TILES = TILE_S + ROWS * STEP_S;
 // A query that streams by: its last key, the first, its head, and lse and delta.
 struct Query { last: u32, from_key: u32, head: u32, stat: vec2<f32> }
 
-fn query(entry: u32, kv_head: u32, first: u32, row: u32) -> Query {
+fn query(entry: u32, kv_head: u32, row: u32) -> Query {
     let t = min(row / GROUP, params.queries - 1u);
     let head = kv_head * GROUP + row % GROUP;
-    let last = last_key(first + t);
+    let last = last_seen(entry, t);
     let stat = stats[(entry * params.heads + head) * params.queries + t];
-    return Query(last, first_key(entry, t, last), head, stat);
+    return Query(last, first_seen(entry, t, last), head, stat);
 }
 
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let j0 = group.x * ROWS;
-    let first = first_position(group.z);
-    let begin = (max(j0, first) - first) * GROUP;
-    let end = end_query(group.z, first, min(j0 + ROWS, params.keys) - 1u) * GROUP;
+    let begin = begin_query(group.z, j0) * GROUP;
+    let end = end_query(group.z, min(j0 + ROWS, params.keys) - 1u) * GROUP;
     let subgroup = lane / SUBGROUP;
     let r = lane / PARTS;
     let part = lane % PARTS;
@@ -67,7 +71,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var p: array<f32, MINE>;
         for (var n = 0u; n < MINE; n++) {
             let at = n * PARTS + part;
-            let z = query(group.z, group.y, first, row + at);
+            let z = query(group.z, group.y, row + at);
             var score = product[r * STEP_P + at] * params.scale;
 #if ALIBI
             score += slope(z.head) * (f32(key) - f32(z.last));
@@ -81,7 +85,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
         for (var n = 0u; n < MINE; n++) {
             let at = n * PARTS + part;
-            let delta = query(group.z, group.y, first, row + at).stat.y;
+            let delta = query(group.z, group.y, row + at).stat.y;
             let ds = p[n] * (product[r * STEP_P + at] - delta) * params.scale;
             tiles[TILE_S + r * STEP_S + at] = f16(operand(ds));
         }

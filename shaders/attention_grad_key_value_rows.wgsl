@@ -1,7 +1,12 @@
 // attention_grad_key_value_rows: attention_grad_key_value.wgsl for adapters whose subgroups have at least 8 lanes and
 // are a CPU's SIMD registers: ROWS keys a lane; of every 8 queries it loads one and hands it to the others, EIGHTS times
 // 8 queries at a time; sums stand in dk and dv.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, width: u32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
@@ -18,11 +23,10 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, ent
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let width = params.width / 4u;
-    let first = first_position(group.z);
     let kv_heads = params.heads / GROUP;
     let j0 = group.x * WORKGROUP * ROWS;
-    let start = max(j0, first) - first;
-    let end = end_query(group.z, first, min(j0 + WORKGROUP * ROWS, params.keys) - 1u);
+    let start = begin_query(group.z, j0);
+    let end = end_query(group.z, min(j0 + WORKGROUP * ROWS, params.keys) - 1u);
     let last = params.queries - 1u;
     let stride = params.heads * width;
 
@@ -72,27 +76,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 }
             }
             for (var n = 0u; n < 2u * EIGHTS; n++) {
-                // With a query's statistics goes where its document begins: below 2^24, so that a float holds it.
+                // With a query's statistics go the first and the last key that it sees: below 2^24, so that floats hold them.
                 let own = min(t + n / 2u * 8u + lane, last);
-                let z = eight(vec4(stats[row + own], f32(first_of_document(group.z, own)), 0.0));
+                let seen_last = last_seen(group.z, own);
+                let z = eight(vec4(stats[row + own], f32(first_seen(group.z, own, seen_last)), f32(seen_last)));
                 let i = vec4(t + 4u * n) + vec4(0u, 1u, 2u, 3u);
                 let z0 = z[4u * (n % 2u)];
                 let z1 = z[4u * (n % 2u) + 1u];
                 let z2 = z[4u * (n % 2u) + 2u];
                 let z3 = z[4u * (n % 2u) + 3u];
                 for (var r = 0u; r < ROWS; r++) {
-                    let at = min(vec4(first) + i, vec4(params.keys - 1u));
+                    let at = vec4(f32(key[r]));
+                    let until = vec4(z0.w, z1.w, z2.w, z3.w);
                     var score = s[r][n] * params.scale;
 #if ALIBI
-                    score += slope(head) * (f32(key[r]) - vec4<f32>(at));
+                    score += slope(head) * (at - until);
 #endif
-                    var seen = (vec4(key[r]) <= at) & (i < vec4(end));
-#if WINDOW
-                    seen = seen & (vec4(key[r] + WINDOW) > at);
-#endif
-#if STARTS
-                    seen = seen & (vec4(f32(key[r])) >= vec4(z0.z, z1.z, z2.z, z3.z));
-#endif
+                    let seen = (at <= until) & (at >= vec4(z0.z, z1.z, z2.z, z3.z)) & (i < vec4(end));
                     let p = select(vec4(0.0), exp(score - vec4(z0.x, z1.x, z2.x, z3.x)), seen);
                     dp[r][n] = operand4(p * (dp[r][n] - vec4(z0.y, z1.y, z2.y, z3.y)) * params.scale);
                     s[r][n] = operand4(p);

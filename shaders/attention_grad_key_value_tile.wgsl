@@ -1,7 +1,12 @@
 // attention_grad_key_value_tile: attention_grad_key_value.wgsl through shared memory, for GPUs: lanes and constants as in
 // attention_tile.wgsl, but that a workgroup makes ROWS keys, and KEYS is how many queries are staged at a time, those of
 // all heads of the group in one row. dv = sum of p * dy, ds = p * (dy . v - delta), dk = scale * sum of ds * q.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
@@ -37,9 +42,8 @@ fn stage_queries(entry: u32, kv_head: u32, row: u32, chunk: u32, lane: u32) {
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let j0 = group.x * ROWS;
-    let first = first_position(group.z);
-    let begin = (max(j0, first) - first) * GROUP;
-    let end = end_query(group.z, first, min(j0 + ROWS, params.keys) - 1u) * GROUP;
+    let begin = begin_query(group.z, j0) * GROUP;
+    let end = end_query(group.z, min(j0 + ROWS, params.keys) - 1u) * GROUP;
     let four = lane / 16u;
     let own = lane % 16u;
     let key = vec4(j0 + 4u * four) + vec4(0u, 1u, 2u, 3u);
@@ -80,13 +84,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let i = row + 16u * n + own;
             let t = min(i / GROUP, params.queries - 1u);
             let head = group.y * GROUP + i % GROUP;
-            let last = last_key(first + t);
+            let last = last_seen(group.z, t);
             let stat = stats[(group.z * params.heads + head) * params.queries + t];
             var score = s[n] * params.scale;
 #if ALIBI
             score += slope(head) * (vec4<f32>(key) - f32(last));
 #endif
-            let seen = (key <= vec4(last)) & (key >= vec4(first_key(group.z, t, last))) & vec4(i < end);
+            let seen = (key <= vec4(last)) & (key >= vec4(first_seen(group.z, t, last))) & vec4(i < end);
             let p = select(vec4<f32>(), exp(score - stat.x), seen);
             tile_p[(16u * n + own) * FOURS + four] = Staged(operand4(p));
             tile_s[(16u * n + own) * FOURS + four] = Staged(operand4(p * (dp[n] - stat.y) * params.scale));

@@ -1,6 +1,11 @@
 // attention_grad_query: dq of attention; one lane is one query, numbered as in attention.wgsl, keys stream by.
 // p = exp(s - lse), ds = p * (dy . v - delta), dq = scale * sum of ds * k.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
@@ -23,13 +28,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let t = row / GROUP;
     let head = group.y * GROUP + row % GROUP;
     let q_at = ((group.z * params.queries + t) * params.heads + head) * C4;
-    let first = first_position(group.z);
-    let last = last_key(first + t);
-    let from_key = first_key(group.z, t, last);
+    let last = last_seen(group.z, t);
+    let from_key = first_seen(group.z, t, last);
     let first_row = group.x * WORKGROUP;
     let last_row = min(first_row + WORKGROUP, rows) - 1u;
-    let begin = first_key(group.z, first_row / GROUP, last_key(first + first_row / GROUP));
-    let end = last_key(first + last_row / GROUP) + 1u;
+    let begin = begin_key(group.z, first_row / GROUP);
+    let end = last_seen(group.z, last_row / GROUP) + 1u;
     let stride = kv_heads * C4;
     let base = group.z * params.keys * stride + group.y * C4;
     let stat = stats[(group.z * params.heads + head) * params.queries + t];

@@ -2,7 +2,12 @@
 // tiles as in attention_coop.wgsl. p = exp(s - lse), ds = p * (dy . v - delta), dq = scale * sum of ds * k.
 enable f16;
 enable wgpu_cooperative_matrix;
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
@@ -26,16 +31,15 @@ const TILES = TILE_S + ROWS * STEP_S;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let rows = params.queries * GROUP;
     let row0 = group.x * ROWS;
-    let first = first_position(group.z);
-    let begin = first_key(group.z, row0 / GROUP, last_key(first + row0 / GROUP));
-    let end = last_key(first + (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
+    let begin = begin_key(group.z, row0 / GROUP);
+    let end = last_seen(group.z, (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
     let subgroup = lane / SUBGROUP;
     let r = lane / PARTS;
     let part = lane % PARTS;
     let t = min(row0 + r, rows - 1u) / GROUP;
     let head = group.y * GROUP + min(row0 + r, rows - 1u) % GROUP;
-    let last = last_key(first + t);
-    let from_key = first_key(group.z, t, last);
+    let last = last_seen(group.z, t);
+    let from_key = first_seen(group.z, t, last);
     let stat = stats[(group.z * params.heads + head) * params.queries + t];
     for (var e = lane; e < ROWS * (WIDTH / 4u); e += LANES) {
         let c = e % (WIDTH / 4u);

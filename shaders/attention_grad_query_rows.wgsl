@@ -1,7 +1,12 @@
 // attention_grad_query_rows: attention_grad_query.wgsl for adapters whose subgroups have at least 8 lanes and are a
 // CPU's SIMD registers: ROWS queries a lane; of every 8 keys it loads one and hands it to the others,
 // EIGHTS times 8 keys at a time; sums stand in dq.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, width: u32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
@@ -18,10 +23,9 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, ent
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let rows = params.queries * GROUP;
     let width = params.width / 4u;
-    let first = first_position(group.z);
     let row0 = group.x * WORKGROUP * ROWS;
-    let begin = first_key(group.z, row0 / GROUP, last_key(first + row0 / GROUP));
-    let end = last_key(first + (min(row0 + WORKGROUP * ROWS, rows) - 1u) / GROUP) + 1u;
+    let begin = begin_key(group.z, row0 / GROUP);
+    let end = last_seen(group.z, (min(row0 + WORKGROUP * ROWS, rows) - 1u) / GROUP) + 1u;
     let stride = params.heads / GROUP * width;
     let base = group.z * params.keys * stride + group.y * width;
 
@@ -33,10 +37,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let row = min(row0 + r * WORKGROUP + lane, rows - 1u);
         let head = group.y * GROUP + row % GROUP;
         at[r] = ((group.z * params.queries + row / GROUP) * params.heads + head) * width;
-        last[r] = last_key(first + row / GROUP);
-        from_key[r] = first_key(group.z, row / GROUP, last[r]);
+        last[r] = last_seen(group.z, row / GROUP);
+        from_key[r] = first_seen(group.z, row / GROUP, last[r]);
         stat[r] = stats[(group.z * params.heads + head) * params.queries + row / GROUP];
     }
+#if BLOCK
+    // It may be that none of them sees a key.
+    for (var r = 0u; r < ROWS && begin >= end; r++) {
+        for (var c = 0u; c < width; c++) {
+            if row0 + r * WORKGROUP + lane < rows { dq[at[r] + c] = vec4(0.0); }
+        }
+    }
+#endif
     for (var j = begin; j < end; j += 8u * EIGHTS) {
         var s: array<array<vec4<f32>, 2 * EIGHTS>, ROWS>;
         var dp: array<array<vec4<f32>, 2 * EIGHTS>, ROWS>;

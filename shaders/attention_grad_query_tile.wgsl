@@ -1,6 +1,11 @@
 // attention_grad_query_tile: attention_grad_query.wgsl through shared memory, for GPUs: tiles, lanes and constants as in
 // attention_tile.wgsl. p = exp(s - lse), ds = p * (dy . v - delta), dq = scale * sum of ds * k.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<vec4<f32>>;
@@ -24,9 +29,8 @@ var<workgroup> tile_s: array<Staged, KEYS * FOURS>;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let rows = params.queries * GROUP;
     let row0 = group.x * ROWS;
-    let first = first_position(group.z);
-    let begin = first_key(group.z, row0 / GROUP, last_key(first + row0 / GROUP));
-    let end = last_key(first + (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
+    let begin = begin_key(group.z, row0 / GROUP);
+    let end = last_seen(group.z, (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
     let four = lane / 16u;
     let own = lane % 16u;
     var last: vec4<u32>;
@@ -35,8 +39,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var delta: vec4<f32>;
     for (var i = 0u; i < 4u; i++) {
         let row = min(row0 + 4u * four + i, rows - 1u);
-        last[i] = last_key(first + row / GROUP);
-        from_key[i] = first_key(group.z, row / GROUP, last[i]);
+        last[i] = last_seen(group.z, row / GROUP);
+        from_key[i] = first_seen(group.z, row / GROUP, last[i]);
         let head = group.z * params.heads + group.y * GROUP + row % GROUP;
         let stat = stats[head * params.queries + row / GROUP];
         lse[i] = stat.x;

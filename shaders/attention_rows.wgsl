@@ -1,7 +1,12 @@
 // attention_rows: attention.wgsl for adapters whose subgroups have at least 8 lanes and are a CPU's SIMD registers. A
 // lane has ROWS queries; of every 8 keys it loads one and hands it to the others, EIGHTS times 8 keys at a time; the
 // accumulator stands in o itself: loads, registers and code stay few.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, width: u32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<Cell>;
@@ -9,6 +14,10 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, width: u32, ent
 @group(0) @binding(4) var<storage, read> position: array<u32>;
 @group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
+#if CARRY
+@group(0) @binding(7) var<storage, read> o_before: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read> lse_before: array<f32>;
+#endif
 
 const MASKED = -3.0e38;
 #import lib/cache.wgsl
@@ -20,10 +29,9 @@ const MASKED = -3.0e38;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let rows = params.queries * GROUP;
     let width = params.width / 4u;
-    let first = first_position(group.z);
     let row0 = group.x * WORKGROUP * ROWS;
-    let begin = first_key(group.z, row0 / GROUP, last_key(first + row0 / GROUP));
-    let end = last_key(first + (min(row0 + WORKGROUP * ROWS, rows) - 1u) / GROUP) + 1u;
+    let begin = begin_key(group.z, row0 / GROUP);
+    let end = last_seen(group.z, (min(row0 + WORKGROUP * ROWS, rows) - 1u) / GROUP) + 1u;
     let stride = params.heads / GROUP * width;
     let base = group.z * params.keys * stride + group.y * width;
 
@@ -35,9 +43,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var r = 0u; r < ROWS; r++) {
         let row = min(row0 + r * WORKGROUP + lane, rows - 1u);
         at[r] = ((group.z * params.queries + row / GROUP) * params.heads + group.y * GROUP + row % GROUP) * width;
-        last[r] = last_key(first + row / GROUP);
-        from_key[r] = first_key(group.z, row / GROUP, last[r]);
+        last[r] = last_seen(group.z, row / GROUP);
+        from_key[r] = first_seen(group.z, row / GROUP, last[r]);
         largest[r] = MASKED;
+#if CARRY
+        let head = group.z * params.heads + group.y * GROUP + row % GROUP;
+        largest[r] = lse_before[head * params.queries + row / GROUP];
+        sum[r] = 1.0;
+        for (var c = 0u; c < width; c++) {
+            if row0 + r * WORKGROUP + lane < rows { o[at[r] + c] = o_before[at[r] + c]; }
+        }
+#endif
     }
     for (var j = begin; j < end; j += 8u * EIGHTS) {
         var s: array<array<vec4<f32>, 2 * EIGHTS>, ROWS>;
@@ -90,7 +106,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             for (var r = 0u; r < ROWS; r++) {
                 if row0 + r * WORKGROUP + lane < rows {
+#if CARRY
+                    total[r] += o[at[r] + c] * rescale[r];
+#else
                     if j > begin { total[r] += o[at[r] + c] * rescale[r]; }
+#endif
                     o[at[r] + c] = total[r];
                 }
             }

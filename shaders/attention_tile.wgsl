@@ -2,7 +2,12 @@
 // tiles of KEYS keys: sixteen lanes share four rows, and of the scores each makes KEYS/16 columns, of o every 16th vector.
 // A head is staged in chunks of CHUNK vectors; where it is one, queries are staged once. HALF: operands of both products
 // are rounded to f16, and STAGED as such. SHUFFLE: the sixteen lie in one subgroup.
-struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
+struct Params {
+    queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
+#if BLOCK
+    piece: u32, query_0: u32, query_1: u32, key_0: u32, key_1: u32,
+#endif
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> k: array<Cell>;
@@ -10,6 +15,10 @@ struct Params { queries: u32, keys: u32, heads: u32, scale: f32, entry: u32 }
 @group(0) @binding(4) var<storage, read> position: array<u32>;
 @group(0) @binding(5) var<storage, read_write> o: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>;
+#if CARRY
+@group(0) @binding(7) var<storage, read> o_before: array<vec4<f32>>;
+@group(0) @binding(8) var<storage, read> lse_before: array<f32>;
+#endif
 #import lib/cache.wgsl
 #import lib/operand.wgsl
 #import lib/query.wgsl
@@ -72,21 +81,34 @@ fn stage_q(entry: u32, kv_head: u32, row0: u32, chunk: u32, lane: u32) {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let rows = params.queries * GROUP;
     let row0 = group.x * ROWS;
-    let first = first_position(group.z);
-    let begin = first_key(group.z, row0 / GROUP, last_key(first + row0 / GROUP));
-    let end = last_key(first + (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
+    let begin = begin_key(group.z, row0 / GROUP);
+    let end = last_seen(group.z, (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
     let four = lane / 16u;
     let own = lane % 16u;
     var last: vec4<u32>;
     var from_key: vec4<u32>;
     for (var i = 0u; i < 4u; i++) {
         let t = min(row0 + 4u * four + i, rows - 1u) / GROUP;
-        last[i] = last_key(first + t);
-        from_key[i] = first_key(group.z, t, last[i]);
+        last[i] = last_seen(group.z, t);
+        from_key[i] = first_seen(group.z, t, last[i]);
     }
     var largest = vec4(MASKED);
     var sum = vec4<f32>();
     var acc: array<array<array<vec4<f32>, 4>, COLUMNS>, CHUNKS>;
+#if CARRY
+    // The sum before, one where the largest is its logarithm, goes to one of the sixteen.
+    sum = vec4(select(0.0, 1.0, own == 0u));
+    for (var i = 0u; i < 4u; i++) {
+        let row = min(row0 + 4u * four + i, rows - 1u);
+        largest[i] = lse_before[(group.z * params.heads + group.y * GROUP + row % GROUP) * params.queries + row / GROUP];
+        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+            for (var n = 0u; n < COLUMNS; n++) {
+                let c = min(chunk * CHUNK + min(16u * n + own, CHUNK - 1u), C4 - 1u);
+                acc[chunk][n][i] = o_before[vector_of_row(group.z, group.y, row) + c] * UNIT;
+            }
+        }
+    }
+#endif
     for (var j = begin; j < end; j += KEYS) {
         var s: array<vec4<f32>, MINE>;
         for (var chunk = 0u; chunk < CHUNKS; chunk++) {

@@ -26,7 +26,7 @@ struct Turn { low: u32, high: u32, cosine: Item, sine: Item }
 fn position_of(row: u32) -> u32 {
     let time = row % params.time;
 #if STARTS
-    return time - min(offset[row], time);
+    return u32(max(i32(time) - i32(offset[row]), 0));
 #else
 #if EACH
     return offset[row / params.time] + time;

@@ -6,7 +6,7 @@ use danlu::base::{Axis, TensorType};
 use danlu::comm::{Groups, LocalComm};
 use danlu::compile::{First, Sent, compile};
 use danlu::graph::{Graph, Map, Op, SumTo, gradients};
-use danlu::ops::{AllGather, AllReduce, AllToAll, Along, Receive, ReduceScatter, Send, Spread};
+use danlu::ops::{AllGather, AllReduce, AllToAll, Along, Receive, ReduceScatter, Send, Shift, Spread};
 use danlu::run::{Executor, States, f32s};
 use pollster::block_on;
 use std::sync::Arc;
@@ -45,6 +45,11 @@ fn scattered(x: &[f32], dims: &[usize], ranks: usize) -> All {
 fn exchanged(all: &All, _: &[usize]) -> All {
     let part = all[0].len() / all.len();
     (0..all.len()).map(|r| all.iter().flat_map(|x| x[r * part..(r + 1) * part].to_vec()).collect()).collect()
+}
+
+/// Every rank's from the one before, or from the next.
+fn shifted(all: &All, by: usize) -> All {
+    (0..all.len()).map(|r| all[(r + by) % all.len()].clone()).collect()
 }
 
 fn along(ranks: usize) -> Along {
@@ -94,6 +99,7 @@ fn collectives_are_those_of_plain_loops_and_so_are_their_gradients() {
     let total: Loops = |all, _| vec![sum(all); all.len()];
     let gather: Loops = |all, dims| vec![gathered(all, dims); all.len()];
     let scatter: Loops = |all, dims| scattered(&sum(all), dims, all.len());
+    let (on, back): (Loops, Loops) = (|all, _| shifted(all, all.len() - 1), |all, _| shifted(all, 1));
     // Of the last, each part goes to the host in several pieces.
     for (ranks, [b, p, c]) in [(2, [5, 6, 7]), (3, [5, 6, 7]), (3, [1, 6, 128]), (2, [1, 1, 1_050_001])] {
         let (small, large, along) = (vec![b, p, c], vec![b, ranks * p, c], along(ranks));
@@ -102,8 +108,10 @@ fn collectives_are_those_of_plain_loops_and_so_are_their_gradients() {
             (Arc::new(AllReduce(along)), small.clone(), total, small.clone(), same),
             (Arc::new(Spread(along)), small.clone(), same, small.clone(), total),
             (Arc::new(AllGather { along, dim: 1 }), small.clone(), gather, large.clone(), scatter),
-            (Arc::new(ReduceScatter { along, dim: 1 }), large, scatter, small, gather),
+            (Arc::new(ReduceScatter { along, dim: 1 }), large, scatter, small.clone(), gather),
             (Arc::new(AllToAll(along)), whole.clone(), exchanged, whole, exchanged),
+            (Arc::new(Shift { along, back: false }), small.clone(), on, small.clone(), back),
+            (Arc::new(Shift { along, back: true }), small.clone(), back, small, on),
         ];
         let inputs = |dims: &[usize], stream| -> All { (0..ranks).map(|rank| numbers(dims, stream, rank)).collect() };
         let all: Vec<(All, All)> = rows
@@ -111,11 +119,11 @@ fn collectives_are_those_of_plain_loops_and_so_are_their_gradients() {
             .map(|(_, dims, forward, out, backward)| (forward(&inputs(dims, 0), dims), backward(&inputs(out, 1), out)))
             .collect();
         // Of one tensor's bytes each rank sends (N-1)/N to scatter or to gather it or to exchange its parts, and twice
-        // that to sum it: 2 sums of a part, 4 gatherings or scatterings of the whole, 2 exchanges of the whole.
+        // that to sum it: 2 sums of a part, 4 gatherings or scatterings of the whole, 2 exchanges of the whole; 4 parts are shifted.
         let (n, bytes) = (ranks as u64, 4 * (b * p * c) as u64);
-        let sent = 2 * (2 * bytes * (n - 1) / n) + 6 * bytes * (n - 1);
+        let sent = 2 * (2 * bytes * (n - 1) / n) + 6 * bytes * (n - 1) + 4 * bytes;
         for (rank, (got, told)) in run(&rows, ranks).into_iter().enumerate() {
-            assert_eq!(told, Sent { meetings: 8, bytes: sent });
+            assert_eq!(told, Sent { meetings: 12, bytes: sent });
             for ((row, [y, dx]), (wanted, gradient)) in rows.iter().zip(got).zip(&all) {
                 assert!(y == wanted[rank], "{:?} of {:?}: rank {rank} of {ranks}", row.0, row.1);
                 assert!(dx == gradient[rank], "gradient of {:?} of {:?}: rank {rank} of {ranks}", row.0, row.1);

@@ -25,20 +25,22 @@ fn ranks_train_what_one_device_trains_within_its_roundings() {
     let layout = layout_of(&one, &prepared);
     let mut spread = spread(&one, &prepared, &layout);
     let none = Shard::None;
-    for (name, data, batch, accumulate, shard) in [
-        ("one", 1, 4, 1, none),
-        ("two", 2, 4, 1, none),
-        ("four", 4, 4, 1, none),
-        ("both", 2, 2, 2, none),
-        ("optimizer", 2, 2, 2, Shard::Optimizer),
-        ("gradients", 2, 2, 2, Shard::Gradients),
-        ("parameters", 4, 4, 1, Shard::Parameters),
-        ("parameters of two batches", 2, 2, 2, Shard::Parameters),
+    let (single, rings) = (mesh(1), Mesh { data: 2, sequence: 2, ..Mesh::ONE });
+    for (name, mesh, batch, accumulate, shard) in [
+        ("one", single, 4, 1, none),
+        ("two", mesh(2), 4, 1, none),
+        ("four", mesh(4), 4, 1, none),
+        ("both", mesh(2), 2, 2, none),
+        ("optimizer", mesh(2), 2, 2, Shard::Optimizer),
+        ("gradients", mesh(2), 2, 2, Shard::Gradients),
+        ("parameters", mesh(4), 4, 1, Shard::Parameters),
+        ("parameters of two batches", mesh(2), 2, 2, Shard::Parameters),
+        ("rings", rings, 4, 1, Shard::Parameters),
     ] {
-        let recipe = Recipe { mesh: mesh(data), batch, accumulate, shard, ..recipe(folder.path(), name) };
+        let recipe = Recipe { mesh, batch, accumulate, shard, ..recipe(folder.path(), name) };
         let seen = train(&recipe, folder.path());
         seen.check(&mut spread, &layout);
-        if data > 1 {
+        if mesh.ranks() > 1 {
             let again = Recipe { out: folder.path().join("again"), ..recipe };
             assert!(train(&again, folder.path()) == seen, "{name}: another run gives other bits");
         }
@@ -170,39 +172,40 @@ fn a_rank_with_other_parameters_ends_the_run_by_its_name() {
 #[test]
 fn what_ranks_wrote_any_other_ranks_read() {
     let folder = tempfile::tempdir().unwrap();
-    let of = |name: &str, steps, data, shard| Recipe {
+    let of = |name: &str, steps, mesh, shard| Recipe {
         steps,
         warmup: Some(1),
         schedule: Shape::Constant,
         eval_every: Some(3),
         batch: 12,
-        mesh: mesh(data),
+        mesh,
         shard,
         optimizer: Rule::AdamW8bit,
         ..recipe(folder.path(), name)
     };
-    let calm = train(&of("calm", 9, 4, Shard::Parameters), folder.path());
-    train(&of("run", 3, 4, Shard::Parameters), folder.path());
+    let calm = train(&of("calm", 9, mesh(4), Shard::Parameters), folder.path());
+    train(&of("run", 3, mesh(4), Shard::Parameters), folder.path());
     let parts = folder.path().join("run/checkpoints/rank-3/step-3/manifest.json");
     assert!(parts.is_file(), "every rank has a folder of its own");
     let copied = folder.path().join("other");
     copy(&folder.path().join("run"), &copied);
-    let same = go_on(&of("run", 9, 4, Shard::Parameters), folder.path());
+    let same = go_on(&of("run", 9, mesh(4), Shard::Parameters), folder.path());
     assert!(
         same.pages == calm.pages && same.steps == calm.steps[3..],
         "four ranks go on otherwise than they would have"
     );
+    let rings = Mesh { sequence: 2, ..Mesh::ONE };
     let layouts = [
-        (4, 2, Shard::Optimizer),
-        (5, 3, Shard::Gradients),
-        (6, 2, Shard::Parameters),
-        (7, 1, Shard::None),
-        (8, 2, Shard::Parameters),
-        (9, 2, Shard::None),
+        (4, mesh(2), Shard::Optimizer),
+        (5, mesh(3), Shard::Gradients),
+        (6, rings, Shard::Parameters),
+        (7, mesh(1), Shard::None),
+        (8, mesh(2), Shard::Parameters),
+        (9, mesh(2), Shard::None),
     ];
     let mut seen = Vec::new();
-    for (steps, data, shard) in layouts {
-        seen.extend(go_on(&of("other", steps, data, shard), folder.path()).steps);
+    for (steps, mesh, shard) in layouts {
+        seen.extend(go_on(&of("other", steps, mesh, shard), folder.path()).steps);
     }
     assert_eq!(seen.len(), 6);
     for (step, (got, expected)) in seen.iter().zip(&calm.steps[3..]).enumerate() {

@@ -405,7 +405,7 @@ fn groups_have_rates_of_their_own() {
     let error =
         Optimizer { settings, ..Optimizer::default() }.layout(trainer.model.param_specs(), 1 << 30).unwrap_err();
     assert!(
-        error.to_string().starts_with("a group is for the parameters `q_prj.weight`, and the model has none"),
+        error.to_string().starts_with("a group is for the parameters `q_prj.weight`, and none of that name is trained"),
         "{error}"
     );
 }

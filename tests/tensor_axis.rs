@@ -61,7 +61,7 @@ impl Model {
         let params = self.layout.declare(&mut g).unwrap();
         let (input, targets) = (g.input("tokens", tokens.clone()), g.input("targets", tokens.clone()));
         let mesh = self.layout.parts().map_or(Mesh::ONE, |parts| parts.mesh);
-        let share = Share { mesh, capacity: None };
+        let share = Share { mesh, sequence: None, capacity: None };
         let said = self.llama.said_by_rank(&mut g, &params, &self.layout, share, [input, targets], None);
         let loss = said.unwrap().loss;
         (g, params, loss)

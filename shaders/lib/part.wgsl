@@ -12,8 +12,8 @@ struct Place {
 fn part_of(part: u32, kv_head: u32, query: u32, width: u32) -> Place {
     let entry = query / params.queries;
     let t = query % params.queries;
-    let last = last_key(first_position(entry) + t);
-    let first = first_key(entry, t, last);
+    let last = last_seen(entry, t);
+    let first = first_seen(entry, t, last);
     let each = ((last + 1u - first + PARTS - 1u) / PARTS + 7u) / 8u * 8u;
     let begin = first + part * each;
     let stride = params.heads / GROUP * width;

@@ -21,7 +21,8 @@ impl Groups {
     }
 
     /// The groups of a rank of `world` on a mesh; all ranks call this together. Along each axis of more than one part lie
-    /// the ranks that differ in nothing but their place on it, in order.
+    /// the ranks that differ in nothing but their place on it, in order; along data also those of the sequence axis: they hold
+    /// the same parameters, whose gradients are summed over all of them at once.
     ///
     /// # Errors
     /// If there are not as many ranks as the mesh has; as [`Communicator::split`].
@@ -32,8 +33,11 @@ impl Groups {
         }
         let mut groups = Groups::default();
         for (axis, size, stride) in mesh.strides() {
+            let (size, place, stride) = match axis {
+                Axis::Data => (mesh.replicas(), mesh.replica(world.rank()), mesh.tensor),
+                _ => (size, mesh.place(world.rank(), axis), stride),
+            };
             if size > 1 {
-                let place = mesh.place(world.rank(), axis);
                 let comm = Arc::from(world.split((world.rank() - place * stride) as u32, place as u32)?);
                 // What experts exchange goes to every rank, from one machine to another in messages as few as can be.
                 groups.along[axis as usize] = Some(if axis == Axis::Expert { Nodes::over(comm)? } else { comm });

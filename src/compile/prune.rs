@@ -13,9 +13,10 @@ pub(super) fn prune(graph: &Graph) -> Result<Graph> {
     }
     for id in ids(graph).rev() {
         let node = graph.node(id);
-        let receives = |meet: Meet| matches!(meet.what, Collective::Receive { .. });
+        // What was sent here must be taken, and what goes around handed on, also where nobody wants it.
+        let passes = |meet: Meet| matches!(meet.what, Collective::Receive { .. } | Collective::Shift { .. });
         let acts = |op: &Arc<dyn Op>| !op.writes().is_empty() || node.outputs.is_empty();
-        let acts = node.op().is_some_and(|op| acts(op) || op.collective().is_some_and(receives));
+        let acts = node.op().is_some_and(|op| acts(op) || op.collective().is_some_and(passes));
         if acts || live[id.0 as usize] {
             live[id.0 as usize] = true;
             for input in &node.inputs {

@@ -52,7 +52,7 @@ pub(super) fn meetings(plan: &Plan, mesh: Mesh, each: &MachineFile) -> f64 {
             Collective::AllGather { .. } => network.gather(group, written.max(read)),
             Collective::ReduceScatter { .. } => network.gather(group, read.max(written)),
             Collective::AllToAll => network.all_to_all(group, read),
-            Collective::Send { .. } => network.send(group, read),
+            Collective::Send { .. } | Collective::Shift { .. } => network.send(group, read),
             Collective::Receive { .. } => 0.0,
         };
         Some(each.submission_seconds + 2.0 * (read + written) / each.bytes_per_second + messages)

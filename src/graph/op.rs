@@ -80,6 +80,11 @@ pub enum Collective {
     },
     /// Part r of input 0's first dim goes to rank r; in its place in output 0 stands what came from there.
     AllToAll,
+    /// Input 0 goes to the next rank, from the last to the first, or back; output 0 is what came.
+    Shift {
+        /// To the one before.
+        back: bool,
+    },
     /// Input 0 goes to a rank.
     Send {
         /// Which one.
@@ -100,7 +105,7 @@ impl Collective {
             Collective::AllReduce => 2 * bytes * others / n,
             Collective::AllGather { .. } => bytes * others,
             Collective::ReduceScatter { .. } | Collective::AllToAll => bytes * others / n,
-            Collective::Send { .. } => bytes,
+            Collective::Send { .. } | Collective::Shift { .. } => bytes,
             Collective::Receive { .. } => 0,
         }
     }

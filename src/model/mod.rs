@@ -10,6 +10,7 @@ mod parse_rope;
 mod preference;
 mod presets;
 mod rope;
+mod sequence;
 mod source;
 mod specs;
 mod split;

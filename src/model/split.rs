@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::nn::{Declare, Held, ParamLayout, ParamSpec, Params, Parts};
 use crate::ops::Along;
-use crate::parallel::{ExpertAxis, Given, Mesh, OfRank, Placement, TensorAxis};
+use crate::parallel::{ExpertAxis, Given, Mesh, OfRank, Placement, SequenceAxis, TensorAxis};
 use std::collections::HashMap;
 
 /// Layers of which each rank makes its own columns of the result: rows of the weight, and of the bias.
@@ -114,6 +114,8 @@ impl ModelConfig {
 pub struct Share {
     /// The mesh that it is of.
     pub mesh: Mesh,
+    /// Which tokens of each row it has, if not all.
+    pub sequence: Option<SequenceAxis>,
     /// Of experts in parts: [`ExpertAxis::capacity`].
     pub capacity: Option<f64>,
 }
@@ -154,7 +156,8 @@ impl Whole {
 
 impl Llama {
     /// [`Llama::said`] as one rank computes it, of its rows and with the parameters that `own` has declared. Along the tensor axis
-    /// it is the same on all ranks, and between blocks each has a part of the tokens, where they can be divided.
+    /// it is the same on all ranks, and between blocks each has a part of the tokens, where they can be divided;
+    /// along the sequence axis it is that of [`Llama::said_of_tokens`].
     ///
     /// # Errors
     /// If a shape does not fit, or an operator cannot be split.
@@ -167,17 +170,19 @@ impl Llama {
         [tokens, targets]: [Value; 2],
         starts: Option<Value>,
     ) -> Result<Said> {
-        let Share { mesh, capacity } = share;
+        let Share { mesh, sequence, capacity } = share;
         let experts = self.config().experts.filter(|_| !params.frozen);
         let by_experts = experts.is_some_and(|e| mesh.expert > 1 || (mesh.data > 1 && e.balance + e.z > 0.0));
         let parts = own.parts().filter(|_| mesh.tensor > 1);
         if !by_experts && parts.is_none() {
-            return self.said(g, params, tokens, targets, starts);
+            return self.said_of_tokens(g, params, &|g| own.declare(g), sequence, [tokens, targets], starts);
         }
         let inputs: Vec<Value> = [tokens, targets].into_iter().chain(starts).collect();
         let mut whole = Whole::new(g, &inputs, |graph| own.declare_whole(graph))?;
         let (tokens_, targets_, starts_) = (whole.inputs[0], whole.inputs[1], whole.inputs.get(2).copied());
-        let mut said = self.said(&mut whole.graph, &whole.params, tokens_, targets_, starts_)?;
+        let declare = |graph: &mut Graph| own.declare_whole(graph);
+        let of = [tokens_, targets_];
+        let mut said = self.said_of_tokens(&mut whole.graph, &whole.params, &declare, sequence, of, starts_)?;
         said.values().for_each(|value| whole.graph.output("", *value));
         let place = |axis| {
             move |name: &str, shape: &Shape| own.held(name).map_or(Placement::Same, |held| held.placement(shape, axis))
@@ -214,12 +219,12 @@ impl Llama {
 
 impl Said {
     /// All of them, in one order.
-    fn values(&self) -> impl Iterator<Item = &Value> {
+    pub(super) fn values(&self) -> impl Iterator<Item = &Value> {
         [&self.loss, &self.cross_entropy, &self.count].into_iter().chain(&self.counts).chain(&self.dropped)
     }
 
     /// Others in their place, in that order.
-    fn put(&mut self, values: &[Value]) {
+    pub(super) fn put(&mut self, values: &[Value]) {
         let mut values = values.iter().copied();
         let own = [&mut self.loss, &mut self.cross_entropy, &mut self.count];
         let all = own.into_iter().chain(&mut self.counts).chain(&mut self.dropped);

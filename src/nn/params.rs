@@ -349,18 +349,6 @@ impl ParamLayout {
         &self.pages
     }
 
-    /// Blocks of 256 elements in all pages before each, and in all: what fills up a page for ranks to share does not count.
-    /// Layouts of one order have every parameter at one place in these.
-    pub fn blocks(&self) -> Vec<usize> {
-        let mut ends = vec![0];
-        for page in &self.pages {
-            let last = page.params.len() - 1;
-            let end = page.starts[last] + self.specs[page.params.start + last].shape.elements();
-            ends.push(ends[ends.len() - 1] + end.div_ceil(GROUP_ALIGN));
-        }
-        ends
-    }
-
     /// Parameters whose gradients are finished at about one time: neighbours in a page that are of one block of a layer, and
     /// a page's gains and biases.
     pub fn units(&self) -> Vec<Range<usize>> {

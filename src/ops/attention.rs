@@ -80,7 +80,7 @@ impl Op for Attention {
             coop: "attention_coop",
             staging: Staging { of_rows: 1, streamed: 1, scores: 1, hands_on: true },
         };
-        let kind = Kind { mask: self.mask, operands: self.operands };
+        let kind = Kind { mask: self.mask, operands: self.operands, pieces: None };
         z.kernels(shaders, io, limits, kind, z.t * z.group(), &names)
     }
 

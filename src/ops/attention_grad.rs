@@ -9,6 +9,7 @@ use super::operands::Operands;
 use crate::base::{Array, DType, Limits, TensorType, Tolerance};
 use crate::error::Result;
 use crate::graph::{Cost, Io, Kernel, Op, Operand};
+use std::ops::Range;
 
 /// dq `[B,T,H,C]` from q, k, v, dy `[B,T,H,C]`, stats `[B,H,T,2]` (of [`super::AttentionDelta`]) and
 /// position u32 `[1]` or `[B]`, or the starts of documents u32 `[B,T]`, as in the forward pass; all floats are f32.
@@ -29,7 +30,7 @@ pub struct AttentionGradKeyValue {
     pub operands: Operands,
 }
 
-const INPUTS: [(&str, Operand); 6] = [
+pub(super) const INPUTS: [(&str, Operand); 6] = [
     ("q", Operand::Input(0)),
     ("k", Operand::Input(1)),
     ("v", Operand::Input(2)),
@@ -38,8 +39,9 @@ const INPUTS: [(&str, Operand); 6] = [
     ("position", Operand::Input(5)),
 ];
 
-fn check(mask: Mask, inputs: &[&TensorType]) -> Result<Sizes, String> {
-    let [q, k, v, dy, stats, position] = inputs else { return Err("takes q, k, v, dy, stats and position".into()) };
+/// What is wrong with the inputs, but for positions.
+pub(super) fn check_inputs(mask: Mask, inputs: &[&TensorType]) -> Result<Sizes, String> {
+    let [q, k, v, dy, stats, _] = inputs else { return Err("takes q, k, v, dy, stats and position".into()) };
     let z = Sizes::of(q, k, v)?;
     if dy != q || **stats != TensorType::f32([z.b, z.h, z.t, 2]) {
         return Err("dy must have q's shape and stats [B,H,T,2]".into());
@@ -48,24 +50,39 @@ fn check(mask: Mask, inputs: &[&TensorType]) -> Result<Sizes, String> {
         return Err(format!("gradients flow to f32 keys and values, not to {k}"));
     }
     mask.check()?;
-    check_starts(position, [z.b, z.t], z.s)?;
     Ok(z)
 }
 
-fn names(outputs: &[&'static str]) -> Vec<(&'static str, Operand)> {
+fn check(mask: Mask, inputs: &[&TensorType]) -> Result<(), String> {
+    let z = check_inputs(mask, inputs)?;
+    check_starts(inputs[5], [z.b, z.t], z.s)
+}
+
+pub(super) fn names(outputs: &[&'static str]) -> Vec<(&'static str, Operand)> {
     let outputs = outputs.iter().enumerate().map(|(i, &name)| (name, Operand::Output(i)));
     INPUTS.into_iter().chain(outputs).collect()
 }
 
 /// dq, dk and dv in f64.
 fn reference(mask: Mask, operands: Operands, inputs: &[Array]) -> [Array; 3] {
-    let [q, k, v, dy, stats, position] = inputs else { unreachable!("checked when the node was made") };
+    let z = Sizes::of(&inputs[0].ty, &inputs[1].ty, &inputs[2].ty).expect("checked when the node was made");
+    gradients(mask, operands, inputs, |f| z.each_query(mask, &inputs[5], f))
+}
+
+/// The same for the queries and the ranges of keys that are handed to what `each_query` is given.
+pub(super) fn gradients(
+    mask: Mask,
+    operands: Operands,
+    inputs: &[Array],
+    each_query: impl FnOnce(&mut dyn FnMut(usize, usize, usize, Range<usize>)),
+) -> [Array; 3] {
+    let [q, k, v, dy, stats, _] = inputs else { unreachable!("checked when the node was made") };
     let [q, k, v, dy] = [q, k, v, dy].map(|x| operands.rounded(x));
     let z = Sizes::of(&q.ty, &k.ty, &v.ty).expect("checked when the node was made");
     let scale = 1.0 / (z.c as f64).sqrt();
     let zeros = |x: &Array| Array::zeros(x.ty.shape.clone());
     let (mut dq, mut dk, mut dv) = (zeros(&q), zeros(&k), zeros(&v));
-    z.each_query(mask, position, |b, t, h, keys| {
+    each_query(&mut |b, t, h, keys| {
         let at = z.q_at(b, t, h);
         let row = 2 * ((b * z.h + h) * z.t + t);
         let (lse, delta) = (stats.data[row], stats.data[row + 1]);
@@ -103,7 +120,7 @@ impl Op for AttentionGradQuery {
             coop: "attention_grad_query_coop",
             staging: Staging { of_rows: 2, streamed: 2, scores: 1, hands_on: false },
         };
-        let kind = Kind { mask: self.mask, operands: self.operands };
+        let kind = Kind { mask: self.mask, operands: self.operands, pieces: None };
         z.kernels(shaders, io, limits, kind, z.t * z.group(), &names(&["dq"]))
     }
 
@@ -146,7 +163,7 @@ impl Op for AttentionGradKeyValue {
             coop: "attention_grad_key_value_coop",
             staging: Staging { of_rows: 2, streamed: 2, scores: 2, hands_on: false },
         };
-        let kind = Kind { mask: self.mask, operands: self.operands };
+        let kind = Kind { mask: self.mask, operands: self.operands, pieces: None };
         z.kernels(shaders, io, limits, kind, z.s, &names(&["dk", "dv"]))
     }
 

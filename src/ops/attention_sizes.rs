@@ -2,6 +2,7 @@
 //!
 //! Legend: B batch, T queries, S keys, H query heads, K kv heads (H is a multiple of K), C head width.
 
+use super::attention_block::Pieces;
 use super::attention_tiles::Staging;
 use super::mask::Mask;
 use super::operands::Operands;
@@ -32,6 +33,8 @@ pub(super) struct Shaders {
 pub(super) struct Kind {
     pub mask: Mask,
     pub operands: Operands,
+    /// Where queries and keys are those of two ranks: which pieces of the sequence these have.
+    pub pieces: Option<Pieces>,
 }
 
 /// Sizes of one attention, shared with its gradients.
@@ -171,6 +174,7 @@ impl Sizes {
             let half = kind.operands.are_half();
             let kernel = Kernel::new(shader, variant + if half { "_half" } else { "" }).constant("GROUP", self.group());
             let kernel = if half { kernel.constant("HALF", 1) } else { kernel };
+            let kernel = if kind.pieces.is_some() { Pieces::constants(kernel, names) } else { kernel };
             cache_constants(io.inputs[1].dtype, each(kind.mask.constants(kernel, self.h), io.inputs.last()))
         };
         // The rows kernels hand values from lane to lane of a workgroup of eight, which must lie in one subgroup.
@@ -178,18 +182,18 @@ impl Sizes {
             let r = if rows > 8 { ROWS } else { 1 };
             let kernel = base(shaders.cpu, format!("rows_{r}x{}", 8 * EIGHTS)).constant("WORKGROUP", 8);
             let kernel = kernel.constant("ROWS", r).constant("EIGHTS", EIGHTS);
-            return vec![self.dispatches(kernel, io, limits, rows.div_ceil(8 * r), names, Some(self.c))];
+            return vec![self.dispatches(kernel, io, limits, rows.div_ceil(8 * r), names, (kind, Some(self.c)))];
         }
         let c4 = self.c / 4;
         let lanes = base(shaders.lanes, "lanes_64".into()).constant("WORKGROUP", 64).constant("C4", c4);
-        let mut kernels = vec![self.dispatches(lanes, io, limits, rows.div_ceil(64), names, None)];
+        let mut kernels = vec![self.dispatches(lanes, io, limits, rows.div_ceil(64), names, (kind, None))];
         for tile in shaders.staging.tiles(c4, rows, kind.operands, limits) {
             let kernel = tile.constants(base(shaders.tile, tile.variant()), c4);
-            kernels.push(self.dispatches(kernel, io, limits, rows.div_ceil(tile.rows), names, None));
+            kernels.push(self.dispatches(kernel, io, limits, rows.div_ceil(tile.rows), names, (kind, None)));
         }
         for coop in shaders.staging.cooperative(self.c, kind.operands, limits) {
             let kernel = coop.constants(base(shaders.coop, coop.variant()), c4);
-            kernels.push(self.dispatches(kernel, io, limits, rows.div_ceil(coop.rows()), names, None));
+            kernels.push(self.dispatches(kernel, io, limits, rows.div_ceil(coop.rows()), names, (kind, None)));
         }
         kernels
     }
@@ -201,13 +205,16 @@ impl Sizes {
         limits: &Limits,
         groups: usize,
         names: &[(&'static str, Operand)],
-        width: Option<usize>,
+        (kind, width): (Kind, Option<usize>),
     ) -> Kernel {
         let step = self.batches(limits, 0);
         for first in (0..self.b).step_by(step) {
             let mut d = self.dispatch(io, groups, first, step.min(self.b - first), names);
             if let Some(width) = width {
                 d = d.param("width", width);
+            }
+            if let Some(pieces) = kind.pieces {
+                d = pieces.params(d);
             }
             kernel = kernel.dispatch(d);
         }
@@ -227,7 +234,7 @@ pub(super) fn check_position(position: &TensorType, b: usize) -> Result<(), Stri
 }
 
 /// True where a position input tells of packed rows: rank 2, and not one number or one for each sequence.
-pub(super) fn is_packed(position: &TensorType) -> bool {
+pub(crate) fn is_packed(position: &TensorType) -> bool {
     position.shape.dims().len() == 2
 }
 

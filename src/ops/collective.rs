@@ -88,6 +88,16 @@ pub struct ReduceScatter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AllToAll(pub Along);
 
+/// Sends a value to the next rank of the axis, the last to the first, and takes that of the one before; or, `back`, the
+/// other way round. So it does with the gradient, against the direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shift {
+    /// Over whom.
+    pub along: Along,
+    /// To the one before.
+    pub back: bool,
+}
+
 /// Sends a value to a rank of the axis. No outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Send {
@@ -379,6 +389,36 @@ impl Op for AllToAll {
         let (x, n) = (&inputs[0], self.0.ranks);
         let part = x.data.len() / n;
         vec![Array::new(x.ty.clone(), x.data[..part].repeat(n))]
+    }
+}
+
+impl Op for Shift {
+    fn name(&self) -> &'static str {
+        "shift"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        match inputs {
+            [x] if x.bytes() > 0 && x.bytes().is_multiple_of(4) => Ok(vec![(*x).clone()]),
+            _ => Err("takes one value in whole words".into()),
+        }
+    }
+
+    fn gradient(&self, g: &mut Graph, _node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
+        let op = Shift { back: !self.back, ..*self };
+        Ok(vec![dy[0].map(|dy| g.apply1(op, &[dy])).transpose()?])
+    }
+
+    fn collective(&self) -> Option<Meet> {
+        self.along.meet(Collective::Shift { back: self.back })
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        traffic(io)
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        vec![inputs[0].clone()]
     }
 }
 

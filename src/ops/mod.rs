@@ -4,6 +4,7 @@ mod accumulate;
 mod adamw;
 mod adamw8;
 mod attention;
+mod attention_block;
 mod attention_delta;
 mod attention_grad;
 mod attention_part;
@@ -37,6 +38,7 @@ mod muon;
 mod norm_matmul;
 mod operands;
 mod panel_matmul;
+mod ring_attention;
 mod rms_norm;
 mod rms_norm_grad;
 mod rope;
@@ -61,13 +63,16 @@ pub use accumulate::Accumulate;
 pub use adamw::AdamW;
 pub use adamw8::AdamW8;
 pub use attention::Attention;
+pub use attention_block::{AttentionBlock, AttentionBlockGradKeyValue, AttentionBlockGradQuery, Pieces};
 pub use attention_delta::AttentionDelta;
 pub use attention_grad::{AttentionGradKeyValue, AttentionGradQuery};
 pub use attention_part::{AttentionCombine, AttentionPart, cached_attention};
+pub(crate) use attention_sizes::is_packed;
 pub use batch_mean::BatchMean;
 pub use cache_write::CacheWrite;
 pub use collective::{
-    AllGather, AllReduce, AllToAll, Along, GatherState, Receive, ReduceScatter, ScatterState, Send, Spread, SumState,
+    AllGather, AllReduce, AllToAll, Along, GatherState, Receive, ReduceScatter, ScatterState, Send, Shift, Spread,
+    SumState,
 };
 pub use copy::Copy;
 pub use cross_entropy::{CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, IGNORE};
@@ -91,6 +96,7 @@ pub use norm_matmul::NormMatMul;
 pub use operands::Operands;
 pub use panel_matmul::{MOST, PANEL};
 pub use panel_matmul::{PanelMatMul, Panelled};
+pub use ring_attention::{RingAttention, RingAttentionGrad};
 pub use rms_norm::RmsNorm;
 pub use rms_norm_grad::{RmsNormGrad, RmsNormGradGain};
 pub use rope::{Rope, rope_table};

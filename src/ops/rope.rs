@@ -10,7 +10,8 @@ use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value
 /// Rotary position embedding (Su et al., 2021) in Hugging Face's pairing: of the first R elements of a head, element i
 /// turns with element i + R/2; the others stay. Inputs: x f32 `[B,T,H,C]`, table f32 `[S,R/2,2]` from [`rope_table`],
 /// offset u32 `[1]` or `[B]`: the position of the first of the T tokens, of all sequences or of each, or u32 `[B,T]`: for
-/// each token the index in its row at which its document begins, from which its position counts; and maybe another x,
+/// each token the index in its row at which its document begins, from which its position counts, and which wraps where it is
+/// below zero; and maybe another x,
 /// `[B,T,K,C]`, as queries and keys are turned alike. An output as each x. Positions beyond the table are taken as its
 /// last; callers keep offset + T <= S.
 #[derive(Debug, Clone, PartialEq)]
@@ -137,7 +138,8 @@ impl Op for Rope {
             for (head, (x, y)) in x.data.chunks(c).zip(y.data.chunks_mut(c)).enumerate() {
                 let (row, time) = (head / h, head / h % t);
                 let position = match is_packed(&inputs[2].ty) {
-                    true => time - offset[row] as usize,
+                    // Numbers below zero wrap.
+                    true => (time as i64 - i64::from(offset[row] as u32 as i32)).max(0) as usize,
                     false => offset[(row / t).min(offset.len() - 1)] as usize + time,
                 };
                 let position = position.min(table.dims()[0] - 1);

@@ -2,16 +2,18 @@
 
 use super::table::{Case, Draw, normal};
 use super::{
-    Attention, AttentionCombine, AttentionDelta, AttentionGradKeyValue, AttentionGradQuery, AttentionPart, CacheWrite,
-    Mask, Operands, TopK,
+    Along, Attention, AttentionBlock, AttentionBlockGradKeyValue, AttentionBlockGradQuery, AttentionCombine,
+    AttentionDelta, AttentionGradKeyValue, AttentionGradQuery, AttentionPart, CacheWrite, Mask, Operands, Pieces,
+    RingAttention, RingAttentionGrad, TopK,
 };
-use crate::base::{DType, TensorType};
+use crate::base::{Axis, DType, TensorType};
 
 type Input = (TensorType, Draw);
 
 /// These rows.
 pub(super) fn rows() -> Vec<Case> {
-    [attention(), masked(), packed(), narrow(), halves(), parts(), attention_grad(), cache(), largest()].concat()
+    [attention(), masked(), packed(), narrow(), halves(), parts(), attention_grad(), blocks(), cache(), largest()]
+        .concat()
 }
 
 /// Positions: one, or one for each sequence.
@@ -199,6 +201,73 @@ fn attention_grad() -> Vec<Case> {
         let inputs = backward(packed_qkv([b, t, h, k, c], tokens));
         cases.push(Case::new(note, AttentionGradQuery { mask, operands }, &inputs));
         cases.push(Case::new(note, AttentionGradKeyValue { mask, operands }, &inputs));
+    }
+    cases
+}
+
+/// One of several ranks of a ring, as if all held the same.
+fn rings() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let ring = |rank, ranks, mask, packed: bool| {
+        let op = RingAttention { mask, operands: Operands::F32, along: Along { axis: Axis::Sequence, ranks }, rank };
+        let [q, k, v, mut position] = qkv([1, 6, 6, 2, 1, 8], &[0]);
+        if packed {
+            // Documents of five tokens, which begin anywhere in the row.
+            let of = Pieces::starts(rank, ranks, 3);
+            let starts = (0..6).map(|t| f64::from((t as u32).wrapping_sub(Pieces::place(of, 3, t) as u32 % 5)));
+            position = (TensorType::u32([1, 6]), Draw::Given(starts.collect()));
+        }
+        (op, [q, k, v, position])
+    };
+    let rings = [
+        ("", ring(0, 2, Mask::default(), false)),
+        ("last", ring(2, 3, Mask::default(), false)),
+        ("alone", ring(0, 1, Mask::default(), false)),
+        ("window", ring(1, 3, window(4), false)),
+        ("documents", ring(1, 3, Mask::default(), true)),
+    ];
+    for (note, (op, inputs)) in rings {
+        let backward = backward(inputs.clone());
+        cases.push(Case::new(note, op.clone(), &inputs).wrt(&[0, 1, 2]));
+        cases.push(Case::new(note, RingAttentionGrad(op), &backward));
+    }
+    cases
+}
+
+/// Queries of one rank and keys of another, of three that have pieces of so many tokens each: its own, those of a rank before
+/// and of one behind; one row without anything before, the others beside what others' keys gave. Documents begin anywhere in
+/// the sequence: `starts` are their lengths.
+fn blocks() -> Vec<Case> {
+    let mut cases = rings();
+    let mut all =
+        |note: &str, [rank, from]: [usize; 2], (mask, operands), [b, piece, h, k, c]: [usize; 5], document| {
+            let of = |rank| Pieces::starts(rank, 3, piece);
+            let pieces = Pieces { tokens: piece, queries: of(rank), keys: of(from) };
+            let op = AttentionBlock { mask, operands, pieces };
+            let [q, key, v, mut position] = qkv([b, 2 * piece, 2 * piece, h, k, c], &[0]);
+            if document > 0 {
+                let within = |t| Pieces::place(of(rank), piece, t) % document;
+                let starts = (0..2 * piece).map(|t| f64::from((t as u32).wrapping_sub(within(t) as u32)));
+                position = (TensorType::u32([b, 2 * piece]), Draw::Given(starts.collect::<Vec<f64>>().repeat(b)));
+            }
+            let carry = [q.clone(), normal([b, h, 2 * piece])];
+            let mut inputs = vec![q.clone(), key.clone(), v.clone()];
+            if rank != from {
+                inputs.extend(carry);
+            }
+            inputs.push(position.clone());
+            cases.push(Case::new(note, op.clone(), &inputs));
+            let inputs = backward([q, key, v, position]);
+            cases.push(Case::new(note, AttentionBlockGradQuery(op.clone()), &inputs));
+            cases.push(Case::new(note, AttentionBlockGradKeyValue(op), &inputs));
+        };
+    let (plain, f32) = (Mask::default(), Operands::F32);
+    for (name, ranks) in [("own", [1, 1]), ("of one before", [1, 0]), ("of one behind", [0, 2])] {
+        all(name, ranks, (plain, f32), [2, 5, 4, 2, 8], 0);
+        all(&format!("long, {name}"), ranks, (plain, f32), [1, 40, 3, 1, 16], 0);
+        all(&format!("window, {name}"), ranks, (window(50), f32), [1, 40, 3, 1, 8], 0);
+        all(&format!("documents, {name}"), ranks, (plain, f32), [2, 40, 3, 1, 8], 33);
+        all(&format!("halves, {name}"), ranks, (window(90), Operands::F16), [1, 40, 3, 1, 8], 100);
     }
     cases
 }

@@ -57,6 +57,16 @@ impl Mesh {
         }
     }
 
+    /// How many ranks hold the same parameters: those of the data and the sequence axis.
+    pub fn replicas(&self) -> usize {
+        self.data * self.sequence
+    }
+
+    /// Which of these is this rank.
+    pub fn replica(&self, rank: usize) -> usize {
+        rank / self.tensor % self.replicas()
+    }
+
     /// Which part along an axis is this rank's.
     pub fn place(&self, rank: usize, axis: Axis) -> usize {
         let along = self.strides().into_iter().find(|(a, ..)| *a == axis);

@@ -8,6 +8,7 @@ mod gradients;
 mod mesh;
 mod placement;
 mod schedule;
+mod sequence;
 mod stages;
 mod tensor;
 
@@ -18,5 +19,6 @@ pub use gradients::{Sums, meet_gradients};
 pub use mesh::{Mesh, text as mesh_text};
 pub use placement::Placement;
 pub use schedule::{Pass, Pipeline, Turn};
+pub use sequence::SequenceAxis;
 pub use stages::{Reader, Staged, Weight};
 pub use tensor::{Given, TensorAxis};

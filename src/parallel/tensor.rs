@@ -10,7 +10,7 @@ use crate::graph::rewrite::{Rewrite, ids};
 use crate::graph::{Detach, Graph, Kind, Map, NodeId, Op, Slice, Value};
 use crate::ops::{
     AllGather, AllReduce, Along, Attention, Embedding, EmbeddingPart, LinearCrossEntropy, LinearCrossEntropyPart,
-    MatMul, ReduceScatter, RmsNorm, Rope, Spread,
+    MatMul, ReduceScatter, RingAttention, RmsNorm, Rope, Spread,
 };
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -166,6 +166,9 @@ impl Pass<'_> {
             if attention.mask.alibi {
                 return Err(self.refuse(id, "its heads have slopes by their number among all"));
             }
+            return self.heads(id, op.clone(), &[0, 1, 2]);
+        }
+        if any.is::<RingAttention>() {
             return self.heads(id, op.clone(), &[0, 1, 2]);
         }
         Err(self.refuse(id, "it has no rule for parts"))

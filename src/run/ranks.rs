@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Buffer, Gpu, Readback, Upload};
 use crate::graph::Collective;
 use pollster::block_on;
+use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,7 +23,7 @@ pub type Talk = [Instant; 2];
 /// What a rank needs to meet the others.
 pub(super) struct Ranks {
     /// For each axis a thread that meets those along it, in the order of the plan.
-    threads: Vec<Option<Background>>,
+    threads: BTreeMap<Axis, Background>,
     down: [Readback; 2],
     up: [Upload; 2],
     room: Room,
@@ -105,7 +106,7 @@ fn pieces(what: Collective, blocks: u64, [read, written]: [u64; 2], ranks: u64, 
         each,
     };
     match what {
-        Collective::AllReduce => {
+        Collective::AllReduce | Collective::Shift { .. } => {
             let piece = |(at, n)| Piece { down: Ranges::one(at, n), up: Ranges::one(at, n), part: n };
             cut(read, most).map(piece).collect()
         }
@@ -149,7 +150,7 @@ fn pieces(what: Collective, blocks: u64, [read, written]: [u64; 2], ranks: u64, 
 impl Ranks {
     /// Ready for all meetings of a plan.
     pub(super) async fn new(gpu: &Gpu, groups: Groups, plan: &[Meeting]) -> Result<Ranks> {
-        let mut threads: Vec<Option<Background>> = Axis::ALL.iter().map(|_| None).collect();
+        let mut threads = BTreeMap::new();
         for meeting in plan {
             let (comm, axis, wanted) = (group(&groups, meeting.axis)?, meeting.axis, meeting.ranks);
             if comm.size() != wanted {
@@ -158,7 +159,7 @@ impl Ranks {
                     "the plan is for {wanted} ranks along {axis}, and it was joined to {ranks}"
                 )));
             }
-            threads[axis as usize].get_or_insert_with(|| Background::new(comm.clone()));
+            threads.entry(axis).or_insert_with(|| Background::new(comm.clone()));
         }
         let bytes = |binding: &Option<Binding>| binding.as_ref().map_or(0, |b| b.bytes);
         let whole = plan.iter().filter(|m| m.phase == Phase::Whole);
@@ -245,7 +246,7 @@ impl Ranks {
     }
 
     fn thread(&self, axis: Axis) -> Result<&Background> {
-        self.threads[axis as usize].as_ref().ok_or_else(|| missing(axis))
+        self.threads.get(&axis).ok_or_else(|| missing(axis))
     }
 
     /// Forgets what was in flight when a run failed, and when ranks met in earlier ones.
@@ -296,6 +297,12 @@ impl Exchange {
             Collective::AllToAll => comm.all_to_all(mine, given)?,
             Collective::Send { to } => comm.send(to, mine)?,
             Collective::Receive { from } => comm.receive(from, given)?,
+            Collective::Shift { back } => {
+                let (to, from) = ((comm.rank() + 1) % ranks, (comm.rank() + ranks - 1) % ranks);
+                let (to, from) = if back { (from, to) } else { (to, from) };
+                comm.send(to, mine)?;
+                comm.receive(from, given)?
+            }
         }
         Ok((room, [began, Instant::now()]))
     }
@@ -385,6 +392,7 @@ mod tests {
             (scatter, 5, 5 * 36, 5 * 12, 3, 80),
             (scatter, 2, 2 * 300, 2 * 100, 3, 80),
             (Collective::AllToAll, 1, 300, 300, 3, 80),
+            (Collective::Shift { back: false }, 1, 100, 100, 3, 48),
             (Collective::Send { to: 1 }, 1, 100, 0, 3, 48),
             (Collective::Receive { from: 1 }, 1, 0, 100, 3, 48),
         ] {

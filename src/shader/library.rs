@@ -47,6 +47,7 @@ const TABLE: &[(&str, &str)] = table![
     "judge",
     "lib/attention_coop",
     "lib/attention_tile",
+    "lib/block",
     "lib/cache",
     "lib/eight",
     "lib/expert_grad_params",

@@ -6,7 +6,7 @@ use crate::comm::{Groups, Waited, Waiting};
 use crate::compile::Plan;
 use crate::error::Result;
 use crate::nn::ParamLayout;
-use crate::parallel::Mesh;
+use crate::parallel::{Mesh, SequenceAxis};
 use crate::run::Executor;
 use std::sync::Arc;
 
@@ -48,6 +48,16 @@ impl Axes {
     /// Which part of a batch is this rank's.
     pub(super) fn share(&self) -> usize {
         self.mesh.place(self.world.rank(), Axis::Data)
+    }
+
+    /// Which of each row's tokens are this rank's, where it has not all.
+    pub(super) fn sequence(&self) -> Option<SequenceAxis> {
+        SequenceAxis::of(self.mesh, self.world.rank())
+    }
+
+    /// Which of the ranks that hold the same parameters this is.
+    pub(super) fn replica(&self) -> usize {
+        self.mesh.replica(self.world.rank())
     }
 
     /// In how many parts a batch is.

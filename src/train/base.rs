@@ -2,7 +2,7 @@
 //! that stay as they are.
 
 use super::Recipe;
-use crate::base::{Axis, DType, Limits, TensorType};
+use crate::base::{DType, Limits, TensorType};
 use crate::data::{Tokenizer, hash::Hasher, tokenizer_files};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -125,10 +125,10 @@ impl Subject {
             if shards > 1 {
                 let layout = optimizer.shared_layout(specs, page, shards)?;
                 let kept = recipe.shard == Shard::Parameters;
-                let layout = if kept { layout.keeping(recipe.mesh.place(rank, Axis::Data), shards) } else { layout };
+                let layout = if kept { layout.keeping(recipe.mesh.replica(rank), shards) } else { layout };
                 return Ok(Subject { layout, adapted: None });
             }
-            if recipe.mesh.ranks() == recipe.mesh.data && recipe.mesh.expert == 1 {
+            if recipe.mesh.ranks() == recipe.mesh.replicas() && recipe.mesh.expert == 1 {
                 return Ok(Subject { layout: optimizer.layout(specs, page)?, adapted: None });
             }
             let parts = model.config().interleaved_parts(recipe.mesh, recipe.interleave, rank)?;
@@ -139,7 +139,7 @@ impl Subject {
             None => config.base_dtype.frozen(&specs),
         };
         let optimizer = super::optimizer(recipe);
-        let (frozen, lora) = if recipe.mesh.ranks() == recipe.mesh.data {
+        let (frozen, lora) = if recipe.mesh.ranks() == recipe.mesh.replicas() {
             (frozen, Lora::new(config, &specs, page)?)
         } else {
             let parts = model.config().parts(recipe.mesh, rank)?;

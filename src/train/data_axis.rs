@@ -28,13 +28,21 @@ pub(super) struct DataAxis<'a> {
 impl<'a> DataAxis<'a> {
     /// Of a rank of the recipe's mesh that trains these pages.
     pub(super) fn of(recipe: &Recipe, rank: usize, layout: &'a ParamLayout) -> DataAxis<'a> {
-        let (axis, ranks) = (Axis::Data, recipe.mesh.data);
+        let (data, ranks) = (Axis::Data, recipe.mesh.replicas());
         let shard = if ranks > 1 { recipe.shard } else { Shard::None };
-        let part = recipe.mesh.place(rank, axis);
+        let part = recipe.mesh.replica(rank);
         let axis = Axis::Replica;
         let replicas = (recipe.mesh.expert > 1).then(|| Along { axis, ranks: recipe.mesh.size(axis) });
         let is_staged = recipe.mesh.pipeline > 1;
-        DataAxis { layout, along: Along { axis, ranks }, part, shard, is_staged, replicas, averages: recipe.ema > 0.0 }
+        DataAxis {
+            layout,
+            along: Along { axis: data, ranks },
+            part,
+            shard,
+            is_staged,
+            replicas,
+            averages: recipe.ema > 0.0,
+        }
     }
 
     /// Whether there are others.

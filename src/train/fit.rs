@@ -100,6 +100,21 @@ pub fn plans(
     plans_of(0, config, recipe, 0, base, limits, chooser)
 }
 
+/// Those of a rank of the recipe's mesh.
+///
+/// # Errors
+/// As [`plans`].
+pub fn plans_of_rank(
+    rank: usize,
+    config: &ModelConfig,
+    recipe: &Recipe,
+    base: Option<&Base>,
+    limits: &Limits,
+    chooser: &mut dyn Chooser,
+) -> Result<Plans> {
+    plans_of(rank, config, recipe, 0, base, limits, chooser)
+}
+
 /// Those of a rank of the recipe's mesh, for rows of several lengths, the longest last: what shorter rows take beside the longest,
 /// whose arenas they use, is within the memory, too.
 ///
@@ -183,7 +198,8 @@ fn plans_of(
     let subject = Subject::of_rank(rank, &model, recipe, base, limits)?;
     let optimizer = optimizer(recipe);
     let axis = DataAxis::of(recipe, rank, &subject.layout);
-    let (rows, several) = (Rows::of(recipe), recipe.accumulate > 1 || axis.is_split() || recipe.mesh.pipeline > 1);
+    let (rows, several) =
+        (Rows::of(recipe, rank), recipe.accumulate > 1 || axis.is_split() || recipe.mesh.pipeline > 1);
     let (o, layout) = (&optimizer, &subject.layout);
     let step = || Work::step(o, layout, config, rows, limits);
     let work = if several { Work::Batch(o, layout) } else { step() };

@@ -11,7 +11,7 @@ use crate::model::{DpoConfig, Llama, ModelConfig, PairInputs, PreferenceLoss, Sa
 use crate::nn::{Declare, ParamLayout, Params};
 use crate::ops::LinearCrossEntropy;
 use crate::optim::{Optimizer, Update};
-use crate::parallel::{Mesh, Pipeline};
+use crate::parallel::{Mesh, Pipeline, SequenceAxis};
 use crate::run::{Executor, States};
 
 /// Where the documents of packed rows begin.
@@ -46,6 +46,8 @@ pub(super) struct Rows<'a> {
     pub seq: usize,
     /// Whether they hold several documents.
     pub packed: bool,
+    /// Which tokens of them are a rank's, where it has not all.
+    pub sequence: Option<SequenceAxis>,
     /// Where they are preference pairs: how these are trained on.
     pub dpo: Option<&'a DpoConfig>,
     /// The ranks that have rows each.
@@ -57,17 +59,18 @@ pub(super) struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Those of a recipe.
-    pub fn of(recipe: &Recipe) -> Rows<'_> {
+    /// Those of a rank of a recipe's mesh.
+    pub fn of(recipe: &Recipe, rank: usize) -> Rows<'_> {
         let Recipe { seq, pack: packed, dpo, mesh, expert_capacity: capacity, .. } = recipe;
-        let (batch, pipeline) = (recipe.rows(), recipe.pipeline());
-        Rows { batch, seq: *seq, packed: *packed, dpo: dpo.as_ref(), mesh: *mesh, capacity: *capacity, pipeline }
+        let (batch, pipeline, sequence) = (recipe.rows(), recipe.pipeline(), SequenceAxis::of(*mesh, rank));
+        let (dpo, mesh, capacity) = (dpo.as_ref(), *mesh, *capacity);
+        Rows { batch, seq: *seq, packed: *packed, sequence, dpo, mesh, capacity, pipeline }
     }
 }
 
 /// The graph of a batch.
 pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work) -> Result<Graph> {
-    let Rows { batch, seq, packed, dpo, mesh, capacity, pipeline } = rows;
+    let Rows { batch, seq, packed, sequence, dpo, mesh, capacity, pipeline } = rows;
     // Every size and sum of the plan is then far from the end of 64 bits.
     let token = model.config().train_flops_per_token(seq);
     let flops = token.saturating_mul(batch as u128).saturating_mul(seq as u128);
@@ -81,13 +84,14 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
     let staged = pipeline.map(|pipeline| Stages::of(model, own, pipeline)).transpose()?.flatten();
     let layers: &dyn Declare = staged.as_ref().map_or(own, |staged| &staged.layers);
     let params: Params = layers.declare(&mut g)?;
+    let seq = sequence.map_or(Ok(seq), |axis| axis.tokens(seq))?;
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
     let targets = g.input("targets", TensorType::u32([batch, seq]));
     let starts = packed.then(|| g.input(STARTS, TensorType::u32([batch, seq])));
     let mut asked = None;
     // Validation tells of the model as it is: nothing is dropped, and nothing added to the loss.
     let is_step = !matches!(work, Work::Validation);
-    let share = Share { mesh, capacity: capacity.filter(|_| is_step) };
+    let share = Share { mesh, sequence, capacity: capacity.filter(|_| is_step) };
     let mut experts: Option<Said> = None;
     let mut loss = |g: &mut Graph| -> Result<[Value; 2]> {
         let before = g.nodes().len();
@@ -209,7 +213,8 @@ pub fn train_graph(
 ) -> Result<Graph> {
     let model = Llama::new(config.clone());
     let layout = optimizer.layout(model.param_specs(), limits.max_buffer_bytes)?;
-    let rows = Rows { batch, seq, packed: false, dpo: None, mesh: Mesh::ONE, capacity: None, pipeline: None };
+    let rows =
+        Rows { batch, seq, packed: false, sequence: None, dpo: None, mesh: Mesh::ONE, capacity: None, pipeline: None };
     graph(&model, &layout, rows, Work::step(optimizer, &layout, config, rows, limits))
 }
 

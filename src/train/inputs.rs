@@ -6,6 +6,7 @@ use super::preferring::References;
 use crate::data::{Batch, IGNORE};
 use crate::error::{Error, Result};
 use crate::nn::DROPOUT;
+use crate::parallel::SequenceAxis;
 use crate::run::Executor;
 
 /// Names of a plan's inputs of one batch.
@@ -29,14 +30,33 @@ impl Inputs {
         Inputs { tokens: name("tokens"), targets: name("targets"), starts: name(STARTS), dropout: name(DROPOUT) }
     }
 
-    /// Gives a plan its batch.
-    pub(super) fn set(&self, executor: &mut Executor, batch: &Batch) -> Result<()> {
-        executor.set(&self.tokens, &batch.tokens)?;
-        executor.set(&self.targets, &batch.targets)?;
-        if executor.input(&self.starts).is_some() {
-            executor.set(&self.starts, &batch.starts)?;
+    /// Gives a plan its batch, or where a rank has not all tokens of a row, its own of these, by way of `part`; how many targets
+    /// count among them.
+    pub(super) fn set(
+        &self,
+        executor: &mut Executor,
+        batch: &Batch,
+        axis: Option<SequenceAxis>,
+        part: &mut Vec<u32>,
+    ) -> Result<u64> {
+        let packed = executor.input(&self.starts).is_some();
+        let Some(axis) = axis else {
+            executor.set(&self.tokens, &batch.tokens)?;
+            executor.set(&self.targets, &batch.targets)?;
+            if packed {
+                executor.set(&self.starts, &batch.starts)?;
+            }
+            return Ok(batch.counted());
+        };
+        axis.cut(batch.seq, &batch.tokens, part);
+        executor.set(&self.tokens, part)?;
+        if packed {
+            axis.cut_starts(batch.seq, &batch.starts, part);
+            executor.set(&self.starts, part)?;
         }
-        Ok(())
+        axis.cut(batch.seq, &batch.targets, part);
+        executor.set(&self.targets, part)?;
+        Ok(part.iter().filter(|&&target| target != IGNORE).count() as u64)
     }
 
     /// What decides which elements are left out.

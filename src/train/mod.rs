@@ -36,7 +36,7 @@ pub use base::{Base, Subject};
 pub use checkpoints::{About, CheckpointOptions, Content, Progress};
 pub use event::{Event, Observer};
 pub use export::TrainedRun;
-pub use fit::{Fit, Plans, plans};
+pub use fit::{Fit, Plans, plans, plans_of_rank};
 pub use graphs::{fill, train_graph, train_plan};
 pub use keeper::{Keeper, Kept};
 pub use load::ExpertLoad;

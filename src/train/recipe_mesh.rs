@@ -8,10 +8,10 @@ use crate::parallel::{Mesh, Pipeline};
 impl Recipe {
     /// Refuses meshes that nothing is split over, and what does not go with them.
     pub(super) fn check_mesh(&self) -> Result<()> {
-        let Mesh { data, tensor, pipeline, expert, .. } = self.mesh;
-        if (Mesh { data, tensor, pipeline, expert, ..Mesh::ONE }) != self.mesh {
+        let Mesh { data, tensor, pipeline, expert, sequence } = self.mesh;
+        if expert > 1 && sequence > 1 {
             return Err(Error::Invalid(format!(
-                "mesh is {}; training is split over the data, tensor, pipeline and expert axes only, as in data={}",
+                "mesh is {}, and routers choose for whole rows; leave the expert or the sequence axis out, as in data={}",
                 self.mesh,
                 self.mesh.ranks()
             )));
@@ -84,6 +84,6 @@ impl Recipe {
 
     /// Over how many ranks states are shared out; 1 where each has all.
     pub fn shards(&self) -> usize {
-        if self.shard == Shard::None { 1 } else { self.mesh.data }
+        if self.shard == Shard::None { 1 } else { self.mesh.replicas() }
     }
 }

@@ -63,6 +63,8 @@ pub struct Trainer {
     /// Of several batches of pairs, those of a step that were read already.
     rewards: VecDeque<Rewards>,
     val_batch: Batch,
+    /// This rank's tokens of a batch, where it has not all.
+    part: Vec<u32>,
     written: Vec<StateSize>,
     device_bytes: u64,
     submitted: u64,
@@ -192,7 +194,7 @@ impl Trainer {
         for i in (0..subject.layout.pages().len()).filter(|_| averages) {
             let (page, average) = (states.read(&format!("{PARAMETERS}.{i}")).await?, format!("{EMA}.{i}"));
             let bytes = states.get(&average)?.bytes() as usize;
-            let first = if bytes < page.len() { axes.share() * bytes } else { 0 };
+            let first = if bytes < page.len() { axes.replica() * bytes } else { 0 };
             states.write(&average, 0, &page[first..first + bytes]).await?;
         }
         if let Some(scaling) = optimizer.loss_scaling {
@@ -203,7 +205,7 @@ impl Trainer {
         let loader = Prefetch::new(loader);
         // Sums are made anew by every step.
         let written = apply.as_ref().unwrap_or(&plan).written_states().into_iter();
-        let share = if recipe.shards() > 1 { axes.share() as u64 } else { 0 };
+        let share = if recipe.shards() > 1 { axes.replica() as u64 } else { 0 };
         let first = |name: &str, bytes: u64| if recipe.shard.divides(name) { share * bytes } else { 0 };
         let size =
             |(name, bytes): (&str, u64)| StateSize { first: first(name, bytes), ..StateSize::whole(name, bytes) };
@@ -228,6 +230,7 @@ impl Trainer {
             references: None,
             rewards: VecDeque::new(),
             val_batch,
+            part: Vec::new(),
             written: written.filter(|(name, _)| !Optimizer::is_sum(name)).map(size).collect(),
             device_bytes,
             submitted: 0,
@@ -306,7 +309,7 @@ impl Trainer {
             tokens += batch.tokens.len() as u64;
             let at = self.runs.iter().position(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
             let train = &mut self.runs[at].train;
-            self.inputs[place].set(train, batch)?;
+            self.inputs[place].set(train, batch, self.axes.sequence(), &mut self.part)?;
             self.inputs[place].set_dropout(train, &seed)?;
             if place + 1 < self.inputs.len() {
                 continue;
@@ -373,7 +376,7 @@ impl Trainer {
     /// Validation, given this batch.
     pub(super) fn eval(&mut self, batch: &Batch) -> Result<&mut Executor> {
         let run = self.runs.iter_mut().find(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
-        self.inputs[0].set(&mut run.eval, batch)?;
+        self.inputs[0].set(&mut run.eval, batch, self.axes.sequence(), &mut self.part)?;
         Ok(&mut run.eval)
     }
 
@@ -388,13 +391,13 @@ impl Trainer {
             self.loader.loader().val_batch(index, count, &mut self.val_batch)?;
             let batch = &self.val_batch;
             let run = self.runs.iter_mut().find(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
-            self.inputs[0].set(&mut run.eval, batch)?;
+            let targets = self.inputs[0].set(&mut run.eval, batch, self.axes.sequence(), &mut self.part)?;
             refer(&mut run.eval, batch, self.references.as_ref())?;
             run.eval.submit().await?;
             let result = run.eval.read(StepResult::of).await?;
             rewards.extend(result.rewards);
             // Batches hold equally many pairs.
-            let weight = if result.rewards.is_some() { 1 } else { self.val_batch.counted() };
+            let weight = if result.rewards.is_some() { 1 } else { targets };
             // Without a target there is no mean.
             sum += if weight > 0 { f64::from(result.loss) * weight as f64 } else { 0.0 };
             counted += weight;
@@ -412,19 +415,6 @@ impl Trainer {
     /// Where what is trained lies.
     pub fn layout(&self) -> &ParamLayout {
         &self.subject.layout
-    }
-
-    /// What is trained, as it is validated, in the layout's pages; where ranks share that out, all of them call this together.
-    ///
-    /// # Errors
-    /// If the device failed; those of the communicator.
-    pub async fn pages(&self) -> Result<Vec<Vec<f32>>> {
-        let mut pages = Vec::new();
-        for (i, page) in self.layout().pages().iter().enumerate() {
-            let own = self.shown.read(&format!("{PARAMETERS}.{i}")).await?;
-            pages.push(bytemuck::pod_collect_to_vec(&self.axes.page(own, 4 * page.elements)?));
-        }
-        Ok(pages)
     }
 
     /// Tokens of one step of the longest rows, over all ranks.

@@ -124,10 +124,7 @@ fn meshes_that_cannot_be_are_refused() {
             "--mesh data=2 --update layer",
             "mesh is data=2, and ranks add up whole gradients; leave update = \"layer\" out",
         ),
-        (
-            "--mesh data=2,sequence=2",
-            "mesh is data=2,sequence=2; training is split over the data, tensor and pipeline axes only, as in data=4",
-        ),
+        ("--mesh data=2,expert=2,sequence=2", "mesh is data=2,expert=2,sequence=2, and routers choose for whole rows"),
         (
             "--mesh pipeline=2 --interleave 2 --accumulate 3",
             "in groups of 2, one for each rank of the pipeline, and a step has 3",

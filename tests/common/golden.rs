@@ -160,17 +160,31 @@ impl Step {
     /// The same from these states, of parameters that lie so.
     pub fn train_from(
         &self,
-        mut sources: Sources,
+        sources: Sources,
         layout: &ParamLayout,
         schedule: &Schedule,
         batches: &[(Array, Array)],
+        noise: Option<&mut Noise>,
+    ) -> Numbers {
+        let batch = |(tokens, targets): &(Array, Array)| {
+            Sources::from([("tokens".into(), tokens.clone()), ("targets".into(), targets.clone())])
+        };
+        self.train_on(sources, layout, schedule, &batches.iter().map(batch).collect::<Vec<_>>(), noise)
+    }
+
+    /// The same on batches of any inputs.
+    pub fn train_on(
+        &self,
+        mut sources: Sources,
+        layout: &ParamLayout,
+        schedule: &Schedule,
+        batches: &[Sources],
         mut noise: Option<&mut Noise>,
     ) -> Numbers {
         let mut numbers = Numbers::new();
-        for (i, (tokens, targets)) in batches.iter().enumerate() {
+        for (i, batch) in batches.iter().enumerate() {
             let hyper = Optimizer::default().hyper(schedule.rate(i as u64)).map(f64::from);
-            sources.insert("tokens".into(), tokens.clone());
-            sources.insert("targets".into(), targets.clone());
+            sources.extend(batch.clone());
             sources.insert(HYPER.into(), Array::new(TensorType::f32([1]), hyper.to_vec()));
             let run = Interpreter::run_with(&self.graph, &sources, noise.as_deref_mut());
             for (name, value) in self.graph.outputs() {

@@ -2,7 +2,7 @@
 
 use super::Trainer;
 use crate::error::Result;
-use crate::nn::Adapted;
+use crate::nn::{Adapted, PARAMETERS};
 use crate::optim::Shard;
 use crate::train::Subject;
 
@@ -11,6 +11,19 @@ impl Trainer {
     pub fn is_in_parts(&self) -> bool {
         let averages = self.shards > 1 && self.shard != Shard::None && self.optimizer.ema > 0.0;
         self.layout().parts().is_some() || self.layout().keeps_parts() || averages
+    }
+
+    /// What is trained, as it is validated, in the layout's pages; where ranks share that out, all of them call this together.
+    ///
+    /// # Errors
+    /// If the device failed; those of the communicator.
+    pub async fn pages(&self) -> Result<Vec<Vec<f32>>> {
+        let mut pages = Vec::new();
+        for (i, page) in self.layout().pages().iter().enumerate() {
+            let own = self.shown.read(&format!("{PARAMETERS}.{i}")).await?;
+            pages.push(bytemuck::pod_collect_to_vec(&self.axes.page(own, 4 * page.elements)?));
+        }
+        Ok(pages)
     }
 
     /// What is trained of the whole model, put together of all ranks' parts where each has some; all ranks call this together.
