@@ -84,6 +84,8 @@ for turn in 1 2; do
     # A requeued job waits for two minutes, which is of no interest here.
     until scontrol update "JobId=$job" StartTime=now 2>/dev/null; do sleep 1; done
 done
-while [ -n "$(squeue -h -j "$job" 2>/dev/null)" ]; do sleep 1; done
+state() { scontrol show job "$job" --oneliner 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p'; }
+until case "$(state)" in COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE_FAIL) true ;; *) false ;; esac; do sleep 1; done
+[ "$(state)" = COMPLETED ] || { echo "the job ended as $(state)"; exit 1; }
 cmp calm/model.safetensors run/model.safetensors
 echo "the job was told to end and queued again twice, and ended with the bytes of an undisturbed run"

@@ -1,6 +1,8 @@
 //! Training by several ranks, as threads with a device handle each: the numbers are those of one device.
 
 mod common;
+#[path = "mesh/experts.rs"]
+mod experts;
 #[path = "mesh/shared.rs"]
 mod shared;
 #[path = "mesh/stages.rs"]
@@ -227,57 +229,4 @@ fn what_ranks_wrote_any_other_ranks_read() {
     let found = Resumption::find(&folder.path().join("run"), &mut |note| said.push(note)).unwrap();
     assert_eq!(found.step(), 6);
     assert!(said.len() == 1 && said[0].contains("step 9 is not used"), "{said:?}");
-}
-
-const EXPERTS: &str = r#"{"model_type": "mixtral", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 8,
-    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
-    "num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": true, "router_aux_loss_coef": 0.05,
-    "tie_word_embeddings": true}"#;
-
-/// The same where ranks hold other experts each, and rows of their own: with the balance of the whole batch in the loss. What finds
-/// no room is told.
-#[test]
-fn ranks_with_experts_of_their_own_train_what_one_device_trains() {
-    let folder = tempfile::tempdir().unwrap();
-    let own = |name: &str| {
-        let recipe = Recipe { router_z_loss: Some(0.01), ..recipe(folder.path(), name) };
-        std::fs::write(folder.path().join("config.json"), EXPERTS).unwrap();
-        recipe
-    };
-    let one = own("one");
-    let prepared = prepared(&one, folder.path());
-    let layout = layout_of(&one, &prepared);
-    let mut spread = spread(&one, &prepared, &layout);
-    // The balance of two batches is not that of both: these are compared with two batches of one device.
-    let several = train(&Recipe { batch: 2, accumulate: 2, ..own("one of two") }, folder.path());
-    for (name, mesh, batch, accumulate) in
-        [("two", "data=2,expert=2", 4, 1), ("four", "data=4,expert=2", 4, 1), ("several", "data=2,expert=2", 2, 2)]
-    {
-        let recipe = Recipe { mesh: mesh.parse().unwrap(), batch, accumulate, ..own(name) };
-        let seen = train(&recipe, folder.path());
-        if accumulate == 1 {
-            seen.check(&mut spread, &layout);
-        } else {
-            for ((spec, got), (_, wanted)) in layout.tensors(&seen.pages).zip(layout.tensors(&several.pages)) {
-                let [got, wanted] = [got, wanted].map(|x| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
-                spread.check(&format!("final.{}", spec.name), &got, &wanted, 0.0);
-            }
-        }
-        if name == "four" {
-            let again = Recipe { out: folder.path().join("again"), ..recipe };
-            assert!(train(&again, folder.path()) == seen, "{name}: another run gives other bits");
-        }
-    }
-    eprintln!("worst: {:?}", spread.worst);
-    let short = Recipe { steps: 2, eval_every: Some(2), mesh: "data=2,expert=2".parse().unwrap(), ..own("short") };
-    for (capacity, drops) in [(None, false), (Some(0.5), true)] {
-        let recipe = Recipe { expert_capacity: capacity, ..short.clone() };
-        train(&recipe, folder.path());
-        let lines = danlu::train::read_metrics(&recipe.out).unwrap();
-        let loads: Vec<_> = lines.iter().filter_map(|line| line.experts).collect();
-        assert!(loads.len() == 2 && loads.iter().all(|load| load.busiest >= 1.0), "{loads:?}");
-        assert!(loads.iter().all(|load| (load.dropped > 0) == drops), "{loads:?}");
-        let shares = lines.iter().find_map(|line| line.expert_shares.clone()).unwrap();
-        assert!(shares.len() == 1 && (shares[0].iter().sum::<f32>() - 1.0).abs() < 1e-6, "{shares:?}");
-    }
 }

@@ -45,7 +45,11 @@ pub(super) fn meetings(plan: &Plan, mesh: Mesh, each: &MachineFile) -> f64 {
         let meeting = step.meeting.as_ref().filter(|meeting| meeting.phase != Phase::End)?;
         let bytes = |range: &Option<crate::compile::Binding>| range.as_ref().map_or(0, |range| range.bytes) as f64;
         let (read, written) = (bytes(&meeting.read), bytes(&meeting.written));
-        let stride = mesh.strides().into_iter().find(|(axis, ..)| *axis == meeting.axis).map_or(1, |(.., n)| n);
+        // Ranks of the sequence axis sum gradients with those of the data axis.
+        let stride = match meeting.axis {
+            Axis::Data => mesh.tensor,
+            axis => mesh.strides().into_iter().find(|(other, ..)| *other == axis).map_or(1, |(.., n)| n),
+        };
         let group = Group { size: meeting.ranks, stride };
         let messages = match meeting.what {
             Collective::AllReduce => network.all_reduce(group, read),
