@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::nn::{Held, ParamLayout};
 use crate::parallel::{Mesh, mesh_text};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Most ranks that a manifest is believed to tell of.
@@ -80,13 +80,17 @@ impl Layout {
         Ok(())
     }
 
-    /// Whether a rank of this layout has the same of every parameter, and in the same places, as one of another.
-    pub fn is_alike(&self, rank: usize, other: &Layout, of_other: usize) -> bool {
-        let axes = self.params.values().flat_map(|placed| placed.held.splits.iter().map(|(_, axis)| *axis));
+    fn of_page(&self, page: usize) -> impl Iterator<Item = (&String, &Placed)> {
+        self.params.iter().filter(move |(_, placed)| placed.page == page)
+    }
+
+    /// Whether a page of a rank of this layout holds the same parameters, in the same places, as that of one of another.
+    pub fn is_alike(&self, rank: usize, other: &Layout, of_other: usize, page: usize) -> bool {
+        let axes = self.of_page(page).flat_map(|(_, placed)| placed.held.splits.iter().map(|(_, axis)| *axis));
         let same = |axis| {
             self.mesh.size(axis) == other.mesh.size(axis)
                 && self.mesh.place(rank, axis) == other.mesh.place(of_other, axis)
         };
-        self.params == other.params && axes.collect::<std::collections::BTreeSet<_>>().into_iter().all(same)
+        self.of_page(page).eq(other.of_page(page)) && axes.collect::<BTreeSet<_>>().into_iter().all(same)
     }
 }

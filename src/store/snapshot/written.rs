@@ -3,7 +3,7 @@
 
 use super::{Layout, Placed, Series, Snapshot, StateSize};
 use crate::error::{Error, Result};
-use crate::nn::Runs;
+use crate::nn::{PARAMETERS, Runs};
 use crate::ops::AdamW8;
 use std::ops::Range;
 
@@ -57,10 +57,15 @@ impl Written {
         &self.ranks[0].snapshot
     }
 
-    /// The ranks that had the same parts of the parameters in the same places as this one, which is on another mesh or on
-    /// the same: what they wrote can be taken byte by byte.
-    pub fn alike(&self, layout: &Layout, rank: usize) -> Vec<usize> {
-        (0..self.ranks.len()).filter(|&theirs| self.ranks[theirs].layout.is_alike(theirs, layout, rank)).collect()
+    /// The ranks that wrote a page with the same parameters in the same places as this one has there, which is on another mesh
+    /// or on the same: what they wrote can be taken byte by byte.
+    pub fn alike(&self, layout: &Layout, rank: usize, page: usize) -> Vec<usize> {
+        let name = format!("{PARAMETERS}.{page}");
+        let is_it = |theirs: &usize| {
+            let written = &self.ranks[*theirs];
+            written.state(&name).is_some() && written.layout.is_alike(*theirs, layout, rank, page)
+        };
+        (0..self.ranks.len()).filter(is_it).collect()
     }
 
     /// The bytes of a whole state of which these ranks wrote a stretch each.

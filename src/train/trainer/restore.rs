@@ -51,10 +51,9 @@ impl Trainer {
     pub async fn restore(&mut self, snapshot: &Snapshot, progress: Progress) -> Result<()> {
         let own = self.placed();
         let written = Written::open(snapshot, &own)?;
-        let alike = written.alike(&own, self.world.rank());
-        if !alike.is_empty() {
-            self.check_states(&written, &alike)?;
-        }
+        let pages = 0..self.layout().pages().len();
+        let alike: Vec<Vec<usize>> = pages.map(|page| written.alike(&own, self.world.rank(), page)).collect();
+        self.check_states(&written, &alike)?;
         while !self.under_way.is_empty() {
             self.take().await?;
         }
@@ -67,7 +66,7 @@ impl Trainer {
         for state in &self.written {
             match of_page(&state.name) {
                 None => self.copy(&written, &[0], state).await?,
-                Some(_) if !alike.is_empty() => self.copy(&written, &alike, state).await?,
+                Some((_, page)) if !alike[page].is_empty() => self.copy(&written, &alike[page], state).await?,
                 Some(("adam_scales", _)) => {}
                 Some((kind, page)) => exact &= self.reshape(&written, state, kind, page).await?,
             }
@@ -83,14 +82,19 @@ impl Trainer {
         Ok(())
     }
 
-    /// Refuses a checkpoint of other states; what fills up pages that ranks share out may differ.
-    fn check_states(&self, written: &Written, alike: &[usize]) -> Result<()> {
+    /// Refuses a checkpoint of other states, as far as they are taken as they are; what fills up pages that ranks share out may
+    /// differ.
+    fn check_states(&self, written: &Written, alike: &[Vec<usize>]) -> Result<()> {
         let parts = written.first().manifest().parts;
         for state in &self.written {
+            let ranks = match of_page(&state.name) {
+                Some((_, page)) if alike[page].is_empty() => continue,
+                Some((_, page)) => &alike[page][..],
+                None => &[0],
+            };
             let most = parts.max(self.shards);
             let slack = if most > 1 { most as u64 * Optimizer::block_bytes(&state.name) } else { 0 };
             let own = if self.shares_out(&state.name) { state.bytes * self.shards as u64 } else { state.bytes };
-            let ranks = if of_page(&state.name).is_some() { alike } else { &[0] };
             if written.bytes(ranks, &state.name).abs_diff(own) > slack {
                 let message = format!(
                     "holds no state {} of {own} bytes, which this run has: it is a checkpoint of another recipe, or of an \
