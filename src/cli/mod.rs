@@ -213,7 +213,16 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
+        let all = <Cli as clap::CommandFactory>::command();
+        // Without debug assertions clap takes one name for two flags, and the first counts.
+        for command in all.get_subcommands() {
+            let mut names: Vec<&str> = command.get_arguments().filter_map(|flag| flag.get_long()).collect();
+            let count = names.len();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), count, "{} has a flag twice", command.get_name());
+        }
+        all.debug_assert();
     }
 
     #[test]

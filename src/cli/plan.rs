@@ -67,9 +67,6 @@ pub struct PlanArgs {
     precision: Option<Precision>,
     #[command(flatten)]
     adapters: LoraArgs,
-    /// What the ranks of --mesh share out, as of `danlu train`.
-    #[arg(long, value_name = "none|optimizer", conflicts_with_all = ["measure", "nodes"])]
-    shard: Option<Shard>,
     /// Preference pairs, as of `danlu dpo`: --batch counts pairs.
     #[arg(long, conflicts_with = "measure")]
     dpo: bool,
@@ -154,8 +151,12 @@ impl PlanArgs {
         if self.dpo {
             r.dpo.get_or_insert_default();
         }
-        put(&self.shard, &mut r.shard);
-        r.mesh = if self.scale.nodes.is_empty() { self.scale.mesh()?.unwrap_or(r.mesh) } else { Mesh::ONE };
+        if !self.scale.nodes.is_empty() {
+            return Ok(Recipe { mesh: Mesh::ONE, shard: Shard::None, interleave: 1, ..r });
+        }
+        put(&self.scale.shard, &mut r.shard);
+        put(&self.scale.interleave, &mut r.interleave);
+        r.mesh = self.scale.mesh()?.unwrap_or(r.mesh);
         Ok(r)
     }
 }

@@ -25,8 +25,8 @@ pub struct ScaleArgs {
     #[arg(long, value_name = "auto|AXES")]
     mesh: Option<String>,
     /// What ranks with the same weights share out, as `danlu train` has it; or ZeRO's stages, 0 to 3.
-    #[arg(long, alias = "zero", value_name = "none|optimizer|gradients|parameters", requires = "nodes")]
-    shard: Option<Shard>,
+    #[arg(long, alias = "zero", value_name = "none|optimizer|gradients|parameters", conflicts_with = "measure")]
+    pub shard: Option<Shard>,
     /// What is computed again in the backward pass.
     #[arg(long, value_name = "none|selective|full", requires = "nodes")]
     recompute: Option<Recompute>,
@@ -34,8 +34,8 @@ pub struct ScaleArgs {
     #[arg(long, value_name = "COUNT", requires = "nodes")]
     micro_batch: Option<usize>,
     /// Stages of each pipeline rank.
-    #[arg(long, value_name = "COUNT", requires = "nodes")]
-    interleave: Option<usize>,
+    #[arg(long, value_name = "COUNT", conflicts_with = "measure")]
+    pub interleave: Option<usize>,
     /// Formats of weights and activations: f32, as Danlu has them today, or bf16.
     #[arg(long, value_name = "f32|bf16", default_value = "f32", requires = "nodes")]
     storage: Storage,

@@ -113,7 +113,7 @@ impl Answer {
             seq: job.recipe.seq,
             accumulate: job.recipe.accumulate,
             mesh: job.recipe.mesh,
-            sent: sent(&plans.train, plans.apply.as_ref(), job.recipe.accumulate.into()),
+            sent: sent(&plans.train, plans.apply.as_ref(), job.recipe.runs().into()),
             by_layer: job.recipe.update == Update::Layer,
             flops: plans.train.totals().flops,
             usage,
@@ -155,14 +155,16 @@ fn time(job: &Job, plans: &Planned, file: &MachineFile) -> Time {
     let mesh = job.recipe.mesh;
     let each = file.each_of(mesh.ranks());
     let machine = each.machine();
-    let batches = f64::from(job.recipe.accumulate);
+    let runs = f64::from(job.recipe.runs());
     let of_step =
-        |seconds: &dyn Fn(&Plan) -> f64| batches * seconds(&plans.train) + plans.apply.as_ref().map_or(0.0, seconds);
+        |seconds: &dyn Fn(&Plan) -> f64| runs * seconds(&plans.train) + plans.apply.as_ref().map_or(0.0, seconds);
     let meetings = of_step(&|plan| meetings(plan, mesh, &each));
     // Their bytes are counted there.
     let met = |plan: &Plan| plan.steps.iter().filter(|s| s.meeting.is_some()).map(|s| machine.expected(s)).sum::<f64>();
-    let step = of_step(&|plan| machine.expected_plan(plan) - met(plan)) + meetings;
-    let tokens = (job.recipe.sequences() * job.recipe.seq) as f64 * batches;
+    // Of ranks on one processor those that work have what is left by those that wait.
+    let bubble = job.recipe.pipeline().filter(|_| !file.shared).map_or(0.0, |pipeline| pipeline.bubble());
+    let step = of_step(&|plan| machine.expected_plan(plan) - met(plan)) * (1.0 + bubble) + meetings;
+    let tokens = (job.recipe.sequences() * job.recipe.seq) as f64 * f64::from(job.recipe.accumulate);
     let peak = machine.ceilings.iter().map(|c| c.arithmetic.max(c.matmul)).fold(0.0, f64::max);
     // Of frozen weights no gradient is computed: a third of the work less.
     let passes = if job.recipe.lora.is_some() { 2.0 } else { 3.0 };

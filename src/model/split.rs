@@ -53,12 +53,12 @@ impl ModelConfig {
         let stages = (mesh.pipeline > 1).then(|| self.stages(mesh.pipeline * each)).transpose()?;
         let words = self.vocab_size.is_multiple_of(mesh.tensor);
         let held = |spec: &ParamSpec| {
-            if spec.is_expert() && mesh.expert > 1 {
-                return Held::default().split(0, Axis::Expert);
-            }
             let dim = dim(&spec.name).filter(|_| words || (spec.name != EMBEDDING && spec.name != OUTPUT));
-            let held =
-                dim.filter(|_| mesh.tensor > 1).map_or(Held::default(), |dim| Held::default().split(dim, Axis::Tensor));
+            let held = match dim {
+                _ if spec.is_expert() && mesh.expert > 1 => Held::default().split(0, Axis::Expert),
+                Some(dim) if mesh.tensor > 1 => Held::default().split(dim, Axis::Tensor),
+                _ => Held::default(),
+            };
             match &stages {
                 Some(stages) => held.at(stages.of(&spec.name).into_iter().map(|stage| stage % mesh.pipeline)),
                 None => held,

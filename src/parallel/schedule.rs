@@ -103,7 +103,8 @@ impl Pipeline {
         let stages = if each > 1 { format!("{each} stages each") } else { "a stage each".into() };
         let (bubble, share) = (100.0 * self.bubble(), 100.0 * self.bubble() / (1.0 + self.bubble()));
         format!(
-            "a pipeline of {ranks} ranks with {stages} takes {batches} micro-batches a step: by (P-1)/(M·V) a rank waits for others              {bubble:.1} % of the time that it works, which is {share:.1} % of a step"
+            "a pipeline of {ranks} ranks with {stages} takes {batches} micro-batches a step: by (P-1)/(M·V) a rank waits for others \
+             {bubble:.1} % of the time that it works, which is {share:.1} % of a step"
         )
     }
 

@@ -48,7 +48,7 @@ impl Recipe {
             }
             None => {}
         }
-        if self.mesh.ranks() > data && self.dpo.is_some() {
+        if self.mesh != (Mesh { data, ..Mesh::ONE }) && self.dpo.is_some() {
             return Err(Error::Invalid(format!(
                 "mesh is {}, and preference pairs are compared by whole models; choose data={}",
                 self.mesh,
@@ -80,6 +80,11 @@ impl Recipe {
     pub fn pipeline(&self) -> Option<Pipeline> {
         let (ranks, batches) = (self.mesh.pipeline, self.accumulate as usize);
         (ranks > 1).then_some(Pipeline { ranks, each: self.interleave, batches })
+    }
+
+    /// How many runs of a rank's plan make a step: its batches, which on a pipeline are one run.
+    pub fn runs(&self) -> u32 {
+        if self.pipeline().is_some() { 1 } else { self.accumulate }
     }
 
     /// Over how many ranks states are shared out; 1 where each has all.

@@ -92,3 +92,29 @@ fn what_ranks_with_experts_wrote_any_mesh_reads() {
     all.check(&mut spread, &layout);
     eprintln!("worst: {:?}", spread.worst);
 }
+
+/// The same where a pipeline has the layers, and the ranks of a stage the experts of its own.
+#[test]
+fn ranks_with_layers_share_the_experts_of_these() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = |name: &str, mesh: &str| {
+        let recipe = Recipe { mesh: mesh.parse().unwrap(), batch: 2, accumulate: 2, ..experts(folder.path(), name) };
+        let config = EXPERTS.replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2");
+        std::fs::write(folder.path().join("config.json"), config).unwrap();
+        recipe
+    };
+    let one = own("one", "data=1");
+    let prepared = prepared(&one, folder.path());
+    let layout = layout_of(&one, &prepared);
+    let mut spread = spread(&one, &prepared, &layout);
+    let wanted = train(&one, folder.path());
+    let recipe = own("stages", "data=2,expert=2,pipeline=2");
+    let seen = train(&recipe, folder.path());
+    for ((spec, got), (_, wanted)) in layout.tensors(&seen.pages).zip(layout.tensors(&wanted.pages)) {
+        let [got, wanted] = [got, wanted].map(|x| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+        spread.check(&format!("final.{}", spec.name), &got, &wanted, 0.0);
+    }
+    let again = Recipe { out: folder.path().join("again"), ..recipe };
+    assert!(train(&again, folder.path()) == seen, "another run gives other bits");
+    eprintln!("worst: {:?}", spread.worst);
+}

@@ -2,13 +2,8 @@
 
 use super::common::ranks::{CONFIG, Seen, copy, go_on, layout_of, prepared, recipe, spread, train};
 use danlu::optim::Shape;
-use danlu::parallel::Mesh;
 use danlu::train::{Precision, Recipe};
 use std::path::Path;
-
-fn mesh(data: usize, tensor: usize, pipeline: usize) -> Mesh {
-    Mesh { data, tensor, pipeline, ..Mesh::ONE }
-}
 
 /// The model of so many layers, whose heads two ranks can share.
 fn write(folder: &Path, layers: usize, tied: bool) {
@@ -19,7 +14,7 @@ fn write(folder: &Path, layers: usize, tied: bool) {
 }
 
 /// Losses of twenty steps and the parameters after them where each rank has some of the layers, of which the first and the last
-/// share the table; with stages interleaved, with the data axis, and with that and the tensor axis, on eight ranks.
+/// share the table; with stages interleaved, with the data axis, with that and the tensor axis, on eight ranks, and with rows in parts.
 #[test]
 fn ranks_with_layers_train_what_one_device_trains() {
     let folder = tempfile::tempdir().unwrap();
@@ -33,12 +28,14 @@ fn ranks_with_layers_train_what_one_device_trains() {
     let layout = layout_of(&one, &prepared);
     let mut spread = spread(&one, &prepared, &layout);
     for (name, mesh, batch, accumulate, interleave) in [
-        ("two", mesh(1, 1, 2), 1, 4, 1),
-        ("four", mesh(1, 1, 4), 2, 2, 1),
-        ("interleaved", mesh(1, 1, 2), 1, 4, 2),
-        ("with data", mesh(2, 1, 2), 2, 2, 1),
-        ("all three", mesh(2, 2, 2), 2, 2, 2),
+        ("two", "pipeline=2", 1, 4, 1),
+        ("four", "pipeline=4", 2, 2, 1),
+        ("interleaved", "pipeline=2", 1, 4, 2),
+        ("with data", "data=2,pipeline=2", 2, 2, 1),
+        ("all three", "data=2,tensor=2,pipeline=2", 2, 2, 2),
+        ("with rings", "pipeline=2,sequence=2", 1, 4, 1),
     ] {
+        let mesh = mesh.parse().unwrap();
         let recipe = Recipe { mesh, batch, accumulate, interleave, ..own(name) };
         let seen = train(&recipe, folder.path());
         seen.check(&mut spread, &layout);
@@ -57,14 +54,13 @@ fn ranks_with_layers_train_what_one_device_trains() {
 #[test]
 fn a_pipeline_gives_the_bits_of_its_micro_batches() {
     let folder = tempfile::tempdir().unwrap();
-    let of = |name: &str, mesh| {
-        let recipe = recipe(folder.path(), name);
+    let of = |name: &str, mesh: &str| {
+        let (mesh, recipe) = (mesh.parse().unwrap(), recipe(folder.path(), name));
         write(folder.path(), 2, false);
         let (precision, pack, clip, ema) = (Precision::Mixed, true, 0.0, 0.9);
         Recipe { mesh, precision, pack, clip, ema, batch: 2, accumulate: 3, steps: 4, eval_every: Some(4), ..recipe }
     };
-    let [alone, piped] =
-        [of("alone", Mesh::ONE), of("piped", mesh(1, 1, 2))].map(|recipe| train(&recipe, folder.path()));
+    let [alone, piped] = [of("alone", "data=1"), of("piped", "pipeline=2")].map(|recipe| train(&recipe, folder.path()));
     let losses = |seen: &Seen| -> Vec<u32> { seen.steps.iter().map(|(loss, _)| *loss).collect() };
     assert_eq!(losses(&piped), losses(&alone));
     assert!(piped.pages == alone.pages, "parameters differ");

@@ -166,9 +166,7 @@ impl Run {
         if let Some(resumption) = resumption {
             resumption.restore(&mut trainer, prepared).await?;
         }
-        // A pipeline takes all batches of a step in one run.
-        let runs = if recipe.pipeline().is_some() { 1 } else { recipe.accumulate };
-        let plans = [(&plan, runs)].into_iter().chain(apply.iter().map(|plan| (plan, 1)));
+        let plans = [(&plan, recipe.runs())].into_iter().chain(apply.iter().map(|plan| (plan, 1)));
         let limit = roofline.as_ref().map(|roofline| Pace::of(roofline, plans));
         observer.event(&Event::Ready {
             adapter: gpu.report().line(),
