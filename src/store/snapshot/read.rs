@@ -89,29 +89,6 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The states' bytes in pieces of some MB: a state's name, where the piece begins in it, and its bytes.
-    pub fn pieces(&self) -> impl Iterator<Item = Result<(&str, u64, Vec<u8>)>> {
-        self.manifest.shards.iter().flat_map(move |shard| {
-            let mut at = shard.bytes - shard.parts.iter().map(|p| p.bytes).sum::<u64>();
-            let mut ranges = Vec::new();
-            for part in &shard.parts {
-                for offset in (0..part.bytes).step_by(PIECE) {
-                    let bytes = (part.bytes - offset).min(PIECE as u64);
-                    ranges.push((part.state.as_str(), part.offset + offset, at + offset, bytes as usize));
-                }
-                at += part.bytes;
-            }
-            ranges.into_iter().map(move |(state, offset, at, bytes)| {
-                let path = self.path(shard)?;
-                let mut content = vec![0; bytes];
-                File::open(&path)
-                    .and_then(|mut file| file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut content)))
-                    .map_err(|e| Error::io("read", &path, e))?;
-                Ok((state, offset, content))
-            })
-        })
-    }
-
     /// Fills `bytes` with those of a state, from one of its bytes on.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 
 use super::{Layout, Placed, Series, Snapshot, StateSize};
 use crate::error::{Error, Result};
-use crate::nn::{PARAMETERS, Runs};
+use crate::nn::Runs;
 use crate::ops::AdamW8;
 use std::ops::Range;
 
@@ -60,10 +60,11 @@ impl Written {
     /// The ranks that wrote a page with the same parameters in the same places as this one has there, which is on another mesh
     /// or on the same: what they wrote can be taken byte by byte.
     pub fn alike(&self, layout: &Layout, rank: usize, page: usize) -> Vec<usize> {
-        let name = format!("{PARAMETERS}.{page}");
+        // What several have alike one of them wrote, and others may have written nothing of it.
+        let of_page = |state: &StateSize| state.name.split_once('.').is_some_and(|(_, of)| of.parse() == Ok(page));
         let is_it = |theirs: &usize| {
             let written = &self.ranks[*theirs];
-            written.state(&name).is_some() && written.layout.is_alike(*theirs, layout, rank, page)
+            written.states.iter().any(of_page) && written.layout.is_alike(*theirs, layout, rank, page)
         };
         (0..self.ranks.len()).filter(is_it).collect()
     }
