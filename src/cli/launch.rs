@@ -145,6 +145,7 @@ pub fn launch(args: LaunchArgs) -> Result<u8> {
         command: args.command.clone(),
         out: recipe.out.clone(),
         batch: recipe.batch as u32,
+        mesh: recipe.mesh,
         restarts: args.restarts,
         fewer: args.fewer,
         silence: train.silence(),

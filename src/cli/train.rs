@@ -281,6 +281,10 @@ impl TrainArgs {
         r.adapter = self.adapter.adapter.clone().or(r.adapter);
         put(&self.tune, &mut r.tune);
         put(&self.mesh, &mut r.mesh);
+        if self.mesh.is_some_and(|mesh| mesh.pipeline == 1) {
+            // A run that is taken up without its pipeline.
+            r.interleave = 1;
+        }
         put(&self.interleave, &mut r.interleave);
         put(&self.shard, &mut r.shard);
         r.expert_capacity = self.expert_capacity.or(r.expert_capacity);

@@ -9,6 +9,13 @@ impl Recipe {
     /// Refuses meshes that nothing is split over, and what does not go with them.
     pub(super) fn check_mesh(&self) -> Result<()> {
         let Mesh { data, tensor, pipeline, expert, sequence } = self.mesh;
+        if !data.is_multiple_of(expert) {
+            return Err(Error::Invalid(format!(
+                "mesh is {}, and experts are spread over the data axis, whose {data} ranks {expert} does not divide; choose another \
+                 size for one of the two",
+                self.mesh
+            )));
+        }
         if expert > 1 && sequence > 1 {
             return Err(Error::Invalid(format!(
                 "mesh is {}, and routers choose for whole rows; leave the expert or the sequence axis out, as in data={}",
@@ -44,7 +51,10 @@ impl Recipe {
             Some(pipeline) => pipeline.check()?,
             None if self.interleave > 1 => {
                 let message = "interleave gives each rank of a pipeline several stages, and mesh is";
-                return Err(Error::Invalid(format!("{message} {}; leave it out, or add pipeline=N", self.mesh)));
+                return Err(Error::Invalid(format!(
+                    "{message} {}; leave it out, or at 1, or add pipeline=N",
+                    self.mesh
+                )));
             }
             None => {}
         }

@@ -4,6 +4,7 @@ use super::super::alive::Watch;
 use super::Layout;
 use super::starter::{Starter, quoted};
 use crate::error::Error;
+use crate::parallel::Mesh;
 use crate::train::Resumption;
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub struct Attempts {
     pub out: PathBuf,
     /// Rows of its batches.
     pub batch: u32,
+    /// The mesh of its recipe.
+    pub mesh: Mesh,
     /// How often it is taken up.
     pub restarts: u32,
     /// Whether with fewer ranks.
@@ -66,7 +69,9 @@ impl Attempts {
             }
         }
         if self.starter == Starter::Threads && !words.iter().any(|w| w.starts_with("--mesh")) {
-            words.extend(["--mesh".into(), format!("data={}", layout.ranks)]);
+            let of_recipe = self.mesh.ranks() == layout.ranks as usize;
+            let mesh = if of_recipe { self.mesh } else { Mesh { data: layout.ranks as usize, ..Mesh::ONE } };
+            words.extend(["--mesh".into(), mesh.to_string()]);
         }
         if resumed {
             words.extend(["--resume".into(), self.out.display().to_string()]);
@@ -104,9 +109,16 @@ impl Attempts {
         command.spawn().with_context(|| format!("cannot start {}", words[0]))
     }
 
-    /// The next lower number of ranks that share the batch in equal parts.
+    /// The next lower number of ranks that share the batch in equal parts: threads along the data axis alone, processes beside
+    /// the recipe's other axes.
     pub fn lower(&self, layout: Layout) -> Layout {
-        let ranks = (1..layout.ranks).rev().find(|n| self.batch.is_multiple_of(*n)).unwrap_or(layout.ranks);
+        let mesh = if self.starter == Starter::Threads { Mesh::ONE } else { self.mesh };
+        let (parts, expert) = ((mesh.ranks() / mesh.data) as u32, mesh.expert as u32);
+        let fits = |n: &u32| {
+            let data = n / parts;
+            n.is_multiple_of(parts) && self.batch.is_multiple_of(data) && data.is_multiple_of(expert)
+        };
+        let ranks = (1..layout.ranks).rev().find(fits).unwrap_or(layout.ranks);
         let nodes = ranks.div_ceil(layout.per_node);
         Layout { ranks, nodes, per_node: layout.per_node.min(ranks) }
     }

@@ -2,6 +2,7 @@
 
 use super::starter::Starter;
 use super::*;
+use crate::parallel::Mesh;
 use clap::Parser;
 
 #[derive(Parser)]
@@ -22,6 +23,7 @@ fn attempts(starter: Starter, args: &LaunchArgs) -> Attempts {
         command: args.command.clone(),
         out: "runs/a b".into(),
         batch: 12,
+        mesh: Mesh::ONE,
         restarts: args.restarts,
         fewer: args.fewer,
         silence: None,
@@ -70,6 +72,18 @@ fn what_is_taken_up_keeps_its_flags_but_for_those_that_begin_a_run() {
     );
     let line = attempts.words(lower, true).join(" ");
     assert!(line.ends_with("/opt/danlu train --share-adapter --tune=off --steps=9 --resume runs/a b"), "{line}");
+}
+
+#[test]
+fn other_axes_stay_as_they_are_with_fewer_processes() {
+    let given = args("--ranks 8 --fewer -- train --recipe r.toml");
+    let of = |starter, mesh: &str| Attempts { mesh: mesh.parse().unwrap(), ..attempts(starter, &given) };
+    let lower = |starter, mesh, ranks| of(starter, mesh).lower(Layout { ranks, nodes: 1, per_node: 8 }).ranks;
+    assert_eq!([8, 6, 4, 2].map(|n| lower(Starter::OpenMpi, "data=4,tensor=2", n)), [6, 4, 2, 2]);
+    assert_eq!([8, 4, 2].map(|n| lower(Starter::OpenMpi, "data=8,expert=2", n)), [6, 2, 2]);
+    assert_eq!([8, 4].map(|n| lower(Starter::Threads, "data=4,tensor=2", n)), [6, 3]);
+    let line = of(Starter::Threads, "data=4,tensor=2").words(given.layout().unwrap(), false).join(" ");
+    assert!(line.ends_with("train --recipe r.toml --mesh data=4,tensor=2"), "{line}");
 }
 
 #[test]
