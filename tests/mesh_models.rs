@@ -181,9 +181,10 @@ fn whatever_else_a_recipe_asks_for_goes_with_parts() {
     let told = ranks(&plain, |world| {
         let gpu = common::gpu();
         let (mut trainer, ..) = block_on(Trainer::among(&gpu, &plain, &ready, &mut First, world, &mut |_| {})).unwrap();
-        let mut observer = |event: &Event| match event {
-            Event::Sample { text, .. } => texts.lock().unwrap().push(text.clone()),
-            _ => {}
+        let mut observer = |event: &Event| {
+            if let Event::Sample { text, .. } = event {
+                texts.lock().unwrap().push(text.clone());
+            }
         };
         block_on(run(&gpu, &plain, &ready, &mut trainer, None, &AtomicBool::new(false), &mut observer)).unwrap();
         trainer.device_bytes()

@@ -94,7 +94,7 @@ enum Command {
     /// Write the tokens of text or examples as a shard, for `danlu train --data`.
     Tokenize(data::TokenizeArgs),
     /// Print what a training step will do, take and cost, without doing it.
-    Plan(plan::PlanArgs),
+    Plan(Box<plan::PlanArgs>),
     /// Measure the device's limits, and every kernel and whole steps against them.
     Bench(bench::BenchArgs),
     /// Record where the time of training steps or of generation goes, on the device and on the host.
@@ -154,7 +154,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::export(args),
         Command::Data(args) => data::data(args),
         Command::Tokenize(args) => data::tokenize(args),
-        Command::Plan(args) => plan::plan(args),
+        Command::Plan(args) => plan::plan(*args),
         Command::Bench(args) => pollster::block_on(bench::bench(args)),
         Command::Profile(args) => pollster::block_on(profile::profile(args)),
         Command::Doctor(args) => match pollster::block_on(doctor::doctor(args, &mut out::Out)) {

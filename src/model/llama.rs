@@ -106,9 +106,10 @@ impl Llama {
         let (cross_entropy, count) = (all[0], all[2]);
         let mut loss = cross_entropy;
         let shares = self.config.experts.map_or([0.0; 2], |experts| [experts.balance, experts.z]);
-        let losses: [(f64, &str, fn(&mut Graph, &[Routing]) -> Result<Value>); 2] =
-            [(shares[0], "balance", load_balancing_loss), (shares[1], "router_z", router_z_loss)];
-        for (share, name, of) in losses.into_iter().filter(|(share, ..)| *share > 0.0 && !routings.is_empty()) {
+        type OfRouters = fn(&mut Graph, &[Routing]) -> Result<Value>;
+        let losses: [(&str, OfRouters); 2] = [("balance", load_balancing_loss), ("router_z", router_z_loss)];
+        let losses = losses.into_iter().zip(shares);
+        for ((name, of), share) in losses.filter(|(_, share)| *share > 0.0 && !routings.is_empty()) {
             loss = g.scope(name, |g| {
                 let more = of(g, &routings)?;
                 let more = g.apply1(Map::scale(share as f32), &[more])?;
