@@ -112,7 +112,9 @@ fn plans_of_a_mesh_say_what_a_rank_sends() {
     let piped = plan("--mesh pipeline=2 --accumulate 4");
     let table = piped["sent"][0][1].as_u64().unwrap() - 4 * (4 * 4 * 64 * 64) - 12;
     assert!(piped["sent"][0][0] == "pipeline" && table % (4 * 64) == 0 && table < 4 * parameters, "{piped}");
-    let said = stdout(&place.danlu("plan --config llama-3.1-8b --batch 16 --seq 1024 --nodes 1 --machine h100 --shard parameters --mesh data=8").assert().success());
+    let many =
+        "plan --config llama-3.1-8b --batch 16 --seq 1024 --nodes 1 --machine h100 --shard parameters --mesh data=8";
+    let said = stdout(&place.danlu(many).assert().success());
     assert!(said.contains("parameters"), "{said}");
     let said = stdout(&place.danlu("plan --batch 4 --seq 64 --mesh data=2 --machine h100").assert().success());
     assert!(said.contains("bytes that a rank sends in a step; all above is of one of data=2"), "{said}");
