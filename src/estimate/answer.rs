@@ -244,11 +244,12 @@ impl fmt::Display for Answer {
         if let Some(cost) = &self.cost {
             let Cost { steps, tokens, .. } = cost;
             writeln!(f, "the run        {}: {steps} steps, {tokens} tokens", human_time(cost.seconds))?;
-            if let Some(money) = cost.money {
+            let has_tokens = *tokens > 0;
+            if let Some(money) = cost.money.filter(|_| has_tokens) {
                 let million = money / (*tokens as f64 / 1e6);
                 writeln!(f, "price          {money:.2}, {million:.4} a million tokens")?;
             }
-            if let Some(energy) = cost.energy {
+            if let Some(energy) = cost.energy.filter(|_| has_tokens) {
                 let million = energy / (*tokens as f64 / 1e6);
                 writeln!(f, "energy         {energy:.2} kWh, {million:.4} a million tokens")?;
             }

@@ -63,6 +63,7 @@ fn largest(
     let (mut low, mut high) = (fits, most + 1);
     // What is known of the line: a number and its bytes, twice.
     let mut known: Vec<(usize, u64)> = Vec::new();
+    let (mut tries, mut is_line) = (0, true);
     let mut next = (low + 1).min(most);
     while low + 1 + low / fine < high {
         match bytes(next) {
@@ -70,10 +71,11 @@ fn largest(
                 known.push((next, bytes));
                 *if bytes <= memory { &mut low } else { &mut high } = next;
             }
-            // Too large for a buffer, or to be counted.
-            Err(Error::Memory { .. } | Error::Invalid(_)) => high = next,
+            // Too large for a buffer, or to be counted: where that begins, the line does not say.
+            Err(Error::Memory { .. } | Error::Invalid(_)) => (high, is_line) = (next, false),
             Err(e) => return Err(e),
         }
+        tries += 1;
         let middle = low + (high - low) / 2;
         let line = known.len().checked_sub(2).map(|i| (known[i], known[i + 1]));
         let guess = match line {
@@ -86,7 +88,7 @@ fn largest(
         };
         // Where the line says nothing new, the middle does.
         next = match guess {
-            _ if known.len() > 12 => middle,
+            _ if tries > 12 || !is_line => middle,
             guess if guess <= low => low + 1,
             guess if guess >= high => high - 1,
             guess => guess,
@@ -99,6 +101,20 @@ fn largest(
 mod tests {
     use super::*;
     use std::cell::Cell;
+
+    #[test]
+    fn what_no_buffer_holds_does_not_fit_and_is_soon_found() {
+        let tried = Cell::new(0);
+        for end in [1, 2, 131_072, MOST] {
+            tried.set(0);
+            let bytes = |n: usize| {
+                tried.set(tried.get() + 1);
+                if n < end { Ok(7 * n as u64) } else { Err(Error::Invalid("no buffer".into())) }
+            };
+            assert_eq!(largest(MOST, 0, Bytes(u64::MAX), usize::MAX, &bytes).unwrap(), end - 1);
+            assert!(tried.get() < 60, "{} tries", tried.get());
+        }
+    }
 
     #[test]
     fn the_largest_is_found_and_nothing_beyond() {

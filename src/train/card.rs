@@ -63,7 +63,7 @@ impl TrainedRun {
         let mut text = format!(
             "{step} of {} steps of {} sequences of {} tokens{tokens}; AdamW, highest learning rate {:e}, seed {}.",
             recipe.steps,
-            recipe.sequences(),
+            recipe.sequences() as u64 * u64::from(recipe.accumulate),
             recipe.seq,
             recipe.lr,
             recipe.seed

@@ -28,6 +28,13 @@ impl Recipe {
                 "expert_capacity is {factor}; it must be a number above 0, such as 1.25"
             )));
         }
+        if self.expert_capacity.is_some() && (expert == 1 || pipeline > 1) {
+            return Err(Error::Invalid(format!(
+                "expert_capacity is given, and mesh is {}: it is for ranks that hold other experts each and tell what they drop; leave it \
+                 out, or choose an expert axis without a pipeline",
+                self.mesh
+            )));
+        }
         let whole = match () {
             () if self.lora.is_some() => "adapters are trained over whole weights",
             () if self.model.is_some() => "a model that training begins with is read with all experts",

@@ -219,7 +219,8 @@ impl<'a> Session<'a> {
             };
         }
         if self.done() == 0 {
-            return Err(Error::Invalid("stopped before the first step was done; nothing was saved".into()));
+            self.note("stopped before the first step was done; nothing was saved".into());
+            return Ok(Ending::Interrupted);
         }
         let ending = match () {
             () if early => Ending::Early,

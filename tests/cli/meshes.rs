@@ -133,6 +133,7 @@ fn meshes_that_cannot_be_are_refused() {
             "mesh is data=2, and ranks add up whole gradients; leave update = \"layer\" out",
         ),
         ("--mesh data=2,expert=2,sequence=2", "mesh is data=2,expert=2,sequence=2, and routers choose for whole rows"),
+        ("--mesh data=2 --expert-capacity 1.25", "expert_capacity is given, and mesh is data=2: it is for ranks"),
         (
             "--mesh pipeline=2 --interleave 2 --accumulate 3",
             "in groups of 2, one for each rank of the pipeline, and a step has 3",
