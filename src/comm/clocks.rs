@@ -12,13 +12,13 @@ pub const NOTED: Duration = Duration::from_secs(1);
 pub const REFUSED: Duration = Duration::from_secs(60);
 
 /// What all ranks learn of their clocks: nothing where they agree, or a sentence that names those which are more than
-/// [`NOTED`] from the first rank's. `now` is seconds by this rank's clock; all ranks call this together.
+/// a second from the first rank's. `now` is seconds by this rank's clock; all ranks call this together.
 ///
 /// The first rank asks each other one for the time and takes it for that of the middle between question and answer (Mills,
 /// 1991, as NTP does); it is off by no more than half of that.
 ///
 /// # Errors
-/// [`Error::Rank`], the same on all, where a clock is more than [`REFUSED`] off; those of the communicator.
+/// [`Error::Rank`], the same on all, where a clock is more than a minute off; those of the communicator.
 pub fn compare_clocks(comm: &dyn Communicator, now: &dyn Fn() -> f64) -> Result<Option<String>> {
     let mut apart = vec![0; 8 * comm.size()];
     for rank in 1..comm.size() {

@@ -6,7 +6,7 @@ use crate::base::{Array, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Graph, Io, Op, OpNode, Value};
 
-/// x f32 `[n,W]` and take u32 `[..]` of m elements to the rows x[take], `[..,W]`; zeros where there is no such row. Input
+/// x f32 `[n,W]` and take u32 `[..]` of m elements to the rows `x[take]`, `[..,W]`; zeros where there is no such row. Input
 /// give, u32 `[n]` or `[n,k]`, says the same the other way round, for the gradient: which of those m rows row i of x became,
 /// up to k of them; m where it became none. So a gradient is gathered as the rows were, and nothing is scattered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
