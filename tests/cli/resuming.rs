@@ -214,9 +214,10 @@ fn patience_ends_a_run_with_its_best_model() {
         "{said}"
     );
     assert_eq!(losses(&place, "m").len(), 8);
-    // Whichever of the others the disk was fast enough for.
+    // And one of the others, if the disk was fast enough for any.
     let kept = checkpoints(&place, "m");
-    assert!(kept.len() == 3 && kept[0].ends_with("step-2") && kept[2].ends_with("step-8"), "{kept:?}");
+    let (best, last) = (&kept[0], &kept[kept.len() - 1]);
+    assert!((2..=3).contains(&kept.len()) && best.ends_with("step-2") && last.ends_with("step-8"), "{kept:?}");
     // Also where no checkpoint is due when it is best.
     let said = stderr(&place.train("--recipe r.toml --steps 40 --out n --checkpoint-every 7").assert().success());
     assert!(said.contains("the model that is written is that of step 2"), "{said}");
