@@ -76,7 +76,7 @@ impl Optimizer {
         };
         let mut tables = Vec::new();
         for (i, page) in layout.pages().iter().enumerate() {
-            tables.push(g.scope(format!("optimizer.{i}"), |g| gap_constant(g, page)));
+            tables.push(g.scope(format!("optimizer.{i}"), |g| gap_constant(g, &page.gaps)));
         }
         let squares = |g: &mut Graph, piece: &Piece| {
             let table = if piece.is_whole { tables[piece.page].as_slice() } else { &[] };

@@ -1,6 +1,6 @@
 //! The global norm of a gradient, also of one whose parameters are in parts on several ranks: what ranks have alike counts once.
 
-use super::optimizer::table;
+use super::optimizer::gap_constant;
 use crate::base::{Axis, TensorType};
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -25,7 +25,7 @@ pub(super) fn of(g: &mut Graph, layout: &ParamLayout, pages: &[Value], gaps: &[V
         for (page, &flat) in layout.pages().iter().zip(pages) {
             let (gaps, left) = others(layout, page, parts, &class);
             if left {
-                let gaps = table(g, &gaps);
+                let gaps = gap_constant(g, &gaps);
                 own.push(squares(g, flat, &gaps)?);
             }
         }

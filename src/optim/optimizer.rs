@@ -293,7 +293,7 @@ impl Optimizer {
         let hyper = g.input(HYPER, TensorType::f32([1]));
         let mut gaps = Vec::new();
         for (i, page) in layout.pages().iter().enumerate() {
-            gaps.push(g.scope(format!("optimizer.{i}"), |g| gap_constant(g, page)));
+            gaps.push(g.scope(format!("optimizer.{i}"), |g| gap_constant(g, &page.gaps)));
         }
         let judged = g.scope("optimizer", |g| {
             let norm = norm::of(g, layout, &gradients.pages, &gaps)?;
@@ -406,13 +406,8 @@ pub(super) fn output_norm(g: &mut Graph, added: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// The table of a page's gaps, where it has some, as updates and norms take it.
-pub(super) fn gap_constant(g: &mut Graph, page: &Page) -> Vec<Value> {
-    table(g, &page.gaps)
-}
-
-/// The table of gaps, where there are any.
-pub(super) fn table(g: &mut Graph, gaps: &[(usize, usize)]) -> Vec<Value> {
+/// The table of gaps, where there are any, as updates and norms take it.
+pub(super) fn gap_constant(g: &mut Graph, gaps: &[(usize, usize)]) -> Vec<Value> {
     gap_table(gaps).map(|(ty, bytes)| g.constant("gaps", ty, bytes)).into_iter().collect()
 }
 

@@ -2,7 +2,7 @@
 //! its part of the gradients, keeps the moments of that part and updates it. At stages 1 and 2 all gather then what the others
 //! have updated; at stage 3 nobody keeps more parameters than its part.
 
-use super::optimizer::{CODES, GRADIENTS, HYPER, Optimizer, SCALES, Stretch, gap_constant, output_norm, sums, table};
+use super::optimizer::{CODES, GRADIENTS, HYPER, Optimizer, SCALES, Stretch, gap_constant, output_norm, sums};
 use super::{Rule, norm};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
@@ -134,7 +134,7 @@ impl Optimizer {
             let (params, gradients) = (state(&mut g, PARAMETERS), state(&mut g, GRADIENTS));
             g.scope(format!("optimizer.{i}"), |g| {
                 let part = own_part(g, gradients, &elements)?;
-                let gaps = table(g, &own.gaps);
+                let gaps = gap_constant(g, &own.gaps);
                 squares.push(g.apply1(SumSquares, &[&[part], gaps.as_slice()].concat())?);
                 owned.push((elements, own, params, part, gaps));
                 Ok(())
@@ -154,7 +154,7 @@ impl Optimizer {
                     Shard::Parameters => (Stretch::whole(i, &own, params), gaps.clone()),
                     _ => {
                         let (elements, kept) = (elements.clone(), own.elements);
-                        (Stretch { index: i, page, state: params, elements, kept }, gap_constant(g, page))
+                        (Stretch { index: i, page, state: params, elements, kept }, gap_constant(g, &page.gaps))
                     }
                 };
                 let added = self.plain(g, stretch, &[&[part, judged[1]], gaps_.as_slice()].concat())?;

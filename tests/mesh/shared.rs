@@ -138,7 +138,7 @@ fn nothing_touches_what_is_in_flight() {
 
 /// Ranks talk while their devices compute.
 #[test]
-fn most_of_the_talk_is_hidden() {
+fn what_is_hidden_of_the_talk_is_measured() {
     let config = ModelConfig::parse(
         &LAYERS.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 8"),
         Path::new("config.json"),
