@@ -7,7 +7,7 @@
 
 use super::{CheckpointOptions, Neighbours, Trainer, World};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Readback, Submission, Ticket, host_memory};
+use crate::gpu::{Gpu, Readback, Submission, host_memory};
 use crate::store::snapshot::{Manifest, Part, SHARD_BYTES, Series, SnapshotWriter, StateSize, cut};
 use pollster::block_on;
 use std::path::PathBuf;
@@ -51,9 +51,10 @@ pub enum Kept {
 
 enum Job {
     Begin(Box<Manifest>, Instant),
-    /// Slots with so many bytes each, filled once the ticket's work is done, which was submitted last.
-    Batch(Ticket, Vec<(u64, Readback)>),
-    End,
+    /// Slots with so many bytes each, which copies fill that were submitted.
+    Batch(Vec<(u64, Readback)>),
+    /// All copies are made; for so many seconds the device worked on nothing else.
+    End(f64),
 }
 
 /// Copies, and a thread that writes them.
@@ -168,7 +169,7 @@ impl Keeper {
     pub async fn take(&mut self, trainer: &Trainer, manifest: Manifest, began: Instant) -> Result<()> {
         self.busy = true;
         self.send(Job::Begin(Box::new(manifest), began))?;
-        let (mut at, mut copied) = (0, Vec::new());
+        let (mut at, mut copied, mut stall) = (0, Vec::new(), 0.0);
         while at < self.loads.len() {
             let mut submission = self.gpu.submission();
             let end = self.loads.len().min(at + BATCH);
@@ -179,13 +180,19 @@ impl Keeper {
                 at += 1;
             }
             let ticket = submission.submit()?;
-            // One message where the slots hold all: the thread then waits for the last copy before it writes any, and knows
-            // how long copying took. Where they do not, training waits for the disk as well.
+            // Waited for here, where nothing else is submitted meanwhile: a driver may run what it is given before it gives
+            // the queue back, and the other thread would learn of the last copy only after the first part of the next step.
+            if at == self.loads.len() {
+                ticket.wait(&self.gpu).await?;
+                stall = began.elapsed().as_secs_f64();
+            }
+            // One message where the slots hold all: none is written before the last copy is made. Where they do not,
+            // training waits for the disk as well.
             if at < end || at == self.loads.len() {
-                self.send(Job::Batch(ticket, std::mem::take(&mut copied)))?;
+                self.send(Job::Batch(std::mem::take(&mut copied)))?;
             }
         }
-        self.send(Job::End)
+        self.send(Job::End(stall))
     }
 
     /// A slot that nobody uses: a fresh one, one that came back, or, if `wait`, the next that comes back.
@@ -244,9 +251,8 @@ impl Writer {
     fn run(&self, jobs: &Receiver<Job>) {
         while let Ok(Job::Begin(manifest, began)) = jobs.recv() {
             let (step, bytes) = (manifest.step, manifest.bytes());
-            let mut stall = 0.0;
             let written = SnapshotWriter::new(self.series.folder(), *manifest, SHARD_BYTES);
-            let filled = self.fill(written, jobs, began, &mut stall);
+            let (filled, stall) = self.fill(written, jobs);
             let kept = match self.finish(filled) {
                 Ok(folder) => {
                     if self.ranks.is_first() {
@@ -288,20 +294,11 @@ impl Writer {
         done.and_then(|folder| others.and(first).map(|()| folder))
     }
 
-    /// Takes all batches, also after a failure: the slots must go back.
-    fn fill(
-        &self,
-        mut writer: Result<SnapshotWriter>,
-        jobs: &Receiver<Job>,
-        began: Instant,
-        stall: &mut f64,
-    ) -> Result<SnapshotWriter> {
+    /// Takes all batches, also after a failure: the slots must go back. Gives the seconds of the stall besides.
+    fn fill(&self, mut writer: Result<SnapshotWriter>, jobs: &Receiver<Job>) -> (Result<SnapshotWriter>, f64) {
         loop {
             match jobs.recv() {
-                Ok(Job::Batch(ticket, slots)) => {
-                    let copied = block_on(ticket.wait(&self.gpu));
-                    *stall = began.elapsed().as_secs_f64();
-                    writer = writer.and_then(|w| copied.map(|()| w));
+                Ok(Job::Batch(slots)) => {
                     for (bytes, slot) in slots {
                         writer = writer.and_then(|mut w| {
                             block_on(slot.read(&self.gpu, bytes, |content| w.push(content)))??;
@@ -311,9 +308,9 @@ impl Writer {
                         let _ = self.give.send(slot);
                     }
                 }
-                Ok(Job::End) => return writer,
+                Ok(Job::End(stall)) => return (writer, stall),
                 // The copies could not be made: who made them says why.
-                _ => return Err(Error::Graph("the checkpoint was given up".into())),
+                _ => return (Err(Error::Graph("the checkpoint was given up".into())), 0.0),
             }
         }
     }
