@@ -125,7 +125,9 @@ async fn examine(selector: &Selector, report: &mut Report, json: bool, out: &mut
 
 fn describe(a: &AdapterReport, out: &mut impl Write) -> std::io::Result<()> {
     let l = &a.limits;
-    let memory = l.memory_bytes.map_or_else(|| "not known".to_string(), |b| format!("{} free", human_bytes(b)));
+    // The host's can be asked for what is free, a device's own only for what it has.
+    let what = if ["cpu", "integrated"].contains(&a.device_type.as_str()) { "free" } else { "in all" };
+    let memory = l.memory_bytes.map_or_else(|| "not known".to_string(), |b| format!("{} {what}", human_bytes(b)));
     writeln!(out, "adapter {}: {}", a.number, a.name)?;
     writeln!(out, "  type       {}, through {}", a.device_type, a.backend)?;
     writeln!(out, "  driver     {}", a.driver_line())?;

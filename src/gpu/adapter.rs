@@ -210,7 +210,7 @@ pub(super) fn limits(adapter: &wgpu::Adapter, l: &wgpu::Limits, features: wgpu::
         cooperative: if features.contains(COOPERATIVE) { cooperative(adapter) } else { Vec::new() },
         memory_bytes: match info.device_type {
             wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu => host_memory(),
-            _ => None,
+            _ => device_memory(adapter),
         },
     }
 }
@@ -228,6 +228,25 @@ fn cooperative(adapter: &wgpu::Adapter) -> Vec<u32> {
     };
     // Those that WGSL has.
     [8, 16].into_iter().filter(is_there).collect()
+}
+
+/// Bytes of the largest heap of the device's own memory, whoever else uses of it; `None` where its interface does not say.
+/// wgpu has no word for it.
+#[cfg(any(windows, target_os = "linux"))]
+fn device_memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    const DEVICE_LOCAL: u32 = 1;
+    // SAFETY: what it gives is asked, not changed or destroyed, and dropped before the adapter.
+    let vulkan = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
+    let (instance, device) = (vulkan.shared_instance().raw_instance(), vulkan.raw_physical_device());
+    // SAFETY: the device is of this instance, and both live as long as `vulkan`.
+    let memory = unsafe { instance.get_physical_device_memory_properties(device) };
+    let heaps = memory.memory_heaps.iter().take(memory.memory_heap_count as usize);
+    heaps.filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
+}
+
+#[cfg(not(any(windows, target_os = "linux")))]
+fn device_memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
 }
 
 /// Bytes of host memory that can be had without swapping, which CPU and integrated adapters share; `None` where the
@@ -269,6 +288,19 @@ mod tests {
         assert_eq!(available("MemTotal: 5 kB\n"), None);
         assert_eq!(available("MemAvailable: many\n"), None);
         assert_eq!(host_memory().is_some(), cfg!(target_os = "linux"));
+    }
+
+    #[test]
+    #[cfg(any(windows, target_os = "linux"))]
+    fn vulkan_says_how_much_memory_a_device_has() {
+        let adapters = pollster::block_on(adapters());
+        let vulkan = || adapters.iter().filter(|(_, report)| report.backend == "vulkan");
+        if vulkan().next().is_none() {
+            eprintln!("SKIPPED: there is no Vulkan adapter");
+        }
+        // More than a page, and less than any machine has: a count, and not a pointer or a number of heaps.
+        assert!(vulkan().all(|(a, _)| device_memory(a).is_some_and(|bytes| (1 << 20..1 << 50).contains(&bytes))));
+        assert!(adapters.iter().all(|(a, report)| report.backend != "gl" || device_memory(a).is_none()));
     }
 
     #[test]

@@ -7,9 +7,10 @@ use super::super::progress::{RankLog, observer};
 use super::super::signals::Stop;
 use super::super::{hub, paths, profile, ranks, selector};
 use super::TrainArgs;
-use crate::base::Bytes;
+use crate::base::{Bytes, Limits};
 use crate::compile::{Chooser, settle};
 use crate::data::{Batch, SMALLEST_VOCAB};
+use crate::error::Error;
 use crate::estimate::{Job, remedy};
 use crate::gpu::{Gpu, Selector, list};
 use crate::model::{ModelConfig, find_config};
@@ -19,7 +20,7 @@ use crate::train::{
     Base, Ending, Event, Observer, Pace, Precision, Prepared, Recipe, Resumption, Subject, Tasks, Trainer, World,
     check_fits, plans, prepare_from, put_back, save,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -144,7 +145,11 @@ impl Run {
         let loaded = &mut |loaded: Loaded| {
             observer.event(&Event::Loading { done: loaded.done, total: loaded.total });
         };
-        let (mut trainer, plan, apply) = Trainer::among(gpu, recipe, prepared, &mut choices, world, loaded).await?;
+        let (mut trainer, plan, apply) =
+            Trainer::among(gpu, recipe, prepared, &mut choices, world, loaded).await.map_err(|error| match error {
+                Error::Memory { .. } => advised(error, gpu.limits(), recipe, &prepared.config, prepared.base.as_ref()),
+                error => error.into(),
+            })?;
         let fitted = trainer.fit.as_ref().and_then(|fit| fit.note());
         let validated = validated(recipe, &trainer, prepared);
         trainer.subject.note(&prepared.config).into_iter().chain(fitted).chain(validated).for_each(|text| {
@@ -200,12 +205,28 @@ impl Run {
 
 /// Refuses what takes more memory than there is, and says what would fit.
 fn fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option<&Arc<Base>>) -> Result<()> {
-    let Err(error) = check_fits(gpu, recipe, config, base.map(|base| &**base)) else { return Ok(()) };
-    let memory = recipe.memory.into_iter().chain(gpu.limits().memory_bytes.map(Bytes)).min_by_key(|bytes| bytes.0);
+    check_fits(gpu, recipe, config, base.map(|base| &**base))
+        .map_err(|error| advised(error, gpu.limits(), recipe, config, base))
+}
+
+/// A refusal with what would fit. What an adapter has that does not tell its memory, or that others use as well, is known only
+/// by its refusal: then half of what was asked for is taken to be there.
+fn advised(
+    error: Error,
+    limits: &Limits,
+    recipe: &Recipe,
+    config: &ModelConfig,
+    base: Option<&Arc<Base>>,
+) -> anyhow::Error {
     let job = Job { config: config.clone(), recipe: recipe.clone(), base: base.cloned() };
-    match memory.and_then(|memory| remedy(&job, gpu.limits(), memory)) {
-        Some(text) => bail!("{error}; {text}"),
-        None => Err(error.into()),
+    let known = recipe.memory.into_iter().chain(limits.memory_bytes.map(Bytes)).min_by_key(|bytes| bytes.0);
+    let memory = match &error {
+        Error::Memory { had: 0, .. } => job.bytes(limits).ok().map(|bytes| Bytes(bytes / 2)),
+        _ => known,
+    };
+    match memory.and_then(|memory| remedy(&job, limits, memory)) {
+        Some(text) => anyhow!("{error}; {text}"),
+        None => error.into(),
     }
 }
 
@@ -300,4 +321,29 @@ async fn dump(
     let count = trainer.val_batches(recipe.val_sequences);
     write("tokens.bin", recipe.steps * u64::from(recipe.accumulate), &|step, batch| loader.batch(step, batch))?;
     write("val.bin", count, &|index, batch| loader.val_batch(index, count, batch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the memory is not known, the driver's refusal is: it ends in what would fit, too.
+    #[test]
+    fn a_driver_s_refusal_says_what_would_fit() {
+        let recipe = Recipe { batch: 8, ..Recipe::default() };
+        let config = find_config("story-1m").unwrap();
+        let refusal = || {
+            let (what, adapter, advice) = ("buffer 3".into(), "a card".into(), "its memory is full".into());
+            Error::Memory { what, wanted: 5000, had: 0, adapter, advice }
+        };
+        let said = |memory_bytes| {
+            let limits = Limits { memory_bytes, ..Limits::default() };
+            advised(refusal(), &limits, &recipe, &config, None).to_string()
+        };
+        let half = said(None);
+        assert!(half.starts_with(&format!("{}; what fits ", refusal())), "{half}");
+        assert!(half.contains("--batch ") && half.contains(" as it is"), "{half}");
+        // Also where the adapter said that it had more: others have it.
+        assert_eq!(said(Some(1 << 40)), half);
+    }
 }
