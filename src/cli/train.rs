@@ -17,7 +17,7 @@ use crate::store::HubPart;
 use crate::train::{OnDivergence, Precision, Recipe, Resumption, unfinished};
 use anyhow::{Result, bail};
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Flags of `danlu train`; each overrides the recipe's key of the same name.
@@ -26,7 +26,8 @@ pub struct TrainArgs {
     /// A TOML recipe; flags override its keys.
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
-    /// A preset, a config.json, a folder that holds one, or a name on the hub: org/model [default: story-1m].
+    /// A preset, a config.json, a folder that holds one, or a name on the hub: org/model, whose weights are
+    /// not taken; without --model [default: story-1m].
     #[arg(long, value_name = "PRESET|FILE|NAME")]
     config: Option<String>,
     /// A model to go on with, tokenizer and all: a folder, a GGUF file or a name on the hub.
@@ -94,7 +95,7 @@ pub struct TrainArgs {
     /// Seed of weights, data order and samples.
     #[arg(long, allow_negative_numbers = true)]
     seed: Option<u64>,
-    /// Folder for the model [default: runs/model].
+    /// Folder for the model [default: runs/model, of finetune runs/finetuned, of dpo runs/preferred].
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Text that the samples go on from.
@@ -115,7 +116,7 @@ pub struct TrainArgs {
     /// Steps between validations [default: a tenth of all].
     #[arg(long, value_name = "STEPS", allow_negative_numbers = true)]
     eval_every: Option<u64>,
-    /// Most sequences of one validation [default: 32].
+    /// Most sequences of one validation [default: 32, of finetune and dpo 16].
     #[arg(long, value_name = "COUNT", allow_negative_numbers = true)]
     val_sequences: Option<u64>,
     /// End after this many validations without a lower loss [default: never].
@@ -228,6 +229,14 @@ impl TrainArgs {
     fn over(&self, recipe: Recipe) -> Result<Recipe> {
         let mut r = self.put(recipe);
         r.check()?;
+        let place = |path: &Path| path.canonicalize().ok();
+        if r.model.as_ref().and_then(|model| place(Path::new(model))).is_some_and(|model| place(&r.out) == Some(model))
+        {
+            bail!(
+                "{} is the model that training goes on with, and what is trained would take its place: choose another --out",
+                r.out.display()
+            );
+        }
         if r.model.is_none() {
             r.config = hub::resolve_config(&r.config)?;
         }

@@ -1,9 +1,12 @@
 //! What a recipe names as data: one place, or several with weights.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -41,39 +44,48 @@ impl FromStr for DataSource {
 
 /// All of them, in order; none stands for the embedded stories. In TOML a path, or a list of paths and of tables
 /// `{ path = "...", weight = 0.5 }`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(from = "Written", into = "Written")]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(into = "Written")]
 pub struct DataSources(pub Vec<DataSource>);
 
 /// As they are written.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 enum Written {
     One(PathBuf),
-    Single(DataSource),
-    Several(Vec<WrittenOne>),
+    Several(Vec<DataSource>),
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(untagged)]
-enum WrittenOne {
-    Path(PathBuf),
-    Weighted(DataSource),
+/// Takes either form. What an untagged enum would say of a wrong key is that nothing matched.
+struct Sources;
+
+impl<'de> Visitor<'de> for Sources {
+    type Value = Vec<DataSource>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a path, a table of path and weight, or a list of them")
+    }
+
+    fn visit_str<E>(self, path: &str) -> Result<Self::Value, E> {
+        Ok(vec![DataSource { path: path.into(), weight: 1.0 }])
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Self::Value, A::Error> {
+        Ok(vec![DataSource::deserialize(MapAccessDeserializer::new(table))?])
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut all = Vec::new();
+        while let Some(DataSources(some)) = list.next_element()? {
+            all.extend(some);
+        }
+        Ok(all)
+    }
 }
 
-impl From<Written> for DataSources {
-    fn from(written: Written) -> Self {
-        DataSources(match written {
-            Written::One(path) => vec![DataSource { path, weight: 1.0 }],
-            Written::Single(source) => vec![source],
-            Written::Several(several) => several
-                .into_iter()
-                .map(|one| match one {
-                    WrittenOne::Path(path) => DataSource { path, weight: 1.0 },
-                    WrittenOne::Weighted(source) => source,
-                })
-                .collect(),
-        })
+impl<'de> Deserialize<'de> for DataSources {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Sources).map(DataSources)
     }
 }
 
@@ -81,7 +93,7 @@ impl From<DataSources> for Written {
     fn from(sources: DataSources) -> Self {
         match &sources.0[..] {
             [only] => Written::One(only.path.clone()),
-            _ => Written::Several(sources.0.into_iter().map(WrittenOne::Weighted).collect()),
+            _ => Written::Several(sources.0),
         }
     }
 }
@@ -139,6 +151,13 @@ mod tests {
             let read: Recipe = toml::from_str(text).unwrap();
             assert_eq!(read.data, expected, "{text}");
             assert_eq!(toml::from_str::<Recipe>(&toml::to_string(&read).unwrap()).unwrap(), read);
+        }
+        for (text, said) in [
+            ("[[data]]\npath = \"a\"\nweigth = 2", "unknown field `weigth`, expected `path` or `weight`"),
+            ("data = [\"a\", 3]", "expected a path, a table of path and weight, or a list of them"),
+        ] {
+            let error = toml::from_str::<Recipe>(text).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
         }
         assert_eq!("a=0.7".parse(), Ok(DataSource { path: "a".into(), weight: 0.7 }));
         assert_eq!("a/b".parse(), Ok(DataSource { path: "a/b".into(), weight: 1.0 }));

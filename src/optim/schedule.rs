@@ -57,6 +57,24 @@ impl Schedule {
         Schedule { lr, min_lr, warmup, total, ..Schedule::default() }
     }
 
+    /// What of it the steps are too few for, as a sentence.
+    pub fn doubt(&self) -> Option<String> {
+        let Schedule { shape, warmup, total, decay, restarts, .. } = *self;
+        let after = total.saturating_sub(warmup);
+        match () {
+            () if warmup > total => Some(format!(
+                "the rate rises for {warmup} steps, of which there are {total}: it never reaches lr (--warmup)"
+            )),
+            () if shape == Shape::Wsd && decay > after => Some(format!(
+                "the rate falls for {decay} steps, and {after} are left after the warm-up: it begins below lr"
+            )),
+            () if restarts > 0 && restarts >= after => {
+                Some(format!("the rate begins again {restarts} times, and {after} steps are left after the warm-up"))
+            }
+            () => None,
+        }
+    }
+
     /// The rate of `step`, the first being 0: lr·(step+1)/warmup while step < warmup, then min + (lr - min)·f(x), where x
     /// goes from 0 to 1 between the warm-up (or the last restart, or the steps of the decay) and the next (or the end),
     /// and f is 1, 1-x or (1 + cos πx)/2.

@@ -362,7 +362,8 @@ impl Recipe {
         ];
         for (key, value) in shares {
             if !(0.0..=1.0).contains(&value) || (key != "lr_floor" && value >= 1.0) {
-                return Err(Error::Invalid(format!("{key} is {value}; it must lie from 0 to 1")));
+                let below = if key == "lr_floor" { "" } else { "below " };
+                return Err(Error::Invalid(format!("{key} is {value}; it must lie from 0 to {below}1")));
             }
         }
         let mut others = vec![("weight_decay", self.weight_decay), ("clip", self.clip)];

@@ -124,6 +124,7 @@ fn values() {
     for (flags, part) in [
         ("--lr nan", "lr is NaN; it must be a number above 0"),
         ("--lr -1", "lr is -1; it must be a number above 0"),
+        ("--ema 1", "ema is 1; it must lie from 0 to below 1"),
         ("--steps 0", "steps is 0; it must be at least 1"),
         ("--batch 0", "batch is 0; it must be at least 1"),
         ("--seq 0", "seq is 0; it must be at least 1"),
@@ -212,6 +213,11 @@ fn places() {
             place.train(&format!("--out {out}")),
             &["cannot write to the output folder", out, "another with --out"],
         );
+    }
+    // The model that training goes on with would be gone.
+    for out in ["m", "m/../m"] {
+        place.write("m/config.json", TINY);
+        refused(place.train(&format!("--model m --out {out}")), &[out, "choose another --out"]);
     }
     let mut command = place.train("--out o");
     command.env("DANLU_CACHE", "/proc/none");

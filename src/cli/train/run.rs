@@ -15,10 +15,10 @@ use crate::estimate::{Job, remedy};
 use crate::gpu::{Gpu, Selector, list};
 use crate::model::{ModelConfig, find_config};
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
-use crate::store::Loaded;
+use crate::store::{ADAPTER_WEIGHTS, Loaded, check_room};
 use crate::train::{
     Base, Ending, Event, Observer, Pace, Precision, Prepared, Recipe, Resumption, Subject, Tasks, Trainer, World,
-    check_fits, plans, prepare_from, put_back, save,
+    check_fits, plans, prepare_from, put_back, save, schedule,
 };
 use anyhow::{Context, Result, anyhow};
 use std::io::Write;
@@ -58,6 +58,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         }
         return Ok(0);
     }
+    notes.extend(schedule(&recipe).doubt());
     let own = process.map(|process| process.log(&recipe.out)).transpose()?.flatten();
     let mut observer = own.unwrap_or_else(|| observer(args.log_format, args.quiet, &recipe));
     notes.into_iter().for_each(|text| observer.event(&Event::Note { text }));
@@ -150,6 +151,10 @@ impl Run {
                 Error::Memory { .. } => advised(error, gpu.limits(), recipe, &prepared.config, prepared.base.as_ref()),
                 error => error.into(),
             })?;
+        if world.is_first() {
+            let name = if recipe.lora.is_some() { ADAPTER_WEIGHTS } else { "model.safetensors" };
+            check_room(&recipe.out.join(name), trainer.layout().parameters() as u64 * 4)?;
+        }
         let fitted = trainer.fit.as_ref().and_then(|fit| fit.note());
         let validated = validated(recipe, &trainer, prepared);
         trainer.subject.note(&prepared.config).into_iter().chain(fitted).chain(validated).for_each(|text| {

@@ -5,6 +5,7 @@ use super::read::hex;
 use crate::base::{DType, Shape};
 use crate::error::{Error, Result};
 use crate::store::header::header;
+use crate::store::room::check_room;
 use crate::store::staged_folder::StagedFolder;
 use ring::digest::{Context, SHA256, digest};
 use std::collections::VecDeque;
@@ -46,16 +47,7 @@ impl SnapshotWriter {
     pub fn new(folder: &Path, manifest: Manifest, shard_bytes: u64) -> Result<SnapshotWriter> {
         let path = folder.join(format!("step-{}", manifest.step));
         std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-        let wanted = manifest.bytes() + MARGIN;
-        // Where the system does not say, the writing itself will tell.
-        if let Some(free) = fs4::available_space(folder).ok().filter(|&free| free < wanted) {
-            let message = format!(
-                "cannot be saved, the disk is nearly full: {wanted} bytes are wanted in {} and {free} are free; \
-                 nothing was written; free space there or choose another folder",
-                folder.display()
-            );
-            return Err(Error::file(path, message));
-        }
+        check_room(&path, manifest.bytes() + MARGIN)?;
         let ahead: VecDeque<_> = cut(&manifest.states, shard_bytes).into();
         let (staged, count) = (StagedFolder::new(&path)?, ahead.len());
         Ok(SnapshotWriter { staged, path, manifest, ahead, count, file: None })
