@@ -1,6 +1,8 @@
 //! Training by several ranks, as threads with a device handle each: the numbers are those of one device.
 
 mod common;
+#[path = "mesh/adapters.rs"]
+mod adapters;
 #[path = "mesh/experts.rs"]
 mod experts;
 #[path = "mesh/shared.rs"]

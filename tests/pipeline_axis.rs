@@ -64,12 +64,12 @@ fn rank_graphs(
     let both = llama.loss_and_count(&mut g, &params, tokens, targets, None).unwrap();
     both.iter().for_each(|v| g.output("", *v));
     let names: Vec<String> = all.specs().iter().map(|spec| spec.name.clone()).collect();
-    let weight = |(value, name): (&Value, &String)| Weight { value: *value, stages: stages.of(name) };
+    let weight = |(value, name): (&Value, &String)| Weight { value: *value, stages: stages.of(name), is_trained: true };
     let weights: Vec<Weight> = params.views.iter().zip(&names).map(weight).collect();
     let specs = config.param_specs().into_iter().filter(|spec| has(&stages, pipeline, &spec.name, rank));
     let layout = layout(optimizer, specs.collect());
     let staged = Staged::cut(&g, &weights, pipeline).unwrap();
-    let step = optimizer.pipelined_step(staged, &layout, &names, rank, ROWS).unwrap();
+    let step = optimizer.pipelined_step(staged, &layout, &layout, &names, rank, ROWS).unwrap();
     let along = Along { axis: Axis::Pipeline, ranks: pipeline.ranks };
     let apply = sum_states(&optimizer.apply(&layout).unwrap(), along, &Optimizer::is_total).unwrap();
     (step, apply, layout)

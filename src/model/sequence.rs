@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Kind, Node, NodeId, Value};
 use crate::nn::Params;
 use crate::parallel::{Given, Placement, SequenceAxis};
+use std::collections::HashMap;
 
 /// Whether two nodes are one source, in a graph each.
 fn is_same(own: &Node, other: &Node) -> bool {
@@ -34,8 +35,10 @@ impl Llama {
         let mut whole = Graph::new();
         let all = declare(&mut whole)?;
         let same = |whole, own| Given { whole, own, placement: Placement::Same };
-        let mut given: Vec<Given> =
-            all.views.iter().zip(&params.views).map(|(&whole, &own)| same(whole, own)).collect();
+        // Frozen weights that lie in one state are views of it, too.
+        let named: HashMap<String, Value> = params.named().into_iter().collect();
+        let own = |(name, whole): (String, Value)| Some(same(whole, *named.get(&name)?));
+        let mut given: Vec<Given> = all.named().into_iter().filter_map(own).collect();
         let value = |n: usize| Value { node: NodeId(n as u32), output: 0 };
         for (n, node) in whole.nodes().iter().enumerate().filter(|(_, n)| matches!(n.kind, Kind::State | Kind::Input)) {
             let own = g.nodes().iter().position(|own| is_same(own, node));

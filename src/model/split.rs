@@ -6,7 +6,7 @@ use super::{Llama, ModelConfig, QkNorm, Said};
 use crate::base::{Axis, Shape};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
-use crate::nn::{Declare, Held, ParamLayout, ParamSpec, Params, Parts};
+use crate::nn::{Declare, Held, ParamSpec, Params, Parts};
 use crate::ops::Along;
 use crate::parallel::{ExpertAxis, Given, Mesh, OfRank, Placement, SequenceAxis, TensorAxis};
 use std::collections::HashMap;
@@ -171,8 +171,8 @@ impl Llama {
         starts: Option<Value>,
     ) -> Result<Said> {
         let Share { mesh, sequence, capacity } = share;
-        let experts = self.config().experts.filter(|_| !params.frozen);
-        let by_experts = experts.is_some_and(|e| mesh.expert > 1 || (mesh.data > 1 && e.balance + e.z > 0.0));
+        let by_experts =
+            self.config().experts.is_some_and(|e| mesh.expert > 1 || (mesh.data > 1 && e.balance + e.z > 0.0));
         let parts = own.parts().filter(|_| mesh.tensor > 1);
         if !by_experts && parts.is_none() {
             return self.said_of_tokens(g, params, &|g| own.declare(g), sequence, [tokens, targets], starts);
@@ -189,15 +189,14 @@ impl Llama {
         };
         if by_experts {
             let axis = ExpertAxis { data: mesh.data, experts: mesh.expert, capacity };
-            let Some(parts) = parts else {
+            let Some(before) = parts.and_then(|_| own.only(&[Axis::Expert])) else {
                 let given = whole.given(params, &inputs, place(Axis::Expert))?;
                 let OfRank { outputs, dropped } = axis.apply(&whole.graph, g, &given)?;
                 said.put(&outputs);
                 return Ok(Said { dropped, ..said });
             };
             // What ranks of the tensor axis take apart has experts in parts already.
-            let specs = parts.only(&[Axis::Expert]).specs();
-            let mut next = Whole::new(g, &inputs, |graph| ParamLayout::new(specs, u64::from(u32::MAX)).declare(graph))?;
+            let mut next = Whole::new(g, &inputs, |graph| before.declare(graph))?;
             let given = whole.given(&next.params, &next.inputs, place(Axis::Expert))?;
             let OfRank { outputs, dropped } = axis.apply(&whole.graph, &mut next.graph, &given)?;
             said.put(&outputs);

@@ -1,7 +1,7 @@
 //! Parameters that only serve: states in whatever dtype their file has, where training keeps flat pages of f32.
 
 use super::{Held, ParamLayout, Params, Parts};
-use crate::base::TensorType;
+use crate::base::{Axis, TensorType};
 use crate::error::Result;
 use crate::graph::{Graph, Slice};
 use std::sync::Arc;
@@ -27,6 +27,11 @@ pub trait Declare: Send + Sync {
         self.declare(g)
     }
 
+    /// The same as a rank would have it that had parts along these axes only: what a pass over the graph is given that comes
+    /// behind those of these axes and before those of the others, in a graph in which nothing is computed. Nothing where ranks
+    /// have no parts.
+    fn only(&self, axes: &[Axis]) -> Option<Box<dyn Declare>>;
+
     /// How what is declared under this name lies over the ranks, where they have parts.
     fn held(&self, name: &str) -> Option<&Held> {
         self.parts()?.find(name)
@@ -47,6 +52,11 @@ impl Declare for ParamLayout {
             Some(parts) => parts.whole_layout().declare(g),
             None => self.declare(g),
         }
+    }
+
+    fn only(&self, axes: &[Axis]) -> Option<Box<dyn Declare>> {
+        let parts = ParamLayout::parts(self)?.only(axes);
+        Some(Box::new(ParamLayout::new(parts.specs(), u64::from(u32::MAX)).of_parts(parts)))
     }
 }
 
@@ -91,9 +101,17 @@ impl Frozen {
         Frozen { params, states, places, whole: None }
     }
 
-    /// The same as a rank's parts of those of a whole model.
-    pub fn of_parts(self, parts: Parts, whole: Frozen) -> Frozen {
-        Frozen { whole: Some(Arc::new((parts, whole))), ..self }
+    /// Of those of a whole model, what a rank has that has these parts of it.
+    ///
+    /// # Panics
+    /// If one of them is no parameter of that model.
+    pub fn in_parts(self, parts: Parts) -> Frozen {
+        let own = |(name, ty): &(String, TensorType)| {
+            let shape = parts.held(name).shape(&ty.shape, parts.mesh);
+            parts.has(name).then(|| (name.clone(), TensorType { shape, dtype: ty.dtype }))
+        };
+        let own = Frozen::new(self.params.iter().filter_map(own).collect());
+        Frozen { whole: Some(Arc::new((parts, self))), ..own }
     }
 
     /// Those of the whole model, where these are a rank's parts.
@@ -151,6 +169,7 @@ impl Declare for Frozen {
         }
         Ok(Params::frozen(values))
     }
+
     fn parts(&self) -> Option<&Parts> {
         self.whole.as_ref().map(|whole| &whole.0)
     }
@@ -160,6 +179,10 @@ impl Declare for Frozen {
             Some(whole) => whole.1.declare(g),
             None => self.declare(g),
         }
+    }
+
+    fn only(&self, axes: &[Axis]) -> Option<Box<dyn Declare>> {
+        Some(Box::new(self.whole_model().in_parts(self.parts()?.only(axes))))
     }
 }
 

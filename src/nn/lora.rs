@@ -3,7 +3,7 @@
 //! Legend: N rows and K columns of a layer's weight W, R rank; ΔW = s·B·A.
 
 use super::layers::linear;
-use super::{Declare, Frozen, Held, Init, ParamLayout, ParamSpec, Params, Parts};
+use super::{Frozen, Init, ParamLayout, ParamSpec, Params};
 use crate::base::{DType, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Binary, Detach, Expr, Graph, Map, Unary, Value};
@@ -14,6 +14,12 @@ use std::str::FromStr;
 
 /// The graph's input with seed, step and the part of the batch that this is, u32 `[3]`, which dropout wants.
 pub const DROPOUT: &str = "dropout";
+
+/// What follows a layer's name in those of A, B and DoRA's magnitudes.
+const PARTS: [&str; 3] = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"];
+/// The same of states that belong to it: squared lengths of W's rows, and magnitudes over lengths.
+const SQUARES: &str = "squares";
+const GAIN: &str = "gain";
 
 /// In which dtype the frozen weights are held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,17 +222,17 @@ pub struct LoraModule {
 impl LoraModule {
     /// Names of A `[R,K]` and B `[N,R]`, and of DoRA's magnitudes `[N]`.
     pub fn names(&self) -> [String; 3] {
-        ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"].map(|part| format!("{}.{part}", self.name))
+        PARTS.map(|part| format!("{}.{part}", self.name))
     }
 
     /// Name of the state with the squared lengths of W's rows, `[N]`.
     pub fn squares(&self) -> String {
-        format!("{}.squares", self.name)
+        format!("{}.{SQUARES}", self.name)
     }
 
     /// Name of the state with DoRA's magnitudes over the lengths of W + ΔW's rows, `[N]`.
     pub fn gain(&self) -> String {
-        format!("{}.gain", self.name)
+        format!("{}.{GAIN}", self.name)
     }
 
     fn specs(&self, magnitude: bool) -> Vec<ParamSpec> {
@@ -295,6 +301,11 @@ impl Lora {
         Lora { modules, layout, all: Some(Box::new(self.clone())), ..self }
     }
 
+    /// Those of the whole model, where these are a rank's parts.
+    pub fn all(&self) -> &Lora {
+        self.all.as_deref().unwrap_or(self)
+    }
+
     /// The layers.
     pub fn modules(&self) -> &[LoraModule] {
         &self.modules
@@ -305,16 +316,12 @@ impl Lora {
         &self.layout
     }
 
-    /// The same where they lie as an optimizer wants them.
+    /// The same where they lie as an optimizer wants them, which is given where they lie now.
     ///
     /// # Errors
-    /// Those of `layout`, which is given their parameters.
-    pub fn laid_out(self, layout: &dyn Fn(Vec<ParamSpec>) -> Result<ParamLayout>) -> Result<Lora> {
-        let own = layout(self.layout.specs().to_vec())?;
-        let own = match self.layout.parts() {
-            Some(parts) => own.of_parts(parts.clone()),
-            None => own,
-        };
+    /// Those of `layout`.
+    pub fn laid_out(self, layout: &dyn Fn(&ParamLayout) -> Result<ParamLayout>) -> Result<Lora> {
+        let own = layout(&self.layout)?;
         let all = self.all.map(|all| all.laid_out(layout)).transpose()?.map(Box::new);
         Ok(Lora { layout: own, all, ..self })
     }
@@ -326,11 +333,12 @@ impl Lora {
 
     /// The same without dropout, as validation and samples want it.
     pub fn whole(&self) -> Lora {
-        Lora { dropout: 0.0, ..self.clone() }
+        let all = self.all.as_ref().map(|all| Box::new(all.whole()));
+        Lora { dropout: 0.0, all, ..self.clone() }
     }
 
     /// Declares them beside the model's own parameters, which are frozen.
-    fn declare(&self, g: &mut Graph, base: Params) -> Result<Params> {
+    pub(super) fn declare(&self, g: &mut Graph, base: Params) -> Result<Params> {
         let own = self.layout.declare(g)?;
         let dropout = (self.dropout > 0.0).then(|| g.input(DROPOUT, TensorType::u32([3])));
         let mut adapters = std::collections::HashMap::new();
@@ -354,47 +362,6 @@ impl Lora {
 
 fn layout(modules: &[LoraModule], magnitude: bool, page_bytes: u64) -> ParamLayout {
     ParamLayout::new(modules.iter().flat_map(|m| m.specs(magnitude)).collect(), page_bytes)
-}
-
-/// A frozen model, with adapters where there are any.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Adapted {
-    /// The model's own parameters.
-    pub base: Frozen,
-    /// What is added.
-    pub lora: Option<Lora>,
-}
-
-impl Adapted {
-    /// That of the whole model, where this is a rank's parts of it.
-    pub fn whole(&self) -> Adapted {
-        let lora = self.lora.as_ref().map(|lora| lora.all.as_deref().unwrap_or(lora).clone());
-        Adapted { base: self.base.whole_model(), lora }
-    }
-}
-
-impl Declare for Adapted {
-    fn declare(&self, g: &mut Graph) -> Result<Params> {
-        let base = self.base.declare(g)?;
-        self.lora.as_ref().map_or(Ok(base.clone()), |lora| lora.declare(g, base))
-    }
-
-    fn parts(&self) -> Option<&Parts> {
-        self.base.parts()
-    }
-
-    fn declare_whole(&self, g: &mut Graph) -> Result<Params> {
-        let base = self.base.declare_whole(g)?;
-        match self.lora.as_ref().map(|lora| lora.all.as_deref().unwrap_or(lora)) {
-            Some(lora) => lora.declare(g, base),
-            None => Ok(base),
-        }
-    }
-
-    fn held(&self, name: &str) -> Option<&Held> {
-        let adapters = || self.lora.as_ref()?.layout.parts()?.find(name);
-        self.base.held(name).or_else(adapters)
-    }
 }
 
 /// What DoRA multiplies the rows of W + ΔW by.
@@ -437,6 +404,18 @@ fn plus(x: Expr, y: Expr) -> Expr {
 }
 
 impl Adapter {
+    /// What is declared of it, by what follows the layer's name.
+    pub(super) fn named(&self) -> Vec<(&'static str, Value)> {
+        let [a, b, m] = PARTS;
+        let mut all = vec![(a, self.a), (b, self.b)];
+        match self.gain {
+            Gain::None => {}
+            Gain::Given(gain) => all.push((GAIN, gain)),
+            Gain::Trained { magnitude, squares } => all.extend([(m, magnitude), (SQUARES, squares)]),
+        }
+        all
+    }
+
     /// The layer's result with the adapter, where y = x·Wᵀ is that without: x `[..,K]`, y `[..,N]`.
     ///
     /// # Errors

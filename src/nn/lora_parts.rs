@@ -1,10 +1,11 @@
-//! Adapters of a rank that has parts of a model's matrices. Of a layer whose rows are in parts so are those of B, and A is whole;
-//! of one whose columns are, those of A, and B is whole.
+//! Adapters of a rank that has parts of a model. A layer's are where its weight is; of one whose rows are in parts so are those of
+//! B, and A is whole; of one whose columns are, those of A, and B is whole.
 
 use super::lora::{Lora, LoraConfig, LoraModule};
 use super::{Held, ParamLayout, ParamSpec, Parts};
 use crate::base::Axis;
 use crate::error::{Error, Result};
+use std::collections::HashMap;
 
 impl LoraModule {
     fn weight(&self) -> String {
@@ -28,6 +29,7 @@ impl Lora {
     pub fn of_parts(config: &LoraConfig, parts: &Parts, page_bytes: u64) -> Result<Lora> {
         let whole = Lora::new(config, parts.whole(), u64::from(u32::MAX))?;
         let why = match () {
+            () if parts.mesh.tensor == 1 => "",
             () if config.dora => "lora.dora is true, whose lengths of rows are computed of whole matrices",
             () if config.dropout > 0.0 => "lora.dropout is above 0, and what it leaves out is drawn for whole rows",
             () => "",
@@ -38,20 +40,26 @@ impl Lora {
                 parts.mesh
             )));
         }
+        Ok(whole.cut(parts, page_bytes))
+    }
+
+    /// Of those of a whole model, what a rank has that has these parts of the model's parameters.
+    pub(super) fn cut(self, parts: &Parts, page_bytes: u64) -> Lora {
         let own = |module: &LoraModule| {
             let weight = parts.spec(&module.weight()).expect("an adapter is of a layer");
             let shape = parts.held(&weight.name).shape(&weight.shape, parts.mesh);
             parts.has(&weight.name).then(|| LoraModule { shape: [shape.rows(), shape.last()], ..module.clone() })
         };
+        let modules = self.modules().iter().filter_map(own).collect();
+        let by_name: HashMap<String, &LoraModule> =
+            self.modules().iter().flat_map(|module| module.names().map(|name| (name, module))).collect();
         let held = |spec: &ParamSpec| {
-            let module = whole.modules().iter().find(|module| module.names().contains(&spec.name));
-            module.map_or(Held::default(), |module| module.held(&spec.name, parts.held(&module.weight())))
+            let module = by_name[&spec.name];
+            module.held(&spec.name, parts.held(&module.weight()))
         };
-        let all = whole.layout().specs().to_vec();
-        let adapters = Parts::new(all, parts.mesh, parts.rank, held);
+        let adapters = Parts::new(self.layout().specs().to_vec(), parts.mesh, parts.rank, held);
         let layout = ParamLayout::new(adapters.specs(), page_bytes).of_parts(adapters);
-        let modules = whole.modules().iter().filter_map(own).collect();
-        Ok(whole.in_parts(modules, layout))
+        self.in_parts(modules, layout)
     }
 }
 
@@ -89,5 +97,16 @@ mod tests {
         let refused = LoraConfig { dora: true, ..config };
         let said = Lora::of_parts(&refused, &parts, 1 << 20).unwrap_err().to_string();
         assert!(said.contains("the mesh is data=2,tensor=2, and lora.dora is true"), "{said}");
+        // Where matrices are whole, so are lengths; of layers of other stages there is nothing.
+        let mesh = "pipeline=2".parse().unwrap();
+        let held = |spec: &ParamSpec| Held::default().at([usize::from(spec.name.contains("o_proj"))]);
+        let parts = Parts::new(specs, mesh, 1, held);
+        let lora = Lora::of_parts(&refused, &parts, 1 << 20).unwrap();
+        let names: Vec<_> = lora.modules().iter().map(|m| m.name.as_str()).collect();
+        assert_eq!((names, lora.all().modules().len()), (vec!["model.layers.0.self_attn.o_proj"], 2));
+        assert!(lora.layout().specs().iter().all(|spec| spec.name.contains("o_proj")) && lora.trains_magnitudes());
+        // As one that has all stages would have it.
+        let all = lora.all().clone().cut(&parts.only(&[Axis::Tensor]), 1 << 20);
+        assert_eq!(all.modules().len(), 2);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::graph::gradients;
+use crate::nn::{Adapted, Declare};
 
 fn specs() -> Vec<ParamSpec> {
     let matrix = |name: &str, n, k| ParamSpec {

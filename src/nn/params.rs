@@ -190,12 +190,11 @@ impl Params {
         self.by_name.get(name).copied().ok_or_else(|| Error::Graph(format!("there is no parameter {name}")))
     }
 
-    /// All that was declared, by name: parameters, those of adapters, and what dropout wants.
+    /// All that was declared, by name: parameters, what adapters have, and what dropout wants.
     pub fn named(&self) -> Vec<(String, Value)> {
         let mut all: Vec<(String, Value)> = self.by_name.iter().map(|(name, value)| (name.clone(), *value)).collect();
         for (layer, adapter) in &self.adapters {
-            let named = |(part, value): (&str, Value)| (format!("{layer}.{part}"), value);
-            all.extend([("lora_A.weight", adapter.a), ("lora_B.weight", adapter.b)].map(named));
+            all.extend(adapter.named().into_iter().map(|(part, value)| (format!("{layer}.{part}"), value)));
             all.extend(adapter.dropout.map(|(seed, _)| (DROPOUT.to_string(), seed)));
         }
         all

@@ -5,20 +5,23 @@ use super::optimizer::{GRADIENTS, accumulate_sums};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
-use crate::nn::ParamLayout;
+use crate::nn::{Declare, ParamLayout};
 use crate::ops::Accumulate;
 use crate::parallel::{Reader, Staged};
+use std::collections::HashMap;
 
 impl Optimizer {
-    /// The graph of all micro-batches of `rows` rows each, of a rank that has the parameters of `layout`; `names` are those of
-    /// all that were cut. The outputs of `staged` are the loss and how many targets count. It leaves the sums that
-    /// [`Optimizer::apply`] takes; those of weights and losses are the last rank's alone, and zero elsewhere.
+    /// The graph of all micro-batches of `rows` rows each, of a rank that has what `own` declares and trains the parameters of
+    /// `layout`; `names` are those of all weights that were cut. The outputs of `staged` are the loss and how many targets count.
+    /// It leaves the sums that [`Optimizer::apply`] takes; those of weights and losses are the last rank's alone, and zero
+    /// elsewhere.
     ///
     /// # Errors
     /// If the loss does not depend on every parameter, or a rank does not have what it reads.
     pub fn pipelined_step(
         &self,
         mut staged: Staged,
+        own: &dyn Declare,
         layout: &ParamLayout,
         names: &[String],
         rank: usize,
@@ -29,15 +32,18 @@ impl Optimizer {
         let part = staged.graph.scope("accumulate", |g| g.mul(loss, weight))?;
         let gradients = staged.gradients(loss, scale)?;
         let mut g = Graph::new();
-        let params = layout.declare(&mut g)?;
+        let params: HashMap<String, Value> = own.declare(&mut g)?.named().into_iter().collect();
         let pages = layout.states(&mut g, GRADIENTS);
         let number = |g: &mut Graph, x: f32| g.constant("keep", TensorType::f32([1]), x.to_le_bytes().to_vec());
         let [zero, one] = [0.0, 1.0].map(|x| number(&mut g, x));
-        let own: Vec<(Reader, Value)> = staged.readers().iter().copied().zip(gradients.iter().copied()).collect();
-        let own: Vec<(Reader, Value)> = own.into_iter().filter(|(reader, _)| reader.rank == rank).collect();
+        let own: Vec<(Reader, Value)> = gradients.iter().filter(|(reader, _)| reader.rank == rank).copied().collect();
         let (mut batches, mut added, mut tells) = (0, 0, false);
-        let wanted = [gradients.as_slice(), &[weight, part]].concat();
-        staged.unroll(&mut g, rank, &wanted, &|n| params.get(&names[n]), &mut |g, turn, find| {
+        let wanted: Vec<Value> = gradients.iter().map(|(_, gradient)| *gradient).chain([weight, part]).collect();
+        let find_own = |n: usize| {
+            let lost = || Error::Graph(format!("this rank has no {}", names[n]));
+            params.get(&names[n]).copied().ok_or_else(lost)
+        };
+        staged.unroll(&mut g, rank, &wanted, &find_own, &mut |g, turn, find| {
             batches = batches.max(turn.batch + 1);
             let keep = if turn.batch == 0 { zero } else { one };
             for (reader, gradient) in &own {

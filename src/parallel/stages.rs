@@ -19,9 +19,11 @@ pub struct Weight {
     pub value: Value,
     /// The stages that have it, ascending: where a value is made of it and of the tokens, that is not before the first of them.
     pub stages: Vec<usize>,
+    /// Whether it is trained: what stays as it is has no gradient.
+    pub is_trained: bool,
 }
 
-/// A parameter as the ranks of its stages read it: each of these has a gradient of its own.
+/// A parameter as the ranks of its stages read it: each of these has a gradient of its own, if it is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reader {
     /// Which of the parameters.
@@ -30,6 +32,8 @@ pub struct Reader {
     pub rank: usize,
     /// It, in the graph of all stages.
     pub value: Value,
+    /// Whether it is trained.
+    pub is_trained: bool,
 }
 
 /// Hears of a turn when it is over, with a way to find values that were made in it.
@@ -106,12 +110,13 @@ impl Staged {
         &self.readers
     }
 
-    /// Appends the backward pass: the gradient towards each reader, of a loss whose own gradient is `scale`.
+    /// Appends the backward pass: the gradient towards each reader of what is trained, of a loss whose own gradient is `scale`.
     ///
     /// # Errors
     /// If the loss does not depend on one of them.
-    pub fn gradients(&mut self, loss: Value, scale: Value) -> Result<Vec<Value>> {
-        let wrt: Vec<Value> = self.readers.iter().map(|r| r.value).collect();
+    pub fn gradients(&mut self, loss: Value, scale: Value) -> Result<Vec<(Reader, Value)>> {
+        let trained: Vec<Reader> = self.readers.iter().filter(|r| r.is_trained).copied().collect();
+        let wrt: Vec<Value> = trained.iter().map(|r| r.value).collect();
         self.settle();
         let (gradients, trace) = traced_gradients(&mut self.graph, loss, scale, &wrt)?;
         self.parts.resize(self.graph.nodes().len(), None);
@@ -120,7 +125,7 @@ impl Staged {
             let is_source = self.graph.node(made).op().is_none();
             self.parts[made.0 as usize] = stage.filter(|_| !is_source).map(|stage| (stage, Pass::Backward));
         }
-        Ok(gradients)
+        Ok(trained.into_iter().zip(gradients).collect())
     }
 
     /// Says of nodes that others have added where they belong: after all that they read, or on the last stage.
@@ -222,7 +227,7 @@ impl Cut<'_> {
     }
 
     fn reader(&mut self, staged: &mut Staged, weight: usize, stage: usize) -> Result<Value> {
-        let (Weight { value, stages }, rank) = (&self.weights[weight], self.pipeline.rank_of(stage));
+        let (Weight { value, stages, is_trained }, rank) = (&self.weights[weight], self.pipeline.rank_of(stage));
         let name = &self.whole.node(value.node).name;
         if !stages.iter().any(|&has| self.pipeline.rank_of(has) == rank) {
             return Err(Error::Graph(format!("stage {stage} reads {name}, which it does not have")));
@@ -232,7 +237,7 @@ impl Cut<'_> {
         }
         let made = staged.graph.input(&format!("{name} of rank {rank}"), self.whole.ty(*value).clone());
         staged.parts.push(None);
-        staged.readers.push(Reader { weight, rank, value: made });
+        staged.readers.push(Reader { weight, rank, value: made, is_trained: *is_trained });
         self.made.insert((*value, Some(rank)), made);
         Ok(made)
     }

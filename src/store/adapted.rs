@@ -92,9 +92,9 @@ impl Checkpoint {
         let weights = self.find_scaled(&specs)?;
         let lengths = |module: &LoraModule| {
             let name = format!("{}.weight", module.name);
-            let at = weights.iter().position(|w| w.name == name).expect("adapters are of the model's own layers");
-            let (_, ty) = &base.params()[at];
-            Narrow::new(&weights[at], ty.dtype).lengths(delta(module).as_ref())
+            let weight = weights.iter().find(|w| w.name == name).expect("adapters are of the model's own layers");
+            let (_, ty) = base.params().iter().find(|(own, _)| *own == name).expect("an adapter is where its layer is");
+            Narrow::new(weight, ty.dtype).lengths(delta(module).as_ref())
         };
         Ok(modules.iter().map(lengths).collect())
     }

@@ -2,7 +2,7 @@
 //! that stay as they are.
 
 use super::Recipe;
-use crate::base::{DType, Limits, TensorType};
+use crate::base::{Axis, Limits};
 use crate::data::{Tokenizer, hash::Hasher, tokenizer_files};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -139,14 +139,18 @@ impl Subject {
             None => config.base_dtype.frozen(&specs),
         };
         let optimizer = super::optimizer(recipe);
-        let (frozen, lora) = if recipe.mesh.ranks() == recipe.mesh.replicas() {
+        let (frozen, lora) = if recipe.mesh.ranks() == recipe.mesh.replicas() && recipe.mesh.expert == 1 {
             (frozen, Lora::new(config, &specs, page)?)
         } else {
-            let parts = model.config().parts(recipe.mesh, rank)?;
+            let parts = model.config().interleaved_parts(recipe.mesh, recipe.interleave, rank)?;
+            check_blocks(&frozen, &parts)?;
             let lora = Lora::of_parts(config, &parts, page)?;
-            (own_parts(frozen, parts)?, lora)
+            (frozen.in_parts(parts), lora)
         };
-        let lora = lora.laid_out(&|specs| optimizer.layout(specs, page))?;
+        let lora = lora.laid_out(&|layout| match layout.parts() {
+            Some(parts) => optimizer.layout_of(parts.clone(), page),
+            None => optimizer.layout(layout.specs().to_vec(), page),
+        })?;
         Ok(Subject { layout: lora.layout().clone(), adapted: Some(Adapted { base: frozen, lora: Some(lora) }) })
     }
 
@@ -171,16 +175,17 @@ impl Subject {
 
     /// One sentence about what is trained and what is not, where that is not all.
     pub fn note(&self, config: &ModelConfig) -> Option<String> {
-        let (adapted, lora) = (self.adapted.as_ref()?, self.lora()?);
-        let (own, all) = (self.layout.parameters() as f64, config.parameters() as f64);
+        let (adapted, lora) = (self.adapted.as_ref()?, self.lora()?.all());
+        let (own, all) = (lora.layout().parameters() as f64, config.parameters() as f64);
         Some(format!(
             "{:.2} M parameters of adapters in {} layers are trained, {:.2} % of the model's {:.2} M, which stay as they are \
-             and take {}",
+             and take {}{}",
             own / 1e6,
             lora.modules().len(),
             100.0 * own / all,
             all / 1e6,
             crate::compile::human_bytes(adapted.base.bytes()),
+            if self.layout.parts().is_some() { " on the first rank" } else { "" },
         ))
     }
 }
@@ -198,30 +203,26 @@ impl Declare for Subject {
         self.declared().declare_whole(g)
     }
 
+    fn only(&self, axes: &[Axis]) -> Option<Box<dyn Declare>> {
+        self.declared().only(axes)
+    }
+
     fn held(&self, name: &str) -> Option<&Held> {
         self.declared().held(name)
     }
 }
 
-/// A rank's parts of frozen parameters.
-fn own_parts(whole: Frozen, parts: Parts) -> Result<Frozen> {
-    let mut own = Vec::new();
-    for (name, ty) in whole.params().iter().filter(|(name, _)| parts.has(name)) {
-        let shape = parts.held(name).shape(&ty.shape, parts.mesh);
-        check_blocks(name, ty.dtype, shape.last())?;
-        own.push((name.clone(), TensorType { shape, dtype: ty.dtype }));
+/// Refuses a rank's parts of frozen parameters that are no whole blocks of their dtype.
+fn check_blocks(frozen: &Frozen, parts: &Parts) -> Result<()> {
+    for (name, ty) in frozen.params().iter().filter(|(name, _)| parts.has(name)) {
+        let (columns, block) = (parts.held(name).shape(&ty.shape, parts.mesh).last(), ty.dtype.block().elements);
+        if !columns.is_multiple_of(block) {
+            return Err(Error::Invalid(format!(
+                "{name} is held in {}, in blocks of {block} elements, and a rank would have {columns} columns of it, which are no \
+                 whole blocks; choose fewer ranks along the tensor axis, or another lora.base_dtype, such as bf16",
+                ty.dtype
+            )));
+        }
     }
-    Ok(Frozen::new(own).of_parts(parts, whole))
-}
-
-/// Refuses parts that are no whole blocks of a dtype.
-fn check_blocks(name: &str, dtype: DType, columns: usize) -> Result<()> {
-    let block = dtype.block().elements;
-    if columns.is_multiple_of(block) {
-        return Ok(());
-    }
-    Err(Error::Invalid(format!(
-        "{name} is held in {dtype}, in blocks of {block} elements, and a rank would have {columns} columns of it, which are no \
-         whole blocks; choose fewer ranks along the tensor axis, or another lora.base_dtype, such as bf16"
-    )))
+    Ok(())
 }

@@ -82,7 +82,7 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
     // On a pipeline the graph of all layers is cut into stages in the end.
     let own = params;
     let staged = pipeline.map(|pipeline| Stages::of(model, own, pipeline)).transpose()?.flatten();
-    let layers: &dyn Declare = staged.as_ref().map_or(own, |staged| &staged.layers);
+    let layers: &dyn Declare = staged.as_ref().map_or(own, |staged| &*staged.layers);
     let params: Params = layers.declare(&mut g)?;
     let seq = sequence.map_or(Ok(seq), |axis| axis.tokens(seq))?;
     let tokens = g.input("tokens", TensorType::u32([batch, seq]));
@@ -143,7 +143,7 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         Work::Validation => {
             let [loss, _] = loss(&mut g)?;
             if let Some(staged) = staged {
-                return staged.validation(g, &params, loss, own);
+                return staged.validation(g, &params, loss);
             }
             g.output("loss", loss);
         }

@@ -97,6 +97,10 @@ impl Look {
             let mut states = States::new(gpu);
             if let (Some(base), Some(adapted)) = (base, &subject.adapted) {
                 base.checkpoint.stream(&mut states, &adapted.base, &mut |_| ()).await?;
+                if let Some(lora) = &adapted.lora {
+                    // For the lengths of rows, where magnitudes are trained: what is trained is put there below.
+                    base.checkpoint.stream_fresh(&mut states, &adapted.base, lora, 0).await?;
+                }
             }
             self.seen = Seen::Model(subject.whole(), states);
         }

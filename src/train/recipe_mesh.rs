@@ -2,7 +2,7 @@
 
 use super::Recipe;
 use crate::error::{Error, Result};
-use crate::optim::{Rule, Shard, Update};
+use crate::optim::{Shard, Update};
 use crate::parallel::{Mesh, Pipeline};
 
 impl Recipe {
@@ -34,25 +34,6 @@ impl Recipe {
                  out, or choose an expert axis without a pipeline",
                 self.mesh
             )));
-        }
-        let whole = match () {
-            () if self.lora.is_some() => "adapters are trained over whole weights",
-            () if self.model.is_some() => "a model that training begins with is read with all experts",
-            () if matches!(self.optimizer, Rule::Muon | Rule::AdamW8bit) => {
-                "muon and adamw8bit know nothing of experts in parts; choose adamw or sgd"
-            }
-            () => "",
-        };
-        if expert > 1 && !whole.is_empty() {
-            return Err(Error::Invalid(format!("mesh is {}, and {whole}; leave the expert axis out", self.mesh)));
-        }
-        let whole = match () {
-            () if self.lora.is_some() => "adapters are trained over the weights of all layers",
-            () if self.model.is_some() => "a model that training begins with is read with all of its layers",
-            () => "",
-        };
-        if pipeline > 1 && !whole.is_empty() {
-            return Err(Error::Invalid(format!("mesh is {}, and {whole}; leave the pipeline axis out", self.mesh)));
         }
         match self.pipeline() {
             Some(pipeline) => pipeline.check()?,

@@ -1,64 +1,78 @@
 //! The graphs of a rank that has some of the layers: cut out of those for one device.
 
 use crate::base::{Axis, TensorType};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
-use crate::model::Llama;
-use crate::nn::{Declare, ParamLayout, Params, Parts};
+use crate::model::{self, Llama};
+use crate::nn::{DROPOUT, Declare, ParamLayout, Params};
 use crate::ops::{AllReduce, Along};
 use crate::optim::Optimizer;
 use crate::parallel::{Pipeline, Staged, Tie, Weight, sum_states, sum_ties};
+use std::collections::{BTreeMap, HashMap};
 
 /// A model on its way to stages.
-pub(super) struct Stages {
-    /// The parameters of all layers, in parts along the other axes; nothing is computed in them.
-    pub(super) layers: ParamLayout,
-    names: Vec<String>,
-    /// Of each parameter.
-    stages: Vec<Vec<usize>>,
+pub(super) struct Stages<'a> {
+    /// What is declared of all layers, in parts along the other axes; nothing is computed in it.
+    pub(super) layers: Box<dyn Declare>,
+    own: &'a dyn Declare,
+    of: model::Stages,
     pipeline: Pipeline,
     /// This one on the pipeline axis.
     rank: usize,
 }
 
-impl Stages {
+impl<'a> Stages<'a> {
     /// Of a rank that has these parameters; nothing where it has those of all layers.
-    pub(super) fn of(model: &Llama, own: &dyn Declare, pipeline: Pipeline) -> Result<Option<Stages>> {
-        let Some(parts) = own.parts() else { return Ok(None) };
-        let stages = model.config().stages(pipeline.stages())?;
-        let layers = layers(parts);
-        let names: Vec<String> = layers.specs().iter().map(|spec| spec.name.clone()).collect();
-        let stages = names.iter().map(|name| stages.of(name)).collect();
-        Ok(Some(Stages { layers, names, stages, pipeline, rank: parts.mesh.place(parts.rank, Axis::Pipeline) }))
+    pub(super) fn of(model: &Llama, own: &'a dyn Declare, pipeline: Pipeline) -> Result<Option<Stages<'a>>> {
+        let others: Vec<Axis> = Axis::ALL.into_iter().filter(|axis| *axis != Axis::Pipeline).collect();
+        let Some((parts, layers)) = own.parts().zip(own.only(&others)) else { return Ok(None) };
+        let (of, rank) = (model.config().stages(pipeline.stages())?, parts.mesh.place(parts.rank, Axis::Pipeline));
+        Ok(Some(Stages { layers, own, of, pipeline, rank }))
     }
 
-    fn cut(&self, mut whole: Graph, params: &Params, outputs: &[Value], pipeline: Pipeline) -> Result<Staged> {
+    /// The stages, and the names of what they have.
+    fn cut(
+        &self,
+        mut whole: Graph,
+        params: &Params,
+        outputs: &[Value],
+        pipeline: Pipeline,
+    ) -> Result<(Staged, Vec<String>)> {
         outputs.iter().for_each(|value| whole.output("loss", *value));
-        let weight = |(value, stages): (&Value, &Vec<usize>)| Weight { value: *value, stages: stages.clone() };
-        let weights: Vec<Weight> = params.views.iter().zip(&self.stages).map(weight).collect();
-        Staged::cut(&whole, &weights, pipeline)
+        let named: BTreeMap<String, Value> = params.named().into_iter().filter(|(name, _)| name != DROPOUT).collect();
+        let weight = |(name, value): (&String, &Value)| Weight {
+            value: *value,
+            stages: self.of.of(name),
+            is_trained: params.views.contains(value),
+        };
+        let weights: Vec<Weight> = named.iter().map(weight).collect();
+        Ok((Staged::cut(&whole, &weights, pipeline)?, named.into_keys().collect()))
     }
 
-    /// All micro-batches of a step, `batch` rows each.
+    /// All micro-batches of a step, `batch` rows each, which trains the parameters of `layout`.
     pub(super) fn step(
         &self,
         whole: Graph,
         params: &Params,
         both: [Value; 2],
         optimizer: &Optimizer,
-        own: &ParamLayout,
+        layout: &ParamLayout,
         batch: usize,
     ) -> Result<Graph> {
-        let staged = self.cut(whole, params, &both, self.pipeline)?;
-        optimizer.pipelined_step(staged, own, &self.names, self.rank, batch)
+        let (staged, names) = self.cut(whole, params, &both, self.pipeline)?;
+        optimizer.pipelined_step(staged, self.own, layout, &names, self.rank, batch)
     }
 
     /// The loss of one batch, which the last rank tells all others.
-    pub(super) fn validation(&self, whole: Graph, params: &Params, loss: Value, own: &dyn Declare) -> Result<Graph> {
-        let mut staged = self.cut(whole, params, &[loss], Pipeline { batches: 1, ..self.pipeline })?;
+    pub(super) fn validation(&self, whole: Graph, params: &Params, loss: Value) -> Result<Graph> {
+        let (mut staged, names) = self.cut(whole, params, &[loss], Pipeline { batches: 1, ..self.pipeline })?;
         let (mut g, mut told, loss) = (Graph::new(), None, staged.outputs[0]);
-        let own = own.declare(&mut g)?;
-        staged.unroll(&mut g, self.rank, &[loss], &|n| own.get(&self.names[n]), &mut |_, _, find| {
+        let own: HashMap<String, Value> = self.own.declare(&mut g)?.named().into_iter().collect();
+        let find_own = |n: usize| {
+            let lost = || Error::Graph(format!("this rank has no {}", names[n]));
+            own.get(&names[n]).copied().ok_or_else(lost)
+        };
+        staged.unroll(&mut g, self.rank, &[loss], &find_own, &mut |_, _, find| {
             told = told.or(find(loss));
             Ok(())
         })?;
@@ -68,13 +82,6 @@ impl Stages {
         g.output("loss", loss);
         Ok(g)
     }
-}
-
-/// The parameters of all layers as a rank would have them that had them all.
-fn layers(parts: &Parts) -> ParamLayout {
-    let others: Vec<Axis> = Axis::ALL.into_iter().filter(|axis| *axis != Axis::Pipeline).collect();
-    let parts = parts.only(&others);
-    ParamLayout::new(parts.specs(), u64::from(u32::MAX)).of_parts(parts)
 }
 
 /// The graph of an update, which first sums what ranks of the pipeline have a term each of: losses, and the gradients of
