@@ -5,6 +5,8 @@ mod common;
 mod experts;
 #[path = "mesh/shared.rs"]
 mod shared;
+#[path = "mesh/sharing.rs"]
+mod sharing;
 #[path = "mesh/stages.rs"]
 mod stages;
 

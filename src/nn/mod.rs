@@ -8,6 +8,7 @@ mod lora_parts;
 mod moe;
 mod params;
 mod parts;
+mod shared;
 
 pub use attention::{AttentionKind, AttentionWeights, Heads, KvCache, Positions, attention};
 pub use frozen::{Declare, Frozen};

@@ -139,14 +139,13 @@ fn meshes_that_cannot_be_are_refused() {
             "in groups of 2, one for each rank of the pipeline, and a step has 3",
         ),
         ("--interleave 2", "interleave gives each rank of a pipeline several stages, and mesh is data=1; leave it out"),
-        ("--mesh pipeline=2 --shard optimizer", "ranks with parts of the parameters keep their moments whole"),
         (
             "--mesh data=2 --shard optimizer --optimizer muon",
             "shard is optimizer: muon takes whole matrices for its steps",
         ),
         (
-            "--mesh data=2,tensor=2 --shard optimizer",
-            "shard is optimizer, and mesh is data=2,tensor=2: ranks with parts of the parameters keep their moments whole",
+            "--mesh data=2,pipeline=2 --shard gradients",
+            "shard is gradients, and mesh is data=2,pipeline=2: a stage needs its parameters for every micro-batch",
         ),
     ] {
         let said = stderr(&place.train(&format!("{flags} --out o")).assert().code(1));

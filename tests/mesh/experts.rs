@@ -11,7 +11,7 @@ const EXPERTS: &str = r#"{"model_type": "mixtral", "vocab_size": 300, "hidden_si
     "tie_word_embeddings": true}"#;
 
 /// A recipe of that model.
-fn experts(folder: &Path, name: &str) -> Recipe {
+pub fn experts(folder: &Path, name: &str) -> Recipe {
     let recipe = Recipe { router_z_loss: Some(0.01), ..recipe(folder, name) };
     std::fs::write(folder.join("config.json"), EXPERTS).unwrap();
     recipe
