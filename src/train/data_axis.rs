@@ -10,6 +10,9 @@ use crate::ops::Along;
 use crate::optim::{Optimizer, Shard};
 use crate::parallel::{Peers, Stay, Sums, gather_ahead, meet_gradients, scatter_states, sum_states};
 
+/// What is done with those of a graph's states of which so many have a term.
+type Meet<'a> = dyn Fn(&Graph, Peers, &dyn Fn(&str) -> bool) -> Result<Graph> + 'a;
+
 /// One rank of the axis.
 pub(super) struct DataAxis<'a> {
     layout: &'a ParamLayout,
@@ -45,11 +48,7 @@ impl<'a> DataAxis<'a> {
     }
 
     /// A graph in which something is done with all gradients, or sums of these, along the axis on which who has a term lies.
-    fn meet(
-        &self,
-        graph: &Graph,
-        meet: &dyn Fn(&Graph, Peers, &dyn Fn(&str) -> bool) -> Result<Graph>,
-    ) -> Result<Graph> {
+    fn meet(&self, graph: &Graph, meet: &Meet) -> Result<Graph> {
         let is_of_others =
             |state: &str| self.experts.is_some() && self.layout.page_of(state).is_some_and(Page::is_of_experts);
         let graph = meet(graph, self.all, &|state| !is_of_others(state))?;

@@ -219,16 +219,21 @@ fn plans_of(
     let beside = beside + device_bytes([&eval].into_iter().chain(&apply), &shared);
     // What is computed again is chosen where all parameters are there, and of these not all will be.
     let (absent, budget) = (axis.absent(), allowed.saturating_sub(beside));
-    let mut room = budget + absent;
+    let (mut room, mut best) = (budget + absent, None::<(Plan, Trade)>);
     let (train, trade) = loop {
         let (fitted, trade) = recompute(&steps, limits, room)?;
         let train = compile_steps(&axis.gathered(&fitted)?, limits, chooser)?;
         let reached = train.totals().device_bytes();
         // Pages that come and go may leave holes between activations: then these must do with so much less.
-        if absent == 0 || reached <= budget || trade.reached > room {
-            break (train, Trade { budget, before: trade.before.saturating_sub(absent), reached, ..trade });
+        let next = trade.reached.saturating_sub(reached.saturating_sub(budget));
+        let is_last = reached <= budget || trade.reached > room;
+        if best.as_ref().is_none_or(|(_, best)| reached < best.reached) {
+            best = Some((train, Trade { budget, before: trade.before.saturating_sub(absent), reached, ..trade }));
         }
-        room = trade.reached.saturating_sub(reached - budget);
+        match best.take_if(|_| is_last) {
+            Some(best) => break best,
+            None => room = next,
+        }
     };
     let flops = train.totals().flops - trade.flops();
     let fit = Some(Fit { allowed, beside, trade, flops, asked: asked == Some(allowed) });

@@ -181,9 +181,18 @@ fn sharing_out_goes_with_everything() {
         let limits = common::gpu().limits().clone();
         let first = plans(&prepared.config, &recipe, None, &limits, &mut First).unwrap();
         let bytes = |p: &Plans| device_bytes([&p.train, &p.eval].into_iter().chain(&p.apply), &|_| false);
-        let memory = bytes(&first) - first.train.totals().arena_bytes / 8;
-        let recipe = Recipe { memory: Some(Bytes(memory)), ..recipe };
-        let fitted = plans(&prepared.config, &recipe, None, &limits, &mut First).unwrap();
+        let within = |memory| {
+            let recipe = Recipe { memory: Some(Bytes(memory)), ..recipe.clone() };
+            let fitted = plans(&prepared.config, &recipe, None, &limits, &mut First).unwrap();
+            (recipe, fitted)
+        };
+        // What cannot be is said with the least that can: of that all is kept to the byte.
+        let (mut memory, least) = (bytes(&first) - first.train.totals().arena_bytes / 8, within(0).1);
+        assert!(least.fit.as_ref().unwrap().check().is_err(), "{shard}: nothing was allowed");
+        memory = memory.max(bytes(&least));
+        assert!(memory < bytes(&first), "{shard}: nothing can be saved");
+        let (recipe, fitted) = within(memory);
+        fitted.fit.as_ref().unwrap().check().unwrap();
         assert!(!fitted.fit.as_ref().unwrap().trade.again.is_empty(), "{shard}: nothing is computed again");
         assert!(bytes(&fitted) <= memory, "{shard}: {} bytes where {memory} are allowed", bytes(&fitted));
         let own = train(&recipe, folder.path());

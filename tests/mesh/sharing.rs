@@ -2,7 +2,7 @@
 
 use super::common;
 use super::common::ranks::{Seen, copy, go_on, layout_of, prepared, ranks, recipe, spread, train};
-use super::experts::experts;
+use super::experts::{EXPERTS, experts};
 use super::shared::LAYERS;
 use danlu::base::Axis;
 use danlu::compile::{BufferKind, BufferSpec, First, Plan};
@@ -16,12 +16,25 @@ use pollster::block_on;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+/// Writes a model whose parts end with whole blocks of 256 elements, so that no page has some of two layers.
+fn write(folder: &Path, config: &str) {
+    let words = |config: &str, from: &str| config.replace(&format!("\"vocab_size\": {from}"), "\"vocab_size\": 320");
+    std::fs::write(folder.join("config.json"), words(&words(config, "304"), "300")).unwrap();
+}
+
 /// A recipe of a model of two layers whose heads two ranks can share; its embedding is its output projection, or not.
 fn dense(folder: &Path, name: &str, tied: bool) -> Recipe {
     let recipe = recipe(folder, name);
     let config = LAYERS.replace("\"num_key_value_heads\": 1", "\"num_key_value_heads\": 2");
     let tie = |tied: bool| format!("\"tie_word_embeddings\": {tied}");
-    std::fs::write(folder.join("config.json"), config.replace(&tie(true), &tie(tied))).unwrap();
+    write(folder, &config.replace(&tie(true), &tie(tied)));
+    recipe
+}
+
+/// One of a model with experts.
+fn with_experts(folder: &Path, name: &str) -> Recipe {
+    let recipe = experts(folder, name);
+    write(folder, EXPERTS);
     recipe
 }
 
@@ -132,7 +145,7 @@ fn what_each_place_holds_is_shared_out_and_no_number_changes() {
     // One table at both ends of a pipeline would be summed in another order.
     let several = Recipe { accumulate: 2, batch: 2, ..of(false) };
     check(&short("data=2,pipeline=2", several), &all[..1], folder.path());
-    let of = || experts(folder.path(), "whole");
+    let of = || with_experts(folder.path(), "whole");
     check(&short("data=4,expert=2", of()), &all, folder.path());
     // Nobody holds the same experts as another.
     check(&short("data=2,expert=2", of()), &all[2..], folder.path());
@@ -144,7 +157,7 @@ fn what_each_place_holds_is_shared_out_and_no_number_changes() {
 fn ranks_that_share_out_their_parts_train_what_one_device_trains() {
     let folder = tempfile::tempdir().unwrap();
     let own = |name: &str| dense(folder.path(), name, true);
-    let with_experts = |name: &str| experts(folder.path(), name);
+    let other = |name: &str| with_experts(folder.path(), name);
     let rows = [
         ("data=2,tensor=2", 4, 1, Shard::Gradients),
         ("data=2,tensor=2", 2, 2, Shard::Parameters),
@@ -152,7 +165,7 @@ fn ranks_that_share_out_their_parts_train_what_one_device_trains() {
         ("data=2,tensor=2,pipeline=2", 2, 2, Shard::Optimizer),
     ];
     compare(&own, &rows, folder.path());
-    compare(&with_experts, &[("data=4,expert=2", 4, 1, Shard::Parameters)], folder.path());
+    compare(&other, &[("data=4,expert=2", 4, 1, Shard::Parameters)], folder.path());
 }
 
 fn compare(own: &dyn Fn(&str) -> Recipe, rows: &[(&str, usize, u32, Shard)], folder: &Path) {
@@ -227,7 +240,7 @@ fn what_ranks_that_share_out_their_parts_wrote_any_mesh_reads() {
 #[test]
 fn what_ranks_that_share_out_their_experts_wrote_any_mesh_reads() {
     let folder = tempfile::tempdir().unwrap();
-    let own = |name: &str| experts(folder.path(), name);
+    let own = |name: &str| with_experts(folder.path(), name);
     let others = [
         ("data=1", Shard::None),
         ("data=4,expert=2", Shard::Optimizer),
