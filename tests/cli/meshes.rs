@@ -108,6 +108,9 @@ fn plans_of_a_mesh_say_what_a_rank_sends() {
     assert!((moments..moments + 8192).contains(&bytes(&one, "moments")));
     assert!((moments..moments + 8192).contains(&bytes(&two, "moments")));
     assert!((moments / 2..moments / 2 + 8192).contains(&bytes(&shared, "moments")));
+    // Half of the matrices, and of that a half.
+    let both = plan("--mesh data=2,tensor=2 --shard optimizer");
+    assert!((moments / 4..moments / 4 + 8192).contains(&bytes(&both, "moments")), "{both}");
     // The micro-batches of a pipeline are one plan: residual streams of width 64, the table's gradient, and three sums.
     let piped = plan("--mesh pipeline=2 --accumulate 4");
     let table = piped["sent"][0][1].as_u64().unwrap() - 4 * (4 * 4 * 64 * 64) - 12;
