@@ -7,6 +7,8 @@ mod adapters;
 mod experts;
 #[path = "mesh/shared.rs"]
 mod shared;
+#[path = "mesh/sharing.rs"]
+mod sharing;
 #[path = "mesh/stages.rs"]
 mod stages;
 

@@ -9,6 +9,7 @@ mod lora_parts;
 mod moe;
 mod params;
 mod parts;
+mod shared;
 
 pub use adapted::Adapted;
 pub use attention::{AttentionKind, AttentionWeights, Heads, KvCache, Positions, attention};

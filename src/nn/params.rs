@@ -1,6 +1,7 @@
 //! Parameters: what they are, and where each lies in the few flat pages that the device keeps. The optimizer works on
 //! whole pages; layers see one view for each parameter.
 
+use super::shared::Shared;
 use super::{Adapter, DROPOUT, Linear, Parts};
 use crate::base::{Rng, Shape, TensorType};
 use crate::error::{Error, Result};
@@ -14,7 +15,7 @@ use std::sync::Arc;
 const ALIGN: usize = 64;
 
 /// Groups begin at multiples of this many elements: no block of an optimizer's packed state (`ops::AdamW8`) is of two.
-const GROUP_ALIGN: usize = 256;
+pub(super) const GROUP_ALIGN: usize = 256;
 
 /// The states `param.<page>` hold the parameters.
 pub const PARAMETERS: &str = "param";
@@ -148,12 +149,12 @@ impl Page {
 /// Where every parameter lies. Moments of the optimizer have the same layout.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamLayout {
-    specs: Vec<ParamSpec>,
-    pages: Vec<Page>,
-    places: HashMap<String, (usize, usize)>,
-    parts: Option<Arc<Parts>>,
-    /// Which part of every page a rank keeps, of how many.
-    kept: (usize, usize),
+    pub(super) specs: Vec<ParamSpec>,
+    pub(super) pages: Vec<Page>,
+    pub(super) places: HashMap<String, (usize, usize)>,
+    pub(super) parts: Option<Arc<Parts>>,
+    /// Where ranks share pages out: who.
+    pub(super) shared: Option<Shared>,
 }
 
 /// The parameters in one graph.
@@ -246,24 +247,7 @@ impl ParamLayout {
         ParamLayout::in_order(ordered, page_bytes, group, |_, last, next| block(&last.name) == block(&next.name))
     }
 
-    /// [`ParamLayout::grouped`] cut into pages that ranks share out one by one: the matrices of attention, or of the MLP, of each
-    /// layer have one of their own, and gains and biases of all layers one together. Nothing moves within a block of 256
-    /// elements: where a layer does not end with one, the next begins in its page.
-    ///
-    /// # Panics
-    /// As [`ParamLayout::new`].
-    pub fn cut(specs: Vec<ParamSpec>, page_bytes: u64, group: impl Fn(&ParamSpec) -> Group) -> Self {
-        let mut ordered = specs;
-        ordered.sort_by_key(&group);
-        let together = |page: &Page, last: &ParamSpec, next: &ParamSpec| {
-            let (was, is) = (group(last), group(next));
-            let ends = was != is || page.elements.is_multiple_of(GROUP_ALIGN);
-            was.decays() == is.decays() && (!is.decays() || block(&last.name) == block(&next.name) || !ends)
-        };
-        ParamLayout::in_order(ordered, page_bytes, &group, together)
-    }
-
-    fn in_order(
+    pub(super) fn in_order(
         ordered: Vec<ParamSpec>,
         page_bytes: u64,
         group: impl Fn(&ParamSpec) -> Group,
@@ -291,24 +275,7 @@ impl ParamLayout {
         };
         let places: HashMap<_, _> = pages.iter().enumerate().flat_map(place).collect();
         assert_eq!(places.len(), ordered.len(), "two parameters share a name");
-        ParamLayout { specs: ordered, pages, places, parts: None, kept: (0, 1) }
-    }
-
-    /// The same layout, of which this rank keeps part `part` of so many of the parameters of each page, which must have parts.
-    pub fn keeping(self, part: usize, of: usize) -> Self {
-        ParamLayout { kept: (part, of), ..self }
-    }
-
-    /// Which elements of a page's parameters this rank keeps; all, but where ranks share them out.
-    pub fn kept(&self, page: usize) -> Range<usize> {
-        let (part, of) = self.kept;
-        let count = self.pages[page].elements / of;
-        part * count..(part + 1) * count
-    }
-
-    /// Whether this rank keeps parts of its parameters only.
-    pub fn keeps_parts(&self) -> bool {
-        self.kept.1 > 1
+        ParamLayout { specs: ordered, pages, places, parts: None, shared: None }
     }
 
     /// The same layout, of a rank's parts of a model's parameters: its specs are [`Parts::specs`].
@@ -319,23 +286,6 @@ impl ParamLayout {
     /// Where these are a rank's parts of the parameters of a model: which.
     pub fn parts(&self) -> Option<&Parts> {
         self.parts.as_deref()
-    }
-
-    /// The same places in pages that are filled up to a multiple of so many elements, itself one of 256, so that ranks can share
-    /// each in equal parts.
-    pub fn padded(mut self, multiple: usize) -> Self {
-        for page in &mut self.pages {
-            let (before, after) = (page.elements, page.elements.next_multiple_of(multiple));
-            if after > before {
-                match page.gaps.last_mut() {
-                    Some((_, end)) if *end == before => *end = after,
-                    _ => page.gaps.push((before, after)),
-                }
-                page.groups.last_mut().into_iter().for_each(|(_, end)| *end = after);
-                page.elements = after;
-            }
-        }
-        self
     }
 
     /// The parameters, decayed ones first.
@@ -470,7 +420,7 @@ impl ParamLayout {
 
 /// What a name says of its layer and of the block of products in it, such as `model.layers.3.mlp`; without a block as of
 /// norms the layer; all of a name that has no number.
-fn block(name: &str) -> &str {
+pub(super) fn block(name: &str) -> &str {
     let parts: Vec<&str> = name.split('.').collect();
     let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
     let Some(number) = parts.iter().position(is_number) else { return name };

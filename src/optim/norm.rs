@@ -6,29 +6,34 @@ use crate::error::Result;
 use crate::graph::{Graph, Value};
 use crate::nn::{Page, ParamLayout, Parts};
 use crate::ops::{AllReduce, Along, GlobalNorm, SumParts, SumSquares};
+use crate::parallel::Peers;
 use std::collections::BTreeSet;
 
 /// Inputs of one sum.
 const INPUTS: usize = 7;
 
-/// The norm `[1]` of gradients in pages, each with its table of gaps.
+/// The norm `[1]` of gradients in pages, of those that ranks share out this rank's part, each with its table of gaps.
 pub(super) fn of(g: &mut Graph, layout: &ParamLayout, pages: &[Value], gaps: &[Vec<Value>]) -> Result<Value> {
     let squares = |g: &mut Graph, page: Value, gaps: &[Value]| g.apply1(SumSquares, &[&[page], gaps].concat());
     let Some(parts) = layout.parts() else {
         let sums = pages.iter().zip(gaps).map(|(&page, gaps)| squares(g, page, gaps)).collect::<Result<Vec<_>>>()?;
+        let sums = over_sharers(g, layout.sharers(false), sums)?;
         return g.apply1(GlobalNorm, &sums);
     };
     let classes: BTreeSet<BTreeSet<Axis>> = parts.whole().iter().map(|spec| axes(parts, &spec.name)).collect();
     let mut all = Vec::new();
     for class in classes {
         let mut own = Vec::new();
-        for (page, &flat) in layout.pages().iter().zip(pages) {
+        for (i, (page, &flat)) in layout.pages().iter().zip(pages).enumerate() {
             let (gaps, left) = others(layout, page, parts, &class);
             if left {
-                let gaps = gap_constant(g, &gaps);
+                let part = layout.sharers_of(i).part(page.elements);
+                let gaps = gap_constant(g, &Page { gaps, ..page.clone() }.gaps_in(&part));
                 own.push(squares(g, flat, &gaps)?);
             }
         }
+        // No page holds experts and anything else.
+        let own = over_sharers(g, layout.sharers(class.contains(&Axis::Expert)), own)?;
         if class.is_empty() {
             all.extend(own);
             continue;
@@ -41,6 +46,15 @@ pub(super) fn of(g: &mut Graph, layout: &ParamLayout, pages: &[Value], gaps: &[V
         all.push(sum);
     }
     g.apply1(GlobalNorm, &all)
+}
+
+/// Sums over all who share pages out, of what each has of its part; as they are where nobody does.
+pub(super) fn over_sharers(g: &mut Graph, peers: Peers, sums: Vec<Value>) -> Result<Vec<Value>> {
+    if peers.along.ranks == 1 {
+        return Ok(sums);
+    }
+    let own = one(g, sums)?;
+    Ok(vec![g.apply1(AllReduce(peers.along), &[own])?])
 }
 
 /// The axes along which squares of a parameter are added up.

@@ -2,12 +2,14 @@
 //! every page of parameters.
 
 use super::judge::{self, JUDGE, LossScaling};
-use super::{Rule, Settings, Update, norm};
+use super::sharded::own_part;
+use super::{Rule, Settings, Shard, Update, norm};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Concat, Graph, Map, Value, gradients, gradients_in_turn, scaled_gradients};
 use crate::nn::{Group, PARAMETERS, Page, ParamLayout, ParamSpec, Params, Parts, names_match};
-use crate::ops::{Accumulate, AdamW, AdamW8, Ema, GlobalNorm, Part, Sgd, gap_table};
+use crate::ops::{Accumulate, AdamW, AdamW8, Ema, GatherState, GlobalNorm, Part, Sgd, gap_table};
+use crate::parallel::Peers;
 use std::ops::Range;
 
 /// Name of the graph's input that holds [`Optimizer::hyper`].
@@ -81,7 +83,7 @@ impl Default for Optimizer {
 /// Name of the input, f32 `[1]`, of a graph that accumulates: 0 for the first batch of a step, else 1.
 pub const KEEP: &str = "keep";
 
-/// The gradients of one step: flat, one tensor a page, or by parameter.
+/// The gradients of one step: flat, one tensor a page, or of one that ranks share out for this rank's part; or by parameter.
 struct Gradients {
     pages: Vec<Value>,
     views: Vec<Value>,
@@ -249,13 +251,32 @@ impl Optimizer {
     /// # Errors
     /// If a view does not fit, which would be a bug of the layout.
     pub fn apply(&self, layout: &ParamLayout) -> Result<Graph> {
+        self.apply_shared(layout, Shard::None)
+    }
+
+    /// The same of ranks that share out the layout's pages and what `shard` says of their states, which hold the rank's part of a
+    /// page then; of gradients the part that is its own holds the sum over those who share it out.
+    ///
+    /// # Errors
+    /// If a page cannot be shared out so.
+    pub fn apply_shared(&self, layout: &ParamLayout, shard: Shard) -> Result<Graph> {
         let mut g = Graph::new();
-        let pages = layout.states(&mut g, PARAMETERS);
+        let states = |g: &mut Graph, name: &str| -> Vec<Value> {
+            let state = |(i, page): (usize, &Page)| {
+                let (name, part) = (format!("{name}.{i}"), layout.sharers_of(i).part(page.elements));
+                let kept = if shard.divides(&name) { part.len() } else { page.elements };
+                g.state(&name, TensorType::f32([kept]))
+            };
+            layout.pages().iter().enumerate().map(state).collect()
+        };
+        let params = states(&mut g, PARAMETERS);
         let sums = sums(&mut g);
-        let gradients = layout.states(&mut g, GRADIENTS);
-        let views = layout.views(&mut g, &gradients)?;
-        let gradients = Gradients { pages: gradients, views };
-        let loss = self.update(&mut g, layout, &pages, &gradients, &sums)?;
+        let flat = states(&mut g, GRADIENTS);
+        // Matrices as such, where a rank has whole pages.
+        let views = if shard == Shard::None { layout.views(&mut g, &flat)? } else { Vec::new() };
+        let own = |(i, page): (usize, &Page)| own_part(&mut g, flat[i], &layout.sharers_of(i).part(page.elements));
+        let pages = layout.pages().iter().enumerate().map(own).collect::<Result<_>>()?;
+        let loss = self.update(&mut g, layout, &params, &Gradients { pages, views }, &sums)?;
         g.output("loss", loss.expect("there are sums"));
         Ok(g)
     }
@@ -281,7 +302,8 @@ impl Optimizer {
         format!("{GRADIENTS}.{page}")
     }
 
-    /// Judges the gradients and updates the parameters; of sums of weights and losses, where they are given, the mean loss.
+    /// Judges the gradients and updates the parameters; of sums of weights and losses, where they are given, the mean loss. Of
+    /// pages that ranks share out each updates its part; where it keeps all of their parameters, it gets what others updated.
     fn update(
         &self,
         g: &mut Graph,
@@ -291,9 +313,12 @@ impl Optimizer {
         totals: &[Value],
     ) -> Result<Option<Value>> {
         let hyper = g.input(HYPER, TensorType::f32([1]));
-        let mut gaps = Vec::new();
+        let (mut owned, mut gaps) = (Vec::new(), Vec::new());
         for (i, page) in layout.pages().iter().enumerate() {
-            gaps.push(g.scope(format!("optimizer.{i}"), |g| gap_constant(g, &page.gaps)));
+            let elements = layout.sharers_of(i).part(page.elements);
+            let own = page.part(&elements);
+            gaps.push(g.scope(format!("optimizer.{i}"), |g| gap_constant(g, &own.gaps)));
+            owned.push((elements, own));
         }
         let judged = g.scope("optimizer", |g| {
             let norm = norm::of(g, layout, &gradients.pages, &gaps)?;
@@ -302,19 +327,29 @@ impl Optimizer {
         g.output("grad_norm", judged[0]);
         let (told, loss) = (judged[1], judged.get(2).copied());
         let mut added = Vec::new();
-        for (i, page) in layout.pages().iter().enumerate() {
+        for (i, (page, (elements, own))) in layout.pages().iter().zip(&owned).enumerate() {
+            let state = params[i];
+            let is_part = own.elements < g.ty(state).shape.elements();
             g.scope(format!("optimizer.{i}"), |g| {
-                let state = params[i];
                 if page.groups[0].0.kind == 0 && self.rule == Rule::Muon {
                     added.extend(self.orthogonal(g, layout, i, state, &gradients.views, told)?);
                 } else {
-                    let rest = [&[gradients.pages[i], told], gaps[i].as_slice()].concat();
-                    added.push(self.plain(g, Stretch::whole(i, page, state), &rest)?);
+                    let (stretch, gaps) = match is_part {
+                        true => (Stretch::part(i, page, state, elements.clone()), gap_constant(g, &page.gaps)),
+                        false => (Stretch::whole(i, own, state), gaps[i].clone()),
+                    };
+                    added.push(self.plain(g, stretch, &[&[gradients.pages[i], told], gaps.as_slice()].concat())?);
                 }
-                self.average(g, i, page, state, &[&[told], gaps[i].as_slice()].concat())
+                let updated = own_part(g, state, elements)?;
+                self.average(g, i, own, updated, &[&[told], gaps[i].as_slice()].concat())
             })?;
+            if is_part {
+                let Peers { along, place: part } = layout.sharers_of(i);
+                g.scope(format!("ranks.{i}"), |g| g.apply(GatherState { along, part }, &[state]))?;
+            }
         }
         if layout.parts().is_none() {
+            let added = g.scope("ranks.update", |g| norm::over_sharers(g, layout.sharers(false), added))?;
             output_norm(g, &added)?;
         }
         Ok(loss)
@@ -396,6 +431,11 @@ impl<'a> Stretch<'a> {
     /// All of a page.
     pub(super) fn whole(index: usize, page: &'a Page, state: Value) -> Stretch<'a> {
         Stretch { index, page, state, elements: 0..page.elements, kept: page.elements }
+    }
+
+    /// Some elements of one, of which alone there are moments.
+    fn part(index: usize, page: &'a Page, state: Value, elements: Range<usize>) -> Stretch<'a> {
+        Stretch { index, page, state, kept: elements.len(), elements }
     }
 }
 

@@ -2,13 +2,13 @@
 //! its part of the gradients, keeps the moments of that part and updates it. At stages 1 and 2 all gather then what the others
 //! have updated; at stage 3 nobody keeps more parameters than its part.
 
-use super::optimizer::{CODES, GRADIENTS, HYPER, Optimizer, SCALES, Stretch, gap_constant, output_norm, sums};
-use super::{Rule, norm};
-use crate::base::TensorType;
+use super::Rule;
+use super::optimizer::{CODES, GRADIENTS, Optimizer, SCALES};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Slice, Value};
-use crate::nn::{PARAMETERS, ParamLayout, ParamSpec};
-use crate::ops::{AdamW8, AllReduce, Along, GatherState, GlobalNorm, SumSquares, SumState};
+use crate::nn::{PARAMETERS, ParamLayout};
+use crate::ops::AdamW8;
+use crate::parallel::Mesh;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
@@ -17,8 +17,8 @@ use std::str::FromStr;
 /// Elements of which no two ranks may have some: those of a block of packed moments.
 const BLOCK: usize = 256;
 
-/// What of a run's state ranks of the data axis share out among them instead of each keeping it: each has what those before
-/// have, too.
+/// What of a run's state ranks that hold the same parameters share out among them instead of each keeping it: each has what those
+/// before have, too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Shard {
@@ -88,15 +88,14 @@ impl Optimizer {
         Err(Error::Invalid(format!("shard is {shard}: {what}")))
     }
 
-    /// Pages of at most `page_bytes` that so many ranks can share out one by one, in equal parts.
-    ///
-    /// # Errors
-    /// As [`Optimizer::layout`].
-    pub fn shared_layout(&self, specs: Vec<ParamSpec>, page_bytes: u64, ranks: usize) -> Result<ParamLayout> {
-        self.check_settings(&specs)?;
-        let unit = BLOCK * ranks;
+    /// The same parameters in pages of at most `page_bytes` that this rank shares out one by one with those of its mesh that hold
+    /// the same of them, in equal parts.
+    pub fn shared(&self, layout: ParamLayout, page_bytes: u64, shard: Shard, mesh: Mesh, rank: usize) -> ParamLayout {
+        // What those share who hold the same experts, who are fewer, has parts of more blocks.
+        let unit = BLOCK * mesh.replicas();
         let most = page_bytes / (4 * unit as u64) * 4 * unit as u64;
-        Ok(ParamLayout::cut(specs, most, |spec| self.group(spec)).padded(unit))
+        let layout = layout.cut(most, |spec| self.group(spec)).padded(unit);
+        layout.shared_by(mesh, rank, shard == Shard::Parameters)
     }
 
     /// Bytes of each block of 256 elements of a page in a state of the optimizer's graphs.
@@ -107,75 +106,10 @@ impl Optimizer {
             _ => 4 * BLOCK as u64,
         }
     }
-
-    /// The graph of the update as [`Optimizer::apply`] has it, for one of the ranks of an axis, which share out what `shard`
-    /// says; of gradients the part that is its own holds the sum over all ranks. The layout is one of
-    /// [`Optimizer::shared_layout`]; states that are shared out hold the rank's part of each page.
-    ///
-    /// # Errors
-    /// If a page cannot be shared out so.
-    pub fn apply_shared(&self, layout: &ParamLayout, shard: Shard, along: Along, rank: usize) -> Result<Graph> {
-        let mut g = Graph::new();
-        let totals = sums(&mut g);
-        for sum in totals {
-            g.scope("ranks.sum", |g| g.apply(SumState { along, last: false }, &[sum]))?;
-        }
-        let hyper = g.input(HYPER, TensorType::f32([1]));
-        let (mut owned, mut squares) = (Vec::new(), Vec::new());
-        for (i, page) in layout.pages().iter().enumerate() {
-            let count = page.elements / along.ranks;
-            let elements = rank * count..(rank + 1) * count;
-            let own = page.part(&elements);
-            let state = |g: &mut Graph, name: &str| {
-                let name = format!("{name}.{i}");
-                let kept = if shard.divides(&name) { count } else { page.elements };
-                g.state(&name, TensorType::f32([kept]))
-            };
-            let (params, gradients) = (state(&mut g, PARAMETERS), state(&mut g, GRADIENTS));
-            g.scope(format!("optimizer.{i}"), |g| {
-                let part = own_part(g, gradients, &elements)?;
-                let gaps = gap_constant(g, &own.gaps);
-                squares.push(g.apply1(SumSquares, &[&[part], gaps.as_slice()].concat())?);
-                owned.push((elements, own, params, part, gaps));
-                Ok(())
-            })?;
-        }
-        let judged = g.scope("optimizer", |g| {
-            let own = norm::one(g, squares)?;
-            let all = g.apply1(AllReduce(along), &[own])?;
-            let norm = g.apply1(GlobalNorm, &[all])?;
-            self.judge(g, &[&[norm, hyper], totals.as_slice()].concat())
-        })?;
-        g.output("grad_norm", judged[0]);
-        let mut added = Vec::new();
-        for (i, (page, (elements, own, params, part, gaps))) in layout.pages().iter().zip(owned).enumerate() {
-            added.push(g.scope(format!("optimizer.{i}"), |g| {
-                let (stretch, gaps_) = match shard {
-                    Shard::Parameters => (Stretch::whole(i, &own, params), gaps.clone()),
-                    _ => {
-                        let (elements, kept) = (elements.clone(), own.elements);
-                        (Stretch { index: i, page, state: params, elements, kept }, gap_constant(g, &page.gaps))
-                    }
-                };
-                let added = self.plain(g, stretch, &[&[part, judged[1]], gaps_.as_slice()].concat())?;
-                let updated = own_part(g, params, &elements)?;
-                self.average(g, i, &own, updated, &[&[judged[1]], gaps.as_slice()].concat())?;
-                Ok(added)
-            })?);
-            if shard < Shard::Parameters {
-                g.scope(format!("ranks.{i}"), |g| g.apply(GatherState { along, part: rank }, &[params]))?;
-            }
-        }
-        let own = g.scope("optimizer.update", |g| norm::one(g, added))?;
-        let all = g.scope("ranks.update", |g| g.apply1(AllReduce(along), &[own]))?;
-        output_norm(&mut g, &[all])?;
-        g.output("loss", judged[2]);
-        Ok(g)
-    }
 }
 
 /// This rank's part of a state, which may hold no more than that.
-fn own_part(g: &mut Graph, state: Value, elements: &Range<usize>) -> Result<Value> {
+pub(super) fn own_part(g: &mut Graph, state: Value, elements: &Range<usize>) -> Result<Value> {
     if g.ty(state).shape.elements() == elements.len() {
         return Ok(state);
     }

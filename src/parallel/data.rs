@@ -1,11 +1,12 @@
 //! Sums over ranks of what each has gathered by itself, made before anybody uses them: over those that work on other rows, and over
 //! the two ends of a pipeline that have one parameter both.
 
+use super::Peers;
 use crate::base::TensorType;
 use crate::error::Result;
 use crate::graph::rewrite::{Rewrite, ids};
 use crate::graph::{Graph, Kind, Map, Slice, Value};
-use crate::ops::{Accumulate, Along, Receive, Send, SumState};
+use crate::ops::{Accumulate, Along, Receive, ScatterState, Send, SumState};
 use std::collections::BTreeSet;
 
 /// A graph that first replaces these states by their sums over the ranks of an axis, in the order in which the graph reads
@@ -17,16 +18,33 @@ use std::collections::BTreeSet;
 /// # Errors
 /// If a state is of other than f32.
 pub fn sum_states(graph: &Graph, along: Along, summed: &dyn Fn(&str) -> bool) -> Result<Graph> {
-    let sum = SumState { along, last: false };
+    before_use(graph, summed, &|g, state| g.apply(SumState { along, last: false }, &[state]).map(|_| ()))
+}
+
+/// The same of states that ranks share out: each gets the sum of its part of them, and the rest means nothing from then on.
+///
+/// # Errors
+/// If a state is of other than f32, or has not as many parts as there are ranks.
+pub fn scatter_states(graph: &Graph, peers: Peers, summed: &dyn Fn(&str) -> bool) -> Result<Graph> {
+    let Peers { along, place: part } = peers;
+    before_use(graph, summed, &|g, state| g.apply(ScatterState { along, part, last: false }, &[state]).map(|_| ()))
+}
+
+/// A graph in which something is done with these states before they are read.
+fn before_use(
+    graph: &Graph,
+    wanted: &dyn Fn(&str) -> bool,
+    meet: &dyn Fn(&mut Graph, Value) -> Result<()>,
+) -> Result<Graph> {
     let mut rewrite = Rewrite::new(graph);
     let mut done: BTreeSet<Value> = BTreeSet::new();
     for id in ids(graph) {
         for &input in &graph.node(id).inputs {
             let source = graph.node(input.node);
-            if matches!(source.kind, Kind::State) && summed(&source.name) && done.insert(input) {
+            if matches!(source.kind, Kind::State) && wanted(&source.name) && done.insert(input) {
                 let state = rewrite.value(input);
                 let name = format!("ranks.{}", source.name);
-                rewrite.new.scope(name, |g| g.apply(sum, &[state]))?;
+                rewrite.new.scope(name, |g| meet(g, state))?;
             }
         }
         rewrite.copy(id)?;

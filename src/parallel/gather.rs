@@ -25,12 +25,15 @@ struct Visit {
     first: NodeId,
 }
 
-/// A graph that has its part of the states of which `shared` says how long they stay, in place of all of each, and gathers
-/// what it reads of them: each page while the one before is in use.
+/// By whom a state is shared out, and how long all of it stays once it was gathered; nothing of a state that is whole.
+pub type Shares<'a> = dyn Fn(&str) -> Option<(Along, Stay)> + 'a;
+
+/// A graph that has its part of the states of which `shared` says who shares them out and how long they stay, in place of all of
+/// each, and gathers what it reads of them: each page while the one before is in use.
 ///
 /// # Errors
 /// If a state cannot be divided.
-pub fn gather_ahead(graph: &Graph, along: Along, shared: &dyn Fn(&str) -> Option<Stay>) -> Result<Graph> {
+pub fn gather_ahead(graph: &Graph, shared: &Shares) -> Result<Graph> {
     let behind = behind(graph, shared);
     let visits = visits(graph, &behind, shared);
     let mut before: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
@@ -40,12 +43,12 @@ pub fn gather_ahead(graph: &Graph, along: Along, shared: &dyn Fn(&str) -> Option
         begins.entry(visit.first).or_default().push(i);
     }
     let mut pass = Pass { rewrite: Rewrite::new(graph), behind, whole: BTreeMap::new(), made: HashMap::new() };
-    let mut own: BTreeMap<NodeId, Value> = BTreeMap::new();
+    let mut own: BTreeMap<NodeId, (Value, Along)> = BTreeMap::new();
     for id in ids(graph) {
         let node = graph.node(id);
-        if matches!(node.kind, Kind::State) && shared(&node.name).is_some() {
+        if let (Kind::State, Some((along, _))) = (&node.kind, shared(&node.name)) {
             let part = node.outputs[0].shape.elements() / along.ranks;
-            own.insert(id, pass.rewrite.new.state(&node.name, TensorType::f32([part])));
+            own.insert(id, (pass.rewrite.new.state(&node.name, TensorType::f32([part])), along));
         }
     }
     let mut gathered = vec![None; visits.len()];
@@ -53,8 +56,9 @@ pub fn gather_ahead(graph: &Graph, along: Along, shared: &dyn Fn(&str) -> Option
         for &visit in before.get(&id).map_or(&[][..], Vec::as_slice) {
             let page = visits[visit].page;
             let name = format!("ranks.{}", graph.node(page).name);
+            let (part, along) = own[&page];
             let all = AllGather { along, dim: 0 };
-            gathered[visit] = Some(pass.rewrite.new.scope(name, |g| g.apply1(all, &[own[&page]]))?);
+            gathered[visit] = Some(pass.rewrite.new.scope(name, |g| g.apply1(all, &[part]))?);
         }
         for &visit in begins.get(&id).map_or(&[][..], Vec::as_slice) {
             pass.begin(visits[visit].page, gathered[visit].expect("it was gathered before"));
@@ -74,7 +78,7 @@ pub fn gather_ahead(graph: &Graph, along: Along, shared: &dyn Fn(&str) -> Option
 }
 
 /// The page behind each value that is one, or a view of one.
-fn behind(graph: &Graph, shared: &dyn Fn(&str) -> Option<Stay>) -> HashMap<Value, NodeId> {
+fn behind(graph: &Graph, shared: &Shares) -> HashMap<Value, NodeId> {
     let mut behind = HashMap::new();
     for id in ids(graph) {
         let (node, value) = (graph.node(id), Value { node: id, output: 0 });
@@ -94,14 +98,14 @@ fn is_view(graph: &Graph, node: &Node) -> bool {
 }
 
 /// When which page is used, in order.
-fn visits(graph: &Graph, behind: &HashMap<Value, NodeId>, shared: &dyn Fn(&str) -> Option<Stay>) -> Vec<Visit> {
+fn visits(graph: &Graph, behind: &HashMap<Value, NodeId>, shared: &Shares) -> Vec<Visit> {
     let mut visits: Vec<Visit> = Vec::new();
     let (mut current, mut staying) = (None, BTreeSet::new());
     for id in ids(graph).filter(|id| !behind.contains_key(&Value { node: *id, output: 0 })) {
         let pages: BTreeSet<NodeId> = graph.node(id).inputs.iter().filter_map(|v| behind.get(v)).copied().collect();
         for page in pages {
             let is_new = match shared(&graph.node(page).name) {
-                Some(Stay::Run) => staying.insert(page),
+                Some((_, Stay::Run)) => staying.insert(page),
                 _ => current.replace(page) != Some(page),
             };
             if is_new {

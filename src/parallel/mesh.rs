@@ -2,8 +2,10 @@
 
 use crate::base::Axis;
 use crate::error::{Error, Result};
+use crate::ops::Along;
 use serde::Serialize;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 /// Sizes of the axes. Ranks are numbered with tensor innermost, then sequence, then data, and pipeline outermost; the
@@ -67,10 +69,40 @@ impl Mesh {
         rank / self.tensor % self.replicas()
     }
 
+    /// Those that hold the same parameters as a rank, itself among them; or the same `experts`, where not all hold these.
+    pub fn peers(&self, rank: usize, experts: bool) -> Peers {
+        let (axis, ranks, place) = if experts && self.expert > 1 {
+            (Axis::Replica, self.size(Axis::Replica), self.place(rank, Axis::Replica))
+        } else {
+            (Axis::Data, self.replicas(), self.replica(rank))
+        };
+        Peers { along: Along { axis, ranks }, place }
+    }
+
     /// Which part along an axis is this rank's.
     pub fn place(&self, rank: usize, axis: Axis) -> usize {
         let along = self.strides().into_iter().find(|(a, ..)| *a == axis);
         along.map_or(0, |(_, size, stride)| rank / stride % size)
+    }
+}
+
+/// Ranks that hold the same of something, and which of them one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peers {
+    /// Along what they meet, and how many they are.
+    pub along: Along,
+    /// This one's number among them.
+    pub place: usize,
+}
+
+impl Peers {
+    /// A rank that shares nothing with others.
+    pub const NONE: Peers = Peers { along: Along { axis: Axis::Data, ranks: 1 }, place: 0 };
+
+    /// This rank's part of so many elements that all share out, a multiple of their number.
+    pub fn part(&self, elements: usize) -> Range<usize> {
+        let count = elements / self.along.ranks;
+        self.place * count..(self.place + 1) * count
     }
 }
 
@@ -144,6 +176,11 @@ mod tests {
         let mesh: Mesh = "data=8,tensor=4, expert=2".parse().unwrap();
         assert_eq!((mesh.ranks(), mesh.to_string()), (32, "data=8,tensor=4,expert=2".into()));
         assert_eq!((mesh.place(13, Axis::Tensor), mesh.place(13, Axis::Data), mesh.place(13, Axis::Expert)), (1, 3, 1));
+        // Of eight ranks along data two have the same experts, and all eight the same of all else.
+        let [all, experts] = [false, true].map(|experts| mesh.peers(21, experts));
+        assert_eq!((all.along, all.place), (Along { axis: Axis::Data, ranks: 8 }, 5));
+        assert_eq!((experts.along, experts.place), (Along { axis: Axis::Replica, ranks: 4 }, 2));
+        assert_eq!((all.part(16), experts.part(16)), (10..12, 8..12));
         assert_eq!(Mesh::ONE.to_string().parse::<Mesh>().unwrap(), Mesh::ONE);
         for (text, part) in [
             ("data", "has no ="),

@@ -12,11 +12,11 @@ mod sequence;
 mod stages;
 mod tensor;
 
-pub use data::{Tie, sum_states, sum_ties};
+pub use data::{Tie, scatter_states, sum_states, sum_ties};
 pub use expert::{ExpertAxis, OfRank};
 pub use gather::{Stay, gather_ahead};
 pub use gradients::{Sums, meet_gradients};
-pub use mesh::{Mesh, text as mesh_text};
+pub use mesh::{Mesh, Peers, text as mesh_text};
 pub use placement::Placement;
 pub use schedule::{Pass, Pipeline, Turn};
 pub use sequence::SequenceAxis;

@@ -6,7 +6,7 @@ use crate::comm::{Groups, Waited, Waiting};
 use crate::compile::Plan;
 use crate::error::Result;
 use crate::nn::ParamLayout;
-use crate::parallel::{Mesh, SequenceAxis};
+use crate::parallel::{Mesh, Peers, SequenceAxis};
 use crate::run::Executor;
 use std::sync::Arc;
 
@@ -55,11 +55,6 @@ impl Axes {
         SequenceAxis::of(self.mesh, self.world.rank())
     }
 
-    /// Which of the ranks that hold the same parameters this is.
-    pub(super) fn replica(&self) -> usize {
-        self.mesh.replica(self.world.rank())
-    }
-
     /// In how many parts a batch is.
     pub(super) fn shares(&self) -> usize {
         self.mesh.data
@@ -80,9 +75,9 @@ impl Axes {
         if plan.sent().is_empty() { Ok(()) } else { run.join_groups(self.groups.clone()).await }
     }
 
-    /// A page of so many bytes, put together of the parts that ranks of the data axis have, where this one has less than that.
-    pub(super) fn page(&self, own: Vec<u8>, bytes: usize) -> Result<Vec<u8>> {
-        let Some(comm) = self.groups.along(Axis::Data).filter(|_| own.len() < bytes) else { return Ok(own) };
+    /// A page of so many bytes, put together of the parts that its sharers have, where this one has less than that.
+    pub(super) fn page(&self, own: Vec<u8>, bytes: usize, sharers: Peers) -> Result<Vec<u8>> {
+        let Some(comm) = self.groups.along(sharers.along.axis).filter(|_| own.len() < bytes) else { return Ok(own) };
         let mut all = vec![0; bytes];
         comm.all_gather(&own, &mut all)?;
         Ok(all)

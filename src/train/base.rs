@@ -8,7 +8,6 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, Declare, Frozen, Held, Lora, ParamLayout, Params, Parts};
-use crate::optim::Shard;
 use crate::store::{Checkpoint, PeftAdapter};
 use std::path::Path;
 use std::sync::Arc;
@@ -121,18 +120,16 @@ impl Subject {
     ) -> Result<Subject> {
         let (specs, page) = (model.param_specs(), limits.max_buffer_bytes);
         let Some(config) = &recipe.lora else {
-            let (optimizer, shards) = (super::optimizer(recipe), recipe.shards());
-            if shards > 1 {
-                let layout = optimizer.shared_layout(specs, page, shards)?;
-                let kept = recipe.shard == Shard::Parameters;
-                let layout = if kept { layout.keeping(recipe.mesh.replica(rank), shards) } else { layout };
-                return Ok(Subject { layout, adapted: None });
+            let (optimizer, mesh) = (super::optimizer(recipe), recipe.mesh);
+            let mut layout = if mesh.ranks() == mesh.replicas() && mesh.expert == 1 {
+                optimizer.layout(specs, page)?
+            } else {
+                optimizer.layout_of(model.config().interleaved_parts(mesh, recipe.interleave, rank)?, page)?
+            };
+            if recipe.shards() > 1 {
+                layout = optimizer.shared(layout, page, recipe.shard, mesh, rank);
             }
-            if recipe.mesh.ranks() == recipe.mesh.replicas() && recipe.mesh.expert == 1 {
-                return Ok(Subject { layout: optimizer.layout(specs, page)?, adapted: None });
-            }
-            let parts = model.config().interleaved_parts(recipe.mesh, recipe.interleave, rank)?;
-            return Ok(Subject { layout: optimizer.layout_of(parts, page)?, adapted: None });
+            return Ok(Subject { layout, adapted: None });
         };
         let frozen = match base {
             Some(base) => base.checkpoint.frozen_as(config.base_dtype)?,

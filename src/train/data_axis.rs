@@ -1,26 +1,28 @@
 //! The graphs of training for one device → those of a rank of the data axis.
 
 use super::Recipe;
-use super::load::{LOAD, Load};
+use super::load::Load;
 use super::stages::sum_stages;
-use crate::base::Axis;
 use crate::error::Result;
 use crate::graph::Graph;
-use crate::nn::{Page, ParamLayout};
+use crate::nn::{PARAMETERS, Page, ParamLayout};
 use crate::ops::Along;
 use crate::optim::{Optimizer, Shard};
-use crate::parallel::{Stay, Sums, gather_ahead, meet_gradients, sum_states};
+use crate::parallel::{Peers, Stay, Sums, gather_ahead, meet_gradients, scatter_states, sum_states};
+
+/// What is done with those of a graph's states of which so many have a term.
+type Meet<'a> = dyn Fn(&Graph, Peers, &dyn Fn(&str) -> bool) -> Result<Graph> + 'a;
 
 /// One rank of the axis.
 pub(super) struct DataAxis<'a> {
     layout: &'a ParamLayout,
-    along: Along,
-    part: usize,
+    /// Who has other rows, or other tokens of them.
+    all: Peers,
+    /// Who of them holds the same experts, where not all do.
+    experts: Option<Peers>,
     shard: Shard,
     /// Whether a step's micro-batches are one plan: then gradients are whole at its end, and meet before the update.
     is_staged: bool,
-    /// Who holds the same experts, where not all do.
-    replicas: Option<Along>,
     /// Whether a moving average stands in the parameters' place in validation.
     averages: bool,
 }
@@ -28,71 +30,67 @@ pub(super) struct DataAxis<'a> {
 impl<'a> DataAxis<'a> {
     /// Of a rank of the recipe's mesh that trains these pages.
     pub(super) fn of(recipe: &Recipe, rank: usize, layout: &'a ParamLayout) -> DataAxis<'a> {
-        let (data, ranks) = (Axis::Data, recipe.mesh.replicas());
-        let shard = if ranks > 1 { recipe.shard } else { Shard::None };
-        let part = recipe.mesh.replica(rank);
-        let axis = Axis::Replica;
-        let replicas = (recipe.mesh.expert > 1).then(|| Along { axis, ranks: recipe.mesh.size(axis) });
-        let is_staged = recipe.mesh.pipeline > 1;
+        let mesh = recipe.mesh;
+        let [all, experts] = [false, true].map(|experts| mesh.peers(rank, experts));
         DataAxis {
             layout,
-            along: Along { axis: data, ranks },
-            part,
-            shard,
-            is_staged,
-            replicas,
+            all,
+            experts: (mesh.expert > 1).then_some(experts),
+            shard: if recipe.shards() > 1 { recipe.shard } else { Shard::None },
+            is_staged: mesh.pipeline > 1,
             averages: recipe.ema > 0.0,
         }
     }
 
     /// Whether there are others.
     pub(super) fn is_split(&self) -> bool {
-        self.along.ranks > 1
+        self.all.along.ranks > 1
     }
 
-    /// Whether a state is of experts of which not all ranks have a term.
-    fn is_of_others(&self, state: &str) -> bool {
-        self.replicas.is_some() && self.layout.page_of(state).is_some_and(Page::is_of_experts)
+    /// A graph in which something is done with all gradients, or sums of these, along the axis on which who has a term lies.
+    fn meet(&self, graph: &Graph, meet: &Meet) -> Result<Graph> {
+        let is_of_others =
+            |state: &str| self.experts.is_some() && self.layout.page_of(state).is_some_and(Page::is_of_experts);
+        let graph = meet(graph, self.all, &|state| !is_of_others(state))?;
+        match self.experts {
+            Some(experts) if experts.along.ranks > 1 => meet(&graph, experts, &is_of_others),
+            _ => Ok(graph),
+        }
     }
 
     /// A batch, whose gradients meet those of other ranks.
     pub(super) fn batch(&self, graph: &Graph) -> Result<Graph> {
-        let sums = match self.shard {
-            _ if !self.is_split() || self.is_staged => return Ok(graph.clone()),
-            Shard::None => Sums::Whole,
-            Shard::Optimizer => Sums::Part(self.part),
-            Shard::Gradients | Shard::Parameters => Sums::Kept,
-        };
-        let is_ours = |s: &str| Optimizer::is_gradient(s) && !self.is_of_others(s);
-        let graph = meet_gradients(graph, self.along, sums, &is_ours)?;
-        match self.replicas {
-            Some(along) if along.ranks > 1 => {
-                meet_gradients(&graph, along, sums, &|s| Optimizer::is_gradient(s) && self.is_of_others(s))
-            }
-            _ => Ok(graph),
+        if !self.is_split() || self.is_staged {
+            return Ok(graph.clone());
         }
+        self.meet(graph, &|graph, peers, is_theirs| {
+            let sums = match self.shard {
+                Shard::None => Sums::Whole,
+                Shard::Optimizer => Sums::Part(peers.place),
+                Shard::Gradients | Shard::Parameters => Sums::Kept,
+            };
+            meet_gradients(graph, peers.along, sums, &|s| Optimizer::is_gradient(s) && is_theirs(s))
+        })
     }
 
     /// The update that follows batches, which tells how experts were loaded, where there are some.
     pub(super) fn apply(&self, optimizer: &Optimizer, load: Option<Load>) -> Result<Graph> {
-        let tell = |graph: &mut Graph| load.map_or(Ok(()), |load| load.tell(graph));
-        if self.shard != Shard::None {
-            let mut graph = optimizer.apply_shared(self.layout, self.shard, self.along, self.part)?;
-            tell(&mut graph)?;
-            return sum_states(&graph, self.along, &|state| state == LOAD);
+        let mut graph = optimizer.apply_shared(self.layout, self.shard)?;
+        let is_shared = self.shard != Shard::None;
+        if self.is_staged && is_shared {
+            // After what two stages have a term each of, whose parts are other ones on each, is the sum on both.
+            graph = self.meet(&graph, &|graph, peers, is_theirs| {
+                scatter_states(graph, peers, &|s| Optimizer::is_gradient(s) && is_theirs(s))
+            })?;
         }
-        let mut graph = sum_stages(&optimizer.apply(self.layout)?, self.layout)?;
-        tell(&mut graph)?;
+        graph = sum_stages(&graph, self.layout)?;
+        load.map_or(Ok(()), |load| load.tell(&mut graph))?;
         if !self.is_split() {
             return Ok(graph);
         }
-        // Gradients that met in the batch are sums already.
-        let left = |state: &str| Optimizer::is_sum(state) && (self.is_staged || !Optimizer::is_gradient(state));
-        let graph = sum_states(&graph, self.along, &|s| left(s) && !self.is_of_others(s))?;
-        match self.replicas {
-            Some(along) if along.ranks > 1 => sum_states(&graph, along, &|s| left(s) && self.is_of_others(s)),
-            _ => Ok(graph),
-        }
+        // Gradients that met in the batch, or were scattered, are sums already.
+        let left = |s: &str| Optimizer::is_sum(s) && (self.is_staged && !is_shared || !Optimizer::is_gradient(s));
+        self.meet(&graph, &|graph, peers, is_theirs| sum_states(graph, peers.along, &|s| left(s) && is_theirs(s)))
     }
 
     /// A batch's steps, which gather the parameters that ranks share out.
@@ -107,22 +105,37 @@ impl<'a> DataAxis<'a> {
     }
 
     fn gather(&self, steps: &Graph) -> Result<Graph> {
-        let has_matrices = |page: &Page| page.groups.iter().any(|(group, _)| group.decays());
-        gather_ahead(steps, self.along, &|state| {
-            let page: usize = state.strip_prefix(crate::nn::PARAMETERS)?.strip_prefix('.')?.parse().ok()?;
-            Some(if has_matrices(self.layout.pages().get(page)?) { Stay::Visit } else { Stay::Run })
+        gather_ahead(steps, &|state| {
+            let page: usize = state.strip_prefix(PARAMETERS)?.strip_prefix('.')?.parse().ok()?;
+            self.stay(page)
         })
     }
 
-    /// Bytes of parameters that are on no rank when a batch needs most: all but its parts, the two largest neighbours, and what
-    /// stays.
+    /// Who shares a page out, and how long it stays once it is gathered; nothing of one that nobody shares.
+    fn stay(&self, page: usize) -> Option<(Along, Stay)> {
+        let groups = &self.layout.pages().get(page)?.groups;
+        let stay = if groups.iter().any(|(group, _)| group.decays()) { Stay::Visit } else { Stay::Run };
+        Some((self.layout.sharers_of(page).along, stay)).filter(|(along, _)| along.ranks > 1)
+    }
+
+    /// Bytes of parameters that are not on this rank whenever a batch needs most: there are its parts of all pages, all of those
+    /// that stay, and two of those that come and go, which are no larger than the two largest.
     pub(super) fn absent(&self) -> u64 {
         if self.shard != Shard::Parameters {
             return 0;
         }
-        let pages = self.layout.pages();
-        let others = |page: &Page| 4 * (page.elements - page.elements / self.along.ranks) as u64;
-        let there = pages.windows(2).map(|two| two.iter().map(|p| 4 * p.elements as u64).sum::<u64>()).max();
-        pages.iter().map(others).sum::<u64>().saturating_sub(there.unwrap_or(0))
+        let (mut all, mut there, mut visits) = (0, 0, Vec::new());
+        for (i, page) in self.layout.pages().iter().enumerate() {
+            let bytes = 4 * page.elements as u64;
+            let Some((along, stay)) = self.stay(i) else { continue };
+            (all, there) = (all + bytes, there + bytes / along.ranks as u64);
+            match stay {
+                Stay::Visit => visits.push(bytes),
+                Stay::Run => there += bytes,
+            }
+        }
+        visits.sort_unstable();
+        there += visits.iter().rev().take(2).sum::<u64>();
+        all.saturating_sub(there)
     }
 }

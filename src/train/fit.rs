@@ -205,27 +205,37 @@ fn plans_of(
     let work = if several { Work::Batch(o, layout) } else { step() };
     let graph_of = |params: &dyn Declare, work| graph(&model, params, rows, work);
     let graph = axis.batch(&graph_of(&subject, work)?)?;
-    let mut steps = optimise(&graph, limits)?;
+    let steps = optimise(&graph, limits)?;
     let eval = axis.validation(&optimise(&graph_of(&*subject.whole(), Work::Validation)?, limits)?)?;
     let eval = compile_steps(&eval, limits, chooser)?;
     let apply =
         several.then(|| compile(&axis.apply(&optimizer, Load::of(config, recipe))?, limits, chooser)).transpose()?;
     let asked = recipe.memory.map(|Bytes(bytes)| bytes);
-    let mut traded = None;
-    if let Some(allowed) = asked.into_iter().chain(limits.memory_bytes).min() {
-        let shared = |name: &str| graph.nodes().iter().any(|n| matches!(n.kind, Kind::State) && n.name == name);
-        let beside = beside + device_bytes([&eval].into_iter().chain(&apply), &shared);
-        // What is computed again is chosen where all parameters are there, and of these not all will be.
-        let (absent, budget) = (axis.absent(), allowed.saturating_sub(beside));
-        let (fitted, trade) = recompute(&steps, limits, budget + absent)?;
-        let [before, reached] = [trade.before, trade.reached].map(|bytes| bytes.saturating_sub(absent));
-        steps = fitted;
-        traded = Some((allowed, beside, Trade { budget, before, reached, ..trade }));
-    }
-    let train = compile_steps(&axis.gathered(&steps)?, limits, chooser)?;
-    let fit = traded.map(|(allowed, beside, trade)| {
-        let flops = train.totals().flops - trade.flops();
-        Fit { allowed, beside, trade, flops, asked: asked == Some(allowed) }
-    });
+    let Some(allowed) = asked.into_iter().chain(limits.memory_bytes).min() else {
+        let train = compile_steps(&axis.gathered(&steps)?, limits, chooser)?;
+        return Ok(Plans { train, apply, eval, fit: None });
+    };
+    let shared = |name: &str| graph.nodes().iter().any(|n| matches!(n.kind, Kind::State) && n.name == name);
+    let beside = beside + device_bytes([&eval].into_iter().chain(&apply), &shared);
+    // What is computed again is chosen where all parameters are there, and of these not all will be.
+    let (absent, budget) = (axis.absent(), allowed.saturating_sub(beside));
+    let (mut room, mut best) = (budget + absent, None::<(Plan, Trade)>);
+    let (train, trade) = loop {
+        let (fitted, trade) = recompute(&steps, limits, room)?;
+        let train = compile_steps(&axis.gathered(&fitted)?, limits, chooser)?;
+        let reached = train.totals().device_bytes();
+        // Pages that come and go may leave holes between activations: then these must do with so much less.
+        let next = trade.reached.saturating_sub(reached.saturating_sub(budget));
+        let is_last = reached <= budget || trade.reached > room;
+        if best.as_ref().is_none_or(|(_, best)| reached < best.reached) {
+            best = Some((train, Trade { budget, before: trade.before.saturating_sub(absent), reached, ..trade }));
+        }
+        match best.take_if(|_| is_last) {
+            Some(best) => break best,
+            None => room = next,
+        }
+    };
+    let flops = train.totals().flops - trade.flops();
+    let fit = Some(Fit { allowed, beside, trade, flops, asked: asked == Some(allowed) });
     Ok(Plans { train, apply, eval, fit })
 }

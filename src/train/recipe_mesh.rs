@@ -8,7 +8,7 @@ use crate::parallel::{Mesh, Pipeline};
 impl Recipe {
     /// Refuses meshes that nothing is split over, and what does not go with them.
     pub(super) fn check_mesh(&self) -> Result<()> {
-        let Mesh { data, tensor, pipeline, expert, sequence } = self.mesh;
+        let Mesh { data, pipeline, expert, sequence, .. } = self.mesh;
         if !data.is_multiple_of(expert) {
             return Err(Error::Invalid(format!(
                 "mesh is {}, and experts are spread over the data axis, whose {data} ranks {expert} does not divide; choose another \
@@ -59,9 +59,9 @@ impl Recipe {
             return Err(Error::Invalid(message));
         }
         super::optimizer(self).check_shard(self.shard, self.lora.is_some())?;
-        if tensor * pipeline * expert > 1 && self.shard != Shard::None {
+        if pipeline > 1 && self.shard > Shard::Optimizer {
             return Err(Error::Invalid(format!(
-                "shard is {}, and mesh is {}: ranks with parts of the parameters keep their moments whole",
+                "shard is {}, and mesh is {}: a stage needs its parameters for every micro-batch, and adds up the gradients of all                  before ranks meet, so that each micro-batch would send what a step does; choose shard = \"optimizer\", or leave the                  pipeline axis out",
                 self.shard, self.mesh
             )));
         }

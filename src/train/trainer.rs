@@ -23,6 +23,8 @@ use std::time::Instant;
 mod restore;
 mod whole;
 
+use restore::of_page;
+
 /// Bytes of states that are hashed at a time.
 const HASHED: u64 = 32 << 20;
 
@@ -194,7 +196,7 @@ impl Trainer {
         for i in (0..subject.layout.pages().len()).filter(|_| averages) {
             let (page, average) = (states.read(&format!("{PARAMETERS}.{i}")).await?, format!("{EMA}.{i}"));
             let bytes = states.get(&average)?.bytes() as usize;
-            let first = if bytes < page.len() { axes.replica() * bytes } else { 0 };
+            let first = if bytes < page.len() { subject.layout.sharers_of(i).place * bytes } else { 0 };
             states.write(&average, 0, &page[first..first + bytes]).await?;
         }
         if let Some(scaling) = optimizer.loss_scaling {
@@ -205,10 +207,12 @@ impl Trainer {
         let loader = Prefetch::new(loader);
         // Sums are made anew by every step.
         let written = apply.as_ref().unwrap_or(&plan).written_states().into_iter();
-        let share = if recipe.shards() > 1 { axes.replica() as u64 } else { 0 };
-        let first = |name: &str, bytes: u64| if recipe.shard.divides(name) { share * bytes } else { 0 };
-        let size =
-            |(name, bytes): (&str, u64)| StateSize { first: first(name, bytes), ..StateSize::whole(name, bytes) };
+        let size = |(name, bytes): (&str, u64)| {
+            let place = of_page(name).map_or(0, |(_, page)| subject.layout.sharers_of(page).place as u64);
+            let first = if recipe.shard.divides(name) { place * bytes } else { 0 };
+            StateSize { first, ..StateSize::whole(name, bytes) }
+        };
+        let written = written.filter(|(name, _)| !Optimizer::is_sum(name)).map(size).collect();
         let trainer = Trainer {
             model,
             subject,
@@ -231,7 +235,7 @@ impl Trainer {
             rewards: VecDeque::new(),
             val_batch,
             part: Vec::new(),
-            written: written.filter(|(name, _)| !Optimizer::is_sum(name)).map(size).collect(),
+            written,
             device_bytes,
             submitted: 0,
             idle: None,

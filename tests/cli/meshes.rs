@@ -108,6 +108,9 @@ fn plans_of_a_mesh_say_what_a_rank_sends() {
     assert!((moments..moments + 8192).contains(&bytes(&one, "moments")));
     assert!((moments..moments + 8192).contains(&bytes(&two, "moments")));
     assert!((moments / 2..moments / 2 + 8192).contains(&bytes(&shared, "moments")));
+    // Half of the matrices, and of that a half.
+    let both = plan("--mesh data=2,tensor=2 --shard optimizer");
+    assert!((moments / 4..moments / 4 + 8192).contains(&bytes(&both, "moments")), "{both}");
     // The micro-batches of a pipeline are one plan: residual streams of width 64, the table's gradient, and three sums.
     let piped = plan("--mesh pipeline=2 --accumulate 4");
     let table = piped["sent"][0][1].as_u64().unwrap() - 4 * (4 * 4 * 64 * 64) - 12;
@@ -139,14 +142,13 @@ fn meshes_that_cannot_be_are_refused() {
             "in groups of 2, one for each rank of the pipeline, and a step has 3",
         ),
         ("--interleave 2", "interleave gives each rank of a pipeline several stages, and mesh is data=1; leave it out"),
-        ("--mesh pipeline=2 --shard optimizer", "ranks with parts of the parameters keep their moments whole"),
         (
             "--mesh data=2 --shard optimizer --optimizer muon",
             "shard is optimizer: muon takes whole matrices for its steps",
         ),
         (
-            "--mesh data=2,tensor=2 --shard optimizer",
-            "shard is optimizer, and mesh is data=2,tensor=2: ranks with parts of the parameters keep their moments whole",
+            "--mesh data=2,pipeline=2 --shard gradients",
+            "shard is gradients, and mesh is data=2,pipeline=2: a stage needs its parameters for every micro-batch",
         ),
     ] {
         let said = stderr(&place.train(&format!("{flags} --out o")).assert().code(1));

@@ -102,9 +102,8 @@ pub fn go(
     let states = trainer.written_states().iter().map(|s| block_on(trainer.states.read(&s.name)).unwrap()).collect();
     let (subject, mut pages) = block_on(trainer.whole()).unwrap();
     if recipe.shard != Shard::None {
-        // As ranks have them that share nothing out.
-        let plain = Recipe { shard: Shard::None, ..recipe.clone() };
-        let layout = Subject::new(&trainer.model, &plain, None, gpu.limits()).unwrap().layout;
+        // As they lie on one device.
+        let layout = layout_of(recipe, prepared);
         let mut plain = layout.zeros();
         let own = layout.tensors_mut(&mut plain).into_iter();
         own.for_each(|(spec, data)| data.copy_from_slice(subject.layout.tensor(&pages, &spec.name).unwrap()));

@@ -5,13 +5,13 @@ use danlu::optim::Shape;
 use danlu::train::{Recipe, read_metrics};
 use std::path::Path;
 
-const EXPERTS: &str = r#"{"model_type": "mixtral", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 8,
+pub const EXPERTS: &str = r#"{"model_type": "mixtral", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 8,
     "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
     "num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": true, "router_aux_loss_coef": 0.05,
     "tie_word_embeddings": true}"#;
 
 /// A recipe of that model.
-fn experts(folder: &Path, name: &str) -> Recipe {
+pub fn experts(folder: &Path, name: &str) -> Recipe {
     let recipe = Recipe { router_z_loss: Some(0.01), ..recipe(folder, name) };
     std::fs::write(folder.join("config.json"), EXPERTS).unwrap();
     recipe

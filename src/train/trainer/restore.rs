@@ -1,8 +1,9 @@
 //! What of a trainer a rank writes down, and how it is put back from what these or other ranks wrote.
 
 use super::{Progress, Trainer};
+use crate::base::Axis;
 use crate::error::{Error, Result};
-use crate::nn::Runs;
+use crate::nn::{Held, Runs};
 use crate::ops::AdamW8;
 use crate::optim::Optimizer;
 use crate::store::snapshot::{Layout, Snapshot, StateSize, Written};
@@ -21,12 +22,16 @@ impl Trainer {
     fn keeps(&self, state: &StateSize) -> bool {
         let (mesh, rank, layout) = (self.mesh, self.world.rank(), self.layout());
         let Some((_, page)) = of_page(&state.name) else { return rank == 0 };
-        if self.shares_out(&state.name) {
-            return true;
-        }
-        let Some(parts) = layout.parts() else { return rank == 0 };
-        let params = layout.pages().get(page).map(|page| &layout.specs()[page.params.clone()]);
-        params.into_iter().flatten().any(|spec| parts.held(&spec.name).is_first(mesh, rank))
+        let shared = self.shares_out(&state.name);
+        let Some(parts) = layout.parts() else { return shared || rank == 0 };
+        let experts = layout.pages()[page].is_of_experts();
+        // Stages that have the same parameter have it in pages of their own.
+        let stretch = |rank| (mesh.place(rank, Axis::Pipeline), mesh.peers(rank, experts).place);
+        let is_first = |held: &Held| match shared {
+            true => !(0..rank).any(|other| stretch(other) == stretch(rank) && held.is_same(mesh, rank, other)),
+            false => held.is_first(mesh, rank),
+        };
+        layout.specs()[layout.pages()[page].params.clone()].iter().any(|spec| is_first(parts.held(&spec.name)))
     }
 
     /// Whether this rank has only its part of a state.
@@ -94,7 +99,11 @@ impl Trainer {
             };
             let most = parts.max(self.shards);
             let slack = if most > 1 { most as u64 * Optimizer::block_bytes(&state.name) } else { 0 };
-            let own = if self.shares_out(&state.name) { state.bytes * self.shards as u64 } else { state.bytes };
+            let shares = match of_page(&state.name).filter(|_| self.shares_out(&state.name)) {
+                Some((_, page)) => self.layout().sharers_of(page).along.ranks as u64,
+                None => 1,
+            };
+            let own = state.bytes * shares;
             if written.bytes(ranks, &state.name).abs_diff(own) > slack {
                 let message = format!(
                     "holds no state {} of {own} bytes, which this run has: it is a checkpoint of another recipe, or of an \
@@ -165,7 +174,7 @@ impl Trainer {
 }
 
 /// Of a state in pages its kind and its page.
-fn of_page(state: &str) -> Option<(&str, usize)> {
+pub(super) fn of_page(state: &str) -> Option<(&str, usize)> {
     let (kind, page) = state.split_once('.')?;
     Some((kind, page.parse().ok()?))
 }

@@ -3,13 +3,12 @@
 use super::Trainer;
 use crate::error::Result;
 use crate::nn::{Adapted, PARAMETERS};
-use crate::optim::Shard;
 use crate::train::Subject;
 
 impl Trainer {
     /// Whether no rank has all that is shown: who wants it whole asks all ranks for [`Trainer::whole`].
     pub fn is_in_parts(&self) -> bool {
-        let averages = self.shards > 1 && self.shard != Shard::None && self.optimizer.ema > 0.0;
+        let averages = self.shards > 1 && self.optimizer.ema > 0.0;
         self.layout().parts().is_some() || self.layout().keeps_parts() || averages
     }
 
@@ -21,7 +20,11 @@ impl Trainer {
         let mut pages = Vec::new();
         for (i, page) in self.layout().pages().iter().enumerate() {
             let own = self.shown.read(&format!("{PARAMETERS}.{i}")).await?;
-            pages.push(bytemuck::pod_collect_to_vec(&self.axes.page(own, 4 * page.elements)?));
+            pages.push(bytemuck::pod_collect_to_vec(&self.axes.page(
+                own,
+                4 * page.elements,
+                self.layout().sharers_of(i),
+            )?));
         }
         Ok(pages)
     }
