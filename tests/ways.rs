@@ -106,8 +106,9 @@ fn rows_of_several_lengths_keep_to_the_memory() {
     assert!(kept > 0);
     // Who does not know the rows plans for those that take most.
     let limits = Limits { memory_bytes: None, ..gpu.limits().clone() };
+    let seq = *prepared.loader.lengths().last().unwrap();
     let planned = |lengths| {
-        let job = Job { config: prepared.config.clone(), recipe: plain.clone(), base: None, lengths };
+        let job = Job { config: prepared.config.clone(), recipe: Recipe { seq, ..plain.clone() }, base: None, lengths };
         job.plans(&limits, &mut First).unwrap()
     };
     let (one, four) = (planned(1), planned(4));
