@@ -22,7 +22,12 @@ use std::time::Instant;
 
 fn job(preset: &str, batch: usize, seq: usize, base: Option<BaseDtype>) -> Job {
     let lora = base.map(|base_dtype| LoraConfig { rank: 4, base_dtype, ..LoraConfig::default() });
-    Job { config: find_config(preset).unwrap(), recipe: Recipe { batch, seq, lora, ..Recipe::default() }, base: None }
+    Job {
+        config: find_config(preset).unwrap(),
+        recipe: Recipe { batch, seq, lora, ..Recipe::default() },
+        base: None,
+        lengths: 1,
+    }
 }
 
 /// Bytes of the states whose names begin so.
@@ -176,7 +181,7 @@ fn ranks_take_about_what_is_expected(limits: &Limits, machine: &MachineFile, ran
     let (mesh, out) = (Mesh { data: ranks, ..Mesh::ONE }, folder.path().join("run"));
     let recipe = Recipe { mesh, out, steps: 24, stories: 300, eval_every: Some(24), val_sequences: 4, ..job.recipe };
     let prepared = prepare(&recipe, &folder.path().join("cache"), &mut |_: &Event| {}).unwrap();
-    job = Job { config: prepared.config.clone(), recipe, base: None };
+    job = Job { config: prepared.config.clone(), recipe, base: None, lengths: 1 };
     let plans = job.plans(&Limits { memory_bytes: None, ..limits.clone() }, &mut First).unwrap();
     let answer = Answer::of(&job, &plans, None, Some(machine)).unwrap();
     let (sent, expected) = (answer.sent.clone(), answer.time.unwrap().step);

@@ -17,7 +17,7 @@ use pollster::block_on;
 fn job(base: Option<BaseDtype>) -> Job {
     let lora = base.map(|base_dtype| LoraConfig { rank: 4, base_dtype, ..LoraConfig::default() });
     let recipe = Recipe { batch: 2, seq: 32, lora, ..Recipe::default() };
-    Job { config: find_config("models/tiny/config.json").unwrap(), recipe, base: None }
+    Job { config: find_config("models/tiny/config.json").unwrap(), recipe, base: None, lengths: 1 }
 }
 
 /// By kind, whatever the way to train: what the plan calls weights and moments is what the device holds under those states' names,
@@ -104,4 +104,14 @@ fn rows_of_several_lengths_keep_to_the_memory() {
         }
     }
     assert!(kept > 0);
+    // Who does not know the rows plans for those that take most.
+    let limits = Limits { memory_bytes: None, ..gpu.limits().clone() };
+    let seq = *prepared.loader.lengths().last().unwrap();
+    let planned = |lengths| {
+        let job = Job { config: prepared.config.clone(), recipe: Recipe { seq, ..plain.clone() }, base: None, lengths };
+        job.plans(&limits, &mut First).unwrap()
+    };
+    let (one, four) = (planned(1), planned(4));
+    assert!(one.shorter == 0 && four.shorter > 0 && four.bytes() >= one.bytes() + four.shorter);
+    assert!((one.bytes()..=four.bytes()).contains(&whole), "{whole} of {} to {}", one.bytes(), four.bytes());
 }

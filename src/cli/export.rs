@@ -47,6 +47,12 @@ pub fn export(args: ExportArgs) -> Result<()> {
     let run = TrainedRun::open(&args.from)?;
     let is_gguf = args.to.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     let has_adapters = run.recipe.lora.is_some();
+    if args.merge && !has_adapters {
+        bail!(
+            "--merge is for runs that trained adapters, and {} trained the whole model: leave it out",
+            args.from.display()
+        );
+    }
     let adapter = has_adapters && !args.merge && !is_gguf;
     if adapter && (args.dtype.is_some() || args.shard_size.is_some()) {
         bail!("--dtype and --shard-size are of whole models: add --merge for the model that the adapter makes");

@@ -46,6 +46,10 @@ pub struct PlanArgs {
     /// Rows of several documents, as of `danlu train`.
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     pack: Option<bool>,
+    /// Lengths of rows, as of `danlu train`, where examples are not packed. Which there are the data say: here those with which a
+    /// run takes most [default: 1].
+    #[arg(long, value_name = "COUNT", conflicts_with = "measure")]
+    lengths: Option<usize>,
     /// Optimizer, as of `danlu train` [default: adamw].
     #[arg(long, value_name = "adamw|adamw8bit|muon|sgd")]
     optimizer: Option<Rule>,
@@ -113,6 +117,26 @@ impl RunArgs {
         self.steps.map(Span::Steps).or(self.tokens.map(|tokens| Span::Tokens(tokens as u64)))
     }
 
+    /// Refuses what nothing would be said of: time is a machine's, and a price that of a run.
+    fn check(&self, has_machine: bool, has_nodes: bool) -> Result<()> {
+        let given = [
+            ("--steps", self.steps.is_some()),
+            ("--tokens", self.tokens.is_some()),
+            ("--price", self.price.is_some()),
+            ("--watts", self.watts.is_some()),
+        ];
+        let given = |from: usize| given[from..].iter().find(|(_, given)| *given).map(|(flag, _)| flag);
+        if let Some(flag) = given(0).filter(|_| !has_machine) {
+            bail!(
+                "{flag} asks for the time of a run, which only a machine tells: add --machine, such as h100, or leave it out"
+            );
+        }
+        if let Some(flag) = given(2).filter(|_| !has_nodes && self.span().is_none()) {
+            bail!("{flag} is of a whole run: say how long that is, by --steps or --tokens, or leave it out");
+        }
+        Ok(())
+    }
+
     fn prices(&self, machine: Option<&MachineFile>) -> Prices {
         Prices {
             per_hour: self.price.or(machine.and_then(|m| m.price)),
@@ -141,6 +165,7 @@ impl PlanArgs {
         put(&self.accumulate, &mut r.accumulate);
         put(&self.seq, &mut r.seq);
         put(&self.pack, &mut r.pack);
+        put(&self.lengths, &mut r.lengths);
         put(&self.optimizer, &mut r.optimizer);
         put(&self.update, &mut r.update);
         put(&self.clip, &mut r.clip);
@@ -185,13 +210,26 @@ fn model(recipe: &Recipe) -> Result<(ModelConfig, Option<Arc<Base>>)> {
 
 /// Says what a run takes. Without `--adapter` no device is touched.
 pub fn plan(args: PlanArgs) -> Result<()> {
+    args.run.check(!args.machine.is_empty(), !args.scale.nodes.is_empty())?;
     let recipe = args.put(recipe(args.recipe.as_deref())?)?;
     recipe.check()?;
+    let is_even = recipe.pack || recipe.mesh.ranks() > 1 || !args.scale.nodes.is_empty();
+    if let Some(lengths) = args.lengths.filter(|&lengths| lengths > 1 && is_even) {
+        bail!(
+            "--lengths is {lengths}, and rows that are packed, or those of several ranks, all have --seq tokens: leave it out"
+        );
+    }
     let mut machines = args.machine.iter().map(|name| MachineFile::find(name)).collect::<Result<Vec<_>, _>>()?;
     let (config, base) = model(&recipe)?;
     if !args.scale.nodes.is_empty() {
-        let run = scale::Run { tokens: args.run.tokens, price: args.run.price, watts: args.run.watts };
+        let of_steps = |steps: u64| steps as f64 * (recipe.batch * recipe.seq) as f64;
+        let tokens = args.run.tokens.or(args.run.steps.map(of_steps));
+        let run = scale::Run { tokens, price: args.run.price, watts: args.run.watts };
         return scale::plan(&args.scale, &config, [recipe.batch, recipe.seq], &machines, &run, args.json);
+    }
+    let asked = args.scale.shard.is_some_and(|shard| shard != Shard::None);
+    if let Some(text) = recipe.unheard().into_iter().next().filter(|_| asked) {
+        bail!(text);
     }
     if machines.len() > 1 {
         bail!("--machine names {} machines; several are compared with --nodes only", machines.len());
@@ -207,7 +245,7 @@ pub fn plan(args: PlanArgs) -> Result<()> {
     // Only a budget is planned for: what an adapter happens to have free is not a property of the plan.
     let limits = Limits { memory_bytes: None, ..limits };
     let asked = recipe.memory;
-    let job = Job { config, recipe, base };
+    let job = Job { config, recipe, base, lengths: args.lengths.unwrap_or(1) };
     let plans = job.plans(&limits, &mut First)?;
     let fits = memory.map(|memory| Fits::find(&job, &limits, memory, asked.is_some())).transpose()?;
     let mut answer = Answer::of(&job, &plans, fits, machine.as_ref())?;

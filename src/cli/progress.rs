@@ -94,6 +94,19 @@ fn summary(recipe: &Recipe) -> String {
     format!("{own}; kept in {}", recipe.out.join(RECIPE).display())
 }
 
+/// Parameters of a model; of these those that are trained, and those of them that this rank holds, where they are not all.
+fn counted([all, trained, held]: [u64; 3]) -> String {
+    let count = |n: u64| if n < 100_000 { n.to_string() } else { format!("{:.2} M", n as f64 / 1e6) };
+    let mut text = format!("{} parameters", count(all));
+    if trained != all {
+        text += &format!(", {} trained", count(trained));
+    }
+    if held != trained {
+        text += &format!(", of which this rank holds {}", count(held));
+    }
+    text
+}
+
 struct Terminal {
     bar: ProgressBar,
     recipe: String,
@@ -119,12 +132,14 @@ impl Terminal {
     }
 
     fn ready(&mut self, event: &Event) {
-        let Event::Ready { adapter, parameters, train_tokens, val_tokens, totals, step_limit, steps } = event else {
+        let Event::Ready { adapter, parameters, trained, held, train_tokens, val_tokens, totals, step_limit, steps } =
+            event
+        else {
             return;
         };
         tell!("recipe      {}", self.recipe);
         tell!("adapter     {adapter}");
-        tell!("model       {:.2} M parameters", *parameters as f64 / 1e6);
+        tell!("model       {}", counted([*parameters, *trained, *held]));
         tell!("data        {train_tokens} tokens to train on, {val_tokens} held out");
         let gflop = totals.flops as f64 / 1e9;
         let limit =
@@ -252,4 +267,18 @@ pub(super) fn loading() -> (ProgressBar, impl FnMut(Loaded)) {
         moved.set_length(loaded.total);
         moved.set_position(loaded.done);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counted;
+
+    #[test]
+    fn parameters_are_told_whole_and_in_part() {
+        assert_eq!(counted([1_250_000; 3]), "1.25 M parameters");
+        assert_eq!(counted([1_250_000, 50_000, 50_000]), "1.25 M parameters, 50000 trained");
+        assert_eq!(counted([1_250_000, 1_250_000, 700_000]), "1.25 M parameters, of which this rank holds 0.70 M");
+        let both = "1.25 M parameters, 50000 trained, of which this rank holds 30000";
+        assert_eq!(counted([1_250_000, 50_000, 30_000]), both);
+    }
 }

@@ -4,6 +4,8 @@ use crate::error::Error;
 use crate::train::{RunSummary, find_runs};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use std::collections::BTreeSet;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -33,10 +35,16 @@ pub struct RunsArgs {
     /// Print JSON: an object a run, with its whole recipe.
     #[arg(long)]
     json: bool,
+    /// Show every key in which recipes differ, also where a line of the terminal has no room for all.
+    #[arg(long)]
+    all: bool,
 }
 
 /// Lists the runs of a folder, with the keys in which their recipes differ.
 pub fn runs(args: RunsArgs) -> Result<()> {
+    if args.folder.is_file() {
+        return Err(Error::file(&args.folder, "is a file; name the folder of a run, or one with runs in it").into());
+    }
     let mut runs = find_runs(&args.folder)?;
     if runs.is_empty() {
         let what = if args.folder.is_dir() { "holds no run" } else { "no such folder" };
@@ -58,20 +66,29 @@ pub fn runs(args: RunsArgs) -> Result<()> {
         return Ok(());
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-    table(&runs, &args.folder, now).iter().for_each(|line| say!("{line}"));
+    let (lines, hidden) = table(&runs, &args.folder, now, columns().filter(|_| !args.all));
+    lines.iter().for_each(|line| say!("{line}"));
+    if !hidden.is_empty() {
+        let (count, keys) = (hidden.len(), hidden.join(", "));
+        tell!("recipes also differ in {count} keys for which there is no room here, and which --all shows: {keys}");
+    }
     Ok(())
 }
 
-/// The table's lines.
-fn table(runs: &[RunSummary], folder: &Path, now: f64) -> Vec<String> {
-    let keys = RunSummary::differing(runs);
+/// Characters of a line of the terminal that is printed on; nothing where that goes elsewhere.
+fn columns() -> Option<usize> {
+    std::io::stdout().is_terminal().then_some(())?;
+    rustyline::DefaultEditor::new().ok()?.dimensions().map(|(columns, _)| columns.into())
+}
+
+/// The table's lines, and the keys that are not in it because lines of so many characters have no room for them.
+fn table(runs: &[RunSummary], folder: &Path, now: f64, columns: Option<usize>) -> (Vec<String>, Vec<String>) {
     let mut rows =
         vec![["run", "steps", "loss", "best val", "perplexity", "at", "tok/s", "written"].map(String::from).to_vec()];
     let pairs = runs.iter().any(|run| run.accuracy.is_some());
     rows[0].extend(pairs.then(|| "pairs right".into()));
     let experts = runs.iter().any(|run| run.experts.is_some());
     rows[0].extend(["busiest expert", "dropped"].iter().filter(|_| experts).map(|head| head.to_string()));
-    rows[0].extend(keys.iter().cloned());
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     for run in runs {
         let name = run.folder.strip_prefix(folder).ok().filter(|p| p.components().next().is_some());
@@ -92,10 +109,38 @@ fn table(runs: &[RunSummary], folder: &Path, now: f64) -> Vec<String> {
             row.push(or_dash(run.experts.map(|e| format!("{:.2}x", e.busiest))));
             row.push(or_dash(run.dropped.map(|n| n.to_string())));
         }
-        row.extend(keys.iter().map(|key| or_dash(run.recipe.get(key).map(|v| v.trim_matches('"').to_string()))));
         rows.push(row);
     }
-    aligned(&rows)
+    let cell = |run: &RunSummary, key: &String| or_dash(run.recipe.get(key).map(|v| v.trim_matches('"').to_string()));
+    let keys = RunSummary::differing(runs).into_iter();
+    let keys: Vec<_> = keys.map(|key| (runs.iter().map(|run| cell(run, &key)).collect::<Vec<_>>(), key)).collect();
+    let taken = aligned(&rows)[0].chars().count();
+    let shown = fitting(&keys, columns.map(|columns| columns.saturating_sub(taken)));
+    let mut hidden = Vec::new();
+    for ((cells, key), shown) in keys.into_iter().zip(shown) {
+        match shown {
+            true => rows.iter_mut().zip(std::iter::once(key).chain(cells)).for_each(|(row, cell)| row.push(cell)),
+            false => hidden.push(key),
+        }
+    }
+    (aligned(&rows), hidden)
+}
+
+/// Which columns, by their cells and head, have room in so many characters, with two before each: those that tell most runs
+/// apart come first.
+fn fitting(columns: &[(Vec<String>, String)], room: Option<usize>) -> Vec<bool> {
+    let Some(mut room) = room else { return vec![true; columns.len()] };
+    let kinds = |column: usize| columns[column].0.iter().collect::<BTreeSet<_>>().len();
+    let mut order: Vec<usize> = (0..columns.len()).collect();
+    order.sort_by_key(|&column| std::cmp::Reverse(kinds(column)));
+    let mut shown = vec![false; columns.len()];
+    for column in order {
+        let (cells, head) = &columns[column];
+        let width = 2 + cells.iter().chain([head]).map(|cell| cell.chars().count()).max().unwrap_or(0);
+        shown[column] = width <= room;
+        room -= if width <= room { width } else { 0 };
+    }
+    shown
 }
 
 /// How long ago.
@@ -124,6 +169,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn columns_that_tell_most_runs_apart_come_first() {
+        let column = |cells: [&str; 3], head: &str| (cells.map(String::from).to_vec(), head.to_string());
+        let columns =
+            [column(["1", "1", "2"], "seed"), column(["1e-3", "2e-3", "3e-3"], "lr"), column(["a", "a", "b"], "x")];
+        for (room, shown) in [
+            (2, [false; 3]),
+            (5, [false, false, true]),
+            (6, [false, true, false]),
+            (9, [false, true, true]),
+            (12, [true, true, false]),
+        ] {
+            assert_eq!(fitting(&columns, Some(room)), shown, "{room}");
+        }
+        assert_eq!(fitting(&columns, None), [true; 3]);
+    }
+
+    #[test]
     fn the_table_shows_what_differs() {
         let run = |name: &str, lr: &str, best: Option<(f64, u64)>| RunSummary {
             folder: Path::new("runs").join(name),
@@ -142,8 +204,14 @@ mod tests {
             wall: 1000.0,
             recipe: [("lr", lr), ("seq", "8"), ("out", name)].map(|(k, v)| (k.into(), v.into())).into(),
         };
-        let lines =
-            table(&[run("a", "0.5", Some((1.0, 20))), run("long/name", "0.25", None)], Path::new("runs"), 1060.0);
+        let runs = [run("a", "0.5", Some((1.0, 20))), run("long/name", "0.25", None)];
+        let (lines, hidden) = table(&runs, Path::new("runs"), 1060.0, None);
+        assert_eq!((lines[0].len(), hidden.len()), (73, 0));
+        // Where lines have no room for a key it is named beside the table.
+        let narrow = |columns| table(&runs, Path::new("runs"), 1060.0, Some(columns));
+        assert_eq!(narrow(73), (lines.clone(), hidden));
+        assert_eq!(narrow(72).1, ["lr"]);
+        assert!(narrow(1).0.iter().zip(&lines).all(|(narrow, line)| line.starts_with(narrow)));
         assert_eq!(
             lines,
             [

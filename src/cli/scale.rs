@@ -47,6 +47,11 @@ pub struct ScaleArgs {
 impl ScaleArgs {
     /// The mesh that is asked for; nothing where the best is to be found.
     pub fn mesh(&self) -> Result<Option<Mesh>> {
+        if self.nodes.is_empty() && self.mesh.as_deref() == Some("auto") {
+            bail!(
+                "--mesh auto looks for the best mesh of many nodes: add --nodes and --machine, or write axes as in data=4,tensor=2"
+            );
+        }
         Ok(self.mesh.as_deref().filter(|mesh| *mesh != "auto").map(str::parse).transpose()?)
     }
 }

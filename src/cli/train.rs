@@ -14,7 +14,7 @@ use crate::optim::{Rule, Shape, Shard, Update};
 use crate::parallel::Mesh;
 use crate::run::TuneMode;
 use crate::store::HubPart;
-use crate::train::{OnDivergence, Precision, Recipe, Resumption, unfinished};
+use crate::train::{OnDivergence, Precision, Recipe, Resumption, RunLock, unfinished};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -152,8 +152,9 @@ pub struct TrainArgs {
     /// ui.perfetto.dev opens.
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
-    /// Axes along which ranks share the work, such as data=4: each has an adapter of its own [default: one rank].
-    #[arg(long, value_name = "data=N")]
+    /// Axes along which ranks share the work, each with an adapter of its own, such as data=4 or data=2,tensor=2; there are data,
+    /// tensor, pipeline, expert and sequence [default: one rank].
+    #[arg(long, value_name = "AXIS=N,...")]
     mesh: Option<Mesh>,
     /// With a pipeline=N in the mesh: stages of each rank; several interleave [default: 1].
     #[arg(long, value_name = "STAGES", allow_negative_numbers = true)]
@@ -209,6 +210,7 @@ impl TrainArgs {
         let Some(folder) = self.taken_up(kind)? else {
             let recipe = self.over(kind.over(kind.recipe(self.recipe.as_deref())?))?;
             kind.check(&recipe)?;
+            RunLock::check(&recipe.out)?;
             if let Some(state) = unfinished(&recipe.out).filter(|_| !self.force) {
                 let out = recipe.out.display();
                 bail!(

@@ -47,6 +47,12 @@ pub(super) fn choose(counts: &[u64], most: usize, seq: usize) -> Vec<usize> {
     lengths
 }
 
+/// At most `most` lengths of rows of up to `seq` tokens, each the longest that there can be, whatever the rows hold. Ascending.
+pub fn longest_lengths(most: usize, seq: usize) -> Vec<usize> {
+    let last = seq.div_ceil(GRAIN);
+    (0..most.clamp(1, last.max(1))).rev().map(|n| ((last - n) * GRAIN).min(seq)).collect()
+}
+
 /// The numbers of the units of batch `step`, each batch having `each`: within a window they are dealt in order of `used`.
 pub(super) fn deal(step: u64, each: u64, seed: u64, used: impl Fn(u64) -> usize) -> Vec<u64> {
     let (window, at) = (step / WINDOW, step % WINDOW);
@@ -106,6 +112,16 @@ mod tests {
         (counts[3], counts[4]) = (20, 980);
         assert_eq!(choose(&counts, 4, 1024), [64, 1024]);
         assert_eq!(choose(&counts, 1, 1024), [1024]);
+    }
+
+    #[test]
+    fn no_rows_have_longer_ones_than_the_longest() {
+        assert_eq!(longest_lengths(3, 64), [32, 48, 64]);
+        assert_eq!(longest_lengths(4, 40), [16, 32, 40]);
+        assert_eq!(longest_lengths(1, 8), [8]);
+        let mut counts = vec![0; 4];
+        (counts[1], counts[2], counts[3]) = (9, 9, 9);
+        assert_eq!(choose(&counts, 3, 40), longest_lengths(3, 40));
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub use batch::{Batch, IGNORE};
 pub use corpus::{Corpus, Piece, Record, Unit, Units};
 pub use encoder::{Encoded, Encoder, LossOn};
 pub use form::{Chat, Example, Form};
+pub use lengths::longest_lengths;
 pub use loader::{Loader, LoaderOptions, LoaderSource, LoaderState};
 pub use pack::Bins;
 pub use prefetch::Prefetch;

@@ -67,11 +67,11 @@ pub enum RowLayout {
 /// How documents came to be rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RowCounts {
-    /// Documents of the shard.
+    /// Documents of the shard; of pairs, pairs.
     pub documents: u64,
-    /// Of these, documents longer than a row.
+    /// Of these, documents longer than a row; of pairs, answers, of which each has two.
     pub overlong: u64,
-    /// Documents, or parts of split ones, that were left out because nothing of them is to be predicted.
+    /// Documents, parts of split ones, or answers of pairs, of which nothing is to be predicted; they are left out, and their pairs.
     pub unanswered: u64,
     /// Rows in all, held out or not.
     pub rows: u64,
@@ -94,16 +94,24 @@ impl RowCounts {
         };
         let RowCounts { documents, overlong: long, unanswered, rows, .. } = *self;
         let mut notes = Vec::new();
-        let what = if layout == RowLayout::Pairs { "pairs" } else { "documents" };
+        let pairs = layout == RowLayout::Pairs;
+        let what = if pairs { "pairs" } else { "documents" };
+        // What is too long, or says nothing, is one answer of a pair.
+        let (all, each) = if pairs { (2 * documents, "answers") } else { (documents, what) };
         if long > 0 {
             let done = match overlong {
                 Overlong::Truncate => "their ends are cut off",
                 Overlong::Drop => "they are left out",
                 Overlong::Split => "they are split",
             };
-            notes.push(format!("{long} of {documents} {what} are longer than {seq} tokens: {done} (--overlong)"));
+            notes.push(format!("{long} of {all} {each} are longer than {seq} tokens: {done} (--overlong)"));
         }
-        if unanswered > 0 {
+        if unanswered > 0 && pairs {
+            let text = format!(
+                "of {unanswered} answers nothing is to be predicted within {seq} tokens: their pairs are left out"
+            );
+            notes.push(text);
+        } else if unanswered > 0 {
             let (it, is) = if unanswered == 1 { ("part is", "it") } else { ("parts are", "them") };
             notes.push(format!("{unanswered} {it} left out: nothing of {is} is to be predicted within {seq} tokens"));
         }

@@ -86,6 +86,8 @@ pub struct Answer {
     pub step_bytes: u64,
     /// Bytes that validation adds.
     pub validation_bytes: u64,
+    /// Bytes that rows of other lengths add at most, where there are some.
+    pub shorter_bytes: u64,
     /// Bytes on the device in all: what a run allocates.
     pub device_bytes: u64,
     /// Bytes that computing activations again saves, and what it adds to a step's work, where a budget asks for it.
@@ -118,7 +120,8 @@ impl Answer {
             flops: plans.train.totals().flops,
             usage,
             step_bytes: usage.total(),
-            validation_bytes: plans.bytes() - usage.total(),
+            validation_bytes: plans.bytes() - usage.total() - plans.shorter,
+            shorter_bytes: plans.shorter,
             device_bytes: plans.bytes(),
             recomputed: traded.map(|trade| (trade.before - trade.reached, plans.added())),
             fits,
@@ -203,6 +206,10 @@ impl fmt::Display for Answer {
         writeln!(f, "{:<14} {:>16}  {}", "a step", self.step_bytes, human_bytes(self.step_bytes))?;
         let (more, all) = (self.validation_bytes, self.device_bytes);
         writeln!(f, "{:<14} {more:>16}  {}, beside it", "validation", human_bytes(more))?;
+        if self.shorter_bytes > 0 {
+            let bytes = self.shorter_bytes;
+            writeln!(f, "{:<14} {bytes:>16}  {} at most", "shorter rows", human_bytes(bytes))?;
+        }
         writeln!(f, "{:<14} {all:>16}  {}", "in all", human_bytes(all))?;
         if self.mesh.ranks() > 1 {
             writeln!(

@@ -2,11 +2,12 @@
 
 use crate::base::{Bytes, Limits};
 use crate::compile::{Chooser, First, Plan, Trade, human_bytes};
+use crate::data::longest_lengths;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::nn::Lora;
 use crate::run::device_bytes;
-use crate::train::{Base, Recipe, plans};
+use crate::train::{Base, Plans, Recipe, plans_of_lengths};
 use std::sync::Arc;
 
 /// A model and the way it is trained.
@@ -18,6 +19,9 @@ pub struct Job {
     pub recipe: Recipe,
     /// The model on disk that training goes on with, where it is there: adapters are of its weights, else of a model in bf16.
     pub base: Option<Arc<Base>>,
+    /// Rows have at most so many lengths, whatever the recipe says, for the data have the last word: those with which a run takes
+    /// most. 1: all have `seq` tokens.
+    pub lengths: usize,
 }
 
 /// Numbers of parameters.
@@ -40,15 +44,17 @@ pub struct Planned {
     pub eval: Plan,
     /// How the step keeps to the memory that is allowed, where that is said.
     pub trade: Option<Trade>,
+    /// Bytes that rows of other lengths take beside these.
+    pub shorter: u64,
 }
 
 impl Planned {
     /// Bytes on the device in all: what a run allocates.
     pub fn bytes(&self) -> u64 {
-        device_bytes([&self.train, &self.eval].into_iter().chain(&self.apply), &|_| false)
+        device_bytes([&self.train, &self.eval].into_iter().chain(&self.apply), &|_| false) + self.shorter
     }
 
-    /// Bytes that validation, and an update after several batches, add to a step.
+    /// Bytes that validation, an update after several batches, and rows of other lengths add to a step.
     pub fn beside(&self) -> u64 {
         self.bytes() - device_bytes([&self.train], &|_| false)
     }
@@ -104,8 +110,12 @@ impl Job {
     /// # Errors
     /// If a tensor fits no buffer of an adapter with these limits, or has no kernel there.
     pub fn plans(&self, limits: &Limits, chooser: &mut dyn Chooser) -> Result<Planned> {
-        let plans = plans(&self.config, &self.recipe, self.base.as_deref(), limits, chooser)?;
-        Ok(Planned { train: plans.train, apply: plans.apply, eval: plans.eval, trade: plans.fit.map(|fit| fit.trade) })
+        let (lengths, base) = (longest_lengths(self.lengths, self.recipe.seq), self.base.as_deref());
+        let mut others = plans_of_lengths(0, &self.config, &self.recipe, &lengths, base, limits, chooser)?;
+        let plans = others.pop().expect("rows have a length");
+        let shorter = others.iter().map(|other| other.beside(&plans)).sum();
+        let Plans { train, apply, eval, fit } = plans;
+        Ok(Planned { train, apply, eval, trade: fit.map(|fit| fit.trade), shorter })
     }
 
     /// Bytes on the device of a step and of validation together; with memory that is allowed, activations are computed

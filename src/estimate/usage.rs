@@ -129,8 +129,11 @@ fn border(plan: &Plan) -> usize {
     plan.steps.iter().position(|s| is_backward(&s.name)).unwrap_or(plan.steps.len())
 }
 
+/// Steps of a pipeline bear the number of their micro-batch before their name, and of these forward and backward passes take turns.
 fn is_backward(step: &str) -> bool {
-    step.starts_with("grad.") || step.starts_with("again.")
+    let of_batch = step.strip_prefix("batch.").and_then(|rest| rest.split_once('.'));
+    let name = of_batch.filter(|(batch, _)| batch.parse::<usize>().is_ok()).map_or(step, |(_, name)| name);
+    name.starts_with("grad.") || name.starts_with("again.")
 }
 
 /// The tenants that are read by steps which write states, in the backward pass: what the optimizer reads.

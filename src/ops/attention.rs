@@ -31,6 +31,15 @@ pub struct Attention {
     pub operands: Operands,
 }
 
+/// Of the forward pass, whole or of two ranks.
+pub(super) const FORWARD: Shaders = Shaders {
+    lanes: "attention",
+    cpu: "attention_rows",
+    tile: "attention_tile",
+    coop: "attention_coop",
+    staging: Staging { of_rows: 1, streamed: 1, scores: 1, hands_on: true },
+};
+
 impl Attention {
     /// In strict f32.
     pub const fn new(mask: Mask) -> Self {
@@ -73,15 +82,8 @@ impl Op for Attention {
             ("o", Operand::Output(0)),
             ("lse", Operand::Output(1)),
         ];
-        let shaders = Shaders {
-            lanes: "attention",
-            cpu: "attention_rows",
-            tile: "attention_tile",
-            coop: "attention_coop",
-            staging: Staging { of_rows: 1, streamed: 1, scores: 1, hands_on: true },
-        };
         let kind = Kind { mask: self.mask, operands: self.operands, pieces: None };
-        z.kernels(shaders, io, limits, kind, z.t * z.group(), &names)
+        z.kernels(FORWARD, io, limits, kind, z.t * z.group(), &names)
     }
 
     fn cost(&self, io: &Io) -> Cost {

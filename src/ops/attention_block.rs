@@ -1,9 +1,9 @@
 //! Attention of one rank's queries to another's keys, where ranks have parts of a sequence: a step of a ring (Liu et al.,
 //! 2023), whose results are put together by the online softmax as the tiles of one rank are. Legend as in `attention.rs`; S = T.
 
-use super::attention_grad::{check_inputs, gradients, names};
-use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, is_packed, scores};
-use super::attention_tiles::Staging;
+use super::attention::FORWARD;
+use super::attention_grad::{KEY_VALUE, QUERY, check_inputs, gradients, names};
+use super::attention_sizes::{Kind, Sizes, check_starts, is_packed, scores};
 use super::mask::Mask;
 use super::operands::Operands;
 use crate::base::{Array, DType, Limits, TensorType, Tolerance};
@@ -184,14 +184,7 @@ impl Op for AttentionBlock {
         if last == 5 {
             names.extend([("o_before", Operand::Input(3)), ("lse_before", Operand::Input(4))]);
         }
-        let shaders = Shaders {
-            lanes: "attention",
-            cpu: "attention_rows",
-            tile: "attention_tile",
-            coop: "attention_coop",
-            staging: Staging { of_rows: 1, streamed: 1, scores: 1, hands_on: true },
-        };
-        z.kernels(shaders, io, limits, self.kind(), z.t * z.group(), &names)
+        z.kernels(FORWARD, io, limits, self.kind(), z.t * z.group(), &names)
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -244,14 +237,7 @@ impl Op for AttentionBlockGradQuery {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let z = Sizes::of_io(io);
-        let shaders = Shaders {
-            lanes: "attention_grad_query",
-            cpu: "attention_grad_query_rows",
-            tile: "attention_grad_query_tile",
-            coop: "attention_grad_query_coop",
-            staging: Staging { of_rows: 2, streamed: 2, scores: 1, hands_on: false },
-        };
-        z.kernels(shaders, io, limits, self.0.kind(), z.t * z.group(), &names(&["dq"]))
+        z.kernels(QUERY, io, limits, self.0.kind(), z.t * z.group(), &names(&["dq"]))
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -285,14 +271,7 @@ impl Op for AttentionBlockGradKeyValue {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let z = Sizes::of_io(io);
-        let shaders = Shaders {
-            lanes: "attention_grad_key_value",
-            cpu: "attention_grad_key_value_rows",
-            tile: "attention_grad_key_value_tile",
-            coop: "attention_grad_key_value_coop",
-            staging: Staging { of_rows: 2, streamed: 2, scores: 2, hands_on: false },
-        };
-        z.kernels(shaders, io, limits, self.0.kind(), z.s, &names(&["dk", "dv"]))
+        z.kernels(KEY_VALUE, io, limits, self.0.kind(), z.s, &names(&["dk", "dv"]))
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -30,6 +30,24 @@ pub struct AttentionGradKeyValue {
     pub operands: Operands,
 }
 
+/// Of the gradient of queries, whole or of two ranks.
+pub(super) const QUERY: Shaders = Shaders {
+    lanes: "attention_grad_query",
+    cpu: "attention_grad_query_rows",
+    tile: "attention_grad_query_tile",
+    coop: "attention_grad_query_coop",
+    staging: Staging { of_rows: 2, streamed: 2, scores: 1, hands_on: false },
+};
+
+/// Of that of keys and values.
+pub(super) const KEY_VALUE: Shaders = Shaders {
+    lanes: "attention_grad_key_value",
+    cpu: "attention_grad_key_value_rows",
+    tile: "attention_grad_key_value_tile",
+    coop: "attention_grad_key_value_coop",
+    staging: Staging { of_rows: 2, streamed: 2, scores: 2, hands_on: false },
+};
+
 pub(super) const INPUTS: [(&str, Operand); 6] = [
     ("q", Operand::Input(0)),
     ("k", Operand::Input(1)),
@@ -113,15 +131,8 @@ impl Op for AttentionGradQuery {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let z = Sizes::of_io(io);
-        let shaders = Shaders {
-            lanes: "attention_grad_query",
-            cpu: "attention_grad_query_rows",
-            tile: "attention_grad_query_tile",
-            coop: "attention_grad_query_coop",
-            staging: Staging { of_rows: 2, streamed: 2, scores: 1, hands_on: false },
-        };
         let kind = Kind { mask: self.mask, operands: self.operands, pieces: None };
-        z.kernels(shaders, io, limits, kind, z.t * z.group(), &names(&["dq"]))
+        z.kernels(QUERY, io, limits, kind, z.t * z.group(), &names(&["dq"]))
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -156,15 +167,8 @@ impl Op for AttentionGradKeyValue {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let z = Sizes::of_io(io);
-        let shaders = Shaders {
-            lanes: "attention_grad_key_value",
-            cpu: "attention_grad_key_value_rows",
-            tile: "attention_grad_key_value_tile",
-            coop: "attention_grad_key_value_coop",
-            staging: Staging { of_rows: 2, streamed: 2, scores: 2, hands_on: false },
-        };
         let kind = Kind { mask: self.mask, operands: self.operands, pieces: None };
-        z.kernels(shaders, io, limits, kind, z.s, &names(&["dk", "dv"]))
+        z.kernels(KEY_VALUE, io, limits, kind, z.s, &names(&["dk", "dv"]))
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -41,7 +41,8 @@ fn attention() -> Vec<Case> {
         case("grouped", [1, 9, 9, 6, 2, 16], 0).wrt(&[0, 1, 2]),
         case("two tiles", [2, 33, 33, 3, 1, 16], 0),
         case("long", [1, 65, 65, 3, 1, 32], 0),
-        case("wide", [1, 17, 17, 4, 1, 80], 0),
+        // So few rows that no tile is tall: with wide heads those take a CPU's driver a minute to compile.
+        case("wide", [1, 7, 33, 4, 1, 80], 26),
         case("widest", [1, 9, 9, 2, 1, 256], 0),
         case("decoding", [2, 1, 65, 9, 3, 64], 40),
         case("decoding, full", [1, 1, 33, 4, 4, 8], 32),
@@ -117,9 +118,9 @@ fn narrow() -> Vec<Case> {
             inputs[2].0.dtype = dtype;
             cases.push(Case::new(&format!("{dtype} {note}"), Attention::new(mask), &inputs));
         };
-        case("decoding", Mask::default(), [2, 1, 65, 9, 3, 64], &[40, 64]);
+        case("decoding", Mask::default(), [2, 1, 65, 9, 3, 32], &[40, 64]);
         case("prefill", Mask::default(), [2, 17, 33, 8, 4, 8], &[11]);
-        case("window", BOTH, [1, 9, 20, 4, 4, 40], &[8]);
+        case("window", BOTH, [1, 9, 20, 4, 4, 24], &[8]);
     }
     cases
 }
@@ -136,7 +137,7 @@ fn halves() -> Vec<Case> {
     };
     all("halves", Mask::default(), qkv([2, 33, 33, 6, 2, 32], &[0]));
     all("halves prefill", Mask::default(), qkv([2, 7, 41, 3, 1, 8], &[11, 34]));
-    all("halves masked", BOTH, qkv([1, 50, 50, 3, 1, 40], &[0]));
+    all("halves masked", BOTH, qkv([1, 50, 50, 3, 1, 24], &[0]));
     all("halves documents", window(30), packed_qkv([1, 130, 3, 1, 16], 40));
     cases
 }

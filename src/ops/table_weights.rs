@@ -11,9 +11,19 @@ fn packed<const N: usize>(dtype: DType, dims: [usize; N]) -> (TensorType, Draw) 
     (TensorType { shape: dims.into(), dtype }, Draw::Normal)
 }
 
+/// One of each kind: elements of two bytes, blocks with a scale, super-blocks, and a table of values.
+const KINDS: [DType; 4] = [DType::BF16, DType::Q8_0, DType::Q4K, DType::Nf4];
+
 pub(super) fn rows() -> Vec<Case> {
     let each = DType::WEIGHTS.into_iter().filter(|d| d.is_packed()).flat_map(of);
-    each.chain(panels()).collect()
+    each.chain(KINDS.into_iter().map(half)).chain(panels()).collect()
+}
+
+/// An element is rounded once it is decoded, which is the same for all dtypes.
+fn half(dtype: DType) -> Case {
+    let (product, k) =
+        (MatMul::linear().with(Operands::F16), if dtype == DType::BF16 { 172 } else { 3 * dtype.block().elements });
+    Case::new(&format!("{dtype} half"), product, &[normal([19, k]), packed(dtype, [9, k])])
 }
 
 /// What a result or a gradient in panels has to do with the weight's dtype is the same for all.
@@ -33,7 +43,6 @@ fn panels() -> Vec<Case> {
 
 fn of(dtype: DType) -> Vec<Case> {
     let linear = MatMul::linear();
-    let half = linear.clone().with(Operands::F16);
     let by_rows = MatMul { transpose_b: false, ..MatMul::linear() };
     // One block a row and several; in f16 also sizes that do not divide by four, whose kernels take long to compile.
     let one = dtype.block().elements;
@@ -62,7 +71,6 @@ fn of(dtype: DType) -> Vec<Case> {
         Case::new(&note("by rows"), by_rows.clone(), &[normal([19, k]), packed(dtype, [k, odd])]).wrt(&[0]),
         // What flows back through a frozen layer: dy·W, with W as it is stored.
         Case::new(&note("back"), by_rows, &[normal([2, 35, 24]), packed(dtype, [24, some])]).wrt(&[0]),
-        Case::new(&note("half"), half, &[normal([19, some]), packed(dtype, [9, some])]),
         Case::new(&note("table"), Embedding, &[packed(dtype, [37, odd]), below([2, 9], 41)]),
     ]
 }

@@ -120,7 +120,7 @@ impl FromStr for Mesh {
     /// Reads `data=4,tensor=2`; what is not named is 1.
     fn from_str(text: &str) -> Result<Mesh> {
         let wrong = |what: String| Error::Invalid(format!("mesh `{text}`: {what}; write axes as in data=4,tensor=2"));
-        let mut mesh = Mesh::ONE;
+        let (mut mesh, mut named) = (Mesh::ONE, Vec::new());
         for part in text.split(',') {
             let (axis, size) = part.split_once('=').ok_or_else(|| wrong(format!("`{part}` has no =")))?;
             let place = match axis.trim() {
@@ -134,6 +134,10 @@ impl FromStr for Mesh {
                     return Err(wrong(format!("there is no axis {axis}; there are {known}")));
                 }
             };
+            if named.contains(&axis.trim()) {
+                return Err(wrong(format!("the axis {} is named twice", axis.trim())));
+            }
+            named.push(axis.trim());
             let size = size.trim().parse().ok().filter(|n| (1..=1 << 24).contains(n));
             *place = size.ok_or_else(|| wrong(format!("`{part}` names no number from 1 to {}", 1 << 24)))?;
         }
@@ -186,6 +190,7 @@ mod tests {
             ("data", "has no ="),
             ("rows=2", "there is no axis rows"),
             ("data=0", "names no number from 1"),
+            ("data=2,tensor=2,data=2", "the axis data is named twice"),
             ("data=3,expert=2", "2 does not divide 3"),
         ] {
             let said = text.parse::<Mesh>().unwrap_err().to_string();

@@ -42,6 +42,10 @@ pub enum Event {
         adapter: String,
         /// Parameters of the model.
         parameters: u64,
+        /// That are trained.
+        trained: u64,
+        /// Of these, those that this rank holds.
+        held: u64,
         /// Tokens to train on.
         train_tokens: u64,
         /// Tokens held out.

@@ -35,6 +35,7 @@ impl TrainedRun {
     /// # Errors
     /// If it is neither, holds no model yet, or is damaged.
     pub fn open(path: &Path) -> Result<TrainedRun> {
+        refuse_part(path)?;
         if path.join(MANIFEST).is_file() {
             let snapshot = Snapshot::open(path)?;
             snapshot.verify()?;
@@ -130,6 +131,22 @@ impl TrainedRun {
         let recipe = Recipe { mesh: Mesh::ONE, shard: Shard::None, ..self.recipe.clone() };
         Subject::new(model, &recipe, base, &limits)
     }
+}
+
+/// Refuses the folder of one rank's part of checkpoints, `checkpoints/rank-R`, or of one in it, and says where the whole is.
+fn refuse_part(path: &Path) -> Result<()> {
+    let absolute = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let rank = |folder: &Path| folder.file_name()?.to_str()?.strip_prefix("rank-")?.parse::<usize>().ok();
+    let mut above = absolute.ancestors().take(2).filter(|f| f.parent().is_some_and(|p| p.ends_with("checkpoints")));
+    let Some((folder, rank)) = above.find_map(|folder| Some((folder, rank(folder)?))) else { return Ok(()) };
+    let whole = folder.parent().unwrap_or(folder);
+    let step = absolute.strip_prefix(folder).ok().filter(|step| !step.as_os_str().is_empty());
+    let whole = whole.join(step.unwrap_or(Path::new("step-N")));
+    let message = format!(
+        "is what rank {rank} alone wrote; name the whole checkpoint, which has all ranks' parts: {}",
+        whole.display()
+    );
+    Err(Error::file(path, message))
 }
 
 /// Parameters of a checkpoint, whatever ranks wrote it, in a layout's pages.

@@ -120,7 +120,7 @@ pub fn plans_of_rank(
 ///
 /// # Errors
 /// As [`plans`].
-pub(super) fn plans_of_lengths(
+pub fn plans_of_lengths(
     rank: usize,
     config: &ModelConfig,
     recipe: &Recipe,
@@ -176,7 +176,7 @@ fn widen(plan: &mut Plan, other: &Plan) -> u64 {
 
 impl Plans {
     /// Bytes that these take beside those of other rows.
-    pub(super) fn beside(&self, other: &Plans) -> u64 {
+    pub fn beside(&self, other: &Plans) -> u64 {
         bytes_beside(&self.train, &other.train) + bytes_beside(&self.eval, &other.eval)
     }
 }

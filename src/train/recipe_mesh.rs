@@ -61,7 +61,9 @@ impl Recipe {
         super::optimizer(self).check_shard(self.shard, self.lora.is_some())?;
         if pipeline > 1 && self.shard > Shard::Optimizer {
             return Err(Error::Invalid(format!(
-                "shard is {}, and mesh is {}: a stage needs its parameters for every micro-batch, and adds up the gradients of all                  before ranks meet, so that each micro-batch would send what a step does; choose shard = \"optimizer\", or leave the                  pipeline axis out",
+                "shard is {}, and mesh is {}: a stage needs its parameters for every micro-batch, and adds up the gradients of all \
+                 before ranks meet, so that each micro-batch would send what a step does; choose shard = \"optimizer\" (of a run \
+                 that is taken up by --shard optimizer), or leave the pipeline axis out",
                 self.shard, self.mesh
             )));
         }
@@ -83,6 +85,27 @@ impl Recipe {
     /// How many runs of a rank's plan make a step: its batches, which on a pipeline are one run.
     pub fn runs(&self) -> u32 {
         if self.pipeline().is_some() { 1 } else { self.accumulate }
+    }
+
+    /// What it asks for that comes to nothing on its mesh.
+    pub fn unheard(&self) -> Vec<String> {
+        let (mut said, mesh) = (Vec::new(), self.mesh);
+        if self.shard != Shard::None && self.shards() == 1 {
+            said.push(format!(
+                "shard is {}, and mesh is {mesh}: nobody is there to share with, and nothing is shared out; add ranks by --mesh data=N, \
+                 or leave it out",
+                self.shard
+            ));
+        }
+        let alone = self.shards() == 1 && mesh.replicas() == mesh.ranks() && mesh.expert == 1;
+        if let Some(folder) = self.checkpoint.neighbour_copies.as_ref().filter(|_| alone) {
+            said.push(format!(
+                "neighbour_copies is {}, and the first rank writes checkpoints alone: there are no parts that a neighbour could copy; \
+                 add --shard, or leave it out",
+                folder.display()
+            ));
+        }
+        said
     }
 
     /// Over how many ranks states are shared out; 1 where each has all.

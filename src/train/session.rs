@@ -1,8 +1,9 @@
 //! A whole training run: steps, validation, samples, checkpoints, saving; an early end when asked; and back to a checkpoint
 //! where training diverges.
 
+use super::folder::{RunLock, begin};
 use super::keeper::{Keeper, Kept};
-use super::log::{RECIPE, RunLog};
+use super::log::RunLog;
 use super::look::Look;
 use super::pace::Speed;
 use super::save::save;
@@ -12,7 +13,6 @@ use super::{
 use crate::data::hash::hash as hash_of;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::store::atomic::{create_folder, write_file};
 use crate::store::snapshot::{Manifest, Series, Snapshot};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -60,15 +60,6 @@ pub async fn run(
     })
 }
 
-/// Makes the folder of a run ready for what is to come after `step`.
-fn begin(recipe: &Recipe, step: u64, device_bytes: u64) -> Result<RunLog> {
-    create_folder(&recipe.out)?;
-    write_file(&recipe.out.join(RECIPE), recipe.resolved().to_toml().as_bytes())?;
-    // Those of a step that is still to come are damaged, or of another run.
-    Series::of(&recipe.out).forget_after(step);
-    RunLog::open(&recipe.out, step, device_bytes)
-}
-
 struct Session<'a> {
     gpu: &'a Gpu,
     recipe: &'a Recipe,
@@ -81,6 +72,8 @@ struct Session<'a> {
     about: About,
     /// The first rank's.
     log: Option<RunLog>,
+    /// The same one's: no other run writes to the folder.
+    _lock: Option<RunLock>,
     world: World,
     speed: Speed,
     /// Seconds of the processes before this one.
@@ -109,8 +102,10 @@ impl<'a> Session<'a> {
         let world = trainer.world().clone();
         let copies = Neighbours::of(recipe);
         copies.iter().for_each(|copies| copies.forget_after(step));
-        let log = world.is_first().then(|| begin(recipe, step, trainer.device_bytes())).transpose();
-        world.first(world.is_first().then(|| log.as_ref().map(|_| ()).map_err(|e| Error::Invalid(e.to_string()))))?;
+        let begun = world.is_first().then(|| begin(recipe, step, trainer.device_bytes())).transpose();
+        world.first(world.is_first().then(|| begun.as_ref().map(|_| ()).map_err(|e| Error::Invalid(e.to_string()))))?;
+        let (log, lock) = begun?.unzip();
+        trainer.notes.extend(lock.iter().filter_map(|lock| lock.note.clone()));
         let series = Series::below(&recipe.out);
         let options = &recipe.checkpoint;
         let writers = if trainer.writers() > 1 { world.again()? } else { World::alone() };
@@ -120,7 +115,8 @@ impl<'a> Session<'a> {
         let flops = prepared.config.train_flops_per_token(recipe.seq) as f64;
         Ok(Session {
             about: About::new(gpu, recipe, prepared, &trainer.kernels),
-            log: log?,
+            log,
+            _lock: lock,
             speed: Speed::new(limit, flops / world.size() as f64),
             world,
             earlier: trainer.progress.seconds,

@@ -65,6 +65,11 @@ fn a_run_and_its_checkpoints_are_handed_on() {
     export(&place, "m q.gguf --dtype f16");
     assert!(bytes(&place, "q.gguf").len() < bytes(&place, "m.gguf").len());
 
+    refused(
+        &place,
+        "m x --merge",
+        "--merge is for runs that trained adapters, and m trained the whole model: leave it out",
+    );
     refused(&place, "m whole", "is there already; give another name, or --force to overwrite it");
     refused(&place, "m m --force", "is what is read; write to another place");
     refused(

@@ -33,6 +33,18 @@ fn ranks_make_one_model_and_other_ranks_go_on_with_it() {
         // Roundings of eight steps: the bar of twenty is drawn in tests/mesh.rs, and is wider.
         assert!(got.0 == expected.0 && (got.1 - expected.1).abs() <= 2e-5 * expected.1, "{got:?} for {expected:?}");
     }
+    // Who asks one rank to share, and for copies of parts that nobody writes, hears of it.
+    let alone = place.train("--shard optimizer --neighbour-copies copies --out alone").assert().success();
+    let said = stderr(&alone);
+    assert!(said.contains("shard is optimizer, and mesh is data=1: nobody is there to share with"), "{said}");
+    assert!(said.contains("neighbour_copies is copies, and the first rank writes checkpoints alone"), "{said}");
+    // Of the whole model each holds a part, with what fills it up.
+    let parts =
+        place.train("--mesh data=2 --shard parameters --steps 1 --log-format json --out parts").assert().success();
+    let ready = stdout(&parts).lines().find(|line| line.contains("\"event\":\"ready\"")).unwrap().to_string();
+    let ready: serde_json::Value = serde_json::from_str(&ready).unwrap();
+    let [all, trained, held] = ["parameters", "trained", "held"].map(|key| ready[key].as_u64().unwrap());
+    assert!(all == trained && 2 * held >= all && held < all, "{ready}");
     // A model that several ranks made is one like any other.
     place.danlu("export m exported").assert().success();
     assert!(place.path("exported/model.safetensors").exists());
@@ -59,6 +71,13 @@ fn a_part_that_is_lost_is_put_back_from_the_neighbours_copy() {
         assert!(said.contains(&text), "{said}");
     }
     assert!(weights(&place, "m") == weights(&place, "calm"), "what was put back is not what was lost");
+    // Of a checkpoint one rank has a part only, and no model can be made of that.
+    for part in ["m/checkpoints/rank-1/step-6", "m/checkpoints/rank-1"] {
+        let said = stderr(&place.danlu(&format!("export {part} x")).assert().code(1));
+        let whole = if part.ends_with("6") { "checkpoints/step-6" } else { "checkpoints/step-N" };
+        let parts = ["is what rank 1 alone wrote; name the whole checkpoint", whole];
+        assert!(said.lines().count() == 1 && parts.iter().all(|part| said.contains(part)), "{said}");
+    }
     // The last one's copies, and no others.
     let of_run = std::fs::read_dir(place.path("copies")).unwrap().next().unwrap().unwrap().path();
     for part in ["step-6", "rank-1/step-6"] {
@@ -114,6 +133,9 @@ fn plans_of_a_mesh_say_what_a_rank_sends() {
     // The micro-batches of a pipeline are one plan: residual streams of width 64, the table's gradient, and three sums.
     let piped = plan("--mesh pipeline=2 --accumulate 4");
     let table = piped["sent"][0][1].as_u64().unwrap() - 4 * (4 * 4 * 64 * 64) - 12;
+    // A stage keeps what each of its two layers makes of at least one micro-batch: input, queries, gate and up.
+    let least = 4 * (4 * 64) * 2 * (2 * 128 + 2 * 352);
+    assert!(bytes(&piped, "activations") >= least, "{} of {least}", piped["usage"]);
     assert!(piped["sent"][0][0] == "pipeline" && table % (4 * 64) == 0 && table < 4 * parameters, "{piped}");
     let many =
         "plan --config llama-3.1-8b --batch 16 --seq 1024 --nodes 1 --machine h100 --shard parameters --mesh data=8";
@@ -156,5 +178,7 @@ fn meshes_that_cannot_be_are_refused() {
     }
     let said = stderr(&place.train("--mesh two --out o").assert().code(2));
     assert!(said.contains("mesh `two`: `two` has no =; write axes as in data=4,tensor=2"), "{said}");
+    let said = stderr(&place.train("--mesh data=2,data=2 --out o").assert().code(2));
+    assert!(said.contains("the axis data is named twice"), "{said}");
     assert!(!place.path("o").exists());
 }

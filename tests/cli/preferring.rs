@@ -3,6 +3,7 @@
 use super::resuming::losses;
 use super::shared::shared;
 use super::{Place, has_adapter, stderr, stdout};
+use danlu::store::Checkpoint;
 use danlu::store::snapshot::Series;
 use serde_json::{Value, json};
 use std::fs;
@@ -48,6 +49,12 @@ fn the_better_answers_are_preferred_and_their_reference_is_computed_once() {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(said.contains("100 % of pairs right, rewards "), "{said}");
+    let model = said.lines().find(|line| line.starts_with("model ")).unwrap();
+    let base = Checkpoint::open(&place.path("m")).unwrap().model().config().parameters();
+    let counts: Vec<u64> = model.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert!(model.ends_with(" trained") && counts[0] == base && counts[1] < counts[0], "{model}");
+    // Nothing of what it counts is counted twice.
+    assert!(said.contains("27 pairs in 54 rows of 24 tokens"), "{said}");
     assert_eq!(place.model("calm"), ["adapter_config.json", "adapter_model.safetensors"]);
     // Of pairs that are as likely before and after, the loss is ln 2.
     let lines = metrics(&place, "calm");

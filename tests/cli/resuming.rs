@@ -38,6 +38,33 @@ fn start(place: &Place, run: &str) -> std::process::Child {
     place.process(&train, [Stdio::null(), Stdio::piped()])
 }
 
+/// While a run writes to a folder no other does, however that is asked for; once it is killed, the folder is free.
+#[test]
+#[cfg(unix)]
+fn a_folder_is_of_one_run_at_a_time() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let flags = "--steps 4000 --checkpoint-every 2 --out m --log-format json";
+    let mut run = place.process(&place.train(flags), [Stdio::null(), Stdio::null()]);
+    while !place.path("m/checkpoints/step-2").is_dir() {
+        assert!(run.try_wait().unwrap().is_none(), "it ended before it had a checkpoint");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let others = [place.train("--out m"), place.train("--out m --force"), place.danlu("train --resume m --tune off")];
+    for mut other in others {
+        let said = stderr(&other.assert().code(1));
+        let by = format!("m: another run writes there, process {}: wait for its end, end it, or choose", run.id());
+        assert!(said.contains(&by) && said.trim_end().lines().count() == 1, "{said}");
+    }
+    assert!(run.try_wait().unwrap().is_none(), "the run is disturbed");
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let (said, code) = place.signalled(&place.danlu("train --resume m --tune off --log-format json"), "-TERM");
+    assert!(code == Some(143) && said.contains("\"event\":\"resumed\""), "{said}");
+}
+
 /// Processes are killed with no warning at moments of every kind, fifty times; at most one in five of them while a
 /// checkpoint is being written, by looking for its temporary folder.
 #[test]

@@ -254,6 +254,49 @@ fn plans_are_text_and_json() {
     assert_eq!(device, total("arena_bytes") + total("state_bytes") + total("other_bytes"));
 }
 
+/// What would say nothing is refused, and what could not be done is.
+#[test]
+fn flags_of_plans_that_come_to_nothing_are_refused() {
+    let place = Place::new();
+    for (flags, part) in [
+        ("--mesh auto", "--mesh auto looks for the best mesh of many nodes: add --nodes and --machine, or write axes"),
+        (
+            "--tokens 1e9",
+            "--tokens asks for the time of a run, which only a machine tells: add --machine, such as h100",
+        ),
+        ("--price 2", "--price asks for the time of a run, which only a machine tells"),
+        ("--machine h100 --price 2", "--price is of a whole run: say how long that is, by --steps or --tokens"),
+        ("--shard optimizer", "shard is optimizer, and mesh is data=1: nobody is there to share with"),
+        ("--lengths 0", "lengths is 0; it must be at least 1"),
+        (
+            "--lengths 4 --pack",
+            "--lengths is 4, and rows that are packed, or those of several ranks, all have --seq tokens",
+        ),
+        ("--lengths 4 --mesh data=2", "--lengths is 4, and rows that are packed"),
+    ] {
+        let said = stderr(&place.danlu(&format!("plan --config tiny.json --seq 32 {flags}")).assert().code(1));
+        assert!(said.lines().count() == 1 && said.contains(part), "{part}: {said}");
+    }
+}
+
+/// Rows of several lengths take more than those of one, by what plans of their own bring with them.
+#[test]
+fn plans_count_rows_of_several_lengths() {
+    let place = Place::new();
+    let answer = |flags: &str| {
+        let line = format!("plan --config tiny.json --batch 2 --seq 32 --json {flags}");
+        let said = stdout(&place.danlu(&line).assert().success().stderr(""));
+        let value: Value = serde_json::from_str(&said).unwrap();
+        ["device_bytes", "shorter_bytes"].map(|key| value["answer"][key].as_u64().unwrap())
+    };
+    let ([one, none], [two, shorter]) = (answer(""), answer("--lengths 2"));
+    // Tokens and targets of 2 rows of 16, at least.
+    assert!(none == 0 && shorter >= 2 * 4 * 32 && two == one + shorter, "{one} {none} {two} {shorter}");
+    assert_eq!(answer("--lengths 9"), [two, shorter], "32 tokens are two lengths");
+    let said = stdout(&place.danlu("plan --config tiny.json --batch 2 --seq 32 --lengths 2").assert().success());
+    assert!(said.contains("\nshorter rows ") && said.contains(" at most"), "{said}");
+}
+
 /// 28 GiB of parameters, more than one buffer counts.
 #[test]
 fn every_preset_can_be_planned() {
@@ -299,6 +342,13 @@ fn machines_are_compared() {
     let both: Value = serde_json::from_str(&again).unwrap();
     let rate = |i: usize| both[i]["found"]["best"]["tokens_per_rank"].as_f64().unwrap();
     assert!((hour - 2.5 * rate(1) / rate(0)).abs() < 2e-3, "{told}");
+    // A run's steps are its tokens.
+    let of_run = |span: &str| {
+        let line = format!("plan --config smollm2-135m --batch 16 --seq 512 --machine h100 --nodes 1 {span}");
+        stdout(&place.danlu(&line).assert().success().stderr(""))
+    };
+    assert_eq!(of_run("--steps 1000"), of_run("--tokens 8192000"));
+    assert!(of_run("--steps 1000").contains("the run of 8.1920e6 tokens"));
     for (line, sentence) in [
         (format!("{asked} --nodes 1,2,3"), "--nodes gives 3 counts for 2 machines"),
         (asked.to_string(), "several are compared with --nodes only"),

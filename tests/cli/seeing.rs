@@ -43,6 +43,8 @@ fn runs_are_listed_and_drawn() {
     let place = Place::new();
     let said = stderr(&place.danlu("runs").assert().code(1));
     assert_eq!(said, "danlu: runs: no such folder; `danlu train --out FOLDER` makes one\n");
+    let said = stderr(&place.danlu("runs text.txt").assert().code(1));
+    assert_eq!(said, "danlu: text.txt: is a file; name the folder of a run, or one with runs in it\n");
     if !has_adapter() {
         return;
     }

@@ -11,14 +11,14 @@ use crate::base::{Bytes, Limits};
 use crate::compile::{Chooser, settle};
 use crate::data::{Batch, SMALLEST_VOCAB};
 use crate::error::Error;
-use crate::estimate::{Job, remedy};
+use crate::estimate::{Job, Parameters, remedy};
 use crate::gpu::{Gpu, Selector, list};
 use crate::model::{ModelConfig, find_config};
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
 use crate::store::{ADAPTER_WEIGHTS, Loaded, check_room};
 use crate::train::{
-    Base, Ending, Event, Observer, Pace, Precision, Prepared, Recipe, Resumption, Subject, Tasks, Trainer, World,
-    check_fits, plans, prepare_from, put_back, save, schedule,
+    Base, Ending, Event, Observer, Pace, Precision, Prepared, Recipe, Resumption, RunLock, Subject, Tasks, Trainer,
+    World, check_fits, plans, prepare_from, put_back, save, schedule,
 };
 use anyhow::{Context, Result, anyhow};
 use std::io::Write;
@@ -42,6 +42,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         notes.extend(process.compare_clocks()?);
     }
     if let Some(folder) = args.taken_up(&kind)? {
+        RunLock::check(&folder)?;
         let mut put_back = || Ok(put_back(&folder, &mut |text| notes.push(text))?);
         match process {
             Some(process) => process.on_each_machine(put_back)?,
@@ -157,7 +158,8 @@ impl Run {
         }
         let fitted = trainer.fit.as_ref().and_then(|fit| fit.note());
         let validated = validated(recipe, &trainer, prepared);
-        trainer.subject.note(&prepared.config).into_iter().chain(fitted).chain(validated).for_each(|text| {
+        let notes = trainer.subject.note(&prepared.config).into_iter().chain(fitted).chain(validated);
+        notes.chain(recipe.unheard()).for_each(|text| {
             observer.event(&Event::Note { text });
         });
         if world.is_first() {
@@ -178,9 +180,13 @@ impl Run {
         }
         let plans = [(&plan, recipe.runs())].into_iter().chain(apply.iter().map(|plan| (plan, 1)));
         let limit = roofline.as_ref().map(|roofline| Pace::of(roofline, plans));
+        let job = Job { config: prepared.config.clone(), recipe: recipe.clone(), base: None, lengths: 1 };
+        let Parameters { model: parameters, trained } = job.parameters()?;
         observer.event(&Event::Ready {
             adapter: gpu.report().line(),
-            parameters: trainer.layout().parameters(),
+            parameters,
+            trained,
+            held: trainer.held(),
             train_tokens: prepared.loader.train_tokens(),
             val_tokens: prepared.loader.val_tokens(),
             totals: plan.totals(),
@@ -223,7 +229,7 @@ fn advised(
     config: &ModelConfig,
     base: Option<&Arc<Base>>,
 ) -> anyhow::Error {
-    let job = Job { config: config.clone(), recipe: recipe.clone(), base: base.cloned() };
+    let job = Job { config: config.clone(), recipe: recipe.clone(), base: base.cloned(), lengths: 1 };
     let known = recipe.memory.into_iter().chain(limits.memory_bytes.map(Bytes)).min_by_key(|bytes| bytes.0);
     let memory = match &error {
         Error::Memory { had: 0, .. } => job.bytes(limits).ok().map(|bytes| Bytes(bytes / 2)),

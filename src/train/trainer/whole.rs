@@ -12,6 +12,12 @@ impl Trainer {
         self.layout().parts().is_some() || self.layout().keeps_parts() || averages
     }
 
+    /// Of the parameters that are trained those that this rank holds; where ranks share them out, with what fills up its part.
+    pub fn held(&self) -> u64 {
+        let (layout, kept) = (self.layout(), |page| self.layout().kept(page).len() as u64);
+        if layout.keeps_parts() { (0..layout.pages().len()).map(kept).sum() } else { layout.parameters() }
+    }
+
     /// What is trained, as it is validated, in the layout's pages; where ranks share that out, all of them call this together.
     ///
     /// # Errors

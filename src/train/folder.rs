@@ -1,0 +1,125 @@
+//! The folder of a run: one run at a time writes there.
+
+use super::Recipe;
+use super::log::{RECIPE, RunLog};
+use crate::error::{Error, Result};
+use crate::store::atomic::{create_folder, write_file};
+use crate::store::snapshot::Series;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What a run has locked while it writes; it holds the number of its process, and says nothing once it is not locked.
+const LOCK: &str = ".lock";
+/// For so long a run that was killed may still be leaving.
+const LEAVING: Duration = Duration::from_secs(3);
+
+/// A run's folder, which no other run may write to as long as this is there: whatever ends the process, its system unlocks it.
+#[derive(Debug)]
+pub struct RunLock {
+    /// Closed, it is unlocked.
+    _file: File,
+    /// Why it is not locked, where the file system has no locks.
+    pub note: Option<String>,
+}
+
+impl RunLock {
+    /// Locks a folder that is there.
+    ///
+    /// # Errors
+    /// If another run has locked it, or it cannot be written to.
+    pub fn take(folder: &Path) -> Result<RunLock> {
+        let path = folder.join(LOCK);
+        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = options.map_err(|e| Error::io("open", &path, e))?;
+        let note = wait(folder, || file.try_lock())?.map(|error| {
+            let folder = folder.display();
+            format!(
+                "{folder} lies on a file system without locks ({error}): take care that no other run writes there, too"
+            )
+        });
+        if note.is_none() {
+            // For who is refused; a disk that is full refuses nobody.
+            let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+        }
+        Ok(RunLock { _file: file, note })
+    }
+
+    /// Refuses a folder that another run has locked, and makes nothing there.
+    ///
+    /// # Errors
+    /// If so.
+    pub fn check(folder: &Path) -> Result<()> {
+        let Ok(file) = File::open(folder.join(LOCK)) else { return Ok(()) };
+        wait(folder, || file.try_lock_shared()).map(|_| ())
+    }
+}
+
+/// Tries to lock until that is given up; gives why it cannot be done at all.
+fn wait(folder: &Path, lock: impl Fn() -> Result<(), TryLockError>) -> Result<Option<std::io::Error>> {
+    let until = Instant::now() + LEAVING;
+    loop {
+        match lock() {
+            Ok(()) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Ok(Some(error)),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LEAVING / 20),
+            Err(TryLockError::WouldBlock) => break,
+        }
+    }
+    let path = folder.join(LOCK);
+    let process = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    let process = process.map_or_else(|| "another process".into(), |number| format!("process {number}"));
+    let message = format!(
+        "another run writes there, {process}: wait for its end, end it, or choose another --out; if it ran on a machine that is gone, \
+         remove {}",
+        path.display()
+    );
+    Err(Error::file(folder, message))
+}
+
+/// Makes the folder of a run ready for what is to come after `step`, and keeps others out of it.
+pub(super) fn begin(recipe: &Recipe, step: u64, device_bytes: u64) -> Result<(RunLog, RunLock)> {
+    create_folder(&recipe.out)?;
+    let lock = RunLock::take(&recipe.out)?;
+    write_file(&recipe.out.join(RECIPE), recipe.resolved().to_toml().as_bytes())?;
+    // Those of a step that is still to come are damaged, or of another run.
+    Series::of(&recipe.out).forget_after(step);
+    Ok((RunLog::open(&recipe.out, step, device_bytes)?, lock))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_run_at_a_time_has_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        RunLock::check(folder.path()).unwrap();
+        assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none(), "who only looks leaves nothing");
+        let first = RunLock::take(folder.path()).unwrap();
+        assert_eq!(first.note, None);
+        for refused in [RunLock::take(folder.path()).map(|_| ()), RunLock::check(folder.path())] {
+            let (said, folder) = (refused.unwrap_err().to_string(), folder.path().display());
+            let by = format!("{folder}: another run writes there, process {}: wait for its end", std::process::id());
+            assert!(said.starts_with(&by) && said.ends_with(&format!("remove {folder}/.lock")), "{said}");
+        }
+        drop(first);
+        RunLock::check(folder.path()).unwrap();
+        RunLock::take(folder.path()).unwrap();
+        // One that is about to leave is waited for.
+        let leaving = RunLock::take(folder.path()).unwrap();
+        let left = std::thread::spawn(move || {
+            std::thread::sleep(LEAVING / 4);
+            drop(leaving);
+        });
+        RunLock::take(folder.path()).unwrap();
+        left.join().unwrap();
+    }
+
+    #[test]
+    fn where_there_are_no_locks_runs_go_on_with_a_note() {
+        let none = || Err(TryLockError::Error(std::io::ErrorKind::Unsupported.into()));
+        assert_eq!(wait(Path::new("out"), none).unwrap().unwrap().kind(), std::io::ErrorKind::Unsupported);
+    }
+}
