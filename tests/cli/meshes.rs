@@ -59,6 +59,14 @@ fn a_part_that_is_lost_is_put_back_from_the_neighbours_copy() {
         assert!(said.contains(&text), "{said}");
     }
     assert!(weights(&place, "m") == weights(&place, "calm"), "what was put back is not what was lost");
+    // What somebody puts back to an earlier step by hand stays there, though neighbours have a later one.
+    for part in ["checkpoints/step-6", "checkpoints/rank-1/step-6"] {
+        std::fs::remove_dir_all(place.path("m").join(part)).unwrap();
+    }
+    let said = stderr(&place.danlu("train --resume m --steps 6 --tune off").assert().success());
+    assert!(said.contains("neighbours have copies of step 6, of which nothing is in m/checkpoints"), "{said}");
+    assert!(said.contains("put back to step 4") && !said.contains("was lost or damaged"), "{said}");
+    assert!(weights(&place, "m") == weights(&place, "calm"), "from step 4 on it is another run");
     // The last one's copies, and no others.
     let of_run = std::fs::read_dir(place.path("copies")).unwrap().next().unwrap().unwrap().path();
     for part in ["step-6", "rank-1/step-6"] {
@@ -68,6 +76,25 @@ fn a_part_that_is_lost_is_put_back_from_the_neighbours_copy() {
     // A run that begins anew in the same folder does not take the old one's.
     place.train(&format!("{flags} {copies} --seed 7 --steps 2 --out m --quiet --force")).assert().success();
     assert!(of_run.join("step-2").exists() && !of_run.join("step-6").exists());
+}
+
+/// Of stages with other parts of the model the one is named that has no room, before anything is read.
+#[test]
+fn the_rank_whose_part_does_not_fit_is_named() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let said = |memory: &str| {
+        let line = format!("--mesh pipeline=2 --accumulate 2 --memory {memory} --out o");
+        stderr(&place.train(&line).assert().code(1))
+    };
+    let first = said("1");
+    assert!(first.contains("rank 0: training takes at least"), "{first}");
+    let bytes = first.split_once('(').and_then(|(_, rest)| rest.split_once(" bytes)")).expect("bytes are told").0;
+    // Enough for the first stage, and not for that which has the loss.
+    let second = said(bytes);
+    assert!(second.contains("rank 1: training takes at least") && !place.path("o").exists(), "{second}");
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::train::{
     Base, Ending, Event, Observer, Pace, Precision, Prepared, Recipe, Resumption, Subject, Tasks, Trainer, World,
     check_fits, plans, prepare_from, put_back, save,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow};
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,7 +82,9 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
         config.vocab_size = config.vocab_size.min(SMALLEST_VOCAB);
     }
-    fits(&gpu, &recipe, &config, base.as_ref())?;
+    // A process sees to its own part, and says which rank it is; threads of one have this one see to all that are unlike.
+    let unlike = process.map_or_else(|| recipe.mesh.unlike(), |process| vec![process.rank()]);
+    fits(&gpu, &unlike, &recipe, &config, base.as_ref())?;
     // A fresh driver compiles for seconds: meanwhile the stories are written.
     let refused = AtomicBool::new(false);
     let prepared = std::thread::scope(|scope| {
@@ -95,7 +97,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         refused.store(prepared.is_err(), Ordering::Relaxed);
         prepared
     })?;
-    fits(&gpu, &recipe, &prepared.config, base.as_ref())?;
+    fits(&gpu, &unlike, &recipe, &prepared.config, base.as_ref())?;
     let stop = Stop::listen()?;
     let patience = args.ranks.patience().work;
     let run = Run { args, recipe, resumption, prepared, stop };
@@ -157,8 +159,7 @@ impl Run {
             }
         }
         if let Some(folder) = &args.dump {
-            let initial = trainer.whole().await?;
-            if world.is_first() {
+            if let Some(initial) = trainer.whole_on_first().await? {
                 dump(folder, recipe, prepared, &trainer, initial).await?;
             }
         }
@@ -198,15 +199,19 @@ impl Run {
     }
 }
 
-/// Refuses what takes more memory than there is, and says what would fit.
-fn fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option<&Arc<Base>>) -> Result<()> {
-    let Err(error) = check_fits(gpu, recipe, config, base.map(|base| &**base)) else { return Ok(()) };
-    let memory = recipe.memory.into_iter().chain(gpu.limits().memory_bytes.map(Bytes)).min_by_key(|bytes| bytes.0);
-    let job = Job { config: config.clone(), recipe: recipe.clone(), base: base.cloned() };
-    match memory.and_then(|memory| remedy(&job, gpu.limits(), memory)) {
-        Some(text) => bail!("{error}; {text}"),
-        None => Err(error.into()),
+/// Refuses what takes more memory than there is on one of these ranks, and says what would fit.
+fn fits(gpu: &Gpu, ranks: &[usize], recipe: &Recipe, config: &ModelConfig, base: Option<&Arc<Base>>) -> Result<()> {
+    for &rank in ranks {
+        let Err(error) = check_fits(gpu, rank, recipe, config, base.map(|base| &**base)) else { continue };
+        let memory = recipe.memory.into_iter().chain(gpu.limits().memory_bytes.map(Bytes)).min_by_key(|bytes| bytes.0);
+        let job = Job { config: config.clone(), recipe: recipe.clone(), base: base.cloned() };
+        let error = match memory.and_then(|memory| remedy(&job, gpu.limits(), memory)) {
+            Some(text) => anyhow!("{error}; {text}"),
+            None => error.into(),
+        };
+        return Err(if ranks.len() > 1 { error.context(format!("rank {rank}")) } else { error });
     }
+    Ok(())
 }
 
 /// The model that the recipe goes on with, if it does.
