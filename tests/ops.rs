@@ -111,6 +111,7 @@ const SPLITTING: &[&str] = &[
     "rope",
     "embedding",
     "embedding_grad",
+    "put_rows",
     "route",
     "route_grad",
     "softmax",

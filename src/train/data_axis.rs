@@ -9,7 +9,7 @@ use crate::graph::Graph;
 use crate::nn::{Page, ParamLayout};
 use crate::ops::Along;
 use crate::optim::{Optimizer, Shard};
-use crate::parallel::{Stay, Sums, gather_ahead, meet_gradients, sum_states};
+use crate::parallel::{Stay, Sums, gather_ahead, meet_gradients, meet_tied, sum_states};
 
 /// One rank of the axis.
 pub(super) struct DataAxis<'a> {
@@ -19,6 +19,8 @@ pub(super) struct DataAxis<'a> {
     shard: Shard,
     /// Whether a step's micro-batches are one plan: then gradients are whole at its end, and meet before the update.
     is_staged: bool,
+    /// Whether a step has one batch: what it adds to sums of gradients it adds to nothing.
+    is_one_batch: bool,
     /// Who holds the same experts, where not all do.
     replicas: Option<Along>,
     /// Whether a moving average stands in the parameters' place in validation.
@@ -40,6 +42,7 @@ impl<'a> DataAxis<'a> {
             part,
             shard,
             is_staged,
+            is_one_batch: recipe.accumulate == 1,
             replicas,
             averages: recipe.ema > 0.0,
         }
@@ -64,7 +67,9 @@ impl<'a> DataAxis<'a> {
             Shard::Gradients | Shard::Parameters => Sums::Kept,
         };
         let is_ours = |s: &str| Optimizer::is_gradient(s) && !self.is_of_others(s);
-        let graph = meet_gradients(graph, self.along, sums, &is_ours)?;
+        let is_tied = sums == Sums::Whole && self.is_one_batch;
+        let tied = if is_tied { meet_tied(graph, self.along, &is_ours)? } else { graph.clone() };
+        let graph = meet_gradients(&tied, self.along, sums, &is_ours)?;
         match self.replicas {
             Some(along) if along.ranks > 1 => {
                 meet_gradients(&graph, along, sums, &|s| Optimizer::is_gradient(s) && self.is_of_others(s))
