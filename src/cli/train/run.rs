@@ -199,19 +199,21 @@ impl Run {
     }
 }
 
-/// Refuses what takes more memory than there is on one of these ranks, and says what would fit.
+/// Refuses what takes more memory than there is on one of these ranks, and says what would fit; names the rank where not all say the
+/// same.
 fn fits(gpu: &Gpu, ranks: &[usize], recipe: &Recipe, config: &ModelConfig, base: Option<&Arc<Base>>) -> Result<()> {
-    for &rank in ranks {
-        let Err(error) = check_fits(gpu, rank, recipe, config, base.map(|base| &**base)) else { continue };
-        let memory = recipe.memory.into_iter().chain(gpu.limits().memory_bytes.map(Bytes)).min_by_key(|bytes| bytes.0);
-        let job = Job { config: config.clone(), recipe: recipe.clone(), base: base.cloned() };
-        let error = match memory.and_then(|memory| remedy(&job, gpu.limits(), memory)) {
-            Some(text) => anyhow!("{error}; {text}"),
-            None => error.into(),
-        };
-        return Err(if ranks.len() > 1 { error.context(format!("rank {rank}")) } else { error });
-    }
-    Ok(())
+    let check = |&rank: &usize| Some((rank, check_fits(gpu, rank, recipe, config, base.map(|base| &**base)).err()?));
+    let failed: Vec<_> = ranks.iter().filter_map(check).collect();
+    let Some((rank, error)) = failed.first() else { return Ok(()) };
+    let all_same =
+        failed.len() == ranks.len() && failed.iter().all(|(_, other)| other.to_string() == error.to_string());
+    let memory = recipe.memory.into_iter().chain(gpu.limits().memory_bytes.map(Bytes)).min_by_key(|bytes| bytes.0);
+    let job = Job { config: config.clone(), recipe: recipe.clone(), base: base.cloned() };
+    let error = match memory.and_then(|memory| remedy(&job, gpu.limits(), memory)) {
+        Some(text) => anyhow!("{error}; {text}"),
+        None => anyhow!("{error}"),
+    };
+    Err(if all_same { error } else { error.context(format!("rank {rank}")) })
 }
 
 /// The model that the recipe goes on with, if it does.
