@@ -158,10 +158,10 @@ impl Run {
                 observer.event(&Event::Note { text: format!("measurements were not kept: {error}") });
             }
         }
-        if let Some(folder) = &args.dump {
-            if let Some(initial) = trainer.whole_on_first().await? {
-                dump(folder, recipe, prepared, &trainer, initial).await?;
-            }
+        if let Some(folder) = &args.dump
+            && let Some(initial) = trainer.whole_on_first().await?
+        {
+            dump(folder, recipe, prepared, &trainer, initial).await?;
         }
         trainer.take_reference(recipe, prepared, &paths::cache(), stop.asked(), observer).await?;
         if let Some(resumption) = resumption {
