@@ -124,6 +124,7 @@ const SPLITTING: &[&str] = &[
     "rope",
     "embedding",
     "embedding_grad",
+    "put_rows",
     "route",
     "route_grad",
     "softmax",

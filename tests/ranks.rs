@@ -67,3 +67,19 @@ fn states_are_summed_over_ranks_and_the_same_on_each() {
         }
     }
 }
+
+/// Ranks of which one failed in a run are not in step any more: the next run is refused, and reads nothing that is still in use.
+#[test]
+fn after_a_run_that_failed_none_is_begun() {
+    let gpu = common::gpu();
+    let plan = compile(&graph(2), gpu.limits(), &mut First).unwrap();
+    let mut group = LocalComm::group(2, None);
+    drop(group.pop());
+    let mut states = States::new(&gpu);
+    let mut executor = block_on(Executor::new(&gpu, &plan, &mut states)).unwrap();
+    block_on(executor.join(Arc::new(group.remove(0)))).unwrap();
+    let first = block_on(executor.run()).unwrap_err().to_string();
+    assert!(first.contains("rank 1 has left"), "{first}");
+    let second = block_on(executor.run()).unwrap_err().to_string();
+    assert!(second.contains("a run failed while ranks met, which are not in step since"), "{second}");
+}

@@ -5,10 +5,11 @@ mod starter;
 mod supervisor;
 
 use crate::error::Error;
+use crate::parallel::Mesh;
 use crate::store::atomic::{create_folder, write_file};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use script::Batch;
+use script::{Batch, TimeLimit};
 use starter::{Starter, quoted};
 use std::path::PathBuf;
 use std::process::Command;
@@ -17,7 +18,7 @@ use supervisor::{Attempts, supervise};
 /// Flags of `danlu launch`; behind `--` stands the command that all ranks work on.
 #[derive(Debug, Args)]
 pub struct LaunchArgs {
-    /// Ranks in all [default: those of all nodes, or 1].
+    /// Ranks in all [default: those of all nodes; on one, those of the mesh].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Option<u32>,
     /// Machines.
@@ -56,7 +57,7 @@ pub struct SlurmArgs {
     /// Time limit of a job, as Slurm writes it, such as 24:00:00; a run that is longer is queued again [default: the
     /// partition's].
     #[arg(long, value_name = "TIME")]
-    time: Option<String>,
+    time: Option<TimeLimit>,
     /// Seconds before the limit at which the run is told to save and leave.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     save_ahead: u32,
@@ -118,14 +119,52 @@ impl LaunchArgs {
     }
 }
 
+impl SlurmArgs {
+    /// What is asked of Slurm's queue, by its flag: nothing else heeds it.
+    fn asked(&self) -> Option<&'static str> {
+        let asked = [
+            ("--time", self.time.is_some()),
+            ("--partition", self.partition.is_some()),
+            ("--account", self.account.is_some()),
+            ("--cpus-per-rank", self.cpus_per_rank.is_some()),
+            ("--gpus-per-node", self.gpus_per_node.is_some()),
+            ("--sbatch", !self.sbatch.is_empty()),
+        ];
+        asked.into_iter().find(|(_, is_asked)| *is_asked).map(|(flag, _)| flag)
+    }
+
+    /// Refuses a limit that leaves no time to train before it is time to save.
+    fn check(&self) -> Result<()> {
+        match self.time.as_ref().and_then(|limit| Some((limit, limit.seconds()?))) {
+            Some((limit, seconds)) if seconds <= u64::from(self.save_ahead) => bail!(Error::Invalid(format!(
+                "--time {limit} is {seconds} s, and {} s before its end the run is told to leave; choose a longer limit, or a \
+                 smaller --save-ahead",
+                self.save_ahead
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Starts what is asked for; gives the exit code.
-pub fn launch(args: LaunchArgs) -> Result<u8> {
-    let layout = args.layout()?;
+pub fn launch(mut args: LaunchArgs) -> Result<u8> {
     let (train, kind) = super::training(&args.command)?;
     let recipe = train.aim(&kind)?;
+    let with = args.with.unwrap_or(if args.nodes > 1 { With::Slurm } else { With::Mpirun });
+    if args.ranks.is_none() && args.ranks_per_node.is_none() && args.nodes == 1 {
+        args.ranks = Some(recipe.mesh.ranks() as u32);
+    }
+    let layout = args.layout()?;
+    agree(layout, recipe.mesh, train.mesh(), train.is_resumed(), with)?;
+    if let Some(flag) = args.slurm.asked().filter(|_| with != With::Slurm) {
+        bail!(Error::Invalid(format!("{flag} is asked of Slurm's queue; add --with slurm, or leave it out")));
+    }
+    args.slurm.check()?;
+    if with != With::Threads && layout.ranks > 1 && !args.dry_run {
+        super::mpi::check_built(layout.ranks as usize)?;
+    }
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let program = program.display().to_string();
-    let with = args.with.unwrap_or(if args.nodes > 1 { With::Slurm } else { With::Mpirun });
     if with == With::Slurm {
         let batch = Batch { args: &args.slurm, layout, restarts: args.restarts, fewer: args.fewer };
         return submit(&batch.script(&program, &recipe.out, &args.command), &recipe.out, args.dry_run);
@@ -155,6 +194,21 @@ pub fn launch(args: LaunchArgs) -> Result<u8> {
         return Ok(0);
     }
     supervise(&attempts)
+}
+
+/// Refuses ranks that are not the mesh's: processes share the batch beside the axes of a recipe's mesh, but a flag says what it says,
+/// and threads have the mesh that a recipe gives. A run that is taken up goes on with any other.
+fn agree(layout: Layout, mesh: Mesh, flag: Option<Mesh>, is_resumed: bool, with: With) -> Result<()> {
+    let given = flag.or_else(|| (with == With::Threads && !is_resumed && mesh != Mesh::ONE).then_some(mesh));
+    match given.filter(|mesh| mesh.ranks() != layout.ranks as usize) {
+        None => Ok(()),
+        Some(mesh) => bail!(Error::Invalid(format!(
+            "{} ranks are to be started, and the mesh {mesh} {} is of {}: let the two agree, or leave one of them out",
+            layout.ranks,
+            if flag.is_some() { "of --mesh" } else { "of the recipe" },
+            mesh.ranks()
+        ))),
+    }
 }
 
 /// Writes a batch script beside the run and submits it.

@@ -28,8 +28,26 @@ pub fn among<T>(patience: Patience, work: impl FnOnce(Option<&Process>) -> Resul
         0 | 1 => work(None),
         n => bail!(Error::Invalid(format!(
             "this is one of {n} processes that a launcher started, and this danlu was built without MPI: each would do the \
-             whole work; build it with `cargo build --release --features mpi`, or start one"
+             whole work; build it with `{BUILD}`, or start one"
         ))),
+    }
+}
+
+/// How a danlu is built whose processes know of each other.
+#[cfg(not(feature = "mpi"))]
+const BUILD: &str = "cargo build --release --features mpi";
+
+/// Refuses to have several processes started that could not know of each other.
+pub fn check_built(processes: usize) -> Result<()> {
+    #[cfg(not(feature = "mpi"))]
+    bail!(Error::Invalid(format!(
+        "{processes} processes are to be started, and this danlu was built without MPI, by which they would know of each other; \
+         build it with `{BUILD}`, or start them with --with threads"
+    )));
+    #[cfg(feature = "mpi")]
+    {
+        let _ = processes;
+        Ok(())
     }
 }
 

@@ -200,6 +200,16 @@ impl TrainArgs {
         Ok(Some(folder.map_or_else(|| Ok(kind.recipe(None)?.out), Ok::<_, anyhow::Error>)?))
     }
 
+    /// The mesh that a flag gives.
+    pub fn mesh(&self) -> Option<Mesh> {
+        self.mesh
+    }
+
+    /// Whether a run is to be taken up.
+    pub fn is_resumed(&self) -> bool {
+        self.resume.is_some()
+    }
+
     /// How long a rank of the run that these flags ask for may give no sign of life.
     pub fn silence(&self) -> Option<Duration> {
         self.ranks.patience().silence

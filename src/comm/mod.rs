@@ -10,6 +10,7 @@ mod local;
 mod nodes;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod over;
 mod pending;
 mod waiting;
 

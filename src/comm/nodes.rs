@@ -3,8 +3,8 @@
 //! et al., "BaGuaLu", 2022, §4.3: of each rank's messages those that leave the machine are as many as there are others).
 
 use super::Communicator;
+use super::over::Over;
 use crate::error::Result;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// A group whose ranks lie on several machines, equally many on each and one machine's after another's. All that it does is
@@ -45,49 +45,9 @@ impl Nodes {
     }
 }
 
-impl Communicator for Nodes {
-    fn rank(&self) -> usize {
-        self.group.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.group.size()
-    }
-
-    fn barrier(&self) -> Result<()> {
-        self.group.barrier()
-    }
-
-    fn broadcast(&self, root: usize, data: &mut [u8]) -> Result<()> {
-        self.group.broadcast(root, data)
-    }
-
-    fn all_gather(&self, mine: &[u8], all: &mut [u8]) -> Result<()> {
-        self.group.all_gather(mine, all)
-    }
-
-    fn all_to_all_v(&self, mine: &[u8], to: &[Range<usize>], theirs: &mut [u8], from: &[Range<usize>]) -> Result<()> {
-        self.group.all_to_all_v(mine, to, theirs, from)
-    }
-
-    fn send(&self, to: usize, data: &[u8]) -> Result<()> {
-        self.group.send(to, data)
-    }
-
-    fn receive(&self, from: usize, data: &mut [u8]) -> Result<()> {
-        self.group.receive(from, data)
-    }
-
-    fn split(&self, colour: u32, key: u32) -> Result<Box<dyn Communicator>> {
-        self.group.split(colour, key)
-    }
-
-    fn machine(&self) -> usize {
-        self.group.machine()
-    }
-
-    fn abort(&self, why: &str) {
-        self.group.abort(why);
+impl Over for Nodes {
+    fn inner(&self) -> &dyn Communicator {
+        self.group.as_ref()
     }
 
     fn all_to_all(&self, mine: &[u8], theirs: &mut [u8]) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use super::super::LocalComm;
 use super::*;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Messages of one rank: within its machine, and to others.
@@ -16,47 +17,31 @@ struct On {
     count: Arc<Count>,
 }
 
-impl Communicator for On {
-    fn rank(&self) -> usize {
-        self.comm.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.comm.size()
-    }
-
-    fn barrier(&self) -> Result<()> {
-        self.comm.barrier()
-    }
-
-    fn broadcast(&self, root: usize, data: &mut [u8]) -> Result<()> {
-        self.comm.broadcast(root, data)
-    }
-
-    fn all_gather(&self, mine: &[u8], all: &mut [u8]) -> Result<()> {
-        self.comm.all_gather(mine, all)
+impl Over for On {
+    fn inner(&self) -> &dyn Communicator {
+        self.comm.as_ref()
     }
 
     fn all_to_all_v(&self, mine: &[u8], to: &[Range<usize>], theirs: &mut [u8], from: &[Range<usize>]) -> Result<()> {
         for (rank, range) in to.iter().enumerate().filter(|(rank, _)| *rank != self.rank()) {
-            let leaves = self.machines[rank] != self.machine();
+            let leaves = self.machines[rank] != self.machines[self.rank()];
             self.count.0[usize::from(leaves)].fetch_add(usize::from(!range.is_empty()), Relaxed);
         }
         self.comm.all_to_all_v(mine, to, theirs, from)
     }
 
-    fn send(&self, to: usize, data: &[u8]) -> Result<()> {
-        self.comm.send(to, data)
-    }
-
-    fn receive(&self, from: usize, data: &mut [u8]) -> Result<()> {
-        self.comm.receive(from, data)
+    /// By the trait's own way, whose messages are counted.
+    fn all_to_all(&self, mine: &[u8], theirs: &mut [u8]) -> Result<()> {
+        let part = mine.len() / self.size();
+        let parts: Vec<Range<usize>> = (0..self.size()).map(|r| r * part..(r + 1) * part).collect();
+        Over::all_to_all_v(self, mine, &parts, theirs, &parts)
     }
 
     fn split(&self, colour: u32, key: u32) -> Result<Box<dyn Communicator>> {
         let comm = self.comm.split(colour, key)?;
         let mut machines = vec![0; 8 * comm.size()];
-        comm.all_gather(&(self.machine() as u64).to_le_bytes(), &mut machines)?;
+        let mine = (self.machines[self.rank()] as u64).to_le_bytes();
+        comm.all_gather(&mine, &mut machines)?;
         let machines = machines.chunks(8).map(|m| u64::from_le_bytes(m.try_into().unwrap()) as usize).collect();
         Ok(Box::new(On { comm, machines, count: self.count.clone() }))
     }

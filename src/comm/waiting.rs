@@ -1,8 +1,8 @@
 //! A communicator that counts how long its rank waits for what others send.
 
-use super::{Communicator, Element};
+use super::Communicator;
+use super::over::Over;
 use crate::error::Result;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -32,33 +32,9 @@ impl Waiting {
     }
 }
 
-impl Communicator for Waiting {
-    fn rank(&self) -> usize {
-        self.inner.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.inner.size()
-    }
-
-    fn barrier(&self) -> Result<()> {
-        self.inner.barrier()
-    }
-
-    fn broadcast(&self, root: usize, data: &mut [u8]) -> Result<()> {
-        self.inner.broadcast(root, data)
-    }
-
-    fn all_gather(&self, mine: &[u8], all: &mut [u8]) -> Result<()> {
-        self.inner.all_gather(mine, all)
-    }
-
-    fn all_to_all_v(&self, mine: &[u8], to: &[Range<usize>], theirs: &mut [u8], from: &[Range<usize>]) -> Result<()> {
-        self.inner.all_to_all_v(mine, to, theirs, from)
-    }
-
-    fn send(&self, to: usize, data: &[u8]) -> Result<()> {
-        self.inner.send(to, data)
+impl Over for Waiting {
+    fn inner(&self) -> &dyn Communicator {
+        self.inner.as_ref()
     }
 
     fn receive(&self, from: usize, data: &mut [u8]) -> Result<()> {
@@ -66,26 +42,6 @@ impl Communicator for Waiting {
         let received = self.inner.receive(from, data);
         self.nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         received
-    }
-
-    fn split(&self, colour: u32, key: u32) -> Result<Box<dyn Communicator>> {
-        self.inner.split(colour, key)
-    }
-
-    fn abort(&self, why: &str) {
-        self.inner.abort(why);
-    }
-
-    fn all_to_all(&self, mine: &[u8], theirs: &mut [u8]) -> Result<()> {
-        self.inner.all_to_all(mine, theirs)
-    }
-
-    fn reduce_scatter(&self, data: &[u8], of: Element, part: &mut [u8]) -> Result<()> {
-        self.inner.reduce_scatter(data, of, part)
-    }
-
-    fn all_reduce(&self, data: &mut [u8], of: Element) -> Result<()> {
-        self.inner.all_reduce(data, of)
     }
 }
 
@@ -109,7 +65,7 @@ mod tests {
             early.barrier().unwrap();
             assert_eq!(waited.take(), Duration::ZERO);
             let mut got = [0; 4];
-            early.receive(0, &mut got).unwrap();
+            Communicator::receive(&early, 0, &mut got).unwrap();
             early.barrier().unwrap();
             assert!(&got == b"word" && waited.take() >= Duration::from_millis(20));
             assert_eq!(waited.take(), Duration::ZERO);

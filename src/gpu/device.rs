@@ -6,6 +6,7 @@ use super::pipeline::Pipeline;
 use crate::base::Limits;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 /// An open device and its queue. Clones share it; every method takes `&self` and may be called from any thread.
@@ -24,6 +25,8 @@ struct Inner {
     fault: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     kept: OnceLock<Kept>,
+    /// Threads that hand a submission over just now.
+    handing_over: AtomicUsize,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -112,7 +115,17 @@ impl Gpu {
         };
         let pipelines = Mutex::new(HashMap::new());
         Ok(Gpu {
-            inner: Arc::new(Inner { device, queue, report, chosen, limits, fault, pipelines, kept: OnceLock::new() }),
+            inner: Arc::new(Inner {
+                device,
+                queue,
+                report,
+                chosen,
+                limits,
+                fault,
+                pipelines,
+                kept: OnceLock::new(),
+                handing_over: AtomicUsize::new(0),
+            }),
         })
     }
 
@@ -176,6 +189,10 @@ impl Gpu {
 
     pub(super) fn queue(&self) -> &wgpu::Queue {
         &self.inner.queue
+    }
+
+    pub(super) fn threads_handing_over(&self) -> &AtomicUsize {
+        &self.inner.handing_over
     }
 
     pub(super) fn kept(&self) -> &OnceLock<Kept> {

@@ -240,7 +240,7 @@ impl Submission {
         });
         self.gpu.check()?;
         let (gpu, encoder) = (self.gpu, self.encoder);
-        let index = driver(|| gpu.queue().submit([encoder.finish()]));
+        let index = gpu.handing_over(|| driver(|| gpu.queue().submit([encoder.finish()])));
         for cell in self.cells.iter() {
             *cell.lock().unwrap_or_else(|e| e.into_inner()) = Some(index.clone());
         }

@@ -3,6 +3,7 @@
 use super::Gpu;
 use super::driver::driver;
 use crate::error::{Error, Result};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
@@ -57,6 +58,23 @@ impl Gpu {
         let polled = driver(|| self.device().poll(wgpu::PollType::Poll));
         let status = polled.map_err(|e| self.fault().unwrap_or_else(|| Error::Device(e.to_string())))?;
         Ok(status.is_queue_empty())
+    }
+
+    /// Whether the device works on what was submitted, or a thread hands something over to it: a device that computes on the CPU may
+    /// do all of it on that thread, and lets nobody ask in the meantime.
+    ///
+    /// # Errors
+    /// As [`Gpu::is_idle`].
+    pub fn is_working(&self) -> Result<bool> {
+        Ok(self.threads_handing_over().load(Ordering::Relaxed) > 0 || !self.is_idle()?)
+    }
+
+    /// Calls what hands over a submission.
+    pub(super) fn handing_over<T>(&self, call: impl FnOnce() -> T) -> T {
+        self.threads_handing_over().fetch_add(1, Ordering::Relaxed);
+        let done = call();
+        self.threads_handing_over().fetch_sub(1, Ordering::Relaxed);
+        done
     }
 
     /// Drives the device until a submission (the latest where `None`) is done.

@@ -4,7 +4,7 @@ use super::table::{Case, Draw, below, normal, positive};
 use super::{
     Accumulate, AdamW, AdamW8, Along, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyMerge, CrossEntropyUpdate,
     Dropout, Ema, GlobalNorm, IGNORE, Judge, LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyPart,
-    LinearLogProbs, LinearLogProbsGrad, LogProbs, LogProbsGrad, MuonMomentum, MuonUpdate, Operands, Part, Sgd,
+    LinearLogProbs, LinearLogProbsGrad, LogProbs, LogProbsGrad, MuonMomentum, MuonUpdate, Operands, Part, PutRows, Sgd,
     SumParts, SumSquares,
 };
 use crate::base::{Axis, TensorType};
@@ -160,6 +160,8 @@ fn optimizer() -> Vec<Case> {
     let rest = |norm| [given([1], &[norm]), given([1], &[0.125])];
     let judged = |good, norm: f64| [&[state(good, 40.0)], &rest(norm)[..]].concat();
     let infinite = f64::INFINITY;
+    let tokens = |ids: &[u32]| (TensorType::u32([ids.len()]), Draw::Given(ids.iter().map(|&id| id.into()).collect()));
+    let scattered: Vec<u32> = (0..33).map(|i| i * 7 % 48).collect();
     vec![
         Case::new("", SumSquares, &[normal([1000])]),
         Case::new("parts", SumSquares, &[normal([40_000])]),
@@ -189,6 +191,9 @@ fn optimizer() -> Vec<Case> {
         ),
         Case::new("", Accumulate { start: 64 }, &[normal([200]), normal([5, 12]), given([1], &[1.0])]),
         Case::new("first", Accumulate { start: 0 }, &[normal([200]), normal([3, 5]), given([1], &[0.0])]),
+        Case::new("", PutRows { first: 0 }, &[normal([40, 7]), normal([4, 7]), tokens(&[3, 0, 45, 39])]),
+        // Each token once, some of them of other tables.
+        Case::new("rows", PutRows { first: 5 }, &[normal([40, 200]), normal([33, 200]), tokens(&scattered)]),
         Case::new("", adamw(two(128, 777)), &inputs(777, 0.25)),
         Case::new("wide", adamw(vec![part(132, 1.0, 0.0)]), &inputs(132, 1.0)),
         Case::new("left out", adamw(two(64, 777)), &inputs(777, 0.0)),

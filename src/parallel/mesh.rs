@@ -64,6 +64,14 @@ impl Mesh {
         self.data * self.sequence
     }
 
+    /// One rank of each kind, ascending: all others have equally much of the same kind as one of these. Along data and tensor ranks
+    /// are alike.
+    pub fn unlike(&self) -> Vec<usize> {
+        let is_first =
+            |rank: &usize| self.place(*rank, Axis::Tensor) == 0 && self.place(*rank, Axis::Data) < self.expert;
+        (0..self.ranks()).filter(is_first).collect()
+    }
+
     /// Which of these is this rank.
     pub fn replica(&self, rank: usize) -> usize {
         rank / self.tensor % self.replicas()
@@ -185,6 +193,11 @@ mod tests {
         assert_eq!((all.along, all.place), (Along { axis: Axis::Data, ranks: 8 }, 5));
         assert_eq!((experts.along, experts.place), (Along { axis: Axis::Replica, ranks: 4 }, 2));
         assert_eq!((all.part(16), experts.part(16)), (10..12, 8..12));
+        // Two stages of two ranks each with other experts; two more have the same as these, and each is two of the tensor axis.
+        let mesh: Mesh = "data=4,tensor=2,expert=2,pipeline=2".parse().unwrap();
+        assert_eq!(mesh.unlike(), [0, 2, 8, 10]);
+        assert_eq!("data=4,tensor=2".parse::<Mesh>().unwrap().unlike(), [0]);
+        assert_eq!("data=2,sequence=2".parse::<Mesh>().unwrap().unlike(), [0, 1]);
         assert_eq!(Mesh::ONE.to_string().parse::<Mesh>().unwrap(), Mesh::ONE);
         for (text, part) in [
             ("data", "has no ="),

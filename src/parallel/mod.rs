@@ -11,6 +11,7 @@ mod schedule;
 mod sequence;
 mod stages;
 mod tensor;
+mod tied;
 
 pub use data::{Tie, scatter_states, sum_states, sum_ties};
 pub use expert::{ExpertAxis, OfRank};
@@ -22,3 +23,4 @@ pub use schedule::{Pass, Pipeline, Turn};
 pub use sequence::SequenceAxis;
 pub use stages::{Reader, Staged, Weight};
 pub use tensor::{Given, TensorAxis};
+pub use tied::meet_tied;

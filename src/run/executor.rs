@@ -253,7 +253,7 @@ impl Executor {
         let slot = &mut self.slots[at];
         slot.wanted.clear();
         slot.wanted.extend((0..self.outputs.len()).filter(|&i| wanted(&self.outputs[i].0.name)));
-        self.ranks.iter_mut().for_each(Ranks::begin_run);
+        self.ranks.iter_mut().try_for_each(Ranks::begin_run)?;
         let mut log = Log::begin(self.recorder.as_ref().map(|(recorder, _)| recorder));
         let mut submission = log.submission(&self.gpu).await?;
         if let (Some(b), false) = (self.input_buffer, self.image.is_empty()) {
@@ -280,6 +280,7 @@ impl Executor {
             meet(&self.gpu, self.ranks.as_mut(), &self.buffers, (&self.meetings, self.last), met).await?;
             submission = log.submission(&self.gpu).await?;
         }
+        self.ranks.iter_mut().for_each(Ranks::end_run);
         for (wire, offset) in slot.wanted.iter().map(|&i| &self.outputs[i]) {
             let range = self.buffers[wire.buffer].range(wire.offset, wire.ty.bytes());
             submission.copy_out_at(range, &slot.readback, *offset)?;

@@ -31,6 +31,8 @@ pub(super) struct Ranks {
     /// Collectives in flight, by their slots, in their order.
     flights: VecDeque<(usize, Pending<(Room, Talk)>)>,
     talks: Vec<Talk>,
+    /// Whether a run has begun to meet others and not ended.
+    is_running: bool,
 }
 
 /// Host memory of an exchange: what comes from the device, what goes there, and both in the order of ranks.
@@ -173,7 +175,7 @@ impl Ranks {
             slots.push(Slot { down, up, room: Room::default(), is_free: true });
         }
         let (room, flights) = (Room::default(), VecDeque::new());
-        Ok(Ranks { threads, down, up, room, slots, flights, talks: Vec::new() })
+        Ok(Ranks { threads, down, up, room, slots, flights, talks: Vec::new(), is_running: false })
     }
 
     /// Holds a meeting, or begins or ends it, after everything that was submitted.
@@ -249,11 +251,23 @@ impl Ranks {
         self.threads.get(&axis).ok_or_else(|| missing(axis))
     }
 
-    /// Forgets what was in flight when a run failed, and when ranks met in earlier ones.
-    pub(super) fn begin_run(&mut self) {
-        self.flights.clear();
-        self.slots.iter_mut().for_each(|slot| slot.is_free = true);
+    /// Forgets when ranks met in earlier runs.
+    ///
+    /// # Errors
+    /// If one of those failed: what it had in flight may still be read from where another would put its own, and ranks that have
+    /// not met as often as others would take what is of one meeting for what is of another.
+    pub(super) fn begin_run(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.is_running, true) {
+            let text = "a run failed while ranks met, which are not in step since: nothing more can be run with them";
+            return Err(Error::Rank(text.into()));
+        }
         self.talks.clear();
+        Ok(())
+    }
+
+    /// Says that a run has met all whom it was to meet.
+    pub(super) fn end_run(&mut self) {
+        self.is_running = false;
     }
 
     /// When ranks met in this run.

@@ -23,10 +23,10 @@ impl Watch {
         let thread = std::thread::spawn(move || {
             let (mut spans, mut since) = (Vec::new(), None);
             // A device that is lost says so to whom it works for.
-            while let (false, Ok(idle)) = (asked.load(Ordering::Relaxed), gpu.is_idle()) {
-                match (idle, since) {
-                    (false, None) => since = Some(Instant::now()),
-                    (true, Some(begin)) => {
+            while let (false, Ok(works)) = (asked.load(Ordering::Relaxed), gpu.is_working()) {
+                match (works, since) {
+                    (true, None) => since = Some(Instant::now()),
+                    (false, Some(begin)) => {
                         spans.push([begin, Instant::now()]);
                         since = None;
                     }

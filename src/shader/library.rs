@@ -82,6 +82,7 @@ const TABLE: &[(&str, &str)] = table![
     "matvec_lanes",
     "muon_momentum",
     "muon_update",
+    "put_rows",
     "rms_norm",
     "rms_norm_grad",
     "rms_norm_grad_gain",

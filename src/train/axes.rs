@@ -2,13 +2,22 @@
 
 use super::World;
 use crate::base::Axis;
-use crate::comm::{Groups, Waited, Waiting};
+use crate::comm::{Communicator, Groups, Waited, Waiting};
 use crate::compile::Plan;
 use crate::error::Result;
 use crate::nn::ParamLayout;
 use crate::parallel::{Mesh, Peers, SequenceAxis};
 use crate::run::Executor;
 use std::sync::Arc;
+
+/// Which ranks are to have what is put together of all ranks' parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum To {
+    /// Every one of them.
+    All,
+    /// The first, whose host alone has room for it.
+    First,
+}
 
 /// One rank's place.
 pub(super) struct Axes {
@@ -75,36 +84,75 @@ impl Axes {
         if plan.sent().is_empty() { Ok(()) } else { run.join_groups(self.groups.clone()).await }
     }
 
-    /// A page of so many bytes, put together of the parts that its sharers have, where this one has less than that.
-    pub(super) fn page(&self, own: Vec<u8>, bytes: usize, sharers: Peers) -> Result<Vec<u8>> {
+    /// A page of so many bytes, put together of the parts that its sharers have, where this one has less than that; nothing on ranks
+    /// that are not to have it. The first of the sharers is who speaks for them where the whole model is put together.
+    pub(super) fn page(&self, own: Vec<u8>, bytes: usize, sharers: Peers, to: To) -> Result<Vec<u8>> {
         let Some(comm) = self.groups.along(sharers.along.axis).filter(|_| own.len() < bytes) else { return Ok(own) };
+        if to == To::First && comm.rank() > 0 {
+            comm.send(0, &own)?;
+            return Ok(Vec::new());
+        }
         let mut all = vec![0; bytes];
-        comm.all_gather(&own, &mut all)?;
+        if to == To::All {
+            comm.all_gather(&own, &mut all)?;
+            return Ok(all);
+        }
+        for (rank, part) in all.chunks_mut(own.len().max(1)).enumerate() {
+            if rank == comm.rank() { part.copy_from_slice(&own) } else { comm.receive(rank, part)? }
+        }
         Ok(all)
     }
 
     /// The parameters of the whole model, in the pages of this layout of them, put together of all ranks' parts; nothing where a
-    /// rank has all of them.
+    /// rank has all of them, and on ranks that are not to have it.
     pub(super) fn together(
         &self,
         layout: &ParamLayout,
         own: &[Vec<f32>],
         whole: &ParamLayout,
+        to: To,
     ) -> Result<Option<Vec<Vec<f32>>>> {
         let (Some(parts), Some(comm)) = (layout.parts(), self.world.comm()) else { return Ok(None) };
-        let mut pages = whole.zeros();
-        for (spec, data) in whole.tensors_mut(&mut pages) {
+        let takes = to == To::All || self.world.is_first();
+        let mut pages = if takes { whole.zeros() } else { Vec::new() };
+        let mut places = whole.tensors_mut(&mut pages).into_iter();
+        for spec in whole.specs() {
+            let mut place = places.next();
             let held = parts.held(&spec.name);
             let elements = held.shape(&spec.shape, self.mesh).elements();
             for owner in held.owners(self.mesh) {
-                let mut part = vec![0.0f32; elements];
-                if owner == self.world.rank() {
-                    part.copy_from_slice(layout.tensor(own, &spec.name).expect("an owner has its part"));
+                let is_own = owner == self.world.rank();
+                let mine = is_own.then(|| layout.tensor(own, &spec.name).expect("an owner has its part"));
+                let part = given(comm.as_ref(), owner, mine, elements, to)?;
+                if let (Some(part), Some((_, data))) = (part, &mut place) {
+                    parts.paste(spec, owner, &part, data);
                 }
-                comm.broadcast(owner, bytemuck::cast_slice_mut(&mut part))?;
-                parts.paste(spec, owner, &part, data);
             }
         }
-        Ok(Some(pages))
+        drop(places);
+        Ok(takes.then_some(pages))
     }
+}
+
+/// A part of so many elements, which is `mine` on its owner, on the ranks that are to have it.
+fn given(
+    comm: &dyn Communicator,
+    owner: usize,
+    mine: Option<&[f32]>,
+    elements: usize,
+    to: To,
+) -> Result<Option<Vec<f32>>> {
+    let is_first = comm.rank() == 0;
+    match (to, mine) {
+        (To::First, Some(mine)) if !is_first => return comm.send(0, bytemuck::cast_slice(mine)).map(|()| None),
+        (To::First, None) if !is_first => return Ok(None),
+        _ => {}
+    }
+    let mut part = mine.map_or_else(|| vec![0.0; elements], <[f32]>::to_vec);
+    match to {
+        To::All => comm.broadcast(owner, bytemuck::cast_slice_mut(&mut part))?,
+        To::First if owner > 0 => comm.receive(owner, bytemuck::cast_slice_mut(&mut part))?,
+        To::First => {}
+    }
+    Ok(Some(part))
 }

@@ -8,7 +8,7 @@ use crate::graph::Graph;
 use crate::nn::{PARAMETERS, Page, ParamLayout};
 use crate::ops::Along;
 use crate::optim::{Optimizer, Shard};
-use crate::parallel::{Peers, Stay, Sums, gather_ahead, meet_gradients, scatter_states, sum_states};
+use crate::parallel::{Peers, Stay, Sums, gather_ahead, meet_gradients, meet_tied, scatter_states, sum_states};
 
 /// What is done with those of a graph's states of which so many have a term.
 type Meet<'a> = dyn Fn(&Graph, Peers, &dyn Fn(&str) -> bool) -> Result<Graph> + 'a;
@@ -23,6 +23,8 @@ pub(super) struct DataAxis<'a> {
     shard: Shard,
     /// Whether a step's micro-batches are one plan: then gradients are whole at its end, and meet before the update.
     is_staged: bool,
+    /// Whether a step has one batch: what it adds to sums of gradients it adds to nothing.
+    is_one_batch: bool,
     /// Whether a moving average stands in the parameters' place in validation.
     averages: bool,
 }
@@ -38,6 +40,7 @@ impl<'a> DataAxis<'a> {
             experts: (mesh.expert > 1).then_some(experts),
             shard: if recipe.shards() > 1 { recipe.shard } else { Shard::None },
             is_staged: mesh.pipeline > 1,
+            is_one_batch: recipe.accumulate == 1,
             averages: recipe.ema > 0.0,
         }
     }
@@ -63,7 +66,10 @@ impl<'a> DataAxis<'a> {
         if !self.is_split() || self.is_staged {
             return Ok(graph.clone());
         }
-        self.meet(graph, &|graph, peers, is_theirs| {
+        // A table that is embedding and output is no expert's.
+        let is_tied = self.shard == Shard::None && self.is_one_batch;
+        let tied = if is_tied { Some(meet_tied(graph, self.all.along, &Optimizer::is_gradient)?) } else { None };
+        self.meet(tied.as_ref().unwrap_or(graph), &|graph, peers, is_theirs| {
             let sums = match self.shard {
                 Shard::None => Sums::Whole,
                 Shard::Optimizer => Sums::Part(peers.place),

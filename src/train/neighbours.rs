@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::store::snapshot::{Series, Snapshot};
 use crate::store::staged_folder::{StagedFolder, discard};
 use ring::digest::{SHA256, digest};
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -38,19 +39,9 @@ impl Neighbours {
         Some(Neighbours { series: Series::at(&folder.join(format!("danlu-{name}"))) })
     }
 
-    /// The ranks whose parts may be here.
-    fn ranks(&self) -> Vec<usize> {
-        let entries = fs::read_dir(self.series.folder()).into_iter().flatten().flatten();
-        let rank = |name: &str| name.strip_prefix("rank-")?.parse().ok();
-        let others = entries.filter_map(|entry| rank(entry.file_name().to_str()?));
-        let mut ranks: Vec<usize> = others.chain([0]).collect();
-        ranks.sort_unstable();
-        ranks
-    }
-
     /// Removes copies of steps that are still to come, which are of another run, or of what this one went back from.
     pub fn forget_after(&self, step: u64) {
-        for rank in self.ranks() {
+        for rank in ranks(&self.series) {
             let all = self.series.part(rank).list();
             all.iter().filter(|(later, _)| *later > step).for_each(|(_, folder)| discard(folder));
         }
@@ -68,21 +59,16 @@ impl Neighbours {
         let text = serde_json::to_vec(mine).expect("plain data");
         comm.send(to, &(text.len() as u64).to_le_bytes())?;
         comm.send(to, &text)?;
-        let mut length = [0; 8];
-        comm.receive(from, &mut length)?;
-        let length = u64::from_le_bytes(length) as usize;
-        if length > MOST_LIST {
-            return Err(Error::Rank(format!("rank {from} lists {length} bytes of files")));
-        }
-        let mut text = vec![0; length];
-        comm.receive(from, &mut text)?;
-        let theirs: Vec<Listed> = serde_json::from_slice(&text)
-            .map_err(|e| Error::Rank(format!("what rank {from} lists cannot be read: {e}")))?;
+        // Of a list that cannot be read nobody knows what follows it: no further word of these ranks would be understood, and none
+        // is to wait for one.
+        let theirs = theirs(comm.as_ref(), from).inspect_err(|error| ranks.abort(&error.to_string()))?;
         let series = self.series.part(from);
-        if theirs.iter().any(|(name, _)| name.contains(['/', '\\', ':']) || name.starts_with('.')) {
-            return Err(Error::Rank(format!("rank {from} lists a file that leads elsewhere")));
-        }
-        let written = self.pieces(comm.as_ref(), [to, from], (own, mine), &theirs, &series.step(step))?;
+        let leads_elsewhere = |(name, _): &Listed| name.contains(['/', '\\', ':']) || name.starts_with('.');
+        let copy = match theirs.iter().any(leads_elsewhere) {
+            true => Err(Error::Rank(format!("rank {from} lists a file that leads elsewhere"))),
+            false => create(&series.step(step)),
+        };
+        let written = pieces(comm.as_ref(), [to, from], (own, mine), &theirs, copy)?;
         listed?;
         let staged = written?;
         if !theirs.is_empty() {
@@ -93,54 +79,8 @@ impl Neighbours {
         Ok(())
     }
 
-    /// Sends and takes in turn, so that neither has much under way. What fails here does so after the last piece, for the others
-    /// go on; only what the ranks say to each other ends it at once.
-    fn pieces(
-        &self,
-        comm: &dyn Communicator,
-        [to, from]: [usize; 2],
-        (own, mine): (&Path, &[Listed]),
-        theirs: &[Listed],
-        copy: &Path,
-    ) -> Result<Result<StagedFolder>> {
-        let cut = |files: &[Listed]| -> Vec<(String, u64, u64)> {
-            let pieces = |(name, bytes): &Listed| {
-                let (name, bytes) = (name.clone(), *bytes);
-                (0..bytes).step_by(PIECE as usize).map(move |at| (name.clone(), at, PIECE.min(bytes - at)))
-            };
-            files.iter().flat_map(pieces).collect()
-        };
-        let (out, come) = (cut(mine), cut(theirs));
-        let mut staged = create(copy);
-        let (mut reading, mut writing): (Option<File>, Option<File>) = (None, None);
-        for i in 0..out.len().max(come.len()) {
-            if let Some((name, at, bytes)) = out.get(i) {
-                let mut piece = vec![0; *bytes as usize];
-                if *at == 0 {
-                    reading = File::open(own.join(name)).ok();
-                }
-                // A piece that cannot be read makes a copy whose sum does not fit, and which is never used.
-                let _ = reading.as_mut().map(|file| file.read_exact(&mut piece));
-                comm.send(to, &piece)?;
-            }
-            if let Some((name, at, bytes)) = come.get(i) {
-                let mut piece = vec![0; *bytes as usize];
-                comm.receive(from, &mut piece)?;
-                staged = staged.and_then(|folder| {
-                    folder.act(name, *bytes, |path| {
-                        if *at == 0 {
-                            writing = Some(File::create(path)?);
-                        }
-                        writing.as_mut().map_or(Ok(()), |file| file.write_all(&piece))
-                    })?;
-                    Ok(folder)
-                });
-            }
-        }
-        Ok(staged)
-    }
-
-    /// Puts back what is missing of a run's checkpoints, or damaged, and is whole here; `note` hears of each part.
+    /// Puts back what is missing of a run's checkpoints, or damaged, and is whole here; `note` hears of each part. A folder with
+    /// checkpoints, but nothing of the copies' step, was put back to an earlier one by somebody: it stays as it is.
     ///
     /// # Errors
     /// If a part cannot be written.
@@ -148,13 +88,26 @@ impl Neighbours {
         let run = Series::below(&recipe.out);
         let whole =
             |folder: &Path| Snapshot::open(folder).and_then(|snapshot| snapshot.verify().map(|()| snapshot)).ok();
-        for rank in self.ranks() {
+        let steps = |series: &Series, rank| series.part(rank).list().into_iter().map(|(step, _)| step);
+        let stand: BTreeSet<u64> = ranks(&run).into_iter().flat_map(|rank| steps(&run, rank)).collect();
+        let mut passed = BTreeSet::new();
+        for rank in ranks(&self.series) {
             for (step, copy) in self.series.part(rank).list() {
                 let place = run.part(rank).step(step);
                 if whole(&place).is_some() {
                     continue;
                 }
                 let Some(snapshot) = whole(&copy).filter(|snapshot| is_of(snapshot, recipe)) else { continue };
+                if let Some(last) = stand.last().filter(|_| !stand.contains(&step)) {
+                    if step > *last && passed.insert(step) {
+                        note(format!(
+                            "neighbours have copies of step {step}, of which nothing is in {}: it was put back to step {last}, and the \
+                             run goes on from there; empty that folder to have the copies taken instead",
+                            run.folder().display()
+                        ));
+                    }
+                    continue;
+                }
                 let staged = create(&place)?;
                 for (name, bytes) in list(snapshot.folder())? {
                     staged.act(&name, bytes, |path| {
@@ -183,6 +136,74 @@ pub fn put_back(folder: &Path, note: &mut dyn FnMut(String)) -> Result<()> {
     Neighbours::of(&recipe).map_or(Ok(()), |neighbours| neighbours.put_back(&recipe, note))
 }
 
+/// The ranks of which a series may hold parts.
+fn ranks(series: &Series) -> Vec<usize> {
+    let entries = fs::read_dir(series.folder()).into_iter().flatten().flatten();
+    let rank = |name: &str| name.strip_prefix("rank-")?.parse().ok();
+    let others = entries.filter_map(|entry| rank(entry.file_name().to_str()?));
+    let mut ranks: Vec<usize> = others.chain([0]).collect();
+    ranks.sort_unstable();
+    ranks
+}
+
+/// What a rank lists.
+fn theirs(comm: &dyn Communicator, from: usize) -> Result<Vec<Listed>> {
+    let mut length = [0; 8];
+    comm.receive(from, &mut length)?;
+    let length = u64::from_le_bytes(length) as usize;
+    if length > MOST_LIST {
+        return Err(Error::Rank(format!("rank {from} lists {length} bytes of files")));
+    }
+    let mut text = vec![0; length];
+    comm.receive(from, &mut text)?;
+    serde_json::from_slice(&text).map_err(|e| Error::Rank(format!("what rank {from} lists cannot be read: {e}")))
+}
+
+/// Sends and takes in turn, so that neither has much under way. What fails here does so after the last piece, for the others
+/// go on; only what the ranks say to each other ends it at once.
+fn pieces(
+    comm: &dyn Communicator,
+    [to, from]: [usize; 2],
+    (own, mine): (&Path, &[Listed]),
+    theirs: &[Listed],
+    mut staged: Result<StagedFolder>,
+) -> Result<Result<StagedFolder>> {
+    let cut = |files: &[Listed]| -> Vec<(String, u64, u64)> {
+        let pieces = |(name, bytes): &Listed| {
+            let (name, bytes) = (name.clone(), *bytes);
+            (0..bytes).step_by(PIECE as usize).map(move |at| (name.clone(), at, PIECE.min(bytes - at)))
+        };
+        files.iter().flat_map(pieces).collect()
+    };
+    let (out, come) = (cut(mine), cut(theirs));
+    let (mut reading, mut writing): (Option<File>, Option<File>) = (None, None);
+    for i in 0..out.len().max(come.len()) {
+        if let Some((name, at, bytes)) = out.get(i) {
+            let mut piece = vec![0; *bytes as usize];
+            if *at == 0 {
+                reading = File::open(own.join(name)).ok();
+            }
+            // A piece that cannot be read makes a copy whose sum does not fit, and which is never used.
+            let _ = reading.as_mut().map(|file| file.read_exact(&mut piece));
+            comm.send(to, &piece)?;
+        }
+        if let Some((name, at, bytes)) = come.get(i) {
+            let mut piece = vec![0; *bytes as usize];
+            comm.receive(from, &mut piece)?;
+            staged = staged.and_then(|folder| {
+                folder.act(name, *bytes, |path| {
+                    if *at == 0 {
+                        writing = Some(File::create(path)?);
+                    }
+                    writing.as_mut().map_or(Ok(()), |file| file.write_all(&piece))
+                })?;
+                Ok(folder)
+            });
+        }
+    }
+    Ok(staged)
+}
+
 /// Whether a part is of the run that this recipe began: a folder may have been used before.
 fn is_of(snapshot: &Snapshot, recipe: &Recipe) -> bool {
     let Ok(about) = About::read(snapshot) else { return false };
@@ -208,3 +229,7 @@ fn list(folder: &Path) -> Result<Vec<Listed>> {
     files.sort();
     Ok(files)
 }
+
+#[cfg(test)]
+#[path = "neighbours_tests.rs"]
+mod tests;

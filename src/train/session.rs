@@ -405,13 +405,7 @@ impl<'a> Session<'a> {
         if ending == Ending::Early {
             self.back_to_best().await?;
         }
-        if !self.world.is_first() && !self.trainer.is_in_parts() {
-            return Ok(ending);
-        }
-        let (subject, pages) = self.trainer.whole().await?;
-        if !self.world.is_first() {
-            return Ok(ending);
-        }
+        let Some((subject, pages)) = self.trainer.whole_on_first().await? else { return Ok(ending) };
         save(&self.recipe.out, self.recipe, self.prepared, &subject, &pages)?;
         self.tell(Event::Saved {
             step,
@@ -473,9 +467,9 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Tasks and samples, by the first rank; where ranks have parts of the model, all of them give it theirs.
+    /// Tasks and samples, by the first rank; where ranks have parts of the model, all of them send it theirs.
     async fn look(&mut self) -> Result<()> {
-        let whole = if self.trainer.is_in_parts() { Some(self.trainer.whole().await?) } else { None };
+        let whole = if self.trainer.is_in_parts() { self.trainer.whole_on_first().await? } else { None };
         if !self.world.is_first() {
             return Ok(());
         }

@@ -1,11 +1,11 @@
 //! The device's side of training: one plan for a step, one for validation, and the states that they share.
 
 use super::axes::Axes;
-use super::fit::plans_of_lengths;
+use super::fit::{plans_of_lengths, plans_of_rank};
 use super::inputs::{Inputs, refer};
 use super::load::{LOAD, Load};
 use super::preferring::{References, Rewards};
-use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, plans, schedule};
+use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, schedule};
 use crate::compile::{Chooser, First, Plan, settle};
 use crate::data::{Batch, LoaderState, Prefetch, hash::Hasher};
 use crate::error::{Error, Result};
@@ -91,12 +91,12 @@ struct Run {
 /// Batches under way at most.
 const UNDER_WAY: usize = 2;
 
-/// Refuses a run that is too big for the adapter, before anything is allocated or measured.
+/// Refuses a run of which this rank's part is too big for its adapter, before anything is allocated or measured.
 ///
 /// # Errors
 /// As [`Fit::check`]; [`Error::Memory`] with the bytes wanted and had.
-pub fn check_fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option<&Base>) -> Result<()> {
-    let plans = plans(config, recipe, base, gpu.limits(), &mut First)?;
+pub fn check_fits(gpu: &Gpu, rank: usize, recipe: &Recipe, config: &ModelConfig, base: Option<&Base>) -> Result<()> {
+    let plans = plans_of_rank(rank, config, recipe, base, gpu.limits(), &mut First)?;
     plans.fit.as_ref().map_or(Ok(()), Fit::check)?;
     let all: Vec<&Plan> = [&plans.train, &plans.eval].into_iter().chain(&plans.apply).collect();
     check_memory(gpu, &all, &States::new(gpu))

@@ -255,6 +255,25 @@ fn what_would_be_started_is_explained() {
     let said = stdout(&launch(&place, "--nodes 2 --ranks-per-node 4 --dry-run", "dry").assert().success());
     assert!(said.starts_with("#!/bin/bash") && said.contains("#SBATCH --ntasks-per-node=4"), "{said}");
     assert!(!place.path("dry").exists());
+    // Without a number of ranks they are the mesh's; with another than the mesh's nothing is started.
+    let said = stdout(&launch(&place, "--with threads --dry-run", "dry --mesh data=4").assert().success());
+    assert!(said.contains("--mesh data=4"), "{said}");
+    for (flags, part) in [
+        ("--with threads --ranks 2", "2 ranks are to be started, and the mesh data=4 of --mesh is of 4"),
+        ("--with threads --ranks 4 --time 1:00:00", "--time is asked of Slurm's queue; add --with slurm"),
+        ("--with slurm --ranks 4 --time 5", "--time 5 is 300 s, and 300 s before its end the run is told to leave"),
+        ("--with slurm --ranks 4 --time soon", "no time limit that Slurm takes"),
+        #[cfg(not(feature = "mpi"))]
+        ("--ranks 4", "4 processes are to be started, and this danlu was built without MPI"),
+        #[cfg(not(feature = "mpi"))]
+        (
+            "--with slurm --ranks 4",
+            "build it with `cargo build --release --features mpi`, or start them with --with threads",
+        ),
+    ] {
+        let told = stderr(&launch(&place, flags, "dry --mesh data=4").assert().failure());
+        assert!(told.contains(part), "{flags}: {told}");
+    }
     let told = stderr(&place.danlu("launch -- plan").assert().failure());
     assert!(told.contains("danlu launch starts train, finetune and dpo, and not plan"), "{told}");
 }

@@ -147,6 +147,36 @@ fn touches(own: &Binding, flight: &Meeting) -> bool {
     flight.written.as_ref().is_some_and(overlaps) || own.written && flight.read.as_ref().is_some_and(overlaps)
 }
 
+/// The gradient of a table that is embedding and output is summed before any layer goes back, and of it no more in the end than the rows
+/// of all ranks' tokens; not where these are a large part of the table, or a step has several batches, which are summed with the last.
+#[test]
+fn a_table_that_is_both_is_summed_before_the_layers() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = layers(folder.path(), "tied");
+    let prepared = prepared(&one, folder.path());
+    let begun = |recipe: &Recipe| {
+        let plan = plans(&prepared.config, recipe, None, &common::gpu().limits().clone(), &mut First).unwrap().train;
+        let bytes =
+            |step: &Step| step.meeting.as_ref().filter(|m| m.phase != Phase::End)?.read.as_ref().map(|b| b.bytes);
+        let all: Vec<(usize, u64)> = plan.steps.iter().enumerate().filter_map(|(i, s)| Some((i, bytes(s)?))).collect();
+        let back = plan.steps.iter().position(|step| step.name.contains("grad.layers.")).unwrap();
+        (all, back)
+    };
+    let width = 16;
+    let [table, rows] = [prepared.config.vocab_size, 6 * 12].map(|rows| 4 * rows as u64 * width);
+    let (all, back) = begun(&one);
+    let places: Vec<usize> = all.iter().filter(|(_, bytes)| *bytes == table).map(|(at, _)| *at).collect();
+    assert!(
+        places.len() == 1 && places[0] < back,
+        "the table is summed at {places:?}, and layers go back from {back} on"
+    );
+    assert_eq!(all.last().unwrap().1, rows);
+    for other in [Recipe { batch: 9, ..one.clone() }, Recipe { accumulate: 2, ..one.clone() }] {
+        let (all, _) = begun(&other);
+        assert_eq!(all.last().unwrap().1, table, "{} rows, {} batches", other.batch, other.accumulate);
+    }
+}
+
 /// Ranks talk while their devices compute.
 #[test]
 fn what_is_hidden_of_the_talk_is_measured() {

@@ -1,8 +1,60 @@
 //! The batch script that Slurm is given.
 
 use super::{Layout, SlurmArgs, quoted};
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::path::Path;
+use std::str::FromStr;
+
+/// A time limit in one of the forms that Slurm takes: `M`, `M:S`, `H:M:S`, `D-H`, `D-H:M`, `D-H:M:S`, and a word for none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TimeLimit(String);
+
+impl TimeLimit {
+    /// How long it is; nothing where there is no limit, which is also what 0 says.
+    pub fn seconds(&self) -> Option<u64> {
+        read(&self.0).flatten()
+    }
+}
+
+/// Seconds, or that there is no limit; nothing where it is no time.
+fn read(text: &str) -> Option<Option<u64>> {
+    if ["infinite", "unlimited"].contains(&text.to_ascii_lowercase().as_str()) {
+        return Some(None);
+    }
+    let (days, rest) = text.split_once('-').map_or((None, text), |(days, rest)| (Some(days), rest));
+    let number = |word: &str| word.parse::<u64>().ok().filter(|n| word.len() < 8 && *n < 10_000_000);
+    let parts: Vec<u64> = rest.split(':').map(number).collect::<Option<_>>()?;
+    let days = days.map(number);
+    let seconds = match (days, &parts[..]) {
+        (None, [minutes]) => 60 * minutes,
+        (None, [minutes, seconds]) => 60 * minutes + seconds,
+        (None, [hours, minutes, seconds]) => 3600 * hours + 60 * minutes + seconds,
+        (Some(days), [hours, rest @ ..]) if rest.len() < 3 => {
+            let [minutes, seconds] = [0, 1].map(|i| rest.get(i).copied().unwrap_or(0));
+            86400 * days? + 3600 * hours + 60 * minutes + seconds
+        }
+        _ => return None,
+    };
+    Some(Some(seconds).filter(|seconds| *seconds > 0))
+}
+
+impl FromStr for TimeLimit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let forms = "minutes, hours:minutes:seconds, days-hours or days-hours:minutes:seconds, such as 24:00:00";
+        match read(text) {
+            Some(_) => Ok(TimeLimit(text.into())),
+            None => Err(format!("no time limit that Slurm takes; write {forms}")),
+        }
+    }
+}
+
+impl fmt::Display for TimeLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
 
 /// A job of Slurm.
 pub struct Batch<'a> {
@@ -40,7 +92,7 @@ impl Batch<'_> {
         gpus_per_node.iter().for_each(|n| ask("", format!("--gpus-per-node={n}")));
         partition.iter().for_each(|name| ask("", format!("--partition={}", quoted([name.as_str()]))));
         account.iter().for_each(|name| ask("", format!("--account={}", quoted([name.as_str()]))));
-        time.iter().for_each(|time| ask("", format!("--time={}", quoted([time.as_str()]))));
+        time.iter().for_each(|time| ask("", format!("--time={time}")));
         ask(
             "So long before the time limit this script is told to end (B: it alone), and passes that on.",
             format!("--signal=B:TERM@{save_ahead}"),

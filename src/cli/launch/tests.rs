@@ -113,3 +113,49 @@ fn ranks_and_nodes_that_do_not_agree_are_refused() {
     );
     assert_eq!(args("--ranks 5 --nodes 2 --ranks-per-node 3 -- train").layout().unwrap().ranks, 5);
 }
+
+#[test]
+fn time_limits_are_those_of_slurm() {
+    let seconds = |text: &str| text.parse::<TimeLimit>().map(|limit| limit.seconds());
+    for (text, wanted) in [
+        ("90", Some(5400)),
+        ("1:30", Some(90)),
+        ("24:00:00", Some(86400)),
+        ("2-12", Some(216_000)),
+        ("1-0:30", Some(88_200)),
+        ("1-0:0:1", Some(86_401)),
+        ("0", None),
+        ("UNLIMITED", None),
+    ] {
+        assert_eq!(seconds(text), Ok(wanted), "{text}");
+    }
+    for text in ["nonsense", "", "-1", "1:2:3:4", "1-", "1-2:3:4:5", "12h", "1 day", "99999999"] {
+        assert!(seconds(text).unwrap_err().contains("no time limit that Slurm takes"), "{text}");
+    }
+    let said = |line: &str| args(line).slurm.check().map_err(|error| error.to_string());
+    assert_eq!(said("--time 6 -- train"), Ok(()));
+    assert_eq!(said("--time 2 --save-ahead 60 -- train"), Ok(()));
+    let told = said("--time 5 -- train").unwrap_err();
+    assert!(told.contains("--time 5 is 300 s, and 300 s before its end the run is told to leave"), "{told}");
+    assert_eq!(args("--partition gpu -- train").slurm.asked(), Some("--partition"));
+    assert_eq!(args("--mpi pmi2 -- train").slurm.asked(), None, "srun heeds it, too");
+}
+
+#[test]
+fn ranks_that_are_not_the_meshs_are_refused() {
+    let layout = Layout { ranks: 2, nodes: 1, per_node: 2 };
+    let said = |mesh: &str, flag: Option<&str>, is_resumed, with| {
+        let flag = flag.map(|flag| flag.parse().unwrap());
+        agree(layout, mesh.parse().unwrap(), flag, is_resumed, with).map_err(|error| error.to_string())
+    };
+    let told = "2 ranks are to be started, and the mesh data=4 of the recipe is of 4: let the two agree, or leave one of them out";
+    assert_eq!(said("data=4", None, false, With::Threads), Err(told.into()));
+    // Processes share the batch beside the recipe's other axes, and a run that is taken up goes on with any mesh.
+    assert_eq!(said("data=4", None, false, With::Mpirun), Ok(()));
+    assert_eq!(said("data=4", None, true, With::Threads), Ok(()));
+    assert_eq!(said("data=2", Some("data=2"), true, With::Threads), Ok(()));
+    for with in [With::Threads, With::Mpirun, With::Slurm] {
+        let told = said("data=2", Some("data=2,tensor=2"), true, with).unwrap_err();
+        assert!(told.contains("the mesh data=2,tensor=2 of --mesh is of 4"), "{told}");
+    }
+}

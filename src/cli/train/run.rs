@@ -85,7 +85,9 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
         config.vocab_size = config.vocab_size.min(SMALLEST_VOCAB);
     }
-    fits(&gpu, &recipe, &config, base.as_ref())?;
+    // A process sees to its own part, and says which rank it is; threads of one have this one see to all that are unlike.
+    let unlike = process.map_or_else(|| recipe.mesh.unlike(), |process| vec![process.rank()]);
+    fits(&gpu, &unlike, &recipe, &config, base.as_ref())?;
     // A fresh driver compiles for seconds: meanwhile the stories are written.
     let refused = AtomicBool::new(false);
     let prepared = std::thread::scope(|scope| {
@@ -98,7 +100,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         refused.store(prepared.is_err(), Ordering::Relaxed);
         prepared
     })?;
-    fits(&gpu, &recipe, &prepared.config, base.as_ref())?;
+    fits(&gpu, &unlike, &recipe, &prepared.config, base.as_ref())?;
     let stop = Stop::listen()?;
     let patience = args.ranks.patience().work;
     let run = Run { args, recipe, resumption, prepared, stop };
@@ -168,11 +170,10 @@ impl Run {
                 observer.event(&Event::Note { text: format!("measurements were not kept: {error}") });
             }
         }
-        if let Some(folder) = &args.dump {
-            let initial = trainer.whole().await?;
-            if world.is_first() {
-                dump(folder, recipe, prepared, &trainer, initial).await?;
-            }
+        if let Some(folder) = &args.dump
+            && let Some(initial) = trainer.whole_on_first().await?
+        {
+            dump(folder, recipe, prepared, &trainer, initial).await?;
         }
         trainer.take_reference(recipe, prepared, &paths::cache(), stop.asked(), observer).await?;
         if let Some(resumption) = resumption {
@@ -214,10 +215,18 @@ impl Run {
     }
 }
 
-/// Refuses what takes more memory than there is, and says what would fit.
-fn fits(gpu: &Gpu, recipe: &Recipe, config: &ModelConfig, base: Option<&Arc<Base>>) -> Result<()> {
-    check_fits(gpu, recipe, config, base.map(|base| &**base))
-        .map_err(|error| advised(error, gpu.limits(), recipe, config, base))
+/// Refuses what takes more memory than there is on one of these ranks, and says what would fit; names the rank where not all say the
+/// same.
+fn fits(gpu: &Gpu, ranks: &[usize], recipe: &Recipe, config: &ModelConfig, base: Option<&Arc<Base>>) -> Result<()> {
+    let check = |&rank: &usize| Some((rank, check_fits(gpu, rank, recipe, config, base.map(|base| &**base)).err()?));
+    let mut failed: Vec<_> = ranks.iter().filter_map(check).collect();
+    let all_same = failed.len() == ranks.len() && failed.iter().all(|(_, e)| e.to_string() == failed[0].1.to_string());
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let (rank, error) = failed.swap_remove(0);
+    let error = advised(error, gpu.limits(), recipe, config, base);
+    Err(if all_same { error } else { error.context(format!("rank {rank}")) })
 }
 
 /// A refusal with what would fit. What an adapter has that does not tell its memory, or that others use as well, is known only

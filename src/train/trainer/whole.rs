@@ -4,9 +4,11 @@ use super::Trainer;
 use crate::error::Result;
 use crate::nn::{Adapted, PARAMETERS};
 use crate::train::Subject;
+use crate::train::axes::To;
 
 impl Trainer {
-    /// Whether no rank has all that is shown: who wants it whole asks all ranks for [`Trainer::whole`].
+    /// Whether no rank has all that is shown: who wants it whole asks all ranks for [`Trainer::whole`], or
+    /// [`Trainer::whole_on_first`].
     pub fn is_in_parts(&self) -> bool {
         let averages = self.shards > 1 && self.optimizer.ema > 0.0;
         self.layout().parts().is_some() || self.layout().keeps_parts() || averages
@@ -23,14 +25,16 @@ impl Trainer {
     /// # Errors
     /// If the device failed; those of the communicator.
     pub async fn pages(&self) -> Result<Vec<Vec<f32>>> {
+        self.pages_on(To::All).await
+    }
+
+    /// Those of a rank that is to have them; others' are empty where none has all of them.
+    async fn pages_on(&self, to: To) -> Result<Vec<Vec<f32>>> {
         let mut pages = Vec::new();
         for (i, page) in self.layout().pages().iter().enumerate() {
             let own = self.shown.read(&format!("{PARAMETERS}.{i}")).await?;
-            pages.push(bytemuck::pod_collect_to_vec(&self.axes.page(
-                own,
-                4 * page.elements,
-                self.layout().sharers_of(i),
-            )?));
+            let page = self.axes.page(own, 4 * page.elements, self.layout().sharers_of(i), to)?;
+            pages.push(bytemuck::pod_collect_to_vec(&page));
         }
         Ok(pages)
     }
@@ -40,14 +44,31 @@ impl Trainer {
     /// # Errors
     /// As [`Trainer::pages`]; those of the communicator.
     pub async fn whole(&self) -> Result<(Subject, Vec<Vec<f32>>)> {
-        let own = self.pages().await?;
+        self.whole_on(To::All).await
+    }
+
+    /// [`Trainer::whole`] on the first rank, and nothing on others: their hosts need have no room for it. Where ranks have
+    /// parts of it, all of them call this together; else it is the first one's alone.
+    ///
+    /// # Errors
+    /// As [`Trainer::whole`].
+    pub async fn whole_on_first(&self) -> Result<Option<(Subject, Vec<Vec<f32>>)>> {
+        if !self.world.is_first() && !self.is_in_parts() {
+            return Ok(None);
+        }
+        let whole = self.whole_on(To::First).await?;
+        Ok(self.world.is_first().then_some(whole))
+    }
+
+    async fn whole_on(&self, to: To) -> Result<(Subject, Vec<Vec<f32>>)> {
+        let own = self.pages_on(to).await?;
         let Some(parts) = self.layout().parts() else { return Ok((self.subject.clone(), own)) };
         let adapted = self.subject.adapted.as_ref().map(Adapted::whole);
         let layout = match adapted.as_ref().and_then(|adapted| adapted.lora.as_ref()) {
             Some(lora) => lora.layout().clone(),
             None => self.optimizer.layout(parts.whole().to_vec(), u64::from(u32::MAX))?,
         };
-        Ok(match self.axes.together(self.layout(), &own, &layout)? {
+        Ok(match self.axes.together(self.layout(), &own, &layout, to)? {
             Some(pages) => (Subject { layout, adapted }, pages),
             None => (self.subject.clone(), own),
         })
