@@ -200,3 +200,11 @@ fn pairs_stay_together() {
         }
     }
 }
+
+/// Numbers of documents do not begin anew where 32 bits end.
+#[test]
+fn more_documents_than_there_are_numbers_are_refused() {
+    assert!(numbered(u32::MAX as usize).is_ok());
+    let error = numbered(u32::MAX as usize + 1).unwrap_err().to_string();
+    assert!(error.starts_with("there are more than 4294967295 documents, or parts of them"), "{error}");
+}
