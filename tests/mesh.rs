@@ -96,7 +96,7 @@ fn ranks_give_the_bits_of_as_many_batches() {
         ("strict", 2, short("strict")),
         ("mixed", 2, Recipe { precision: Precision::Mixed, ..short("mixed") }),
         ("packed", 4, Recipe { pack: true, optimizer: Rule::Muon, ..short("packed") }),
-        ("examples", 2, Recipe { data: examples(folder.path()).into(), ..short("examples") }),
+        ("examples", 2, Recipe { data: examples(folder.path()).into(), seq: 48, ..short("examples") }),
         ("eight bits", 2, Recipe { optimizer: Rule::AdamW8bit, ema: 0.9, ..short("eight") }),
         ("adapters", 2, Recipe { model, lora: lora(), ..short("adapters") }),
     ];
@@ -115,8 +115,10 @@ fn ranks_give_the_bits_of_as_many_batches() {
 
 /// Examples of very different lengths, as lines of JSONL.
 fn examples(folder: &Path) -> PathBuf {
-    let line =
-        |i: usize| format!("{{\"prompt\": \"{i}\", \"completion\": \"{}\"}}\n", "abcdefghi".repeat(1 + i * i % 5));
+    // Letters of which no two examples have many in the same order: nearly each is a token.
+    let letter = |i: usize, k: usize| char::from(b'a' + ((i * 7 + k * (k + i) * 5) % 26) as u8);
+    let answer = |i: usize| (0..9 * (1 + i * i % 5)).map(|k| letter(i, k)).collect::<String>();
+    let line = |i: usize| format!("{{\"prompt\": \"{i}\", \"completion\": \"{}\"}}\n", answer(i));
     let path = folder.join("examples.jsonl");
     std::fs::write(&path, (0..200).map(line).collect::<String>()).unwrap();
     path

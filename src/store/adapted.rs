@@ -94,9 +94,9 @@ impl Checkpoint {
             let name = format!("{}.weight", module.name);
             let at = weights.iter().position(|w| w.name == name).expect("adapters are of the model's own layers");
             let (_, ty) = &base.params()[at];
-            Narrow::new(&weights[at], ty.dtype).lengths(delta(module).as_ref())
+            Narrow::new(&weights[at], ty.dtype)?.lengths(delta(module).as_ref())
         };
-        Ok(modules.iter().map(lengths).collect())
+        modules.iter().map(lengths).collect()
     }
 }
 
