@@ -209,7 +209,7 @@ fn broken_weights_are_not_narrowed() {
     let at = {
         let tensors = Tensors::open_safetensors(&from).unwrap();
         let tensor = tensors.get(name).unwrap();
-        tensor.offset as usize + 4 * (row * tensor.shape.last() + column)
+        tensor.offset + 4 * (row * tensor.shape.last() + column)
     };
     let broken = "no number for a weight: the model is broken; fetch it again, or train it anew";
     let f16 = "more than f16 can hold; choose bf16 or f32";
