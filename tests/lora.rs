@@ -15,7 +15,7 @@ use danlu::model::Llama;
 use danlu::nn::{Adapted, BaseDtype, Declare, Lora, LoraConfig, ParamLayout};
 use danlu::optim::{HYPER, JUDGE, Optimizer};
 use danlu::run::{Executor, States};
-use danlu::store::{Checkpoint, PeftAdapter};
+use danlu::store::{Checkpoint, PeftAdapter, Tensors};
 use danlu::train::{Recipe, plans};
 use pollster::block_on;
 use safetensors::SafeTensors;
@@ -194,6 +194,43 @@ fn fresh_adapters_change_nothing_and_learn_on_the_device() {
         let bar = 3.0 * 28.0 * f64::from(f32::EPSILON) * unchanged;
         assert!((losses[0] - unchanged).abs() <= bar, "{case}: {} fresh, and {unchanged} without", losses[0]);
         assert!(losses[11] < 0.7 * losses[0], "{case}: {losses:?}");
+    }
+}
+
+/// A weight that is no number, or larger than its dtype on the device holds, is named where it is narrowed, and does not become one
+/// that looks like any other.
+#[test]
+fn broken_weights_are_not_narrowed() {
+    let (gpu, out) = (common::gpu(), tempfile::tempdir().unwrap());
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny");
+    std::fs::copy(from.join("config.json"), out.path().join("config.json")).unwrap();
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let (row, column) = (3, 70);
+    let at = {
+        let tensors = Tensors::open_safetensors(&from).unwrap();
+        let tensor = tensors.get(name).unwrap();
+        tensor.offset + 4 * (row * tensor.shape.last() + column)
+    };
+    let broken = "no number for a weight: the model is broken; fetch it again, or train it anew";
+    let f16 = "more than f16 can hold; choose bf16 or f32";
+    for (dtype, number, said) in [
+        (BaseDtype::Nf4, f32::NAN, Some(format!("NaN, {broken}"))),
+        (BaseDtype::Nf4, f32::NEG_INFINITY, Some(format!("-inf, {broken}"))),
+        (BaseDtype::Nf4, 1e6, None),
+        (BaseDtype::Q8_0, f32::NAN, Some(format!("NaN, {broken}"))),
+        (BaseDtype::Q8_0, 1e6, None),
+        (BaseDtype::F16, 1e6, Some(format!("1000000, {f16}"))),
+        (BaseDtype::Bf16, f32::INFINITY, Some(format!("inf, {broken}"))),
+    ] {
+        let mut bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+        bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
+        std::fs::write(out.path().join("model.safetensors"), bytes).unwrap();
+        let checkpoint = Checkpoint::open(out.path()).unwrap();
+        let frozen = checkpoint.frozen_as(dtype).unwrap();
+        let got = block_on(checkpoint.stream(&mut States::new(&gpu), &frozen, &mut |_| ()));
+        let file = out.path().join("model.safetensors");
+        let said = said.map(|what| format!("{}: {name}: its row {row} has in column {column} {what}", file.display()));
+        assert_eq!(got.err().map(|error| error.to_string()), said, "{dtype}, {number}");
     }
 }
 

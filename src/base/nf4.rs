@@ -1,6 +1,7 @@
 //! NF4 with double quantisation (QLoRA, Dettmers et al., 2023), as bitsandbytes has it, bit for bit: 64 elements share a
 //! scale, their largest size; the scales of a tensor, less their mean, are quantised to eight bits in blocks of 256 (Dettmers
-//! et al., "8-bit optimizers via block-wise quantization", 2022).
+//! et al., "8-bit optimizers via block-wise quantization", 2022). Where bitsandbytes' sum of the scales, in f32 in its device's
+//! order, rounds to another mean than the exact one, as it may of larger tensors, scales differ in their last bits.
 //!
 //! A block is the scale as f32, as its eight bits and the constants behind them say it, and 32 bytes of quants, of two
 //! neighbours the first in the high nibble. bitsandbytes keeps the eight bits; a block with its own f32 is read by itself,

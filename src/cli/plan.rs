@@ -34,7 +34,7 @@ pub struct PlanArgs {
     /// hub, of which only the configuration is fetched.
     #[arg(long, value_name = "PATH|NAME", conflicts_with = "config")]
     model: Option<String>,
-    /// Sequences of one step [default: 8].
+    /// Sequences of one batch [default: 2].
     #[arg(long, value_name = "COUNT")]
     batch: Option<usize>,
     /// Batches of one step, as of `danlu train`: the plan of one, and below it that of the update [default: 1].
@@ -323,4 +323,24 @@ async fn measure(args: &PlanArgs, recipe: &Recipe, config: &ModelConfig) -> Resu
     let (gflop, whole) = (plan.totals().flops as f64 / 1e9, recorded.undisturbed.1);
     say!("one run undisturbed: {whole:.4} s, {:.1} GFLOP/s", gflop / whole);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::FromArgMatches;
+
+    /// What the help says is what a plan without flags is of.
+    #[test]
+    fn defaults_are_as_they_are_said() {
+        let command = PlanArgs::augment_args(clap::Command::new("plan"));
+        let args = PlanArgs::from_arg_matches(&command.clone().get_matches_from(["plan"])).unwrap();
+        let recipe = args.put(recipe(None).unwrap()).unwrap();
+        for (flag, value) in [("batch", recipe.batch), ("accumulate", recipe.accumulate as usize), ("seq", recipe.seq)]
+        {
+            let arg = command.get_arguments().find(|arg| arg.get_id() == flag).unwrap();
+            let help = arg.get_help().unwrap().to_string();
+            assert!(help.ends_with(&format!("[default: {value}]")), "{flag} is {value}: {help}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
 /// Raised when the same records come to mean other tokens: shards made before are then made anew.
-const ENCODING: u64 = 1;
+const ENCODING: u64 = 2;
 
 /// What day it is for templates that write the date, in seconds since 1970: 26 July 2024, which Meta's templates write of
 /// themselves where nobody tells them. Another day must not make other tokens of the same data.

@@ -18,8 +18,8 @@ pub enum Form {
     Alpaca,
     /// `conversations`, each with `from` and `value`; `system` and `tools` beside them.
     ShareGpt,
-    /// `chosen` and `rejected`, with a `prompt`, `messages`, `conversations` or an instruction before them, or as whole
-    /// conversations.
+    /// `chosen` and `rejected`, with a `prompt`, `messages`, `conversations` or an instruction before them; or as whole
+    /// conversations, whatever stands beside them.
     Preference,
 }
 
@@ -222,36 +222,55 @@ fn completion(record: &Json) -> Result<Example, String> {
     Ok(Example::Completion { prompt, answer })
 }
 
-/// A beginning and two answers.
+/// A beginning and two answers. Where both sides begin as conversations do they are whole: their beginning is what they have in
+/// common, and a prompt or a conversation that the record holds beside them, which says the same again, is left alone.
 fn preference(record: &Json) -> Result<Example, String> {
-    let before = match () {
-        () if has(record, "conversations") => conversation(record, Form::ShareGpt)?,
-        () if has(record, "messages") => conversation(record, Form::Messages)?,
-        () => {
-            let mut messages = Vec::new();
-            if let Some(system) = optional_text(record, "system")? {
-                messages.push(Message::new("system", &system));
-            }
-            if has(record, "prompt") {
-                messages.extend(side(record, "prompt", "user")?);
-            } else if has(record, "instruction") {
-                messages.push(Message::new("user", &instruction(record)?));
-            }
-            Chat { messages, tools: tools(record)?, from: 0 }
-        }
-    };
     let sides = [side(record, "chosen", "assistant")?, side(record, "rejected", "assistant")?];
-    // Whole conversations have their beginning in common.
-    let common = sides[0].iter().zip(&sides[1]).take_while(|(a, b)| a == b).count();
-    let whole = before.messages.is_empty();
-    if whole && common == 0 {
+    let begins = |message: &Message| matches!(message.role().as_str(), "system" | "developer" | "user");
+    let whole = begins(&sides[0][0]);
+    if whole != begins(&sides[1][0]) {
+        return Err(
+            "has a whole conversation on one side and an answer alone on the other, of \"chosen\" and \"rejected\"; \
+                    give both in one way"
+                .into(),
+        );
+    }
+    let mut before = Vec::new();
+    if let Some(system) = optional_text(record, "system")?.filter(|_| sides[0][0].role() != "system") {
+        before.push(Message::new("system", &system));
+    }
+    before.extend(match () {
+        () if whole => Vec::new(),
+        () if has(record, "conversations") => messages_of(record, "conversations")?,
+        () if has(record, "messages") => messages_of(record, "messages")?,
+        () if has(record, "prompt") => side(record, "prompt", "user")?,
+        () if has(record, "instruction") => vec![Message::new("user", &instruction(record)?)],
+        () => Vec::new(),
+    });
+    let common = match whole || before.is_empty() {
+        true => sides[0].iter().zip(&sides[1]).take_while(|(a, b)| a == b).count(),
+        false => 0,
+    };
+    if common == 0 && !whole && before.is_empty() {
         return Err("has neither a prompt nor a beginning that \"chosen\" and \"rejected\" have in common".into());
     }
-    let from = if whole { common } else { before.messages.len() };
+    if sides.iter().any(|side| side.get(common).is_some_and(begins)) {
+        let at = common + 1;
+        return Err(format!(
+            "has conversations that differ in what is asked (message {at}), and not in the answer alone"
+        ));
+    }
+    let (from, tools) = (before.len() + common, tools(record)?);
     let [better, worse] = sides.map(|side| {
-        let messages = before.messages.iter().cloned().chain(side).collect();
-        Chat { messages, tools: before.tools.clone(), from }
+        let messages = before.iter().cloned().chain(side).collect();
+        Chat { messages, tools: tools.clone(), from }
     });
+    if better.messages[from - 1].role() == "assistant" {
+        return Err(format!(
+            "has an answer (message {from}) before those of \"chosen\" and \"rejected\", which are to answer what was said \
+             last; leave it out"
+        ));
+    }
     for (name, chat) in [("chosen", &better), ("rejected", &worse)] {
         check(chat).map_err(|error| format!("{error} (of \"{name}\")"))?;
     }

@@ -1,15 +1,16 @@
 //! A few lengths of rows, so that short ones cost less than long ones: each length is a plan of its own, and plans share their
-//! states. Batches are of rows that are alike in length, in an order that is a function of the seed.
+//! states. Rows that are filled up are dealt so that those of a step are alike in length, in an order that is a function of the seed
+//! and of how many a step has: not of the lengths that there are, nor of how many batches or ranks share a step.
 
 use super::rows::permute;
 
 /// Lengths are multiples of so many tokens.
 pub(super) const GRAIN: usize = 16;
-/// Rows of so many batches are put in order of their length before they are dealt into batches.
-pub(super) const WINDOW: u64 = 64;
+/// Rows of at most so many steps are put in order of their length before they are dealt into steps.
+const WINDOW: u64 = 64;
 /// A further length must save so much of what is computed.
 const WORTH: f64 = 0.03;
-/// Seeds the order of the batches of a window.
+/// Seeds the order of the steps of a window.
 const ORDER: u64 = 0x6C65_6E67;
 
 /// At most `most` lengths for rows of which `counts[n]` have up to `GRAIN`·n tokens, the longest at most `seq`: those with which
@@ -53,14 +54,20 @@ pub fn longest_lengths(most: usize, seq: usize) -> Vec<usize> {
     (0..most.clamp(1, last.max(1))).rev().map(|n| ((last - n) * GRAIN).min(seq)).collect()
 }
 
-/// The numbers of the units of batch `step`, each batch having `each`: within a window they are dealt in order of `used`.
-pub(super) fn deal(step: u64, each: u64, seed: u64, used: impl Fn(u64) -> usize) -> Vec<u64> {
-    let (window, at) = (step / WINDOW, step % WINDOW);
-    let first = window * WINDOW * each;
-    let mut units: Vec<(usize, u64)> = (first..first + WINDOW * each).map(|unit| (used(unit), unit)).collect();
+/// The steps whose rows are dealt together, each having `each` of the `all` units of an epoch: no more than an epoch has, or an
+/// example, which is as long as itself, would meet itself in a step.
+pub(super) fn window(all: u64, each: u64) -> u64 {
+    (all / each).clamp(1, WINDOW)
+}
+
+/// The numbers of the units of `step`, each step having `each`: within a window of steps they are dealt in order of `used`.
+pub(super) fn deal(step: u64, each: u64, window: u64, seed: u64, used: impl Fn(u64) -> usize) -> Vec<u64> {
+    let (index, at) = (step / window, step % window);
+    let first = index * window * each;
+    let mut units: Vec<(usize, u64)> = (first..first + window * each).map(|unit| (used(unit), unit)).collect();
     units.sort_unstable();
-    let batch = permute(at, WINDOW, seed ^ ORDER, window) * each;
-    units[batch as usize..][..each as usize].iter().map(|(_, unit)| *unit).collect()
+    let own = permute(at, window, seed ^ ORDER, index) * each;
+    units[own as usize..][..each as usize].iter().map(|(_, unit)| *unit).collect()
 }
 
 #[cfg(test)]
@@ -128,7 +135,7 @@ mod tests {
     fn windows_are_dealt_whole_and_alike() {
         let used = |unit: u64| (unit * 37 % 101) as usize;
         for each in [1, 3] {
-            let batches: Vec<Vec<u64>> = (0..3 * WINDOW).map(|step| deal(step, each, 5, used)).collect();
+            let batches: Vec<Vec<u64>> = (0..3 * WINDOW).map(|step| deal(step, each, WINDOW, 5, used)).collect();
             for (window, batches) in batches.chunks(WINDOW as usize).enumerate() {
                 let mut all: Vec<u64> = batches.concat();
                 all.sort_unstable();
@@ -141,7 +148,15 @@ mod tests {
                 assert!(batches.iter().all(|batch| spread(batch) <= 6), "rows of a batch are alike");
                 assert!(!batches.iter().map(|batch| used(batch[0])).is_sorted(), "batches are not in order of length");
             }
-            assert_ne!(deal(0, each, 5, used), deal(0, each, 6, used), "another seed, another order");
+            let first = |seed| deal(0, each, WINDOW, seed, used);
+            assert_ne!(first(5), first(6), "another seed, another order");
+        }
+    }
+
+    #[test]
+    fn windows_are_no_longer_than_an_epoch() {
+        for (all, each, steps) in [(1000, 4, WINDOW), (100, 4, 25), (100, 60, 1), (3, 8, 1)] {
+            assert_eq!(window(all, each), steps, "{all}, {each}");
         }
     }
 }

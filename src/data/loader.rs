@@ -1,4 +1,5 @@
-//! Batches from shards: which tokens a step sees is a function of (seed, step), so a position is one number.
+//! Batches from shards: which tokens a step sees is a function of (seed, step) and of how many rows a step has, so a position is
+//! one number, whoever computes them and however far rows are filled up.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,11 +33,13 @@ pub struct LoaderOptions {
     pub val_fraction: f64,
     /// At most so many lengths of rows that hold one document and are filled up; with 1 all are of T tokens.
     pub lengths: usize,
+    /// Batches that make a step, whose rows are dealt to it together.
+    pub accumulate: usize,
 }
 
 impl Default for LoaderOptions {
     fn default() -> Self {
-        LoaderOptions { batch: 8, seq: 256, seed: 0, val_fraction: 0.05, lengths: 1 }
+        LoaderOptions { batch: 8, seq: 256, seed: 0, val_fraction: 0.05, lengths: 1, accumulate: 1 }
     }
 }
 
@@ -73,8 +76,8 @@ pub struct Loader {
     part: Range<usize>,
     /// Lengths that batches have, ascending.
     lengths: Vec<usize>,
-    /// Whether rows of a batch are picked to be alike in length.
-    alike: bool,
+    /// Of rows that are picked to be alike in length within a step: the steps that are dealt together.
+    window: Option<u64>,
 }
 
 impl Loader {
@@ -89,13 +92,13 @@ impl Loader {
     /// Several sources, each divided into a train part and a held-out one.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a source with less than one row of each part, for B or T of 0, an impossible fraction or weight,
-    /// and an odd B for pairs.
+    /// [`Error::Invalid`] for a source with less than one row of each part, for B, T or batches of a step of 0, an impossible
+    /// fraction or weight, and an odd B for pairs.
     pub fn mixed(sources: Vec<LoaderSource>, options: LoaderOptions) -> Result<Loader> {
-        let LoaderOptions { batch, seq, seed, val_fraction, lengths: most } = options;
-        if batch == 0 || seq == 0 {
+        let LoaderOptions { batch, seq, seed, val_fraction, lengths: most, accumulate } = options;
+        if batch == 0 || seq == 0 || accumulate == 0 {
             return Err(Error::Invalid(format!(
-                "a batch of {batch} rows of {seq} tokens is empty; both must be at least 1"
+                "a step of {accumulate} batches of {batch} rows of {seq} tokens is empty; all must be at least 1"
             )));
         }
         if !(0.0..1.0).contains(&val_fraction) {
@@ -123,11 +126,18 @@ impl Loader {
         } else {
             vec![seq]
         };
-        let units = batch as u64 / sources[0].each();
-        // Of several sources a row's own is not found fast enough for that.
-        let alike = lengths.len() > 1 && units > 1 && sources.len() == 1;
         let part = 0..options.batch;
-        Ok(Loader { sources, mix, options, checksum, state: LoaderState::default(), part, lengths, alike })
+        let mut loader =
+            Loader { sources, mix, options, checksum, state: LoaderState::default(), part, lengths, window: None };
+        // Of several sources a row's own is not found fast enough for that.
+        let each = loader.units() * accumulate as u64;
+        if let [only] = &loader.sources[..]
+            && only.is_padded()
+            && each > 1
+        {
+            loader.window = Some(lengths::window(only.train / only.each(), each));
+        }
+        Ok(loader)
     }
 
     /// The same batches, of which this one fills the rows of part `index` of `parts` equal ones: all of them together are what
@@ -145,6 +155,11 @@ impl Loader {
     /// The same batches, all of the longest length that was asked for.
     pub fn filled_up(&self) -> Loader {
         Loader { lengths: vec![self.options.seq], ..self.clone() }
+    }
+
+    /// What stays together in a batch and is dealt: rows, or pairs of them.
+    fn units(&self) -> u64 {
+        self.options.batch as u64 / self.sources[0].each()
     }
 
     /// The lengths that batches have, ascending.
@@ -170,20 +185,24 @@ impl Loader {
         }
     }
 
-    /// Which rows of which sources the batch of any step holds.
+    /// Which rows of which sources any batch holds.
     fn rows_of(&self, step: u64) -> Vec<(usize, u64)> {
-        let (rows, each) = (self.options.batch as u64, self.sources[0].each());
-        if !self.alike {
+        let (rows, each, units) = (self.options.batch as u64, self.sources[0].each(), self.units());
+        let Some(window) = self.window else {
             return (0..rows).map(|b| self.mix.place(step * rows + b)).collect();
-        }
-        let units = lengths::deal(step, rows / each, self.options.seed, |unit| self.sources[0].used(unit * each));
-        units.into_iter().flat_map(|unit| (unit * each..(unit + 1) * each).map(|row| (0, row))).collect()
+        };
+        // Batches of a step are parts of what is dealt to it, as those of ranks are.
+        let (seed, batches) = (self.options.seed, self.options.accumulate as u64);
+        let used = |unit| self.sources[0].used(unit * each);
+        let all = lengths::deal(step / batches, units * batches, window, seed, used);
+        let own = &all[(step % batches * units) as usize..][..units as usize];
+        own.iter().flat_map(|unit| (unit * each..(unit + 1) * each).map(|row| (0, row))).collect()
     }
 
     /// After so many batches every row of a single source has come.
     pub fn batches_per_epoch(&self) -> u64 {
         let batches = self.rows_per_epoch().div_ceil(self.options.batch as u64);
-        if self.alike { batches.next_multiple_of(lengths::WINDOW) } else { batches }
+        self.window.map_or(batches, |window| batches.next_multiple_of(window * self.options.accumulate as u64))
     }
 
     /// What is to be said of the lengths of rows, where there are others than was asked for.
@@ -192,8 +211,11 @@ impl Loader {
         if self.lengths == [seq] {
             return None;
         }
-        let count = self.batches_per_epoch().min(TOLD);
-        let tokens: u64 = (0..count).map(|step| self.length_of(&self.rows_of(step)) as u64).sum();
+        // Of each step one batch, each time the next one.
+        let batches = self.options.accumulate as u64;
+        let count = self.batches_per_epoch().min(TOLD).div_ceil(batches);
+        let batch = |step: u64| self.rows_of(step * batches + step % batches);
+        let tokens: u64 = (0..count).map(|step| self.length_of(&batch(step)) as u64).sum();
         let saved = 100.0 * (1.0 - tokens as f64 / (count * seq as u64) as f64);
         let names: Vec<String> = self.lengths.iter().map(usize::to_string).collect();
         let (last, shorter) = names.split_last().expect("there is a length");

@@ -219,6 +219,7 @@ impl Rows {
             for document in unit * each..(unit + 1) * each {
                 cut(&shard, shard.document(document)?, seq, overlong, &mut segments, &mut counts)?;
             }
+            numbered(segments.len())?;
             if pairs && segments.len() < first + 2 {
                 segments.truncate(first);
                 continue;
@@ -360,6 +361,18 @@ impl Rows {
         row.targets[at..].fill(IGNORE);
         row.starts[at..].fill(at as u32);
         Ok(())
+    }
+}
+
+/// Refuses more segments than numbers of 32 bits tell apart.
+fn numbered(segments: usize) -> Result<()> {
+    match u32::try_from(segments) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Invalid(format!(
+            "there are more than {} documents, or parts of them, to be packed or filled up, and no more are told apart; give \
+             a part of the data, or text to be read in windows",
+            u32::MAX
+        ))),
     }
 }
 

@@ -94,9 +94,9 @@ impl Checkpoint {
             let name = format!("{}.weight", module.name);
             let weight = weights.iter().find(|w| w.name == name).expect("adapters are of the model's own layers");
             let (_, ty) = base.params().iter().find(|(own, _)| *own == name).expect("an adapter is where its layer is");
-            Narrow::new(weight, ty.dtype).lengths(delta(module).as_ref())
+            Narrow::new(weight, ty.dtype)?.lengths(delta(module).as_ref())
         };
-        Ok(modules.iter().map(lengths).collect())
+        modules.iter().map(lengths).collect()
     }
 }
 

@@ -221,7 +221,8 @@ impl Checkpoint {
     /// Streams the weights to the device, where `frozen` has them and in its types; where these are a rank's parts, those.
     ///
     /// # Errors
-    /// As [`Checkpoint::read_pages`]; also if a weight is larger than the largest buffer, or the device has no room.
+    /// As [`Checkpoint::read_pages`]; also if a weight is larger than the largest buffer or holds a number that its dtype on the
+    /// device does not, or the device has no room.
     pub async fn stream(&self, states: &mut States, frozen: &Frozen, progress: &mut dyn FnMut(Loaded)) -> Result<()> {
         let (specs, gpu) = (self.model.param_specs(), states.gpu().clone());
         let weights = match frozen.parts() {

@@ -1,9 +1,10 @@
 //! Tensors of a model as a file is to hold them, made of the parameters as another one holds them: the inverse of
 //! `weights.rs`. A packed tensor is put together again, a stacked one taken apart, row by row, and never whole in memory.
 
+use super::narrow::unheld;
 use super::tensors::{file_bytes, widen};
 use super::weights::{Weight, kept_row, stored_row};
-use crate::base::quantise::{encode, holds};
+use crate::base::quantise::encode;
 use crate::base::{DType, Shape};
 use crate::error::Error;
 use crate::model::Source;
@@ -132,19 +133,12 @@ impl Target {
         }
         let mut wide = vec![0.0; width];
         weight.values(from, &mut wide);
-        // NaN is the largest of all here, and stays it.
-        let largest = wide.iter().fold(0.0f32, |m, x| if x.abs() > m || x.is_nan() { x.abs() } else { m });
-        if holds(self.dtype, largest) {
+        let Some((column, what)) = unheld(self.dtype, &wide) else {
             encode(self.dtype, &wide, out);
             return Ok(());
-        }
-        let (column, x) = wide.iter().enumerate().find(|(_, x)| !holds(self.dtype, x.abs())).expect("the largest");
-        let what = match x.is_finite() {
-            true => format!("more than {} can hold; choose bf16 or f32", self.dtype),
-            false => "no number for a weight: the model is broken; fetch it again, or train it anew".into(),
         };
         let at = row * width + column;
-        let message = format!("tensor {}: its element {at} (row {row}, column {column}) is {x}, {what}", self.name);
+        let message = format!("tensor {}: its element {at} (row {row}, column {column}) is {what}", self.name);
         Err(Error::file(weight.file(), message))
     }
 

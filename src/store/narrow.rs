@@ -2,8 +2,9 @@
 
 use super::adapter::Delta;
 use super::weights::Weight;
-use crate::base::quantise::encode;
+use crate::base::quantise::{encode, holds};
 use crate::base::{DType, nf4, packed};
+use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -17,16 +18,20 @@ pub(super) struct Narrow<'a, 'w> {
 
 impl<'a, 'w> Narrow<'a, 'w> {
     /// Of a dtype whose blocks the rows are made of. For NF4 the weight is read once for its scales.
-    pub fn new(weight: &'a Weight<'w>, dtype: DType) -> Self {
+    ///
+    /// # Errors
+    /// As [`Narrow::write`], for NF4 already here.
+    pub fn new(weight: &'a Weight<'w>, dtype: DType) -> Result<Self> {
         let mut narrow = Narrow { weight, dtype, scales: Vec::new() };
         if dtype == DType::Nf4 {
             // Also where a rank has a part of it.
             let of_row = |row| {
                 let mut values = vec![0.0; weight.shape.last()];
                 weight.whole_values(row, &mut values);
-                nf4::scales(&values).collect::<Vec<_>>()
+                narrow.check(row, 0, &values).map(|()| nf4::scales(&values).collect::<Vec<_>>())
             };
-            let scales: Vec<f32> = (0..weight.whole_rows()).into_par_iter().flat_map_iter(of_row).collect();
+            let rows = (0..weight.whole_rows()).into_par_iter();
+            let scales = rows.map(of_row).collect::<Result<Vec<_>>>()?.concat();
             let scales = nf4::quantised(&scales, nf4::mean(&scales));
             narrow.scales = match &weight.cut {
                 None => scales,
@@ -38,7 +43,15 @@ impl<'a, 'w> Narrow<'a, 'w> {
                 }
             };
         }
-        narrow
+        Ok(narrow)
+    }
+
+    /// Refuses values of the whole weight's row, from this column on, that become other numbers, as plausible as any, in
+    /// the dtype.
+    fn check(&self, row: usize, from: usize, values: &[f32]) -> Result<()> {
+        let Some((column, what)) = unheld(self.dtype, values) else { return Ok(()) };
+        let (name, column) = (self.weight.name, from + column);
+        Err(Error::file(self.weight.file(), format!("{name}: its row {row} has in column {column} {what}")))
     }
 
     fn values(&self, row: usize) -> Vec<f32> {
@@ -48,40 +61,68 @@ impl<'a, 'w> Narrow<'a, 'w> {
     }
 
     /// Some rows in the device's form. `out` has room for just these.
-    pub fn write(&self, rows: Range<usize>, out: &mut [u8]) {
+    ///
+    /// # Errors
+    /// With the place of a number that the dtype it becomes does not hold: one that is none, or too large.
+    pub fn write(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
         if self.dtype == DType::F32 || self.dtype == self.weight.dtype && !self.weight.is_changed() {
-            return self.weight.write(rows, self.dtype, out);
+            self.weight.write(rows, self.dtype, out);
+            return Ok(());
         }
         let row_bytes = out.len() / rows.len();
-        out.par_chunks_exact_mut(row_bytes).with_min_len(16).zip(rows.into_par_iter().with_min_len(16)).for_each(
-            |(out, row)| {
-                let values = self.values(row);
-                if self.dtype == DType::Nf4 {
-                    let blocks = values.len() / nf4::BLOCK;
-                    return nf4::encode(&values, &self.scales[row * blocks..(row + 1) * blocks], out);
-                }
-                let mut file = vec![0; self.dtype.file_size(values.len()) as usize];
-                encode(self.dtype, &values, &mut file);
-                packed::to_device(self.dtype, &file, out);
-            },
-        );
+        let rows = out.par_chunks_exact_mut(row_bytes).with_min_len(16).zip(rows.into_par_iter().with_min_len(16));
+        let wrong = rows.map(|(out, row)| self.write_row(row, out)).find_map_first(Result::err);
+        wrong.map_or(Ok(()), Err)
+    }
+
+    fn write_row(&self, row: usize, out: &mut [u8]) -> Result<()> {
+        let values = self.values(row);
+        if self.dtype == DType::Nf4 {
+            let blocks = values.len() / nf4::BLOCK;
+            nf4::encode(&values, &self.scales[row * blocks..(row + 1) * blocks], out);
+            return Ok(());
+        }
+        let (at, from) = self.weight.cut.as_ref().map_or((row, 0), |cut| (cut.row(row), cut.columns.start));
+        self.check(at, from, &values)?;
+        let mut file = vec![0; self.dtype.file_size(values.len()) as usize];
+        encode(self.dtype, &values, &mut file);
+        packed::to_device(self.dtype, &file, out);
+        Ok(())
     }
 
     /// The length of every row as the device holds it, with what an adapter adds.
-    pub fn lengths(&self, delta: Option<&Delta>) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// As [`Narrow::write`].
+    pub fn lengths(&self, delta: Option<&Delta>) -> Result<Vec<f32>> {
         let width = self.weight.width();
         let length = |row: usize| {
             let mut held = vec![0; self.dtype.size(width) as usize];
-            self.write(row..row + 1, &mut held);
+            self.write(row..row + 1, &mut held)?;
             let mut values = vec![0.0; width];
             packed::decode_device(self.dtype, &held, &mut values);
             if let Some(delta) = delta {
                 delta.add(row, &mut values);
             }
-            length(&values) as f32
+            Ok(length(&values) as f32)
         };
         (0..self.weight.rows()).into_par_iter().map(length).collect()
     }
+}
+
+/// The first of these numbers that is none in `dtype`, and what is to be said of it.
+pub(super) fn unheld(dtype: DType, values: &[f32]) -> Option<(usize, String)> {
+    // NaN is the largest of all here, and stays it.
+    let largest = values.iter().fold(0.0f32, |m, x| if x.abs() > m || x.is_nan() { x.abs() } else { m });
+    if holds(dtype, largest) {
+        return None;
+    }
+    let (at, x) = values.iter().enumerate().find(|(_, x)| !holds(dtype, x.abs())).expect("the largest");
+    let why = match x.is_finite() {
+        true => format!("more than {dtype} can hold; choose bf16 or f32"),
+        false => "no number for a weight: the model is broken; fetch it again, or train it anew".into(),
+    };
+    Some((at, format!("{x}, {why}")))
 }
 
 /// The length of a vector.

@@ -74,7 +74,8 @@ struct Part {
 /// Puts weights where their places are, in order.
 ///
 /// # Errors
-/// If a weight is larger than the largest buffer, or the device has no room or failed.
+/// If a weight is larger than the largest buffer or holds a number that its dtype there does not, or the device has no room or
+/// failed.
 pub(super) async fn stream(
     gpu: &Gpu,
     states: &mut States,
@@ -104,7 +105,7 @@ pub(super) async fn stream(
     for (i, (weight, place)) in weights.iter().zip(places).enumerate() {
         let count = weight.rows();
         let row = place.ty.bytes() as usize / count;
-        let narrow = Narrow::new(weight, place.ty.dtype);
+        let narrow = Narrow::new(weight, place.ty.dtype)?;
         let mut next = 0;
         while next < count {
             let fit = (staging.bytes.len() - used) / row;
@@ -114,7 +115,7 @@ pub(super) async fn stream(
             let rows = next..count.min(next + fit);
             if !rows.is_empty() {
                 let bytes = rows.len() * row;
-                narrow.write(rows.clone(), &mut staging.bytes[used..used + bytes]);
+                narrow.write(rows.clone(), &mut staging.bytes[used..used + bytes])?;
                 let (to, kept) = (place.at + (rows.start * row) as u64, place.kept.clone());
                 parts.push(Part { weight: i, to, kept, rows, at: used, bytes });
                 next += parts[parts.len() - 1].rows.len();

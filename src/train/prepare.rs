@@ -240,10 +240,12 @@ fn load(
         seq: recipe.seq,
         seed: recipe.seed,
         val_fraction: recipe.val_fraction,
-        // Ranks are to give the bits of as many batches.
-        lengths: if recipe.mesh.ranks() > 1 { 1 } else { recipe.lengths },
+        lengths: recipe.lengths,
+        accumulate: recipe.accumulate as usize,
     };
     let loader = Loader::mixed(sources, options)?;
+    // Ranks see what one device sees, in rows of one length: they are to give the bits of as many batches.
+    let loader = if recipe.mesh.ranks() > 1 { loader.filled_up() } else { loader };
     for (counts, layout) in loader.counts().iter().zip(layouts) {
         counts.told(layout, recipe.seq).into_iter().for_each(|text| observer.event(&Event::Note { text }));
     }

@@ -8,7 +8,7 @@ use std::fmt::Write;
 const COMMENTS: &[(&str, &str)] = &[
     ("config", "a preset, a config.json, or a folder that holds one"),
     ("model", "a model to go on with: a Hugging Face folder or a GGUF file"),
-    ("data", "text, JSONL, or a folder of them; without it, embedded stories"),
+    ("data", "text, JSONL, JSON, Parquet, a folder of them, or a hub name; without it, embedded stories"),
     ("pack", "whether documents are packed into full rows"),
     ("lengths", "not packed: at most so many lengths of rows; 1: all are seq"),
     ("loss_on", "of conversations: \"assistant\", or \"all\""),

@@ -72,6 +72,12 @@ fn preference_pairs_share_their_beginning() {
         r#"{"conversations": [{"from": "human", "value": "q"}], "chosen": {"from": "gpt", "value": "a"}, "rejected": {"from": "gpt", "value": "b"}}"#,
         r#"{"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]}"#,
         r#"{"prompt": [{"role": "user", "content": "q"}], "chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]}"#,
+        // Whole conversations beside what they begin with: argilla's shape; HuggingFaceH4's, where the conversation with the
+        // better answer stands there too; and others like them.
+        r#"{"prompt": "q", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]}"#,
+        r#"{"prompt": "q", "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}], "score_chosen": 8.0}"#,
+        r#"{"prompt": [{"role": "user", "content": "q"}], "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b"}]}"#,
+        r#"{"conversations": [{"from": "human", "value": "q"}], "chosen": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "rejected": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "b"}]}"#,
     ] {
         let Ok(Example::Pair(both)) = parse(text) else { panic!("{text}: no pair") };
         for (side, (answer, name)) in both.iter().zip(expected) {
@@ -80,6 +86,46 @@ fn preference_pairs_share_their_beginning() {
             assert_eq!((messages, chat.from), (said(&[("user", "q"), ("assistant", answer)]), 1), "{text}, {name}");
         }
     }
-    let error = parse(r#"{"chosen": "a", "rejected": "b"}"#).unwrap_err();
-    assert_eq!(error, "has neither a prompt nor a beginning that \"chosen\" and \"rejected\" have in common");
+}
+
+/// A beginning that is not one, and sides of which it is not clear what they answer.
+#[test]
+fn pairs_of_other_than_two_answers_to_one_beginning_are_refused() {
+    for (text, why) in [
+        (
+            r#"{"chosen": "a", "rejected": "b"}"#,
+            "has neither a prompt nor a beginning that \"chosen\" and \"rejected\" have in common",
+        ),
+        (
+            r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "chosen": "a", "rejected": "b"}"#,
+            "has an answer (message 2) before those of \"chosen\" and \"rejected\", which are to answer what was said last; leave \
+             it out",
+        ),
+        (
+            r#"{"prompt": "q", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "rejected": "b"}"#,
+            "has a whole conversation on one side and an answer alone on the other, of \"chosen\" and \"rejected\"; give both in \
+             one way",
+        ),
+        (
+            r#"{"prompt": "q", "chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "rejected": [{"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}]}"#,
+            "has conversations that differ in what is asked (message 1), and not in the answer alone",
+        ),
+    ] {
+        assert_eq!(parse(text).unwrap_err(), why, "{text}");
+    }
+    // A system message beside whole conversations is theirs, unless they have one.
+    let sides = |first: &str| {
+        let side = |answer: &str| {
+            format!(
+                "[{first}{{\"role\": \"user\", \"content\": \"q\"}}, {{\"role\": \"assistant\", \"content\": \"{answer}\"}}]"
+            )
+        };
+        format!("{{\"system\": \"s\", \"chosen\": {}, \"rejected\": {}}}", side("a"), side("b"))
+    };
+    for first in ["", "{\"role\": \"system\", \"content\": \"s\"}, "] {
+        let Ok(Example::Pair(both)) = parse(&sides(first)) else { panic!("{first}: no pair") };
+        let Example::Chat(chat) = &both[1] else { panic!("no conversation") };
+        let messages = serde_json::to_string(&chat.messages).unwrap();
+        assert_eq!((messages, chat.from), (said(&[("system", "s"), ("user", "q"), ("assistant", "b")]), 2));
+    }
 }

@@ -132,7 +132,7 @@ fn impossible_options_are_refused() {
     let default = LoaderOptions::default;
     assert_eq!(
         refuse(LoaderOptions { batch: 0, ..default() }),
-        "a batch of 0 rows of 256 tokens is empty; both must be at least 1"
+        "a step of 1 batches of 0 rows of 256 tokens is empty; all must be at least 1"
     );
     assert_eq!(refuse(LoaderOptions { val_fraction: 1.0, ..default() }), "a held-out share of 1 is not in 0..1");
     assert_eq!(refuse(LoaderOptions { val_fraction: f64::NAN, ..default() }), "a held-out share of NaN is not in 0..1");
@@ -190,8 +190,12 @@ fn parts_of_a_batch_are_the_batch() {
     }
 }
 
-/// A loader of examples whose answers are of very different lengths.
+/// A loader of 300 examples whose answers are of very different lengths.
 fn examples(batch: usize, lengths: usize) -> Loader {
+    examples_of(LoaderOptions { batch, seq: 128, lengths, ..Default::default() })
+}
+
+fn examples_of(options: LoaderOptions) -> Loader {
     let dir = tempfile::tempdir().unwrap();
     let line = |i: usize| {
         let answer =
@@ -204,7 +208,6 @@ fn examples(batch: usize, lengths: usize) -> Loader {
     let encoder = Encoder::new(&tokenizer, &corpus, LossOn::Assistant).unwrap();
     let shard = Arc::new(Shard::build(dir.path().join("s"), &corpus, &encoder, &mut |_, _| {}).unwrap());
     let source = LoaderSource { shard, layout: RowLayout::Padded(Default::default()), weight: 1.0 };
-    let options = LoaderOptions { batch, seq: 128, lengths, ..Default::default() };
     Loader::mixed(vec![source], options).unwrap()
 }
 
@@ -257,5 +260,48 @@ fn shorter_rows_hold_the_same_and_cost_less() {
         resumed.next_batch(&mut next).unwrap();
         short.batch(70, &mut there).unwrap();
         assert_eq!(next, there);
+    }
+}
+
+/// Which examples a step sees is the same over batches and ranks of any number and for rows of any lengths, so that a run goes on
+/// with others: each once an epoch, those of a step alike in length.
+#[test]
+fn a_step_sees_the_same_examples_however_they_are_shared_out() {
+    let options = LoaderOptions { batch: 12, seq: 128, lengths: 4, ..Default::default() };
+    let one = examples_of(options.clone());
+    let (epoch, steps) = (one.rows_per_epoch(), one.batches_per_epoch());
+    assert_eq!((epoch, steps), (285, 46), "two windows of 23 steps, which are less than an epoch");
+    for (batch, accumulate, lengths) in [(12, 1, 1), (6, 2, 4), (3, 4, 4), (1, 12, 1)] {
+        let other = examples_of(LoaderOptions { batch, accumulate, lengths, ..options.clone() });
+        let each = accumulate as u64;
+        assert_eq!(other.batches_per_epoch(), steps * each);
+        for step in 0..steps {
+            let rows: Vec<_> = (step * each..(step + 1) * each).flat_map(|batch| other.rows_of(batch)).collect();
+            assert_eq!(rows, one.rows_of(step), "{accumulate} batches of {batch}, step {step}");
+        }
+    }
+    let mut seen: Vec<u64> = (0..steps / 2).flat_map(|step| one.rows_of(step)).map(|(_, row)| row).collect();
+    seen.sort_unstable();
+    assert!(seen.iter().copied().eq(0..12 * steps / 2), "every row of a window once");
+    let spread = |step| {
+        let used = || one.rows_of(step).into_iter().map(|(_, row)| one.sources[0].used(row));
+        used().max().unwrap() - used().min().unwrap()
+    };
+    // Of three lengths, two steps of a window have neighbours of two.
+    assert!((0..steps / 2).filter(|&step| spread(step) > 0).count() <= 2);
+    // As ranks fill their parts of a batch.
+    let (ranks, mut whole) = (one.filled_up(), one.filled_up().empty_batch());
+    for step in [0, 7, 40] {
+        ranks.batch(step, &mut whole).unwrap();
+        let mut alone = one.empty_batch();
+        one.batch(step, &mut alone).unwrap();
+        let short =
+            |batch: &Batch| batch.tokens.chunks(batch.seq).map(|row| row[..alone.seq].to_vec()).collect::<Vec<_>>();
+        assert!(whole.seq == 128 && alone.seq < 128 && short(&whole) == short(&alone), "step {step}");
+        for part in 0..3 {
+            let mut own = ranks.share(part, 3).empty_batch();
+            ranks.share(part, 3).batch(step, &mut own).unwrap();
+            assert_eq!(own.tokens, whole.tokens[part * 4 * 128..(part + 1) * 4 * 128]);
+        }
     }
 }

@@ -205,3 +205,29 @@ fn pairs_stay_together() {
         }
     }
 }
+
+/// Numbers of documents do not begin anew where 32 bits end.
+#[test]
+fn more_documents_than_there_are_numbers_are_refused() {
+    assert!(numbered(u32::MAX as usize).is_ok());
+    let error = numbered(u32::MAX as usize + 1).unwrap_err().to_string();
+    assert!(error.starts_with("there are more than 4294967295 documents, or parts of them"), "{error}");
+}
+
+/// A published set of examples, which is no part of the checkout, fills rows nearly to the last token.
+#[test]
+fn published_examples_fill_their_rows() {
+    let (Some(data), Some(tokenizer)) =
+        (crate::shared::shared("instruct/alpaca_en_demo.json"), crate::shared::shared("tokenizers/llama3_1"))
+    else {
+        return;
+    };
+    let (dir, corpus) = (tempfile::tempdir().unwrap(), Corpus::open(data).unwrap());
+    let tokenizer = Tokenizer::open(tokenizer).unwrap();
+    let encoder = Encoder::new(&tokenizer, &corpus, LossOn::Assistant).unwrap();
+    let shard = Arc::new(Shard::build(dir.path().join("s"), &corpus, &encoder, &mut |_, _| {}).unwrap());
+    let rows = Rows::new(shard, RowLayout::Packed(Overlong::Truncate), 1024, 3, 0.05).unwrap();
+    let RowCounts { documents, rows: count, .. } = rows.counts;
+    assert_eq!(documents, 999);
+    assert!(rows.counts.fill(1024) >= 0.97, "{} full, in {count} rows", rows.counts.fill(1024));
+}

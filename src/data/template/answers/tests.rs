@@ -115,3 +115,48 @@ fn what_cannot_be_told_exactly_is_refused() {
     let refusal = answers("{{ raise_exception('no') }}", messages, &[]).unwrap_err().to_string();
     assert_eq!(refusal, "the model's chat template refuses the conversation: no");
 }
+
+/// A template that says half of an answer is refused, in whatever form it writes the other half; thoughts may go.
+#[test]
+fn no_part_of_an_answer_is_left_out_unsaid() {
+    let call = |arguments: &str| {
+        let call = format!(r#"[{{"function": {{"name": "f", "arguments": {arguments}}}}}]"#);
+        let text = format!(r#"{{"role": "assistant", "content": "one\n two", "tool_calls": {call}}}"#);
+        vec![Message::new("user", "q"), serde_json::from_str(&text).unwrap()]
+    };
+    let (object, text) =
+        (r#"{"place": "Bern \"old\"", "days": [3, {"x": true}]}"#, r#""{\"place\": \"Bern\", \"days\": 3}""#);
+    let template = |content: &str, call: &str| {
+        format!(
+            "{{%- for m in messages %}}{{{{- '<' + m.role + '>' }}}}{{%- if m.tool_calls %}}{{{{- {content} }}}}\
+             {{%- for c in m.tool_calls %}}{{{{- {call} }}}}{{%- endfor %}}{{%- else %}}{{{{- m.content }}}}{{%- endif %}}\
+             {{{{- '<end>' }}}}{{%- endfor %}}{{%- if add_generation_prompt %}}{{{{- '<assistant>' }}}}{{%- endif %}}"
+        )
+    };
+    let whole = "m.content";
+    for (content, written, arguments, left_out) in [
+        (whole, "c.function | tojson", object, None),
+        (whole, "c.function | tojson", text, None),
+        (whole, "c.function.name + '(' + (c.function.arguments | tojson | tojson) + ')'", object, None),
+        (whole, "c.function.name", object, Some("arguments of the function calls")),
+        (whole, "c.function.name", text, Some("arguments of the function calls")),
+        (
+            whole,
+            "c.function.name + ' place ' + c.function.arguments.place",
+            object,
+            Some("arguments of the function calls"),
+        ),
+        (whole, "c.function.name", "{}", None),
+        ("m.content.split('\n')[-1]", "c.function | tojson", object, Some("words")),
+        ("m.content.split('\n')[0]", "c.function | tojson", object, Some("words")),
+    ] {
+        let said = answers(&template(content, written), &call(arguments), &[]).err().map(|error| error.to_string());
+        let expected = left_out.map(|what| format!("the model's chat template leaves out {what} of message 2"));
+        assert_eq!(said, expected, "{content}, {written}, {arguments}");
+    }
+    let thinking = [Message::new("user", "q"), Message::new("assistant", "<think>\nlong\n</think>\n\none\ntwo")];
+    for (content, said) in [("m.content.split('</think>')[-1] | trim", true), ("m.content.split('\n')[-1]", false)] {
+        let template = template("''", "''").replace("m.content }}", &format!("({content}) }}}}"));
+        assert_eq!(answers(&template, &thinking, &[]).is_ok(), said, "{content}");
+    }
+}
