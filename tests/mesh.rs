@@ -3,6 +3,8 @@
 mod common;
 #[path = "mesh/experts.rs"]
 mod experts;
+#[path = "mesh/pairs.rs"]
+mod pairs;
 #[path = "mesh/shared.rs"]
 mod shared;
 #[path = "mesh/stages.rs"]

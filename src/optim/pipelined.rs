@@ -9,10 +9,40 @@ use crate::nn::ParamLayout;
 use crate::ops::Accumulate;
 use crate::parallel::{Reader, Staged};
 
+/// What goes through a pipeline at a time.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MicroBatch {
+    /// Its rows.
+    pub rows: usize,
+    /// What it counts beside its loss.
+    pub tallies: Vec<Tally>,
+}
+
+/// A number that every micro-batch gives, and where it is added up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tally {
+    /// It, in the graph for one device.
+    pub number: Value,
+    /// A state of a name that [`Optimizer::is_total`] knows.
+    pub state: String,
+    /// Its type.
+    pub ty: TensorType,
+    /// Which of its elements is the first.
+    pub start: usize,
+}
+
+impl Tally {
+    fn add(&self, g: &mut Graph, value: Value, keep: Value) -> Result<()> {
+        let state = g.state(&self.state, self.ty.clone());
+        g.apply(Accumulate { start: self.start }, &[state, value, keep]).map(|_| ())
+    }
+}
+
 impl Optimizer {
-    /// The graph of all micro-batches of `rows` rows each, of a rank that has the parameters of `layout`; `names` are those of
-    /// all that were cut. The outputs of `staged` are the loss and how many targets count. It leaves the sums that
-    /// [`Optimizer::apply`] takes; those of weights and losses are the last rank's alone, and zero elsewhere.
+    /// The graph of all micro-batches of a step, of a rank that has the parameters of `layout`; `names` are those of
+    /// all that were cut. The outputs of `staged` are the loss, how many targets count, and the numbers that are tallied. It leaves
+    /// the sums that [`Optimizer::apply`] takes; those of weights, losses and tallies are of the rank that makes them alone, and
+    /// zero elsewhere.
     ///
     /// # Errors
     /// If the loss does not depend on every parameter, or a rank does not have what it reads.
@@ -22,10 +52,15 @@ impl Optimizer {
         layout: &ParamLayout,
         names: &[String],
         rank: usize,
-        rows: usize,
+        micro: &MicroBatch,
     ) -> Result<Graph> {
-        let [loss, count] = staged.outputs[..] else { return Err(Error::Graph("a step ends with a loss".into())) };
-        let [weight, scale] = self.weigh(&mut staged.graph, count, rows)?;
+        let MicroBatch { rows, tallies } = micro;
+        let outputs = staged.outputs.clone();
+        let Some((&[loss, count], numbers)) = outputs.split_first_chunk().filter(|(_, n)| n.len() == tallies.len())
+        else {
+            return Err(Error::Graph("a step ends with a loss, a count, and what is added up beside them".into()));
+        };
+        let [weight, scale] = self.weigh(&mut staged.graph, count, *rows)?;
         let part = staged.graph.scope("accumulate", |g| g.mul(loss, weight))?;
         let gradients = staged.gradients(loss, scale)?;
         let mut g = Graph::new();
@@ -36,7 +71,8 @@ impl Optimizer {
         let own: Vec<(Reader, Value)> = staged.readers().iter().copied().zip(gradients.iter().copied()).collect();
         let own: Vec<(Reader, Value)> = own.into_iter().filter(|(reader, _)| reader.rank == rank).collect();
         let (mut batches, mut added, mut tells) = (0, 0, false);
-        let wanted = [gradients.as_slice(), &[weight, part]].concat();
+        let mut tallied = vec![false; tallies.len()];
+        let wanted = [gradients.as_slice(), &[weight, part], numbers].concat();
         staged.unroll(&mut g, rank, &wanted, &|n| params.get(&names[n]), &mut |g, turn, find| {
             batches = batches.max(turn.batch + 1);
             let keep = if turn.batch == 0 { zero } else { one };
@@ -46,6 +82,11 @@ impl Optimizer {
                 let (page, start) = layout.place(name).ok_or_else(|| Error::Graph(format!("no page has {name}")))?;
                 g.scope(name, |g| g.apply(Accumulate { start }, &[pages[page], gradient, keep]))?;
                 added += 1;
+            }
+            for ((tally, number), is_here) in tallies.iter().zip(numbers).zip(&mut tallied) {
+                let Some(number) = find(*number) else { continue };
+                g.scope("accumulate", |g| tally.add(g, number, keep))?;
+                *is_here = true;
             }
             if let (Some(weight), Some(part)) = (find(weight), find(part)) {
                 g.scope("accumulate", |g| accumulate_sums(g, [weight, part], keep))?;
@@ -58,6 +99,15 @@ impl Optimizer {
         }
         if !tells {
             g.scope("accumulate", |g| accumulate_sums(g, [zero, zero], zero))?;
+        }
+        // What was there are the sums over all ranks of the step before.
+        for ((tally, number), _) in tallies.iter().zip(numbers).zip(tallied).filter(|(_, is_here)| !is_here) {
+            let ty = staged.graph.ty(*number).clone();
+            let bytes = vec![0; ty.bytes() as usize];
+            g.scope("accumulate", |g| {
+                let nothing = g.constant("nothing", ty, bytes);
+                tally.add(g, nothing, zero)
+            })?;
         }
         Ok(g)
     }

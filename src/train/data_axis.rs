@@ -81,8 +81,9 @@ impl<'a> DataAxis<'a> {
             tell(&mut graph)?;
             return sum_states(&graph, self.along, &|state| state == LOAD);
         }
-        let mut graph = sum_stages(&optimizer.apply(self.layout)?, self.layout)?;
+        let mut graph = optimizer.apply(self.layout)?;
         tell(&mut graph)?;
+        let graph = sum_stages(&graph, self.layout)?;
         if !self.is_split() {
             return Ok(graph);
         }

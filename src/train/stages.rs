@@ -6,7 +6,7 @@ use crate::graph::{Graph, Value};
 use crate::model::Llama;
 use crate::nn::{Declare, ParamLayout, Params, Parts};
 use crate::ops::{AllReduce, Along};
-use crate::optim::Optimizer;
+use crate::optim::{MicroBatch, Optimizer};
 use crate::parallel::{Pipeline, Staged, Tie, Weight, sum_states, sum_ties};
 
 /// A model on its way to stages.
@@ -39,7 +39,7 @@ impl Stages {
         Staged::cut(&whole, &weights, pipeline)
     }
 
-    /// All micro-batches of a step, `batch` rows each.
+    /// All micro-batches of a step.
     pub(super) fn step(
         &self,
         whole: Graph,
@@ -47,10 +47,11 @@ impl Stages {
         both: [Value; 2],
         optimizer: &Optimizer,
         own: &ParamLayout,
-        batch: usize,
+        micro: &MicroBatch,
     ) -> Result<Graph> {
-        let staged = self.cut(whole, params, &both, self.pipeline)?;
-        optimizer.pipelined_step(staged, own, &self.names, self.rank, batch)
+        let outputs: Vec<Value> = both.into_iter().chain(micro.tallies.iter().map(|tally| tally.number)).collect();
+        let staged = self.cut(whole, params, &outputs, self.pipeline)?;
+        optimizer.pipelined_step(staged, own, &self.names, self.rank, micro)
     }
 
     /// The loss of one batch, which the last rank tells all others.
