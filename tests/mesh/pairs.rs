@@ -123,8 +123,7 @@ fn told(recipe: &Recipe, folder: &Path) -> (ExpertLoad, Vec<Vec<f32>>) {
     (lines.iter().find_map(|line| line.experts).unwrap(), shares)
 }
 
-/// How slots fall on experts is told alike whoever has layers, experts, rows or tokens; and so are slots that found no room, which
-/// are those of the same rows on a pipeline as without one.
+/// How slots fall on experts is told alike whoever has layers, experts, rows or tokens.
 #[test]
 fn loads_of_experts_are_told_on_every_mesh() {
     let folder = tempfile::tempdir().unwrap();
@@ -141,8 +140,17 @@ fn loads_of_experts_are_told_on_every_mesh() {
         let recipe = Recipe { update: Update::Layer, ..first("layers", mesh) };
         assert_eq!(told(&recipe, folder.path()), (load, shares.clone()), "{mesh}, layer by layer");
     }
-    let narrow =
-        |name: &str, mesh: &str| Recipe { expert_capacity: Some(0.5), batch: 2, accumulate: 2, ..first(name, mesh) };
+}
+
+/// Slots that found no room are told on pipelines, of the same rows as without one, and where ranks have tokens of their own.
+#[test]
+fn slots_without_room_are_told_on_every_mesh() {
+    let folder = tempfile::tempdir().unwrap();
+    let narrow = |name: &str, mesh: &str| {
+        let recipe = of(folder.path(), name, mesh);
+        let (steps, eval_every, expert_capacity) = (1, Some(1), Some(0.5));
+        Recipe { steps, eval_every, expert_capacity, batch: 2, accumulate: 2, ..recipe }
+    };
     let (flat, _) = told(&narrow("flat", "data=2,expert=2"), folder.path());
     let (piped, _) = told(&narrow("piped", "data=2,pipeline=2,expert=2"), folder.path());
     let (rings, _) = told(&narrow("rings", "data=2,expert=2,sequence=2"), folder.path());
