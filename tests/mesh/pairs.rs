@@ -185,39 +185,38 @@ fn parameters_that_change_layer_by_layer_are_those_of_one_device() {
 #[test]
 fn whatever_else_a_recipe_asks_for_goes_with_experts_and_tokens_in_parts() {
     let folder = tempfile::tempdir().unwrap();
-    for mesh in ["data=2,expert=2", "sequence=2", "data=2,expert=2,sequence=2"] {
-        let own = |name: &str, mesh: &str| Recipe {
-            steps: 4,
-            warmup: Some(1),
-            schedule: Shape::Constant,
-            eval_every: Some(2),
-            ..of(folder.path(), name, mesh)
-        };
-        let plain = own(&format!("plain {mesh}"), mesh);
-        let ready = prepared(&plain, folder.path());
-        let bytes = ranks(&plain, |world| {
-            let gpu = common::gpu();
-            let (trainer, ..) = block_on(Trainer::among(&gpu, &plain, &ready, &mut First, world, &mut |_| {})).unwrap();
-            trainer.device_bytes()
-        });
-        let less = Recipe { memory: Some(Bytes(bytes[0] - 1)), ..own(&format!("less {mesh}"), mesh) };
-        let [all, less] = [plain, less].map(|recipe| train(&recipe, folder.path()));
-        assert!(all.steps == less.steps && all.pages == less.pages, "{mesh}: what is computed again is something else");
-        let rich = |name: &str, mesh: &str| {
-            let recipe = Recipe { precision: Precision::Mixed, ema: 0.9, pack: true, accumulate: 2, ..own(name, mesh) };
-            // Batches of two rows each, whose balance is theirs.
-            Recipe { batch: 2, ..recipe }
-        };
-        let calm = train(&rich(&format!("calm {mesh}"), mesh), folder.path());
-        train(&Recipe { steps: 2, ..rich(&format!("killed {mesh}"), mesh) }, folder.path());
-        let gone_on = go_on(&rich(&format!("killed {mesh}"), mesh), folder.path());
-        assert!(gone_on.pages == calm.pages && gone_on.steps == calm.steps[2..], "{mesh}: other bits once taken up");
-        let one = train(&rich(&format!("one for {mesh}"), "data=1"), folder.path());
-        for (step, (got, expected)) in calm.steps.iter().zip(&one.steps).enumerate() {
-            let [got, expected] = [got, expected].map(|(loss, _)| f64::from(f32::from_bits(*loss)));
-            // Sums of at most 16 products of factors that f16 rounds, each by 2^-11: what a token's loss may move by.
-            let bar = 16.0 * 2f64.powi(-11) * expected;
-            assert!((got - expected).abs() <= bar, "{mesh}, step {step}: {got} where one device has {expected}");
-        }
+    let mesh = "data=2,expert=2,sequence=2";
+    let own = |name: &str, mesh: &str| Recipe {
+        steps: 4,
+        warmup: Some(1),
+        schedule: Shape::Constant,
+        eval_every: Some(2),
+        ..of(folder.path(), name, mesh)
+    };
+    let plain = own("plain", mesh);
+    let ready = prepared(&plain, folder.path());
+    let bytes = ranks(&plain, |world| {
+        let gpu = common::gpu();
+        let (trainer, ..) = block_on(Trainer::among(&gpu, &plain, &ready, &mut First, world, &mut |_| {})).unwrap();
+        trainer.device_bytes()
+    });
+    let less = Recipe { memory: Some(Bytes(bytes[0] - 1)), ..own("less", mesh) };
+    let [all, less] = [plain, less].map(|recipe| train(&recipe, folder.path()));
+    assert!(all.steps == less.steps && all.pages == less.pages, "what is computed again is something else");
+    let rich = |name: &str, mesh: &str| {
+        let recipe = Recipe { precision: Precision::Mixed, ema: 0.9, pack: true, accumulate: 2, ..own(name, mesh) };
+        // Batches of two rows each, whose balance is theirs.
+        Recipe { batch: 2, ..recipe }
+    };
+    let calm = train(&rich("calm", mesh), folder.path());
+    train(&Recipe { steps: 2, ..rich("killed", mesh) }, folder.path());
+    let gone_on = go_on(&rich("killed", mesh), folder.path());
+    assert!(gone_on.pages == calm.pages && gone_on.steps == calm.steps[2..], "other bits once taken up");
+    let one = train(&rich("one", "data=1"), folder.path());
+    for (step, (got, expected)) in calm.steps.iter().zip(&one.steps).enumerate() {
+        let [got, expected] = [got, expected].map(|(loss, _)| f64::from(f32::from_bits(*loss)));
+        // Sums of at most 16 products of factors that f16 rounds, each by 2^-11: what a token's loss may move by.
+        let bar = 16.0 * 2f64.powi(-11) * expected;
+        assert!((got - expected).abs() <= bar, "step {step}: {got} where one device has {expected}");
     }
 }
