@@ -252,8 +252,11 @@ fn pairs(folder: &Path) -> Recipe {
     }
 }
 
-/// Of each rank the bits of losses, rewards, and what is trained in the end.
-fn prefer(recipe: &Recipe, folder: &Path) -> Vec<(Vec<(u32, Rewards)>, Vec<Vec<f32>>)> {
+/// What a rank saw of preference pairs: bits of the losses, rewards, and what is trained in the end.
+type Preferred = (Vec<(u32, Rewards)>, Vec<Vec<f32>>);
+
+/// The same of each rank of a run by its recipe.
+fn prefer(recipe: &Recipe, folder: &Path) -> Vec<Preferred> {
     let ready = prepared(recipe, folder);
     ranks(recipe, |world| {
         let gpu = common::gpu();
