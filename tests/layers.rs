@@ -55,16 +55,16 @@ fn steps(gpu: &Gpu, model: &Llama, optimizer: &Optimizer, layout: &ParamLayout, 
     let (tokens, targets) = (g.input("tokens", TensorType::u32(IDS)), g.input("targets", TensorType::u32(IDS)));
     let mut loss = |g: &mut Graph| {
         let before = g.nodes().len();
-        let loss = model.loss(g, &params, tokens, targets, None)?;
+        let loss = model.loss_and_count(g, &params, tokens, targets, None)?;
         if optimizer.loss_scaling.is_some() {
             g.narrow_from(before);
         }
         Ok(loss)
     };
     match words {
-        Some(words) => optimizer.layered_step(&mut g, layout, &params, words, &mut loss).unwrap(),
+        Some(words) => optimizer.layered_step(&mut g, layout, &params, words, None, &mut loss).unwrap(),
         None => {
-            let loss = loss(&mut g).unwrap();
+            let [loss, _] = loss(&mut g).unwrap();
             optimizer.train_step(&mut g, layout, &params, loss).unwrap();
         }
     }

@@ -3,15 +3,22 @@
 
 mod common;
 
-use common::ranks::{CONFIG, Seen, copy, go_on, layout_of, prepared, ranks, recipe, spread, train};
+use common::golden::{Sources, Step, interpret};
+use common::interpret::Noise;
+use common::ranks::{CONFIG, Seen, copy, go_on, layout_of, prepared, ranks, recipe, spread, states_of, train};
+use common::spread::Spread;
+use danlu::base::{Array, TensorType};
 use danlu::compile::First;
 use danlu::data::{DataSource, DataSources};
-use danlu::model::DpoConfig;
-use danlu::nn::{BaseDtype, LoraConfig};
+use danlu::graph::Graph;
+use danlu::model::{DpoConfig, PairInputs, preference};
+use danlu::nn::{BaseDtype, Declare, LoraConfig, ParamLayout};
 use danlu::optim::{Rule, Shape, Shard, Update};
 use danlu::parallel::Mesh;
 use danlu::store::{Checkpoint, load_folder};
-use danlu::train::{Event, Precision, Recipe, Resumption, TrainedRun, Trainer, run};
+use danlu::train::{
+    Event, Precision, Prepared, Recipe, Resumption, Rewards, TrainedRun, Trainer, optimizer, run, schedule,
+};
 use pollster::block_on;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -216,7 +223,7 @@ fn whatever_else_a_recipe_asks_for_goes_with_parts() {
         );
     }
     for (change, part) in [
-        (Recipe { update: Update::Layer, ..of("layer") }, "ranks add up whole gradients"),
+        (Recipe { update: Update::Layer, ..of("layer") }, "ranks with parts of the parameters add up whole gradients"),
         (Recipe { dpo: Some(DpoConfig::default()), ..of("pairs") }, "preference pairs are compared by whole models"),
     ] {
         let said = change.check().unwrap_err().to_string();
@@ -224,50 +231,63 @@ fn whatever_else_a_recipe_asks_for_goes_with_parts() {
     }
 }
 
-/// Preference pairs over the data axis: the bits of one device that takes as many batches, and rewards that are means over all ranks.
-#[test]
-fn preferences_over_ranks_are_those_of_as_many_batches() {
-    let folder = tempfile::tempdir().unwrap();
-    let base = Recipe { steps: 2, eval_every: Some(2), ..recipe(folder.path(), "base") };
-    train(&base, folder.path());
+/// A recipe of preference pairs, for a model that is written here first.
+fn pairs(folder: &Path) -> Recipe {
+    let base = Recipe { steps: 2, eval_every: Some(2), ..recipe(folder, "base") };
+    train(&base, folder);
     let pair = |i: usize| {
         let who = ["cat", "dog", "mat"][i % 3];
         format!("{{\"prompt\": \"A {who}:\", \"chosen\": \"The {who} ran.\", \"rejected\": \"red {who} to\"}}\n")
     };
-    let file = folder.path().join("pairs.jsonl");
+    let file = folder.join("pairs.jsonl");
     std::fs::write(&file, (0..27).map(pair).collect::<String>()).unwrap();
-    let of = |name: &str, data: usize| Recipe {
+    Recipe {
         steps: 3,
         eval_every: Some(3),
         model: Some(base.out.to_str().unwrap().into()),
-        data: DataSources(vec![DataSource { path: file.clone(), weight: 1.0 }]),
+        data: DataSources(vec![DataSource { path: file, weight: 1.0 }]),
         seq: 24,
+        dpo: Some(DpoConfig::default()),
+        ..recipe(folder, "pairs")
+    }
+}
+
+/// What a rank saw of preference pairs: bits of the losses, rewards, and what is trained in the end.
+type Preferred = (Vec<(u32, Rewards)>, Vec<Vec<f32>>);
+
+/// The same of each rank of a run by its recipe.
+fn prefer(recipe: &Recipe, folder: &Path) -> Vec<Preferred> {
+    let ready = prepared(recipe, folder);
+    ranks(recipe, |world| {
+        let gpu = common::gpu();
+        let (mut trainer, ..) = block_on(Trainer::among(&gpu, recipe, &ready, &mut First, world, &mut |_| {})).unwrap();
+        let (stop, mut seen) = (AtomicBool::new(false), Vec::new());
+        let cache = folder.join("cache");
+        block_on(trainer.take_reference(recipe, &ready, &cache, &stop, &mut |_: &Event| {})).unwrap();
+        let mut observer = |event: &Event| match event {
+            Event::Step { loss, rewards, .. } => seen.push((loss.to_bits(), rewards.unwrap())),
+            Event::Validation { rewards, .. } => assert!(rewards.is_some()),
+            _ => {}
+        };
+        block_on(run(&gpu, recipe, &ready, &mut trainer, None, &stop, &mut observer)).unwrap();
+        (seen, block_on(trainer.pages()).unwrap())
+    })
+}
+
+/// Preference pairs over the data axis: the bits of one device that takes as many batches, and rewards that are means over all ranks.
+#[test]
+fn preferences_over_ranks_are_those_of_as_many_batches() {
+    let folder = tempfile::tempdir().unwrap();
+    let pairs = pairs(folder.path());
+    let of = |name: &str, data: usize| Recipe {
         batch: 4 / data,
         accumulate: data as u32,
-        dpo: Some(DpoConfig::default()),
         lora: Some(LoraConfig { rank: 4, ..LoraConfig::default() }),
-        ..recipe(folder.path(), name)
+        out: folder.path().join(name),
+        ..pairs.clone()
     };
-    let see = |recipe: &Recipe| {
-        let ready = prepared(recipe, folder.path());
-        ranks(recipe, |world| {
-            let gpu = common::gpu();
-            let (mut trainer, ..) =
-                block_on(Trainer::among(&gpu, recipe, &ready, &mut First, world, &mut |_| {})).unwrap();
-            let (stop, mut seen) = (AtomicBool::new(false), Vec::new());
-            let cache = folder.path().join("cache");
-            block_on(trainer.take_reference(recipe, &ready, &cache, &stop, &mut |_: &Event| {})).unwrap();
-            let mut observer = |event: &Event| match event {
-                Event::Step { loss, rewards, .. } => seen.push((loss.to_bits(), rewards.unwrap())),
-                Event::Validation { rewards, .. } => assert!(rewards.is_some()),
-                _ => {}
-            };
-            block_on(run(&gpu, recipe, &ready, &mut trainer, None, &stop, &mut observer)).unwrap();
-            (seen, block_on(trainer.pages()).unwrap())
-        })
-    };
-    let alone = see(&of("alone", 2)).remove(0);
-    let shared = see(&Recipe { batch: 4, accumulate: 1, mesh: on("data=2"), ..of("shared", 2) });
+    let alone = prefer(&of("alone", 2), folder.path()).remove(0);
+    let shared = prefer(&Recipe { batch: 4, accumulate: 1, mesh: on("data=2"), ..of("shared", 2) }, folder.path());
     for (seen, pages) in &shared {
         assert!(*pages == alone.1, "ranks have other parameters than one device");
         for ((loss, rewards), (expected, of_one)) in seen.iter().zip(&alone.0) {
@@ -281,4 +301,71 @@ fn preferences_over_ranks_are_those_of_as_many_batches() {
             );
         }
     }
+}
+
+/// Preference pairs by the operators' references, from what a fresh trainer holds; the reference of the pairs is found so, too.
+fn spread_of_pairs(recipe: &Recipe, prepared: &Prepared, layout: &ParamLayout) -> Spread {
+    let (trainer, ..) = block_on(Trainer::new(&common::gpu(), recipe, prepared, &mut First)).unwrap();
+    let rows = 2 * recipe.batch;
+    let ty = TensorType::u32([rows, recipe.seq]);
+    let of_answers = |g: &mut Graph| {
+        let params = trainer.subject.declare(g).unwrap();
+        let [tokens, targets] = ["tokens", "targets"].map(|name| g.input(name, ty.clone()));
+        let log_probs = trainer.model.log_probs(g, &params, tokens, targets, None).unwrap();
+        let of = PairInputs { reference: g.input("reference", TensorType::f32([rows])), token: None };
+        (params, preference(g, log_probs, of, recipe.dpo.as_ref().unwrap(), None).unwrap())
+    };
+    let [mut before, mut graph] = [(); 2].map(|()| Graph::new());
+    let (_, said) = of_answers(&mut before);
+    before.output("answers", said.answers);
+    let (params, said) = of_answers(&mut graph);
+    optimizer(recipe).train_step(&mut graph, layout, &params, said.loss).unwrap();
+    let sources = states_of(&trainer, &graph);
+    let mut batch = prepared.loader.empty_batch();
+    let mut batches = Vec::new();
+    for step in 0..recipe.steps {
+        prepared.loader.batch(step, &mut batch).unwrap();
+        let ids = |ids: &[u32]| Array::new(ty.clone(), ids.iter().map(|&id| f64::from(id)).collect());
+        batches.push(Sources::from([
+            ("tokens".into(), ids(&batch.tokens)),
+            ("targets".into(), ids(&batch.targets)),
+            ("reference".into(), Array::zeros([rows])),
+        ]));
+    }
+    let step = Step { graph, params };
+    Spread::new(|mut noise: Option<&mut Noise>| {
+        let mut batches = batches.clone();
+        for batch in &mut batches {
+            let known: Sources = sources.clone().into_iter().chain(batch.clone()).collect();
+            let answers = interpret(&before, &known, noise.as_deref_mut()).remove("answers").unwrap();
+            batch.insert("reference".into(), Array::new(TensorType::f32([rows]), answers));
+        }
+        step.train_on(sources.clone(), layout, &schedule(recipe), &batches, noise)
+    })
+}
+
+/// The same where ranks have some of each row's tokens: an answer's are on several of them, all of which hear what all say of it.
+#[test]
+fn preferences_of_rows_in_parts_are_those_of_one_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = Recipe { batch: 2, ..pairs(folder.path()) };
+    let prepared = prepared(&one, folder.path());
+    let layout = layout_of(&one, &prepared);
+    let mut spread = spread_of_pairs(&one, &prepared, &layout);
+    for mesh in ["sequence=2", "data=2,sequence=2"] {
+        let recipe = Recipe { mesh: on(mesh), out: folder.path().join(mesh), ..one.clone() };
+        let seen = prefer(&recipe, folder.path());
+        assert!(seen.iter().all(|other| *other == seen[0]), "{mesh}: ranks saw different things");
+        let losses: Vec<f64> = seen[0].0.iter().map(|(loss, _)| f64::from(f32::from_bits(*loss))).collect();
+        let exact = spread.exact["losses"].clone();
+        spread.check("losses", &losses, &exact, 0.0);
+        for (spec, data) in layout.tensors(&seen[0].1) {
+            let (name, data) = (format!("final.{}", spec.name), data.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+            let exact = spread.exact[&name].clone();
+            spread.check(&name, &data, &exact, 0.0);
+        }
+        let again = Recipe { out: folder.path().join("again"), ..recipe };
+        assert!(prefer(&again, folder.path()) == seen, "{mesh}: another run gives other bits");
+    }
+    eprintln!("worst: {:?}", spread.worst);
 }

@@ -10,7 +10,7 @@ use danlu::graph::{Graph, Value};
 use danlu::model::{Llama, ModelConfig, Stages};
 use danlu::nn::{ParamLayout, ParamSpec};
 use danlu::ops::{Along, IGNORE};
-use danlu::optim::{HYPER, KEEP, Optimizer, Rule};
+use danlu::optim::{HYPER, KEEP, MicroBatch, Optimizer, Rule};
 use danlu::parallel::{Pipeline, Staged, Weight, sum_states};
 use danlu::run::{Executor, States, f32s};
 use pollster::block_on;
@@ -69,7 +69,8 @@ fn rank_graphs(
     let specs = config.param_specs().into_iter().filter(|spec| has(&stages, pipeline, &spec.name, rank));
     let layout = layout(optimizer, specs.collect());
     let staged = Staged::cut(&g, &weights, pipeline).unwrap();
-    let step = optimizer.pipelined_step(staged, &layout, &layout, &names, rank, ROWS).unwrap();
+    let micro = MicroBatch { rows: ROWS, tallies: Vec::new() };
+    let step = optimizer.pipelined_step(staged, &layout, &layout, &names, rank, &micro).unwrap();
     let along = Along { axis: Axis::Pipeline, ranks: pipeline.ranks };
     let apply = sum_states(&optimizer.apply(&layout).unwrap(), along, &Optimizer::is_total).unwrap();
     (step, apply, layout)

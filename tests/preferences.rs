@@ -43,7 +43,7 @@ fn cases(golden: &Golden) -> Vec<Case> {
         let token = (config.loss == PreferenceLoss::Ipo).then(|| g.input("token", TensorType::f32([6])));
         let model = Llama::new(golden.config.clone());
         let log_probs = model.log_probs(&mut g, &params, tokens, targets, None).unwrap();
-        let said = preference(&mut g, log_probs, PairInputs { reference, token }, &config).unwrap();
+        let said = preference(&mut g, log_probs, PairInputs { reference, token }, &config, None).unwrap();
         let grads = gradients(&mut g, said.loss, &params.views).unwrap();
         for (name, value) in [("log_probs", said.answers), ("rewards", said.rewards), (kind, said.loss)] {
             g.output(name, value);

@@ -21,8 +21,8 @@ impl Groups {
     }
 
     /// The groups of a rank of `world` on a mesh; all ranks call this together. Along each axis of more than one part lie
-    /// the ranks that differ in nothing but their place on it, in order; along data also those of the sequence axis: they hold
-    /// the same parameters, whose gradients are summed over all of them at once.
+    /// the ranks that differ in nothing but their place on it, in order; along data also those of the sequence axis
+    /// ([`Mesh::group`]).
     ///
     /// # Errors
     /// If there are not as many ranks as the mesh has; as [`Communicator::split`].
@@ -32,13 +32,10 @@ impl Groups {
             return Err(Error::Rank(format!("there are {size} ranks, and the mesh {mesh} has {ranks}")));
         }
         let mut groups = Groups::default();
-        for (axis, size, stride) in mesh.strides() {
-            let (size, place, stride) = match axis {
-                Axis::Data => (mesh.replicas(), mesh.replica(world.rank()), mesh.tensor),
-                _ => (size, mesh.place(world.rank(), axis), stride),
-            };
+        for (axis, ..) in mesh.strides() {
+            let (size, first, place) = mesh.group(world.rank(), axis);
             if size > 1 {
-                let comm = Arc::from(world.split((world.rank() - place * stride) as u32, place as u32)?);
+                let comm = Arc::from(world.split(first as u32, place as u32)?);
                 // What experts exchange goes to every rank, from one machine to another in messages as few as can be.
                 groups.along[axis as usize] = Some(if axis == Axis::Expert { Nodes::over(comm)? } else { comm });
             }

@@ -5,7 +5,7 @@
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Binary, Expr, Graph, Map, Unary, Value};
-use crate::ops::{LinearCrossEntropy, MatMul};
+use crate::ops::{AllReduce, Along, LinearCrossEntropy, MatMul, Spread};
 use serde::{Deserialize, Serialize};
 
 /// How a pair's loss follows from its margin.
@@ -115,11 +115,17 @@ fn less(c: f64) -> Expr {
 }
 
 /// Of log-probabilities `[2P,T]` of tokens, 0 for those that are not of an answer; rows 2n and 2n + 1 are the better and the
-/// worse of a pair.
+/// worse of a pair. Where ranks have some of each row's tokens `along` an axis, all get the same.
 ///
 /// # Errors
 /// If the rows are odd in number, or what is told of answers has not one number a row.
-pub fn preference(g: &mut Graph, log_probs: Value, of: PairInputs, config: &DpoConfig) -> Result<Preference> {
+pub fn preference(
+    g: &mut Graph,
+    log_probs: Value,
+    of: PairInputs,
+    config: &DpoConfig,
+    along: Option<Along>,
+) -> Result<Preference> {
     let &[rows, t] = g.dims(log_probs) else { return Err(Error::Graph("log-probabilities must be [2P,T]".into())) };
     if rows % 2 == 1 {
         return Err(Error::Graph(format!("{rows} rows are no pairs")));
@@ -129,7 +135,12 @@ pub fn preference(g: &mut Graph, log_probs: Value, of: PairInputs, config: &DpoC
         let product = |g: &mut Graph, x, y| g.apply1(MatMul::new(false, false), &[x, y]);
         let ones = constant(g, "ones", [t, 1], &vec![1.0; t]);
         let answers = product(g, log_probs, ones)?;
-        let answers = g.reshape(answers, [rows])?;
+        let mut answers = g.reshape(answers, [rows])?;
+        if let Some(along) = along {
+            // Each rank has a loss of its own, and all of them are the pairs': what it does to an answer counts as often.
+            answers = g.apply1(AllReduce(along), &[answers])?;
+            answers = g.apply1(Spread(along), &[answers])?;
+        }
         let difference = Expr::binary(Binary::Sub, Expr::Input(0), Expr::Input(1));
         let scaled = |by| Expr::binary(Binary::Mul, by, difference.clone());
         let rewards = g.apply1(Map { expr: scaled(Expr::Const(beta as f32)) }, &[answers, of.reference])?;

@@ -1,5 +1,5 @@
-//! The sequence axis of a model of the family: the graph of the loss of a rank's tokens. The model itself is not asked
-//! (`parallel/sequence.rs` takes its graph apart).
+//! The sequence axis of a model of the family: the graph of the loss of a rank's tokens, or of what it says of them. The model
+//! itself is not asked (`parallel/sequence.rs` takes its graph apart).
 
 use super::{Llama, Said};
 use crate::base::TensorType;
@@ -14,6 +14,9 @@ fn is_same(own: &Node, other: &Node) -> bool {
     let both = |kind: fn(&Kind) -> bool| kind(&own.kind) && kind(&other.kind);
     own.name == other.name && (both(|k| matches!(k, Kind::State)) || both(|k| matches!(k, Kind::Input)))
 }
+
+/// What a graph says of tokens and targets, given its parameters and where documents begin.
+type Says<'a> = &'a mut dyn FnMut(&mut Graph, &Params, [Value; 2], Option<Value>) -> Result<Vec<Value>>;
 
 impl Llama {
     /// [`Llama::said`] of the tokens u32 `[B,T/N]` that a rank has of each row, of what is counted there: `params` are what
@@ -32,6 +35,50 @@ impl Llama {
         starts: Option<Value>,
     ) -> Result<Said> {
         let Some(axis) = axis else { return self.said(g, params, tokens, targets, starts) };
+        let mut said = None;
+        let of = [tokens, targets];
+        let values =
+            Llama::of_tokens(g, params, declare, axis, of, starts, &mut |g, params, [tokens, targets], starts| {
+                let of_rows = said.insert(self.said(g, params, tokens, targets, starts)?);
+                Ok(of_rows.values().copied().collect())
+            })?;
+        let mut said: Said = said.expect("said above");
+        said.put(&values);
+        Ok(said)
+    }
+
+    /// [`Llama::log_probs`] of these tokens, `[B,T/N]`, as of [`Llama::said_of_tokens`].
+    ///
+    /// # Errors
+    /// If a shape does not fit, or an operator cannot be split.
+    pub fn log_probs_of_tokens(
+        &self,
+        g: &mut Graph,
+        params: &Params,
+        declare: &dyn Fn(&mut Graph) -> Result<Params>,
+        axis: Option<SequenceAxis>,
+        [tokens, targets]: [Value; 2],
+        starts: Option<Value>,
+    ) -> Result<Value> {
+        let Some(axis) = axis else { return self.log_probs(g, params, tokens, targets, starts) };
+        let of = [tokens, targets];
+        let values =
+            Llama::of_tokens(g, params, declare, axis, of, starts, &mut |g, params, [tokens, targets], starts| {
+                Ok(vec![self.log_probs(g, params, tokens, targets, starts)?])
+            })?;
+        Ok(values[0])
+    }
+
+    /// What `says` makes of rows that are whole, of a rank's tokens of them.
+    fn of_tokens(
+        g: &mut Graph,
+        params: &Params,
+        declare: &dyn Fn(&mut Graph) -> Result<Params>,
+        axis: SequenceAxis,
+        [tokens, targets]: [Value; 2],
+        starts: Option<Value>,
+        says: Says,
+    ) -> Result<Vec<Value>> {
         let mut whole = Graph::new();
         let all = declare(&mut whole)?;
         let same = |whole, own| Given { whole, own, placement: Placement::Same };
@@ -52,9 +99,8 @@ impl Llama {
             at
         };
         let (tokens, targets, starts) = (input(tokens), input(targets), starts.map(input));
-        let mut said = self.said(&mut whole, &all, tokens, targets, starts)?;
-        said.values().for_each(|value| whole.output("", *value));
-        said.put(&axis.apply(&whole, g, &given)?);
-        Ok(said)
+        let values = says(&mut whole, &all, [tokens, targets], starts)?;
+        values.iter().for_each(|value| whole.output("", *value));
+        axis.apply(&whole, g, &given)
     }
 }

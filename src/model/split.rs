@@ -172,7 +172,7 @@ impl Llama {
     ) -> Result<Said> {
         let Share { mesh, sequence, capacity } = share;
         let by_experts =
-            self.config().experts.is_some_and(|e| mesh.expert > 1 || (mesh.data > 1 && e.balance + e.z > 0.0));
+            self.config().experts.is_some_and(|e| mesh.expert > 1 || (mesh.replicas() > 1 && e.balance + e.z > 0.0));
         let parts = own.parts().filter(|_| mesh.tensor > 1);
         if !by_experts && parts.is_none() {
             return self.said_of_tokens(g, params, &|g| own.declare(g), sequence, [tokens, targets], starts);
@@ -188,7 +188,7 @@ impl Llama {
             move |name: &str, shape: &Shape| own.held(name).map_or(Placement::Same, |held| held.placement(shape, axis))
         };
         if by_experts {
-            let axis = ExpertAxis { data: mesh.data, experts: mesh.expert, capacity };
+            let axis = ExpertAxis { data: mesh.replicas(), experts: mesh.expert, capacity };
             let Some(before) = parts.and_then(|_| own.only(&[Axis::Expert])) else {
                 let given = whole.given(params, &inputs, place(Axis::Expert))?;
                 let OfRank { outputs, dropped } = axis.apply(&whole.graph, g, &given)?;

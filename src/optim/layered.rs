@@ -3,16 +3,19 @@
 //!
 //! What must be known of all gradients before any parameter changes, their norm, takes a pass of its own, whose gradients
 //! are measured and dropped; the second makes the same ones to the bit. Without clipping and its like one pass is enough.
+//!
+//! Where ranks share a batch, each piece of the gradient is summed over them as soon as it is there; all that follows every rank
+//! then does alike.
 
-use super::optimizer::{HYPER, Optimizer, Stretch, gap_constant, output_norm};
+use super::optimizer::{GRADIENTS, HYPER, Optimizer, Stretch, gap_constant, output_norm};
 use super::{Rule, Update};
 use super::{judge, norm as total};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
-use crate::graph::{Concat, Graph, Value, gradients_in_turn, unit};
+use crate::graph::{Binary, Concat, Expr, Graph, Map, Unary, Value, gradients_in_turn, unit};
 use crate::model::{EMBEDDING, OUTPUT};
 use crate::nn::{ParamLayout, Params};
-use crate::ops::{Copy, GlobalNorm, SumSquares};
+use crate::ops::{AllReduce, Along, Copy, GlobalNorm, SumSquares};
 
 /// Gradients of a page, or of some words of one.
 struct Piece {
@@ -22,6 +25,26 @@ struct Piece {
     /// Flat.
     gradient: Value,
     is_whole: bool,
+}
+
+impl Piece {
+    /// The same of all ranks' rows.
+    fn met(self, g: &mut Graph, along: Option<Along>) -> Result<Piece> {
+        let Some(along) = along else { return Ok(self) };
+        let name = format!("ranks.{GRADIENTS}.{}", self.page);
+        let gradient = g.scope(name, |g| g.apply1(AllReduce(along), &[self.gradient]))?;
+        Ok(Piece { gradient, ..self })
+    }
+}
+
+/// How much of all ranks' targets this one's are, of which it has `count`, f32 `[1]`.
+fn share(g: &mut Graph, along: Along, count: Value) -> Result<Value> {
+    let all = g.apply1(AllReduce(along), &[count])?;
+    // Of no targets at all the share is none, and no 0/0; beside a count of some the addend vanishes.
+    let all_of_them = Expr::binary(Binary::Add, Expr::Input(1), Expr::Const(1e-30));
+    let root = Expr::unary(Unary::InverseSqrt, all_of_them);
+    let times = |x, y| Expr::binary(Binary::Mul, x, y);
+    g.apply1(Map { expr: times(times(Expr::Input(0), root.clone()), root) }, &[count, all])
 }
 
 impl Optimizer {
@@ -48,8 +71,9 @@ impl Optimizer {
         Err(Error::Invalid(format!("update is layer: {what}")))
     }
 
-    /// [`Optimizer::train_step`] by layers, of a [`ParamLayout::by_block`]: the loss is made by `loss`, twice where the step is
-    /// judged by its norm. Gradients of embedding and output are made for `words` words at a time. Inputs, states and
+    /// [`Optimizer::train_step`] by layers, of a [`ParamLayout::by_block`]: the loss, and how many targets count, `[1]`, are made by
+    /// `loss`, twice where the step is judged by its norm. Where ranks share the batch `along` an axis, it is that of the rank's own
+    /// rows, and targets of all weigh the same. Gradients of embedding and output are made for `words` words at a time. Inputs, states and
     /// outputs are those of [`Optimizer::train_step`], and so are all numbers, but that the norm is summed up in another order.
     ///
     /// Where the step is not judged by its norm, one whose gradients are no numbers cannot be left out: the parameters are
@@ -63,7 +87,8 @@ impl Optimizer {
         layout: &ParamLayout,
         params: &Params,
         words: usize,
-        loss: &mut dyn FnMut(&mut Graph) -> Result<Value>,
+        along: Option<Along>,
+        loss: &mut dyn FnMut(&mut Graph) -> Result<[Value; 2]>,
     ) -> Result<()> {
         let hyper = g.input(HYPER, TensorType::f32([1]));
         let scale = match &self.loss_scaling {
@@ -73,6 +98,16 @@ impl Optimizer {
                 let scale = judge::scale(g)?;
                 g.scope("loss_scale", |g| g.apply1(Copy, &[scale]))?
             }
+        };
+        // The loss, and what its gradient is scaled by; and of ranks that share a batch this one's part of it.
+        type Scaled = ([Value; 2], Option<(Along, Value)>);
+        let mut loss = |g: &mut Graph| -> Result<Scaled> {
+            let [loss, count] = loss(g)?;
+            let Some(along) = along else { return Ok(([loss, scale], None)) };
+            g.scope("ranks", |g| {
+                let share = share(g, along, count)?;
+                Ok(([loss, g.mul(scale, share)?], Some((along, share))))
+            })
         };
         let mut tables = Vec::new();
         for (i, page) in layout.pages().iter().enumerate() {
@@ -86,8 +121,9 @@ impl Optimizer {
         let norm = |g: &mut Graph, sums: &[Value]| g.scope("optimizer", |g| g.apply1(GlobalNorm, sums));
         let mut sums = Vec::new();
         let known = if self.needs_norm() {
-            let loss = loss(g)?;
-            pieces(g, layout, params, [loss, scale], words, &mut |g, piece| {
+            let (scaled, _) = loss(g)?;
+            pieces(g, layout, params, scaled, words, &mut |g, piece| {
+                let piece = piece.met(g, along)?;
                 sums.push(squares(g, &piece)?);
                 Ok(())
             })?;
@@ -98,9 +134,17 @@ impl Optimizer {
         };
         let judged = g.scope("optimizer", |g| self.judge(g, &[known, hyper]))?;
         let told = judged[1];
-        let loss = loss(g)?;
+        let (scaled, part) = loss(g)?;
+        let loss = match part {
+            None => scaled[0],
+            Some((along, share)) => g.scope("ranks", |g| {
+                let own = g.mul(scaled[0], share)?;
+                g.apply1(AllReduce(along), &[own])
+            })?,
+        };
         let mut added = Vec::new();
-        pieces(g, layout, params, [loss, scale], words, &mut |g, piece| {
+        pieces(g, layout, params, scaled, words, &mut |g, piece| {
+            let piece = piece.met(g, along)?;
             if !self.needs_norm() {
                 sums.push(squares(g, &piece)?);
             }

@@ -12,6 +12,7 @@ mod sharded;
 
 pub use judge::{JUDGE, LossScaling};
 pub use optimizer::{EMA, HYPER, KEEP, Optimizer, UPDATE_NORM};
+pub use pipelined::{MicroBatch, Tally};
 pub use rule::{Rule, Settings, Update};
 pub use schedule::{Schedule, Shape};
 pub use sharded::Shard;

@@ -10,11 +10,40 @@ use crate::ops::Accumulate;
 use crate::parallel::{Reader, Staged};
 use std::collections::HashMap;
 
+/// What goes through a pipeline at a time.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct MicroBatch {
+    /// Its rows.
+    pub rows: usize,
+    /// What it counts beside its loss.
+    pub tallies: Vec<Tally>,
+}
+
+/// A number that every micro-batch gives, and where it is added up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tally {
+    /// It, in the graph for one device.
+    pub number: Value,
+    /// A state of a name that [`Optimizer::is_total`] knows.
+    pub state: String,
+    /// Its type.
+    pub ty: TensorType,
+    /// Which of its elements is the first.
+    pub start: usize,
+}
+
+impl Tally {
+    fn add(&self, g: &mut Graph, value: Value, keep: Value) -> Result<()> {
+        let state = g.state(&self.state, self.ty.clone());
+        g.apply(Accumulate { start: self.start }, &[state, value, keep]).map(|_| ())
+    }
+}
+
 impl Optimizer {
-    /// The graph of all micro-batches of `rows` rows each, of a rank that has what `own` declares and trains the parameters of
-    /// `layout`; `names` are those of all weights that were cut. The outputs of `staged` are the loss and how many targets count.
-    /// It leaves the sums that [`Optimizer::apply`] takes; those of weights and losses are the last rank's alone, and zero
-    /// elsewhere.
+    /// The graph of all micro-batches of a step, of a rank that has what `own` declares and trains the parameters of `layout`;
+    /// `names` are those of all weights that were cut. The outputs of `staged` are the loss, how many targets count, and the numbers
+    /// that are tallied. It leaves the sums that [`Optimizer::apply`] takes; those of weights, losses and tallies are of the rank
+    /// that makes them alone, and zero elsewhere.
     ///
     /// # Errors
     /// If the loss does not depend on every parameter, or a rank does not have what it reads.
@@ -25,10 +54,15 @@ impl Optimizer {
         layout: &ParamLayout,
         names: &[String],
         rank: usize,
-        rows: usize,
+        micro: &MicroBatch,
     ) -> Result<Graph> {
-        let [loss, count] = staged.outputs[..] else { return Err(Error::Graph("a step ends with a loss".into())) };
-        let [weight, scale] = self.weigh(&mut staged.graph, count, rows)?;
+        let MicroBatch { rows, tallies } = micro;
+        let outputs = staged.outputs.clone();
+        let Some((&[loss, count], numbers)) = outputs.split_first_chunk().filter(|(_, n)| n.len() == tallies.len())
+        else {
+            return Err(Error::Graph("a step ends with a loss, a count, and what is added up beside them".into()));
+        };
+        let [weight, scale] = self.weigh(&mut staged.graph, count, *rows)?;
         let part = staged.graph.scope("accumulate", |g| g.mul(loss, weight))?;
         let gradients = staged.gradients(loss, scale)?;
         let mut g = Graph::new();
@@ -38,7 +72,9 @@ impl Optimizer {
         let [zero, one] = [0.0, 1.0].map(|x| number(&mut g, x));
         let own: Vec<(Reader, Value)> = gradients.iter().filter(|(reader, _)| reader.rank == rank).copied().collect();
         let (mut batches, mut added, mut tells) = (0, 0, false);
-        let wanted: Vec<Value> = gradients.iter().map(|(_, gradient)| *gradient).chain([weight, part]).collect();
+        let mut tallied = vec![false; tallies.len()];
+        let gradients = gradients.iter().map(|(_, gradient)| *gradient);
+        let wanted: Vec<Value> = gradients.chain([weight, part]).chain(numbers.iter().copied()).collect();
         let find_own = |n: usize| {
             let lost = || Error::Graph(format!("this rank has no {}", names[n]));
             params.get(&names[n]).copied().ok_or_else(lost)
@@ -53,6 +89,11 @@ impl Optimizer {
                 g.scope(name, |g| g.apply(Accumulate { start }, &[pages[page], gradient, keep]))?;
                 added += 1;
             }
+            for ((tally, number), is_here) in tallies.iter().zip(numbers).zip(&mut tallied) {
+                let Some(number) = find(*number) else { continue };
+                g.scope("accumulate", |g| tally.add(g, number, keep))?;
+                *is_here = true;
+            }
             if let (Some(weight), Some(part)) = (find(weight), find(part)) {
                 g.scope("accumulate", |g| accumulate_sums(g, [weight, part], keep))?;
                 tells = true;
@@ -64,6 +105,15 @@ impl Optimizer {
         }
         if !tells {
             g.scope("accumulate", |g| accumulate_sums(g, [zero, zero], zero))?;
+        }
+        // What was there are the sums over all ranks of the step before.
+        for ((tally, number), _) in tallies.iter().zip(numbers).zip(tallied).filter(|(_, is_here)| !is_here) {
+            let ty = staged.graph.ty(*number).clone();
+            let bytes = vec![0; ty.bytes() as usize];
+            g.scope("accumulate", |g| {
+                let nothing = g.constant("nothing", ty, bytes);
+                tally.add(g, nothing, zero)
+            })?;
         }
         Ok(g)
     }

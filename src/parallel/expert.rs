@@ -17,9 +17,9 @@ use std::sync::Arc;
 /// One rank among those that share a batch, and every E of them the experts.
 #[derive(Debug, Clone, Copy)]
 pub struct ExpertAxis {
-    /// How many ranks share the batch.
+    /// How many ranks share the batch, rows and tokens of these.
     pub data: usize,
-    /// How many of them, one after another, share the experts: E.
+    /// How many of those that have other rows, one after another, share the experts: E.
     pub experts: usize,
     /// How many slots a rank has room for with another, as a multiple of their mean number, R·k/E; without it as many as there
     /// can be, so that none is dropped.

@@ -54,7 +54,7 @@ impl Mesh {
             Axis::Pipeline => self.pipeline,
             Axis::Expert => self.expert,
             Axis::Sequence => self.sequence,
-            Axis::Replica if self.expert > 1 => self.data / self.expert,
+            Axis::Replica if self.expert > 1 => self.data / self.expert * self.sequence,
             Axis::Replica => 1,
         }
     }
@@ -87,8 +87,32 @@ impl Mesh {
         Peers { along: Along { axis, ranks }, place }
     }
 
+    /// Whom a rank meets along an axis: how many they are, the first of them, and which of them it is itself. Along data these are
+    /// also the ranks of the sequence axis: all hold the same parameters, whose gradients are summed over them at once; and so
+    /// are they, of experts, along [`Axis::Replica`].
+    pub fn group(&self, rank: usize, axis: Axis) -> (usize, usize, usize) {
+        let place = self.place(rank, axis);
+        let (size, place, before) = match axis {
+            Axis::Data => (self.replicas(), self.replica(rank), self.replica(rank) * self.tensor),
+            Axis::Replica => {
+                // They begin with the first rank of all that has these experts.
+                let first = self.place(rank, Axis::Data) % self.expert * self.sequence;
+                (self.size(axis), place, (self.replica(rank) - first) * self.tensor)
+            }
+            _ => {
+                let (_, size, stride) = self.strides().into_iter().find(|(a, ..)| *a == axis).expect("an axis");
+                (size, place, place * stride)
+            }
+        };
+        (size, rank - before, place)
+    }
+
     /// Which part along an axis is this rank's.
     pub fn place(&self, rank: usize, axis: Axis) -> usize {
+        if axis == Axis::Replica {
+            let [data, sequence] = [Axis::Data, Axis::Sequence].map(|axis| self.place(rank, axis));
+            return data / self.expert * self.sequence + sequence;
+        }
         let along = self.strides().into_iter().find(|(a, ..)| *a == axis);
         along.map_or(0, |(_, size, stride)| rank / stride % size)
     }
@@ -198,6 +222,12 @@ mod tests {
         assert_eq!(mesh.unlike(), [0, 2, 8, 10]);
         assert_eq!("data=4,tensor=2".parse::<Mesh>().unwrap().unlike(), [0]);
         assert_eq!("data=2,sequence=2".parse::<Mesh>().unwrap().unlike(), [0, 1]);
+        // Experts by two places, tokens by two: rank 5 is the second of the third row of a batch, whose experts are the first's.
+        let rings: Mesh = "data=4,expert=2,sequence=2".parse().unwrap();
+        let met = |axis| rings.group(5, axis);
+        assert_eq!([met(Axis::Data), met(Axis::Replica)], [(8, 0, 5), (4, 0, 3)]);
+        assert_eq!([met(Axis::Expert), met(Axis::Sequence)], [(2, 5, 0), (2, 4, 1)]);
+        assert_eq!(rings.group(2, Axis::Replica), (4, 2, 0));
         assert_eq!(Mesh::ONE.to_string().parse::<Mesh>().unwrap(), Mesh::ONE);
         for (text, part) in [
             ("data", "has no ="),

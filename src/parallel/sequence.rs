@@ -1,19 +1,21 @@
 //! The sequence axis: the graph of a loss for one device → that of one rank, which has of every row two pieces of tokens, one
 //! from either end (Liu et al., "Ring attention", 2023; Brandon et al., "Striped attention", 2023, on why not neighbours).
-//! What is done for each token by itself is done where the token is; attention becomes a ring; positions stay those of the
-//! row. The loss is that of the rank's own tokens, which is added up with gradients and counts as those of other batches are.
+//! What is done for each token by itself is done where the token is, by which experts among that; attention becomes a ring;
+//! positions stay those of the row. The loss is that of the rank's own tokens, which is added up with gradients and counts as
+//! those of other batches are. What is summed over tokens on the way, as for the balance of experts, is a term of a sum.
 
 use super::tensor::wanted;
 use super::{Given, Mesh, Placement};
 use crate::base::{Axis, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::rewrite::{Rewrite, ids};
-use crate::graph::{Detach, Graph, Kind, Map, NodeId, Op, Slice, Value};
+use crate::graph::{Detach, Graph, Kind, Map, NodeId, Op, Slice, SumTo, Value};
 use crate::ops::{
-    Along, Attention, Embedding, LinearCrossEntropy, MatMul, Pieces, RingAttention, RmsNorm, Rope, is_packed,
+    Along, Attention, BatchMean, Embedding, ExpertLinear, ExpertOrder, LinearCrossEntropy, LinearLogProbs, MatMul,
+    Pieces, RingAttention, RmsNorm, Rope, Route, SlotSum, Softmax, is_packed,
 };
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// One rank of the sequence axis.
@@ -75,7 +77,8 @@ impl SequenceAxis {
     /// # Errors
     /// If something is not done for each token by itself; what, and where.
     pub fn apply(&self, whole: &Graph, g: &mut Graph, given: &[Given]) -> Result<Vec<Value>> {
-        let mut pass = Pass { axis: *self, rewrite: Rewrite::new(whole), placed: HashMap::new(), places: None };
+        let (placed, terms) = (HashMap::new(), HashSet::new());
+        let mut pass = Pass { axis: *self, rewrite: Rewrite::new(whole), placed, terms, places: None };
         pass.rewrite.new = std::mem::take(g);
         for Given { whole, own, placement } in given {
             pass.rewrite.put(*whole, *own);
@@ -95,6 +98,8 @@ struct Pass<'a> {
     rewrite: Rewrite<'a>,
     /// By values of the whole graph.
     placed: HashMap<Value, Placement>,
+    /// Those of which each rank has a term, of its own tokens; the sum of all is the value. They are placed as what is the same.
+    terms: HashSet<Value>,
     /// Where a rank's tokens stand, for what turns them.
     places: Option<Value>,
 }
@@ -114,12 +119,19 @@ impl Pass<'_> {
     fn node(&mut self, id: NodeId) -> Result<()> {
         let node = self.rewrite.old.node(id);
         let split = node.inputs.iter().map(|value| self.placed[value]).find(|placement| *placement != Same);
-        let (Kind::Op(op), Some(placement)) = (&node.kind, split) else {
-            self.rewrite.copy(id)?;
-            return self.set(id, Same);
-        };
+        let Kind::Op(op) = &node.kind else { return self.alike(id) };
         let op = op.clone();
         let any: &dyn Any = op.as_ref();
+        if node.inputs.iter().any(|value| self.terms.contains(value)) && !any.is::<ExpertLinear>() {
+            return self.term(id, any);
+        }
+        let Some(placement) = split else { return self.alike(id) };
+        if any.is::<ExpertOrder>() {
+            return self.order(id, op, placement);
+        }
+        if let Some(sum) = any.downcast_ref::<SumTo>() {
+            return self.sum(id, sum, placement);
+        }
         let first = self.placed[&node.inputs[0]];
         let inputs = self.rewrite.inputs(node);
         if any.is::<LinearCrossEntropy>() {
@@ -136,7 +148,7 @@ impl Pass<'_> {
         }
         let alone = match any.downcast_ref::<MatMul>() {
             Some(product) => first == placement && self.placed[&node.inputs[1]] == Same && !product.transpose_a,
-            None => any.is::<Embedding>() || any.is::<RmsNorm>() || self.elementwise(id, any),
+            None => is_by_token(any) || self.elementwise(id, any),
         };
         if let Some(slice) = any.downcast_ref::<Slice>() {
             let input = self.rewrite.old.ty(node.inputs[0]).shape.elements();
@@ -149,6 +161,59 @@ impl Pass<'_> {
             return Err(self.refuse(id, "it is not done for each token by itself"));
         }
         self.put(id, op, &inputs, placement)
+    }
+
+    /// A rank's slots by expert. Where each expert's begin, and how many each has, follows from its own: terms, by which only the
+    /// same rank's slots are read, or that are added up.
+    fn order(&mut self, id: NodeId, op: Arc<dyn Op>, placement: Placement) -> Result<()> {
+        let node = self.rewrite.old.node(id);
+        let outputs = self.rewrite.new.apply_named(op, &self.rewrite.inputs(node), node.name.clone())?;
+        self.rewrite.set(id, &outputs);
+        for (output, placement) in [placement, Same, Same].into_iter().enumerate() {
+            let value = Value { node: id, output: output as u32 };
+            self.placed.insert(value, placement);
+            if placement == Same {
+                self.terms.insert(value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums over tokens, and within them, but no tokens of a row apart.
+    fn sum(&mut self, id: NodeId, sum: &SumTo, placement: Placement) -> Result<()> {
+        let node = self.rewrite.old.node(id);
+        let shape = &self.rewrite.old.ty(node.inputs[0]).shape;
+        let dim = placement.dim(shape, self.axis.along.ranks);
+        let token = dim.map_or(0, |dim| shape.dims()[dim + 1..].iter().product());
+        if token == 0 || !token.is_multiple_of(sum.shape.elements()) {
+            return Err(self.refuse(id, "it keeps sums of several tokens apart"));
+        }
+        let own = self.rewrite.new.apply_named(Arc::new(sum.clone()), &self.rewrite.inputs(node), node.name.clone())?;
+        self.rewrite.set(id, &own);
+        self.terms.insert(Value { node: id, output: 0 });
+        self.set(id, Same)
+    }
+
+    /// Terms are added, and become the sum where the model says that this is wanted: of ranks that each have some of the tokens the
+    /// mean of N times what these come to.
+    fn term(&mut self, id: NodeId, op: &dyn Any) -> Result<()> {
+        let node = self.rewrite.old.node(id);
+        let all = node.inputs.iter().all(|value| self.terms.contains(value));
+        if all && op.is::<BatchMean>() {
+            let (own, times) = (self.rewrite.value(node.inputs[0]), Map::scale(self.axis.along.ranks as f32));
+            let name = node.name.clone();
+            let sum = self.rewrite.new.scope(name, |g| {
+                let own = g.apply1(times, &[own])?;
+                g.apply1(BatchMean, &[own])
+            })?;
+            self.rewrite.set(id, &[sum]);
+            return self.set(id, Same);
+        }
+        if !all || op.downcast_ref::<Map>() != Some(&Map::add()) {
+            return Err(self.refuse(id, "each rank has the sum of its own tokens, and this is of all of them"));
+        }
+        self.terms.insert(Value { node: id, output: 0 });
+        self.alike(id)
     }
 
     /// Elements of which one rank has whole tokens; what is repeated is repeated within these.
@@ -166,6 +231,12 @@ impl Pass<'_> {
             }
         };
         (op.is::<Map>() || op.is::<Detach>()) && node.inputs.iter().all(fits)
+    }
+
+    /// What all ranks have alike.
+    fn alike(&mut self, id: NodeId) -> Result<()> {
+        self.rewrite.copy(id)?;
+        self.set(id, Same)
     }
 
     fn set(&mut self, id: NodeId, placement: Placement) -> Result<()> {
@@ -221,6 +292,17 @@ impl Pass<'_> {
         }
         self.put(id, op, &inputs, placement)
     }
+}
+
+/// Whether an operator makes of each token, or of its slots, something by itself.
+fn is_by_token(op: &dyn Any) -> bool {
+    op.is::<Embedding>()
+        || op.is::<RmsNorm>()
+        || op.is::<Softmax>()
+        || op.is::<Route>()
+        || op.is::<ExpertLinear>()
+        || op.is::<SlotSum>()
+        || op.is::<LinearLogProbs>()
 }
 
 #[cfg(test)]

@@ -377,7 +377,7 @@ async fn meet(
     let mut next = first;
     for m in here {
         if last || !m.what.last {
-            ranks.meet(gpu, buffers, &m.what, m.dtype).await?;
+            ranks.meet(gpu, buffers, (next, &m.what), m.dtype).await?;
         }
         next += 1;
     }

@@ -28,6 +28,8 @@ pub(super) struct Ranks {
     up: [Upload; 2],
     room: Room,
     slots: Vec<Slot>,
+    /// Of each meeting of the plan that begins a collective its slot.
+    places: Vec<usize>,
     /// Collectives in flight, by their slots, in their order.
     flights: VecDeque<(usize, Pending<(Room, Talk)>)>,
     talks: Vec<Talk>,
@@ -48,7 +50,6 @@ struct Slot {
     down: Arc<Readback>,
     up: Upload,
     room: Room,
-    is_free: bool,
 }
 
 /// One exchange.
@@ -170,19 +171,26 @@ impl Ranks {
         let down = [gpu.readback(piece).await?, gpu.readback(piece).await?];
         let up = [gpu.upload(piece).await?, gpu.upload(piece).await?];
         let mut slots = Vec::new();
-        for [down, up] in slot_bytes(plan) {
+        let (sizes, places) = slot_bytes(plan);
+        for [down, up] in sizes {
             let (down, up) = (Arc::new(gpu.readback(down.max(4)).await?), gpu.upload(up.max(4)).await?);
-            slots.push(Slot { down, up, room: Room::default(), is_free: true });
+            slots.push(Slot { down, up, room: Room::default() });
         }
         let (room, flights) = (Room::default(), VecDeque::new());
-        Ok(Ranks { threads, down, up, room, slots, flights, talks: Vec::new(), is_running: false })
+        Ok(Ranks { threads, down, up, room, slots, places, flights, talks: Vec::new(), is_running: false })
     }
 
-    /// Holds a meeting, or begins or ends it, after everything that was submitted.
-    pub(super) async fn meet(&mut self, gpu: &Gpu, buffers: &[Buffer], meeting: &Meeting, ty: DType) -> Result<()> {
+    /// Holds a meeting, or begins or ends it, after everything that was submitted; `index` is its number in the plan.
+    pub(super) async fn meet(
+        &mut self,
+        gpu: &Gpu,
+        buffers: &[Buffer],
+        (index, meeting): (usize, &Meeting),
+        ty: DType,
+    ) -> Result<()> {
         match meeting.phase {
             Phase::Whole => self.whole(gpu, buffers, meeting, ty).await,
-            Phase::Begin => self.begin(gpu, buffers, meeting, ty),
+            Phase::Begin => self.begin(gpu, buffers, (self.places[index], meeting), ty),
             Phase::End => self.end(gpu, buffers, meeting).await,
         }
     }
@@ -212,10 +220,8 @@ impl Ranks {
     }
 
     /// Begins a collective: its bytes leave the device after what was submitted, and the thread does the rest.
-    fn begin(&mut self, gpu: &Gpu, buffers: &[Buffer], meeting: &Meeting, ty: DType) -> Result<()> {
-        let free = self.slots.iter().position(|slot| slot.is_free).expect("there are as many as fly at once");
-        let slot = &mut self.slots[free];
-        slot.is_free = false;
+    fn begin(&mut self, gpu: &Gpu, buffers: &[Buffer], (at, meeting): (usize, &Meeting), ty: DType) -> Result<()> {
+        let slot = &mut self.slots[at];
         let (piece, mut room, down) = (all(meeting), std::mem::take(&mut slot.room), slot.down.clone());
         if let Some(from) = &meeting.read {
             copy_down(gpu, buffers, from, &piece, &down)?;
@@ -227,7 +233,7 @@ impl Ranks {
             }
             exchange.run(comm, room)
         });
-        self.flights.push_back((free, pending));
+        self.flights.push_back((at, pending));
         Ok(())
     }
 
@@ -239,7 +245,7 @@ impl Ranks {
         let (room, talk) = pending.wait()?;
         self.talks.push(talk);
         let slot = &mut self.slots[at];
-        (slot.room, slot.is_free) = (room, true);
+        slot.room = room;
         if let Some(to) = &meeting.written {
             slot.up.fill(gpu, &slot.room.given).await?;
             copy_up(gpu, buffers, to, &all(meeting), &slot.up)?;
@@ -350,10 +356,13 @@ fn copy_up(gpu: &Gpu, buffers: &[Buffer], to: &Binding, piece: &Piece, slot: &Up
     submission.submit().map(|_| ())
 }
 
-/// Bytes of each slot, from the device and back, of which a collective in flight takes the first that is free.
-fn slot_bytes(plan: &[Meeting]) -> Vec<[u64; 2]> {
+/// Bytes of each slot, from the device and back, and of each meeting of a plan that begins a collective the slot that it takes: one
+/// that none has that is in flight then. It is the meeting's whatever else is in flight in a run, for some meet in the last of
+/// several batches only.
+fn slot_bytes(plan: &[Meeting]) -> (Vec<[u64; 2]>, Vec<usize>) {
     let (mut slots, mut free, mut flying): (Vec<[u64; 2]>, Vec<bool>, _) = (Vec::new(), Vec::new(), VecDeque::new());
-    for meeting in plan {
+    let mut places = vec![0; plan.len()];
+    for (meeting, place) in plan.iter().zip(&mut places) {
         match meeting.phase {
             Phase::Whole => {}
             Phase::End => free[flying.pop_front().expect("it began")] = true,
@@ -363,7 +372,7 @@ fn slot_bytes(plan: &[Meeting]) -> Vec<[u64; 2]> {
                     slots.push([0; 2]);
                     free.push(false);
                 }
-                free[at] = false;
+                (free[at], *place) = (false, at);
                 let piece = all(meeting);
                 let [down, up] = &mut slots[at];
                 (*down, *up) = ((*down).max(piece.down.bytes()), (*up).max(piece.up.bytes()));
@@ -371,7 +380,7 @@ fn slot_bytes(plan: &[Meeting]) -> Vec<[u64; 2]> {
             }
         }
     }
-    slots
+    (slots, places)
 }
 
 fn missing(axis: Axis) -> Error {

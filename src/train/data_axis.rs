@@ -89,8 +89,9 @@ impl<'a> DataAxis<'a> {
                 scatter_states(graph, peers, &|s| Optimizer::is_gradient(s) && is_theirs(s))
             })?;
         }
-        graph = sum_stages(&graph, self.layout)?;
+        // Before stages are summed: what is told are the sums of all of them.
         load.map_or(Ok(()), |load| load.tell(&mut graph))?;
+        graph = sum_stages(&graph, self.layout)?;
         if !self.is_split() {
             return Ok(graph);
         }

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::graph::Kind;
 use crate::model::{Llama, ModelConfig};
 use crate::nn::Declare;
+use crate::optim::Update;
 use crate::run::{bytes_beside, device_bytes};
 
 /// What a training run computes.
@@ -198,8 +199,10 @@ fn plans_of(
     let subject = Subject::of_rank(rank, &model, recipe, base, limits)?;
     let optimizer = optimizer(recipe);
     let axis = DataAxis::of(recipe, rank, &subject.layout);
-    let (rows, several) =
-        (Rows::of(recipe, rank), recipe.accumulate > 1 || axis.is_split() || recipe.mesh.pipeline > 1);
+    let rows = Rows::of(recipe, rank);
+    // What changes layer by layer is one plan, whoever shares the batch.
+    let several =
+        recipe.update == Update::Step && (recipe.accumulate > 1 || axis.is_split() || recipe.mesh.pipeline > 1);
     let (o, layout) = (&optimizer, &subject.layout);
     let step = || Work::step(o, layout, config, rows, limits);
     let work = if several { Work::Batch(o, layout) } else { step() };

@@ -3,14 +3,14 @@
 use super::Recipe;
 use super::load::Load;
 use super::stages::Stages;
-use crate::base::{Limits, Rng, TensorType};
+use crate::base::{Axis, Limits, Rng, TensorType};
 use crate::compile::{Chooser, Plan, compile};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::model::{DpoConfig, Llama, ModelConfig, PairInputs, PreferenceLoss, Said, Share, preference};
 use crate::nn::{Declare, ParamLayout, Params};
-use crate::ops::LinearCrossEntropy;
-use crate::optim::{Optimizer, Update};
+use crate::ops::{AllReduce, Along, LinearCrossEntropy};
+use crate::optim::{MicroBatch, Optimizer, Update};
 use crate::parallel::{Mesh, Pipeline, SequenceAxis};
 use crate::run::{Executor, States};
 
@@ -93,6 +93,7 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
     let is_step = !matches!(work, Work::Validation);
     let share = Share { mesh, sequence, capacity: capacity.filter(|_| is_step) };
     let mut experts: Option<Said> = None;
+    let along = (mesh.replicas() > 1).then_some(Along { axis: Axis::Data, ranks: mesh.replicas() });
     let mut loss = |g: &mut Graph| -> Result<[Value; 2]> {
         let before = g.nodes().len();
         let both = match dpo {
@@ -102,7 +103,10 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
                 experts = Some(said);
                 both
             }
-            Some(_) => [model.log_probs(g, &params, tokens, targets, starts)?; 2],
+            Some(_) => {
+                let declare = |g: &mut Graph| layers.declare(g);
+                [model.log_probs_of_tokens(g, &params, &declare, sequence, [tokens, targets], starts)?; 2]
+            }
         };
         // Before the sums over answers, which f16 would not hold.
         if work.is_narrow() {
@@ -114,7 +118,7 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
             let token = (dpo.loss == PreferenceLoss::Ipo).then(|| each(TOKEN));
             PairInputs { reference: each(REFERENCE), token }
         });
-        let said = preference(g, both[0], of, dpo)?;
+        let said = preference(g, both[0], of, dpo, sequence.map(|axis| axis.along))?;
         // By layers the loss may be made twice.
         if g.outputs().iter().all(|(name, _)| name != REWARDS) {
             g.output(REWARDS, said.rewards);
@@ -131,12 +135,14 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
             optimizer.train_step(&mut g, layout, &params, loss)?;
         }
         Work::Layers(optimizer, layout, words) => {
-            optimizer.layered_step(&mut g, layout, &params, words, &mut |g| Ok(loss(g)?[0]))?;
+            optimizer.layered_step(&mut g, layout, &params, words, along, &mut loss)?;
         }
         Work::Batch(optimizer, layout) => {
             let both = loss(&mut g)?;
             if let Some(staged) = staged {
-                return staged.step(g, &params, both, optimizer, layout, batch);
+                let load = Load::of_model(model.config()).zip(experts);
+                let tallies = load.map(|(load, said)| load.tallies(&said)).unwrap_or_default();
+                return staged.step(g, &params, both, optimizer, layout, &MicroBatch { rows: batch, tallies });
             }
             optimizer.accumulate_step(&mut g, layout, &params, both, batch)?;
         }
@@ -148,7 +154,13 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
             g.output("loss", loss);
         }
     }
-    if let (Some(load), Some(said), true) = (Load::of_model(model.config()), experts, is_step) {
+    if let (Some(load), Some(mut said), true) = (Load::of_model(model.config()), experts, is_step) {
+        if let (Work::Layers(..), Some(along)) = (work, along) {
+            // No update follows, before which ranks would sum what all of them count.
+            for number in said.counts.iter_mut().chain(&mut said.dropped) {
+                *number = g.scope("ranks", |g| g.apply1(AllReduce(along), &[*number]))?;
+            }
+        }
         load.gather(&mut g, &said)?;
         if !matches!(work, Work::Batch(..)) {
             load.tell(&mut g)?;

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Kind, Map, NodeId, Value};
 use crate::model::{ModelConfig, Said};
 use crate::ops::Accumulate;
-use crate::optim::KEEP;
+use crate::optim::{KEEP, Tally};
 use crate::run::Results;
 use serde::{Deserialize, Serialize};
 
@@ -39,7 +39,7 @@ pub struct ExpertLoad {
 impl Load {
     /// Of a model that is trained on text, if it has experts.
     pub fn of(config: &ModelConfig, recipe: &Recipe) -> Option<Load> {
-        Load::of_model(config).filter(|_| recipe.dpo.is_none() && recipe.mesh.pipeline == 1)
+        Load::of_model(config).filter(|_| recipe.dpo.is_none())
     }
 
     /// The same, whatever it is trained on.
@@ -54,8 +54,24 @@ impl Load {
         [dropped, dropped + ALIGN]
     }
 
-    fn state(&self, g: &mut Graph) -> Value {
-        g.state(LOAD, TensorType::f32([self.layers * self.places()[1]]))
+    fn ty(&self) -> TensorType {
+        TensorType::f32([self.layers * self.places()[1]])
+    }
+
+    /// The numbers of a batch, and where in the state each of them begins.
+    fn numbers(&self, said: &Said) -> Vec<(usize, Value)> {
+        let [dropped, stride] = self.places();
+        let at = |values: &[Value], first: usize| {
+            let places = (0..).map(move |layer| layer * stride + first);
+            places.zip(values.iter().copied()).collect::<Vec<_>>()
+        };
+        [at(&said.counts, 0), at(&said.dropped, dropped)].concat()
+    }
+
+    /// The same of a micro-batch, whose stages are cut yet.
+    pub fn tallies(&self, said: &Said) -> Vec<Tally> {
+        let tally = |(start, number)| Tally { number, state: LOAD.into(), ty: self.ty(), start };
+        self.numbers(said).into_iter().map(tally).collect()
     }
 
     /// Appends the counts of a batch: to those of the batches before it, where there are several to a step.
@@ -65,24 +81,17 @@ impl Load {
             is_keep.then_some(Value { node: NodeId(n as u32), output: 0 })
         };
         let keep = g.nodes().iter().enumerate().find_map(of_batch);
-        let state = self.state(g);
+        let state = g.state(LOAD, self.ty());
         g.scope(OUTPUT, |g| {
             let keep = keep.unwrap_or_else(|| g.constant("first", TensorType::f32([1]), vec![0; 4]));
-            let [dropped, stride] = self.places();
-            for (layer, &counts) in said.counts.iter().enumerate() {
-                g.apply(Accumulate { start: layer * stride }, &[state, counts, keep])?;
-            }
-            for (layer, &count) in said.dropped.iter().enumerate() {
-                g.apply(Accumulate { start: layer * stride + dropped }, &[state, count, keep])?;
-            }
-            Result::Ok(())
-        })?;
-        Ok(())
+            let mut numbers = self.numbers(said).into_iter();
+            numbers.try_for_each(|(start, value)| g.apply(Accumulate { start }, &[state, value, keep]).map(|_| ()))
+        })
     }
 
     /// Appends to the graph with which a step ends that it tells the counts, of which its ranks may first make sums.
     pub fn tell(&self, g: &mut Graph) -> Result<()> {
-        let state = self.state(g);
+        let state = g.state(LOAD, self.ty());
         let told = g.scope(OUTPUT, |g| g.apply1(Map::scale(1.0), &[state]))?;
         g.output(OUTPUT, told);
         Ok(())

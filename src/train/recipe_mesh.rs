@@ -8,7 +8,7 @@ use crate::parallel::{Mesh, Pipeline};
 impl Recipe {
     /// Refuses meshes that nothing is split over, and what does not go with them.
     pub(super) fn check_mesh(&self) -> Result<()> {
-        let Mesh { data, pipeline, expert, sequence, .. } = self.mesh;
+        let Mesh { data, tensor, pipeline, expert, .. } = self.mesh;
         if !data.is_multiple_of(expert) {
             return Err(Error::Invalid(format!(
                 "mesh is {}, and experts are spread over the data axis, whose {data} ranks {expert} does not divide; choose another \
@@ -16,22 +16,15 @@ impl Recipe {
                 self.mesh
             )));
         }
-        if expert > 1 && sequence > 1 {
-            return Err(Error::Invalid(format!(
-                "mesh is {}, and routers choose for whole rows; leave the expert or the sequence axis out, as in data={}",
-                self.mesh,
-                self.mesh.ranks()
-            )));
-        }
         if let Some(factor) = self.expert_capacity.filter(|factor| !(factor.is_finite() && *factor > 0.0)) {
             return Err(Error::Invalid(format!(
                 "expert_capacity is {factor}; it must be a number above 0, such as 1.25"
             )));
         }
-        if self.expert_capacity.is_some() && (expert == 1 || pipeline > 1) {
+        if self.expert_capacity.is_some() && expert == 1 {
             return Err(Error::Invalid(format!(
-                "expert_capacity is given, and mesh is {}: it is for ranks that hold other experts each and tell what they drop; leave it \
-                 out, or choose an expert axis without a pipeline",
+                "expert_capacity is given, and mesh is {}: it is for ranks that hold other experts each; leave it out, or add an expert \
+                 axis, as in data=2,expert=2",
                 self.mesh
             )));
         }
@@ -46,17 +39,19 @@ impl Recipe {
             }
             None => {}
         }
-        if self.mesh != (Mesh { data, ..Mesh::ONE }) && self.dpo.is_some() {
+        if tensor * pipeline * expert > 1 && self.dpo.is_some() {
             return Err(Error::Invalid(format!(
-                "mesh is {}, and preference pairs are compared by whole models; choose data={}",
+                "mesh is {}, and preference pairs are compared by whole models; choose the data and the sequence axis, as in data={}",
                 self.mesh,
                 self.mesh.ranks()
             )));
         }
-        if self.mesh.ranks() > 1 && self.update == Update::Layer {
-            let message =
-                format!("mesh is {}, and ranks add up whole gradients; leave update = \"layer\" out", self.mesh);
-            return Err(Error::Invalid(message));
+        if self.update == Update::Layer && (tensor * pipeline * expert > 1 || self.shards() > 1) {
+            let what = match self.shards() {
+                1 => "ranks with parts of the parameters add up whole gradients".to_string(),
+                _ => format!("shard is {}, whose ranks add up whole gradients", self.shard),
+            };
+            return Err(Error::Invalid(format!("mesh is {}, and {what}; leave update = \"layer\" out", self.mesh)));
         }
         super::optimizer(self).check_shard(self.shard, self.lora.is_some())?;
         if pipeline > 1 && self.shard > Shard::Optimizer {

@@ -6,7 +6,7 @@ use crate::graph::{Graph, Value};
 use crate::model::{self, Llama};
 use crate::nn::{DROPOUT, Declare, ParamLayout, Params};
 use crate::ops::{AllReduce, Along};
-use crate::optim::Optimizer;
+use crate::optim::{MicroBatch, Optimizer};
 use crate::parallel::{Pipeline, Staged, Tie, Weight, sum_states, sum_ties};
 use std::collections::{BTreeMap, HashMap};
 
@@ -49,7 +49,7 @@ impl<'a> Stages<'a> {
         Ok((Staged::cut(&whole, &weights, pipeline)?, named.into_keys().collect()))
     }
 
-    /// All micro-batches of a step, `batch` rows each, which trains the parameters of `layout`.
+    /// All micro-batches of a step, which trains the parameters of `layout`.
     pub(super) fn step(
         &self,
         whole: Graph,
@@ -57,10 +57,11 @@ impl<'a> Stages<'a> {
         both: [Value; 2],
         optimizer: &Optimizer,
         layout: &ParamLayout,
-        batch: usize,
+        micro: &MicroBatch,
     ) -> Result<Graph> {
-        let (staged, names) = self.cut(whole, params, &both, self.pipeline)?;
-        optimizer.pipelined_step(staged, self.own, layout, &names, self.rank, batch)
+        let outputs: Vec<Value> = both.into_iter().chain(micro.tallies.iter().map(|tally| tally.number)).collect();
+        let (staged, names) = self.cut(whole, params, &outputs, self.pipeline)?;
+        optimizer.pipelined_step(staged, self.own, layout, &names, self.rank, micro)
     }
 
     /// The loss of one batch, which the last rank tells all others.

@@ -72,7 +72,7 @@ pub struct Trainer {
     submitted: u64,
     idle: Option<f64>,
     world: World,
-    axes: Axes,
+    pub(super) axes: Axes,
     mesh: Mesh,
     shard: Shard,
     load: Option<Load>,
@@ -344,11 +344,9 @@ impl Trainer {
         let tokens = tokens * self.axes.shares() as u64;
         let Some(apply) = &mut self.apply else {
             let at = self.under_way.pop_front().ok_or_else(|| Error::Graph("no step is under way".into()))?;
-            return Ok(StepResult {
-                tokens,
-                data_wait,
-                ..self.runs[at].train.read(StepResult::with(self.load)).await?
-            });
+            let result = self.runs[at].train.read(StepResult::with(self.load)).await?;
+            let rewards = self.over_ranks(result.rewards)?;
+            return Ok(StepResult { tokens, data_wait, rewards, ..result });
         };
         let mut result = StepResult { tokens, data_wait, ..apply.read(StepResult::with(self.load)).await? };
         if self.references.is_some() {

@@ -150,13 +150,7 @@ pub fn spread(recipe: &Recipe, prepared: &Prepared, layout: &ParamLayout) -> Spr
     let (tokens, targets) = (graph.input("tokens", ty.clone()), graph.input("targets", ty.clone()));
     let loss = trainer.model.loss(&mut graph, &params, tokens, targets, None).unwrap();
     optimizer.train_step(&mut graph, layout, &params, loss).unwrap();
-    let mut sources = Sources::new();
-    for node in graph.nodes().iter().filter(|n| matches!(n.kind, Kind::State)) {
-        let (ty, bytes) = (node.outputs[0].clone(), block_on(trainer.states.read(&node.name)).unwrap());
-        let mut values = vec![0.0f32; ty.shape.elements()];
-        packed::decode_device(ty.dtype, &bytes, &mut values);
-        sources.insert(node.name.clone(), Array::new(ty, values.into_iter().map(f64::from).collect()));
-    }
+    let sources = states_of(&trainer, &graph);
     let array = |ids: &[u32]| Array::new(ty.clone(), ids.iter().map(|&id| f64::from(id)).collect());
     let mut batch = prepared.loader.empty_batch();
     let batches: Vec<(Array, Array)> = (0..recipe.steps)
@@ -170,6 +164,18 @@ pub fn spread(recipe: &Recipe, prepared: &Prepared, layout: &ParamLayout) -> Spr
         step.train_from(sources.clone(), layout, &schedule(recipe), &batches, noise)
     };
     Spread::new(run)
+}
+
+/// What a trainer's states hold of those of a graph.
+pub fn states_of(trainer: &Trainer, graph: &Graph) -> Sources {
+    let states = graph.nodes().iter().filter(|n| matches!(n.kind, Kind::State));
+    let read = |node: &danlu::graph::Node| {
+        let (ty, bytes) = (node.outputs[0].clone(), block_on(trainer.states.read(&node.name)).unwrap());
+        let mut values = vec![0.0f32; ty.shape.elements()];
+        packed::decode_device(ty.dtype, &bytes, &mut values);
+        (node.name.clone(), Array::new(ty, values.into_iter().map(f64::from).collect()))
+    };
+    states.map(read).collect()
 }
 
 /// A run that goes on by this recipe from its last checkpoint.

@@ -1,0 +1,222 @@
+//! Every axis of a mesh at two, and every two of them together: one model with experts on all of them.
+
+use super::common;
+use super::common::ranks::{Seen, go_on, layout_of, prepared, ranks, recipe, spread, train};
+use super::common::spread::Spread;
+use danlu::base::{Axis, Bytes, Limits};
+use danlu::compile::First;
+use danlu::nn::ParamLayout;
+use danlu::optim::{Shape, Update};
+use danlu::parallel::Mesh;
+use danlu::train::{ExpertLoad, Precision, Recipe, Trainer, plans_of_rank, read_metrics};
+use pollster::block_on;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Two layers and two heads, of which each axis can have a part, with the losses of routers.
+const EXPERTS: &str = r#"{"model_type": "mixtral", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 8,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "num_local_experts": 4, "num_experts_per_tok": 2, "output_router_logits": true, "router_aux_loss_coef": 0.05,
+    "tie_word_embeddings": true}"#;
+
+/// A recipe of that model; on a pipeline of two micro-batches.
+fn of(folder: &Path, name: &str, mesh: &str) -> Recipe {
+    let recipe = Recipe { mesh: mesh.parse().unwrap(), router_z_loss: Some(0.01), ..recipe(folder, name) };
+    std::fs::write(folder.join("config.json"), EXPERTS).unwrap();
+    if recipe.mesh.pipeline > 1 { Recipe { batch: 2, accumulate: 2, ..recipe } } else { recipe }
+}
+
+/// The axes of a mesh that are no others: experts lie over the data axis, which has to be as large.
+fn axes(mesh: Mesh) -> BTreeSet<Axis> {
+    let wanted = |axis: &Axis| match axis {
+        Axis::Data => mesh.data > mesh.expert,
+        axis => mesh.size(*axis) > 1,
+    };
+    Axis::ALL.into_iter().filter(wanted).collect()
+}
+
+/// Losses of all steps and parameters after them, around those of one device that took as many batches, in its roundings.
+fn check(seen: &Seen, of_one: &Seen, spread: &mut Spread, layout: &ParamLayout) {
+    let losses =
+        |seen: &Seen| -> Vec<f64> { seen.steps.iter().map(|(loss, _)| f64::from(f32::from_bits(*loss))).collect() };
+    spread.check("losses", &losses(seen), &losses(of_one), 0.0);
+    for ((spec, got), (_, wanted)) in layout.tensors(&seen.pages).zip(layout.tensors(&of_one.pages)) {
+        let [got, wanted] = [got, wanted].map(|x| x.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
+        spread.check(&format!("final.{}", spec.name), &got, &wanted, 0.0);
+    }
+}
+
+/// Twenty steps on each: losses and final parameters within the roundings of one device's, and the second time the same bits.
+fn train_what_one_device_trains(meshes: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let one = of(folder.path(), "one", "data=1");
+    let prepared = prepared(&one, folder.path());
+    let layout = layout_of(&one, &prepared);
+    let mut spread = spread(&one, &prepared, &layout);
+    // The balance of two batches is not that of both: pipelines are compared with two batches of one device.
+    let mut several = None;
+    for mesh in meshes {
+        let recipe = of(folder.path(), mesh, mesh);
+        let seen = train(&recipe, folder.path());
+        if recipe.mesh.pipeline == 1 {
+            seen.check(&mut spread, &layout);
+        } else {
+            let alone = Recipe { batch: 2, accumulate: 2, ..of(folder.path(), "several", "data=1") };
+            let several = several.get_or_insert_with(|| train(&alone, folder.path()));
+            check(&seen, several, &mut spread, &layout);
+        }
+        let again = Recipe { out: folder.path().join("again"), ..recipe };
+        assert!(train(&again, folder.path()) == seen, "{mesh}: another run gives other bits");
+        eprintln!("{mesh}: worst so far {:?}", spread.worst);
+    }
+}
+
+const AXES: [&str; 5] = ["data=2", "tensor=2", "pipeline=2", "data=2,expert=2", "sequence=2"];
+const PAIRS: [&str; 6] = [
+    "data=2,tensor=2",
+    "data=2,pipeline=2",
+    "data=2,sequence=2",
+    "tensor=2,pipeline=2",
+    "tensor=2,sequence=2",
+    "pipeline=2,sequence=2",
+];
+const WITH_EXPERTS: [&str; 4] =
+    ["data=4,expert=2", "data=2,tensor=2,expert=2", "data=2,pipeline=2,expert=2", "data=2,expert=2,sequence=2"];
+
+#[test]
+fn every_axis_at_two_trains_what_one_device_trains() {
+    train_what_one_device_trains(&AXES);
+}
+
+#[test]
+fn every_pair_of_axes_at_four_trains_what_one_device_trains() {
+    let all: Vec<Mesh> = AXES.iter().chain(&PAIRS).chain(&WITH_EXPERTS).map(|mesh| mesh.parse().unwrap()).collect();
+    assert!(all[AXES.len()..].iter().all(|mesh| mesh.ranks() == 4));
+    for first in Axis::ALL {
+        for second in Axis::ALL {
+            let both = BTreeSet::from([first, second]);
+            assert!(all.iter().any(|mesh| axes(*mesh) == both), "{first} and {second} are trained nowhere together");
+        }
+    }
+    train_what_one_device_trains(&PAIRS);
+}
+
+/// And a rank with half of each row's tokens sends half as much to experts.
+#[test]
+fn experts_with_every_other_axis_train_what_one_device_trains() {
+    train_what_one_device_trains(&WITH_EXPERTS);
+    let folder = tempfile::tempdir().unwrap();
+    let config = prepared(&of(folder.path(), "one", "data=1"), folder.path()).config;
+    let [whole, half] = ["data=2,expert=2", "data=2,expert=2,sequence=2"].map(|mesh| {
+        let recipe = of(folder.path(), mesh, mesh);
+        let plans = plans_of_rank(1, &config, &recipe, None, &Limits::default(), &mut First).unwrap();
+        plans.train.sent()[&Axis::Expert]
+    });
+    assert_eq!((2 * half.bytes, half.meetings), (whole.bytes, whole.meetings));
+}
+
+/// What a first step tells of experts, whose routers all know the same yet.
+fn told(recipe: &Recipe, folder: &Path) -> (ExpertLoad, Vec<Vec<f32>>) {
+    train(recipe, folder);
+    let lines = read_metrics(&recipe.out).unwrap();
+    let shares = lines.iter().find_map(|line| line.expert_shares.clone()).unwrap();
+    (lines.iter().find_map(|line| line.experts).unwrap(), shares)
+}
+
+/// How slots fall on experts is told alike whoever has layers, experts, rows or tokens.
+#[test]
+fn loads_of_experts_are_told_on_every_mesh() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = |name: &str, mesh: &str| {
+        let recipe = of(folder.path(), name, mesh);
+        Recipe { steps: 1, eval_every: Some(1), ..recipe }
+    };
+    let (load, shares) = told(&first("one", "data=1"), folder.path());
+    assert!(load.busiest > 1.0 && load.dropped == 0 && shares.len() == 2, "{load:?}");
+    for mesh in AXES.iter().chain(&WITH_EXPERTS) {
+        assert_eq!(told(&first(mesh, mesh), folder.path()), (load, shares.clone()), "{mesh}");
+    }
+    for mesh in ["data=2", "sequence=2"] {
+        let recipe = Recipe { update: Update::Layer, ..first("layers", mesh) };
+        assert_eq!(told(&recipe, folder.path()), (load, shares.clone()), "{mesh}, layer by layer");
+    }
+}
+
+/// Slots that found no room are told on pipelines, of the same rows as without one, and where ranks have tokens of their own.
+#[test]
+fn slots_without_room_are_told_on_every_mesh() {
+    let folder = tempfile::tempdir().unwrap();
+    let narrow = |name: &str, mesh: &str| {
+        let recipe = of(folder.path(), name, mesh);
+        let (steps, eval_every, expert_capacity) = (1, Some(1), Some(0.5));
+        Recipe { steps, eval_every, expert_capacity, batch: 2, accumulate: 2, ..recipe }
+    };
+    let (flat, _) = told(&narrow("flat", "data=2,expert=2"), folder.path());
+    let (piped, _) = told(&narrow("piped", "data=2,pipeline=2,expert=2"), folder.path());
+    let (rings, _) = told(&narrow("rings", "data=2,expert=2,sequence=2"), folder.path());
+    assert!(flat.dropped > 0 && rings.dropped > 0, "{flat:?}, {rings:?}");
+    // The first layer's slots are the same; the second's follow from what the first has dropped.
+    assert_eq!(piped, flat);
+}
+
+/// Ranks that share rows or tokens sum each layer's gradients before it changes: with clipping, which takes a pass of its own, and
+/// without.
+#[test]
+fn parameters_that_change_layer_by_layer_are_those_of_one_device() {
+    let folder = tempfile::tempdir().unwrap();
+    for clip in [1.0, 0.0] {
+        let of = |name: &str, mesh: &str| Recipe { clip, ..of(folder.path(), name, mesh) };
+        let one = of("one", "data=1");
+        let prepared = prepared(&one, folder.path());
+        let mut spread = spread(&one, &prepared, &layout_of(&one, &prepared));
+        for mesh in ["data=2", "data=2,sequence=2"] {
+            let recipe = Recipe { update: Update::Layer, ..of(mesh, mesh) };
+            let seen = train(&recipe, folder.path());
+            seen.check(&mut spread, &layout_of(&recipe, &prepared));
+            let again = Recipe { out: folder.path().join("again"), ..recipe };
+            assert!(train(&again, folder.path()) == seen, "{mesh}, clip {clip}: another run gives other bits");
+        }
+        eprintln!("clip {clip}: worst {:?}", spread.worst);
+    }
+}
+
+/// Mixed precision, an average, packed rows and several batches go with experts and tokens in parts, and a run that is killed goes on
+/// as if nothing had happened; what is computed again changes no bit.
+#[test]
+fn whatever_else_a_recipe_asks_for_goes_with_experts_and_tokens_in_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    let mesh = "data=2,expert=2,sequence=2";
+    let own = |name: &str, mesh: &str| Recipe {
+        steps: 4,
+        warmup: Some(1),
+        schedule: Shape::Constant,
+        eval_every: Some(2),
+        ..of(folder.path(), name, mesh)
+    };
+    let plain = own("plain", mesh);
+    let ready = prepared(&plain, folder.path());
+    let bytes = ranks(&plain, |world| {
+        let gpu = common::gpu();
+        let (trainer, ..) = block_on(Trainer::among(&gpu, &plain, &ready, &mut First, world, &mut |_| {})).unwrap();
+        trainer.device_bytes()
+    });
+    let less = Recipe { memory: Some(Bytes(bytes[0] - 1)), ..own("less", mesh) };
+    let [all, less] = [plain, less].map(|recipe| train(&recipe, folder.path()));
+    assert!(all.steps == less.steps && all.pages == less.pages, "what is computed again is something else");
+    let rich = |name: &str, mesh: &str| {
+        let recipe = Recipe { precision: Precision::Mixed, ema: 0.9, pack: true, accumulate: 2, ..own(name, mesh) };
+        // Batches of two rows each, whose balance is theirs.
+        Recipe { batch: 2, ..recipe }
+    };
+    let calm = train(&rich("calm", mesh), folder.path());
+    train(&Recipe { steps: 2, ..rich("killed", mesh) }, folder.path());
+    let gone_on = go_on(&rich("killed", mesh), folder.path());
+    assert!(gone_on.pages == calm.pages && gone_on.steps == calm.steps[2..], "other bits once taken up");
+    let one = train(&rich("one", "data=1"), folder.path());
+    for (step, (got, expected)) in calm.steps.iter().zip(&one.steps).enumerate() {
+        let [got, expected] = [got, expected].map(|(loss, _)| f64::from(f32::from_bits(*loss)));
+        // Sums of at most 16 products of factors that f16 rounds, each by 2^-11: what a token's loss may move by.
+        let bar = 16.0 * 2f64.powi(-11) * expected;
+        assert!((got - expected).abs() <= bar, "step {step}: {got} where one device has {expected}");
+    }
+}
