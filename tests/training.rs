@@ -94,7 +94,10 @@ fn train(gpu: &Gpu, recipe: &Recipe, folder: &Path, stop_after: Option<u64>) -> 
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let read =
         |entry: std::fs::DirEntry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap());
-    let of_run = |name: &str| name.starts_with("metrics.") || name.starts_with("events.") || name == "recipe.toml";
+    let of_run = |name: &str| {
+        let begins = ["metrics.", "events.", "trained."].iter().any(|beginning| name.starts_with(beginning));
+        begins || name == "recipe.toml"
+    };
     let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap).filter(|e| e.path().is_file());
     entries.filter(|e| !of_run(e.file_name().to_str().unwrap())).map(read).collect()
 }

@@ -128,6 +128,9 @@ pub fn launch(args: LaunchArgs) -> Result<u8> {
     let with = args.with.unwrap_or(if args.nodes > 1 { With::Slurm } else { With::Mpirun });
     if with == With::Slurm {
         let batch = Batch { args: &args.slurm, layout, restarts: args.restarts, fewer: args.fewer };
+        if !args.dry_run {
+            train.check_free(&recipe.out)?;
+        }
         return submit(&batch.script(&program, &recipe.out, &args.command), &recipe.out, args.dry_run);
     }
     let starter = match with {
@@ -154,7 +157,7 @@ pub fn launch(args: LaunchArgs) -> Result<u8> {
         say!("{}", attempts.explain().trim_end());
         return Ok(0);
     }
-    supervise(&attempts)
+    supervise(&attempts, &|| train.check_free(&recipe.out))
 }
 
 /// Writes a batch script beside the run and submits it.
