@@ -17,10 +17,15 @@ impl Series {
     /// in any rank's part, goes.
     pub fn of(run: &Path) -> Series {
         let series = Series::below(run);
-        let parts = std::fs::read_dir(&series.folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        let parts = parts.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("rank-")));
-        parts.chain([series.folder.clone()]).for_each(|folder| sweep(&folder, &|name| name.starts_with("step-")));
+        series.sweep();
         series
+    }
+
+    /// Removes what processes that have ended left half-written, in any rank's part.
+    pub fn sweep(&self) {
+        let parts = std::fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let parts = parts.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("rank-")));
+        parts.chain([self.folder.clone()]).for_each(|folder| sweep(&folder, &|name| name.starts_with("step-")));
     }
 
     /// The same, for who only reads, or where another rank's process sees to what is half-written.
