@@ -1,8 +1,8 @@
 # The tasks that anybody runs. Before the first GPU work, scripts/adapter.sh makes sure that there is an adapter.
 .PHONY: help train test bench bench-gpu lint docs
 help:   ; @grep -E '^#:' Makefile | cut -c4-
-#: make train   build and train the embedded default model, from a bare machine
-train:  ; sh scripts/adapter.sh && cargo run --release --locked --bin danlu -- train
+#: make train   build and train the embedded default model, from a bare machine; ARGS="--out runs/second" beside another
+train:  ; sh scripts/adapter.sh && cargo run --release --locked --bin danlu -- train $(ARGS)
 #: make test    every test, from a bare machine
 test:   ; sh scripts/adapter.sh && cargo test --release --locked
 #: make bench   kernels and steps against the roofline and against benches/kept; KEEP=--keep keeps the new figures

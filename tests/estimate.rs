@@ -14,7 +14,7 @@ use danlu::model::{DpoConfig, find_config};
 use danlu::nn::{BaseDtype, LoraConfig};
 use danlu::optim::Shard;
 use danlu::run::{Executor, Machine, States, TuneMode, Tuner};
-use danlu::train::{Event, Prepared, Recipe, Trainer, World, fill, prepare, run};
+use danlu::train::{Event, Prepared, Recipe, Trainer, World, fill, flops_per_token, prepare, run};
 use pollster::block_on;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -429,4 +429,21 @@ fn what_does_not_fit_is_told_what_would() {
     assert!(said.starts_with("nothing fits 1000 B: one sequence of 64 tokens, --base-dtype nf4, adapters"), "{said}");
     let said = of(&short, 1000, None).unwrap();
     assert!(said.contains("64 tokens, --optimizer adamw8bit --update layer"), "no model, no adapters: {said}");
+}
+
+/// A run of adapters computes no gradients of the weights that stay: two passes of three, in a plan as in a run
+/// (`train::flops_per_token`), so that the same step in the same time is less of the machine's peak.
+#[test]
+fn operations_of_adapters_are_those_of_two_passes() {
+    let machine = MachineFile::find("h100").unwrap();
+    let model = |base: Option<BaseDtype>| {
+        let job = job("story-1m", 2, 128, base);
+        let limits = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
+        let plans = job.plans(&limits, &mut First).unwrap();
+        let time = Answer::of(&job, &plans, None, Some(&machine)).unwrap().time.unwrap();
+        (time.mfu / time.tokens_per_second, flops_per_token(&job.config, &job.recipe))
+    };
+    let ((full, told), (adapters, told_of_adapters)) = (model(None), model(Some(BaseDtype::Bf16)));
+    assert!((adapters / full * 1.5 - 1.0).abs() < 1e-12, "{adapters} {full}");
+    assert_eq!(told_of_adapters * 1.5, told);
 }

@@ -95,7 +95,8 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let read =
         |entry: std::fs::DirEntry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap());
     let of_run = |name: &str| {
-        name.starts_with("metrics.") || name.starts_with("events.") || ["recipe.toml", ".lock"].contains(&name)
+        let begins = ["metrics.", "events.", "trained."].iter().any(|beginning| name.starts_with(beginning));
+        begins || ["recipe.toml", ".lock"].contains(&name)
     };
     let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap).filter(|e| e.path().is_file());
     entries.filter(|e| !of_run(e.file_name().to_str().unwrap())).map(read).collect()

@@ -5,7 +5,7 @@ use super::convert::{ConvertArgs, dtype, write};
 use super::{hub, paths};
 use crate::base::{Bytes, DType};
 use crate::error::Error;
-use crate::store::atomic::{create_folder, write_file};
+use crate::store::atomic::{Staged, commit_all, create_folder, sweep, temporary};
 use crate::store::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, FolderFile};
 use crate::train::{Base, Event, TrainedRun};
 use anyhow::{Result, bail};
@@ -64,7 +64,8 @@ pub fn export(args: ExportArgs) -> Result<()> {
         }
         _ => None,
     };
-    let staged = Staged(paths::cache().join(format!("export-{}", std::process::id())));
+    sweep(&paths::cache(), &|name| name == "export");
+    let staged = Temporary(temporary(&paths::cache().join("export"))?);
     let mut from = run.folder.clone();
     if run.snapshot.is_some() {
         let mut tell = |event: &Event| {
@@ -106,20 +107,23 @@ fn hand_adapter(base: &Base, from: &Path, to: &Path, card: &str, force: bool) ->
         return Err(Error::file(to, "is what is read; write to another place").into());
     }
     create_folder(to)?;
+    let stage = |name: &str, content: &[u8]| {
+        Staged::write(&to.join(name), content.len() as u64, |writer| writer.write_all(content))
+    };
+    let mut staged = vec![stage(CARD, card.as_bytes())?];
     for name in [ADAPTER_WEIGHTS, ADAPTER_CONFIG] {
         let path = from.join(name);
-        let content = std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?;
-        write_file(&to.join(name), &content)?;
+        staged.push(stage(name, &std::fs::read(&path).map_err(|e| Error::io("read", &path, e))?)?);
     }
-    write_file(&to.join(CARD), card.as_bytes())?;
+    commit_all(staged)?;
     say!("{}: an adapter of {}, in PEFT's form", to.display(), base.name);
     Ok(())
 }
 
 /// A folder that goes when it is no longer wanted.
-struct Staged(PathBuf);
+struct Temporary(PathBuf);
 
-impl Drop for Staged {
+impl Drop for Temporary {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }

@@ -167,6 +167,9 @@ pub fn launch(mut args: LaunchArgs) -> Result<u8> {
     let program = program.display().to_string();
     if with == With::Slurm {
         let batch = Batch { args: &args.slurm, layout, restarts: args.restarts, fewer: args.fewer };
+        if !args.dry_run {
+            train.check_free(&recipe.out)?;
+        }
         return submit(&batch.script(&program, &recipe.out, &args.command), &recipe.out, args.dry_run);
     }
     let starter = match with {
@@ -193,7 +196,7 @@ pub fn launch(mut args: LaunchArgs) -> Result<u8> {
         say!("{}", attempts.explain().trim_end());
         return Ok(0);
     }
-    supervise(&attempts)
+    supervise(&attempts, &|| train.check_free(&recipe.out))
 }
 
 /// Refuses ranks that are not the mesh's: processes share the batch beside the axes of a recipe's mesh, but a flag says what it says,

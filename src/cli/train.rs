@@ -14,7 +14,7 @@ use crate::optim::{Rule, Shape, Shard, Update};
 use crate::parallel::Mesh;
 use crate::run::TuneMode;
 use crate::store::HubPart;
-use crate::train::{OnDivergence, Precision, Recipe, Resumption, RunLock, unfinished};
+use crate::train::{OnDivergence, Precision, Recipe, Resumption, RunLock, occupied};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -104,7 +104,7 @@ pub struct TrainArgs {
     /// Take up the run in this folder, or in --out, from its last checkpoint: as if it had never stopped.
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, conflicts_with = "recipe")]
     resume: Option<Option<PathBuf>>,
-    /// Start anew even where the folder holds a run that has not come to its end.
+    /// Start anew whatever the folder holds: a run, whose checkpoints and metrics go, a model, or something else.
     #[arg(long, conflicts_with = "resume")]
     force: bool,
     /// Steps between checkpoints, 0 for none [default: as often as validation].
@@ -210,6 +210,15 @@ impl TrainArgs {
         self.resume.is_some()
     }
 
+    /// Refuses to begin a run in a folder that holds something of worth, unless told.
+    pub fn check_free(&self, out: &Path) -> Result<()> {
+        let is_told = self.force || self.print_recipe || self.resume.is_some();
+        match occupied(out).filter(|_| !is_told) {
+            Some(text) => bail!(text),
+            None => Ok(()),
+        }
+    }
+
     /// How long a rank of the run that these flags ask for may give no sign of life.
     pub fn silence(&self) -> Option<Duration> {
         self.ranks.patience().silence
@@ -221,13 +230,7 @@ impl TrainArgs {
             let recipe = self.over(kind.over(kind.recipe(self.recipe.as_deref())?))?;
             kind.check(&recipe)?;
             RunLock::check(&recipe.out)?;
-            if let Some(state) = unfinished(&recipe.out).filter(|_| !self.force) {
-                let out = recipe.out.display();
-                bail!(
-                    "{out} holds a run {state}: go on with it with --resume {out}, choose another --out, or give it up with \
-                     --force"
-                );
-            }
+            self.check_free(&recipe.out)?;
             return Ok((recipe, None));
         };
         let mut resumption = Resumption::find(&folder, note)?;

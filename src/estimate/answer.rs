@@ -6,6 +6,7 @@ use crate::base::Axis;
 use crate::compile::{Plan, human_bytes};
 use crate::error::Result;
 use crate::optim::Update;
+use crate::train::flops_per_token;
 use serde::Serialize;
 use std::fmt;
 
@@ -169,9 +170,7 @@ fn time(job: &Job, plans: &Planned, file: &MachineFile) -> Time {
     let step = of_step(&|plan| machine.expected_plan(plan) - met(plan)) * (1.0 + bubble) + meetings;
     let tokens = (job.recipe.sequences() * job.recipe.seq) as f64 * f64::from(job.recipe.accumulate);
     let peak = machine.ceilings.iter().map(|c| c.arithmetic.max(c.matmul)).fold(0.0, f64::max);
-    // Of frozen weights no gradient is computed: a third of the work less.
-    let passes = if job.recipe.lora.is_some() { 2.0 } else { 3.0 };
-    let model = passes * job.config.forward_flops_per_token(job.recipe.seq) as f64 * tokens;
+    let model = flops_per_token(&job.config, &job.recipe) * tokens;
     Time {
         machine: file.name.clone(),
         step,

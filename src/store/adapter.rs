@@ -1,7 +1,7 @@
 //! An adapter on disk in PEFT's form: adapter_config.json and adapter_model.safetensors.
 //! Legend: N rows and K columns of a layer's weight W, R rank; ΔW = s·B·A.
 
-use super::atomic::{Made, Staged};
+use super::atomic::{Made, Staged, commit_all, sweep};
 use super::folder::FolderFile;
 use super::narrow::length;
 use super::safetensors::stage_safetensors;
@@ -250,6 +250,7 @@ pub fn write_adapter(
     files: &[FolderFile],
 ) -> Result<()> {
     let made = Made::folder(folder)?;
+    sweep(folder, &|name| [WEIGHTS, CONFIG].contains(&name) || files.iter().any(|file| file.name == name));
     let mut tensors: Vec<(String, &Shape, &[f32])> = lora
         .layout()
         .tensors(pages)
@@ -263,7 +264,7 @@ pub fn write_adapter(
         let path: PathBuf = folder.join(file.name);
         staged.push(Staged::write(&path, file.content.len() as u64, |w| w.write_all(file.content))?);
     }
-    staged.into_iter().try_for_each(Staged::commit)?;
+    commit_all(staged)?;
     made.keep();
     Ok(())
 }

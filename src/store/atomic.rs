@@ -2,10 +2,11 @@
 //! fails, nothing half-written stands under the final name and the temporary file is removed.
 
 use crate::error::{Error, Result};
+use ring::digest::{SHA256, digest};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Temporary files of this process that stand now, for whoever must end it at once.
@@ -33,8 +34,7 @@ impl Staged {
     /// # Errors
     /// If the folder cannot be written or the disk is full; the message says where, and how much was wanted.
     pub fn write(path: &Path, bytes: u64, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<Staged> {
-        let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
-        let temporary = path.with_file_name(format!("{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+        let temporary = temporary(path)?;
         standing().push(temporary.clone());
         let file = File::create(&temporary).map_err(|e| {
             forget(&temporary);
@@ -71,6 +71,22 @@ impl Staged {
     }
 }
 
+/// Gives files their names, the last one last: that by which what they make together is known, such as config.json. Another
+/// of its name goes first, so that a process which ends at once between two of them leaves nothing that would be taken for a
+/// whole, and never one model's weights with another's configuration.
+///
+/// # Errors
+/// As [`Staged::commit`].
+pub fn commit_all(staged: Vec<Staged>) -> Result<()> {
+    if let [_, .., last] = &staged[..] {
+        match fs::remove_file(&last.path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(explain(&last.path, last.bytes, e)),
+            _ => sync_folder(folder_of(&last.path)),
+        }
+    }
+    staged.into_iter().try_for_each(Staged::commit)
+}
+
 impl Drop for Staged {
     fn drop(&mut self) {
         if !self.committed {
@@ -97,18 +113,40 @@ pub fn abandon() {
     std::mem::forget(standing);
 }
 
-/// Removes temporary files and folders that processes left which ended at once, for final names of which `own` is true.
+/// The name beside `path` under which this process writes what is to bear that name: with its number, and whose number that is.
+///
+/// # Errors
+/// If the path ends in no name.
+pub fn temporary(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a file"))?;
+    Ok(path.with_file_name(format!("{}.{}-{}.tmp", name.to_string_lossy(), machine(), std::process::id())))
+}
+
+/// Whose process numbers can be asked for here: this machine since its start, and of its containers this one. Others may write
+/// to the same disk.
+fn machine() -> &'static str {
+    static MACHINE: OnceLock<String> = OnceLock::new();
+    MACHINE.get_or_init(|| {
+        let started = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let space = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let sum = digest(&SHA256, &[&started, space.as_os_str().as_encoded_bytes()].concat());
+        sum.as_ref()[..4].iter().map(|b| format!("{b:02x}")).collect()
+    })
+}
+
+/// Removes temporary files and folders that processes left which ended at once, for final names of which `own` is true. Those of
+/// other machines' processes go by their age only. For who is about to write there: who only reads changes nothing.
 pub fn sweep(folder: &Path, own: &dyn Fn(&str) -> bool) {
     let folder = if folder == Path::new("") { Path::new(".") } else { folder };
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let process = name.strip_suffix(".tmp").and_then(|rest| rest.rsplit_once('.'));
-        let Some((name, process)) = process.and_then(|(name, id)| Some((name, id.parse::<u32>().ok()?))) else {
-            continue;
-        };
+        let Some((name, id)) = name.strip_suffix(".tmp").and_then(|rest| rest.rsplit_once('.')) else { continue };
+        let (whose, process) = id.split_once('-').unwrap_or(("", id));
+        let Ok(process) = process.parse::<u32>() else { continue };
         let old =
             || entry.metadata().and_then(|m| m.modified()).is_ok_and(|m| m.elapsed().is_ok_and(|age| age > STALE));
-        if own(name) && ended(process).unwrap_or_else(old) {
+        let known = if whose == machine() { ended(process) } else { None };
+        if own(name) && known.unwrap_or_else(old) {
             remove(&entry.path());
         }
     }
@@ -173,7 +211,8 @@ pub(super) fn sync_folder(folder: &Path) {
     }
 }
 
-pub(super) fn folder_of(path: &Path) -> &Path {
+/// The folder that a path's name is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
@@ -269,18 +308,47 @@ mod tests {
     #[test]
     fn what_a_dead_process_left_is_swept_and_a_live_ones_is_not() {
         let folder = tempfile::tempdir().unwrap();
-        let own = format!("model.gguf.{}.tmp", std::process::id());
-        let old = std::time::SystemTime::now() - 2 * STALE;
-        for name in ["model.gguf.4294967294.tmp", "other.4294967294.tmp", "model.gguf.tmp", &own] {
+        let own = temporary(Path::new("model.gguf")).unwrap().to_str().unwrap().to_string();
+        let number = format!("-{}.tmp", std::process::id());
+        assert!(own.ends_with(&number), "{own}");
+        let dead = own.replace(&number, "-4294967294.tmp");
+        let other = dead.replace("model.gguf", "other");
+        // On another machine nobody knows whether it still runs; a day says it.
+        let elsewhere = "model.gguf.elsewhere-4294967294.tmp";
+        let old = ["model.gguf.elsewhere-4294967293.tmp", "model.gguf.4294967294.tmp"];
+        for name in [&own, &dead, &other, elsewhere, "model.gguf.tmp", old[0], old[1]] {
             let file = File::create(folder.path().join(name)).unwrap();
-            if name.contains("4294967294") {
-                file.set_modified(old).unwrap();
+            // Where no system says of a process that it has ended, its file's age does.
+            if old.contains(&name) || (name == dead && !cfg!(target_os = "linux")) {
+                file.set_modified(std::time::SystemTime::now() - 2 * STALE).unwrap();
             }
         }
         sweep(folder.path(), &|name| name == "model.gguf");
         let mut left = names(folder.path());
         left.sort();
-        assert_eq!(left, [own.as_str(), "model.gguf.tmp", "other.4294967294.tmp"]);
+        let mut expected = [own.as_str(), elsewhere, "model.gguf.tmp", &other];
+        expected.sort_unstable();
+        assert_eq!(left, expected);
+    }
+
+    /// What stands after each renaming is what a process leaves that is killed there.
+    #[test]
+    fn several_files_are_never_parts_of_two() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let stage = |text: &[u8]| {
+            ["weights", "words", "config"].map(|name| Staged::write(&path(name), 1, |w| w.write_all(text)).unwrap())
+        };
+        commit_all(stage(b"1").into()).unwrap();
+        assert_eq!(fs::read(path("config")).unwrap(), b"1");
+        // The second cannot get its name, so that the first one stands alone.
+        fs::remove_file(path("words")).unwrap();
+        fs::create_dir_all(path("words/x")).unwrap();
+        commit_all(stage(b"2").into()).unwrap_err();
+        assert!(fs::read(path("weights")).unwrap() == b"2" && !path("config").exists());
+        fs::remove_dir_all(path("words")).unwrap();
+        commit_all(stage(b"3").into()).unwrap();
+        assert!(["weights", "words", "config"].iter().all(|name| fs::read(path(name)).unwrap() == b"3"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! tokenizer wants beside them. `transformers` opens what is written here.
 
 use super::Checkpoint;
-use super::atomic::{Made, Staged, create_folder};
+use super::atomic::{Made, Staged, commit_all, create_folder, sweep};
 use super::safetensors::stage_safetensors;
 use crate::base::{DType, Shape};
 use crate::error::{Error, Result};
@@ -79,15 +79,17 @@ fn write(
     files: &[FolderFile],
 ) -> Result<()> {
     let made = Made::folder(folder)?;
+    sweep(folder, &|name| [".safetensors", ".json", ".jinja"].iter().any(|ending| name.ends_with(ending)));
     let tensors: Vec<_> = stored.iter().map(|(name, (shape, data))| (name.as_str(), shape, data.as_ref())).collect();
     let mut staged = vec![stage_safetensors(&folder.join("model.safetensors"), &tensors)?];
-    let own = texts.iter().map(|(name, text)| (*name, text.as_bytes()));
+    // By config.json the folder is known: it comes last.
+    let own = texts.iter().rev().map(|(name, text)| (*name, text.as_bytes()));
     for (name, content) in files.iter().map(|f| (f.name, f.content)).chain(own) {
         let path = folder.join(name);
         path.parent().map_or(Ok(()), create_folder)?;
         staged.push(Staged::write(&path, content.len() as u64, |w| w.write_all(content))?);
     }
-    staged.into_iter().try_for_each(Staged::commit)?;
+    commit_all(staged)?;
     made.keep();
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Folders that are whole or absent, as `atomic` has it for files: filled under a temporary name, synced, then renamed.
 
-use super::atomic::{explain, folder_of, forget, remove, standing, sync_folder};
-use crate::error::{Error, Result};
+use super::atomic::{explain, folder_of, forget, remove, standing, sync_folder, temporary};
+use crate::error::Result;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -75,11 +75,6 @@ impl Drop for StagedFolder {
             forget(&self.temporary);
         }
     }
-}
-
-fn temporary(path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().ok_or_else(|| Error::file(path, "is not the name of a folder"))?;
-    Ok(path.with_file_name(format!("{}.{}.tmp", name.to_string_lossy(), std::process::id())))
 }
 
 /// Removes a folder so that no half of it ever stands under its name.

@@ -2,6 +2,7 @@
 
 use super::{Metrics, TrainedRun};
 use crate::model::PreferenceLoss;
+use crate::optim::Rule;
 use std::fmt::Write;
 
 /// Most rows of the table of losses.
@@ -57,17 +58,28 @@ impl TrainedRun {
 
     fn training(&self) -> String {
         let recipe = &self.recipe;
-        let step = self.about.as_ref().map_or(recipe.steps, |a| a.progress.step);
+        let step = self.step.map_or_else(|| "up to".into(), |step| format!("{step} of"));
         let tokens = self.metrics.iter().filter_map(|m| m.tokens).next_back();
-        let tokens = tokens.map_or(String::new(), |tokens| format!(", {tokens} tokens"));
+        let tokens = tokens.map_or(String::new(), |tokens| format!(", {tokens} tokens with what fills rows up"));
+        let rule = match recipe.optimizer {
+            Rule::AdamW => "AdamW",
+            Rule::AdamW8bit => "AdamW with moments of eight bits",
+            Rule::Muon => "Muon",
+            Rule::Sgd => "SGD",
+        };
         let mut text = format!(
-            "{step} of {} steps of {} sequences of {} tokens{tokens}; AdamW, highest learning rate {:e}, seed {}.",
+            "{step} {} steps of {} sequences of {} tokens{tokens}; {rule}, highest learning rate {:e}, seed {}.",
             recipe.steps,
             recipe.sequences() as u64 * u64::from(recipe.accumulate),
             recipe.seq,
             recipe.lr,
             recipe.seed
         );
+        let done = self.about.as_ref().map(|about| about.progress.step).filter(|done| Some(*done) > self.step);
+        if let Some(done) = done {
+            let _ =
+                write!(text, " The run went on to step {done}, which lowered the loss on what is held out no more.");
+        }
         if let Some(lora) = &recipe.lora {
             let kind = match (lora.dora, lora.rslora) {
                 (true, _) => "DoRA",
@@ -127,9 +139,13 @@ impl TrainedRun {
         match &self.about {
             Some(about) => {
                 let (adapter, hours) = (&about.adapter, about.progress.seconds / 3600.0);
-                format!("{} ({}, {}), {hours:.2} hours.", adapter.name, adapter.backend, adapter.driver)
+                let ranks = match about.recipe.mesh.ranks() {
+                    1 => String::new(),
+                    ranks => format!("{ranks} ranks ({}), the first of them on ", about.recipe.mesh),
+                };
+                format!("{ranks}{} ({}, {}), {hours:.2} hours.", adapter.name, adapter.backend, adapter.driver)
             }
-            None => "Not written down: the run kept no checkpoint.".into(),
+            None => "Not written down.".into(),
         }
     }
 }

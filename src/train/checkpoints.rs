@@ -36,7 +36,7 @@ impl Default for CheckpointOptions {
 pub struct Progress {
     /// Steps done.
     pub step: u64,
-    /// Tokens computed in them.
+    /// Tokens computed in them, those that fill up rows among them.
     #[serde(default)]
     pub tokens: u64,
     /// Where the data stand.

@@ -84,9 +84,9 @@ pub enum Event {
         /// Where the model has experts.
         #[serde(skip_serializing_if = "Option::is_none")]
         experts: Option<ExpertLoad>,
-        /// Tokens trained on so far.
+        /// Tokens computed so far, those that fill up rows among them.
         tokens: u64,
-        /// Tokens a second, over the last steps.
+        /// The same a second, over the last steps.
         tokens_per_second: f64,
         /// Share of the roofline's limit, over the last steps.
         roofline: Option<f64>,

@@ -2,7 +2,7 @@
 //! are.
 
 use super::log::RECIPE;
-use super::{About, Base, Metrics, Observer, Recipe, Subject, prepare, read_metrics};
+use super::{About, Base, Metrics, Observer, Recipe, Resumption, Subject, TRAINED, Trained, prepare, read_metrics};
 use crate::base::Limits;
 use crate::data::tokenizer_files;
 use crate::error::{Error, Result};
@@ -23,9 +23,11 @@ pub struct TrainedRun {
     pub folder: PathBuf,
     /// The checkpoint that is meant; without it, the model that the run ended with.
     pub snapshot: Option<Snapshot>,
-    /// What its newest checkpoint says, or the one that is meant.
+    /// The step whose weights these are, where that was written down.
+    pub step: Option<u64>,
+    /// What the checkpoint that is meant says of the run, or what stands beside its model.
     pub about: Option<About>,
-    /// What was measured, up to that checkpoint.
+    /// What was measured, up to that step.
     pub metrics: Vec<Metrics>,
 }
 
@@ -49,6 +51,7 @@ impl TrainedRun {
                 recipe: about.recipe.clone(),
                 folder,
                 snapshot: Some(snapshot),
+                step: Some(step),
                 about: Some(about),
                 metrics,
             });
@@ -66,9 +69,14 @@ impl TrainedRun {
                            checkpoints, checkpoints/step-N";
             return Err(Error::file(path, message));
         }
-        let about =
-            Series::of(path).list().pop().and_then(|(_, newest)| About::read(&Snapshot::open(&newest).ok()?).ok());
-        Ok(TrainedRun { recipe, folder: path.to_path_buf(), snapshot: None, about, metrics: read_metrics(path)? })
+        let trained = Trained::read(path)?;
+        let newest = Series::below(path).list().pop();
+        let newest = newest.and_then(|(_, newest)| About::read(&Snapshot::open(&newest).ok()?).ok());
+        check_model(path, &recipe, trained.as_ref(), newest.as_ref())?;
+        let (step, about) = trained.map(|trained| (trained.step, trained.about)).unzip();
+        let metrics = read_metrics(path)?.into_iter().filter(|m| step.is_none_or(|step| m.step <= step)).collect();
+        let recipe = about.as_ref().map_or(recipe, |about: &About| about.recipe.clone());
+        Ok(TrainedRun { recipe, folder: path.to_path_buf(), snapshot: None, step, about, metrics })
     }
 
     /// Writes the weights to a folder: those of a checkpoint, with configuration and tokenizer, or its adapters in PEFT's form.
@@ -147,6 +155,29 @@ fn refuse_part(path: &Path) -> Result<()> {
         whole.display()
     );
     Err(Error::file(path, message))
+}
+
+/// Refuses a folder whose run has gone on beyond the model in it, or is another one: its card would tell of others' weights.
+fn check_model(folder: &Path, recipe: &Recipe, trained: Option<&Trained>, newest: Option<&About>) -> Result<()> {
+    let mut run = Resumption { recipe: recipe.clone(), from: None };
+    let is_of = |about: &About| newest.is_none_or(|newest| newest.content == about.content);
+    let done = newest.map(|newest| newest.progress.step);
+    let what = match trained.map(|trained| &trained.about) {
+        None if newest.is_none() => return Ok(()),
+        None => format!("holds a model of which no {TRAINED} says what it is"),
+        Some(about) if run.change(about.recipe.clone()).is_err() || !is_of(about) => {
+            format!("holds the model of another run than its {RECIPE} is of")
+        }
+        Some(about) if done > Some(about.progress.step) => {
+            format!("holds the model of step {}, and the run has gone on since", about.progress.step)
+        }
+        Some(_) => return Ok(()),
+    };
+    let checkpoint =
+        done.map(|step| format!("name the checkpoint, {}, or ", Series::below(folder).step(step).display()));
+    let (checkpoint, out) = (checkpoint.unwrap_or_default(), folder.display());
+    let message = format!("{what}: {checkpoint}bring the run to its end by danlu train --resume {out}");
+    Err(Error::file(folder, message))
 }
 
 /// Parameters of a checkpoint, whatever ranks wrote it, in a layout's pages.

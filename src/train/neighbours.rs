@@ -39,8 +39,10 @@ impl Neighbours {
         Some(Neighbours { series: Series::at(&folder.join(format!("danlu-{name}"))) })
     }
 
-    /// Removes copies of steps that are still to come, which are of another run, or of what this one went back from.
+    /// Removes copies of steps that are still to come, which are of another run, or of what this one went back from; and halves of
+    /// such that processes left, which take up memory here.
     pub fn forget_after(&self, step: u64) {
+        self.series.sweep();
         for rank in ranks(&self.series) {
             let all = self.series.part(rank).list();
             all.iter().filter(|(later, _)| *later > step).for_each(|(_, folder)| discard(folder));

@@ -1,13 +1,21 @@
 //! How fast steps go, and what of the device that is.
 
-use super::{Event, StepResult, Trainer};
+use super::{Event, Recipe, StepResult, Trainer};
 use crate::compile::Plan;
+use crate::model::ModelConfig;
 use crate::run::{Class, Roofline};
 use std::collections::VecDeque;
 use std::time::Instant;
 
 /// Steps over which speed is averaged.
 const WINDOW: usize = 20;
+
+/// Operations of the model by which a run trains on a token: of the forward pass, of the gradients of what goes through, and of
+/// those of the weights, which a run of adapters computes of next to nothing.
+pub fn flops_per_token(config: &ModelConfig, recipe: &Recipe) -> f64 {
+    let passes = if recipe.lora.is_some() { 2.0 } else { 3.0 };
+    passes * config.forward_flops_per_token(recipe.seq) as f64
+}
 
 /// What a step takes at least, by the measured roofline, and the best rate of products of its precision.
 #[derive(Debug, Clone, Copy)]
@@ -100,6 +108,21 @@ impl Speed {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    /// By hand, of one layer: 2 operations for each weight that a token meets, and attention's, in 2 passes or 3.
+    #[test]
+    fn frozen_weights_have_no_gradient() {
+        let config = crate::model::find_config("story-1m").unwrap();
+        let full = Recipe { seq: 64, ..Recipe::default() };
+        let adapters = Recipe { lora: Some(Default::default()), ..full.clone() };
+        let forward = config.forward_flops_per_token(64) as f64;
+        assert!(forward > 2.0 * config.parameters() as f64 * 0.9, "each weight is multiplied by");
+        assert_eq!(
+            [flops_per_token(&config, &full), flops_per_token(&config, &adapters)],
+            [3.0 * forward, 2.0 * forward]
+        );
+        assert_eq!(flops_per_token(&config, &full), config.train_flops_per_token(64) as f64);
+    }
 
     #[test]
     fn pauses_do_not_count() {

@@ -68,7 +68,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ("recovery.skipped", "steps in a row left out that are a divergence"),
     ("recovery.outlier", "a gradient this many times its running mean is left out; 0: none"),
     ("recovery.rate", "what a rollback multiplies the learning rate by"),
-    ("recovery.most", "most rollbacks"),
+    ("recovery.most", "most rollbacks of a whole run"),
     ("lora.rank", "rank of the adapters"),
     ("lora.alpha", "what they add is scaled by this over the rank"),
     ("lora.dropout", "share of their inputs that is left out in training"),

@@ -40,7 +40,8 @@ pub struct RecoveryOptions {
     pub skipped: u64,
     /// The learning rate is multiplied by this with each rollback.
     pub rate: f64,
-    /// So many rollbacks at most.
+    /// So many rollbacks at most in all of a run, however many processes it takes: each lowers the rate for good, and a run that
+    /// needs more has a fault that a still lower rate does not mend.
     pub most: u32,
 }
 

@@ -3,6 +3,7 @@
 use super::log::RECIPE;
 use super::{About, Prepared, Recipe, Trainer, schedule};
 use crate::error::{Error, Result};
+use crate::store::ADAPTER_CONFIG;
 use crate::store::snapshot::{Series, Snapshot};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,7 +46,7 @@ impl Resumption {
     pub fn find(folder: &Path, note: &mut dyn FnMut(String)) -> Result<Resumption> {
         let mut passed = |step: u64, error: Error| note(format!("the checkpoint of step {step} is not used: {error}"));
         let out = folder.to_path_buf();
-        if let Some(snapshot) = Series::of(folder).newest(&mut passed) {
+        if let Some(snapshot) = Series::below(folder).newest(&mut passed) {
             let about = About::read(&snapshot)?;
             let recipe = Recipe { out, ..about.recipe.clone() };
             return Ok(Resumption { recipe, from: Some((snapshot, about)) });
@@ -112,16 +113,78 @@ impl Resumption {
     }
 }
 
-/// What is to be gone on with in this folder, in words: "with 3 of 9 steps done". Nothing of a run that has come to its end,
-/// or has no checkpoint. One whose checkpoints cannot be read is none that may be written over.
-pub fn unfinished(folder: &Path) -> Option<String> {
-    let all = Series::of(folder).list();
+/// What of a run's folder is neither its checkpoints nor its model, beside files whose names begin with a dot.
+const BESIDE: [&str; 6] = [RECIPE, "metrics.jsonl", "metrics.csv", "checkpoints", "ranks", "job.sh"];
+
+/// Why a run must not begin in a folder unless it is told to, with the ways on: what it would write over, or write among. Nothing
+/// of an empty folder, or of a run that came to neither a checkpoint nor a model.
+pub fn occupied(folder: &Path) -> Option<String> {
+    let out = folder.display();
+    let all = Series::below(folder).list();
     let read = |(_, folder): &(u64, std::path::PathBuf)| About::read(&Snapshot::open(folder).ok()?).ok();
+    let begun = |what: String| {
+        format!(
+            "{out} holds a run {what}: go on with it with --resume {out}, choose another --out, or give it up with --force"
+        )
+    };
+    let over = |what: &str| format!("{out} holds {what}: choose another --out, or write over it with --force");
     match all.iter().rev().find_map(read) {
         Some(About { progress, recipe, .. }) if progress.step < recipe.steps => {
-            Some(format!("with {} of {} steps done", progress.step, recipe.steps))
+            return Some(begun(format!("with {} of {} steps done", progress.step, recipe.steps)));
         }
-        None if !all.is_empty() => Some("with checkpoints that cannot be read".into()),
-        _ => None,
+        Some(About { recipe, .. }) => {
+            return Some(over(&format!("a run that has come to its end, with all {} steps done", recipe.steps)));
+        }
+        None if !all.is_empty() => return Some(begun("with checkpoints that cannot be read".into())),
+        None => {}
+    }
+    if ["config.json", ADAPTER_CONFIG].iter().any(|name| folder.join(name).exists()) {
+        let run = if folder.join(RECIPE).exists() { "the model of a run, which kept no checkpoint" } else { "a model" };
+        return Some(over(run));
+    }
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    let beside = |name: &String| {
+        let begins = [".", "events.out.tfevents.", "slurm-"].iter().any(|beginning| name.starts_with(beginning));
+        begins || name.ends_with(".tmp") || BESIDE.contains(&name.as_str())
+    };
+    let other = names.iter().find(|name| !beside(name))?;
+    Some(format!(
+        "{out} holds {other}, which is no run's: choose another --out, or train there all the same with --force"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn what_is_of_worth_occupies_a_folder() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("m");
+        let said = |part: &str| {
+            let text = occupied(&folder).unwrap_or_else(|| panic!("{part}"));
+            assert!(
+                text.starts_with(&format!("{} holds {part}: ", folder.display())) && text.contains("--force"),
+                "{text}"
+            );
+        };
+        assert_eq!(occupied(&folder), None, "one that is not there");
+        fs::create_dir_all(folder.join("checkpoints")).unwrap();
+        // What a run leaves that has come to nothing.
+        for name in [RECIPE, "metrics.jsonl", "metrics.csv", ".lock", "events.out.tfevents.1.danlu", "slurm-7.log"] {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        assert_eq!(occupied(&folder), None);
+        fs::write(folder.join("thesis.tex"), "").unwrap();
+        said("thesis.tex, which is no run's");
+        fs::write(folder.join(ADAPTER_CONFIG), "").unwrap();
+        said("the model of a run, which kept no checkpoint");
+        fs::remove_file(folder.join(RECIPE)).unwrap();
+        said("a model");
+        fs::create_dir_all(folder.join("checkpoints/step-3")).unwrap();
+        said("a run with checkpoints that cannot be read");
     }
 }

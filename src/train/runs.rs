@@ -34,7 +34,7 @@ pub struct RunSummary {
     /// Slots of all steps that found no room on the rank that holds their expert.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dropped: Option<u64>,
-    /// Tokens trained on.
+    /// Tokens computed, those that fill up rows among them.
     pub tokens: Option<f64>,
     /// Tokens a second: the median over the steps.
     pub tokens_per_second: Option<f64>,

@@ -6,9 +6,9 @@ use super::keeper::{Keeper, Kept};
 use super::log::RunLog;
 use super::look::Look;
 use super::pace::Speed;
-use super::save::save;
 use super::{
-    About, Event, Neighbours, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trainer, Verdict, World,
+    About, Event, Neighbours, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trained, Trainer, Verdict,
+    World, flops_per_token, save_run,
 };
 use crate::data::hash::hash as hash_of;
 use crate::error::{Error, Result};
@@ -46,7 +46,7 @@ pub async fn run(
 ) -> Result<Ending> {
     let ended = Session::new(gpu, recipe, prepared, trainer, limit, stop, observer)?.run().await;
     // What is on disk outlives the device, and most devices can be opened again; and data that were damaged can be made anew.
-    let more = |text: String| match Series::of(&recipe.out).list().last() {
+    let more = |text: String| match Series::below(&recipe.out).list().last() {
         Some((step, _)) => format!(
             "{text}; the last checkpoint is that of step {step}: `danlu train --resume {}` goes on from it",
             recipe.out.display()
@@ -112,7 +112,7 @@ impl<'a> Session<'a> {
         let writes = world.is_first() || writers.size() > 1;
         let keeper = recipe.checkpoint_interval().filter(|_| writes);
         let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options, writers, copies));
-        let flops = prepared.config.train_flops_per_token(recipe.seq) as f64;
+        let flops = flops_per_token(&prepared.config, recipe);
         Ok(Session {
             about: About::new(gpu, recipe, prepared, &trainer.kernels),
             log,
@@ -290,7 +290,8 @@ impl<'a> Session<'a> {
             self.series.forget_after(step);
         }
         (self.taken, self.back_at) = (step, Some(step));
-        self.log.as_mut().map_or(Ok(()), |log| log.back_to(step))?;
+        let failed = self.log.as_mut().and_then(|log| log.back_to(step));
+        failed.into_iter().for_each(|text| self.note(text));
         self.speed.pause(Instant::now());
         self.note(format!(
             "{why}: training diverged; back to the checkpoint of step {step}, and on with {rate_scale} of the learning rate"
@@ -333,8 +334,9 @@ impl<'a> Session<'a> {
         if self.is_compared(step) {
             self.compare(false).await?;
         }
-        // What the run would go back to in the end is there then.
-        let is_wanted = is_best && self.recipe.patience > 0 && self.recipe.checkpoint_interval().is_some();
+        // The best is there in the end, however slow the disk: where it stays, and where the run may go back to it.
+        let stays = self.recipe.checkpoint.best || self.recipe.patience > 0;
+        let is_wanted = is_best && stays && self.recipe.checkpoint_interval().is_some();
         if self.is_kept(step) || is_wanted {
             let is_busy = self.keeper.as_ref().is_some_and(Keeper::is_busy) && !is_wanted;
             // Parts of several ranks are one checkpoint.
@@ -402,11 +404,11 @@ impl<'a> Session<'a> {
         }
         let kept = self.keeper.as_mut().and_then(Keeper::wait);
         kept.into_iter().for_each(|kept| self.kept(kept));
-        if ending == Ending::Early {
-            self.back_to_best().await?;
-        }
+        let of = if ending == Ending::Early { self.back_to_best().await? } else { step };
         let Some((subject, pages)) = self.trainer.whole_on_first().await? else { return Ok(ending) };
-        save(&self.recipe.out, self.recipe, self.prepared, &subject, &pages)?;
+        self.about.progress = self.trainer.progress.clone();
+        let is = Trained { step: of, about: self.about.clone() };
+        save_run(self.recipe, self.prepared, &subject, &pages, &is)?;
         self.tell(Event::Saved {
             step,
             folder: self.recipe.out.clone(),
@@ -421,26 +423,21 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// The parameters of the best checkpoint, where that is still there.
-    async fn back_to_best(&mut self) -> Result<()> {
-        let Some((loss, step)) = self.trainer.progress.best else { return Ok(()) };
-        let patience = self.recipe.patience;
+    /// The parameters of the best checkpoint, where that is still there; gives their step.
+    async fn back_to_best(&mut self) -> Result<u64> {
+        let (done, patience) = (self.done(), self.recipe.patience);
+        let Some((loss, step)) = self.trainer.progress.best else { return Ok(done) };
         self.note(format!(
             "validation has not become better than {loss:.4}, after step {step}, {patience} times in a row"
         ));
-        let folder = self.series.step(step);
-        let whole = || Ok(Snapshot::open(&folder).and_then(|s| s.verify()).is_ok());
-        let found: bool = self.world.first(self.world.is_first().then(whole))?;
-        if found {
-            let snapshot = Snapshot::open(&folder)?;
-            let progress = self.trainer.progress.clone();
-            self.trainer.restore(&snapshot, progress).await?;
-            self.note(format!("the model that is written is that of step {step}"));
-        } else {
-            let done = self.done();
+        if !self.world.first(self.world.is_first().then(|| Ok(self.series.whole(step).is_ok())))? {
             self.note(format!("there is no checkpoint of it: the model that is written is that of step {done}"));
+            return Ok(done);
         }
-        Ok(())
+        let (snapshot, progress) = (Snapshot::open(&self.series.step(step))?, self.trainer.progress.clone());
+        self.trainer.restore(&snapshot, progress).await?;
+        self.note(format!("the model that is written is that of step {step}"));
+        Ok(step)
     }
 
     /// What must be the same on all ranks; at the start also what they work on.

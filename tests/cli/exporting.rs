@@ -40,7 +40,7 @@ fn a_run_and_its_checkpoints_are_handed_on() {
         "---\nlicense: apache-2.0\nlibrary_name: transformers\n",
         "# whole\n",
         "`text.txt`, of which 5 % were held out. The hash of its tokens is `",
-        "3 of 3 steps of 2 sequences of 16 tokens, 96 tokens; AdamW, highest learning rate 4e-3",
+        "3 of 3 steps of 2 sequences of 16 tokens, 96 tokens with what fills rows up; AdamW, highest learning rate 4e-3",
         "| step | training | held out | perplexity |",
         "## Hardware\n\n",
         "## Recipe\n\n```toml\nconfig = \"tiny.json\"\n",
@@ -99,6 +99,62 @@ fn a_run_and_its_checkpoints_are_handed_on() {
     fs::write(&shard, damaged).unwrap();
     refused(&place, "m/checkpoints/step-3 x", "is damaged");
     assert!(!place.path("x").exists());
+}
+
+/// No card tells of a run that the weights beside it are not of.
+#[test]
+fn weights_that_the_run_has_left_behind_are_not_handed_on() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    place.train("--schedule constant --checkpoint-every 2 --steps 2 --out m --quiet").assert().success();
+    export(&place, "m two");
+    let (weights, is) = (bytes(&place, "m/model.safetensors"), bytes(&place, "m/trained.json"));
+    place.danlu("train --resume m --steps 4 --tune off --quiet").assert().success();
+    export(&place, "m four");
+    let card = |of: &str| String::from_utf8(bytes(&place, &format!("{of}/README.md"))).unwrap();
+    assert!(card("two").contains("2 of 2 steps") && card("four").contains("4 of 4 steps"));
+    // As if the second process had been killed after its last checkpoint.
+    place.write("m/model.safetensors", weights);
+    place.write("m/trained.json", is);
+    let gone_on =
+        "holds the model of step 2, and the run has gone on since: name the checkpoint, m/checkpoints/step-4, or";
+    refused(&place, "m x", gone_on);
+    // A model of another run than its checkpoints, as one that is begun by force and killed leaves it.
+    place.train("--seed 5 --checkpoint-every 2 --steps 4 --out n --quiet").assert().success();
+    fs::copy(place.path("n/trained.json"), place.path("m/trained.json")).unwrap();
+    refused(&place, "m x", "holds the model of another run than its recipe.toml is of: name the checkpoint");
+    fs::remove_file(place.path("m/trained.json")).unwrap();
+    refused(&place, "m x", "holds a model of which no trained.json says what it is");
+    export(&place, "m/checkpoints/step-4 x");
+    assert!(bytes(&place, "x/model.safetensors") == bytes(&place, "four/model.safetensors"));
+}
+
+#[test]
+fn cards_say_which_step_rule_and_ranks() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    // Nothing is learnt at such a rate: the first validation stays the best.
+    place.write("r.toml", "lr = 1e-30\neval_every = 2\npatience = 2\nweight_decay = 0.0\n");
+    let card = |flags: &str, out: &str| {
+        place.train(&format!("{flags} --out {out} --quiet")).assert().success();
+        export(&place, &format!("{out} of-{out}"));
+        String::from_utf8(bytes(&place, &format!("of-{out}/README.md"))).unwrap()
+    };
+    let early = card("--recipe r.toml --steps 40 --optimizer muon", "early");
+    for part in [
+        "2 of 40 steps of 2 sequences of 16 tokens, 64 tokens with what fills rows up; Muon, ",
+        " The run went on to step 6, which lowered the loss on what is held out no more.",
+        "\n| 2 | ",
+    ] {
+        assert!(early.contains(part), "{part}: {early}");
+    }
+    assert!(!early.contains("\n| 4 | "), "what was measured later is not of these weights: {early}");
+    let ranks = card("--mesh data=2 --optimizer sgd --checkpoint-every 0", "ranks");
+    assert!(ranks.contains("; SGD, ") && ranks.contains("2 ranks (data=2), the first of them on "), "{ranks}");
 }
 
 #[test]

@@ -122,8 +122,8 @@ impl Place {
     /// Names in a run's folder that are the model's, sorted.
     fn model(&self, folder: &str) -> Vec<String> {
         let of_run = |name: &String| {
-            ["checkpoints", "recipe.toml", "metrics.jsonl", "metrics.csv", ".lock"].contains(&name.as_str())
-                || name.starts_with("events.out.tfevents.")
+            let own = ["checkpoints", "recipe.toml", "metrics.jsonl", "metrics.csv", "trained.json", ".lock"];
+            own.contains(&name.as_str()) || name.starts_with("events.out.tfevents.")
         };
         self.names(folder).into_iter().filter(|name| !of_run(name)).collect()
     }

@@ -1,6 +1,6 @@
 //! Runs that are killed, asked to stop, damaged, and taken up again: in the end the same bytes as if nothing had happened.
 
-use super::{Place, has_adapter, stderr};
+use super::{Place, has_adapter, stderr, stdout};
 use danlu::base::Rng;
 use serde_json::Value;
 use std::fs;
@@ -181,6 +181,43 @@ fn sigterm_saves_and_leaves_with_its_code() {
     assert!(weights(&place, "m") == weights(&place, "calm"));
 }
 
+/// What a run, or somebody, has left in a folder is given up only where that is asked for.
+#[test]
+fn a_finished_run_is_not_written_over() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    for (every, what) in [
+        (1, "a run that has come to its end, with all 3 steps done"),
+        (0, "the model of a run, which kept no checkpoint"),
+    ] {
+        let run = format!("m{every}");
+        let flags = format!("--checkpoint-every {every} --quiet --out {run}");
+        place.train(&flags).assert().success();
+        let content = |name: &str| fs::read(place.path(&run).join(name)).unwrap();
+        let all = || ["recipe.toml", "metrics.jsonl", "model.safetensors", "trained.json"].map(content);
+        let (before, names) = (all(), place.names(&run));
+        let said = stderr(&place.train(&format!("{flags} --seed 9")).assert().code(1));
+        let expected = format!("danlu: {run} holds {what}: choose another --out, or write over it with --force\n");
+        assert_eq!(said, expected);
+        assert!(all() == before && place.names(&run) == names, "what was there has changed");
+        let recipe = place.train(&format!("{flags} --seed 9 --print-recipe")).assert().success();
+        assert!(stdout(&recipe).contains("seed = 9"), "who only asks is answered");
+        let line = place.train(&format!("{flags} --seed 9"));
+        let words: Vec<&str> = line.get_args().map(|word| word.to_str().unwrap()).collect();
+        let launched = format!("launch --ranks 2 --with threads -- {}", words.join(" "));
+        assert_eq!(stderr(&place.danlu(&launched).assert().code(1)), expected, "nor taken up in the other's place");
+        place.train(&format!("{flags} --seed 9 --force")).assert().success();
+        assert!(content("model.safetensors") != before[2]);
+    }
+    fs::create_dir(place.path("mine")).unwrap();
+    place.write("mine/thesis.tex", "");
+    let said = stderr(&place.train("--out mine").assert().code(1));
+    assert!(said.contains("mine holds thesis.tex, which is no run's: choose another --out"), "{said}");
+    assert_eq!(place.names("mine"), ["thesis.tex"]);
+}
+
 #[test]
 fn a_resumed_run_keeps_its_recipe() {
     if !has_adapter() {
@@ -247,6 +284,10 @@ fn patience_ends_a_run_with_its_best_model() {
     assert!(best.ends_with("step-2") && last.ends_with("step-8"), "{kept:?}");
     let is_said = |step: u64| said.contains(&format!("the checkpoint of step {step} is left out"));
     assert!(kept.len() == 3 || kept.len() == 2 && [4, 6].into_iter().all(is_said), "{kept:?}: {said}");
+    // The best stays where nothing but its loss asks for it.
+    place.write("all.toml", "lr = 1e-30\neval_every = 2\nweight_decay = 0.0\n");
+    place.train("--recipe all.toml --steps 12 --out b --checkpoint-every 5 --quiet").assert().success();
+    assert!(checkpoints(&place, "b")[0].ends_with("step-2"), "{:?}", checkpoints(&place, "b"));
     // Also where no checkpoint is due when it is best.
     let said = stderr(&place.train("--recipe r.toml --steps 40 --out n --checkpoint-every 7").assert().success());
     assert!(said.contains("the model that is written is that of step 2"), "{said}");

@@ -149,13 +149,17 @@ impl Told {
     }
 }
 
-/// Starts, waits, and starts again; gives the exit code.
-pub fn supervise(attempts: &Attempts) -> Result<u8> {
+/// Starts, waits, and starts again; gives the exit code. `free` refuses a folder that a run which begins may not have: what is
+/// there would be taken up in its place.
+pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u8> {
     let told = Told::listen()?;
     let mut layout = attempts.layout;
     // A job that Slurm queued again goes on.
     let requeued = std::env::var("SLURM_RESTART_COUNT").is_ok_and(|n| n != "0");
     let mut resumed = requeued && attempts.done().is_some();
+    if !resumed {
+        free()?;
+    }
     let mut failures = 0;
     loop {
         // Processes miss each other first, and say which of them it is.

@@ -192,3 +192,20 @@ fn a_shard_that_shrinks_is_an_error() {
     assert_eq!(shard.document(7).unwrap_err().to_string(), message);
     assert_eq!(shard.verify().unwrap_err().to_string(), message);
 }
+
+/// A process that is killed while it tokenises leaves its files; the next one on this machine removes them, and no living one's.
+#[test]
+fn what_a_killed_process_left_goes() {
+    use crate::store::atomic::temporary;
+    let dir = tempfile::tempdir().unwrap();
+    let number = format!("-{}.tmp", std::process::id());
+    let beside = |name: &str| temporary(&dir.path().join(name)).unwrap().to_str().unwrap().to_string();
+    let living = [beside("a.tokens"), beside("a.index")];
+    let dead = living.clone().map(|path| path.replace(&number, "-4294967294.tmp"));
+    living.iter().chain(&dead).for_each(|path| fs::write(path, "x").unwrap());
+    build(dir.path().join("b.tokens"), &Corpus::stories(4, 5), &tokenizer()).unwrap();
+    assert!(living.iter().all(|path| Path::new(path).exists()));
+    let swept = cfg!(target_os = "linux");
+    assert!(dead.iter().all(|path| Path::new(path).exists() != swept));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), if swept { 3 } else { 5 }, "of its own it leaves the shard");
+}

@@ -11,6 +11,7 @@ use crate::data::corpus::{Corpus, Unit};
 use crate::data::encoder::{Encoded, Encoder};
 use crate::data::hash::Hasher;
 use crate::error::{Error, Result};
+use crate::store::atomic::{folder_of, sweep, temporary};
 
 /// Units are tokenised together up to this many bytes: enough for all cores, little beside a model.
 const BATCH_BYTES: usize = 4 << 20;
@@ -26,8 +27,10 @@ impl Drop for Temporary {
 
 /// Writes the whole shard, header last, and gives it its name.
 pub(super) fn write(path: &Path, corpus: &Corpus, encoder: &Encoder, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-    let beside = |what: &str| path.with_extension(format!("{what}-{}", std::process::id()));
-    let [partial, index] = ["partial", "index"].map(beside);
+    let (partial, index) = (temporary(path)?, temporary(&path.with_extension("index"))?);
+    // What was killed while it tokenised left as much as a shard takes.
+    let same = |name: &str| path.file_name().is_some_and(|own| own == name);
+    sweep(folder_of(path), &|name| same(name) || [".tokens", ".index"].iter().any(|ending| name.ends_with(ending)));
     let _temporary = Temporary(vec![partial.clone(), index.clone()]);
     let mut writer = Writer::new(&partial, &index, encoder)?;
     let mut units = corpus.units();

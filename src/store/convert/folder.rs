@@ -6,7 +6,7 @@ use super::{Converted, check, count, most};
 use crate::base::DType;
 use crate::error::{Error, Result};
 use crate::model::{MOST_CONFIG, config_text};
-use crate::store::atomic::{Made, Staged, create_folder, sweep};
+use crate::store::atomic::{Made, Staged, commit_all, create_folder, sweep};
 use crate::store::folder::FolderFile;
 use crate::store::header::header;
 use crate::store::layout::{Target, targets};
@@ -57,7 +57,7 @@ impl Checkpoint {
             stage(GENERATION, generation.as_bytes())?;
         }
         stage("config.json", self.config_json(most(&targets))?.as_bytes())?;
-        staged.into_iter().try_for_each(Staged::commit)?;
+        commit_all(staged)?;
         made.keep();
         // Weights of the model that stood here before would be taken for this one's.
         for file in stale.into_iter().filter(|file| !names.contains(file)).map(|file| folder.join(file)) {

@@ -13,14 +13,22 @@ pub struct Series {
 }
 
 impl Series {
-    /// The checkpoints below a run's folder. What earlier processes left half-written goes.
+    /// The checkpoints below a run's folder, for the process that is about to write there: what earlier ones left half-written,
+    /// in any rank's part, goes.
     pub fn of(run: &Path) -> Series {
-        let folder = run.join("checkpoints");
-        sweep(&folder, &|name| name.starts_with("step-"));
-        Series { folder }
+        let series = Series::below(run);
+        series.sweep();
+        series
     }
 
-    /// The same, where another rank's process sees to what is half-written.
+    /// Removes what processes that have ended left half-written, in any rank's part.
+    pub fn sweep(&self) {
+        let parts = std::fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let parts = parts.filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("rank-")));
+        parts.chain([self.folder.clone()]).for_each(|folder| sweep(&folder, &|name| name.starts_with("step-")));
+    }
+
+    /// The same, for who only reads, or where another rank's process sees to what is half-written.
     pub fn below(run: &Path) -> Series {
         Series { folder: run.join("checkpoints") }
     }
@@ -59,16 +67,21 @@ impl Series {
 
     /// The newest checkpoint that is whole, every byte of it; `passed` hears of each newer one that is not.
     pub fn newest(&self, passed: &mut dyn FnMut(u64, crate::error::Error)) -> Option<Snapshot> {
-        self.list().into_iter().rev().find_map(|(step, folder)| {
-            let whole = |snapshot: Snapshot| {
-                snapshot.verify()?;
-                for rank in 1..snapshot.manifest().parts {
-                    Snapshot::open(&self.part(rank).step(step))?.verify()?;
-                }
-                Ok(snapshot)
-            };
-            Snapshot::open(&folder).and_then(whole).map_err(|error| passed(step, error)).ok()
-        })
+        let mut all = self.list().into_iter().rev();
+        all.find_map(|(step, _)| self.whole(step).map_err(|error| passed(step, error)).ok())
+    }
+
+    /// The checkpoint of a step, every byte of every rank's part compared.
+    ///
+    /// # Errors
+    /// If it is not there, or not whole.
+    pub fn whole(&self, step: u64) -> Result<Snapshot> {
+        let snapshot = Snapshot::open(&self.step(step))?;
+        snapshot.verify()?;
+        for rank in 1..snapshot.manifest().parts {
+            Snapshot::open(&self.part(rank).step(step))?.verify()?;
+        }
+        Ok(snapshot)
     }
 
     /// Removes those after a step: training goes on from there, and will not come by them in the same way.

@@ -1,6 +1,7 @@
 //! Training checkpoints: round trips, every kind of damage, what is kept.
 
 use super::*;
+use crate::store::atomic::temporary;
 use crate::store::staged_folder::tests::names;
 use serde_json::json;
 use std::fs;
@@ -95,6 +96,29 @@ fn any_damage_is_found_and_the_one_before_is_used() {
     assert!(Series::of(&run.path().join("elsewhere")).newest(&mut |_, _| ()).is_none());
 }
 
+/// Of a checkpoint in parts each is compared, not the first rank's alone.
+#[test]
+fn a_damaged_part_of_any_rank_is_found() {
+    let run = tempfile::tempdir().unwrap();
+    let series = Series::of(run.path());
+    let sizes: Vec<StateSize> = states().into_iter().map(|(size, _)| size).collect();
+    for rank in [1, 0] {
+        let manifest = Manifest { parts: 2, ..Manifest::new(7, None, json!(null), sizes.clone()) };
+        let mut writer = SnapshotWriter::new(series.part(rank).folder(), manifest, 1500).unwrap();
+        states().iter().for_each(|(_, bytes)| writer.push(bytes).unwrap());
+        writer.finish().unwrap();
+    }
+    assert_eq!(series.whole(7).unwrap().manifest().parts, 2);
+    let file = series.part(1).step(7).join("states-00002-of-00006.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let said = series.whole(7).unwrap_err().to_string();
+    assert!(said.contains("rank-1") && said.contains("is damaged"), "{said}");
+    assert!(series.whole(8).is_err() && series.newest(&mut |_, _| ()).is_none());
+}
+
 #[test]
 fn the_last_and_the_best_stay() {
     let run = tempfile::tempdir().unwrap();
@@ -133,10 +157,17 @@ fn what_is_not_finished_leaves_nothing() {
     assert_eq!(writer.finish().unwrap_err().to_string(), "graph: fewer bytes than the states have");
     assert_eq!(begin().unwrap().push(&[1; 9000]).unwrap_err().to_string(), "graph: more bytes than the states have");
     // What a killed process left goes when the series is opened.
-    fs::create_dir(series.folder().join("step-9.4294967294.tmp")).unwrap();
+    for part in [series.clone(), series.part(1)] {
+        let own = temporary(&part.step(9)).unwrap();
+        let dead = own.to_str().unwrap().replace(&format!("-{}.tmp", std::process::id()), "-4294967294.tmp");
+        fs::create_dir_all(dead).unwrap();
+    }
     let swept = cfg!(target_os = "linux");
+    let left = |series: &Series| names(series.folder()).iter().filter(|name| name.starts_with("step-9")).count();
+    assert!(Series::below(run.path()).newest(&mut |_, _| ()).is_none());
+    assert_eq!([left(&series), left(&series.part(1))], [1, 1], "who only reads changes nothing");
     Series::of(run.path());
-    assert_eq!(names(series.folder()).is_empty(), swept);
+    assert_eq!([left(&series), left(&series.part(1))], if swept { [0, 0] } else { [1, 1] });
     // More than any disk has.
     let huge = vec![StateSize::whole("param.0", 1 << 60)];
     let error = SnapshotWriter::new(series.folder(), Manifest::new(5, None, json!(null), huge), 1500).err().unwrap();

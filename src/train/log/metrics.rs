@@ -162,11 +162,16 @@ pub const METRICS: &[Metric] = &[
         what: "slots that found no room",
         get: |m| Some(m.experts?.dropped as f64),
     },
-    Metric { name: "tokens", tag: "progress/tokens", what: "tokens trained on so far", get: |m| m.tokens },
+    Metric {
+        name: "tokens",
+        tag: "progress/tokens",
+        what: "tokens computed so far, those that fill up rows among them",
+        get: |m| m.tokens,
+    },
     Metric {
         name: "tokens_per_second",
         tag: "speed/tokens_per_second",
-        what: "tokens a second, over the last steps",
+        what: "the same a second, over the last steps",
         get: |m| m.tokens_per_second,
     },
     Metric {

@@ -45,15 +45,13 @@ impl RunLog {
         Ok(RunLog { folder: folder.to_path_buf(), device_bytes, open: Some(open) })
     }
 
-    /// Goes back to `step`, as [`RunLog::open`] does.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn back_to(&mut self, step: u64) -> Result<()> {
+    /// Goes back to `step`, as [`RunLog::open`] does; a sentence if that fails.
+    pub fn back_to(&mut self, step: u64) -> Option<String> {
         // Closed first: the files are written anew.
         self.open = None;
-        self.open = Some(Open::new(&self.folder, step)?);
-        Ok(())
+        let opened = Open::new(&self.folder, step);
+        let failed = opened.map(|open| self.open = Some(open)).err();
+        failed.map(lost)
     }
 
     /// Writes down what an event says, if it is a measurement; a sentence if that fails, once.
@@ -65,8 +63,12 @@ impl RunLog {
         }
         let failed = self.open.as_mut()?.line(&metrics, matches!(event, Event::Checkpoint { .. })).err()?;
         self.open = None;
-        Some(format!("metrics cannot be written ({failed}): training goes on without them"))
+        Some(lost(failed))
     }
+}
+
+fn lost(error: impl std::fmt::Display) -> String {
+    format!("metrics cannot be written ({error}): training goes on without them")
 }
 
 impl Open {

@@ -212,3 +212,20 @@ fn a_log_that_cannot_be_written_ends_alone() {
     );
     assert_eq!(log.event(&step(2, 1.0)), None, "said once");
 }
+
+/// A rollback whose files cannot be written anew ends the log, and not the run.
+#[test]
+fn a_log_that_cannot_go_back_ends_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let mut log = RunLog::open(&run, 0, 1).unwrap();
+    feed(&mut log, 1, 3, 0.0);
+    assert_eq!(log.back_to(2), None);
+    std::fs::remove_dir_all(&run).unwrap();
+    std::fs::write(&run, "a file in the folder's place").unwrap();
+    let said = log.back_to(1).unwrap();
+    let (begins, ends) = ("metrics cannot be written (", "training goes on without them");
+    assert!(said.starts_with(begins) && said.ends_with(ends), "{said}");
+    assert_eq!(log.event(&step(2, 1.0)), None, "said once");
+}
