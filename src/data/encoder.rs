@@ -16,7 +16,7 @@ use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
 /// Raised when the same records come to mean other tokens: shards made before are then made anew.
-const ENCODING: u64 = 1;
+const ENCODING: u64 = 2;
 
 /// Roles that templates of models know; of any other it is said once, since a template may write it or leave it out.
 const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
@@ -231,11 +231,14 @@ impl<'a> Encoder<'a> {
             self.strange.lock().unwrap_or_else(PoisonError::into_inner).insert(role);
         }
         if self.loss_on == LossOn::All {
-            let mut ids = self.marked(&template.render(&chat.messages, &options)?.text, &[])?;
+            let text = template.render(&chat.messages, &options)?.text;
+            template.check_parts(&chat.messages, &text)?;
+            let mut ids = self.marked(&text, &[])?;
             ids.extend(self.eos.filter(|_| template.is_fallback()));
             return Ok(ids);
         }
         let rendered = template.render_answers(&chat.messages, &options, &templates.specials, &counts)?;
+        template.check_parts(&chat.messages, &rendered.text)?;
         let mut ids = self.marked(&rendered.text, &rendered.answers)?;
         // The plain template has no mark that ends a turn.
         let last = chat.messages.len() - 1;

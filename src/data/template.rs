@@ -267,14 +267,23 @@ impl ChatTemplate {
             (Error::Invalid(why), Some(at)) => content_of(at, &format!("is a list of parts, and {why}; {ONE_TEXT}")),
             (error, _) => error,
         })?;
-        // A template that takes the list for a text writes it out, brackets and all.
-        let written = |message: &Message| message.has_parts() && marked.contains(&message.field("content").to_string());
+        Ok(unmark(&marked, marks))
+    }
+
+    /// Refuses what a template made of contents that it took for texts, of which it writes brackets and all. So does
+    /// `transformers`, but nobody wants to learn that.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the first such message.
+    pub fn check_parts(&self, messages: &[Message], rendered: &str) -> Result<()> {
+        let written =
+            |message: &Message| message.has_parts() && rendered.contains(&message.field("content").to_string());
         match messages.iter().position(written) {
-            Some(at) => Err(content_of(
-                at,
-                &format!("is a list of parts, and the model's chat template takes none; {ONE_TEXT}"),
-            )),
-            None => Ok(unmark(&marked, marks)),
+            Some(at) => {
+                let why = format!("is a list of parts, and the model's chat template takes none; {ONE_TEXT}");
+                Err(content_of(at, &why))
+            }
+            None => Ok(()),
         }
     }
 }

@@ -71,7 +71,7 @@ fn damaged_runs_are_told() {
     let place = Place::new();
     fs::create_dir_all(place.path("runs/a")).unwrap();
     place.write("runs/a/recipe.toml", "steps = \n");
-    place.write("runs/a/metrics.jsonl", "garbage\n");
+    place.write("runs/a/metrics.jsonl", "garbage");
     let said = stderr(&place.danlu("runs").assert().success());
     for part in [
         "danlu: runs/a/metrics.jsonl: is damaged: 1 line that is no measurement, the first at 1\n",

@@ -68,7 +68,9 @@ fn contents_in_parts_are_texts_or_are_refused() {
     let writes = model("{% for m in messages %}{{ m.content }}{% endfor %}");
     let said =
         "the content of message 2 is a list of parts, and the model's chat template takes none; write it as one text";
-    assert_eq!(refused(&writes, &parts), said);
+    let text = writes.render(&[Message::new("user", "a"), parts.clone()], &options).unwrap().text;
+    assert_eq!(writes.check_parts(&[Message::new("user", "a"), parts.clone()], &text).unwrap_err().to_string(), said);
+    reads.check_parts(&[parts.clone()], "yo").unwrap();
     let fails = refused(&model("{% for m in messages %}{{ '[' + m.content }}{% endfor %}"), &parts);
     let said = "the content of message 2 is a list of parts, and the model's chat template fails, line 1: ";
     assert!(fails.starts_with(said) && fails.ends_with("; write it as one text"), "{fails}");

@@ -302,8 +302,8 @@ pub fn read_whole_metrics(folder: &Path) -> Result<(Vec<Metrics>, Vec<usize>)> {
     for (at, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
         match serde_json::from_slice(line) {
             Ok(metrics) => lines.push(metrics),
-            Err(_) if line.ends_with(b"\n") => damaged.push(at + 1),
-            Err(_) => {}
+            Err(_) if line.starts_with(b"{") && !line.ends_with(b"\n") => {}
+            Err(_) => damaged.push(at + 1),
         }
     }
     Ok((lines, damaged))
