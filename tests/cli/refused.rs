@@ -224,7 +224,8 @@ fn places() {
     // The model that training goes on with would be gone.
     for out in ["m", "m/../m"] {
         std::fs::create_dir_all(place.path("m")).unwrap();
-        refused(place.train(&format!("--model m --out {out}")), &[out, "choose another --out"]);
+        let line = format!("train --model m --data text.txt --out {out}");
+        refused(place.danlu(&line), &[out, "choose another --out"]);
     }
     let mut command = place.train("--out o");
     command.env("DANLU_CACHE", "/proc/none");
