@@ -18,12 +18,12 @@ use crate::error::{Error, Result};
 /// Raised when the same records come to mean other tokens: shards made before are then made anew.
 const ENCODING: u64 = 2;
 
-/// Roles that templates of models know; of any other it is said once, since a template may write it or leave it out.
-const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
-
 /// What day it is for templates that write the date, in seconds since 1970: 26 July 2024, which Meta's templates write of
 /// themselves where nobody tells them. Another day must not make other tokens of the same data.
 const DAY: i64 = 1_721_952_000;
+
+/// Roles that templates of models know; of any other it is said once, since a template may write it or leave it out.
+const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
 
 /// Which tokens of a conversation are to be predicted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -55,7 +55,7 @@ fn contents_in_parts_are_texts_or_are_refused() {
     let (parts, picture): (Message, Message) = (of(content), of(serde_json::json!([{"type": "image"}])));
     let options = RenderOptions::default();
     let plain = ChatTemplate { fallback: true, ..ChatTemplate::new(FALLBACK, special()).unwrap() };
-    assert_eq!(plain.render(&[parts.clone()], &options).unwrap().text, "<s>User: yo\n");
+    assert_eq!(plain.render(std::slice::from_ref(&parts), &options).unwrap().text, "<s>User: yo\n");
     let refused = |template: &ChatTemplate, message: &Message| {
         template.render(&[Message::new("user", "a"), message.clone()], &options).unwrap_err().to_string()
     };
@@ -64,13 +64,13 @@ fn contents_in_parts_are_texts_or_are_refused() {
     // A model's own template reads the list; one that takes it for a text fails, or writes it as it is.
     let model = |source: &str| ChatTemplate::new(source, special()).unwrap();
     let reads = model("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}");
-    assert_eq!(reads.render(&[parts.clone()], &options).unwrap().text, "yo");
+    assert_eq!(reads.render(std::slice::from_ref(&parts), &options).unwrap().text, "yo");
     let writes = model("{% for m in messages %}{{ m.content }}{% endfor %}");
     let said =
         "the content of message 2 is a list of parts, and the model's chat template takes none; write it as one text";
     let text = writes.render(&[Message::new("user", "a"), parts.clone()], &options).unwrap().text;
     assert_eq!(writes.check_parts(&[Message::new("user", "a"), parts.clone()], &text).unwrap_err().to_string(), said);
-    reads.check_parts(&[parts.clone()], "yo").unwrap();
+    reads.check_parts(std::slice::from_ref(&parts), "yo").unwrap();
     let fails = refused(&model("{% for m in messages %}{{ '[' + m.content }}{% endfor %}"), &parts);
     let said = "the content of message 2 is a list of parts, and the model's chat template fails, line 1: ";
     assert!(fails.starts_with(said) && fails.ends_with("; write it as one text"), "{fails}");
