@@ -2,7 +2,6 @@
 
 use super::{Metrics, TrainedRun};
 use crate::model::PreferenceLoss;
-use crate::nn::BaseDtype;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -83,7 +82,7 @@ impl TrainedRun {
                 lora.rank,
                 lora.alpha,
                 match lora.base_dtype {
-                    BaseDtype::Keep => "as they came".to_string(),
+                    crate::nn::BaseDtype::Keep => "as they came".to_string(),
                     dtype => format!("as {dtype}"),
                 }
             );
