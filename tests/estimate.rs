@@ -96,12 +96,15 @@ fn what_fits_fits_and_one_more_does_not() {
         let bytes = |batch, seq, memory| job.sized(batch, seq, memory).bytes(&limits).unwrap();
         assert!(bytes(fits.batch, 64, None) <= memory.0 && bytes(fits.batch + 1, 64, None) > memory.0, "{fits:?}");
         let longest = fits.seq == job.config.max_context();
+        assert_eq!(fits.context, longest.then_some(fits.seq), "{fits:?}");
         assert!(bytes(1, fits.seq, None) <= memory.0, "{fits:?}");
         assert!(longest || bytes(1, fits.seq + 64, None) > memory.0, "{fits:?}");
         let (batch, seq) = fits.recomputed.unwrap();
         assert!(batch >= fits.batch && seq >= fits.seq && batch > 0, "{fits:?}");
         assert!(bytes(batch, 64, Some(memory)) <= memory.0 && bytes(1, seq, Some(memory)) <= memory.0, "{fits:?}");
     }
+    let much = Fits::find(&job("story-1m", 1, 64, None), &limits, Bytes(80 << 30), false).unwrap();
+    assert_eq!((much.seq, much.context), (256, Some(256)), "the model's context binds, and no memory does");
     let nothing = Fits::find(&job("story-1m", 1, 64, None), &limits, Bytes(1 << 20), true).unwrap();
     assert_eq!((nothing.batch, nothing.seq, nothing.recomputed), (0, 0, Some((0, 0))));
 }

@@ -58,6 +58,21 @@ pub fn read_text(path: &Path, most: u64) -> Result<String> {
     })
 }
 
+/// The text of a file that a person wrote and names.
+///
+/// # Errors
+/// With line and column of what is not UTF-8; if it cannot be read.
+pub fn read_given_text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let (before, rest) = e.as_bytes().split_at(e.utf8_error().valid_up_to());
+        let line = before.iter().filter(|&&b| b == b'\n').count() + 1;
+        let column = before.iter().rev().take_while(|&&b| b != b'\n').count() + 1;
+        let what = format!("line {line} is not UTF-8 text: byte 0x{:02X} at column {column}", rest[0]);
+        Error::file(path, format!("{what}; convert it first, for example with iconv -t UTF-8"))
+    })
+}
+
 /// The same of a file that may be absent; any other reason why it cannot be read is an error.
 ///
 /// # Errors
@@ -87,6 +102,12 @@ mod tests {
         }
         std::fs::write(&file, "1234").unwrap();
         assert_eq!(read_text(&file, 4).unwrap(), "1234");
+        std::fs::write(&file, b"a\nbc\xff").unwrap();
+        let said = read_given_text(&file).unwrap_err().to_string();
+        let place =
+            "line 2 is not UTF-8 text: byte 0xFF at column 3; convert it first, for example with iconv -t UTF-8";
+        assert_eq!(said, format!("{}: {place}", file.display()));
+        std::fs::write(&file, "1234").unwrap();
         assert_eq!(read_optional_text(&file, 4).unwrap().as_deref(), Some("1234"));
         assert_eq!(read_optional_text(&folder.path().join("absent"), 4).unwrap(), None);
         read_optional_text(&file, 3).unwrap_err();

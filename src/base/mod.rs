@@ -20,7 +20,7 @@ mod tolerance;
 pub use array::Array;
 pub use axis::Axis;
 pub use bytes::Bytes;
-pub use files::{read_at, read_bytes, read_optional_text, read_text};
+pub use files::{read_at, read_bytes, read_given_text, read_optional_text, read_text};
 pub use limits::{AdapterId, Limits};
 pub use rng::Rng;
 pub use tensor_type::{Block, DType, Shape, TensorType};

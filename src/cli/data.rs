@@ -26,9 +26,9 @@ struct Source {
     /// The model's tokenizer: a tokenizer.json, a folder or GGUF file with one, or a name on the hub.
     #[arg(long, alias = "model", value_name = "FILE|FOLDER|NAME")]
     tokenizer: PathBuf,
-    /// Which tokens of a conversation are to be predicted.
-    #[arg(long, value_name = "assistant|all", default_value = "assistant")]
-    loss_on: LossOn,
+    /// Which tokens of a conversation are to be predicted [default: assistant; of a shard, those it was made for].
+    #[arg(long, value_name = "assistant|all")]
+    loss_on: Option<LossOn>,
 }
 
 /// Flags of `danlu data`.
@@ -70,6 +70,9 @@ pub struct TokenizeArgs {
     /// The shard's file, ending in .tokens [default: beside the data].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Overwrite what is there.
+    #[arg(long)]
+    force: bool,
 }
 
 impl Color {
@@ -113,13 +116,18 @@ pub fn tokenize(args: TokenizeArgs) -> Result<()> {
     if out.extension().is_none_or(|ending| ending != SHARD_ENDING) {
         bail!("{}: a shard's name ends in .{SHARD_ENDING}, by which `danlu train --data` knows it", out.display());
     }
+    if out.exists() && !args.force {
+        bail!("{}: is there already; give another name by --out, or --force to overwrite it", out.display());
+    }
     let tokenizer = tokenizer(&args.source.tokenizer)?;
     let corpus = Corpus::open(hub::resolve_data(&args.source.data)?)?;
-    let encoder = Encoder::new(&tokenizer, &corpus, args.source.loss_on)?;
+    let encoder = Encoder::new(&tokenizer, &corpus, args.source.loss_on.unwrap_or_default())?;
     let began = Instant::now();
     let shard = Shard::build(&out, &corpus, &encoder, &mut bar())?;
     let seconds = began.elapsed().as_secs_f64();
-    encoder.told(&corpus, &shard).into_iter().for_each(|text| say!("{text}"));
+    if !corpus.is_text() {
+        say!("data: {}", encoder.told(&corpus, &shard));
+    }
     say!(
         "{}: {} in {}, checksum {:016x}; {:.1} s, {}/s",
         out.display(),
@@ -144,13 +152,16 @@ pub fn data(args: DataArgs) -> Result<()> {
                 args.source.tokenizer.display()
             );
         }
+        args.source.loss_on.map_or(Ok(()), |wanted| shard.check_losses(wanted))?;
         shard.verify()?;
         shard
     } else {
         let corpus = Corpus::open(hub::resolve_data(&args.source.data)?)?;
-        let encoder = Encoder::new(&tokenizer, &corpus, args.source.loss_on)?;
+        let encoder = Encoder::new(&tokenizer, &corpus, args.source.loss_on.unwrap_or_default())?;
         let shard = Shard::cached(paths::cache(), &corpus, &encoder, &mut bar())?;
-        encoder.told(&corpus, &shard).into_iter().for_each(|text| say!("{text}"));
+        if !corpus.is_text() {
+            say!("data: {}", encoder.told(&corpus, &shard));
+        }
         shard
     };
     let color = args.color.is_on();

@@ -3,7 +3,7 @@
 use super::progress::loading;
 use super::text::{self, count};
 use super::{AdapterArgs, hub};
-use crate::error::Error;
+use crate::base::read_given_text;
 use crate::eval::{Perplexity, Report, Task, Windows, evaluate, perplexity, read_items};
 use crate::gpu::Gpu;
 use crate::infer::Scorer;
@@ -76,11 +76,18 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
         bail!("--limit 0 leaves nothing to evaluate; give 1 or more");
     }
     // What can be wrong with files is said before a model is loaded.
-    let read = |file: &PathBuf| std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e));
-    let texts = args.text.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let texts = args.text.iter().map(|file| read_given_text(file)).collect::<Result<Vec<_>, _>>()?;
     // Shots are drawn from all items, whatever part of them is scored.
     let wanted = if args.shots == 0 { args.limit } else { None };
     let tasks = args.items.iter().map(|file| read_items(file, wanted)).collect::<Result<Vec<_>, _>>()?;
+    for (file, (_, items)) in args.items.iter().zip(&tasks) {
+        if items.iter().any(|item| item.cut) {
+            let file = file.display();
+            tell!(
+                "danlu: {file}: by its field \"text\" it is taken for LAMBADA's, and the last word of each text is asked for"
+            );
+        }
+    }
     let checkpoint = hub::open(&args.model, args.lora.as_deref())?;
     let most = checkpoint.config().max_context();
     let context = args.context.unwrap_or(most.min(CONTEXT));
@@ -143,7 +150,8 @@ fn say_perplexity(file: &Path, p: &Perplexity) {
     let (tokens, words, bytes) = (count(p.tokens, "token"), count(p.words, "word"), count(p.bytes, "byte"));
     say!("{}: {tokens}, {words}, {bytes}", file.display());
     say!("  window           {} tokens, moved by {}", p.context, p.stride);
-    say!("  perplexity       {} ± {} a token", figure(p.perplexity), figure(p.perplexity_stderr));
+    let error = p.perplexity_stderr.map_or(String::new(), |error| format!(" ± {}", figure(error)));
+    say!("  perplexity       {}{error} a token", figure(p.perplexity));
     say!("  word perplexity  {}", figure(p.word_perplexity));
     say!("  bits per byte    {:.4}", p.bits_per_byte);
 }

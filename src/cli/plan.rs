@@ -125,6 +125,10 @@ impl RunArgs {
             ("--price", self.price.is_some()),
             ("--watts", self.watts.is_some()),
         ];
+        if self.steps == Some(0) || self.tokens == Some(0.0) {
+            let flag = if self.steps.is_some() { "--steps" } else { "--tokens" };
+            bail!("{flag} is 0; a run has at least 1");
+        }
         let given = |from: usize| given[from..].iter().find(|(_, given)| *given).map(|(flag, _)| flag);
         if let Some(flag) = given(0).filter(|_| !has_machine) {
             bail!(

@@ -235,7 +235,11 @@ impl Observer for Terminal {
                 ));
             }
             Event::Resumed { step, folder } => {
-                self.line(&format!("resumed     {} after step {step}", folder.display()));
+                let folder = folder.display();
+                self.line(&match step {
+                    0 => format!("resumed     {folder} has no checkpoint that can be used: it begins anew"),
+                    _ => format!("resumed     {folder} after step {step}"),
+                });
                 self.bar.set_position(*step);
                 self.bar.reset_eta();
             }
@@ -246,7 +250,11 @@ impl Observer for Terminal {
                 if *interrupted {
                     tell!("go on with it by\n\n    {program} train --resume {folder}\n");
                 }
-                tell!("{how} after {step} steps in {seconds:.0} s; last step: {}", self.last);
+                match (self.last.is_empty(), *interrupted) {
+                    (false, _) => tell!("{how} after {step} steps in {seconds:.0} s; last step: {}", self.last),
+                    (true, true) => tell!("{how} after {step} steps"),
+                    (true, false) => tell!("complete already: all {step} steps were done before, and none was added"),
+                }
                 let (what, model) = match base {
                     Some(base) => ("adapter", format!("{} --lora {folder}", shell(base))),
                     None => ("model", folder.clone()),

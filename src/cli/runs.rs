@@ -50,6 +50,7 @@ pub fn runs(args: RunsArgs) -> Result<()> {
         let what = if args.folder.is_dir() { "holds no run" } else { "no such folder" };
         return Err(Error::file(&args.folder, format!("{what}; `danlu train --out FOLDER` makes one")).into());
     }
+    runs.iter().flat_map(|run| &run.damaged).for_each(|text| tell!("danlu: {text}"));
     let by = |get: fn(&RunSummary) -> Option<f64>| {
         move |a: &RunSummary, b: &RunSummary| get(a).unwrap_or(f64::MAX).total_cmp(&get(b).unwrap_or(f64::MAX))
     };
@@ -203,6 +204,7 @@ mod tests {
             skipped: None,
             wall: 1000.0,
             recipe: [("lr", lr), ("seq", "8"), ("out", name)].map(|(k, v)| (k.into(), v.into())).into(),
+            damaged: Vec::new(),
         };
         let runs = [run("a", "0.5", Some((1.0, 20))), run("long/name", "0.25", None)];
         let (lines, hidden) = table(&runs, Path::new("runs"), 1060.0, None);

@@ -105,6 +105,9 @@ impl Corpus {
     fn add(&mut self, path: &Path, hasher: &mut Hasher) -> Result<()> {
         let mut passages = Passages::open(path)?;
         let layout = layout(path);
+        if let Some((_, packed)) = layout {
+            packed.check(path, passages.at(0, 4)?)?;
+        }
         let is_text = layout.is_none_or(|(_, packed)| packed == Packed::Plainly);
         if !check(path, &mut passages, is_text)? {
             return Ok(());

@@ -1,7 +1,9 @@
 //! From what a corpus holds to tokens, each marked as to be predicted or not: texts whole, conversations by the model's chat
 //! template with the answers alone to be predicted, or all of it.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +11,7 @@ use super::corpus::{Corpus, Piece, Record, Unit};
 use super::form::{Chat, Example, Form};
 use super::hash::Hasher;
 use super::shard::{MASKED, Shard, ShardKind};
-use super::template::{ChatTemplate, Json, RenderOptions};
+use super::template::{ChatTemplate, Json, Message, RenderOptions};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -20,6 +22,9 @@ const ENCODING: u64 = 2;
 /// themselves where nobody tells them. Another day must not make other tokens of the same data.
 const DAY: i64 = 1_721_952_000;
 
+/// Roles that templates of models know; of any other it is said once, since a template may write it or leave it out.
+const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
+
 /// Which tokens of a conversation are to be predicted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -29,6 +34,15 @@ pub enum LossOn {
     Assistant,
     /// All.
     All,
+}
+
+impl std::fmt::Display for LossOn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            LossOn::Assistant => "assistant",
+            LossOn::All => "all",
+        })
+    }
 }
 
 impl std::str::FromStr for LossOn {
@@ -60,6 +74,7 @@ pub struct Encoder<'a> {
     chat: Option<Templates>,
     loss_on: LossOn,
     kind: ShardKind,
+    strange: Mutex<BTreeSet<String>>,
 }
 
 /// Compiled once; models may have another template for conversations with tools.
@@ -97,7 +112,7 @@ impl<'a> Encoder<'a> {
             () if talks => ShardKind::Examples,
             () => ShardKind::Text,
         };
-        Ok(Encoder { tokenizer, eos, chat, loss_on, kind })
+        Ok(Encoder { tokenizer, eos, chat, loss_on, kind, strange: Mutex::default() })
     }
 
     /// The tokenizer.
@@ -110,17 +125,21 @@ impl<'a> Encoder<'a> {
         self.kind
     }
 
-    /// What is to be said of the shard that it made, unless that is running text.
-    pub fn told(&self, corpus: &Corpus, shard: &Shard) -> Option<String> {
-        let (count, what) = match self.kind {
-            ShardKind::Text => return None,
-            ShardKind::Examples => (shard.documents(), "examples"),
-            ShardKind::Pairs => (shard.documents() / 2, "pairs"),
-        };
+    /// What the shard that it made holds, in words.
+    pub fn told(&self, corpus: &Corpus, shard: &Shard) -> String {
+        let held = shard.told();
+        if self.kind == ShardKind::Text {
+            return held;
+        }
         let names: Vec<&str> = corpus.forms().iter().map(|form| form.name()).collect();
         let plain = "; the tokenizer has no chat template, so that names stand before the turns, as in a play";
         let plain = if self.is_fallback() && corpus.forms() != [Form::Completion] { plain } else { "" };
-        Some(format!("data: {count} {what} in {} form{plain}", names.join(" and ")))
+        let strange = self.strange.lock().unwrap_or_else(PoisonError::into_inner);
+        let strange = match strange.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            [] => String::new(),
+            ref roles => format!("; of roles that few models know: {}", roles.join(", ")),
+        };
+        format!("{held} in {} form{plain}{strange}", names.join(" and "))
     }
 
     /// Whether conversations are rendered by the plain template of a model that came with none.
@@ -208,12 +227,18 @@ impl<'a> Encoder<'a> {
         let template = if chat.tools.is_some() { &templates.tools } else { &templates.plain };
         let options = RenderOptions { tools: chat.tools.clone(), now: DAY, ..RenderOptions::default() };
         let counts = |index: usize| chat.is_answer(index);
+        for role in chat.messages.iter().map(Message::role).filter(|role| !ROLES.contains(&role.as_str())) {
+            self.strange.lock().unwrap_or_else(PoisonError::into_inner).insert(role);
+        }
         if self.loss_on == LossOn::All {
-            let mut ids = self.marked(&template.render(&chat.messages, &options)?.text, &[])?;
+            let text = template.render(&chat.messages, &options)?.text;
+            template.check_parts(&chat.messages, &text)?;
+            let mut ids = self.marked(&text, &[])?;
             ids.extend(self.eos.filter(|_| template.is_fallback()));
             return Ok(ids);
         }
         let rendered = template.render_answers(&chat.messages, &options, &templates.specials, &counts)?;
+        template.check_parts(&chat.messages, &rendered.text)?;
         let mut ids = self.marked(&rendered.text, &rendered.answers)?;
         // The plain template has no mark that ends a turn.
         let last = chat.messages.len() - 1;

@@ -171,7 +171,11 @@ fn conversation(record: &Json, form: Form) -> Result<Chat, String> {
                 messages.extend([Message::new("user", &user), Message::new("assistant", &answer)]);
             }
             messages.push(Message::new("user", &instruction(record)?));
-            messages.push(Message::new("assistant", &text(record, "output")?));
+            let output = text(record, "output")?;
+            if output.trim().is_empty() {
+                return Err("has an empty \"output\"; leave the example out, or fill it in".into());
+            }
+            messages.push(Message::new("assistant", &output));
         }
         Form::ShareGpt => {
             let turns = list(record, "conversations")?;

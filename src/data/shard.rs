@@ -14,7 +14,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::corpus::Corpus;
-use super::encoder::Encoder;
+use super::encoder::{Encoder, LossOn};
 use super::hash::{Hasher, hash};
 use crate::base::read_at;
 use crate::error::{Error, Result};
@@ -192,6 +192,33 @@ impl Shard {
     /// Whether it was made by the tokenizer with this [`super::Tokenizer::content_hash`].
     pub fn is_of(&self, tokenizer_hash: u64) -> bool {
         self.header.tokenizer_hash == tokenizer_hash
+    }
+
+    /// What it holds, in words: "40 examples".
+    pub fn told(&self) -> String {
+        let (count, unit, rest) = match self.kind() {
+            ShardKind::Text => (self.len(), "token", " of running text"),
+            ShardKind::Examples => (self.documents(), "example", ""),
+            ShardKind::Pairs => (self.documents() / 2, "pair", ""),
+        };
+        format!("{count} {unit}{}{rest}", if count == 1 { "" } else { "s" })
+    }
+
+    /// Refuses losses on other tokens than it was made for: they stand in it, and no recipe changes them. Running text is
+    /// predicted whole whatever is said.
+    ///
+    /// # Errors
+    /// [`Error::File`] with both, and how to have what is wanted.
+    pub fn check_losses(&self, wanted: LossOn) -> Result<()> {
+        let own = if self.is_marked() { LossOn::Assistant } else { LossOn::All };
+        if self.kind() == ShardKind::Text || own == wanted {
+            return Ok(());
+        }
+        let message = format!(
+            "was made with its losses on \"{own}\", and \"{wanted}\" is asked for: say --loss-on {own}, or make it anew with \
+             `danlu tokenize --loss-on {wanted}`"
+        );
+        Err(Error::file(&self.path, message))
     }
 
     /// Whether some tokens are not to be predicted.

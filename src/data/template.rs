@@ -84,11 +84,41 @@ impl Message {
         self.content().trim().is_empty() && self.field("tool_calls").len().is_none_or(|calls| calls == 0)
     }
 
+    /// Whether its content is a list of parts, as of models that also see.
+    fn has_parts(&self) -> bool {
+        let content = self.field("content");
+        content.kind() == ValueKind::Seq && content.len().is_some_and(|parts| parts > 0)
+    }
+
+    /// The same with the texts of its parts as one.
+    ///
+    /// # Errors
+    /// With the first part that is no text.
+    fn joined(&self) -> Result<Message, String> {
+        if !self.has_parts() {
+            return Ok(self.clone());
+        }
+        let parts = self.field("content").try_iter().map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+        let is_text = |part: &Value| part.get_attr("text").is_ok_and(|text| text.kind() == ValueKind::String);
+        if let Some(at) = parts.iter().position(|part| !is_text(part)) {
+            return Err(format!("is a list of parts, of which number {} is no text, and only text is read", at + 1));
+        }
+        let mut fields = self.fields();
+        fields
+            .iter_mut()
+            .filter(|(key, _)| key.as_str() == Some("content"))
+            .for_each(|(_, v)| *v = self.content().into());
+        Ok(Message(Value::from_pairs(fields)))
+    }
+
+    fn fields(&self) -> Vec<(Value, Value)> {
+        let keys = self.0.try_iter().map(Iterator::collect::<Vec<_>>).unwrap_or_default();
+        keys.into_iter().map(|key| (key.clone(), self.0.get_item(&key).unwrap_or_default())).collect()
+    }
+
     /// The message as templates see it: without what is null, and with the reasoning under each of its names.
     fn plain(&self) -> Value {
-        let keys = self.0.try_iter().map(Iterator::collect::<Vec<_>>).unwrap_or_default();
-        let mut fields: Vec<(Value, Value)> =
-            keys.into_iter().map(|key| (key.clone(), self.0.get_item(&key).unwrap_or_default())).collect();
+        let mut fields = self.fields();
         fields.retain(|(_, value)| !value.is_none());
         let reasoning = REASONING.iter().map(|name| self.field(name)).find(|v| !v.is_none() && !v.is_undefined());
         if let Some(reasoning) = reasoning {
@@ -205,12 +235,18 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<Rendered> {
         let mut variables: Vec<(String, Value)> =
             self.special.iter().map(|(name, text)| (name.clone(), Value::from(text.as_str()))).collect();
-        let messages: Vec<Value> = messages.iter().map(Message::plain).collect();
+        // The plain template writes texts; a model's own may know what to do with parts, such as pictures.
+        let seen = |(at, message): (usize, &Message)| match self.fallback {
+            true => message.joined().map(|message| message.plain()).map_err(|error| content_of(at, &error)),
+            false => Ok(message.plain()),
+        };
+        let parts = if self.fallback { None } else { messages.iter().position(Message::has_parts) };
+        let told = messages.iter().enumerate().map(seen).collect::<Result<Vec<Value>>>()?;
         let now = options.now;
         let clock = Value::from_function(move |format: &str| strftime(format, now));
         variables.extend(
             [
-                ("messages", Value::from(messages)),
+                ("messages", Value::from(told)),
                 ("tools", options.tools.clone().unwrap_or(Value::from(()))),
                 ("documents", Value::from(())),
                 ("add_generation_prompt", Value::from(options.add_generation_prompt)),
@@ -227,9 +263,37 @@ impl ChatTemplate {
             Ok::<_, minijinja::Error>(format!("{}{body}{}", marks[0], marks[1]))
         });
         let template = environment.get_template("chat").map_err(|error| explain(&error))?;
-        let marked = template.render(context! { ..variables }).map_err(|error| explain(&error))?;
+        let marked = template.render(context! { ..variables }).map_err(|error| match (explain(&error), parts) {
+            (Error::Invalid(why), Some(at)) => content_of(at, &format!("is a list of parts, and {why}; {ONE_TEXT}")),
+            (error, _) => error,
+        })?;
         Ok(unmark(&marked, marks))
     }
+
+    /// Refuses what a template made of contents that it took for texts, of which it writes brackets and all. So does
+    /// `transformers`, but nobody wants to learn that.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with the first such message.
+    pub fn check_parts(&self, messages: &[Message], rendered: &str) -> Result<()> {
+        let written =
+            |message: &Message| message.has_parts() && rendered.contains(&message.field("content").to_string());
+        match messages.iter().position(written) {
+            Some(at) => {
+                let why = format!("is a list of parts, and the model's chat template takes none; {ONE_TEXT}");
+                Err(content_of(at, &why))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// What helps where a template does not read parts.
+const ONE_TEXT: &str = "write it as one text";
+
+/// Something that is wrong with the content of a message.
+fn content_of(index: usize, message: &str) -> Error {
+    Error::Invalid(format!("the content of message {} {message}", index + 1))
 }
 
 /// The words of `raise_exception`, carried through the engine's own error.

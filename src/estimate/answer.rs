@@ -236,6 +236,9 @@ impl fmt::Display for Answer {
             let what = if self.pairs { "pairs" } else { "sequences" };
             writeln!(f, "{:>10} {what} of {seq} tokens{more}", fits.batch)?;
             writeln!(f, "{:>10} tokens in each of {batch} {what}{longer}", fits.seq)?;
+            if let Some(context) = fits.context {
+                writeln!(f, "{:>10} the model's context of {context} tokens ends there, not the memory", "")?;
+            }
         }
         if let Some(time) = &self.time {
             let (step, least) = (human_time(time.step), human_time(time.least));

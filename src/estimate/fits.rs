@@ -23,6 +23,8 @@ pub struct Fits {
     pub batch: usize,
     /// The most tokens of the asked number of sequences, in steps of 64, every activation kept; 0 if not even 64 fit.
     pub seq: usize,
+    /// The model's context, where sequences are as long as that has room for and memory would hold longer ones.
+    pub context: Option<usize>,
     /// Sequences and tokens that fit where activations are computed again, to a sixteenth; where that was asked for.
     pub recomputed: Option<(usize, usize)>,
 }
@@ -41,12 +43,20 @@ impl Fits {
         let by_seq = |memory| move |n: usize| job.sized(job.recipe.batch, n * TOKENS, memory).bytes(limits);
         let batch = largest(MOST, 0, memory, usize::MAX, &by_batch(None))?;
         let seq = largest(longest, 0, memory, usize::MAX, &by_seq(None))?;
-        let mut fits = Fits { memory: memory.0, batch: batch * ranks, seq: seq * TOKENS, recomputed: None };
+        let most = job.config.max_context();
+        let mut fits = Fits {
+            memory: memory.0,
+            batch: batch * ranks,
+            seq: (seq * TOKENS).min(most),
+            context: None,
+            recomputed: None,
+        };
         if again {
             let batch = largest(MOST, batch, memory, FINE, &by_batch(Some(memory)))?;
             let seq = largest(longest, seq, memory, FINE, &by_seq(Some(memory)))?;
-            fits.recomputed = Some((batch * ranks, seq * TOKENS));
+            fits.recomputed = Some((batch * ranks, (seq * TOKENS).min(most)));
         }
+        fits.context = (seq == longest && longest < MOST / TOKENS).then_some(most);
         Ok(fits)
     }
 }

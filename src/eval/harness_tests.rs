@@ -9,7 +9,7 @@ fn tokenizer() -> Tokenizer {
 
 fn item(context: &str, choices: &[&str], gold: usize) -> Item {
     let choices = choices.iter().map(|c| c.to_string()).collect();
-    Item { context: context.into(), choices, delimiter: " ", gold, line: 1 }
+    Item { context: context.into(), choices, delimiter: " ", gold, line: 1, cut: false }
 }
 
 #[test]

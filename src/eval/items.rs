@@ -47,6 +47,8 @@ pub struct Item {
     pub gold: usize,
     /// Its line in the file, from 1.
     pub line: usize,
+    /// True if the choice is the last word cut off a `text`: any JSONL of texts can be read so.
+    pub cut: bool,
 }
 
 /// Reads a file of items, or the first `limit` of it; all have the form of the first.
@@ -115,7 +117,7 @@ fn item(form: Form, object: &Map<String, Value>) -> Result<Item, String> {
     };
     let item = |context: String, choices: Vec<String>, delimiter, gold: usize| {
         let fits = gold < choices.len() && choices.iter().all(|c| !c.is_empty());
-        let item = Item { context, choices, delimiter, gold, line: 0 };
+        let item = Item { context, choices, delimiter, gold, line: 0, cut: false };
         fits.then_some(item).ok_or(format!("has an empty choice, or no choice number {gold}"))
     };
     match form {
@@ -143,7 +145,7 @@ fn item(form: Form, object: &Map<String, Value>) -> Result<Item, String> {
         }
         Form::Lambada => {
             let (context, word) = text("text")?.rsplit_once(' ').ok_or("has fewer than two words under \"text\"")?;
-            item(context.into(), vec![word.into()], " ", 0)
+            Ok(Item { cut: true, ..item(context.into(), vec![word.into()], " ", 0)? })
         }
     }
 }

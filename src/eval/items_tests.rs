@@ -21,6 +21,7 @@ fn forms() {
         delimiter,
         gold,
         line: 1,
+        cut: false,
     };
     for (line, form, expected) in [
         (
@@ -37,7 +38,7 @@ fn forms() {
         (arc, Form::Arc, item("Question: Why?\nAnswer:", &["x", "y"], " ", 1)),
         (r#"{"context": "It is a", "continuation": "cat"}"#, Form::Lambada, item("It is a", &["cat"], " ", 0)),
         (r#"{"context": "It is a ", "continuation": "cat"}"#, Form::Lambada, item("It is a ", &["cat"], "", 0)),
-        (r#"{"text": "It is a cat"}"#, Form::Lambada, item("It is a", &["cat"], " ", 0)),
+        (r#"{"text": "It is a cat"}"#, Form::Lambada, Item { cut: true, ..item("It is a", &["cat"], " ", 0) }),
     ] {
         let line = line.replace('\n', "");
         assert_eq!(read(&line, None).unwrap(), (form, vec![expected]), "{line}");

@@ -66,8 +66,9 @@ pub struct Perplexity {
     pub nats: f64,
     /// exp(nats / tokens).
     pub perplexity: f64,
-    /// Standard error of the perplexity, as if tokens were independent.
-    pub perplexity_stderr: f64,
+    /// Standard error of the perplexity, as if tokens were independent; of a single one it cannot be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub perplexity_stderr: Option<f64>,
     /// nats / ln 2 / bytes.
     pub bits_per_byte: f64,
     /// exp(nats / words).
@@ -143,7 +144,7 @@ impl Perplexity {
             nats: sum,
             perplexity: mean.exp(),
             // The error of a function is that of its argument times its slope.
-            perplexity_stderr: mean.exp() * super::harness::standard_error(nats).unwrap_or(0.0),
+            perplexity_stderr: super::harness::standard_error(nats).map(|error| mean.exp() * error),
             bits_per_byte: sum / std::f64::consts::LN_2 / bytes as f64,
             word_perplexity: (sum / words as f64).exp(),
             context: windows.context,
@@ -225,7 +226,9 @@ mod tests {
         let p = Perplexity::of(&[1.0, 2.0, 3.0], 9, 2, Windows { context: 4, stride: 2 });
         assert_eq!((p.tokens, p.words, p.bytes, p.nats), (3, 2, 9, 6.0));
         assert!((p.perplexity - 2f64.exp()).abs() < 1e-12);
-        assert!((p.perplexity_stderr - 2f64.exp() / 3f64.sqrt()).abs() < 1e-12);
+        assert!((p.perplexity_stderr.unwrap() - 2f64.exp() / 3f64.sqrt()).abs() < 1e-12);
+        let one = Perplexity::of(&[1.0], 3, 1, Windows { context: 4, stride: 2 });
+        assert_eq!(one.perplexity_stderr, None, "of one token nothing is known of the deviation");
         assert!((p.bits_per_byte - 6.0 / 2f64.ln() / 9.0).abs() < 1e-12);
         assert!((p.word_perplexity - 3f64.exp()).abs() < 1e-12);
     }

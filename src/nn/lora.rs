@@ -185,7 +185,17 @@ impl LoraConfig {
             rank: self.rank,
             scale: self.scale(),
         };
-        Ok(layers.into_iter().filter(|(name, _)| wanted(name)).map(module).collect())
+        let modules: Vec<LoraModule> = layers.into_iter().filter(|(name, _)| wanted(name)).map(module).collect();
+        // B·A has no higher rank than W's smaller side.
+        let most = modules.iter().map(|module| module.shape[0].min(module.shape[1])).max();
+        match most.filter(|most| self.rank > *most) {
+            Some(most) => Err(Error::Invalid(format!(
+                "lora.rank is {}, and no layer that gets an adapter has a smaller side of more than {most}, above which a rank \
+                 adds nothing: choose one up to {most}",
+                self.rank
+            ))),
+            None => Ok(modules),
+        }
     }
 }
 

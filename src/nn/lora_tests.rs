@@ -31,6 +31,21 @@ fn names(targets: &[&str]) -> Result<Vec<String>> {
     Ok(lora.modules().iter().map(|m| m.name.clone()).collect())
 }
 
+/// B·A has no higher rank than a layer's smaller side.
+#[test]
+fn ranks_that_add_nothing_are_refused() {
+    let of = |rank, target: &str| {
+        let config = LoraConfig { rank, targets: vec![target.into()], ..LoraConfig::default() };
+        Lora::new(&config, &specs(), 1 << 20).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert_eq!((of(32, "q_proj"), of(32, "down_proj")), (Ok(()), Ok(())));
+    let said = of(33, "down_proj").unwrap_err();
+    assert!(
+        said.starts_with("lora.rank is 33, and no layer that gets an adapter has a smaller side of more than 32"),
+        "{said}"
+    );
+}
+
 #[test]
 fn layers_are_named_or_matched() {
     assert_eq!(names(&[]).unwrap().len(), 36, "every linear layer, and neither embedding nor router");

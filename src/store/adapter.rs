@@ -5,6 +5,7 @@ use super::atomic::{Made, Staged, commit_all, sweep};
 use super::folder::FolderFile;
 use super::narrow::length;
 use super::safetensors::stage_safetensors;
+use super::snapshot::MANIFEST;
 use super::tensors::{Tensors, widen};
 use crate::base::Shape;
 use crate::error::{Error, Result};
@@ -173,6 +174,12 @@ impl Said {
 fn read_config(file: &Path) -> Result<Said> {
     let refuse = |why: String| Error::file(file, why);
     if !file.is_file() {
+        let folder = file.parent().unwrap_or(file);
+        if folder.join(MANIFEST).is_file() {
+            let message =
+                "is a checkpoint of a run and no adapter in PEFT's form: write one from it with `danlu export`";
+            return Err(Error::file(folder, message));
+        }
         return Err(refuse("is not there; an adapter is a folder with it, as PEFT writes one".into()));
     }
     let text = crate::base::read_text(file, MOST_CONFIG)?;

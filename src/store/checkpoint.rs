@@ -1,7 +1,8 @@
 //! A model on disk, whatever its format: a Hugging Face folder or a GGUF file, opened in one way.
 
-use super::adapter::PeftAdapter;
+use super::adapter::{CONFIG as ADAPTER_CONFIG, PeftAdapter};
 use super::gguf::{self, Metadata};
+use super::snapshot::MANIFEST;
 use super::stream::{Loaded, Place, stream};
 use super::tensors::Tensors;
 use super::weights::{Wanted, Weight};
@@ -295,7 +296,7 @@ fn resolve(path: &Path) -> Result<Kind> {
     }
     match models.as_slice() {
         [one] => Ok(Kind::Gguf(one.clone())),
-        [] => Err(Error::file(path, "is not a model folder: it holds neither config.json nor a GGUF file")),
+        [] => Err(Error::file(path, format!("is {}", other_than_model(path)))),
         many => {
             let names: Vec<String> = many.iter().take(NAMED).filter_map(name).collect();
             let more = if many.len() > NAMED { ", ..." } else { "" };
@@ -306,6 +307,20 @@ fn resolve(path: &Path) -> Result<Kind> {
             );
             Err(Error::file(path, message))
         }
+    }
+}
+
+/// What a folder is that is no model's, and what to do with it.
+fn other_than_model(folder: &Path) -> &'static str {
+    match () {
+        () if folder.join(ADAPTER_CONFIG).is_file() => {
+            "an adapter and no model: name its model as the model, and this with --lora where a command has that; or make one \
+             model of both, of a run with `danlu export --merge`"
+        }
+        () if folder.join(MANIFEST).is_file() => {
+            "a checkpoint of a run and no model folder: write the model of it with `danlu export`"
+        }
+        () => "not a model folder: it holds neither config.json nor a GGUF file",
     }
 }
 

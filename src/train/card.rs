@@ -4,6 +4,7 @@ use super::{Metrics, TrainedRun};
 use crate::model::PreferenceLoss;
 use crate::optim::Rule;
 use std::fmt::Write;
+use std::path::Path;
 
 /// Most rows of the table of losses.
 const ROWS: usize = 12;
@@ -14,7 +15,7 @@ impl TrainedRun {
         let recipe = &self.recipe;
         let mut card = format!("---\nlicense: {}\n", licence.unwrap_or("unknown"));
         if let Some(model) = &recipe.model {
-            let _ = writeln!(card, "base_model: {}", yaml(model));
+            let _ = writeln!(card, "base_model: {}", yaml(&called(model)));
         }
         let library = if adapter { "peft" } else { "transformers" };
         let _ = write!(card, "library_name: {library}\npipeline_tag: text-generation\ntags:\n- danlu\n");
@@ -33,10 +34,10 @@ impl TrainedRun {
         let by = format!("by Danlu {version}, whose every number is computed by WGSL shaders through wgpu");
         match (&self.recipe.model, &self.recipe.lora) {
             (None, _) => format!("A language model, trained from nothing {by}."),
-            (Some(model), None) => format!("{model}, trained further {by}."),
-            (Some(model), Some(_)) if adapter => format!("An adapter of {model}, trained {by}."),
+            (Some(model), None) => format!("{}, trained further {by}.", called(model)),
+            (Some(model), Some(_)) if adapter => format!("An adapter of {}, trained {by}.", called(model)),
             (Some(model), Some(_)) => {
-                format!("{model} with an adapter, which was trained {by}, made part of its weights.")
+                format!("{} with an adapter, which was trained {by}, made part of its weights.", called(model))
             }
         }
     }
@@ -89,8 +90,13 @@ impl TrainedRun {
             let targets = if lora.targets.is_empty() { "every linear layer".into() } else { lora.targets.join(", ") };
             let _ = write!(
                 text,
-                " {kind} of rank {} and alpha {} in {targets}; the model's own weights were held as {}.",
-                lora.rank, lora.alpha, lora.base_dtype
+                " {kind} of rank {} and alpha {} in {targets}; the model's own weights were held {}.",
+                lora.rank,
+                lora.alpha,
+                match lora.base_dtype {
+                    crate::nn::BaseDtype::Keep => "as they came".to_string(),
+                    dtype => format!("as {dtype}"),
+                }
             );
         }
         if let Some(dpo) = &recipe.dpo {
@@ -150,7 +156,37 @@ impl TrainedRun {
     }
 }
 
+/// What others may call a model: its name on the hub, or of one that lies here the name of its folder or file.
+fn called(model: &str) -> String {
+    let path = Path::new(model);
+    let here = path.is_absolute() || model.starts_with(['.', '~']) || path.exists();
+    match path.file_name().filter(|_| here) {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => model.into(),
+    }
+}
+
 /// A string as YAML has it: JSON's strings are YAML's.
 fn yaml(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::called;
+
+    #[test]
+    fn models_that_lie_here_are_called_by_their_folder() {
+        for (model, name) in [
+            ("/home/me/models/story", "story"),
+            ("./models/story.gguf", "story.gguf"),
+            ("../story/", "story"),
+            ("org/model", "org/model"),
+            ("org/model:file.gguf", "org/model:file.gguf"),
+            // The tests run where it is.
+            ("src/train", "train"),
+        ] {
+            assert_eq!(called(model), name);
+        }
+    }
 }

@@ -167,32 +167,29 @@ impl Opened {
         }
     }
 
-    /// Its tokens, from the cache, newly made, or as they are; and what is to be said of them.
+    /// Its tokens, from the cache, newly made, or as they are; and what they are in words.
     fn shard(
         self,
         recipe: &Recipe,
         tokenizer: &Tokenizer,
         cache: &Path,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<(Shard, Option<String>)> {
+    ) -> Result<(Shard, String)> {
         let corpus = match self {
             Opened::Corpus(corpus) => corpus,
             Opened::Shard(path, shard) if !shard.is_of(tokenizer.content_hash()) => {
                 return Err(Error::file(path, "was made with another tokenizer; make it anew with `danlu tokenize`"));
             }
             Opened::Shard(_, shard) => {
-                let what = match shard.kind() {
-                    ShardKind::Text => return Ok((shard, None)),
-                    ShardKind::Examples => format!("data: {} examples, tokenised already", shard.documents()),
-                    ShardKind::Pairs => format!("data: {} pairs, tokenised already", shard.documents() / 2),
-                };
-                return Ok((shard, Some(what)));
+                shard.check_losses(recipe.loss_on)?;
+                let what = format!("{}, tokenised already", shard.told());
+                return Ok((shard, what));
             }
         };
         let encoder = Encoder::new(tokenizer, &corpus, recipe.loss_on)?;
         let shard = Shard::cached(cache, &corpus, &encoder, progress)?;
-        let note = encoder.told(&corpus, &shard);
-        Ok((shard, note))
+        let what = encoder.told(&corpus, &shard);
+        Ok((shard, what))
     }
 }
 
@@ -210,7 +207,7 @@ fn load(
             Some(source) => Err(Error::file(&source.path, message)),
             None => Err(Error::Invalid(format!("the data {message}"))),
         };
-        let (shard, note) = opened.shard(recipe, tokenizer, cache, &mut |done, total| {
+        let (shard, what) = opened.shard(recipe, tokenizer, cache, &mut |done, total| {
             observer.event(&Event::Tokenising { done, total });
         })?;
         let kind = shard.kind();
@@ -221,9 +218,21 @@ fn load(
             ShardKind::Text | ShardKind::Examples if pairs => {
                 return refuse("must hold preference pairs (chosen and rejected, see docs/data.md)");
             }
-            _ => note.into_iter().for_each(|text| observer.event(&Event::Note { text })),
+            _ => {}
         }
         let text = kind == ShardKind::Text;
+        // Of running text alone the count of its tokens says all.
+        match &recipe.data.0[..] {
+            [_, _, ..] => observer.event(&Event::Note { text: format!("{}: {what}", recipe.data.0[i].path.display()) }),
+            _ if !text => observer.event(&Event::Note { text: format!("data: {what}") }),
+            _ => {}
+        }
+        if text && recipe.pack && shard.documents() < 2 {
+            return refuse(
+                "is one document, and packed are whole ones, of which some are held out: part documents by lines that hold \
+                 only <|endoftext|>, or leave --pack off",
+            );
+        }
         let overlong = recipe.overlong.unwrap_or(if text { Overlong::Split } else { Overlong::Truncate });
         let layout = match recipe.pack {
             _ if pairs => RowLayout::Pairs,

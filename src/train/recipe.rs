@@ -2,7 +2,7 @@
 
 use super::recipe_text::explain;
 use super::{CheckpointOptions, RecoveryOptions};
-use crate::base::Bytes;
+use crate::base::{Bytes, read_given_text};
 use crate::data::{DataSources, LossOn, Overlong};
 use crate::error::{Error, Result};
 use crate::model::DpoConfig;
@@ -274,7 +274,7 @@ impl Recipe {
     /// A sentence with file, line and the key or value that does not fit.
     pub fn open(path: impl AsRef<Path>) -> Result<Recipe> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        let text = read_given_text(path)?;
         toml::from_str(&text).map_err(|e| {
             let start = e.span().map_or(0, |span| span.start.min(text.len()));
             let line = text.as_bytes()[..start].iter().filter(|&&b| b == b'\n').count();
@@ -300,7 +300,7 @@ impl Recipe {
         let path = path.as_ref();
         // What is wrong with it is said with its line.
         Recipe::open(path)?;
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        let text = read_given_text(path)?;
         let invalid = |e: toml::de::Error| Error::file(path, e.message().replace('\n', "; "));
         let mut own: toml::Table = text.parse().map_err(invalid)?;
         if full {
@@ -312,9 +312,13 @@ impl Recipe {
         merged.try_into().map_err(invalid)
     }
 
-    /// The recipe as TOML.
+    /// The recipe as TOML. Of one that goes on with a model the configuration is the model's, and `config` is left out.
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a recipe is always valid TOML")
+        let text = toml::to_string(self).expect("a recipe is always valid TOML");
+        match text.split_once('\n') {
+            Some((config, rest)) if self.model.is_some() && config.starts_with("config = ") => rest.into(),
+            _ => text,
+        }
     }
 
     /// Refuses values that no run can use.

@@ -130,6 +130,10 @@ pub fn nearest<'a>(word: &str, among: impl IntoIterator<Item = &'a str>) -> Opti
 
 /// The keys that a group of a recipe has, the whole recipe being the group without a name; none if it is no group.
 fn keys_of(group: &str) -> Vec<String> {
+    // Data may be a table, and a list of them: these keys are a source's, and not the recipe's.
+    if toml::from_str::<Recipe>(&format!("{group} = [\"?\"]")).is_ok() {
+        return Vec::new();
+    }
     // The types themselves say which keys they take, when they are shown one that they cannot.
     let text = if group.is_empty() { "\"?\" = 0".into() } else { format!("[{group}]\n\"?\" = 0") };
     match toml::from_str::<Recipe>(&text) {

@@ -1,8 +1,9 @@
 //! What runs on disk came to, from what they wrote down: for a list of them, and to compare them.
 
-use super::log::{RECIPE, read_metrics};
+use super::log::{JSONL as METRICS_FILE, RECIPE, read_whole_metrics};
 use super::{ExpertLoad, Metrics, Recipe};
-use crate::error::Result;
+use crate::base::read_given_text;
+use crate::error::{Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,9 @@ pub struct RunSummary {
     /// The recipe's keys and values, those of groups with the group's name before them; also of versions whose recipes
     /// this one could not take.
     pub recipe: BTreeMap<String, String>,
+    /// What of its files is damaged, a sentence each: of that nothing is in the rest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
 }
 
 impl RunSummary {
@@ -55,13 +59,27 @@ impl RunSummary {
     /// # Errors
     /// If its metrics cannot be read.
     pub fn of(folder: &Path) -> Result<Option<RunSummary>> {
-        let lines = read_metrics(folder)?;
-        let text = std::fs::read_to_string(folder.join(RECIPE)).ok();
-        if lines.is_empty() && text.is_none() {
+        let (lines, bad) = read_whole_metrics(folder)?;
+        let file = folder.join(RECIPE);
+        if lines.is_empty() && bad.is_empty() && !file.is_file() {
             return Ok(None);
         }
-        let recipe =
-            text.and_then(|text| text.parse().ok()).map_or(BTreeMap::new(), |t| Recipe::flat(toml::Value::Table(t)));
+        let mut damaged = Vec::new();
+        if let Some(first) = bad.first() {
+            let (path, count) = (folder.join(METRICS_FILE), bad.len());
+            let what = if count == 1 { "1 line that is".into() } else { format!("{count} lines that are") };
+            damaged.push(format!("{}: is damaged: {what} no measurement, the first at {first}", path.display()));
+        }
+        let mut recipe = BTreeMap::new();
+        if file.is_file() {
+            let parsed = read_given_text(&file).and_then(|text| {
+                text.parse::<toml::Table>().map_err(|e| Error::file(&file, e.message().replace('\n', "; ")))
+            });
+            match parsed {
+                Ok(table) => recipe = Recipe::flat(toml::Value::Table(table)),
+                Err(error) => damaged.push(format!("{error}; it is damaged")),
+            }
+        }
         let last = |get: fn(&Metrics) -> Option<f64>| lines.iter().rev().find_map(get);
         let validations = lines.iter().filter_map(|m| m.validation_loss.map(|loss| (loss, m.step)));
         let mut speeds: Vec<f64> = lines.iter().filter_map(|m| m.tokens_per_second).collect();
@@ -82,6 +100,7 @@ impl RunSummary {
             skipped: last(|m| m.skipped),
             wall: lines.last().map_or(0.0, |m| m.wall),
             recipe,
+            damaged,
         }))
     }
 
@@ -123,6 +142,22 @@ pub fn find_runs(folder: &Path) -> Result<Vec<RunSummary>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_damaged_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &[u8]| std::fs::write(dir.path().join(file), text).unwrap();
+        write(RECIPE, b"steps = 9\n");
+        write("metrics.jsonl", b"{\"step\":1,\"wall\":1.5,\"loss\":3.0}\n{\"step\":2,\"lo");
+        let of = || RunSummary::of(dir.path()).unwrap().unwrap();
+        assert_eq!((of().step, of().damaged), (1, vec![]), "a run that was ended while it wrote");
+        write("metrics.jsonl", b"\xff\n{\"step\":1,\"wall\":1.5,\"loss\":3.0}\nx\n");
+        write(RECIPE, b"steps = \n");
+        let run = of();
+        assert_eq!((run.step, run.steps, run.damaged.len()), (1, None, 2));
+        assert!(run.damaged[0].ends_with("is damaged: 2 lines that are no measurement, the first at 1"), "{run:?}");
+        assert!(run.damaged[1].contains("recipe.toml: ") && run.damaged[1].ends_with("; it is damaged"), "{run:?}");
+    }
 
     #[test]
     fn runs_are_found_and_their_differences() {

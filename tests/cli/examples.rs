@@ -33,8 +33,8 @@ fn packed_conversations_of_two_sources_are_taken_up_to_the_bit() {
     let flags = "--data alpaca.json=0.7 --data chat.jsonl=0.3 --pack --seq 32 --steps 9 --checkpoint-every 3 --keep 9";
     let said = stderr(&place.train(&format!("{flags} --out calm")).assert().success());
     for part in [
-        "data: 40 examples in Alpaca form; the tokenizer has no chat template",
-        "data: 30 examples in messages form",
+        "note        alpaca.json: 40 examples in Alpaca form; the tokenizer has no chat template",
+        "note        chat.jsonl: 30 examples in messages form",
         "40 documents in ",
         " rows of 32 tokens, which are ",
     ] {
@@ -141,6 +141,21 @@ fn tokenised_shards_are_used_again() {
         assert!(said.contains(part), "{part}: {said}");
     };
     refused("tokenize alpaca.json --tokenizer tokenizer --out a.bin", "a.bin: a shard's name ends in .tokens");
+    refused(
+        "tokenize alpaca.json --tokenizer tokenizer --out a.tokens",
+        "a.tokens: is there already; give another name",
+    );
+    // What its losses are on stands in it.
+    let other = "a.tokens: was made with its losses on \"assistant\", and \"all\" is asked for: say --loss-on assistant, or \
+                 make it anew with `danlu tokenize --loss-on all`";
+    refused("data a.tokens --tokenizer tokenizer --loss-on all", other);
+    place.danlu("tokenize alpaca.json --tokenizer tokenizer --loss-on all --out all.tokens").assert().success();
+    let shown = stdout(&place.danlu("data all.tokens --tokenizer tokenizer --examples 1").assert().success());
+    assert!(shown.contains("⟦<user>say cat<|endoftext|><assistant>cat<|endoftext|>⟧"), "{shown}");
+    // Running text is predicted whole.
+    place.danlu("tokenize text.txt --tokenizer tokenizer --out t.tokens").assert().success();
+    place.danlu("tokenize text.txt --tokenizer tokenizer --out t.tokens --force").assert().success();
+    place.danlu("data t.tokens --tokenizer tokenizer --loss-on all").assert().success();
     if has_adapter() {
         let train = |data: &str, out: &str| {
             let line = format!("--data {data} --tokenizer tokenizer --pack --seq 32 --out {out}");
@@ -150,6 +165,18 @@ fn tokenised_shards_are_used_again() {
         let (told, from_shard) = train("a.tokens", "shard");
         assert!(told.contains("data: 40 examples, tokenised already"), "{told}");
         assert!(from_shard == train("alpaca.json", "data").1, "the same tokens, the same model");
+        for (data, asked, part) in [
+            ("a.tokens", "all", other),
+            (
+                "all.tokens",
+                "assistant",
+                "all.tokens: was made with its losses on \"all\", and \"assistant\" is asked for",
+            ),
+        ] {
+            let line = format!("--data {data} --tokenizer tokenizer --loss-on {asked} --seq 32 --out o");
+            let said = stderr(&place.train(&line).assert().code(1));
+            assert!(said.contains(part) && !place.path("o").exists(), "{said}");
+        }
         let without = place.train("--data a.tokens --out o").assert().code(1);
         assert!(stderr(&without).contains("is tokenised already; give --tokenizer"), "{}", stderr(&without));
     }
@@ -217,4 +244,38 @@ fn short_rows_cost_less_and_are_taken_up() {
         assert!(weights("calm") == weights("hurt"), "{more}");
         assert_eq!(metrics("calm", "tokens"), metrics("hurt", "tokens"), "{more}");
     }
+}
+
+/// What the data are is said of each source by name, and what of them a model hardly knows, once.
+#[test]
+fn sources_are_told_by_name() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    write_data(&place);
+    let parts = |text: &str| {
+        format!(
+            "{{\"messages\": [{{\"role\": \"alien\", \"content\": [{{\"type\": \"text\", \"text\": \"{text}\"}}]}}, \
+             {{\"role\": \"assistant\", \"content\": [{{\"type\": \"text\", \"text\": \"y\"}}, \
+             {{\"type\": \"text\", \"text\": \"o\"}}]}}]}}\n"
+        )
+    };
+    place.write("parts.jsonl", parts("hi") + &parts("ho"));
+    let said = stderr(&place.train("--data parts.jsonl --data text.txt --seq 32 --out o").assert().success());
+    for part in [
+        "note        parts.jsonl: 2 examples in messages form; the tokenizer has no chat template",
+        "; of roles that few models know: alien",
+        " tokens of running text",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(said.matches("alien").count(), 1, "{said}");
+    // The plain template joins the texts of a list of parts, and refuses what is none.
+    let shown = stdout(&place.danlu("data parts.jsonl --tokenizer o --examples 1").assert().success());
+    assert!(shown.contains("Alien: hi\nAssistant:⟦ yo"), "{shown}");
+    place.write("seen.jsonl", parts("hi") + &parts("ho").replacen("\"text\": \"ho\"", "\"image\": \"ho\"", 1));
+    let said = stderr(&place.danlu("data seen.jsonl --tokenizer o").assert().code(1));
+    let part = "seen.jsonl:2: the content of message 1 is a list of parts, of which number 1 is no text, and only text is read";
+    assert!(said.contains(part), "{said}");
 }

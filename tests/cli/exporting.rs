@@ -174,9 +174,13 @@ fn adapters_are_handed_on_alone_or_as_part_of_the_model() {
         assert!(bytes(&place, &format!("same/{file}")) == bytes(&place, &format!("a/{file}")), "{file}");
     }
     let card = String::from_utf8(bytes(&place, "adapter/README.md")).unwrap();
-    for part in
-        ["license: mit\nbase_model: \"m\"\nlibrary_name: peft\n", "An adapter of m, ", " LoRA of rank 4 and alpha 32"]
-    {
+    for part in [
+        "license: mit\nbase_model: \"m\"\nlibrary_name: peft\n",
+        "An adapter of m, ",
+        " LoRA of rank 4 and alpha 32",
+        "weights were held as they came.",
+        "## Recipe\n\n```toml\nmodel = \"m\"\n",
+    ] {
         assert!(card.contains(part), "{part}: {card}");
     }
     export(&place, "a merged --merge");

@@ -19,6 +19,7 @@ mod refused;
 mod resuming;
 mod runs;
 mod seeing;
+mod taking_up;
 mod tuning;
 
 use assert_cmd::Command;

@@ -20,7 +20,9 @@ fn refused(mut command: Command, parts: &[&str]) {
 fn data() {
     let place = Place::new();
     std::fs::create_dir(place.path("folder")).unwrap();
-    let files: [(&str, &[u8], &str); 10] = [
+    let files: [(&str, &[u8], &str); 12] = [
+        ("no.jsonl.gz", b"{\"text\": \"a\"}\n", "no.jsonl.gz: is no gzip file, though its name says so"),
+        ("no.jsonl.zst", b"{\"text\": \"a\"}\n", "no.jsonl.zst: is no zstd file, though its name says so"),
         ("empty.txt", b"", "is empty; training needs text"),
         ("nul.txt", b"a\0b", "nul.txt:1: is a binary file, not text: a NUL byte at column 2"),
         ("bin.txt", b"a\nb\xff", "bin.txt:2: is not UTF-8 text: byte 0xFF at column 2; convert it first"),
@@ -35,7 +37,7 @@ fn data() {
         (
             "empty.json",
             b"[{\"instruction\": \"a\", \"output\": \"b\"},\n {\"instruction\": \"a\", \"output\": \"\"}]",
-            "empty.json:2: has an empty answer (message 2); leave the example out, or fill it in",
+            "empty.json:2: has an empty \"output\"; leave the example out, or fill it in",
         ),
         (
             "mixed.jsonl",
@@ -53,6 +55,9 @@ fn data() {
             place.write(name, content);
             refused(place.train(&format!("--data {name} --out o")), &[part]);
         }
+        let one =
+            "text.txt: is one document, and packed are whole ones, of which some are held out: part documents by lines";
+        refused(place.train("--pack --out o"), &[one, "<|endoftext|>, or leave --pack off"]);
         // What a model on disk makes of it: its template, and a tokenizer that is another one's.
         place.train("--out m --quiet").assert().success();
         place.write("few.json", TINY.replace("300", "270"));
@@ -155,6 +160,8 @@ fn recipes() {
         place.write("bad.toml", text);
         refused(place.danlu("train --recipe bad.toml"), &parts);
     }
+    place.write("bad.toml", b"steps = 3\n# \xff\n");
+    refused(place.danlu("train --recipe bad.toml"), &["bad.toml: line 2 is not UTF-8 text: byte 0xFF at column 3"]);
     refused(place.danlu("train --recipe gone.toml"), &["cannot read gone.toml: No such file"]);
 }
 
@@ -217,7 +224,8 @@ fn places() {
     // The model that training goes on with would be gone.
     for out in ["m", "m/../m"] {
         std::fs::create_dir_all(place.path("m")).unwrap();
-        refused(place.train(&format!("--model m --out {out}")), &[out, "choose another --out"]);
+        let line = format!("train --model m --data text.txt --out {out}");
+        refused(place.danlu(&line), &[out, "choose another --out"]);
     }
     let mut command = place.train("--out o");
     command.env("DANLU_CACHE", "/proc/none");
@@ -272,6 +280,24 @@ fn models_and_what_is_to_be_evaluated() {
     refused(offline("eval --model m"), &["nothing to evaluate: give --text FILE for perplexity, or --items FILE"]);
     refused(offline("eval --model m --text a.txt --limit 0"), &["--limit 0 leaves nothing to evaluate"]);
     refused(offline("eval --model m --text gone.txt"), &["cannot read gone.txt: "]);
+    place.write("bytes.txt", b"a\nbc\xff");
+    refused(
+        offline("eval --model m --text bytes.txt"),
+        &["bytes.txt: line 2 is not UTF-8 text: byte 0xFF at column 3"],
+    );
+    // Folders of runs that are no models say what they are.
+    std::fs::create_dir(place.path("adapter")).unwrap();
+    place.write("adapter/adapter_config.json", "{}");
+    refused(
+        offline("inspect adapter"),
+        &["adapter: is an adapter and no model: name its model", "--lora", "`danlu export --merge`"],
+    );
+    std::fs::create_dir(place.path("step-4")).unwrap();
+    place.write("step-4/manifest.json", "{}");
+    refused(
+        offline("inspect step-4"),
+        &["step-4: is a checkpoint of a run and no model folder: write the model of it with `danlu export`"],
+    );
     refused(offline("eval --model m --items a.jsonl"), &["a.jsonl: line 1: has the keys prompt, which is no form"]);
     let mut far = place.danlu("eval --model org/model --text a.txt");
     far.env("HF_ENDPOINT", "hub.example").env("HF_HOME", place.path("hf"));

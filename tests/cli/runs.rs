@@ -264,6 +264,7 @@ fn flags_of_plans_that_come_to_nothing_are_refused() {
             "--tokens 1e9",
             "--tokens asks for the time of a run, which only a machine tells: add --machine, such as h100",
         ),
+        ("--machine h100 --steps 0", "--steps is 0; a run has at least 1"),
         ("--price 2", "--price asks for the time of a run, which only a machine tells"),
         ("--machine h100 --price 2", "--price is of a whole run: say how long that is, by --steps or --tokens"),
         ("--shard optimizer", "shard is optimizer, and mesh is data=1: nobody is there to share with"),

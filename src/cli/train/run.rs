@@ -156,7 +156,7 @@ impl Run {
             })?;
         if world.is_first() {
             let name = if recipe.lora.is_some() { ADAPTER_WEIGHTS } else { "model.safetensors" };
-            check_room(&recipe.out.join(name), trainer.layout().parameters() as u64 * 4)?;
+            check_room(&recipe.out.join(name), trainer.layout().parameters() * 4)?;
         }
         let fitted = trainer.fit.as_ref().and_then(|fit| fit.note());
         let validated = validated(recipe, &trainer, prepared);

@@ -102,6 +102,23 @@ pub(super) enum Packed {
     Columns,
 }
 
+impl Packed {
+    /// Refuses a file that does not begin as its name says; an empty one is found to be so elsewhere.
+    pub fn check(self, path: &Path, start: &[u8]) -> Result<()> {
+        let (mark, kind): (&[u8], _) = match self {
+            Packed::Gzip => (&[0x1F, 0x8B], "gzip"),
+            Packed::Zstd => (&[0x28, 0xB5, 0x2F, 0xFD], "zstd"),
+            Packed::Plainly | Packed::Columns => return Ok(()),
+        };
+        if start.is_empty() || start.starts_with(mark) {
+            return Ok(());
+        }
+        let message =
+            format!("is no {kind} file, though its name says so; give it the name of what it is, or compress it");
+        Err(Error::file(path, message))
+    }
+}
+
 /// How the records of a file stand, by its name: nothing for text.
 pub(super) fn layout(path: &Path) -> Option<(Layout, Packed)> {
     let name = path.file_name()?.to_str()?;

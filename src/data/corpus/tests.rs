@@ -184,7 +184,7 @@ fn bad_examples_name_file_line_and_reason() {
         ("a.jsonl", format!("{good}\n{{\"instruction\": \n"), "a.jsonl:2: is not JSON: EOF while parsing a value at column 16".into()),
         ("b.jsonl", format!("{good}\n\n{{\"instruction\": \"x\"}}\n"), format!("b.jsonl:3: has the fields instruction, {no_form}")),
         ("c.jsonl", format!("{good}\n{}\n", good.replace("\"a\"}", "\" \"}")),
-            "c.jsonl:2: has an empty answer (message 2); leave the example out, or fill it in".into()),
+            "c.jsonl:2: has an empty \"output\"; leave the example out, or fill it in".into()),
         ("d.jsonl", format!("{good}\n{}\n", good.replace("\"a\"}", "7}")), "d.jsonl:2: has a \"output\" that is a number and no text".into()),
         ("e.jsonl", format!("{good}\n{{\"text\": \"x\"}}\n"),
             "e.jsonl:2: is in text form, and the file began in Alpaca form; one file has one form".into()),

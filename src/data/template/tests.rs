@@ -47,6 +47,35 @@ fn fnv1a(text: &str) -> String {
     format!("{hash:016x}")
 }
 
+#[test]
+fn contents_in_parts_are_texts_or_are_refused() {
+    let content = serde_json::json!([{"type": "text", "text": "y"}, {"type": "text", "text": "o"}]);
+    let of =
+        |content| serde_json::from_value(serde_json::json!({"role": "user", "content": content, "name": "n"})).unwrap();
+    let (parts, picture): (Message, Message) = (of(content), of(serde_json::json!([{"type": "image"}])));
+    let options = RenderOptions::default();
+    let plain = ChatTemplate { fallback: true, ..ChatTemplate::new(FALLBACK, special()).unwrap() };
+    assert_eq!(plain.render(std::slice::from_ref(&parts), &options).unwrap().text, "<s>User: yo\n");
+    let refused = |template: &ChatTemplate, message: &Message| {
+        template.render(&[Message::new("user", "a"), message.clone()], &options).unwrap_err().to_string()
+    };
+    let said = "the content of message 2 is a list of parts, of which number 1 is no text, and only text is read";
+    assert_eq!(refused(&plain, &picture), said);
+    // A model's own template reads the list; one that takes it for a text fails, or writes it as it is.
+    let model = |source: &str| ChatTemplate::new(source, special()).unwrap();
+    let reads = model("{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}");
+    assert_eq!(reads.render(std::slice::from_ref(&parts), &options).unwrap().text, "yo");
+    let writes = model("{% for m in messages %}{{ m.content }}{% endfor %}");
+    let said =
+        "the content of message 2 is a list of parts, and the model's chat template takes none; write it as one text";
+    let text = writes.render(&[Message::new("user", "a"), parts.clone()], &options).unwrap().text;
+    assert_eq!(writes.check_parts(&[Message::new("user", "a"), parts.clone()], &text).unwrap_err().to_string(), said);
+    reads.check_parts(std::slice::from_ref(&parts), "yo").unwrap();
+    let fails = refused(&model("{% for m in messages %}{{ '[' + m.content }}{% endfor %}"), &parts);
+    let said = "the content of message 2 is a list of parts, and the model's chat template fails, line 1: ";
+    assert!(fails.starts_with(said) && fails.ends_with("; write it as one text"), "{fails}");
+}
+
 /// Where we do not follow Python, and why. Both are slips of the templates, which were not meant to come out.
 const DIFFERENT: [(&str, &str); 2] = [
     // `x.items` of a dictionary is its method there, even where it has a key of that name; here it is the key.

@@ -288,10 +288,28 @@ impl Metrics {
 /// # Errors
 /// If it cannot be read.
 pub fn read_metrics(folder: &Path) -> Result<Vec<Metrics>> {
+    Ok(read_whole_metrics(folder)?.0)
+}
+
+/// The same, and the numbers of the lines that are none, from 1; but for a last one that has no end, in the midst of which the
+/// run was ended.
+///
+/// # Errors
+/// As [`read_metrics`].
+pub fn read_whole_metrics(folder: &Path) -> Result<(Vec<Metrics>, Vec<usize>)> {
     let path = folder.join(JSONL);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(Error::io("read", &path, e)),
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(Error::io("read", &path, e)),
+    };
+    let (mut lines, mut damaged) = (Vec::new(), Vec::new());
+    for (at, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
+        match serde_json::from_slice(line) {
+            Ok(metrics) => lines.push(metrics),
+            Err(_) if line.starts_with(b"{") && !line.ends_with(b"\n") => {}
+            Err(_) => damaged.push(at + 1),
+        }
     }
+    Ok((lines, damaged))
 }

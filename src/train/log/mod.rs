@@ -5,7 +5,7 @@ mod csv;
 mod metrics;
 mod tensorboard;
 
-pub use metrics::{METRICS, Metric, Metrics, read_metrics};
+pub use metrics::{METRICS, Metric, Metrics, read_metrics, read_whole_metrics};
 pub use tensorboard::{EventFile, crc32c, masked};
 
 use super::Event;
@@ -19,7 +19,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Name of the recipe in a run's folder, with what was left open filled in.
 pub const RECIPE: &str = "recipe.toml";
-const JSONL: &str = "metrics.jsonl";
+/// Name of the measurements in a run's folder.
+pub const JSONL: &str = "metrics.jsonl";
 const CSV: &str = "metrics.csv";
 
 /// The files of a run, open. What cannot be written is said once and ends them, not the training.
