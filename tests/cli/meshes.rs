@@ -79,13 +79,13 @@ fn a_part_that_is_lost_is_put_back_from_the_neighbours_copy() {
         assert!(said.lines().count() == 1 && parts.iter().all(|part| said.contains(part)), "{said}");
     }
     // What somebody puts back to an earlier step by hand stays there, though neighbours have a later one.
-    for part in ["checkpoints/step-6", "checkpoints/rank-1/step-6"] {
-        std::fs::remove_dir_all(place.path("m").join(part)).unwrap();
+    for part in ["checkpoints", "checkpoints/rank-1"] {
+        std::fs::remove_dir_all(place.path("m").join(part).join("step-6")).unwrap();
     }
     let said = stderr(&place.danlu("train --resume m --steps 6 --tune off").assert().success());
     assert!(said.contains("neighbours have copies of step 6, of which nothing is in m/checkpoints"), "{said}");
-    assert!(said.contains("put back to step 4") && !said.contains("was lost or damaged"), "{said}");
-    assert!(weights(&place, "m") == weights(&place, "calm"), "from step 4 on it is another run");
+    assert!(said.contains("put back to step ") && !said.contains("was lost or damaged"), "{said}");
+    assert!(weights(&place, "m") == weights(&place, "calm"), "from there on it is another run");
     // The last one's copies, and no others.
     let of_run = std::fs::read_dir(place.path("copies")).unwrap().next().unwrap().unwrap().path();
     for part in ["step-6", "rank-1/step-6"] {
