@@ -159,7 +159,10 @@ fn setups(config: &ModelConfig, mesh: Mesh, setup: Setup, asked: Asked) -> Vec<S
         (None, 1) => vec![1],
         (None, p) => [1, 2, 4].into_iter().filter(|v| v * p <= config.num_hidden_layers).collect(),
     };
-    let shards = asked.shard.map_or_else(|| Shard::ALL.map(|(_, shard)| shard).to_vec(), |shard| vec![shard]);
+    // On a pipeline more than moments is not shared out: `danlu train` refuses it.
+    let most = if mesh.pipeline > 1 { Shard::Optimizer } else { Shard::Parameters };
+    let all = || Shard::ALL.map(|(_, shard)| shard).into_iter().filter(|shard| *shard <= most).collect();
+    let shards = asked.shard.map_or_else(all, |shard| vec![shard]);
     let kept = asked.recompute.map_or_else(|| Recompute::ALL.to_vec(), |r| vec![r]);
     let mut found = Vec::new();
     for &micro_batch in &sizes {

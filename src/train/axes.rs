@@ -26,25 +26,21 @@ pub(super) struct Axes {
     groups: Groups,
     /// How long messages of other stages were waited for, where there are any.
     waited: Option<Waited>,
-    /// The ranks that hold the same parameters, this one among them.
-    pub(super) peers: World,
+    /// The ranks that hold the same parameters but experts, this one among them, and those that hold the same experts, too, where
+    /// not all do.
+    pub(super) peers: [World; 2],
 }
 
 impl Axes {
     /// Of a rank of this mesh; all ranks call this together.
     pub(super) fn of(world: &World, mesh: Mesh) -> Result<Axes> {
-        let (mut groups, peers) = match world.comm() {
-            None => (Groups::default(), World::alone()),
-            Some(comm) if mesh.ranks() == mesh.data && mesh.expert == 1 => {
-                (Groups::of(Axis::Data, comm.clone()), world.clone())
-            }
-            Some(comm) => {
-                let groups = Groups::split(comm.as_ref(), mesh)?;
-                let peers = if mesh.expert > 1 { Axis::Replica } else { Axis::Data };
-                let peers = groups.along(peers).map_or_else(World::alone, |comm| World::of(comm.clone()));
-                (groups, peers)
-            }
+        let mut groups = match world.comm() {
+            None => Groups::default(),
+            Some(comm) if mesh.ranks() == mesh.data && mesh.expert == 1 => Groups::of(Axis::Data, comm.clone()),
+            Some(comm) => Groups::split(comm.as_ref(), mesh)?,
         };
+        let those = |axis| groups.along(axis).map_or_else(World::alone, |comm| World::of(comm.clone()));
+        let peers = [Axis::Data, Axis::Replica].map(those);
         let mut waited = None;
         if let Some(stages) = groups.along(Axis::Pipeline).cloned() {
             let (comm, clock) = Waiting::new(stages);

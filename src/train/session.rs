@@ -457,8 +457,7 @@ impl<'a> Session<'a> {
                 ("a step to go on from", self.done()),
             ])?;
         }
-        let mine = self.trainer.checksum().await?;
-        self.trainer.peers().compare(&[("parameters", mine)]).map_err(|error| match error {
+        self.trainer.compare_peers().await.map_err(|error| match error {
             Error::Rank(text) => Error::Rank(format!("{text}, after step {}", self.done())),
             other => other,
         })

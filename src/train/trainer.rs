@@ -435,22 +435,26 @@ impl Trainer {
         (self.axes.share(), self.axes.shares())
     }
 
-    /// Those that hold the same parameters, this one among them.
-    pub fn peers(&self) -> &World {
-        &self.axes.peers
-    }
-
-    /// A hash of what is the same on these: what is trained, and how the last step was judged. All that was submitted is
-    /// done then.
+    /// Compares with the others who hold the same what is trained, and how the last step was judged: experts with those who
+    /// have the same ones, all else with all who have it. All that was submitted is done then.
     ///
     /// # Errors
-    /// If the device failed.
-    pub async fn checksum(&self) -> Result<u64> {
+    /// If the device failed; a rank that has something else than most, by its name.
+    pub async fn compare_peers(&self) -> Result<()> {
+        for (peers, of_experts) in self.axes.peers.iter().zip([false, true]).filter(|(peers, _)| peers.size() > 1) {
+            peers.compare(&[("parameters", self.checksum(of_experts).await?)])?;
+        }
+        Ok(())
+    }
+
+    /// A hash of the pages of experts, or of the others and of how the last step was judged.
+    async fn checksum(&self, of_experts: bool) -> Result<u64> {
         let mut hasher = Hasher::new();
         // What each has a part of is another on each.
-        let alike = if self.layout().keeps_parts() { 0 } else { self.layout().pages().len() };
-        let pages = (0..alike).map(|i| format!("{PARAMETERS}.{i}"));
-        for name in pages.chain([JUDGE.to_string()]) {
+        let pages = self.layout().pages().iter().enumerate().filter(|_| !self.layout().keeps_parts());
+        let pages =
+            pages.filter(|(_, page)| page.is_of_experts() == of_experts).map(|(i, _)| format!("{PARAMETERS}.{i}"));
+        for name in pages.chain((!of_experts).then(|| JUDGE.to_string())) {
             let buffer = self.states.get(&name)?;
             for start in (0..buffer.bytes()).step_by(HASHED as usize) {
                 let bytes = HASHED.min(buffer.bytes() - start);

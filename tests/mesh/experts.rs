@@ -1,9 +1,13 @@
 //! Ranks of which each holds some of the experts.
 
-use super::common::ranks::{Seen, copy, go_on, layout_of, prepared, recipe, spread, train};
+use super::common;
+use super::common::ranks::{Seen, copy, go_on, layout_of, prepared, ranks, recipe, spread, train};
+use danlu::compile::First;
 use danlu::optim::Shape;
-use danlu::train::{Recipe, read_metrics};
+use danlu::train::{Recipe, Trainer, read_metrics, run};
+use pollster::block_on;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 pub const EXPERTS: &str = r#"{"model_type": "mixtral", "vocab_size": 300, "hidden_size": 16, "intermediate_size": 8,
     "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64,
@@ -117,4 +121,26 @@ fn ranks_with_layers_share_the_experts_of_these() {
     let again = Recipe { out: folder.path().join("again"), ..recipe };
     assert!(train(&again, folder.path()) == seen, "another run gives other bits");
     eprintln!("worst: {:?}", spread.worst);
+}
+
+/// Ranks with other experts each have all else alike, which is compared over all of them; experts are with those who have the same.
+#[test]
+fn what_is_alike_is_compared_whoever_has_which_experts() {
+    let folder = tempfile::tempdir().unwrap();
+    for (mesh, batch, is_of_experts) in [("data=2,expert=2", 2, false), ("data=4,expert=2", 4, true)] {
+        let recipe = Recipe { batch, mesh: mesh.parse().unwrap(), ..experts(folder.path(), mesh) };
+        let prepared = prepared(&recipe, folder.path());
+        let told = ranks(&recipe, |world| {
+            let gpu = common::gpu();
+            let (mut trainer, ..) =
+                block_on(Trainer::among(&gpu, &recipe, &prepared, &mut First, world, &mut |_| {})).unwrap();
+            let page = trainer.layout().pages().iter().position(|page| page.is_of_experts() == is_of_experts).unwrap();
+            if world.rank() == 1 {
+                block_on(trainer.states.write(&format!("param.{page}"), 64, &[0, 0, 0, 64])).unwrap();
+            }
+            let stop = AtomicBool::new(false);
+            block_on(run(&gpu, &recipe, &prepared, &mut trainer, None, &stop, &mut |_: &_| {})).unwrap_err().to_string()
+        });
+        assert!(told[1].contains("parameters other than") && told[1].contains("after step 0"), "{mesh}: {told:?}");
+    }
 }

@@ -165,7 +165,8 @@ fn ranks_that_share_out_their_parts_train_what_one_device_trains() {
         ("data=2,tensor=2,pipeline=2", 2, 2, Shard::Optimizer),
     ];
     compare(&own, &rows, folder.path());
-    compare(&other, &[("data=4,expert=2", 4, 1, Shard::Parameters)], folder.path());
+    let rows = [("data=4,expert=2", 4, 1, Shard::Parameters), ("data=2,expert=2,sequence=2", 4, 1, Shard::Gradients)];
+    compare(&other, &rows, folder.path());
 }
 
 fn compare(own: &dyn Fn(&str) -> Recipe, rows: &[(&str, usize, u32, Shard)], folder: &Path) {
