@@ -149,8 +149,8 @@ impl Told {
     }
 }
 
-/// Starts, waits, and starts again; gives the exit code. `free` refuses a folder that a run which begins may not have: what is
-/// there would be taken up in its place.
+/// Starts, waits, and starts again; gives the exit code. `free` makes the folder ready, or refuses it: what a run that begins
+/// finds there would be taken up in its place where it fails before it has begun.
 pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u8> {
     let told = Told::listen()?;
     let mut layout = attempts.layout;
