@@ -56,6 +56,10 @@ impl Attempts {
                 "--force" | "--resume" if resumed => true,
                 "--recipe" => resumed,
                 "--mesh" => layout.ranks != self.layout.ranks,
+                // Fewer threads are on the data axis alone.
+                "--interleave" | "--expert-capacity" => {
+                    layout.ranks != self.layout.ranks && self.starter == Starter::Threads
+                }
                 _ => false,
             };
             // Open MPI's mpirun has a `--tune` of its own, which it also finds among the words of what it starts.
