@@ -196,7 +196,7 @@ pub fn launch(mut args: LaunchArgs) -> Result<u8> {
         say!("{}", attempts.explain().trim_end());
         return Ok(0);
     }
-    supervise(&attempts, &|| train.check_free(&recipe.out))
+    supervise(&attempts, &|| train.make_free(&recipe))
 }
 
 /// Refuses ranks that are not the mesh's: processes share the batch beside the axes of a recipe's mesh, but a flag says what it says,

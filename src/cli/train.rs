@@ -14,7 +14,7 @@ use crate::optim::{Rule, Shape, Shard, Update};
 use crate::parallel::Mesh;
 use crate::run::TuneMode;
 use crate::store::HubPart;
-use crate::train::{OnDivergence, Precision, Recipe, Resumption, RunLock, occupied};
+use crate::train::{OnDivergence, Precision, Recipe, Resumption, RunLock, give_up, occupied};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -219,6 +219,19 @@ impl TrainArgs {
         }
     }
 
+    /// Makes a folder ready for the run that these flags ask for, before anything is started that may fail without having begun it:
+    /// what is taken up then is this run, and none that was there.
+    pub fn make_free(&self, recipe: &Recipe) -> Result<()> {
+        RunLock::check(&recipe.out)?;
+        self.check_free(&recipe.out)?;
+        if self.resume.is_none() && !self.print_recipe {
+            // Nothing is given up for a run that cannot be.
+            recipe.check()?;
+            give_up(&recipe.out, self.recipe.as_deref())?;
+        }
+        Ok(())
+    }
+
     /// How long a rank of the run that these flags ask for may give no sign of life.
     pub fn silence(&self) -> Option<Duration> {
         self.ranks.patience().silence
@@ -236,6 +249,12 @@ impl TrainArgs {
         let mut resumption = Resumption::find(&folder, note)?;
         kind.check_resumed(&resumption.recipe)?;
         let wanted = self.over(kind.over(resumption.recipe.clone()))?;
+        if let (Some(factor), None) = (resumption.recipe.expert_capacity, wanted.expert_capacity) {
+            note(format!(
+                "the run's expert_capacity of {factor} is left out: mesh is {}, where each rank has all experts, and nothing is dropped",
+                wanted.mesh
+            ));
+        }
         resumption.change(Recipe { out: folder, ..wanted })?;
         Ok((resumption.recipe.clone(), Some(resumption)))
     }
@@ -311,6 +330,10 @@ impl TrainArgs {
         }
         put(&self.interleave, &mut r.interleave);
         put(&self.shard, &mut r.shard);
+        if self.mesh.is_some_and(|mesh| mesh.expert == 1) {
+            // The same, without other experts on other ranks.
+            r.expert_capacity = None;
+        }
         r.expert_capacity = self.expert_capacity.or(r.expert_capacity);
         r.router_aux_loss = self.router_aux_loss.or(r.router_aux_loss);
         r.router_z_loss = self.router_z_loss.or(r.router_z_loss);

@@ -56,6 +56,23 @@ impl RunLock {
     }
 }
 
+/// Makes a folder ready for a run that is about to begin there: of one before it goes all that could be taken up in its place, its
+/// checkpoints and its recipe, which stays if it is `given` to the new run.
+///
+/// # Errors
+/// If another run has locked the folder, or something stays.
+pub fn give_up(folder: &Path, given: Option<&Path>) -> Result<()> {
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    RunLock::check(folder)?;
+    Series::of(folder).clear()?;
+    let recipe = folder.join(RECIPE);
+    let place = |path: &Path| path.canonicalize().ok();
+    let Some(own) = place(&recipe).filter(|own| given.and_then(place).as_ref() != Some(own)) else { return Ok(()) };
+    std::fs::remove_file(own).map_err(|e| Error::io("remove", &recipe, e))
+}
+
 /// Tries to lock until that is given up; gives why it cannot be done at all.
 fn wait(folder: &Path, lock: impl Fn() -> Result<(), TryLockError>) -> Result<Option<std::io::Error>> {
     let until = Instant::now() + LEAVING;

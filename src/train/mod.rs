@@ -38,7 +38,7 @@ pub use checkpoints::{About, CheckpointOptions, Content, Progress};
 pub use event::{Event, Observer};
 pub use export::TrainedRun;
 pub use fit::{Fit, Plans, plans, plans_of_lengths, plans_of_rank};
-pub use folder::RunLock;
+pub use folder::{RunLock, give_up};
 pub use graphs::{fill, train_graph, train_plan};
 pub use keeper::{Keeper, Kept};
 pub use load::ExpertLoad;

@@ -10,12 +10,13 @@ use std::path::Path;
 
 /// Keys that change nothing of what is computed, or only what is to come by the person's wish. A name ending in a dot is
 /// that of a group.
-const FREE: [&str; 16] = [
+const FREE: [&str; 17] = [
     "memory",
     "adapter",
     "mesh",
     "interleave",
     "shard",
+    "expert_capacity",
     "compare_every",
     "tune",
     "prompt",

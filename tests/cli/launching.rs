@@ -3,8 +3,11 @@
 #[cfg(feature = "mpi")]
 use super::resuming::losses;
 use super::resuming::weights;
+#[cfg(feature = "mpi")]
+use super::{EXPERTS, TINY};
 use super::{Place, has_adapter, stderr, stdout};
 use danlu::base::Rng;
+use danlu::train::RunLock;
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -148,6 +151,43 @@ fn other_numbers_of_processes_go_on_and_those_that_differ_are_refused() {
     assert!(!said.status.success() && told.contains("has a recipe other than most of the 2"), "{told}");
 }
 
+/// Ranks with parts of matrices, of the layers, of the tokens, and of the experts: what processes make is what threads make, each
+/// byte of it.
+#[test]
+#[cfg(feature = "mpi")]
+fn processes_make_the_bytes_of_threads_on_each_axis() {
+    if !has_adapter() || !has_mpirun() {
+        return;
+    }
+    let place = Place::new();
+    let two = [("_hidden_layers\": 1", "_hidden_layers\": 2"), ("_value_heads\": 1", "_value_heads\": 2")];
+    let two = two.iter().fold(TINY.to_string(), |config, (from, to)| {
+        assert!(config.contains(from));
+        config.replace(from, to)
+    });
+    place.write("two.json", two);
+    place.write("experts.json", EXPERTS);
+    let mut made = Vec::new();
+    for (axis, flags) in [
+        ("tensor", "--config two.json --mesh tensor=2"),
+        ("pipeline", "--config two.json --mesh pipeline=2 --accumulate 2"),
+        ("sequence", "--config two.json --mesh sequence=2"),
+        ("expert", "--config experts.json --mesh data=2,expert=2"),
+    ] {
+        let line = |out: &str| place.train(&format!("{flags} --steps 4 --quiet --out {axis}-{out}"));
+        line("threads").assert().success();
+        let processes = line("processes");
+        let words: Vec<&str> = processes.get_args().map(|word| word.to_str().unwrap()).collect();
+        let launched = place.danlu(&format!("launch --ranks 2 --restarts 0 -- {}", words.join(" "))).assert().success();
+        // Ranks by themselves would leave no log of a second one.
+        assert!(place.path(&format!("{axis}-processes/ranks/rank-1.jsonl")).exists(), "{}", stderr(&launched));
+        let [threads, processes] = ["threads", "processes"].map(|out| weights(&place, &format!("{axis}-{out}")));
+        assert!(threads == processes, "{axis}: processes make another model than threads");
+        made.push(threads);
+    }
+    assert!(made[0] != made[1], "other batches make the same model");
+}
+
 /// Whether there is an mpirun, which root may use.
 #[cfg(feature = "mpi")]
 fn has_mpirun() -> bool {
@@ -244,6 +284,48 @@ fn what_fails_again_and_again_is_given_up() {
     assert!(told.contains("the ranks were ended by signal 9; taken up after step "), "{told}");
     assert!(told.contains(" by 2 threads (0 more times at most)"), "{told}");
     assert!(told.contains("the ranks were ended by signal 9, 2 times in all; the run in often has done"), "{told}");
+}
+
+/// A run that fails before it has begun takes up nothing that was in its folder before, whether that was given up or never of worth;
+/// and what another process is at work on stays.
+#[test]
+fn a_run_that_never_begins_does_not_take_up_the_one_before_it() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    place.train("--batch 4 --checkpoint-every 1 --out old --quiet").assert().success();
+    place.write("kept.toml", fs::read(place.path("old/recipe.toml")).unwrap());
+    // Four rows, which three ranks cannot share.
+    let told = |flags: &str, out: &str| {
+        let train =
+            format!("train --config tiny.json --data text.txt --seq 16 --batch 4 --steps 3 --out {out} {flags}");
+        stderr(&place.danlu(&format!("launch --with threads --ranks 3 --restarts 1 -- {train}")).assert().failure())
+    };
+    let before = place.names("old/checkpoints");
+    assert!(!before.is_empty());
+    {
+        let _other = RunLock::take(&place.path("old")).unwrap();
+        let said = told("--force", "old");
+        assert!(said.contains(&format!("old: another run writes there, process {}", std::process::id())), "{said}");
+    }
+    let said = told("--force --lr=-1", "old");
+    assert!(said.lines().count() == 1 && said.contains("lr"), "{said}");
+    assert_eq!(place.names("old/checkpoints"), before, "given up for a run that cannot be");
+    fs::create_dir(place.path("begun")).unwrap();
+    place.write("begun/recipe.toml", fs::read(place.path("kept.toml")).unwrap());
+    for (flags, out) in [("--force", "old"), ("", "begun")] {
+        let said = told(flags, out);
+        assert!(said.contains("batch is 4, which 3 ranks cannot share in equal parts"), "{said}");
+        assert!(said.contains(&format!("before there was anything in {out} to take up")), "{said}");
+        assert!(!said.contains("taken up after step"), "{said}");
+        assert!(!place.path(out).join("recipe.toml").exists());
+    }
+    assert!(place.names("old/checkpoints").iter().all(|name| !name.starts_with("step-")));
+    // The recipe that it is to have is no other run's.
+    place.write("begun/recipe.toml", fs::read(place.path("kept.toml")).unwrap());
+    told("--recipe begun/recipe.toml", "begun");
+    assert!(place.path("begun/recipe.toml").exists());
 }
 
 #[test]

@@ -33,6 +33,12 @@ const TINY: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "lla
     "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
     "num_key_value_heads": 1, "max_position_embeddings": 32, "tie_word_embeddings": true}"#;
 
+/// The same with four experts, whose heads two ranks can share.
+const EXPERTS: &str = r#"{"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "vocab_size": 300,
+    "hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 32,
+    "tie_word_embeddings": true}"#;
+
 /// Why nothing below runs without an adapter: the convention of `tests/ops.rs`.
 fn has_adapter() -> bool {
     let allowed = std::env::var_os("DANLU_ALLOW_NO_ADAPTER").is_some();

@@ -1,7 +1,7 @@
 //! `danlu train --mesh`: ranks as threads of one process.
 
 use super::resuming::{losses, weights};
-use super::{Place, has_adapter, stderr, stdout};
+use super::{EXPERTS, Place, has_adapter, stderr, stdout};
 
 /// The first rank alone prints and writes; what all of them make is what one makes of as many batches, and a run that stops on
 /// four goes on with any other number.
@@ -95,6 +95,32 @@ fn a_part_that_is_lost_is_put_back_from_the_neighbours_copy() {
     // A run that begins anew in the same folder does not take the old one's.
     place.train(&format!("{flags} {copies} --seed 7 --steps 2 --out m --quiet --force")).assert().success();
     assert!(of_run.join("step-2").exists() && !of_run.join("step-6").exists());
+}
+
+/// Room at other ranks' experts is nothing where each has all of them; and where it has not, it may be given again.
+#[test]
+fn a_run_with_room_for_experts_goes_on_without_their_axis() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    place.write("experts.json", EXPERTS);
+    let flags = "--config experts.json --schedule constant --checkpoint-every 1 --quiet";
+    place.train(&format!("{flags} --steps 1 --mesh data=2,expert=2 --expert-capacity 1.25 --out m")).assert().success();
+    let recipe = || std::fs::read_to_string(place.path("m/recipe.toml")).unwrap();
+    assert!(recipe().contains("expert_capacity = 1.25"), "{}", recipe());
+    let resume = |flags: &str| {
+        let done = place.danlu(&format!("train --resume m --tune off {flags}")).assert();
+        stderr(&done.success())
+    };
+    let said = resume("--steps 2 --mesh data=2");
+    let part = "the run's expert_capacity of 1.25 is left out: mesh is data=2, where each rank has all experts";
+    assert!(said.contains(part) && !recipe().contains("expert_capacity = 1"), "{said}");
+    let said = resume("--steps 3 --mesh data=1");
+    assert!(!said.contains("expert_capacity"), "{said}");
+    resume("--steps 4 --mesh data=2,expert=2 --expert-capacity 2");
+    assert!(recipe().contains("expert_capacity = 2"), "{}", recipe());
+    assert_eq!(losses(&place, "m").len(), 4);
 }
 
 /// Of stages with other parts of the model the one is named that has no room, before anything is read.

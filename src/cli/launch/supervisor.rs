@@ -56,6 +56,10 @@ impl Attempts {
                 "--force" | "--resume" if resumed => true,
                 "--recipe" => resumed,
                 "--mesh" => layout.ranks != self.layout.ranks,
+                // Fewer threads are on the data axis alone.
+                "--interleave" | "--expert-capacity" => {
+                    layout.ranks != self.layout.ranks && self.starter == Starter::Threads
+                }
                 _ => false,
             };
             // Open MPI's mpirun has a `--tune` of its own, which it also finds among the words of what it starts.
@@ -149,8 +153,8 @@ impl Told {
     }
 }
 
-/// Starts, waits, and starts again; gives the exit code. `free` refuses a folder that a run which begins may not have: what is
-/// there would be taken up in its place.
+/// Starts, waits, and starts again; gives the exit code. `free` makes the folder ready, or refuses it: what a run that begins
+/// finds there would be taken up in its place where it fails before it has begun.
 pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u8> {
     let told = Told::listen()?;
     let mut layout = attempts.layout;

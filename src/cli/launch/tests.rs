@@ -82,6 +82,20 @@ fn other_axes_stay_as_they_are_with_fewer_processes() {
     assert_eq!([8, 6, 4, 2].map(|n| lower(Starter::OpenMpi, "data=4,tensor=2", n)), [6, 4, 2, 2]);
     assert_eq!([8, 4, 2].map(|n| lower(Starter::OpenMpi, "data=8,expert=2", n)), [6, 2, 2]);
     assert_eq!([8, 4].map(|n| lower(Starter::Threads, "data=4,tensor=2", n)), [6, 3]);
+    // What goes with axes goes with them.
+    let given = args("--ranks 8 --fewer -- train --mesh data=8,expert=2 --expert-capacity 1.25 --interleave=1 --quiet");
+    let of_experts = |starter, ranks| {
+        let attempts = Attempts { mesh: "data=8,expert=2".parse().unwrap(), ..attempts(starter, &given) };
+        attempts.words(Layout { ranks, nodes: 1, per_node: 8 }, true).join(" ")
+    };
+    for (starter, ranks, end) in [
+        (Starter::Threads, 8, "--mesh data=8,expert=2 --expert-capacity 1.25 --interleave=1 --quiet"),
+        (Starter::Threads, 6, "train --quiet --mesh data=6"),
+        (Starter::OpenMpi, 6, "train --expert-capacity 1.25 --interleave=1 --quiet"),
+    ] {
+        let line = of_experts(starter, ranks);
+        assert!(line.ends_with(&format!("{end} --resume runs/a b")), "{line}");
+    }
     let line = of(Starter::Threads, "data=4,tensor=2").words(given.layout().unwrap(), false).join(" ");
     assert!(line.ends_with("train --recipe r.toml --mesh data=4,tensor=2"), "{line}");
 }
