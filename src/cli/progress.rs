@@ -237,7 +237,7 @@ impl Observer for Terminal {
             Event::Resumed { step, folder } => {
                 let folder = folder.display();
                 self.line(&match step {
-                    0 => format!("resumed     {folder} has no checkpoint that can be used: it begins anew"),
+                    0 => format!("resumed     {folder} has no checkpoint yet: it begins anew"),
                     _ => format!("resumed     {folder} after step {step}"),
                 });
                 self.bar.set_position(*step);

@@ -43,11 +43,27 @@ impl Resumption {
     /// Looks into a run's folder; `note` hears of checkpoints that are damaged.
     ///
     /// # Errors
-    /// If it holds no run, or one that this version cannot take up.
+    /// If it holds no run, one that this version cannot take up, or checkpoints of which none can be used: they may miss no more
+    /// than a disk that is not mounted, and a run that began anew would remove them.
     pub fn find(folder: &Path, note: &mut dyn FnMut(String)) -> Result<Resumption> {
-        let mut passed = |step: u64, error: Error| note(format!("the checkpoint of step {step} is not used: {error}"));
+        let mut newest = None;
+        let mut passed = |step: u64, error: Error| {
+            let text = format!("the checkpoint of step {step} is not used: {error}");
+            newest.get_or_insert(text.clone());
+            note(text);
+        };
         let out = folder.to_path_buf();
-        if let Some(snapshot) = Series::below(folder).newest(&mut passed) {
+        let found = Series::below(folder).newest(&mut passed);
+        if let (None, Some(text)) = (&found, newest) {
+            let (out, recipe) = (folder.display(), folder.join(RECIPE));
+            let message = format!(
+                "holds no checkpoint that can be used; {text}. Bring back what is missing, or begin anew: danlu train --recipe {} \
+                 --out {out} --force",
+                recipe.display()
+            );
+            return Err(Error::file(folder, message));
+        }
+        if let Some(snapshot) = found {
             let about = About::read(&snapshot)?;
             let recipe = Recipe { out, ..about.recipe.clone() };
             return Ok(Resumption { recipe, from: Some((snapshot, about)) });

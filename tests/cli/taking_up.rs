@@ -19,9 +19,17 @@ fn what_cannot_be_gone_on_with_is_said() {
     for name in place.names("m/checkpoints") {
         place.write(&format!("m/checkpoints/{name}/manifest.json"), "{");
     }
-    let said = resume();
-    assert!(said.contains("resumed     m has no checkpoint that can be used: it begins anew\n"), "{said}");
-    assert!(said.contains("done after 3 steps in ") && weights() == before, "{said}");
+    // What is there stays for who may mend it, and is not begun over.
+    let said = stderr(&place.danlu("train --resume m --tune off").assert().code(1));
+    for part in [
+        "m: holds no checkpoint that can be used; the checkpoint of step 3 is not used: ",
+        "or begin anew: danlu train --recipe",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(place.names("m/checkpoints").len() > 1 && weights() == before);
+    place.danlu("train --recipe m/recipe.toml --out m --force --tune off").assert().success();
+    assert!(weights() == before);
 }
 
 /// A checkpoint, and an adapter, in the place of a model or of an adapter in PEFT's form.
