@@ -7,6 +7,7 @@ mod supervisor;
 use crate::error::Error;
 use crate::parallel::Mesh;
 use crate::store::atomic::{create_folder, write_file};
+use crate::train::Recipe;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use script::{Batch, TimeLimit};
@@ -59,7 +60,7 @@ pub struct SlurmArgs {
     #[arg(long, value_name = "TIME")]
     time: Option<TimeLimit>,
     /// Seconds before the limit at which the run is told to save and leave.
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=65535))]
     save_ahead: u32,
     /// Partition.
     #[arg(long, value_name = "NAME")]
@@ -68,7 +69,7 @@ pub struct SlurmArgs {
     #[arg(long, value_name = "NAME")]
     account: Option<String>,
     /// Cores of a rank.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cpus_per_rank: Option<u32>,
     /// GPUs of each machine to ask for, as many as its ranks.
     #[arg(long, value_name = "N")]
@@ -133,8 +134,22 @@ impl SlurmArgs {
         asked.into_iter().find(|(_, is_asked)| *is_asked).map(|(flag, _)| flag)
     }
 
-    /// Refuses a limit that leaves no time to train before it is time to save.
+    /// Refuses words that would end a script's line, and a limit that leaves no time to train before it is time to save.
     fn check(&self) -> Result<()> {
+        let words = [("--job-name", Some(&self.job_name)), ("--mpi", Some(&self.mpi))];
+        let words =
+            words.into_iter().chain([("--partition", self.partition.as_ref()), ("--account", self.account.as_ref())]);
+        let words = words.filter_map(|(flag, word)| Some((flag, word?)));
+        for (flag, word) in words.chain(self.sbatch.iter().map(|word| ("--sbatch", word))) {
+            if word.is_empty() || word.chars().any(char::is_control) || flag == "--sbatch" && !word.starts_with('-') {
+                let wanted = if flag == "--sbatch" {
+                    "an option of sbatch on one line, such as --constraint=h100"
+                } else {
+                    "one line"
+                };
+                bail!(Error::Invalid(format!("{flag} is {word:?}; it must be {wanted}")));
+            }
+        }
         match self.time.as_ref().and_then(|limit| Some((limit, limit.seconds()?))) {
             Some((limit, seconds)) if seconds <= u64::from(self.save_ahead) => bail!(Error::Invalid(format!(
                 "--time {limit} is {seconds} s, and {} s before its end the run is told to leave; choose a longer limit, or a \
@@ -160,6 +175,15 @@ pub fn launch(mut args: LaunchArgs) -> Result<u8> {
         bail!(Error::Invalid(format!("{flag} is asked of Slurm's queue; add --with slurm, or leave it out")));
     }
     args.slurm.check()?;
+    // What the ranks would refuse after a wait in the queue: without a mesh of their own they share the batch.
+    let ranks = layout.ranks as usize;
+    let mesh = if recipe.mesh.ranks() == ranks { recipe.mesh } else { Mesh { data: ranks, ..Mesh::ONE } };
+    match (Recipe { mesh, ..recipe.clone() }).check() {
+        Err(error) if args.dry_run && !train.is_resumed() => tell!("the ranks would refuse this: {error}"),
+        Err(error) if with == With::Slurm && !train.is_resumed() => return Err(error.into()),
+        // Ranks that start at once say it at once.
+        _ => {}
+    }
     if with != With::Threads && layout.ranks > 1 && !args.dry_run {
         super::mpi::check_built(layout.ranks as usize)?;
     }

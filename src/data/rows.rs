@@ -239,8 +239,9 @@ impl Rows {
         let [train_rows, val_rows] = [train.rows() * each, val.rows() * each];
         if train_rows == 0 || val_rows == 0 {
             let dropped = counts.unanswered + if overlong == Overlong::Drop { counts.overlong } else { 0 };
+            let (all, what) = if pairs { (count * each, "answers") } else { (count, "examples") };
             return Err(Error::Invalid(format!(
-                "of {count} examples {dropped} were left out, as too long for {seq} tokens or without an answer within them, \
+                "of {all} {what} {dropped} were left out, as too long for {seq} tokens or without an answer within them, \
                  and none is left to train on or to hold out; use a larger --seq or more data"
             )));
         }

@@ -345,6 +345,8 @@ fn what_would_be_started_is_explained() {
         ("--with threads --ranks 4 --time 1:00:00", "--time is asked of Slurm's queue; add --with slurm"),
         ("--with slurm --ranks 4 --time 5", "--time 5 is 300 s, and 300 s before its end the run is told to leave"),
         ("--with slurm --ranks 4 --time soon", "no time limit that Slurm takes"),
+        ("--with slurm --ranks 4 --sbatch hello", "--sbatch is \"hello\"; it must be an option of sbatch on one line"),
+        ("--with slurm --ranks 4 --save-ahead 0", "0 is not in 1..=65535"),
         #[cfg(not(feature = "mpi"))]
         ("--ranks 4", "4 processes are to be started, and this danlu was built without MPI"),
         #[cfg(not(feature = "mpi"))]
