@@ -190,6 +190,9 @@ fn ranks_take_about_what_is_expected(limits: &Limits, machine: &MachineFile, ran
     let (sent, expected) = (answer.sent.clone(), answer.time.unwrap().step);
     let parameters: u64 = states(plans.apply.as_ref().unwrap_or(&plans.train), "param.");
     let least = 2 * (ranks as u64 - 1) * parameters / ranks as u64;
+    // The table is embedding and output: of all ranks' tokens its rows are summed once more.
+    let rows = (4 * 64 * prepared.config.hidden_size * 4) as u64;
+    let least = least + 2 * (ranks as u64 - 1) * rows / ranks as u64;
     // Gradients as the textbook has them; beside them a few sums.
     assert!((least..least + 1024).contains(&sent.first().map_or(0, |(_, bytes)| *bytes)), "{sent:?} for {least}");
     let seconds = step_of_ranks(&job.recipe, &prepared);

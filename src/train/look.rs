@@ -66,6 +66,14 @@ impl Look {
         Ok(Look { tasks: Tasks::read(recipe)?, seen: Seen::Nothing, scorer: None, sampler: None })
     }
 
+    /// There is no room for the whole model on the first rank's host; says so the first time.
+    pub(super) fn refuse(&mut self) -> Option<String> {
+        let told = matches!(std::mem::replace(&mut self.seen, Seen::TooLarge), Seen::TooLarge);
+        (!told).then(|| {
+            "the whole model has no room in the first rank's host: there are no samples or tasks on the way".into()
+        })
+    }
+
     /// Takes the model as it is now: the trainer's own, or, where ranks have parts of it, the `whole` that was put together of
     /// them, which is kept on this rank's device beside its own part. Says so the first time that there is no room for it.
     ///

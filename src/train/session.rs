@@ -405,6 +405,11 @@ impl<'a> Session<'a> {
         let kept = self.keeper.as_mut().and_then(Keeper::wait);
         kept.into_iter().for_each(|kept| self.kept(kept));
         let of = if ending == Ending::Early { self.back_to_best().await? } else { step };
+        if !self.trainer.has_room()? {
+            let out = self.recipe.out.display();
+            self.note(format!("the whole model has no room in the first rank's host: `danlu export {out}` makes it where there is some"));
+            return Ok(ending);
+        }
         let Some((subject, pages)) = self.trainer.whole_on_first().await? else { return Ok(ending) };
         self.about.progress = self.trainer.progress.clone();
         let is = Trained { step: of, about: self.about.clone() };
@@ -465,6 +470,10 @@ impl<'a> Session<'a> {
 
     /// Tasks and samples, by the first rank; where ranks have parts of the model, all of them send it theirs.
     async fn look(&mut self) -> Result<()> {
+        if !self.trainer.has_room()? {
+            self.look.refuse().into_iter().for_each(|text| self.note(text));
+            return Ok(());
+        }
         let whole = if self.trainer.is_in_parts() { self.trainer.whole_on_first().await? } else { None };
         if !self.world.is_first() {
             return Ok(());

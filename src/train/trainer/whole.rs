@@ -2,7 +2,8 @@
 
 use super::Trainer;
 use crate::error::Result;
-use crate::nn::{Adapted, PARAMETERS};
+use crate::gpu::host_memory;
+use crate::nn::{Adapted, PARAMETERS, Parts};
 use crate::train::Subject;
 use crate::train::axes::To;
 
@@ -12,6 +13,20 @@ impl Trainer {
     pub fn is_in_parts(&self) -> bool {
         let averages = self.shards > 1 && self.optimizer.ema > 0.0;
         self.layout().parts().is_some() || self.layout().keeps_parts() || averages
+    }
+
+    /// Whether the first rank's host has room for all that is trained, where ranks have parts of it; all of them call this together.
+    ///
+    /// # Errors
+    /// Those of the communicator.
+    pub fn has_room(&self) -> Result<bool> {
+        if !self.is_in_parts() {
+            return Ok(true);
+        }
+        let of = |parts: &Parts| parts.whole().iter().map(|spec| spec.shape.elements() as u64).sum();
+        let parameters = self.layout().parts().map_or(self.layout().parameters(), of);
+        let has = || host_memory().is_none_or(|free| 4 * parameters <= free);
+        self.world.first(self.world.is_first().then(|| Ok(has())))
     }
 
     /// Of the parameters that are trained those that this rank holds; where ranks share them out, with what fills up its part.
