@@ -154,9 +154,11 @@ impl Run {
                 Error::Memory { .. } => advised(error, gpu.limits(), recipe, &prepared.config, prepared.base.as_ref()),
                 error => error.into(),
             })?;
+        let job = Job { config: prepared.config.clone(), recipe: recipe.clone(), base: None, lengths: 1 };
+        let Parameters { model: parameters, trained } = job.parameters()?;
         if world.is_first() {
             let name = if recipe.lora.is_some() { ADAPTER_WEIGHTS } else { "model.safetensors" };
-            check_room(&recipe.out.join(name), trainer.layout().parameters() * 4)?;
+            check_room(&recipe.out.join(name), trained * 4)?;
         }
         let fitted = trainer.fit.as_ref().and_then(|fit| fit.note());
         let validated = validated(recipe, &trainer, prepared);
@@ -181,8 +183,6 @@ impl Run {
         }
         let plans = [(&plan, recipe.runs())].into_iter().chain(apply.iter().map(|plan| (plan, 1)));
         let limit = roofline.as_ref().map(|roofline| Pace::of(roofline, plans));
-        let job = Job { config: prepared.config.clone(), recipe: recipe.clone(), base: None, lengths: 1 };
-        let Parameters { model: parameters, trained } = job.parameters()?;
         observer.event(&Event::Ready {
             adapter: gpu.report().line(),
             parameters,
