@@ -1,10 +1,18 @@
-// matmul_block: c = op(a) op(b) for GPUs, tier 2 with vector loads and two buffers. A lane makes 8 x 8 of a tile of TILE_M x
-// TILE_N, from vectors of four along either side, of which each pair of loads serves 32 multiply-adds; while it does, what
-// the next step needs is on its way from storage into registers, and from there into the other half of shared memory. Rows
-// of a and b as stored divide by four. TA: a is [k,m]; TB: b is [n,k]. HALF: operands are rounded to f16.
+// matmul_block: c = op(a) op(b) for GPUs, tier 2 with vector loads. A lane makes 8 x 8 of a tile of TILE_M x TILE_N, from vectors
+// of four along either side, of which each pair of loads serves 32 multiply-adds; while it does, what the next step needs is
+// on its way from storage into registers. Rows of a and b as stored divide by four. TA: a is [k,m]; TB: b is [n,k]. HALF:
+// operands are rounded to f16.
 #import lib/matmul_params.wgsl
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
+#if PACKED
+@group(0) @binding(2) var<storage, read> b: array<u32>;
+fn word(at: u32) -> u32 {
+    return b[at];
+}
+#import lib/weight.wgsl
+#else
 @group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
+#endif
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 #import lib/operand.wgsl
 #hook prologue
@@ -13,16 +21,16 @@
 const LANES_M = TILE_M / 8u;
 const LANES_N = TILE_N / 8u;
 const LANES = LANES_M * LANES_N;
-// Vectors of one step of k, and of all steps of a tile.
+// Vectors of one step of k, and of a tile.
 const ROW_A = TILE_M / 4u;
 const ROW_B = TILE_N / 4u;
 const SIZE_A = ROW_A * TILE_K;
 const SIZE_B = ROW_B * TILE_K;
-// Blocks of 4 x 4 elements, of which a lane loads one at most.
+// Blocks of 4 x 4 elements. Every lane loads one of each; where there are fewer than lanes, one of several stores it.
 const BLOCKS_A = SIZE_A / 4u;
 const BLOCKS_B = SIZE_B / 4u;
-var<workgroup> tile_a: array<vec4<f32>, 2u * SIZE_A>;
-var<workgroup> tile_b: array<vec4<f32>, 2u * SIZE_B>;
+var<workgroup> tile_a: array<vec4<f32>, SIZE_A>;
+var<workgroup> tile_b: array<vec4<f32>, SIZE_B>;
 
 // Where a block begins in its tile: along m or n, and along k; both in steps of four.
 fn block_a(e: u32) -> vec2<u32> {
@@ -40,55 +48,91 @@ fn block_b(e: u32) -> vec2<u32> {
 #endif
 }
 
-// Four elements of a stored row, zeros where there are none.
-fn four_of_a(lines: Lines, row: u32, column: u32, ends: vec2<u32>) -> vec4<f32> {
-    if row >= ends.x || column >= ends.y {
-        return vec4<f32>();
-    }
-    let at = lines.base + row * lines.step + column;
-    let v = a[at / 4u];
-    let i = params.whole_a + at;
-    return operand4(vec4(prologue(v.x, i), prologue(v.y, i + 1u), prologue(v.z, i + 2u), prologue(v.w, i + 3u)));
+// Where four elements of a stored row lie. Beyond the ends it is where the nearest lie: every lane loads without asking, so
+// that all of its loads are on their way at once, and what there is not becomes zero on its way to shared memory.
+fn place(lines: Lines, row: u32, column: u32, ends: vec2<u32>) -> u32 {
+    return lines.base + min(row, ends.x - 1u) * lines.step + min(column, ends.y - 4u);
 }
-fn four_of_b(base: u32, row: u32, column: u32, ends: vec2<u32>) -> vec4<f32> {
-    if row >= ends.x || column >= ends.y {
-        return vec4<f32>();
+fn place_a(lines: Lines, at: vec2<u32>, d: u32) -> u32 {
+#if TA
+    return place(lines, at.y + d, at.x, vec2(params.k, params.m));
+#else
+    return place(lines, at.x + d, at.y, vec2(params.m, params.k));
+#endif
+}
+// A block as it is stored; `at` is where it begins, along m or n, and along k.
+fn load_a(lines: Lines, at: vec2<u32>) -> mat4x4<f32> {
+    var stored: mat4x4<f32>;
+    for (var d = 0u; d < 4u; d++) {
+        stored[d] = a[place_a(lines, at, d) / 4u];
     }
-    return operand4(b[(base + row * params.row_b + column) / 4u]);
+    return stored;
+}
+fn load_b(base: u32, at: vec2<u32>) -> mat4x4<f32> {
+    var stored: mat4x4<f32>;
+    for (var d = 0u; d < 4u; d++) {
+#if TB
+        let row = vec3(at.x + d, at.y, params.n);
+        let width = params.k;
+#else
+        let row = vec3(at.y + d, at.x, params.k);
+        let width = params.n;
+#endif
+#if PACKED
+        stored[d] = weight4(base + min(row.x, row.z - 1u) * params.row_b, row.y, width);
+#else
+        stored[d] = b[place(Lines(base, params.row_b), row.x, row.y, vec2(row.z, width)) / 4u];
+#endif
+    }
+    return stored;
 }
 
-// A block with k along its rows.
-fn load_a(lines: Lines, row: u32, k0: u32, e: u32) -> mat4x4<f32> {
-    let at = 4u * block_a(e) + vec2(row, k0);
+// A block as it is multiplied: with k along its rows, and zeros where there is nothing.
+fn ready_a(lines: Lines, at: vec2<u32>, stored: mat4x4<f32>) -> mat4x4<f32> {
     var m: mat4x4<f32>;
     for (var d = 0u; d < 4u; d++) {
-#if TA
-        m[d] = four_of_a(lines, at.y + d, at.x, vec2(params.k, params.m));
-#else
-        m[d] = four_of_a(lines, at.x + d, at.y, vec2(params.m, params.k));
-#endif
+        let v = stored[d];
+        let i = params.whole_a + place_a(lines, at, d);
+        m[d] = operand4(vec4(prologue(v.x, i), prologue(v.y, i + 1u), prologue(v.z, i + 2u), prologue(v.w, i + 3u)));
     }
-#if TA
-    return m;
-#else
-    return transpose(m);
-#endif
+    return within(m, TA == 0u, at, params.m);
 }
-fn load_b(base: u32, column: u32, k0: u32, e: u32) -> mat4x4<f32> {
-    let at = 4u * block_b(e) + vec2(column, k0);
-    var m: mat4x4<f32>;
-    for (var d = 0u; d < 4u; d++) {
-#if TB
-        m[d] = four_of_b(base, at.x + d, at.y, vec2(params.n, params.k));
-#else
-        m[d] = four_of_b(base, at.y + d, at.x, vec2(params.k, params.n));
-#endif
+fn ready_b(at: vec2<u32>, stored: mat4x4<f32>) -> mat4x4<f32> {
+    let m = mat4x4(operand4(stored[0]), operand4(stored[1]), operand4(stored[2]), operand4(stored[3]));
+    return within(m, TB != 0u, at, params.n);
+}
+fn within(stored: mat4x4<f32>, along_k: bool, at: vec2<u32>, lines: u32) -> mat4x4<f32> {
+    var m = stored;
+    if along_k {
+        m = transpose(stored);
     }
-#if TB
-    return transpose(m);
-#else
+    let inside = vec4(at.x) + vec4(0u, 1u, 2u, 3u) < vec4(lines);
+    for (var d = 0u; d < 4u; d++) {
+        m[d] = select(vec4<f32>(), m[d], inside & vec4(at.y + d < params.k));
+    }
     return m;
-#endif
+}
+
+// Four sums of a row; what is added or fused to them is read as `place` says.
+fn store(lines: Lines, row: u32, column: u32, sums: vec4<f32>) {
+    let start = lines.base + min(row, params.m - 1u) * lines.step;
+    var v = sums;
+    var at: vec4<u32>;
+    for (var d = 0u; d < 4u; d++) {
+        at[d] = start + min(column + d, params.n - 1u);
+    }
+    if params.first == 0u {
+        v += vec4(c[at.x], c[at.y], c[at.z], c[at.w]);
+    }
+    if params.last != 0u {
+        let i = vec4(params.whole_c) + at;
+        v = vec4(epilogue(v.x, i.x), epilogue(v.y, i.y), epilogue(v.z, i.z), epilogue(v.w, i.w));
+    }
+    for (var d = 0u; d < 4u; d++) {
+        if row < params.m && column + d < params.n {
+            c[at[d]] = v[d];
+        }
+    }
 }
 
 @compute @workgroup_size(LANES)
@@ -96,38 +140,47 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let base_b = params.skip_b + group.z * params.batch_b;
     let row = group.y * TILE_M;
     let column = group.x * TILE_N;
-    var a_lines = lines_a(group.z, TA * row);
     let c_lines = lines_c(group.z, column);
     let ks = summed(group.z);
-    // The first lanes load a; where there are enough, others load b.
-    let lane_b = lane - select(0u, BLOCKS_A, LANES >= BLOCKS_A + BLOCKS_B);
-    var next_a: mat4x4<f32>;
-    var next_b: mat4x4<f32>;
+#if PANELS_K
+    var a_lines = lines_a(group.z, ks.x);
+#else
+    let a_lines = lines_a(group.z, TA * row);
+#endif
+    let at_a = block_a(lane % BLOCKS_A);
+    let at_b = block_b(lane % BLOCKS_B);
+    var next_a = load_a(a_lines, 4u * at_a + vec2(row, ks.x));
+    var next_b = load_b(base_b, 4u * at_b + vec2(column, ks.x));
     let i0 = lane / LANES_N;
     let j0 = lane % LANES_N;
     var acc: array<vec4<f32>, 16>;
-    var side = 0u;
-    for (var k = ks.x; k < ks.y + TILE_K; k += TILE_K) {
-        // One step ahead of what is multiplied.
-        if k < ks.y {
-#if PANELS_K
-            a_lines = lines_a(group.z, k);
-#endif
-            if lane < BLOCKS_A {
-                next_a = load_a(a_lines, row, k, lane);
-            }
-            if lane_b < BLOCKS_B {
-                next_b = load_b(base_b, column, k, lane_b);
+    for (var k = ks.x; k < ks.y; k += TILE_K) {
+        let ready_a = ready_a(a_lines, 4u * at_a + vec2(row, k), next_a);
+        let ready_b = ready_b(4u * at_b + vec2(column, k), next_b);
+        if lane < BLOCKS_A {
+            for (var d = 0u; d < 4u; d++) {
+                tile_a[(4u * at_a.y + d) * ROW_A + at_a.x] = ready_a[d];
             }
         }
-        if k > ks.x {
-            for (var kk = 0u; kk < TILE_K; kk++) {
-                let at_a = side * SIZE_A + kk * ROW_A + i0;
-                let at_b = side * SIZE_B + kk * ROW_B + j0;
-                let low = tile_b[at_b];
-                let high = tile_b[at_b + LANES_N];
+        if lane < BLOCKS_B {
+            for (var d = 0u; d < 4u; d++) {
+                tile_b[(4u * at_b.y + d) * ROW_B + at_b.x] = ready_b[d];
+            }
+        }
+        workgroupBarrier();
+        // On their way while the tile is multiplied; after the last they are not wanted.
+#if PANELS_K
+        a_lines = lines_a(group.z, k + TILE_K);
+#endif
+        next_a = load_a(a_lines, 4u * at_a + vec2(row, k + TILE_K));
+        next_b = load_b(base_b, 4u * at_b + vec2(column, k + TILE_K));
+        for (var k0 = 0u; k0 < TILE_K; k0 += 8u) {
+            for (var d = 0u; d < 8u; d++) {
+                let kk = k0 + d;
+                let low = tile_b[kk * ROW_B + j0];
+                let high = tile_b[kk * ROW_B + j0 + LANES_N];
                 for (var h = 0u; h < 2u; h++) {
-                    let av = tile_a[at_a + h * LANES_M];
+                    let av = tile_a[kk * ROW_A + i0 + h * LANES_M];
                     for (var r = 0u; r < 4u; r++) {
                         let i = 8u * h + 2u * r;
                         acc[i] = fma(vec4(av[r]), low, acc[i]);
@@ -135,39 +188,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     }
                 }
             }
-            side = 1u - side;
-        }
-        if k < ks.y {
-            if lane < BLOCKS_A {
-                let at = block_a(lane);
-                for (var d = 0u; d < 4u; d++) {
-                    tile_a[side * SIZE_A + (4u * at.y + d) * ROW_A + at.x] = next_a[d];
-                }
-            }
-            if lane_b < BLOCKS_B {
-                let at = block_b(lane_b);
-                for (var d = 0u; d < 4u; d++) {
-                    tile_b[side * SIZE_B + (4u * at.y + d) * ROW_B + at.x] = next_b[d];
-                }
-            }
         }
         workgroupBarrier();
     }
-    for (var i = 0u; i < 16u; i++) {
-        let r = row + i / 8u * (TILE_M / 2u) + 4u * i0 + i / 2u % 4u;
-        let s = column + i % 2u * (TILE_N / 2u) + 4u * j0;
-        for (var d = 0u; d < 4u; d++) {
-            if r < params.m && s + d < params.n {
-                let at = c_lines.base + r * c_lines.step + s + d;
-                var v = acc[i][d];
-                if params.first == 0u {
-                    v += c[at];
-                }
-                if params.last != 0u {
-                    v = epilogue(v, params.whole_c + at);
-                }
-                c[at] = v;
-            }
+    for (var h = 0u; h < 2u; h++) {
+        for (var r = 0u; r < 4u; r++) {
+            let at = vec2(row + h * (TILE_M / 2u) + 4u * i0 + r, column + 4u * j0);
+            store(c_lines, at.x, at.y, acc[8u * h + 2u * r]);
+            store(c_lines, at.x, at.y + TILE_N / 2u, acc[8u * h + 2u * r + 1u]);
         }
     }
 }

@@ -31,19 +31,49 @@ const PER_N = TILE_N / 16u;
 var<workgroup> tile_a: array<Staged, TILE_K * (TILE_M + 1u)>;
 var<workgroup> tile_b: array<Staged, TILE_K * (TILE_N + 1u)>;
 
-fn load_a(lines: Lines, i: u32, k: u32) -> f32 {
-    if i >= params.m || k >= params.k {
-        return 0.0;
-    }
+// Elements of a tile that a lane loads.
+const LOADS_A = TILE_K * TILE_M / LANES;
+const LOADS_B = TILE_K * TILE_N / LANES;
+
+// Where they lie in the tile, along m or n and along k: neighbouring lanes load neighbouring addresses, whichever way the
+// operand is stored.
+fn place_a(e: u32) -> vec2<u32> {
 #if TA
-    let at = lines.base + k * lines.step + i;
+    return vec2(e % TILE_M, e / TILE_M);
 #else
-    let at = lines.base + i * lines.step + k;
+    return vec2(e / TILE_K, e % TILE_K);
 #endif
-    return prologue(a[at], params.whole_a + at);
+}
+fn place_b(e: u32) -> vec2<u32> {
+#if TB
+    return vec2(e / TILE_K, e % TILE_K);
+#else
+    return vec2(e % TILE_N, e / TILE_N);
+#endif
+}
+
+// Beyond the ends it is what lies nearest: every lane loads without asking, so that all of its loads are on their way at
+// once, and what there is not becomes zero on its way to shared memory.
+fn line_a(lines: Lines, row: u32, k0: u32, lane: u32) -> array<f32, LOADS_A> {
+    var loaded: array<f32, LOADS_A>;
+    for (var t = 0u; t < LOADS_A; t++) {
+        let at = min(place_a(lane + t * LANES) + vec2(row, k0), vec2(params.m, params.k) - 1u);
+#if TA
+        let word = lines.base + at.y * lines.step + at.x;
+#else
+        let word = lines.base + at.x * lines.step + at.y;
+#endif
+        loaded[t] = prologue(a[word], params.whole_a + word);
+    }
+    return loaded;
+}
+fn kept(v: f32, at: vec2<u32>, lines: u32) -> f32 {
+    return select(0.0, v, at.x < lines && at.y < params.k);
 }
 
 #if PACKED
+const QUADS = TILE_K * TILE_N / 4u;
+
 // Four elements of a row of b, into the tile. Where k lies beyond the sum they meet zeros of a.
 fn stage_b(base: u32, k0: u32, j0: u32, e: u32) {
 #if TB
@@ -63,15 +93,17 @@ fn stage_b(base: u32, k0: u32, j0: u32, e: u32) {
 #endif
 }
 #else
-fn load_b(base: u32, k: u32, j: u32) -> f32 {
-    if j >= params.n || k >= params.k {
-        return 0.0;
-    }
+fn line_b(base: u32, column: u32, k0: u32, lane: u32) -> array<f32, LOADS_B> {
+    var loaded: array<f32, LOADS_B>;
+    for (var t = 0u; t < LOADS_B; t++) {
+        let at = min(place_b(lane + t * LANES) + vec2(column, k0), vec2(params.n, params.k) - 1u);
 #if TB
-    return b[base + j * params.row_b + k];
+        loaded[t] = b[base + at.x * params.row_b + at.y];
 #else
-    return b[base + k * params.row_b + j];
+        loaded[t] = b[base + at.y * params.row_b + at.x];
 #endif
+    }
+    return loaded;
 }
 #endif
 
@@ -80,44 +112,50 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let base_b = params.skip_b + group.z * params.batch_b;
     let row = group.y * TILE_M;
     let column = group.x * TILE_N;
-    var a_lines = lines_a(group.z, TA * row);
     let c_lines = lines_c(group.z, column);
     let i0 = lane / 16u;
     let j0 = lane % 16u;
     var acc: array<f32, PER_M * PER_N>;
     let ks = summed(group.z);
-    for (var k = ks.x; k < ks.y; k += TILE_K) {
 #if PANELS_K
-        a_lines = lines_a(group.z, k);
-#endif
-        // Neighbouring lanes load neighbouring addresses, whichever way the operand is stored.
-        for (var e = lane; e < TILE_K * TILE_M; e += LANES) {
-#if TA
-            let i = e % TILE_M;
-            let kk = e / TILE_M;
+    var a_lines = lines_a(group.z, ks.x);
 #else
-            let i = e / TILE_K;
-            let kk = e % TILE_K;
+    let a_lines = lines_a(group.z, TA * row);
 #endif
-            tile_a[kk * (TILE_M + 1u) + i] = Staged(operand(load_a(a_lines, row + i, k + kk)));
+    var next_a = line_a(a_lines, row, ks.x, lane);
+#if PACKED
+#else
+    var next_b = line_b(base_b, column, ks.x, lane);
+#endif
+    for (var k = ks.x; k < ks.y; k += TILE_K) {
+        for (var t = 0u; t < LOADS_A; t++) {
+            let at = place_a(lane + t * LANES);
+            let v = kept(next_a[t], vec2(row, k) + at, params.m);
+            tile_a[at.y * (TILE_M + 1u) + at.x] = Staged(operand(v));
         }
 #if PACKED
-        for (var e = lane; e < TILE_K * TILE_N / 4u; e += LANES) {
-            stage_b(base_b, k, column, e);
+        for (var t = 0u; t < (QUADS + LANES - 1u) / LANES; t++) {
+            if lane + t * LANES < QUADS {
+                stage_b(base_b, k, column, lane + t * LANES);
+            }
         }
 #else
-        for (var e = lane; e < TILE_K * TILE_N; e += LANES) {
-#if TB
-            let j = e / TILE_K;
-            let kk = e % TILE_K;
-#else
-            let j = e % TILE_N;
-            let kk = e / TILE_N;
-#endif
-            tile_b[kk * (TILE_N + 1u) + j] = Staged(operand(load_b(base_b, k + kk, column + j)));
+        for (var t = 0u; t < LOADS_B; t++) {
+            let at = place_b(lane + t * LANES);
+            let v = kept(next_b[t], vec2(column, k) + at, params.n);
+            tile_b[at.y * (TILE_N + 1u) + at.x] = Staged(operand(v));
         }
 #endif
         workgroupBarrier();
+        // On their way while the tile is multiplied; after the last they are not wanted.
+#if PANELS_K
+        a_lines = lines_a(group.z, k + TILE_K);
+#endif
+        next_a = line_a(a_lines, row, k + TILE_K, lane);
+#if PACKED
+#else
+        next_b = line_b(base_b, column, k + TILE_K, lane);
+#endif
         for (var kk = 0u; kk < TILE_K; kk++) {
             var bs: array<f32, PER_N>;
             for (var j = 0u; j < PER_N; j++) {

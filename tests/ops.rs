@@ -63,7 +63,7 @@ fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
     !gpu.limits().is_cpu
         || EVERY_TILE.contains(&weights)
         || !weights.is_packed()
-        || !kernel.variant.starts_with("tile_64x64")
+        || !["tile_64x64", "block"].iter().any(|large| kernel.variant.starts_with(large))
 }
 
 fn check(gpu: &Gpu, case: &Case, kernel: &Kernel, seed: u64) {

@@ -44,8 +44,8 @@ impl Tier {
 
 /// Tiles of `matmul_tile.wgsl` on a GPU.
 const TILES: [[usize; 2]; 2] = [[64, 64], [32, 32]];
-/// Tiles of `matmul_block.wgsl`, and the steps of the sum for which both its buffers fit 16 KiB.
-const BLOCKS: [([usize; 2], usize); 2] = [([64, 64], 16), ([128, 128], 8)];
+/// Tiles of `matmul_block.wgsl`, and the steps of the sum: as long as a tile of each operand fits 16 KiB.
+const BLOCKS: [([usize; 2], usize); 2] = [([64, 64], 16), ([128, 128], 16)];
 
 /// Columns of one lane of `matmul_rows.wgsl`, measured on lavapipe; VECTOR_B relies on its being 4.
 const ROWS_COLUMNS: usize = 4;
@@ -135,7 +135,8 @@ impl MatMul {
     /// Larger tiles, where vectors of four lie along rows of both operands.
     fn blocks(&self, io: &Io) -> Vec<Tier> {
         let p = Product::of(self, io);
-        if p.dtype.is_packed() || !p.a[1].is_multiple_of(4) || !p.b[1].is_multiple_of(4) {
+        let row_b = if self.transpose_b { p.sizes.k } else { p.sizes.n };
+        if !p.a[1].is_multiple_of(4) || !row_b.is_multiple_of(4) {
             return Vec::new();
         }
         // No larger than C, but one at least.
