@@ -25,24 +25,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let j0 = lane % 16u;
     var acc: array<f32, PER_M * PER_N>;
     for (var place = places.first; place < places.end; place += TILE_K) {
-        for (var e = lane; e < TILE_K * TILE_M; e += LANES) {
-            let i = e % TILE_M;
-            let k = e / TILE_M;
-            var v = 0.0;
-            if place + k < places.end && row + i < params.rows {
-                v = dy[params.skip_y + (order[place + k] - params.first_slot) * params.row_y + row + i];
-            }
-            tile_y[k * (TILE_M + 1u) + i] = v;
+        // Beyond the ends the nearest is loaded and zero taken, so that no load waits for another.
+        for (var t = 0u; t < TILE_K * TILE_M / LANES; t++) {
+            let i = (lane + t * LANES) % TILE_M;
+            let k = (lane + t * LANES) / TILE_M;
+            let slot = order[min(place + k, places.end - 1u)] - params.first_slot;
+            let v = dy[params.skip_y + slot * params.row_y + min(row + i, params.rows - 1u)];
+            tile_y[k * (TILE_M + 1u) + i] = select(0.0, v, place + k < places.end && row + i < params.rows);
         }
-        for (var e = lane; e < TILE_K * TILE_N; e += LANES) {
-            let j = e % TILE_N;
-            let k = e / TILE_N;
-            var v = 0.0;
-            if place + k < places.end && column + j < params.columns {
-                let from_row = order[place + k] / PER_ROW - params.first_row;
-                v = x[params.skip_x + from_row * params.row_x + column + j];
-            }
-            tile_x[k * (TILE_N + 1u) + j] = v;
+        for (var t = 0u; t < TILE_K * TILE_N / LANES; t++) {
+            let j = (lane + t * LANES) % TILE_N;
+            let k = (lane + t * LANES) / TILE_N;
+            let from_row = order[min(place + k, places.end - 1u)] / PER_ROW - params.first_row;
+            let v = x[params.skip_x + from_row * params.row_x + min(column + j, params.columns - 1u)];
+            tile_x[k * (TILE_N + 1u) + j] = select(0.0, v, place + k < places.end && column + j < params.columns);
         }
         workgroupBarrier();
         for (var k = 0u; k < TILE_K; k++) {

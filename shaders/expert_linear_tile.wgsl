@@ -37,17 +37,17 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let sum = select(params.sum, 0u, tile.expert == params.experts);
     var acc: array<f32, PER_M * PER_N>;
     for (var k0 = 0u; k0 < sum; k0 += TILE_K) {
-        for (var e = lane; e < TILE_K * TILE_M; e += LANES) {
-            let i = e / TILE_K;
-            let k = e % TILE_K;
-            var v = 0.0;
-            if i < rows && k0 + k < sum {
-                v = x[params.skip_x + (slot_of[i] / PER_ROW - params.first_row) * params.row_x + k0 + k];
-            }
-            tile_x[k * (TILE_M + 1u) + i] = v;
+        // Beyond the ends the nearest is loaded and zero taken, so that no load waits for another.
+        for (var t = 0u; t < TILE_K * TILE_M / LANES; t++) {
+            let i = (lane + t * LANES) / TILE_K;
+            let k = lane % TILE_K;
+            let row = slot_of[i] / PER_ROW - params.first_row;
+            let v = x[params.skip_x + row * params.row_x + min(k0 + k, sum - 1u)];
+            tile_x[k * (TILE_M + 1u) + i] = select(0.0, v, i < rows && k0 + k < sum);
         }
         // Weights beyond the sum meet zeros of x.
-        for (var e = lane; e < TILE_K * TILE_N / 4u; e += LANES) {
+        for (var t = 0u; t < TILE_K * TILE_N / 4u / LANES; t++) {
+            let e = lane + t * LANES;
 #if BACK
             let j = e % (TILE_N / 4u) * 4u;
             let k = e / (TILE_N / 4u);
