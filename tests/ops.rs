@@ -290,6 +290,9 @@ fn with_loss(case: &Case) -> (Graph, Value, Vec<Value>) {
     (g, loss, grads)
 }
 
+/// Elements of an input that are moved: all of them, of larger ones so many all over it.
+const MOVED: usize = 500;
+
 #[test]
 fn gradients_match_central_differences() {
     for case in rows().iter().filter(|c| !c.wrt.is_empty()) {
@@ -309,14 +312,16 @@ fn gradients_match_central_differences() {
             let grad = run.get(grad);
             assert_eq!(grad.ty, inputs[input].ty, "{}: type of the gradient towards input {input}", case.label);
             let scale = grad.rms().max(1e-3);
-            for i in 0..grad.data.len() {
-                let mut moved = inputs.clone();
+            let (all, most) = (grad.data.len(), grad.data.len().min(MOVED));
+            let mut moved = inputs.clone();
+            for i in (0..most).map(|n| n * all / most) {
                 let mut at = |x: f64| {
                     moved[input].data[i] = inputs[input].data[i] + x;
                     loss(&moved)
                 };
                 let step = 1e-5;
                 let difference = (at(step) - at(-step)) / (2.0 * step);
+                moved[input].data[i] = inputs[input].data[i];
                 let error = (difference - grad.data[i]).abs();
                 // Truncation grows with step², rounding with 2^-52/step; 1e-6 leaves both a decade or more.
                 assert!(
