@@ -40,7 +40,7 @@ fn a_plan_too_big_is_refused() {
 #[test]
 fn the_allocator_has_handed_out_what_the_plan_says() {
     const ROUNDING: u64 = 64 << 10;
-    let gpu = common::gpu();
+    let gpu = common::new_gpu();
     if gpu.allocations().is_none() {
         eprintln!("SKIPPED: {} does not count its memory", gpu.report().name);
         return;

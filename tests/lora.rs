@@ -258,7 +258,7 @@ fn smollm2_takes_a_step_of_qlora_within_its_memory() {
         eprintln!("skipped: DANLU_TEST_SMOLLM2 names no SmolLM2-135M-Instruct.gguf");
         return;
     };
-    let (gpu, folder) = (common::gpu(), tempfile::tempdir().unwrap());
+    let (gpu, folder) = (common::new_gpu(), tempfile::tempdir().unwrap());
     let line = r#"{"prompt": "The capital of France is", "completion": " Paris, and that of Italy is Rome."}"#;
     std::fs::write(folder.path().join("d.jsonl"), format!("{line}\n").repeat(16)).unwrap();
     let plain = Recipe::finetuning(false);

@@ -158,7 +158,7 @@ fn a_lost_device_costs_no_more_than_the_steps_since_the_last_checkpoint() {
     go(&gpu, &calm, &mut begin(&gpu, &calm, folder.path()), &mut |_| ()).0.unwrap();
 
     let recipe = recipe(folder.path());
-    let lost = common::gpu();
+    let lost = common::new_gpu();
     let mut made = begin(&lost, &recipe, folder.path());
     let (ending, _) = go(&lost, &recipe, &mut made, &mut |event| {
         if matches!(event, Event::Checkpoint { step: 6, .. }) {

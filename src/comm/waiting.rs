@@ -58,7 +58,8 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 late.barrier().unwrap();
-                std::thread::sleep(Duration::from_millis(30));
+                // Long beside what is asked for: the other may come to its waiting late.
+                std::thread::sleep(Duration::from_millis(300));
                 late.send(1, b"word").unwrap();
                 late.barrier().unwrap();
             });

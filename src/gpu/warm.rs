@@ -7,8 +7,9 @@ use pollster::block_on;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// A driver that takes longer than this for one shader has not seen it before, and more of the kind will follow.
-const SLOW: Duration = Duration::from_millis(20);
+/// A driver that takes longer than this for one shader has not seen it before, and more of the kind will follow. What it has seen takes
+/// some milliseconds, several times that where the machine has other things to do.
+const SLOW: Duration = Duration::from_millis(100);
 
 /// A shader to be compiled, as [`Gpu::pipeline`] wants it.
 #[derive(Debug, Clone)]

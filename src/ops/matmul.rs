@@ -4,6 +4,7 @@ use super::{Operands, weight};
 use crate::base::{Array, DType, Limits, Shape, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Graph, Io, Kernel, Op, OpNode, Value};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// C = op(A) · op(B) over the last two dims; A and C are f32, B has any dtype of weights. A is `[.., M,K]`, or `[.., K,M]` with `transpose_a`; B is `[.., K,N]`,
@@ -142,13 +143,12 @@ impl Op for MatMul {
         let (s, dims) = self.sizes(&a.ty, &b.ty).expect("checked when the node was made");
         let mut c = Array::zeros(dims);
         for z in 0..s.batch {
-            let (a, b) = (&a.data[z * s.m * s.k..], &b.data[z * s.k * s.n..]);
-            for i in 0..s.m {
-                for j in 0..s.n {
-                    let at = |k| if self.transpose_a { a[k * s.m + i] } else { a[i * s.k + k] };
-                    let bt = |k| if self.transpose_b { b[j * s.k + k] } else { b[k * s.n + j] };
-                    c.data[(z * s.m + i) * s.n + j] = (0..s.k).map(|k| at(k) * bt(k)).sum();
-                }
+            // What is multiplied lies side by side.
+            let a = lines(&a.data[z * s.m * s.k..][..s.m * s.k], s.k, self.transpose_a);
+            let b = lines(&b.data[z * s.k * s.n..][..s.k * s.n], s.k, !self.transpose_b);
+            let pairs = a.chunks(s.k).flat_map(|row| b.chunks(s.k).map(move |column| (row, column)));
+            for (c, (row, column)) in c.data[z * s.m * s.n..].iter_mut().zip(pairs) {
+                *c = row.iter().zip(column).map(|(a, b)| a * b).sum();
             }
         }
         vec![c]
@@ -169,6 +169,12 @@ impl Op for MatMul {
     fn reduction(&self, io: &Io) -> usize {
         self.io_sizes(io).k
     }
+}
+
+/// A matrix as lines of `k` elements each; `crossed` says that it has them as columns.
+fn lines(matrix: &[f64], k: usize, crossed: bool) -> Cow<'_, [f64]> {
+    let n = matrix.len() / k;
+    if crossed { (0..matrix.len()).map(|i| matrix[i % k * n + i / k]).collect() } else { Cow::Borrowed(matrix) }
 }
 
 #[cfg(test)]

@@ -49,14 +49,22 @@ impl Prepared {
         let pipeline = gpu.pipeline(kernel.shader, &source.text, &source.layout()).await?;
         let guard = self.guard;
         let scratch = TensorType::f32([(scratch / 4) as usize]);
-        for d in &kernel.dispatches {
+        // One buffer for all dispatches: a tensor in many windows has hundreds.
+        let bytes = source.params_bytes.next_multiple_of(16);
+        let each = bytes.next_multiple_of(gpu.limits().binding_alignment as usize);
+        let mut params = Vec::new();
+        for (i, d) in kernel.dispatches.iter().enumerate() {
+            params.resize(i * each, 0);
+            params.extend(params_bytes(&source, &d.params)?);
+        }
+        params.resize(kernel.dispatches.len() * each, 0);
+        let uniform = gpu.uniform("params", params.len() as u64).await?;
+        gpu.write(&uniform, 0, &params).await?;
+        for (i, d) in kernel.dispatches.iter().enumerate() {
             let numbers = resolve(&source, &d.bindings)?;
             let mut ranges = Vec::new();
-            let params = params_bytes(&source, &d.params)?;
-            let uniform = gpu.uniform("params", params.len() as u64).await?;
             if let Some(binding) = source.uniform() {
-                gpu.write(&uniform, 0, &params).await?;
-                ranges.push((binding.index, uniform.whole()));
+                ranges.push((binding.index, uniform.range((i * each) as u64, bytes as u64)));
             }
             for (bind, (index, _)) in d.bindings.iter().zip(numbers) {
                 let (buffer, ty) = match bind.operand {

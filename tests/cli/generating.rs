@@ -4,6 +4,7 @@ use super::runs::trained;
 use super::{Place, stderr, stdout};
 use serde_json::Value;
 use std::fs;
+use std::time::{Duration, Instant};
 
 fn text(place: &Place, flags: &str) -> String {
     stdout(&place.danlu(&format!("generate --model m {flags}")).assert().success())
@@ -237,7 +238,7 @@ fn ctrl_c_leaves_the_finished_lines_of_a_batch() {
     let lines = || fs::read_to_string(place.path("out.jsonl")).map_or(0, |text| text.lines().count());
     while lines() == 0 {
         assert_eq!(run.try_wait().unwrap(), None, "it ended");
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
     }
     assert!(Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
     let done = run.wait_with_output().unwrap();
@@ -255,6 +256,7 @@ fn ctrl_c_ends_a_text_and_says_so() {
     use std::io::{BufRead, BufReader, Read};
     use std::process::{Command, Stdio};
     let Some(place) = trained("m") else { return };
+    let mut begin = Duration::ZERO;
     for json_too in [false, true] {
         let flags = "--model m --prompt A --tokens 100000000 --context-full shift --logit-bias 40=1000";
         let command = place.danlu(&format!("generate {flags}{}", if json_too { " --json" } else { "" }));
@@ -265,13 +267,16 @@ fn ctrl_c_ends_a_text_and_says_so() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        let began = Instant::now();
         let mut out = BufReader::new(run.stdout.take().unwrap());
         if json_too {
-            // Nothing shows that the text has begun; a signal before that ends the program with a sentence of its own.
-            std::thread::sleep(std::time::Duration::from_secs(10));
+            // Nothing shows that the text has begun; a signal before that ends the program with a sentence of its own. The first
+            // shows how long it takes here.
+            std::thread::sleep(3 * begin + Duration::from_secs(1));
         } else {
             assert!(!out.fill_buf().unwrap().is_empty());
-            std::thread::sleep(std::time::Duration::from_millis(300));
+            begin = began.elapsed();
+            std::thread::sleep(Duration::from_millis(300));
         }
         assert!(Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
         let mut text = String::new();

@@ -70,7 +70,8 @@ impl Place {
     fn danlu(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_danlu"));
         command.current_dir(self.folder.path()).env("DANLU_CACHE", self.path("cache"));
-        command.args(line.split_whitespace()).timeout(std::time::Duration::from_secs(120));
+        // What takes that long hangs, however much else the machine has to do.
+        command.args(line.split_whitespace()).timeout(std::time::Duration::from_secs(600));
         if let (Ok(adapter), false) = (std::env::var("DANLU_ADAPTER"), line.contains("--adapter")) {
             command.args(["--adapter", &adapter]);
         }

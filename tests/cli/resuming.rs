@@ -161,20 +161,20 @@ fn sigterm_saves_and_leaves_with_its_code() {
         return;
     }
     let place = Place::new();
-    place.train("--steps 4000 --checkpoint-every 0 --out calm --quiet").assert().success();
+    place.train("--steps 1000 --checkpoint-every 0 --out calm --quiet").assert().success();
     // A checkpoint only because it is asked to end.
-    let train = place.train("--steps 4000 --checkpoint-every 3999 --out m --log-format json");
+    let train = place.train("--steps 1000 --checkpoint-every 999 --out m --log-format json");
     let (said, code) = place.signalled(&train, "-TERM");
     assert_eq!(code, Some(143), "{said}");
     assert!(said.contains("\"event\":\"checkpoint\"") && said.contains("\"interrupted\":true"), "{said}");
     assert_eq!(checkpoints(&place, "m").len(), 1);
-    let fresh = stderr(&place.train("--steps 4000 --out m").assert().code(1));
+    let fresh = stderr(&place.train("--steps 1000 --out m").assert().code(1));
     assert!(fresh.contains("m holds a run with ") && fresh.contains("--resume m"), "{fresh}");
     // Nor is a run written over whose checkpoints cannot be read.
     let manifest = checkpoints(&place, "m")[0].join("manifest.json");
     let whole = fs::read(&manifest).unwrap();
     fs::write(&manifest, &whole[..whole.len() / 2]).unwrap();
-    let torn = stderr(&place.train("--steps 4000 --out m").assert().code(1));
+    let torn = stderr(&place.train("--steps 1000 --out m").assert().code(1));
     assert!(torn.contains("m holds a run with checkpoints that cannot be read"), "{torn}");
     fs::write(&manifest, whole).unwrap();
     place.danlu("train --resume m --tune off --quiet").assert().success();

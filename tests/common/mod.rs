@@ -17,9 +17,41 @@ use danlu::model::find_config;
 use danlu::run::device_bytes;
 use danlu::shader::{Source, assemble};
 use danlu::train::{Plans, Recipe, plans};
+use std::collections::BTreeSet;
+use std::ops::Deref;
+use std::sync::Mutex;
 
-/// The adapter that the environment variable `DANLU_ADAPTER` names, or the automatic one.
-pub fn gpu() -> Gpu {
+/// Devices that were given back, with all that they have compiled: a driver's work that every other test would have done again.
+static FREE: Mutex<Vec<Gpu>> = Mutex::new(Vec::new());
+
+/// A device that nobody else has until it is dropped. Then another test may have it, unless it was lost or its test failed.
+pub struct Lent(Gpu);
+
+impl Deref for Lent {
+    type Target = Gpu;
+
+    fn deref(&self) -> &Gpu {
+        &self.0
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if !std::thread::panicking() && self.0.check().is_ok() {
+            FREE.lock().unwrap().push(self.0.clone());
+        }
+    }
+}
+
+/// A device of the adapter that the environment variable `DANLU_ADAPTER` names, or of the automatic one: those who ask at a time have
+/// one each.
+pub fn gpu() -> Lent {
+    let free = FREE.lock().unwrap().pop();
+    Lent(free.unwrap_or_else(new_gpu))
+}
+
+/// The same, of which nobody has had anything yet, and which nobody gets afterwards.
+pub fn new_gpu() -> Gpu {
     let wanted = std::env::var("DANLU_ADAPTER").unwrap_or_default();
     pollster::block_on(Gpu::open(&Selector::from(wanted.as_str()))).expect("tests need an adapter")
 }
@@ -48,6 +80,10 @@ pub fn check_kernel(kernel: &Kernel) {
 /// What a CPU's driver gets of a kernel is valid, and reads no storage as `vec4<f32>`.
 pub fn check_wide(kernel: &Kernel) {
     let source = assemble(kernel.shader, &kernel.constants, &kernel.hooks).unwrap_or_else(|e| panic!("{e}"));
+    static DONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if !is_new(&DONE, &source.text) {
+        return;
+    }
     let text = danlu::gpu::widen(&source.text);
     let label = format!("{} {}, read by 64 bits", kernel.shader, kernel.variant);
     let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{label}: {}", e.emit_to_string(&text)));
@@ -62,9 +98,18 @@ pub fn check_wide(kernel: &Kernel) {
     }
 }
 
+/// Whether nothing has been done yet with a text of which all depends on the text.
+fn is_new(done: &Mutex<BTreeSet<String>>, text: &str) -> bool {
+    done.lock().unwrap().insert(text.into())
+}
+
 /// Translates to SPIR-V, MSL, HLSL and GLSL.
 pub fn translate_all(label: &str, source: &Source) {
     use naga::back::{glsl, hlsl, msl, spv};
+    static DONE: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if !is_new(&DONE, &source.text) {
+        return;
+    }
     let fail = |to: &str, e: &dyn std::fmt::Display| panic!("{label} does not translate to {to}: {e}");
     let module = naga::front::wgsl::parse_str(&source.text).unwrap_or_else(|e| panic!("{label}: {e}"));
     let capabilities = naga::valid::Capabilities::all();

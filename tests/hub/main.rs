@@ -13,6 +13,9 @@ use std::time::Duration;
 const SMALL: [(&str, &[u8]); 3] =
     [("config.json", b"{\"a\": 1}"), ("README.md", b"not wanted"), ("tokenizer.json", b"{}")];
 
+/// Longer than a machine with much else to do keeps anybody waiting.
+const PATIENT: Duration = Duration::from_secs(20);
+
 /// Many reads long.
 fn weights() -> Vec<u8> {
     (0..300_000u32).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
@@ -24,6 +27,7 @@ struct Place {
     cache: tempfile::TempDir,
     token: Option<String>,
     offline: bool,
+    stall: Duration,
 }
 
 impl Place {
@@ -33,7 +37,13 @@ impl Place {
     }
 
     fn with(files: &[(&str, &[u8])]) -> Place {
-        Place { hub: StandIn::new(files), cache: tempfile::tempdir().unwrap(), token: None, offline: false }
+        Place {
+            hub: StandIn::new(files),
+            cache: tempfile::tempdir().unwrap(),
+            token: None,
+            offline: false,
+            stall: PATIENT,
+        }
     }
 
     fn options(&self) -> HubOptions {
@@ -43,7 +53,7 @@ impl Place {
             token: self.token.clone(),
             offline: self.offline,
             retry_wait: Duration::from_millis(1),
-            stall: Duration::from_millis(500),
+            stall: self.stall,
         }
     }
 
@@ -277,7 +287,7 @@ fn a_later_run_takes_up_what_an_earlier_one_left() {
 /// A server that keeps the connection and sends nothing more.
 #[test]
 fn a_stalled_download_is_taken_up_again() {
-    let place = Place::new();
+    let place = Place { stall: Duration::from_millis(500), ..Place::new() };
     place.hub.set(|b| b.stalls = (1, 500_000));
     let (folder, notes) = place.fetch_noting("org/model");
     assert_eq!(fs::read(folder.unwrap().join("model.safetensors")).unwrap(), weights());

@@ -184,7 +184,7 @@ fn what_is_hidden_of_the_talk_is_measured() {
         &LAYERS.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 8"),
         Path::new("config.json"),
     );
-    let gpus = [common::gpu(), common::gpu()];
+    let gpus = [common::new_gpu(), common::new_gpu()];
     let hidden = measure_hidden(&gpus, &config.unwrap(), [2, 64], 5).unwrap();
     eprintln!("{hidden}");
     assert!(hidden.talking > 0.0 && hidden.hidden <= hidden.talking);

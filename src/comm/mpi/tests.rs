@@ -33,7 +33,8 @@ fn fails(ranks: usize, test: &str) -> Option<String> {
     let output = under_mpirun(ranks, test)?;
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(!output.status.success(), "{test} must fail:\n{text}");
-    assert!(began.elapsed() < Duration::from_secs(20), "{test} took {:?}:\n{text}", began.elapsed());
+    // Ranks that hang do so for longer.
+    assert!(began.elapsed() < Duration::from_secs(50), "{test} took {:?}:\n{text}", began.elapsed());
     Some(text)
 }
 
@@ -232,7 +233,7 @@ fn one_hangs() {
     let mut sum = [0; 4];
     comm.all_reduce(&mut sum, Element::F32).unwrap();
     if comm.rank() == 1 {
-        std::thread::sleep(Duration::from_secs(30));
+        std::thread::sleep(Duration::from_secs(60));
     }
     told(comm.rank(), comm.all_reduce(&mut sum, Element::F32));
     linger();
