@@ -103,10 +103,7 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
                 experts = Some(said);
                 both
             }
-            Some(_) => {
-                let declare = |g: &mut Graph| layers.declare(g);
-                [model.log_probs_of_tokens(g, &params, &declare, sequence, [tokens, targets], starts)?; 2]
-            }
+            Some(_) => [model.log_probs_by_rank(g, &params, layers, share, [tokens, targets], starts)?; 2],
         };
         // Before the sums over answers, which f16 would not hold.
         if work.is_narrow() {

@@ -186,9 +186,9 @@ impl Trainer {
         }
         // Whatever the numbers of a pass depend on, so that a run that is taken up finds the same again, cached or not.
         let base = recipe.lora.as_ref().map(|lora| (lora.base_dtype.to_string(), lora.dora));
-        // Ranks with some of a row's tokens find the same only together, each for a file of its own.
-        let together = self.axes.sequence().map(|axis| (axis.along.ranks, axis.rank));
-        let shape = (recipe.batch, recipe.seq, recipe.lengths, self.share(), together);
+        // Ranks that hold parts of something find it only together, each for a file of its own.
+        let world = self.world().clone();
+        let shape = (recipe.batch, recipe.seq, recipe.lengths, recipe.mesh, recipe.shard, world.rank());
         let about = (Content::of(prepared), base, shape, self.states.gpu().report().id(), crate::run::build());
         let identity = hash(serde_json::to_string(&about).expect("plain data").as_bytes());
         let (mut references, damaged) = References::open(folder, identity);
@@ -200,17 +200,15 @@ impl Trainer {
         let (count, pairs) = (self.val_batches(recipe.val_sequences), recipe.batch as u64);
         let (mut batch, mut computed) = (loader.empty_batch(), 0);
         let (began, mut kept) = (Instant::now(), Instant::now());
-        let world = self.world().clone();
-        let any = |mine: bool| if together.is_some() { world.any(mine) } else { Ok(mine) };
         for index in 0..batches + count {
-            if any(stop.load(Ordering::Relaxed))? {
+            if world.any(stop.load(Ordering::Relaxed))? {
                 break;
             }
             match index.checked_sub(batches) {
                 None => loader.batch(index, &mut batch)?,
                 Some(index) => loader.val_batch(index, count, &mut batch)?,
             }
-            if any(!references.know(&batch))? {
+            if world.any(!references.know(&batch))? {
                 references.put(&batch, &self.answers(&batch).await?);
                 computed += pairs;
                 if kept.elapsed() > KEPT_EVERY {

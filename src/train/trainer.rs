@@ -9,7 +9,7 @@ use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, W
 use crate::compile::{Chooser, First, Plan, settle};
 use crate::data::{Batch, LoaderState, Prefetch, hash::Hasher};
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, host_memory};
 use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, PARAMETERS, ParamLayout};
 use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule, Shard};
@@ -45,6 +45,8 @@ pub struct Trainer {
     pub kernels: Vec<Choice>,
     /// What the host knows of the run: changed by [`super::run`], and by [`Trainer::restore`].
     pub progress: Progress,
+    /// Bytes that this host has for checkpoints and a whole model, where that is known: all that are free, unless this is changed.
+    pub host_memory: fn() -> Option<u64>,
     optimizer: Optimizer,
     schedule: Schedule,
     seed: u64,
@@ -221,6 +223,7 @@ impl Trainer {
             fit,
             kernels,
             progress: Progress::default(),
+            host_memory,
             optimizer,
             schedule: schedule(recipe),
             seed: recipe.seed,
