@@ -13,7 +13,7 @@ use danlu::data::{DataSource, DataSources};
 use danlu::graph::Graph;
 use danlu::model::{DpoConfig, PairInputs, preference};
 use danlu::nn::{BaseDtype, Declare, LoraConfig, ParamLayout};
-use danlu::optim::{Rule, Shape, Shard, Update};
+use danlu::optim::{Rule, Shape, Shard};
 use danlu::parallel::Mesh;
 use danlu::store::{Checkpoint, load_folder};
 use danlu::train::{
@@ -21,6 +21,7 @@ use danlu::train::{
 };
 use pollster::block_on;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 /// Heads that four ranks can share.
@@ -168,7 +169,7 @@ fn models_and_adapters_in_parts_are_trained_as_by_one_device() {
     }
 }
 
-/// Samples, recomputation, mixed precision with averages and packed rows of several lengths: what is recomputed changes no bit, the
+/// Samples, and a model that is written, where the first rank's host has room for all of it, and only there; recomputation, mixed precision with averages and packed rows of several lengths: what is recomputed changes no bit, the
 /// same layout gives the same bits, and killed runs go on as if nothing had happened.
 #[test]
 fn whatever_else_a_recipe_asks_for_goes_with_parts() {
@@ -183,21 +184,45 @@ fn whatever_else_a_recipe_asks_for_goes_with_parts() {
     };
     let plain = of("plain");
     let ready = prepared(&plain, folder.path());
-    let texts = std::sync::Mutex::new(Vec::new());
-    let told = ranks(&plain, |world| {
-        let gpu = common::gpu();
-        let (mut trainer, ..) = block_on(Trainer::among(&gpu, &plain, &ready, &mut First, world, &mut |_| {})).unwrap();
-        let mut observer = |event: &Event| {
-            if let Event::Sample { text, .. } = event {
-                texts.lock().unwrap().push(text.clone());
-            }
-        };
-        block_on(run(&gpu, &plain, &ready, &mut trainer, None, &AtomicBool::new(false), &mut observer)).unwrap();
-        trainer.device_bytes()
-    });
-    let texts = texts.into_inner().unwrap();
+    let see = |recipe: &Recipe, host_memory: fn() -> Option<u64>| {
+        let told = Mutex::new((Vec::new(), Vec::new()));
+        let bytes = ranks(recipe, |world| {
+            let gpu = common::gpu();
+            let (mut trainer, ..) =
+                block_on(Trainer::among(&gpu, recipe, &ready, &mut First, world, &mut |_| {})).unwrap();
+            // The first rank's counts.
+            trainer.host_memory = if world.is_first() { host_memory } else { || Some(0) };
+            let mut observer = |event: &Event| match event {
+                Event::Sample { text, .. } => told.lock().unwrap().0.push(text.clone()),
+                Event::Note { text } if world.is_first() && text.contains("no room") => {
+                    told.lock().unwrap().1.push(text.clone())
+                }
+                _ => {}
+            };
+            block_on(run(&gpu, recipe, &ready, &mut trainer, None, &AtomicBool::new(false), &mut observer)).unwrap();
+            trainer.device_bytes()
+        });
+        (bytes[0], told.into_inner().unwrap())
+    };
+    let (bytes, (texts, notes)) = see(&plain, || None);
     assert!(texts.len() == 2 && texts.iter().all(|text| text.len() > plain.prompt.len()), "{texts:?}");
-    let memory = Some(danlu::base::Bytes(told[0] - 1));
+    assert!(notes.is_empty() && plain.out.join("model.safetensors").is_file(), "{notes:?}");
+    let narrow = of("narrow");
+    // Of f32 parameters the model has 300·16 and more.
+    let (_, (texts, notes)) = see(&narrow, || Some(4 * 4800));
+    let parts = ["there are no samples or tasks on the way", "`danlu export"];
+    assert!(
+        texts.is_empty() && notes.len() == 2 && notes.iter().zip(parts).all(|(note, part)| note.contains(part)),
+        "{notes:?}"
+    );
+    assert!(!narrow.out.join("model.safetensors").exists());
+    let exported = folder.path().join("exported");
+    let snapshot = TrainedRun::open(&narrow.out.join("checkpoints/step-4")).unwrap();
+    snapshot.write_checkpoint(&exported, None, &folder.path().join("cache"), &mut |_: &Event| {}).unwrap();
+    let [exported, whole] =
+        [&exported, &plain.out].map(|folder| std::fs::read(folder.join("model.safetensors")).unwrap());
+    assert!(exported == whole, "what is exported differs");
+    let memory = Some(danlu::base::Bytes(bytes - 1));
     let [all, less] = [plain, Recipe { memory, ..of("less") }].map(|recipe| train(&recipe, folder.path()));
     assert!(all.steps == less.steps && all.pages == less.pages, "what is computed again is something else");
     let rich = |name: &str| Recipe {
@@ -221,18 +246,24 @@ fn whatever_else_a_recipe_asks_for_goes_with_parts() {
             "step {step}: {got} where one has {expected}"
         );
     }
-    for (change, part) in [
-        (Recipe { update: Update::Layer, ..of("layer") }, "ranks with parts of the parameters add up whole gradients"),
-        (Recipe { dpo: Some(DpoConfig::default()), ..of("pairs") }, "preference pairs are compared by whole models"),
-    ] {
-        let said = change.check().unwrap_err().to_string();
-        assert!(said.contains(part), "{said}");
-    }
 }
 
-/// A recipe of preference pairs, for a model that is written here first.
-fn pairs(folder: &Path) -> Recipe {
-    let base = Recipe { steps: 2, eval_every: Some(2), ..recipe(folder, "base") };
+/// The same with experts, whose balance is no part of the loss of pairs.
+fn with_experts(folder: &Path, name: &str) -> Recipe {
+    let (recipe, file) = (four_heads(folder, name), folder.join("config.json"));
+    let experts = "\"num_local_experts\": 4, \"num_experts_per_tok\": 2, \"output_router_logits\": true, \
+                   \"router_aux_loss_coef\": 0.05, \"max_position";
+    let config = std::fs::read_to_string(&file).unwrap().replace("\"llama\"", "\"mixtral\"");
+    std::fs::write(file, config.replace("\"max_position", experts)).unwrap();
+    recipe
+}
+
+/// A recipe of this name of a model that is written to a folder.
+type Of = fn(&Path, &str) -> Recipe;
+
+/// A recipe of preference pairs, for a model that is written first.
+fn pairs(folder: &Path, base: Recipe) -> Recipe {
+    let base = Recipe { steps: 2, eval_every: Some(2), ..base };
     train(&base, folder);
     let pair = |i: usize| {
         let who = ["cat", "dog", "mat"][i % 3];
@@ -269,15 +300,19 @@ fn prefer(recipe: &Recipe, folder: &Path) -> Vec<Preferred> {
             _ => {}
         };
         block_on(run(&gpu, recipe, &ready, &mut trainer, None, &stop, &mut observer)).unwrap();
-        (seen, block_on(trainer.pages()).unwrap())
+        (seen, block_on(trainer.whole()).unwrap().1)
     })
 }
 
-/// Preference pairs over the data axis: the bits of one device that takes as many batches, and rewards that are means over all ranks.
+/// Preference pairs over the data axis, and through a pipeline: the bits of one device that takes as many batches, and rewards that are
+/// means over all ranks that have some.
 #[test]
 fn preferences_over_ranks_are_those_of_as_many_batches() {
     let folder = tempfile::tempdir().unwrap();
-    let pairs = pairs(folder.path());
+    let base = recipe(folder.path(), "base");
+    let config = CONFIG.replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2");
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let pairs = Recipe { clip: 0.0, ..pairs(folder.path(), base) };
     let of = |name: &str, data: usize| Recipe {
         batch: 4 / data,
         accumulate: data as u32,
@@ -287,7 +322,8 @@ fn preferences_over_ranks_are_those_of_as_many_batches() {
     };
     let alone = prefer(&of("alone", 2), folder.path()).remove(0);
     let shared = prefer(&Recipe { batch: 4, accumulate: 1, mesh: on("data=2"), ..of("shared", 2) }, folder.path());
-    for (seen, pages) in &shared {
+    let piped = prefer(&Recipe { mesh: on("pipeline=2"), ..of("piped", 2) }, folder.path());
+    for (seen, pages) in shared.iter().chain(&piped) {
         assert!(*pages == alone.1, "ranks have other parameters than one device");
         for ((loss, rewards), (expected, of_one)) in seen.iter().zip(&alone.0) {
             assert_eq!(loss, expected);
@@ -343,28 +379,45 @@ fn spread_of_pairs(recipe: &Recipe, prepared: &Prepared, layout: &ParamLayout) -
     })
 }
 
-/// The same where ranks have some of each row's tokens: an answer's are on several of them, all of which hear what all say of it.
+/// The same where ranks have some of each row's tokens: an answer's are on several of them, all of which hear what all say of it;
+/// and where they have some of each matrix and of the words, beside adapters too, and of the experts.
 #[test]
-fn preferences_of_rows_in_parts_are_those_of_one_device() {
+fn preferences_of_what_is_in_parts_are_those_of_one_device() {
     let folder = tempfile::tempdir().unwrap();
-    let one = Recipe { batch: 2, ..pairs(folder.path()) };
-    let prepared = prepared(&one, folder.path());
-    let layout = layout_of(&one, &prepared);
-    let mut spread = spread_of_pairs(&one, &prepared, &layout);
-    for mesh in ["sequence=2", "data=2,sequence=2"] {
-        let recipe = Recipe { mesh: on(mesh), out: folder.path().join(mesh), ..one.clone() };
-        let seen = prefer(&recipe, folder.path());
-        assert!(seen.iter().all(|other| *other == seen[0]), "{mesh}: ranks saw different things");
-        let losses: Vec<f64> = seen[0].0.iter().map(|(loss, _)| f64::from(f32::from_bits(*loss))).collect();
-        let exact = spread.exact["losses"].clone();
-        spread.check("losses", &losses, &exact, 0.0);
-        for (spec, data) in layout.tensors(&seen[0].1) {
-            let (name, data) = (format!("final.{}", spec.name), data.iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
-            let exact = spread.exact[&name].clone();
-            spread.check(&name, &data, &exact, 0.0);
+    let lora = LoraConfig { rank: 4, ..LoraConfig::default() };
+    let (dense, mixture): (Of, Of) = (four_heads, with_experts);
+    let rows = [
+        (dense, None, &["sequence=2", "data=2,sequence=2", "tensor=2"][..]),
+        (dense, Some(lora), &["data=2,tensor=2"]),
+        (mixture, None, &["data=2,tensor=2,expert=2"]),
+    ];
+    for (base, lora, meshes) in rows {
+        let one = Recipe { batch: 2, lora, ..pairs(folder.path(), base(folder.path(), "base")) };
+        let prepared = prepared(&one, folder.path());
+        let layout = layout_of(&one, &prepared);
+        let mut spread = spread_of_pairs(&one, &prepared, &layout);
+        for mesh in meshes {
+            let recipe = Recipe { mesh: on(mesh), out: folder.path().join(mesh), ..one.clone() };
+            let seen = prefer(&recipe, folder.path());
+            assert!(seen.iter().all(|other| *other == seen[0]), "{mesh}: ranks saw different things");
+            let losses: Vec<f64> = seen[0].0.iter().map(|(loss, _)| f64::from(f32::from_bits(*loss))).collect();
+            let exact = spread.exact["losses"].clone();
+            spread.check("losses", &losses, &exact, 0.0);
+            for (spec, data) in layout.tensors(&seen[0].1) {
+                let name = format!("final.{}", spec.name);
+                let (data, exact) =
+                    (data.iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), spread.exact[&name].clone());
+                spread.check(&name, &data, &exact, 0.0);
+            }
+            let again = Recipe { out: folder.path().join("again"), ..recipe };
+            assert!(prefer(&again, folder.path()) == seen, "{mesh}: another run gives other bits");
         }
-        let again = Recipe { out: folder.path().join("again"), ..recipe };
-        assert!(prefer(&again, folder.path()) == seen, "{mesh}: another run gives other bits");
+        eprintln!("{meshes:?}: worst {:?}", spread.worst);
     }
-    eprintln!("worst: {:?}", spread.worst);
+    let dropping = Recipe { expert_capacity: Some(1.25), mesh: on("data=2,expert=2"), ..Recipe::preferring(true) };
+    let said = dropping.check().unwrap_err().to_string();
+    assert!(
+        said.contains("expert_capacity is 1.25, and preference pairs are compared with what the model says"),
+        "{said}"
+    );
 }

@@ -1,6 +1,7 @@
 //! What of a model's parameters a rank of a mesh has, and the graph of its loss. The model itself is not asked
 //! (`parallel/tensor.rs` takes its graph apart).
 
+use super::sequence::Says;
 use super::specs::{EMBEDDING, OUTPUT};
 use super::{Llama, ModelConfig, QkNorm, Said};
 use crate::base::{Axis, Shape};
@@ -155,9 +156,10 @@ impl Whole {
 }
 
 impl Llama {
-    /// [`Llama::said`] as one rank computes it, of its rows and with the parameters that `own` has declared. Along the tensor axis
-    /// it is the same on all ranks, and between blocks each has a part of the tokens, where they can be divided;
-    /// along the sequence axis it is that of [`Llama::said_of_tokens`].
+    /// [`Llama::said`] as one rank computes it, of its rows and with the parameters that `own` has declared, which `params` are. Along
+    /// the tensor axis it is the same on all ranks, and between blocks each has a part of the tokens, where they can be divided; along
+    /// the sequence axis it is of the tokens u32 `[B,T/N]` that the rank has of each row, and of what is counted there, and `starts` are
+    /// those of [`SequenceAxis::cut_starts`].
     ///
     /// # Errors
     /// If a shape does not fit, or an operator cannot be split.
@@ -167,66 +169,104 @@ impl Llama {
         params: &Params,
         own: &dyn Declare,
         share: Share,
-        [tokens, targets]: [Value; 2],
+        of: [Value; 2],
         starts: Option<Value>,
     ) -> Result<Said> {
+        let mut said = None;
+        let inputs: Vec<Value> = of.into_iter().chain(starts).collect();
+        let OfRank { outputs, dropped } =
+            self.by_rank(g, params, own, share, &inputs, &mut |g, params, [tokens, targets], starts| {
+                let of_rows = said.insert(self.said(g, params, tokens, targets, starts)?);
+                Ok(of_rows.values_mut().map(|value| *value).collect())
+            })?;
+        let mut said: Said = said.expect("said above");
+        said.values_mut().zip(outputs).for_each(|(own, value)| *own = value);
+        Ok(Said { dropped, ..said })
+    }
+
+    /// [`Llama::log_probs`] of these tokens, `[B,T]` or `[B,T/N]`, as of [`Llama::said_by_rank`].
+    ///
+    /// # Errors
+    /// If a shape does not fit, or an operator cannot be split.
+    pub fn log_probs_by_rank(
+        &self,
+        g: &mut Graph,
+        params: &Params,
+        own: &dyn Declare,
+        share: Share,
+        of: [Value; 2],
+        starts: Option<Value>,
+    ) -> Result<Value> {
+        let inputs: Vec<Value> = of.into_iter().chain(starts).collect();
+        let said = self.by_rank(g, params, own, share, &inputs, &mut |g, params, [tokens, targets], starts| {
+            Ok(vec![self.log_probs(g, params, tokens, targets, starts)?])
+        })?;
+        Ok(said.outputs[0])
+    }
+
+    /// What `says` makes of whole parameters and rows, as one rank computes it of its inputs: tokens, targets, and perhaps where
+    /// documents begin.
+    fn by_rank(
+        &self,
+        g: &mut Graph,
+        params: &Params,
+        own: &dyn Declare,
+        share: Share,
+        inputs: &[Value],
+        says: Says,
+    ) -> Result<OfRank> {
         let Share { mesh, sequence, capacity } = share;
         let by_experts =
             self.config().experts.is_some_and(|e| mesh.expert > 1 || (mesh.replicas() > 1 && e.balance + e.z > 0.0));
         let parts = own.parts().filter(|_| mesh.tensor > 1);
         if !by_experts && parts.is_none() {
-            return self.said_of_tokens(g, params, &|g| own.declare(g), sequence, [tokens, targets], starts);
+            let (of, starts) = apart(inputs);
+            let outputs = Llama::of_tokens(g, params, &|g| own.declare(g), sequence, of, starts, says)?;
+            return Ok(OfRank { outputs, dropped: Vec::new() });
         }
-        let inputs: Vec<Value> = [tokens, targets].into_iter().chain(starts).collect();
-        let mut whole = Whole::new(g, &inputs, |graph| own.declare_whole(graph))?;
-        let (tokens_, targets_, starts_) = (whole.inputs[0], whole.inputs[1], whole.inputs.get(2).copied());
         let declare = |graph: &mut Graph| own.declare_whole(graph);
-        let of = [tokens_, targets_];
-        let mut said = self.said_of_tokens(&mut whole.graph, &whole.params, &declare, sequence, of, starts_)?;
-        said.values().for_each(|value| whole.graph.output("", *value));
+        let mut whole = Whole::new(g, inputs, declare)?;
+        let (of, starts) = apart(&whole.inputs);
+        let said = Llama::of_tokens(&mut whole.graph, &whole.params, &declare, sequence, of, starts, says)?;
+        said.iter().for_each(|value| whole.graph.output("", *value));
         let place = |axis| {
             move |name: &str, shape: &Shape| own.held(name).map_or(Placement::Same, |held| held.placement(shape, axis))
         };
+        let mut dropped = 0;
         if by_experts {
             let axis = ExpertAxis { data: mesh.replicas(), experts: mesh.expert, capacity };
             let Some(before) = parts.and_then(|_| own.only(&[Axis::Expert])) else {
-                let given = whole.given(params, &inputs, place(Axis::Expert))?;
-                let OfRank { outputs, dropped } = axis.apply(&whole.graph, g, &given)?;
-                said.put(&outputs);
-                return Ok(Said { dropped, ..said });
+                return axis.apply(&whole.graph, g, &whole.given(params, inputs, place(Axis::Expert))?);
             };
             // What ranks of the tensor axis take apart has experts in parts already.
-            let mut next = Whole::new(g, &inputs, |graph| before.declare(graph))?;
+            let mut next = Whole::new(g, inputs, |graph| before.declare(graph))?;
             let given = whole.given(&next.params, &next.inputs, place(Axis::Expert))?;
-            let OfRank { outputs, dropped } = axis.apply(&whole.graph, &mut next.graph, &given)?;
-            said.put(&outputs);
-            said.dropped = dropped;
-            said.values().for_each(|value| next.graph.output("", *value));
+            let said = axis.apply(&whole.graph, &mut next.graph, &given)?;
+            said.outputs.iter().chain(&said.dropped).for_each(|value| next.graph.output("", *value));
+            dropped = said.dropped.len();
             whole = next;
         }
         let along = Along { axis: Axis::Tensor, ranks: mesh.tensor };
         let embedding = own.held(EMBEDDING).and_then(|held| held.dim(along.axis));
         let split_tokens =
-            embedding.is_some() && self.config().experts.is_none() && g.dims(tokens)[1].is_multiple_of(along.ranks);
+            embedding.is_some() && self.config().experts.is_none() && g.dims(inputs[0])[1].is_multiple_of(along.ranks);
         let rank = parts.map_or(0, |parts| mesh.place(parts.rank, along.axis));
-        let given = whole.given(params, &inputs, place(Axis::Tensor))?;
-        let outputs = TensorAxis { along, rank, split_tokens }.apply(&whole.graph, g, &given)?;
-        said.put(&outputs);
-        Ok(said)
+        let given = whole.given(params, inputs, place(Axis::Tensor))?;
+        let mut outputs = TensorAxis { along, rank, split_tokens }.apply(&whole.graph, g, &given)?;
+        let dropped = outputs.split_off(outputs.len() - dropped);
+        Ok(OfRank { outputs, dropped })
     }
 }
 
-impl Said {
-    /// All of them, in one order.
-    pub(super) fn values(&self) -> impl Iterator<Item = &Value> {
-        [&self.loss, &self.cross_entropy, &self.count].into_iter().chain(&self.counts).chain(&self.dropped)
-    }
+/// Tokens and targets, and where documents begin.
+fn apart(inputs: &[Value]) -> ([Value; 2], Option<Value>) {
+    ([inputs[0], inputs[1]], inputs.get(2).copied())
+}
 
-    /// Others in their place, in that order.
-    pub(super) fn put(&mut self, values: &[Value]) {
-        let mut values = values.iter().copied();
+impl Said {
+    /// All that is said of rows, in one order.
+    fn values_mut(&mut self) -> impl Iterator<Item = &mut Value> {
         let own = [&mut self.loss, &mut self.cross_entropy, &mut self.count];
-        let all = own.into_iter().chain(&mut self.counts).chain(&mut self.dropped);
-        all.zip(&mut values).for_each(|(own, value)| *own = value);
+        own.into_iter().chain(&mut self.counts)
     }
 }

@@ -48,8 +48,7 @@ impl Op for Embedding {
         _input: usize,
         rows: Range<usize>,
     ) -> Result<Option<Value>> {
-        let op = EmbeddingGrad { vocab: rows.len(), first: rows.start };
-        dy[0].map(|dy| g.apply1(op, &[dy, node.inputs[1]])).transpose()
+        gradient_rows(g, node, dy, rows, 0)
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
@@ -79,6 +78,17 @@ impl Op for EmbeddingPart {
         gradient(g, node, dy, self.first)
     }
 
+    fn gradient_rows(
+        &self,
+        g: &mut Graph,
+        node: &OpNode,
+        dy: &[Option<Value>],
+        _input: usize,
+        rows: Range<usize>,
+    ) -> Result<Option<Value>> {
+        gradient_rows(g, node, dy, rows, self.first)
+    }
+
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         kernels(io, limits, self.first)
     }
@@ -99,6 +109,17 @@ fn gradient(g: &mut Graph, node: &OpNode, dy: &[Option<Value>], first: usize) ->
     }
     let vocab = g.dims(node.inputs[0])[0];
     Ok(vec![Some(g.apply1(EmbeddingGrad { vocab, first }, &[dy, node.inputs[1]])?), None])
+}
+
+fn gradient_rows(
+    g: &mut Graph,
+    node: &OpNode,
+    dy: &[Option<Value>],
+    rows: Range<usize>,
+    first: usize,
+) -> Result<Option<Value>> {
+    let op = EmbeddingGrad { vocab: rows.len(), first: first + rows.start };
+    dy[0].map(|dy| g.apply1(op, &[dy, node.inputs[1]])).transpose()
 }
 
 fn kernels(io: &Io, limits: &Limits, first: usize) -> Vec<Kernel> {

@@ -167,6 +167,25 @@ pub(super) fn backward(
     Ok(both)
 }
 
+/// The gradient of the loss of this node towards some rows of its W, whose first row is of the word `first`.
+pub(super) fn rows_grad(
+    g: &mut Graph,
+    node: &OpNode,
+    dloss: Value,
+    rows: Range<usize>,
+    operands: Operands,
+    first: usize,
+) -> Result<Value> {
+    let [x, w, targets] = node.inputs[..] else { unreachable!("checked when the node was made") };
+    let (count, d) = (g.ty(x).shape.rows(), g.ty(x).shape.last());
+    let (x, targets) = (g.reshape(x, [count, d])?, g.reshape(targets, [count])?);
+    let w = g.apply1(Slice { start: rows.start * d, shape: [rows.len(), d].into() }, &[w])?;
+    let logits = g.apply1(MatMul::linear().with(operands), &[x, w])?;
+    let inputs = [logits, targets, node.outputs[1], node.outputs[2], dloss];
+    let dlogits = g.apply1(CrossEntropyGrad { start: first + rows.start }, &inputs)?;
+    g.apply1(MatMul::new(true, false).with(operands), &[dlogits, x])
+}
+
 /// Logits of every row against all of W, in f64.
 pub(super) fn logits(x: &Array, w: &Array) -> Vec<Vec<f64>> {
     let d = w.ty.shape.last();
@@ -203,14 +222,8 @@ impl Op for LinearCrossEntropy {
         input: usize,
         rows: Range<usize>,
     ) -> Result<Option<Value>> {
-        let (Some(dloss), 1, &[x, w, targets]) = (dy[0], input, &node.inputs[..]) else { return Ok(None) };
-        let (count, d) = (g.ty(x).shape.rows(), g.ty(x).shape.last());
-        let (x, targets) = (g.reshape(x, [count, d])?, g.reshape(targets, [count])?);
-        let w = g.apply1(Slice { start: rows.start * d, shape: [rows.len(), d].into() }, &[w])?;
-        let logits = g.apply1(MatMul::linear().with(self.operands), &[x, w])?;
-        let inputs = [logits, targets, node.outputs[1], node.outputs[2], dloss];
-        let dlogits = g.apply1(CrossEntropyGrad { start: rows.start }, &inputs)?;
-        g.apply1(MatMul::new(true, false).with(self.operands), &[dlogits, x]).map(Some)
+        let dloss = dy[0].filter(|_| input == 1);
+        dloss.map(|dloss| rows_grad(g, node, dloss, rows, self.operands, 0)).transpose()
     }
 
     fn fitted(&self, io: &Io, limits: &Limits) -> Option<Arc<dyn Op>> {

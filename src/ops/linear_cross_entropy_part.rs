@@ -3,7 +3,7 @@
 //!
 //! Legend: R rows (tokens), D model width, V words of this rank, N ranks.
 
-use super::linear_cross_entropy::{Parts, fitted, log_sum_exp, logits, statistics};
+use super::linear_cross_entropy::{Parts, fitted, log_sum_exp, logits, rows_grad, statistics};
 use super::{
     AllGather, Along, CrossEntropyLoss, CrossEntropyMerge, IGNORE, LinearCrossEntropy, LinearCrossEntropyGrad,
 };
@@ -11,18 +11,48 @@ use super::{Operands, cross_entropy::UNSEEN};
 use crate::base::{Array, Limits, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Cost, Graph, Io, Op, OpNode, Value};
+use std::ops::Range;
 use std::sync::Arc;
 
-/// [`LinearCrossEntropy`] of W `[V,D]`, which are the rows of the words from `first` on, and those of other ranks; all have the
-/// same x and targets. Outputs are the same on all ranks; of the gradient towards x each has a term.
+/// Words that are one rank's of a vocabulary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Words {
+    /// Over whom all are spread.
+    pub along: Along,
+    /// The word of the first row of its matrix.
+    pub first: usize,
+}
+
+impl Words {
+    /// Of x, W and targets the statistics `[R,3]` over the words of all ranks, and the targets `[R]`.
+    pub(super) fn statistics(
+        &self,
+        g: &mut Graph,
+        inputs: &[Value],
+        chunk: Option<usize>,
+        operands: Operands,
+    ) -> Result<[Value; 2]> {
+        let parts = Parts::of(g, inputs, chunk)?;
+        let stats = statistics(g, &parts, operands, self.first)?;
+        let all = g.apply1(AllGather { along: self.along, dim: 0 }, &[stats])?;
+        let stats = g.apply1(CrossEntropyMerge { parts: self.along.ranks }, &[all])?;
+        Ok([stats, parts.targets])
+    }
+}
+
+/// The target's logit of a row, where it is one of the rank's words.
+pub(super) fn own_logit(row: &[f64], target: f64, first: usize) -> f64 {
+    (target as usize).checked_sub(first).and_then(|own| row.get(own).copied()).unwrap_or(UNSEEN)
+}
+
+/// [`LinearCrossEntropy`] of W `[V,D]`, which are this rank's of all words; all ranks have the same x and targets. Outputs are the
+/// same on all ranks; of the gradient towards x each has a term.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearCrossEntropyPart {
     /// Chunk and operands.
     pub whole: LinearCrossEntropy,
-    /// Over whom the words are spread.
-    pub along: Along,
-    /// The word of W's first row.
-    pub first: usize,
+    /// Which words are the rank's.
+    pub words: Words,
 }
 
 impl Op for LinearCrossEntropyPart {
@@ -41,8 +71,20 @@ impl Op for LinearCrossEntropyPart {
         let (Some(dloss), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
         let inputs = [x, w, targets, node.outputs[1], node.outputs[2], dloss];
         let LinearCrossEntropy { chunk, operands } = self.whole;
-        let d = g.apply(LinearCrossEntropyGrad { chunk, operands, first: self.first }, &inputs)?;
+        let d = g.apply(LinearCrossEntropyGrad { chunk, operands, first: self.words.first }, &inputs)?;
         Ok(vec![Some(d[0]), d.get(1).copied(), None])
+    }
+
+    fn gradient_rows(
+        &self,
+        g: &mut Graph,
+        node: &OpNode,
+        dy: &[Option<Value>],
+        input: usize,
+        rows: Range<usize>,
+    ) -> Result<Option<Value>> {
+        let dloss = dy[0].filter(|_| input == 1);
+        dloss.map(|dloss| rows_grad(g, node, dloss, rows, self.whole.operands, self.words.first)).transpose()
     }
 
     fn fitted(&self, io: &Io, limits: &Limits) -> Option<Arc<dyn Op>> {
@@ -56,11 +98,8 @@ impl Op for LinearCrossEntropyPart {
     }
 
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
-        let parts = Parts::of(g, &node.inputs, self.whole.chunk)?;
-        let stats = statistics(g, &parts, self.whole.operands, self.first)?;
-        let all = g.apply1(AllGather { along: self.along, dim: 0 }, &[stats])?;
-        let stats = g.apply1(CrossEntropyMerge { parts: self.along.ranks }, &[all])?;
-        Ok(Some(g.apply(CrossEntropyLoss, &[stats, parts.targets])?))
+        let both = self.words.statistics(g, &node.inputs, self.whole.chunk, self.whole.operands)?;
+        Ok(Some(g.apply(CrossEntropyLoss, &both)?))
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -68,18 +107,19 @@ impl Op for LinearCrossEntropyPart {
     }
 
     fn reduction(&self, io: &Io) -> usize {
-        self.whole.reduction(io) * self.along.ranks
+        self.whole.reduction(io) * self.words.along.ranks
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let rounded = |x| self.whole.operands.rounded(x);
         let logits = logits(&rounded(&inputs[0]), &rounded(&inputs[1]));
-        let others = (self.along.ranks as f64).ln();
+        // As if all ranks had the same words.
+        let others = (self.words.along.ranks as f64).ln();
         let lse: Vec<f64> = logits.iter().map(|row| log_sum_exp(row) + others).collect();
         let counted = || inputs[2].data.iter().enumerate().filter(|(_, t)| **t != f64::from(IGNORE));
         let count = counted().count() as f64;
-        let logit = |r: usize, t: f64| (t as usize).checked_sub(self.first).and_then(|t| logits[r].get(t).copied());
-        let loss = counted().map(|(r, &t)| lse[r] - logit(r, t).unwrap_or(UNSEEN)).sum::<f64>() / count.max(1.0);
+        let of_row = |(r, &t): (usize, &f64)| lse[r] - own_logit(&logits[r], t, self.words.first);
+        let loss = counted().map(of_row).sum::<f64>() / count.max(1.0);
         let one = |x| Array::new(TensorType::f32([1]), vec![x]);
         vec![one(loss), Array::new(TensorType::f32([lse.len()]), lse), one(count)]
     }

@@ -43,6 +43,8 @@ pub struct LinearLogProbsGrad {
     pub chunk: Option<usize>,
     /// What x, W and the logits' gradients are rounded to before they are multiplied.
     pub operands: Operands,
+    /// The word of W's first row; other than 0 where the vocabulary's rows are spread over ranks.
+    pub first: usize,
 }
 
 impl Op for LogProbs {
@@ -141,7 +143,7 @@ impl Op for LinearLogProbs {
         }
         let (Some(dy), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
         let inputs = [x, w, targets, node.outputs[1], dy];
-        let d = g.apply(LinearLogProbsGrad { chunk: self.chunk, operands: self.operands }, &inputs)?;
+        let d = g.apply(LinearLogProbsGrad { chunk: self.chunk, operands: self.operands, first: 0 }, &inputs)?;
         Ok(vec![Some(d[0]), d.get(1).copied(), None])
     }
 
@@ -207,7 +209,7 @@ impl Op for LinearLogProbsGrad {
         let dy = g.reshape(dy, rows)?;
         let parts = Parts::of(g, &node.inputs, self.chunk)?;
         backward(g, &node.inputs, &parts, self.operands, &|g, start, logits| {
-            g.apply1(LogProbsGrad { start }, &[logits, parts.targets, lse, dy])
+            g.apply1(LogProbsGrad { start: self.first + start }, &[logits, parts.targets, lse, dy])
         })
         .map(Some)
     }
@@ -237,7 +239,7 @@ impl Op for LinearLogProbsGrad {
                 continue;
             }
             for (v, logit) in row.into_iter().enumerate() {
-                let hit = f64::from(u8::from(target == v as f64));
+                let hit = f64::from(u8::from(target == (self.first + v) as f64));
                 let dlogit = self.operands.round((hit - (logit - lse.data[r]).exp()) * dy.data[r]);
                 for c in 0..d {
                     dx.data[r * d + c] += dlogit * w.data[v * d + c];

@@ -4,8 +4,8 @@ use super::table::{Case, Draw, below, normal, positive};
 use super::{
     Accumulate, AdamW, AdamW8, Along, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyMerge, CrossEntropyUpdate,
     Dropout, Ema, GlobalNorm, IGNORE, Judge, LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyPart,
-    LinearLogProbs, LinearLogProbsGrad, LogProbs, LogProbsGrad, MuonMomentum, MuonUpdate, Operands, Part, PutRows, Sgd,
-    SumParts, SumSquares,
+    LinearLogProbs, LinearLogProbsGrad, LinearLogProbsPart, LogProbs, LogProbsGrad, MuonMomentum, MuonUpdate, Operands,
+    Part, PutRows, Sgd, SumParts, SumSquares, Words,
 };
 use crate::base::{Axis, TensorType};
 
@@ -54,15 +54,20 @@ fn cross_entropy() -> Vec<Case> {
     ]
 }
 
+/// Ranks that the words of a vocabulary are spread over.
+const OTHERS: Along = Along { axis: Axis::Tensor, ranks: 3 };
+
+/// Words that a part of 133 from word 40 on has, and one row that does not count.
+fn own_words() -> Input {
+    (TensorType::u32([5]), Draw::Given(vec![40.0, 172.0, f64::from(IGNORE), 100.0, 41.0]))
+}
+
 fn linear_cross_entropy() -> Vec<Case> {
     let op = LinearCrossEntropy::new(64);
     let grad = |operands| LinearCrossEntropyGrad { chunk: Some(64), operands, first: 0 };
     let half = Operands::F16;
     let parts = [normal([5, 6]), normal([133, 6]), targets(5, 133), positive([5]), given([1], &[3.0]), positive([1])];
     let shaped = |b, t, n| (TensorType::u32([b, t]), targets(b * t, n).1);
-    // Words that a part of 133 from word 40 on has, and one row that does not count.
-    let own = (TensorType::u32([5]), Draw::Given(vec![40.0, 172.0, f64::from(IGNORE), 100.0, 41.0]));
-    let along = Along { axis: Axis::Tensor, ranks: 3 };
     vec![
         Case::new("", op.clone(), &[normal([2, 3, 8]), normal([40, 8]), shaped(2, 3, 40)]).wrt(&[0, 1]),
         Case::new("chunks", op.clone(), &[normal([5, 6]), normal([133, 6]), targets(5, 133)]).wrt(&[0, 1]),
@@ -77,8 +82,8 @@ fn linear_cross_entropy() -> Vec<Case> {
         Case::new("part", LinearCrossEntropyGrad { first: 40, ..grad(Operands::F32) }, &parts),
         Case::new(
             "",
-            LinearCrossEntropyPart { whole: LinearCrossEntropy::new(64), along, first: 40 },
-            &[normal([5, 6]), normal([133, 6]), own],
+            LinearCrossEntropyPart { whole: LinearCrossEntropy::new(64), words: Words { along: OTHERS, first: 40 } },
+            &[normal([5, 6]), normal([133, 6]), own_words()],
         ),
         Case::new("", CrossEntropyMerge { parts: 3 }, &[positive([3 * 67, 3])]),
         Case::new("one", CrossEntropyMerge { parts: 1 }, &[positive([5, 3])]),
@@ -88,7 +93,7 @@ fn linear_cross_entropy() -> Vec<Case> {
 fn log_probs() -> Vec<Case> {
     let op = LinearLogProbs { chunk: Some(64), operands: Operands::F32 };
     let half = Operands::F16;
-    let grad = |operands| LinearLogProbsGrad { chunk: Some(64), operands };
+    let grad = |operands| LinearLogProbsGrad { chunk: Some(64), operands, first: 0 };
     let parts = [normal([5, 6]), normal([133, 6]), targets(5, 133), positive([5]), normal([5])];
     let shaped = |b, t, n| (TensorType::u32([b, t]), targets(b * t, n).1);
     vec![
@@ -105,10 +110,16 @@ fn log_probs() -> Vec<Case> {
         Case::new("chunks", grad(Operands::F32), &parts),
         Case::new(
             "half",
-            LinearLogProbs { operands: half, ..op },
+            LinearLogProbs { operands: half, ..op.clone() },
             &[normal([5, 6]), normal([133, 6]), targets(5, 133)],
         ),
         Case::new("half", grad(half), &parts),
+        Case::new("part", LinearLogProbsGrad { first: 40, ..grad(Operands::F32) }, &parts),
+        Case::new(
+            "",
+            LinearLogProbsPart { whole: op, words: Words { along: OTHERS, first: 40 } },
+            &[normal([5, 6]), normal([133, 6]), own_words()],
+        ),
     ]
 }
 

@@ -4,18 +4,20 @@
 //! What must be known of all gradients before any parameter changes, their norm, takes a pass of its own, whose gradients
 //! are measured and dropped; the second makes the same ones to the bit. Without clipping and its like one pass is enough.
 //!
-//! Where ranks share a batch, each piece of the gradient is summed over them as soon as it is there; all that follows every rank
-//! then does alike.
+//! Where ranks share a batch, each piece of the gradient is summed over them as soon as it is there. Ranks that hold parts of the
+//! parameters do the same with theirs, and judge by the norm of all.
 
+use super::norm::Squares;
 use super::optimizer::{GRADIENTS, HYPER, Optimizer, Stretch, gap_constant, output_norm};
 use super::{Rule, Update};
-use super::{judge, norm as total};
+use super::{judge, norm};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Binary, Concat, Expr, Graph, Map, Unary, Value, gradients_in_turn, unit};
 use crate::model::{EMBEDDING, OUTPUT};
 use crate::nn::{ParamLayout, Params};
-use crate::ops::{AllReduce, Along, Copy, GlobalNorm, SumSquares};
+use crate::ops::{AllReduce, Along, Copy};
+use std::ops::Range;
 
 /// Gradients of a page, or of some words of one.
 struct Piece {
@@ -28,9 +30,16 @@ struct Piece {
 }
 
 impl Piece {
-    /// The same of all ranks' rows.
-    fn met(self, g: &mut Graph, along: Option<Along>) -> Result<Piece> {
-        let Some(along) = along else { return Ok(self) };
+    /// Which of the page's it has the gradients of.
+    fn elements(&self, g: &Graph) -> Range<usize> {
+        self.start..self.start + g.ty(self.gradient).shape.elements()
+    }
+
+    /// The same of all ranks' rows, or of experts of those who hold the same.
+    fn met(self, g: &mut Graph, layout: &ParamLayout, along: Option<Along>) -> Result<Piece> {
+        let experts = layout.parts().filter(|_| layout.pages()[self.page].is_of_experts());
+        let along = experts.map(|parts| parts.mesh.peers(parts.rank, true).along).or(along);
+        let Some(along) = along.filter(|along| along.ranks > 1) else { return Ok(self) };
         let name = format!("ranks.{GRADIENTS}.{}", self.page);
         let gradient = g.scope(name, |g| g.apply1(AllReduce(along), &[self.gradient]))?;
         Ok(Piece { gradient, ..self })
@@ -73,7 +82,7 @@ impl Optimizer {
 
     /// [`Optimizer::train_step`] by layers, of a [`ParamLayout::by_block`]: the loss, and how many targets count, `[1]`, are made by
     /// `loss`, twice where the step is judged by its norm. Where ranks share the batch `along` an axis, it is that of the rank's own
-    /// rows, and targets of all weigh the same. Gradients of embedding and output are made for `words` words at a time. Inputs, states and
+    /// rows, and targets of all weigh the same; of a layout of parts the norm is that of all. Gradients of embedding and output are made for `words` words at a time. Inputs, states and
     /// outputs are those of [`Optimizer::train_step`], and so are all numbers, but that the norm is summed up in another order.
     ///
     /// Where the step is not judged by its norm, one whose gradients are no numbers cannot be left out: the parameters are
@@ -113,21 +122,19 @@ impl Optimizer {
         for (i, page) in layout.pages().iter().enumerate() {
             tables.push(g.scope(format!("optimizer.{i}"), |g| gap_constant(g, &page.gaps)));
         }
-        let squares = |g: &mut Graph, piece: &Piece| {
+        let mut squares = Squares::of(layout);
+        let add = |squares: &mut Squares, g: &mut Graph, piece: &Piece| {
             let table = if piece.is_whole { tables[piece.page].as_slice() } else { &[] };
-            let inputs = [&[piece.gradient], table].concat();
-            g.scope(format!("optimizer.{}", piece.page), |g| g.apply1(SumSquares, &inputs))
+            let Piece { page, gradient, .. } = *piece;
+            g.scope(format!("optimizer.{page}"), |g| squares.add(g, page, &piece.elements(g), gradient, table))
         };
-        let norm = |g: &mut Graph, sums: &[Value]| g.scope("optimizer", |g| g.apply1(GlobalNorm, sums));
-        let mut sums = Vec::new();
         let known = if self.needs_norm() {
             let (scaled, _) = loss(g)?;
             pieces(g, layout, params, scaled, words, &mut |g, piece| {
-                let piece = piece.met(g, along)?;
-                sums.push(squares(g, &piece)?);
-                Ok(())
+                let piece = piece.met(g, layout, along)?;
+                add(&mut squares, g, &piece)
             })?;
-            norm(g, &std::mem::take(&mut sums))?
+            g.scope("optimizer", |g| squares.norm(g))?
         } else {
             // Of no norm nothing follows but the counts of the step.
             g.constant("optimizer.norm", TensorType::f32([1]), vec![0; 4])
@@ -144,25 +151,27 @@ impl Optimizer {
         };
         let mut added = Vec::new();
         pieces(g, layout, params, scaled, words, &mut |g, piece| {
-            let piece = piece.met(g, along)?;
+            let piece = piece.met(g, layout, along)?;
             if !self.needs_norm() {
-                sums.push(squares(g, &piece)?);
+                add(&mut squares, g, &piece)?;
             }
             let (i, page) = (piece.page, &layout.pages()[piece.page]);
             let table = if piece.is_whole { tables[i].as_slice() } else { &[] };
-            let elements = piece.start..piece.start + g.ty(piece.gradient).shape.elements();
+            let elements = piece.elements(g);
             let rest = [&[piece.gradient, told], table].concat();
             added.push(g.scope(format!("optimizer.{i}"), |g| {
                 let sums = self.plain(g, Stretch { elements, ..Stretch::whole(i, page, params.pages[i]) }, &rest)?;
                 // At once, for all of them would be kept to the end of the step.
-                total::one(g, vec![sums])
+                norm::one(g, vec![sums])
             })?);
             Ok(())
         })?;
-        let size = if self.needs_norm() { judged[0] } else { norm(g, &sums)? };
+        let size = if self.needs_norm() { judged[0] } else { g.scope("optimizer", |g| squares.norm(g))? };
         g.output("loss", loss);
         g.output("grad_norm", size);
-        output_norm(g, &added)?;
+        if layout.parts().is_none() {
+            output_norm(g, &added)?;
+        }
         for (i, page) in layout.pages().iter().enumerate() {
             let rest = [&[told], tables[i].as_slice()].concat();
             g.scope(format!("optimizer.{i}"), |g| self.average(g, i, page, params.pages[i], &rest))?;

@@ -7,45 +7,72 @@ use crate::graph::{Graph, Value};
 use crate::nn::{Page, ParamLayout, Parts};
 use crate::ops::{AllReduce, Along, GlobalNorm, SumParts, SumSquares};
 use crate::parallel::Peers;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Inputs of one sum.
 const INPUTS: usize = 7;
 
-/// The norm `[1]` of gradients in pages, of those that ranks share out this rank's part, each with its table of gaps.
-pub(super) fn of(g: &mut Graph, layout: &ParamLayout, pages: &[Value], gaps: &[Vec<Value>]) -> Result<Value> {
-    let squares = |g: &mut Graph, page: Value, gaps: &[Value]| g.apply1(SumSquares, &[&[page], gaps].concat());
-    let Some(parts) = layout.parts() else {
-        let sums = pages.iter().zip(gaps).map(|(&page, gaps)| squares(g, page, gaps)).collect::<Result<Vec<_>>>()?;
-        let sums = over_sharers(g, layout.sharers(false), sums)?;
-        return g.apply1(GlobalNorm, &sums);
-    };
-    let classes: BTreeSet<BTreeSet<Axis>> = parts.whole().iter().map(|spec| axes(parts, &spec.name)).collect();
-    let mut all = Vec::new();
-    for class in classes {
-        let mut own = Vec::new();
-        for (i, (page, &flat)) in layout.pages().iter().zip(pages).enumerate() {
-            let (gaps, left) = others(layout, page, parts, &class);
+/// Sums of squares of a gradient on their way to its norm: by the axes along which the parameters are in parts.
+pub(super) struct Squares<'a> {
+    layout: &'a ParamLayout,
+    /// A rank without any of a class has to meet the others all the same.
+    classes: BTreeMap<BTreeSet<Axis>, Vec<Value>>,
+}
+
+impl<'a> Squares<'a> {
+    /// None yet, of parameters that lie so.
+    pub fn of(layout: &'a ParamLayout) -> Squares<'a> {
+        let classes = match layout.parts() {
+            None => BTreeSet::from([BTreeSet::new()]),
+            Some(parts) => parts.whole().iter().map(|spec| axes(parts, &spec.name)).collect(),
+        };
+        Squares { layout, classes: classes.into_iter().map(|class| (class, Vec::new())).collect() }
+    }
+
+    /// Those of the gradient of a page's elements, with the table of gaps among them.
+    pub fn add(
+        &mut self,
+        g: &mut Graph,
+        page: usize,
+        elements: &Range<usize>,
+        flat: Value,
+        gaps: &[Value],
+    ) -> Result<()> {
+        let Some(parts) = self.layout.parts() else {
+            let sums = self.classes.values_mut().next().expect("there is one");
+            sums.push(g.apply1(SumSquares, &[&[flat], gaps].concat())?);
+            return Ok(());
+        };
+        let page = &self.layout.pages()[page];
+        for (class, sums) in &mut self.classes {
+            let (gaps, left) = others(self.layout, page, parts, class);
             if left {
-                let part = layout.sharers_of(i).part(page.elements);
-                let gaps = gap_constant(g, &Page { gaps, ..page.clone() }.gaps_in(&part));
-                own.push(squares(g, flat, &gaps)?);
+                let gaps = gap_constant(g, &Page { gaps, ..page.clone() }.gaps_in(elements));
+                sums.push(g.apply1(SumSquares, &[&[flat], gaps.as_slice()].concat())?);
             }
         }
-        // No page holds experts and anything else.
-        let own = over_sharers(g, layout.sharers(class.contains(&Axis::Expert)), own)?;
-        if class.is_empty() {
-            all.extend(own);
-            continue;
-        }
-        // A rank without any of these has to meet the others all the same.
-        let mut sum = one(g, own)?;
-        for axis in class {
-            sum = g.apply1(AllReduce(Along { axis, ranks: parts.mesh.size(axis) }), &[sum])?;
-        }
-        all.push(sum);
+        Ok(())
     }
-    g.apply1(GlobalNorm, &all)
+
+    /// The norm `[1]`, the same on all ranks.
+    pub fn norm(&self, g: &mut Graph) -> Result<Value> {
+        let mut all = Vec::new();
+        for (class, sums) in &self.classes {
+            // No page holds experts and anything else.
+            let own = over_sharers(g, self.layout.sharers(class.contains(&Axis::Expert)), sums.clone())?;
+            let Some(parts) = self.layout.parts().filter(|_| !class.is_empty()) else {
+                all.extend(own);
+                continue;
+            };
+            let mut sum = one(g, own)?;
+            for &axis in class {
+                sum = g.apply1(AllReduce(Along { axis, ranks: parts.mesh.size(axis) }), &[sum])?;
+            }
+            all.push(sum);
+        }
+        g.apply1(GlobalNorm, &all)
+    }
 }
 
 /// Sums over all who share pages out, of what each has of its part; as they are where nobody does.

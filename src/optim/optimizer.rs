@@ -2,8 +2,9 @@
 //! every page of parameters.
 
 use super::judge::{self, JUDGE, LossScaling};
+use super::norm::{self, Squares};
 use super::sharded::own_part;
-use super::{Rule, Settings, Shard, Update, norm};
+use super::{Rule, Settings, Shard, Update};
 use crate::base::TensorType;
 use crate::error::{Error, Result};
 use crate::graph::{Concat, Graph, Map, Value, gradients, gradients_in_turn, scaled_gradients};
@@ -321,7 +322,11 @@ impl Optimizer {
             owned.push((elements, own));
         }
         let judged = g.scope("optimizer", |g| {
-            let norm = norm::of(g, layout, &gradients.pages, &gaps)?;
+            let mut squares = Squares::of(layout);
+            for (i, (elements, _)) in owned.iter().enumerate() {
+                squares.add(g, i, elements, gradients.pages[i], &gaps[i])?;
+            }
+            let norm = squares.norm(g)?;
             self.judge(g, &[&[norm, hyper], totals].concat())
         })?;
         g.output("grad_norm", judged[0]);

@@ -10,7 +10,7 @@ use crate::graph::rewrite::{Rewrite, ids};
 use crate::graph::{Detach, Graph, Kind, Map, NodeId, Op, Slice, Value};
 use crate::ops::{
     AllGather, AllReduce, Along, Attention, Embedding, EmbeddingPart, LinearCrossEntropy, LinearCrossEntropyPart,
-    MatMul, ReduceScatter, RingAttention, RmsNorm, Rope, Spread,
+    LinearLogProbs, LinearLogProbsPart, MatMul, ReduceScatter, RingAttention, RmsNorm, Rope, Spread, Words,
 };
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -142,8 +142,11 @@ impl Pass<'_> {
         if any.is::<Embedding>() {
             return self.embedding(id);
         }
-        if let Some(op) = any.downcast_ref::<LinearCrossEntropy>() {
-            return self.loss(id, op);
+        if let Some(whole) = any.downcast_ref::<LinearCrossEntropy>().cloned() {
+            return self.over_words(id, |words| Arc::new(LinearCrossEntropyPart { whole, words }));
+        }
+        if let Some(whole) = any.downcast_ref::<LinearLogProbs>().cloned() {
+            return self.over_words(id, |words| Arc::new(LinearLogProbsPart { whole, words }));
         }
         if node.inputs.iter().all(|&v| self.placement(v) == Same) {
             self.rewrite.copy(id)?;
@@ -306,20 +309,21 @@ impl Pass<'_> {
         }
     }
 
-    fn loss(&mut self, id: NodeId, op: &LinearCrossEntropy) -> Result<()> {
+    /// What is said of targets, by the part of the vocabulary that each rank has; `part` is that of the operator.
+    fn over_words(&mut self, id: NodeId, part: impl FnOnce(Words) -> Arc<dyn Op>) -> Result<()> {
         let node = self.rewrite.old.node(id);
         let [x, w, targets] = node.inputs[..] else { unreachable!("checked when the node was made") };
+        let places = vec![Same; node.outputs.len()];
         match (self.placement(x), self.placement(w), self.placement(targets)) {
             (Same, Same, Same) => {
                 self.rewrite.copy(id)?;
-                self.set(id, &[Same; 3]);
+                self.set(id, &places);
                 Ok(())
             }
             (_, Split { outer: 1 }, Same) => {
                 let first = self.axis.rank * (self.shape(w).dims()[0] / self.ranks());
-                let part = LinearCrossEntropyPart { whole: op.clone(), along: self.axis.along, first };
                 let inputs = [self.whole(id, x)?, self.rewrite.value(w), self.rewrite.value(targets)];
-                self.put(id, Arc::new(part), &inputs, &[Same; 3])
+                self.put(id, part(Words { along: self.axis.along, first }), &inputs, &places)
             }
             _ => Err(self.refuse(id, "only its vocabulary can be")),
         }

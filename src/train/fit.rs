@@ -40,6 +40,8 @@ pub struct Fit {
     /// Operations of a step, without what is computed again.
     pub flops: u64,
     asked: bool,
+    /// Whether planning ended before it was known that nothing smaller can be.
+    is_open: bool,
 }
 
 impl Fit {
@@ -75,10 +77,13 @@ impl Fit {
         if !self.asked || least <= self.allowed {
             return Ok(());
         }
+        let found = match self.is_open {
+            false => format!("takes at least {} ({least} bytes)", human_bytes(least)),
+            true => format!("takes {} ({least} bytes) by the best of {TRIES} plans", human_bytes(least)),
+        };
         Err(Error::Invalid(format!(
-            "training takes at least {} ({least} bytes), with all activations recomputed where that helps, and {} ({} bytes) \
+            "training {found}, with all activations recomputed where that helps, and {} ({} bytes) \
              are allowed; allow more, or choose a smaller model, --batch or --seq",
-            human_bytes(least),
             human_bytes(self.allowed),
             self.allowed
         )))
@@ -222,23 +227,75 @@ fn plans_of(
     let beside = beside + device_bytes([&eval].into_iter().chain(&apply), &shared);
     // What is computed again is chosen where all parameters are there, and of these not all will be.
     let (absent, budget) = (axis.absent(), allowed.saturating_sub(beside));
-    let (mut room, mut best) = (budget + absent, None::<(Plan, Trade)>);
-    let (train, trade) = loop {
+    let (train, trade, is_open) = within(budget, absent, |room| {
         let (fitted, trade) = recompute(&steps, limits, room)?;
         let train = compile_steps(&axis.gathered(&fitted)?, limits, chooser)?;
-        let reached = train.totals().device_bytes();
+        Ok((train.totals().device_bytes(), train, trade))
+    })?;
+    let flops = train.totals().flops - trade.flops();
+    let fit = Some(Fit { allowed, beside, trade, flops, asked: asked == Some(allowed), is_open });
+    Ok(Plans { train, apply, eval, fit })
+}
+
+/// Plans that are made for one step at most.
+const TRIES: usize = 8;
+
+/// What comes of `plan`, given a room for a step whose parameters are all there, of which so many bytes will be `absent`: bytes that
+/// are taken, within the budget where that can be; and whether it is not known that nothing smaller can be.
+fn within<P>(
+    budget: u64,
+    absent: u64,
+    mut plan: impl FnMut(u64) -> Result<(u64, P, Trade)>,
+) -> Result<(P, Trade, bool)> {
+    let (mut room, mut best, mut is_open) = (budget + absent, None::<(P, Trade)>, true);
+    for _ in 0..TRIES {
+        let (reached, made, trade) = plan(room)?;
         // Pages that come and go may leave holes between activations: then these must do with so much less.
         let next = trade.reached.saturating_sub(reached.saturating_sub(budget));
-        let is_last = reached <= budget || trade.reached > room;
+        is_open = reached > budget && trade.reached <= room;
         if best.as_ref().is_none_or(|(_, best)| reached < best.reached) {
-            best = Some((train, Trade { budget, before: trade.before.saturating_sub(absent), reached, ..trade }));
+            best = Some((made, Trade { budget, before: trade.before.saturating_sub(absent), reached, ..trade }));
         }
-        match best.take_if(|_| is_last) {
-            Some(best) => break best,
-            None => room = next,
+        if !is_open {
+            break;
         }
-    };
-    let flops = train.totals().flops - trade.flops();
-    let fit = Some(Fit { allowed, beside, trade, flops, asked: asked == Some(allowed) });
-    Ok(Plans { train, apply, eval, fit })
+        room = next;
+    }
+    let (made, trade) = best.expect("one is made");
+    Ok((made, trade, is_open))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is planned takes `hole` bytes more than recomputation reckons with, which cannot go below `least`.
+    fn tried(budget: u64, hole: u64, least: u64) -> (Vec<u64>, u64, bool) {
+        let mut rooms = Vec::new();
+        let made = within(budget, 0, |room| {
+            rooms.push(room);
+            let reached = room.max(least);
+            Ok((reached + hole, (), Trade { budget: room, before: 1000, reached, again: Vec::new() }))
+        });
+        let ((), trade, is_open) = made.unwrap();
+        (rooms, trade.reached, is_open)
+    }
+
+    #[test]
+    fn plans_are_made_again_until_they_fit_nothing_can_or_it_is_enough() {
+        assert_eq!(tried(100, 0, 50), (vec![100], 100, false));
+        assert_eq!(tried(100, 10, 50), (vec![100, 90], 100, false));
+        assert_eq!(tried(100, 10, 95), (vec![100, 90], 105, false), "nothing smaller can be");
+        // Holes that grow as room shrinks.
+        let mut tries = 0;
+        let made = within(100, 0, |room| {
+            tries += 1;
+            Ok((101 + (100 - room) / 2, (), Trade { budget: room, before: 1000, reached: room, again: Vec::new() }))
+        });
+        let ((), trade, is_open) = made.unwrap();
+        assert_eq!((tries, is_open), (TRIES, true));
+        let fit = Fit { allowed: 100, beside: 0, trade, flops: 1, asked: true, is_open };
+        let said = fit.check().unwrap_err().to_string();
+        assert!(said.starts_with("training takes 101 B (101 bytes) by the best of 8 plans, with all"), "{said}");
+    }
 }

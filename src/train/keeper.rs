@@ -7,7 +7,7 @@
 
 use super::{CheckpointOptions, Neighbours, Trainer, World};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Readback, Submission, host_memory};
+use crate::gpu::{Gpu, Readback, Submission};
 use crate::store::snapshot::{Manifest, Part, SHARD_BYTES, Series, SnapshotWriter, StateSize, cut};
 use pollster::block_on;
 use std::path::PathBuf;
@@ -92,7 +92,7 @@ impl Keeper {
         let slot_bytes = SLOT.min(bytes.max(4));
         let loads = cut(&sizes, slot_bytes);
         // A third of what is free: the files that are written stay in the system's cache as well.
-        let room = host_memory().map_or(FEWEST, |free| (free / 3 / slot_bytes) as usize);
+        let room = (trainer.host_memory)().map_or(FEWEST, |free| (free / 3 / slot_bytes) as usize);
         let most = room.max(FEWEST).min(loads.len());
         let (jobs, work) = channel();
         let (tell, told) = channel();

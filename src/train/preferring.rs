@@ -1,7 +1,7 @@
 //! Training on preference pairs: the rewards of their answers, and their reference, that is what the model that training began
 //! with says of each answer: computed once, and kept in a file that later runs on the same model and data read.
 
-use super::graphs::{ANSWERS, REWARDS};
+use super::graphs::ANSWERS;
 use super::{Content, Event, Observer, Prepared, Recipe, Trainer};
 use crate::data::{Batch, IGNORE, hash::Hasher, hash::hash};
 use crate::error::{Error, Result};
@@ -27,10 +27,9 @@ pub struct Rewards {
 }
 
 impl Rewards {
-    /// Of a run's outputs, if it was one of pairs.
-    pub(super) fn of(results: &Results<'_>) -> Option<Rewards> {
-        let pair =
-            |n: usize| Some([results.element(REWARDS, 2 * n)?, results.element(REWARDS, 2 * n + 1)?].map(f64::from));
+    /// Of a run's output of this name, if it was one of pairs.
+    pub(super) fn of(results: &Results<'_>, name: &str) -> Option<Rewards> {
+        let pair = |n: usize| Some([results.element(name, 2 * n)?, results.element(name, 2 * n + 1)?].map(f64::from));
         Rewards::mean((0..).map_while(pair).map(|[chosen, rejected]| {
             let accuracy = if chosen > rejected { 1.0 } else { 0.0 };
             Rewards { chosen, rejected, margin: chosen - rejected, accuracy }
@@ -186,9 +185,9 @@ impl Trainer {
         }
         // Whatever the numbers of a pass depend on, so that a run that is taken up finds the same again, cached or not.
         let base = recipe.lora.as_ref().map(|lora| (lora.base_dtype.to_string(), lora.dora));
-        // Ranks with some of a row's tokens find the same only together, each for a file of its own.
-        let together = self.axes.sequence().map(|axis| (axis.along.ranks, axis.rank));
-        let shape = (recipe.batch, recipe.seq, recipe.lengths, self.share(), together);
+        // Ranks that hold parts of something find it only together, each for a file of its own.
+        let world = self.world().clone();
+        let shape = (recipe.batch, recipe.seq, recipe.lengths, recipe.mesh, recipe.shard, world.rank());
         let about = (Content::of(prepared), base, shape, self.states.gpu().report().id(), crate::run::build());
         let identity = hash(serde_json::to_string(&about).expect("plain data").as_bytes());
         let (mut references, damaged) = References::open(folder, identity);
@@ -200,17 +199,15 @@ impl Trainer {
         let (count, pairs) = (self.val_batches(recipe.val_sequences), recipe.batch as u64);
         let (mut batch, mut computed) = (loader.empty_batch(), 0);
         let (began, mut kept) = (Instant::now(), Instant::now());
-        let world = self.world().clone();
-        let any = |mine: bool| if together.is_some() { world.any(mine) } else { Ok(mine) };
         for index in 0..batches + count {
-            if any(stop.load(Ordering::Relaxed))? {
+            if world.any(stop.load(Ordering::Relaxed))? {
                 break;
             }
             match index.checked_sub(batches) {
                 None => loader.batch(index, &mut batch)?,
                 Some(index) => loader.val_batch(index, count, &mut batch)?,
             }
-            if any(!references.know(&batch))? {
+            if world.any(!references.know(&batch))? {
                 references.put(&batch, &self.answers(&batch).await?);
                 computed += pairs;
                 if kept.elapsed() > KEPT_EVERY {
@@ -237,11 +234,16 @@ impl Trainer {
         Ok(())
     }
 
-    /// The mean of what each rank has of its own pairs, of which all have as many.
+    /// The mean of what each rank has of its own pairs, of which all who have some have as many; where there are pairs, all of them
+    /// call this together.
     pub(super) fn over_ranks(&self, own: Option<Rewards>) -> Result<Option<Rewards>> {
-        let (world, ranks) = (self.world(), self.world().size() as f64);
-        let Some(own) = own.filter(|_| ranks > 1.0) else { return Ok(own) };
-        let mean = |of: f64| Ok::<f64, Error>(world.sum(of)? / ranks);
+        let world = self.world();
+        if self.references.is_none() || world.size() == 1 {
+            return Ok(own);
+        }
+        let count = world.sum(f64::from(u8::from(own.is_some())))?;
+        let own = own.unwrap_or_default();
+        let mean = |of: f64| Ok::<f64, Error>(world.sum(of)? / count);
         let (chosen, rejected) = (mean(own.chosen)?, mean(own.rejected)?);
         Ok(Some(Rewards { chosen, rejected, margin: mean(own.margin)?, accuracy: mean(own.accuracy)? }))
     }

@@ -8,7 +8,7 @@ use crate::parallel::{Mesh, Pipeline};
 impl Recipe {
     /// Refuses meshes that nothing is split over, and what does not go with them.
     pub(super) fn check_mesh(&self) -> Result<()> {
-        let Mesh { data, tensor, pipeline, expert, .. } = self.mesh;
+        let Mesh { data, pipeline, expert, .. } = self.mesh;
         if !data.is_multiple_of(expert) {
             return Err(Error::Invalid(format!(
                 "mesh is {}, and experts are spread over the data axis, whose {data} ranks {expert} does not divide; choose another \
@@ -39,16 +39,15 @@ impl Recipe {
             }
             None => {}
         }
-        if tensor * pipeline * expert > 1 && self.dpo.is_some() {
+        if let Some(factor) = self.expert_capacity.filter(|_| self.dpo.is_some()) {
             return Err(Error::Invalid(format!(
-                "mesh is {}, and preference pairs are compared by whole models; choose the data and the sequence axis, as in data={}",
-                self.mesh,
-                self.mesh.ranks()
+                "expert_capacity is {factor}, and preference pairs are compared with what the model says where nothing is dropped; \
+                 leave it out"
             )));
         }
-        if self.update == Update::Layer && (tensor * pipeline * expert > 1 || self.shards() > 1) {
+        if self.update == Update::Layer && (pipeline > 1 || self.shards() > 1) {
             let what = match self.shards() {
-                1 => "ranks with parts of the parameters add up whole gradients".to_string(),
+                1 => "a stage adds up the gradients of all micro-batches".to_string(),
                 _ => format!("shard is {}, whose ranks add up whole gradients", self.shard),
             };
             return Err(Error::Invalid(format!("mesh is {}, and {what}; leave update = \"layer\" out", self.mesh)));

@@ -155,7 +155,9 @@ pub fn occupied(folder: &Path) -> Option<String> {
         None if !all.is_empty() => return Some(begun("with checkpoints that cannot be read".into())),
         None => {}
     }
-    if ["config.json", ADAPTER_CONFIG].iter().any(|name| folder.join(name).exists()) {
+    // Weights come before what says of which model they are: a run that was killed between the two leaves them alone.
+    let parts = ["model.safetensors", "config.json", "adapter_model.safetensors", ADAPTER_CONFIG];
+    if parts.iter().any(|name| folder.join(name).exists()) {
         let run = if folder.join(RECIPE).exists() { "the model of a run, which kept no checkpoint" } else { "a model" };
         return Some(over(run));
     }
@@ -197,8 +199,12 @@ mod tests {
         assert_eq!(occupied(&folder), None);
         fs::write(folder.join("thesis.tex"), "").unwrap();
         said("thesis.tex, which is no run's");
+        for name in ["model.safetensors", "adapter_model.safetensors", ADAPTER_CONFIG] {
+            fs::write(folder.join(name), "").unwrap();
+            said("the model of a run, which kept no checkpoint");
+            fs::remove_file(folder.join(name)).unwrap();
+        }
         fs::write(folder.join(ADAPTER_CONFIG), "").unwrap();
-        said("the model of a run, which kept no checkpoint");
         fs::remove_file(folder.join(RECIPE)).unwrap();
         said("a model");
         fs::create_dir_all(folder.join("checkpoints/step-3")).unwrap();

@@ -215,8 +215,8 @@ fn meshes_that_cannot_be_are_refused() {
     for (flags, part) in [
         ("--mesh data=3", "batch is 2, which 3 ranks cannot share in equal parts; choose a multiple of 3"),
         (
-            "--mesh tensor=2 --update layer",
-            "mesh is tensor=2, and ranks with parts of the parameters add up whole gradients; leave update = \"layer\" out",
+            "--mesh pipeline=2 --update layer",
+            "mesh is pipeline=2, and a stage adds up the gradients of all micro-batches; leave update = \"layer\" out",
         ),
         ("--mesh data=2 --update layer --shard optimizer", "shard is optimizer, whose ranks add up whole gradients"),
         ("--mesh data=2 --expert-capacity 1.25", "expert_capacity is given, and mesh is data=2: it is for ranks"),

@@ -2,7 +2,6 @@
 
 use super::Trainer;
 use crate::error::Result;
-use crate::gpu::host_memory;
 use crate::nn::{Adapted, PARAMETERS, Parts};
 use crate::train::Subject;
 use crate::train::axes::To;
@@ -25,7 +24,7 @@ impl Trainer {
         }
         let of = |parts: &Parts| parts.whole().iter().map(|spec| spec.shape.elements() as u64).sum();
         let parameters = self.layout().parts().map_or(self.layout().parameters(), of);
-        let has = || host_memory().is_none_or(|free| 4 * parameters <= free);
+        let has = || (self.host_memory)().is_none_or(|free| 4 * parameters <= free);
         self.world.first(self.world.is_first().then(|| Ok(has())))
     }
 
