@@ -52,7 +52,9 @@ struct Fed {
 impl Fed {
     fn fill(&mut self, texts: &[Vec<u32>], pending: &[Vec<u32>], time: usize) {
         let Fed { tokens, rows, positions } = self;
-        [&mut *tokens, &mut *rows, &mut *positions].map(|words| words.clear());
+        tokens.clear();
+        rows.clear();
+        positions.clear();
         tokens.resize(pending.len() * time, 0);
         for (b, new) in pending.iter().enumerate() {
             let count = new.len().min(time);
