@@ -163,9 +163,9 @@ fn the_last_candidates_of_a_mixed_step_are_those_of_matrices() {
     let mixed = optimizer(&Recipe { precision: Precision::Mixed, ..Recipe::default() });
     let plan = train_plan(&config(), 2, 128, &mixed, &limits(), &mut Every::default()).unwrap();
     let is_half = |s: &&Step| s.constants.contains(&("HALF", 1));
-    let product = |s: &&&Step| s.shader.starts_with("matmul");
+    let product = |s: &&Step| s.shader.starts_with("matmul");
     let halves: Vec<&Step> = plan.steps.iter().filter(is_half).collect();
-    let (products, blocks): (Vec<&Step>, Vec<&Step>) = halves.iter().partition(|s| product(&s));
+    let (products, blocks): (Vec<&Step>, Vec<&Step>) = halves.into_iter().partition(product);
     assert!(products.iter().all(|s| s.shader == "matmul_coop"), "{products:?}");
     // Four products a layer (q, k and v are one, and gate and up) and the output's, each forward and twice backward, the
     // output's once more.
