@@ -1,10 +1,11 @@
 #!/bin/sh
-# On a machine with a GPU: are all kernels right, how does PyTorch do the same, and how near to the device's limits is every
+# On a machine with a GPU: are all kernels right and what is made of them, how do PyTorch and meganeura do the same, and how near to the device's limits is every
 # kernel? One table of what docs/benchmarks.md lists for GPUs, then the whole roofline. `--quick` takes small sizes, so that
 # the way itself can be tried on a CPU. The adapter is that of DANLU_ADAPTER, else the automatic one.
 #
-# What fails is said and does not end the rest; then the exit code is 1. DANLU=FILE takes a program that is built already, and
-# does not call cargo; PEERS=--eager leaves out what PyTorch compiles, which takes minutes.
+# What fails is said and does not end the rest; then the exit code is 1, as where something is not reached that is to be.
+# DANLU=FILE takes a program that is built already, and does not call cargo; PEERS=--eager leaves out what PyTorch compiles,
+# which takes minutes; MEGANEURA=FILE is meganeura's example smollm2_train_bench, built by hand.
 set -u
 quick="${1:-}"
 case "$quick" in "" | --quick) ;; *) echo "usage: $0 [--quick]" >&2; exit 2 ;; esac
@@ -23,20 +24,23 @@ rm -rf "$folder" && mkdir -p "$folder" || exit 1
 echo "== every kernel against its f64 reference"
 "$danlu" doctor $adapter || failed="$failed; danlu doctor: some kernel is wrong, or there is no adapter"
 if [ -z "$quick" ] && [ -z "${DANLU:-}" ]; then
-    cargo test --release --locked --test ops || failed="$failed; the tests of operators"
+    for test in ops training tuner generation adapters; do
+        cargo test --release --locked --test "$test" || failed="$failed; cargo test --release --test $test"
+    done
 fi
 
-echo "== beside PyTorch"
+echo "== beside PyTorch, and meganeura"
 # Each part is a process of its own: what loses the device costs one part.
 n=0
-for part in "cube:" "attention:" "train step" "decode story" "decode smollm2" "decode llama"; do
+for part in "cube:" "attention:" "attention mixed:" "train step" "decode story" "decode smollm2" "decode llama"; do
     # Not all sizes have all of them.
     case "$quick$part" in "--quickdecode smollm2" | "--quickdecode llama" | "decode story") continue ;; esac
     n=$((n + 1))
     "$danlu" bench $quick "$part" --json $adapter >"$folder/part-$n.json" ||
         failed="$failed; danlu bench \"$part\""
 done
-python3 scripts/bench_peers.py $quick ${PEERS:-} --danlu "$danlu" $adapter "$folder"/part-*.json || failed="$failed; scripts/bench_peers.py"
+python3 scripts/bench_peers.py $quick ${PEERS:-} --danlu "$danlu" ${MEGANEURA:+--meganeura "$MEGANEURA"} $adapter "$folder"/part-*.json ||
+    failed="$failed; scripts/bench_peers.py: figures are missing, or something is not reached"
 
 if [ -z "$quick" ]; then
     echo "== kernels and whole steps against the roofline"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What `danlu bench` measured beside what PyTorch takes for the same on the same machine, as one table.
 
-    danlu bench --json >report.json && python3 scripts/bench_peers.py [--danlu BINARY] report.json ...
+    danlu bench --json >report.json && python3 scripts/bench_peers.py [--danlu BINARY] [--meganeura BINARY] report.json ...
 
 PyTorch takes CUDA (or ROCm) where it finds it, else the CPU; on a CPU what would take minutes is left out, and without PyTorch
 its column stays empty. f32 is f32: TF32 is off. Mixed is autocast to f16 with a GradScaler. A ratio above 1 says that Danlu is
@@ -9,6 +9,11 @@ faster, or, of memory, that it takes less. "Of roof" is what Danlu reaches of th
 of its bandwidth where one token is decoded. "Reach" is what docs/benchmarks.md wants. Times are medians.
 
 With --danlu a fresh cache is filled by one start of training, and a second start is timed up to its first step.
+
+--meganeura is meganeura's own example of a training step of SmolLM2-135M, built by hand in a checkout of its repository:
+`cargo build --release --example smollm2_train_bench`; it takes its own choice of adapter.
+
+The exit code is 1 where something that is to be reached is not, or Danlu has no figure, and a sentence says what.
 """
 
 import argparse
@@ -63,9 +68,10 @@ def matmul(n, dtype):
     return burst(lambda: torch.mm(a, b, out=out))
 
 
-def attention(seq):
+def attention(seq, dtype):
     """Causal, nine heads of 64, forward and backward."""
-    q, k, v = (torch.randn(1, 9, seq, 64, device=DEVICE, requires_grad=True) for _ in range(3))
+    like = {"device": DEVICE, "dtype": getattr(torch, dtype), "requires_grad": True}
+    q, k, v = (torch.randn(1, 9, seq, 64, **like) for _ in range(3))
 
     def run():
         q.grad = k.grad = v.grad = None
@@ -142,6 +148,16 @@ def tried(run, *args):
             torch._dynamo.reset()
 
 
+def meganeura(program, seq):
+    """Median seconds of meganeura's step of SmolLM2-135M on one sequence."""
+    done = subprocess.run([program, str(seq)], capture_output=True, text=True, timeout=600)
+    found = re.search(r"median: ([0-9.]+) ?ms", done.stdout + done.stderr)
+    if done.returncode != 0 or not found:
+        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise RuntimeError(f"exit code {done.returncode}, and no median; it said: {said}")
+    return float(found[1]) / 1e3
+
+
 def first_step(danlu, adapter, preset, folder, out):
     """Seconds from the start of training to the end of its first step, and those of the second step alone."""
     # fmt: off
@@ -161,6 +177,15 @@ def first_step(danlu, adapter, preset, folder, out):
     return times[0], times[1] - times[0]
 
 
+def tried_meganeura(program, seq):
+    """The same, or None and a line that says why not."""
+    try:
+        return meganeura(program, seq)
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as e:
+        print(f"meganeura: {type(e).__name__}: {e}", file=sys.stderr)
+        return None
+
+
 def second_start(danlu, adapter, preset):
     """Seconds of a second start to its first step, less that step."""
     with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +196,7 @@ def second_start(danlu, adapter, preset):
 
 class Table:
     def __init__(self, entries):
-        self.entries, self.rows, self.missed = entries, [], []
+        self.entries, self.rows, self.missed, self.unreached = entries, [], [], []
 
     def mine(self, name):
         """Danlu's median and its part of the roof, if it was measured."""
@@ -191,9 +216,11 @@ class Table:
         self.rows.append((what, mine, theirs, ratio or "–", of_roof, reach, verdict))
         if mine == "–":
             self.missed.append(what)
+        if verdict == "no":
+            self.unreached.append(f"{what} ({ratio or mine}; {reach})")
 
     def print(self):
-        rows = [("what", "Danlu", "PyTorch", "ratio", "of roof", "reach", "reached"), *self.rows]
+        rows = [("what", "Danlu", "peer", "ratio", "of roof", "reach", "reached"), *self.rows]
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         for i, row in enumerate(rows):
             print("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths)) + " |")
@@ -201,8 +228,8 @@ class Table:
                 print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
 
 
-def compare(entries, is_cpu, quick, eager_only, danlu, adapter, peer):
-    """All that docs/benchmarks.md lists, of Danlu's entries by name; `peer` runs PyTorch."""
+def compare(entries, is_cpu, quick, eager_only, danlu, adapter, peer, other):
+    """All that docs/benchmarks.md lists, of Danlu's entries by name; `peer` runs PyTorch, and `other` meganeura where it is."""
     small = quick or is_cpu
     # On a CPU PyTorch is left out where it takes minutes.
     slow = quick or DEVICE == "cpu"
@@ -213,8 +240,10 @@ def compare(entries, is_cpu, quick, eager_only, danlu, adapter, peer):
             theirs = None if slow and dtype == "float16" else peer(matmul, n, dtype)
             table.add(f"matmul {dtype} {n}³", mine, theirs, None if small else least, fraction)
     seq = 128 if quick else 1024
-    parts = [e["seconds"]["median"] for name, e in entries.items() if name.startswith("attention: attention")]
-    table.add(f"attention f32 forward and backward, T {seq}", sum(parts) or None, peer(attention, seq))
+    for case, dtype in [("attention", "float32"), ("attention mixed", "float16")]:
+        parts = [e["seconds"]["median"] for name, e in entries.items() if name.startswith(f"{case}: attention")]
+        theirs = None if slow and dtype == "float16" else peer(attention, seq, dtype)
+        table.add(f"attention {dtype} forward and backward, T {seq}", sum(parts) or None, theirs)
     preset = "story-1m" if quick else "smollm2-135m"
     sizes = [(2, 32)] if quick else [(1, 128)] if small else [(1, 128), (8, 1024)]
     for batch, seq in sizes:
@@ -226,6 +255,8 @@ def compare(entries, is_cpu, quick, eager_only, danlu, adapter, peer):
             if not slow and not eager_only:
                 compiled = peer(train_step, preset, batch, seq, is_mixed, True)
                 table.add(f"{name}, compiled", mine, compiled and compiled[0], 0.6 if batch == 8 else None, fraction)
+            if other and (batch, seq, is_mixed) == (1, 128, False):
+                table.add(f"{name}, meganeura", mine, other(seq), None if small else 1.0, fraction)
             held = table.entries.get(name, {}).get("device_bytes")
             table.add(f"{name}, bytes", held, eager and eager[1], 1.25, None, "MiB", 2**-20)
     decodes = [("story-1m", "f32", 512)] if quick else [("smollm2-135m", t, 1024) for t in ("f32", "bf16")]
@@ -255,6 +286,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="the sizes of `danlu bench --quick`")
     parser.add_argument("--eager", action="store_true", help="leave out what PyTorch compiles")
     parser.add_argument("--danlu", help="the program, whose second start is timed")
+    parser.add_argument("--meganeura", help="meganeura's example smollm2_train_bench, built by hand")
     parser.add_argument("--adapter", help="the adapter that it takes")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -277,14 +309,23 @@ def main():
     name = reports[0]["adapter"]["name"]
     is_cpu = bool(re.search("llvmpipe|swiftshader", name, re.IGNORECASE))
     adapter = ["--adapter", args.adapter] if args.adapter else []
-    table = compare(entries, is_cpu, args.quick, args.eager, args.danlu, adapter, tried)
+    other = None
+    if args.meganeura and not args.quick:
+        other = lambda seq: tried_meganeura(args.meganeura, seq)
+    else:
+        why = "its model is not among the small ones" if args.meganeura else "no MEGANEURA=FILE names its smollm2_train_bench"
+        print(f"left out: meganeura ({why})")
+    table = compare(entries, is_cpu, args.quick, args.eager, args.danlu, adapter, tried, other)
     print(f"Danlu on {name}; {theirs}")
     table.print()
     for report in reports:
         for line in [*report["skipped"], *report.get("failed", [])]:
             print(f"left out: {line}")
     if table.missed:
-        print(f"without a figure of Danlu's: {'; '.join(table.missed)}")
+        print(f"without a figure of Danlu's: {'; '.join(table.missed)}", file=sys.stderr)
+    if table.unreached:
+        print(f"not reached: {'; '.join(table.unreached)}", file=sys.stderr)
+    sys.exit(1 if table.missed or table.unreached else 0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Io, Kernel, Op, SumRows, Value, gradients};
 use danlu::ops::table::{Case, Draw, table};
 use danlu::ops::{MatMul, Operands};
-use danlu::run::run_kernel;
+use danlu::run::{Class, run_kernel};
 use pollster::block_on;
 use std::cell::LazyCell;
 use std::collections::HashMap;
@@ -19,6 +19,8 @@ use std::collections::HashMap;
 const ALLOW_NO_ADAPTER: &str = "DANLU_ALLOW_NO_ADAPTER";
 /// Set in the environment, only rows whose label contains this text are tried: for work on one operator.
 const ROWS: &str = "DANLU_ROWS";
+/// Set in the environment, an adapter without cooperative matrices is a failure, and only kernels that use them are tried.
+const COOPERATIVE: &str = "DANLU_COOPERATIVE";
 /// Each row is drawn twice.
 const SEEDS: [u64; 2] = [1, 2];
 
@@ -33,7 +35,10 @@ fn gpu() -> Option<common::Lent> {
         println!("skipped: no adapter");
         return None;
     }
-    Some(common::gpu())
+    let gpu = common::gpu();
+    let has = !gpu.limits().cooperative.is_empty();
+    assert!(has || std::env::var_os(COOPERATIVE).is_none(), "{} has no cooperative matrices", gpu.report().line());
+    Some(gpu)
 }
 
 /// Both orders of candidates: a CPU's and a GPU's.
@@ -64,6 +69,9 @@ const EVERY_TILE: &[DType] = &[DType::F32, DType::BF16, DType::Q8_0, DType::Q4K]
 
 /// Whether a candidate is none whose parts other rows try.
 fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
+    if std::env::var_os(COOPERATIVE).is_some() && Class::of(kernel.shader, &kernel.constants) != Class::Cooperative {
+        return false;
+    }
     let weights = case.inputs.get(1).map_or(DType::F32, |(ty, _)| ty.dtype);
     !gpu.limits().is_cpu
         || EVERY_TILE.contains(&weights)

@@ -1,15 +1,20 @@
 //! In the steady state nothing is allocated on the host: once two steps have run, this library's code takes no memory for
-//! a step, neither for its batch nor for its launches nor for its results. wgpu and the driver behind it allocate for every
+//! a step, neither for its batch nor for its launches nor for its results; and none for a token that is decoded. wgpu and the driver behind it allocate for every
 //! submission; what a thread allocates in their code (`gpu::in_driver`) is counted apart.
 
 mod common;
 
 use danlu::compile::First;
 use danlu::gpu::in_driver;
+use danlu::infer::{Finish, Generator, Options, Request, Sampling};
+use danlu::model::Llama;
+use danlu::nn::ParamLayout;
+use danlu::run::States;
 use danlu::train::{Event, Recipe, Trainer, prepare};
 use pollster::block_on;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::Arc;
 
 /// Allocations of the thread that asks, while it asks.
 struct Counting;
@@ -89,4 +94,57 @@ fn allocates_nothing(gpu: &danlu::gpu::Gpu, recipe: &Recipe, folder: &std::path:
         // The counter counts.
         assert!(counted(async { drop(vec![0u8; 8]) }).await.0 == 1 && driver > 0);
     });
+}
+
+/// Tokens that are told before it is counted, and while it is.
+const FIRST: usize = 4;
+const COUNTED: usize = 20;
+
+#[test]
+fn a_token_that_is_decoded_allocates_nothing() {
+    let gpu = common::gpu();
+    let mut config = danlu::model::ModelConfig::parse(CONFIG, std::path::Path::new("config.json")).unwrap();
+    // Fresh weights say anything, and the text is not to end.
+    config.eos_token_ids.clear();
+    let model = Llama::new(config);
+    let layout = Arc::new(ParamLayout::new(model.param_specs(), gpu.limits().max_buffer_bytes));
+    // The likeliest alone, some of them, and all, whose logits are changed besides.
+    let some = Sampling { top_k: 20, ..Sampling::default() };
+    let penalised = Sampling { presence_penalty: 0.5, repetition_penalty: 1.1, ..Sampling::default() };
+    let cases =
+        [("greedy", Sampling::greedy()), ("some", some), ("all", Sampling::default()), ("penalised", penalised)];
+    for batch in [1, 3] {
+        let options = Options { batch, ..Options::from(64) };
+        let mut states = States::new(&gpu);
+        for (i, page) in layout.init(7).iter().enumerate() {
+            block_on(states.buffer(&format!("param.{i}"), 4 * page.len() as u64)).unwrap();
+            block_on(states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page))).unwrap();
+        }
+        let mut generator = block_on(Generator::new(&gpu, &model, layout.clone(), states, options)).unwrap();
+        for (name, sampling) in &cases {
+            generator.reset();
+            let request = |b: u32| Request { prompt: vec![5, 6 + b], count: 40, sampling: sampling.clone() };
+            let requests: Vec<Request> = (0..batch as u32).map(request).collect();
+            let (mut told, mut counts) = (0, None);
+            // Beside this, nothing is asked of the caller.
+            let receive = |_, _| {
+                told += 1;
+                if told == FIRST * batch {
+                    COUNTS.set(Some((0, 0)));
+                } else if told == (FIRST + COUNTED) * batch {
+                    counts = COUNTS.take();
+                }
+                Ok(true)
+            };
+            let finishes = block_on(generator.generate_batch(&requests, receive)).unwrap();
+            assert!(finishes.iter().all(|f| matches!(f, Ok(Finish::Length))), "{finishes:?}");
+            let (ours, driver) = counts.expect("enough tokens were told");
+            eprintln!("{batch} texts, {name}: {} a token by the driver", driver / COUNTED as u64);
+            assert_eq!(
+                ours, 0,
+                "allocations of {COUNTED} tokens of {batch} texts, {name}; {driver} in the driver's code"
+            );
+            assert!(driver > 0, "the counter counts");
+        }
+    }
 }

@@ -4,20 +4,16 @@
 mod common;
 
 use danlu::base::{Bytes, Limits};
-use danlu::compile::{First, Step};
+use danlu::compile::First;
 use danlu::data::Tokenizer;
 use danlu::gpu::Gpu;
-use danlu::graph::{Io, Kernel, Op};
 use danlu::infer::{Generator, Sampling};
 use danlu::model::Llama;
 use danlu::nn::ParamLayout;
 use danlu::optim::JUDGE;
 use danlu::run::States;
-use danlu::shader::assemble;
 use danlu::store::{load_config, load_folder};
-use danlu::train::{
-    Event, Observer, Precision, Prepared, Recipe, Trainer, optimizer, plans, prepare, run, save, train_plan,
-};
+use danlu::train::{Event, Observer, Precision, Prepared, Recipe, Trainer, plans, prepare, run, save};
 use pollster::block_on;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -278,60 +274,6 @@ fn families_are_trained_and_saved_in_their_own_form() {
         let bytes = std::fs::read(recipe.out.join("model.safetensors")).unwrap();
         assert!(safetensors::SafeTensors::deserialize(&bytes).unwrap().tensor(stored).is_ok(), "{row} lacks {stored}");
     }
-}
-
-/// Takes the last candidate always: the one that wants most of an adapter.
-struct Last;
-
-impl danlu::compile::Chooser for Last {
-    fn choose(&mut self, _op: &std::sync::Arc<dyn Op>, _io: &Io, kernels: &[Kernel]) -> usize {
-        kernels.len() - 1
-    }
-}
-
-/// The plan of a step of a recipe's precision, on an adapter that has everything, and the text of each of its kernels.
-fn texts(precision: Precision) -> Vec<(Step, String)> {
-    let folder = tempfile::tempdir().unwrap();
-    let recipe = Recipe { precision, ..recipe(folder.path(), 1) };
-    let config = danlu::model::find_config(&recipe.config).unwrap();
-    let limits = Limits {
-        has_f16: true,
-        cooperative: vec![8, 16],
-        min_subgroup: 32,
-        max_subgroup: 32,
-        max_buffer_bytes: 1 << 30,
-        ..Limits::default()
-    };
-    let plan = train_plan(&config, recipe.batch, recipe.seq, &optimizer(&recipe), &limits, &mut Last).unwrap();
-    let code = |line: &str| line.split("//").next().unwrap_or_default().to_string() + "\n";
-    let text = |s: &Step| assemble(s.shader, &s.constants, &s.hooks).unwrap().text.lines().map(code).collect();
-    plan.steps.into_iter().map(|s| (s.clone(), text(&s))).collect()
-}
-
-#[test]
-fn a_strict_plan_has_no_f16_operand_and_a_mixed_one_no_other_product() {
-    let is_half = |step: &Step| step.constants.contains(&("HALF", 1));
-    for (step, text) in texts(Precision::F32) {
-        assert!(
-            !is_half(&step) && !text.contains("f16") && !text.contains("quantize"),
-            "{}: {}",
-            step.name,
-            step.variant
-        );
-    }
-    let mixed = texts(Precision::Mixed);
-    // What adds up the parts of a split sum is none.
-    let product = |s: &&Step| s.shader.starts_with("matmul") && s.shader != "matmul_sum";
-    let products: Vec<&Step> = mixed.iter().map(|(s, _)| s).filter(product).collect();
-    // Seven matrices a layer and the output, each forward and twice backward, the output's once more.
-    assert_eq!(products.len(), 2 * 7 * 3 + 4);
-    assert!(products.iter().all(|s| is_half(s) && s.shader == "matmul_coop"), "{products:?}");
-    // Attention, and its gradients towards queries and towards keys and values.
-    let attention = |s: &Step| s.op.starts_with("attention") && s.op != "attention_delta";
-    let blocks: Vec<&Step> = mixed.iter().map(|(s, _)| s).filter(|s| attention(s)).collect();
-    assert_eq!(blocks.len(), 2 * 3);
-    assert!(blocks.iter().all(|s| is_half(s) && s.shader.ends_with("_coop")), "{blocks:?}");
-    assert!(mixed.iter().all(|(s, _)| s.shader.starts_with("matmul") || attention(s) || !is_half(s)));
 }
 
 /// Everything that a step may change, to the bit.

@@ -9,7 +9,7 @@ use danlu::error::Error;
 use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Io, Kernel, Map, Op};
 use danlu::ops::MatMul;
-use danlu::run::{Key, Records, TuneMode, Tuner};
+use danlu::run::{Choice, Choices, Key, Records, TuneMode, Tuner};
 use pollster::block_on;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -214,11 +214,72 @@ fn the_budget_holds_and_the_nearest_class_decides() {
     let mut spent = full.with_budget(Duration::ZERO);
     assert_eq!(choose(&mut spent, &Double, &[TensorType::f32([SIZE * 2])]), "fast");
     assert_eq!(spent.measured(), 1);
-    // What was assumed once stays, so that runs repeat.
+    // What was assumed stays for those that may not measure, so that runs repeat.
     drop(spent);
-    let mut again = tuner(TuneMode::Full, folder.path());
-    assert_eq!(choose(&mut again, &Double, &[TensorType::f32([SIZE * 2])]), "fast");
-    assert_eq!(again.measured(), 0);
+    let mut cached = tuner(TuneMode::Cached, folder.path());
+    assert_eq!(choose(&mut cached, &Double, &[TensorType::f32([SIZE * 2])]), "fast");
+    assert_eq!((cached.measured(), cached.spent()), (0, Duration::ZERO));
+}
+
+#[test]
+fn what_was_assumed_is_measured_by_whoever_has_the_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let x = [TensorType::f32([SIZE])];
+    let mut none = tuner(TuneMode::Full, folder.path()).with_budget(Duration::ZERO);
+    assert_eq!(choose(&mut none, &Double, &x), "slow", "nothing is known of anything near");
+    assert!(!none.records().rows[0].is_measured());
+    drop(none);
+    // Still no time: it stays.
+    let mut again = tuner(TuneMode::Full, folder.path()).with_budget(Duration::ZERO);
+    assert_eq!((choose(&mut again, &Double, &x), again.records().rows.len()), ("slow".into(), 1));
+    drop(again);
+    let mut later = tuner(TuneMode::Full, folder.path());
+    assert_eq!((choose(&mut later, &Double, &x), later.measured()), ("fast".into(), 1));
+    drop(later);
+    let kept = Records::load(folder.path(), &gpu().report().id()).rows;
+    assert!(kept.len() == 1 && kept[0].is_measured(), "in the place of what was assumed: {kept:?}");
+    let mut last = tuner(TuneMode::Full, folder.path());
+    assert_eq!((choose(&mut last, &Double, &x), last.measured()), ("fast".into(), 0));
+}
+
+/// What the first start had no time to measure, it wrote down with the run: that computes on with the same kernels.
+#[test]
+fn a_run_that_is_taken_up_keeps_what_was_only_assumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (op, io): (Arc<dyn Op>, Io) = (Arc::new(Double), io(&Double, &[TensorType::f32([SIZE])]));
+    let kernels = op.kernels(&io, gpu().limits());
+    let choose = |tuner: &mut Tuner, known: &[Choice]| {
+        let mut choices = Choices::new(known, tuner);
+        let taken = block_on(settle(&mut choices, |chooser| Ok(chooser.choose(&op, &io, &kernels)))).unwrap();
+        (kernels[taken].variant.clone(), choices.made())
+    };
+    let (slow, known) = choose(&mut tuner(TuneMode::Full, folder.path()).with_budget(Duration::ZERO), &[]);
+    assert_eq!(slow, "slow");
+    for measured in [0, 1] {
+        let mut tuner = tuner(TuneMode::Full, folder.path());
+        assert_eq!(choose(&mut tuner, &known), (slow.clone(), known.clone()), "a choice of the run's");
+        assert_eq!((tuner.measured(), tuner.spent()), (0, Duration::ZERO));
+        assert_eq!(usize::from(tuner.records().rows[0].is_measured()), measured);
+        // Another run measures meanwhile.
+        assert_eq!(choose(&mut tuner, &[]).0, "fast");
+    }
+}
+
+#[test]
+fn compiling_counts_apart_and_once() {
+    let measure = || {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut tuner, start) = (tuner(TuneMode::Full, folder.path()).with_budget(Duration::MAX), Instant::now());
+        // A header that nothing else in this process has, so that its kernels are not there yet.
+        let op = MatMul::new(true, true);
+        choose(&mut tuner, &op, &[TensorType::f32([72, 88]), TensorType::f32([56, 72])]);
+        assert_eq!(tuner.measured(), 1);
+        let (spent, compiled) = (tuner.spent(), tuner.compiled());
+        assert!(spent > Duration::ZERO && compiled > Duration::ZERO && spent + compiled <= start.elapsed());
+        compiled
+    };
+    let (first, second) = (measure(), measure());
+    assert!(second < first, "{second:?} after {first:?}");
 }
 
 #[test]
@@ -287,7 +348,14 @@ fn tables_ship_for_the_software_adapters_and_are_of_today() {
 fn roofline_is_remembered() {
     let folder = tempfile::tempdir().unwrap();
     let start = Instant::now();
-    let measured = block_on(tuner(TuneMode::Full, folder.path()).roofline(false)).unwrap();
+    let mut first = tuner(TuneMode::Full, folder.path());
+    let measured = block_on(first.roofline(false)).unwrap();
+    assert_eq!(
+        (first.spent(), first.compiled()),
+        (Duration::ZERO, Duration::ZERO),
+        "its products have their own budget"
+    );
+    drop(first);
     println!("{:?}: {measured:?}", start.elapsed());
     assert!(measured.bytes_per_second > 1e8 && measured.flops_per_second > 1e8, "{measured:?}");
     let start = Instant::now();

@@ -6,7 +6,7 @@
 use crate::base::TensorType;
 use crate::error::Result;
 use crate::graph::{Binary, Expr, Graph, Map, Value, gradients};
-use crate::ops::{Attention, Mask, MatMul, Softmax};
+use crate::ops::{Attention, Mask, MatMul, Operands, Softmax};
 
 const HEADS: usize = 9;
 const WIDTH: usize = 64;
@@ -19,15 +19,28 @@ const UNSEEN: f32 = -1e9;
 /// # Errors
 /// None where `seq` is positive.
 pub fn fused_attention(seq: usize) -> Result<Graph> {
+    fused(seq, Operands::F32)
+}
+
+/// The same with operands rounded to f16, as mixed precision has it.
+///
+/// # Errors
+/// None where `seq` is positive.
+pub fn mixed_attention(seq: usize) -> Result<Graph> {
+    fused(seq, Operands::F16)
+}
+
+fn fused(seq: usize, operands: Operands) -> Result<Graph> {
     let mut g = Graph::new();
     let [q, k, v] = ["q", "k", "v"].map(|name| g.state(name, TensorType::f32([1, seq, HEADS, WIDTH])));
     let first = g.input("position", TensorType::u32([1]));
-    let o = g.apply(Attention::new(Mask::default()), &[q, k, v, first])?[0];
+    let attention = Attention { operands, ..Attention::new(Mask::default()) };
+    let o = g.apply(attention, &[q, k, v, first])?[0];
     close(&mut g, o, &[q, k, v])?;
     Ok(g)
 }
 
-/// The same by matrices of T×T, kept for the backward pass. States are `[H,T,C]`, as products want them: nothing is
+/// [`fused_attention`] by matrices of T×T, kept for the backward pass. States are `[H,T,C]`, as products want them: nothing is
 /// transposed.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ mod suite;
 mod svg;
 mod trace;
 
-pub use attention::{fused_attention, unfused_attention};
+pub use attention::{fused_attention, mixed_attention, unfused_attention};
 pub use case::{Case, Scope};
 #[cfg(feature = "mpi")]
 pub use comm::measure_mpi;

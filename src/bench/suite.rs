@@ -1,7 +1,7 @@
 //! What `danlu bench` measures. Kernels are the steps of plans of SmolLM2-135M with one layer, so that the list is right by
 //! itself whatever operators a model is made of; whole steps are those of docs/benchmarks.md.
 
-use super::attention::{fused_attention, unfused_attention};
+use super::attention::{fused_attention, mixed_attention, unfused_attention};
 use super::{Case, Scope};
 use crate::base::{DType, Limits, TensorType};
 use crate::error::Result;
@@ -47,6 +47,7 @@ pub fn suite(limits: &Limits, quick: bool) -> Result<Vec<Case>> {
     cases.push(train("train mixed", Scope::Kernels, &one_layer, 1, seq, Precision::Mixed).half());
     let long = if quick { 128 } else { 1024 };
     cases.push(Case::new("attention", Scope::Kernels, move |_| fused_attention(long)));
+    cases.push(Case::new("attention mixed", Scope::Kernels, move |_| mixed_attention(long)));
     cases.push(decode("prefill", Scope::Kernels, &one_layer, seq, DType::F32));
     let dtypes = if quick { &[DType::F32, DType::Q4_0][..] } else { &DType::WEIGHTS };
     for &dtype in dtypes {

@@ -141,11 +141,12 @@ impl Generator {
         self.passes.model().config().check_tokens(tokens)?;
         let mut pending = vec![Vec::new(); self.batch()];
         pending[0] = tokens.to_vec();
-        let mut logits = None;
+        let mut likely = Likely::default();
         while !pending[0].is_empty() {
-            logits = self.passes.feed(&mut pending, None).await?;
+            self.passes.feed(&mut pending, None, &mut likely).await?;
         }
-        let Some(Likely::All(mut logits)) = logits else { unreachable!("the last run came to the end") };
+        // Of the last run, which came to the end.
+        let mut logits = likely.all;
         logits.truncate(self.passes.model().config().vocab_size);
         Ok(logits)
     }
@@ -162,7 +163,7 @@ impl Generator {
             if !going() {
                 return Ok(false);
             }
-            self.passes.feed(&mut pending, None).await?;
+            self.passes.feed(&mut pending, None, &mut Likely::default()).await?;
         }
         Ok(going())
     }
@@ -208,7 +209,8 @@ impl Generator {
         Ok(finishes.into_iter().map(|finish| finish.expect("every request ends")).collect())
     }
 
-    /// The same, hearing of each text's end when it comes; what is answered to that does not matter.
+    /// The same, hearing of each text's end when it comes; what is answered to that does not matter. Between one token and the
+    /// next nothing is allocated here.
     ///
     /// # Errors
     /// As [`Generator::generate_batch`].
@@ -220,13 +222,14 @@ impl Generator {
         let mut waiting: VecDeque<usize> = (0..requests.len()).collect();
         let mut jobs: Vec<Option<Job>> = (0..self.batch()).map(|_| None).collect();
         let mut pending = vec![Vec::new(); self.batch()];
+        let mut likely = Likely::default();
         loop {
             while let Some(&request) = waiting.front().filter(|_| jobs.iter().any(Option::is_none)) {
                 waiting.pop_front();
                 match self.begin(&jobs, &requests[request]) {
                     Ok((sequence, tokens)) => {
                         let Request { prompt, count, sampling } = &requests[request];
-                        let sampler = Sampler::new(sampling.clone(), prompt);
+                        let sampler = Sampler::new(sampling.clone(), prompt).with_room((*count).min(self.context()));
                         jobs[sequence] = Some(Job { request, sampler, left: *count });
                         pending[sequence] = tokens;
                     }
@@ -238,22 +241,20 @@ impl Generator {
             if jobs.iter().all(Option::is_none) {
                 break;
             }
-            let needs = jobs.iter().flatten().map(|job| job.sampler.needs().ok_or(())).collect::<Result<Vec<_>, ()>>();
-            let needs = needs.ok().and_then(|needs| needs.into_iter().max());
-            let Some(likely) = self.passes.feed(&mut pending, needs).await? else { continue };
+            let needs = jobs.iter().flatten().try_fold(0, |most, job| Some(job.sampler.needs()?.max(most)));
+            if !self.passes.feed(&mut pending, needs, &mut likely).await? {
+                continue;
+            }
             for b in 0..jobs.len() {
                 let Some(job) = jobs[b].as_mut().filter(|_| pending[b].is_empty()) else { continue };
-                match self.next(job, b, &likely, &mut hear)? {
-                    Next::Feed(tokens) => pending[b] = tokens,
-                    Next::End(finish) => {
-                        let request = job.request;
-                        jobs[b] = None;
-                        if finish.is_err() {
-                            // Nothing is built on what such a text left in the cache.
-                            self.passes.truncate(b, 0);
-                        }
-                        hear(request, News::End(finish))?;
+                if let Some(finish) = self.next(job, b, &likely, &mut pending[b], &mut hear)? {
+                    let request = job.request;
+                    jobs[b] = None;
+                    if finish.is_err() {
+                        // Nothing is built on what such a text left in the cache.
+                        self.passes.truncate(b, 0);
                     }
+                    hear(request, News::End(finish))?;
                 }
             }
         }
@@ -270,53 +271,47 @@ impl Generator {
         Ok((sequence, self.passes.begin(sequence, &request.prompt)?))
     }
 
-    /// What follows from what is likely behind a text.
+    /// What follows from what is likely behind a text: it is pending then, or the text is at its end.
     fn next(
         &mut self,
         job: &mut Job,
         sequence: usize,
         likely: &Likely,
+        pending: &mut Vec<u32>,
         hear: &mut impl FnMut(usize, News) -> Result<bool>,
-    ) -> Result<Next> {
+    ) -> Result<Option<Result<Finish>>> {
         if job.left == 0 {
-            return Ok(Next::End(Ok(Finish::Length)));
+            return Ok(Some(Ok(Finish::Length)));
         }
         let row = |len: usize| sequence * len / self.batch()..(sequence + 1) * len / self.batch();
-        let token = match likely {
-            Likely::All(logits) => job.sampler.pick(&logits[row(logits.len())]),
-            Likely::Few(few) => job.sampler.pick_of(&few[row(few.len())]),
+        let token = match &likely.few[..] {
+            [] => job.sampler.pick(&likely.all[row(likely.all.len())]),
+            few => job.sampler.pick_of(&few[row(few.len())]),
         };
         // One text that the model has no numbers for ends; the others go on.
         let token = match token {
             Ok(token) => token,
-            Err(error) => return Ok(Next::End(Err(error))),
+            Err(error) => return Ok(Some(Err(error))),
         };
         if self.passes.model().config().eos_token_ids.contains(&token) {
-            return Ok(Next::End(Ok(Finish::EndOfText)));
+            return Ok(Some(Ok(Finish::EndOfText)));
         }
         if !hear(job.request, News::Token(token))? {
-            return Ok(Next::End(Ok(Finish::Stopped)));
+            return Ok(Some(Ok(Finish::Stopped)));
         }
         job.left -= 1;
         let text = self.passes.text(sequence);
         if job.left == 0 {
-            return Ok(Next::End(Ok(Finish::Length)));
+            return Ok(Some(Ok(Finish::Length)));
         }
-        if text.len() < self.context() {
-            return Ok(Next::Feed(vec![token]));
+        if text.len() == self.context() {
+            if self.passes.options().overflow == Overflow::Stop || self.context() < 2 {
+                return Ok(Some(Ok(Finish::ContextFull)));
+            }
+            pending.extend(self.passes.options().shifted(text));
+            self.passes.truncate(sequence, 0);
         }
-        if self.passes.options().overflow == Overflow::Stop || self.context() < 2 {
-            return Ok(Next::End(Ok(Finish::ContextFull)));
-        }
-        let mut kept = self.passes.options().shifted(text);
-        kept.push(token);
-        self.passes.truncate(sequence, 0);
-        Ok(Next::Feed(kept))
+        pending.push(token);
+        Ok(None)
     }
-}
-
-/// How a text goes on.
-enum Next {
-    Feed(Vec<u32>),
-    End(Result<Finish>),
 }

@@ -9,7 +9,7 @@ use super::plans::{Plans, top};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::model::Llama;
-use crate::run::{Executor, Recorder, States, f32s};
+use crate::run::{Executor, Recorder, Results, States};
 use std::collections::BTreeMap;
 
 /// Numbers of tokens that there are runs for. All are planned at once; each is made when it is first needed.
@@ -19,12 +19,50 @@ pub(super) const LARGEST: usize = 128;
 /// Tokens of all sequences in one run at most, unless it is one of each: what a run needs beside the cache stays small.
 const MOST_TOKENS: usize = 1024;
 
-/// What may follow, of each sequence.
-pub(super) enum Likely {
+/// What may follow, of each sequence: one of the two, in memory that is used again for every token.
+#[derive(Default)]
+pub(super) struct Likely {
     /// Logits of all tokens, `[B,V]`.
-    All(Vec<f32>),
+    pub(super) all: Vec<f32>,
     /// The likeliest tokens, descending: logits and ids.
-    Few(Vec<(f32, u32)>),
+    pub(super) few: Vec<(f32, u32)>,
+}
+
+impl Likely {
+    fn take(&mut self, results: &Results<'_>) {
+        self.all.clear();
+        self.all.extend(results.words("logits").map(f32::from_le_bytes));
+        self.few.clear();
+        let ids = results.words("top.ids").map(u32::from_le_bytes);
+        self.few.extend(results.words("top.values").map(f32::from_le_bytes).zip(ids));
+    }
+}
+
+/// What a run is fed, in memory that is used again for every token.
+#[derive(Default)]
+struct Fed {
+    /// `[B,T]`.
+    tokens: Vec<u32>,
+    /// Where each sequence's last token stands in them.
+    rows: Vec<u32>,
+    /// Where each sequence's first token stands in its text.
+    positions: Vec<u32>,
+}
+
+impl Fed {
+    fn fill(&mut self, texts: &[Vec<u32>], pending: &[Vec<u32>], time: usize) {
+        let Fed { tokens, rows, positions } = self;
+        tokens.clear();
+        rows.clear();
+        positions.clear();
+        tokens.resize(pending.len() * time, 0);
+        for (b, new) in pending.iter().enumerate() {
+            let count = new.len().min(time);
+            tokens[b * time..b * time + count].copy_from_slice(&new[..count]);
+            rows.push((b * time + count.max(1) - 1) as u32);
+        }
+        positions.extend(texts.iter().map(|text| text.len() as u32));
+    }
 }
 
 /// The runs of one model.
@@ -38,6 +76,7 @@ pub(super) struct Passes {
     recorder: Option<Recorder>,
     /// What each sequence's cache holds.
     texts: Vec<Vec<u32>>,
+    input: Fed,
     fed: u64,
     /// How many of the likeliest tokens each run gives apart.
     top: usize,
@@ -52,11 +91,12 @@ impl Passes {
         options: Options,
         plans: Plans,
     ) -> Result<Passes> {
-        let (texts, top) = (vec![Vec::new(); options.batch], top(model));
+        let texts = (0..options.batch).map(|_| Vec::with_capacity(options.context)).collect();
+        let (top, input) = (top(model), Fed::default());
         let (gpu, model) = (gpu.clone(), model.clone());
         let (runs, recorder) = (BTreeMap::new(), None);
-        let mut passes = Passes { gpu, model, states, options, plans, runs, recorder, texts, fed: 0, top };
-        passes.run_of(1).await?;
+        let mut passes = Passes { gpu, model, states, options, plans, runs, recorder, texts, input, fed: 0, top };
+        passes.make(1).await?;
         Ok(passes)
     }
 
@@ -107,12 +147,18 @@ impl Passes {
     }
 
     /// Feeds the first of each sequence's pending tokens, as many as one run takes, and removes them. If that was the last
-    /// of a sequence's, gives what may follow; rows of sequences that are not at their end say nothing. Of the logits no
-    /// more are read back than the `needs` likeliest, where that is known and few.
+    /// of a sequence's, `likely` then holds what may follow, and the answer is true; rows of sequences that are not at their end
+    /// say nothing. Of the logits no more are read back than the `needs` likeliest, where that is known and few. Once the run
+    /// of this size is made, nothing is allocated.
     ///
     /// # Errors
     /// If a sequence would hold more than the context, or the device fails.
-    pub(super) async fn feed(&mut self, pending: &mut [Vec<u32>], needs: Option<usize>) -> Result<Option<Likely>> {
+    pub(super) async fn feed(
+        &mut self,
+        pending: &mut [Vec<u32>],
+        needs: Option<usize>,
+        likely: &mut Likely,
+    ) -> Result<bool> {
         let (batch, context) = (self.options.batch, self.options.context);
         for (text, new) in self.texts.iter().zip(pending.iter()) {
             if text.len() + new.len() > context {
@@ -121,44 +167,35 @@ impl Passes {
         }
         let time = size(pending.iter().map(Vec::len).max().unwrap_or(0), batch, context);
         let wanted = pending.iter().any(|new| (1..=time).contains(&new.len()));
-        let (mut tokens, mut rows) = (vec![0_u32; batch * time], vec![0_u32; batch]);
-        for (b, new) in pending.iter().enumerate() {
-            let count = new.len().min(time);
-            tokens[b * time..b * time + count].copy_from_slice(&new[..count]);
-            rows[b] = (b * time + count.max(1) - 1) as u32;
-        }
-        let positions: Vec<u32> = self.texts.iter().map(|text| text.len() as u32).collect();
-        let top = self.top;
-        let run = self.run_of(time).await?;
-        run.set("tokens", &tokens)?;
-        run.set("position", &positions)?;
-        run.set("rows", &rows)?;
-        let few = needs.is_some_and(|needs| needs <= top);
+        self.make(time).await?;
+        self.input.fill(&self.texts, pending, time);
+        let run = self.runs.get_mut(&time).expect("made above");
+        run.set("tokens", &self.input.tokens)?;
+        run.set("position", &self.input.positions)?;
+        run.set("rows", &self.input.rows)?;
+        let few = needs.is_some_and(|needs| needs <= self.top);
         let names: &[&str] = match (wanted, few) {
             (false, _) => &[],
             (true, true) => &["top.values", "top.ids"],
             (true, false) => &["logits"],
         };
-        let outputs = run.run_for(names).await?;
+        run.run_for(names, |results| likely.take(&results)).await?;
         for (text, new) in self.texts.iter_mut().zip(pending) {
             let count = new.len().min(time);
             text.extend(new.drain(..count));
             self.fed += count as u64;
         }
-        let ids = || outputs["top.ids"].chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]));
-        Ok(wanted.then(|| match few {
-            true => Likely::Few(f32s(&outputs, "top.values").into_iter().zip(ids()).collect()),
-            false => Likely::All(f32s(&outputs, "logits")),
-        }))
+        Ok(wanted)
     }
 
-    async fn run_of(&mut self, time: usize) -> Result<&mut Executor> {
+    /// Makes the run of so many tokens, if it is not there.
+    async fn make(&mut self, time: usize) -> Result<()> {
         if !self.runs.contains_key(&time) {
             let mut run = Executor::new(&self.gpu, &self.plans[&time], &mut self.states).await?;
             run.record(self.recorder.as_ref(), &plan_name(time));
             self.runs.insert(time, run);
         }
-        Ok(self.runs.get_mut(&time).expect("made above"))
+        Ok(())
     }
 }
 

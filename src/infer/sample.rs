@@ -14,7 +14,8 @@ const FIRST: usize = 64;
 pub struct Sampler {
     sampling: Sampling,
     rng: Rng,
-    /// For each token of the text so far, how often it was drawn here; 0 for tokens of the prompt.
+    /// For each token of the text so far, how often it was drawn here; 0 for tokens of the prompt. Where nothing asks for it,
+    /// nothing.
     counts: HashMap<u32, u32>,
     /// Candidates: logit after biases and penalties, and id.
     order: Vec<(f32, u32)>,
@@ -24,8 +25,14 @@ impl Sampler {
     /// A sampler at the start of its seed's draws, for a text that begins with `prompt`.
     pub fn new(sampling: Sampling, prompt: &[u32]) -> Self {
         let rng = Rng::named(sampling.seed, "sampling");
-        let counts = prompt.iter().map(|&t| (t, 0)).collect();
+        let counts = prompt.iter().filter(|_| sampling.counts()).map(|&t| (t, 0)).collect();
         Sampler { sampling, rng, counts, order: Vec::new() }
+    }
+
+    /// The same with room for so many tokens to be drawn, so that counting them allocates nothing.
+    pub(super) fn with_room(mut self, tokens: usize) -> Self {
+        self.counts.reserve(if self.sampling.counts() { tokens } else { 0 });
+        self
     }
 
     /// How many of the likeliest tokens are enough to draw from, where that is known before the logits are: the device
@@ -56,8 +63,12 @@ impl Sampler {
     /// # Errors
     /// As [`Sampler::pick`].
     pub fn pick_of(&mut self, likeliest: &[(f32, u32)]) -> Result<u32> {
-        let mut order: Vec<_> = likeliest.iter().copied().filter(|(_, id)| *id != u32::MAX).collect();
-        self.draw(&mut order)
+        let mut order = std::mem::take(&mut self.order);
+        order.clear();
+        order.extend(likeliest.iter().filter(|(_, id)| *id != u32::MAX));
+        let token = self.draw(&mut order);
+        self.order = order;
+        token
     }
 
     /// Biases and penalties.
@@ -83,7 +94,9 @@ impl Sampler {
             return Err(Error::NoNumber("the model gave no finite logit; its weights may be damaged".into()));
         };
         let token = if self.sampling.temperature == 0.0 { best.1 } else { self.draw_from(order, f64::from(best.0)) };
-        *self.counts.entry(token).or_default() += 1;
+        if self.sampling.counts() {
+            *self.counts.entry(token).or_default() += 1;
+        }
         Ok(token)
     }
 

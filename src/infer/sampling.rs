@@ -95,10 +95,15 @@ impl Sampling {
         }
     }
 
+    /// True where it matters which tokens occurred, and how often.
+    pub(super) fn counts(&self) -> bool {
+        let penalties = [self.repetition_penalty - 1.0, self.presence_penalty, self.frequency_penalty];
+        penalties.iter().any(|&p| p != 0.0)
+    }
+
     /// True where logits are changed one by one before tokens are compared.
     pub(super) fn changes_logits(&self) -> bool {
-        let penalties = [self.repetition_penalty - 1.0, self.presence_penalty, self.frequency_penalty];
-        penalties.iter().any(|&p| p != 0.0) || !self.logit_bias.is_empty()
+        self.counts() || !self.logit_bias.is_empty()
     }
 
     /// See [`super::Sampler::needs`].

@@ -64,6 +64,12 @@ impl<'a> Results<'a> {
         })
     }
 
+    /// The 32-bit words of an output; none where it was not asked for.
+    pub fn words(&self, name: &str) -> impl Iterator<Item = [u8; 4]> {
+        let bytes = self.iter().find(|(n, _)| *n == name).map_or(&[][..], |(_, bytes)| bytes);
+        bytes.as_chunks::<4>().0.iter().copied()
+    }
+
     /// The first f32 of an output.
     pub fn first(&self, name: &str) -> Option<f32> {
         self.element(name, 0)
@@ -351,13 +357,14 @@ impl Executor {
         self.outputs().await
     }
 
-    /// One run and those of its results that are named; with no name there is nothing to wait for.
+    /// One run, and those of its results that are named where they lie, as [`Executor::read`]; with no name there is nothing to
+    /// wait for.
     ///
     /// # Errors
     /// As [`Executor::run`].
-    pub async fn run_for(&mut self, names: &[&str]) -> Result<Outputs> {
+    pub async fn run_for<T>(&mut self, names: &[&str], take: impl FnOnce(Results<'_>) -> T) -> Result<T> {
         self.submit_for(|name| names.contains(&name)).await?;
-        self.outputs().await
+        self.read(take).await
     }
 }
 

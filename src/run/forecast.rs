@@ -146,7 +146,7 @@ fn hopeless(least: f64, reached: Option<f64>, best: f64) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::base::{AdapterId, Limits, TensorType};
     use crate::graph::{Io, Op};
@@ -155,7 +155,7 @@ mod tests {
     use pollster::block_on;
 
     /// A made-up device: 10 TFLOP/s of f32, ten times as much of matrices, 1 TB/s, 100 workgroups at a time.
-    fn machine() -> Machine {
+    pub(in crate::run) fn machine() -> Machine {
         let ceiling = |class, arithmetic| Ceiling { class, arithmetic, matmul: 0.0 };
         Machine {
             bytes_per_second: 1e12,
@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    fn limits() -> Limits {
+    pub(in crate::run) fn limits() -> Limits {
         let (has_f16, cooperative) = (true, vec![16]);
         let (min_subgroup, max_subgroup) = (32, 32);
         Limits { has_f16, cooperative, min_subgroup, max_subgroup, max_binding_bytes: 1 << 30, ..Limits::default() }

@@ -1,19 +1,27 @@
 //! Small versions of a node, to time a kernel in milliseconds and to prove it right.
 
-use super::run_kernel;
+use super::ceilings::Class;
+use super::machine::Machine;
+use super::records::KernelId;
+use super::{roofline, run_kernel};
 use crate::base::{Array, DType, Limits, Rng, TensorType, packed};
 use crate::gpu::Gpu;
 use crate::graph::{Cost, Io, Kernel, Op};
 
-use super::records::KernelId;
+/// Seconds of a measured run that reaches the machine's limits.
+const SECONDS: f64 = 3e-3;
+/// What it may cost on any machine: a busy one looks slow, and what takes microseconds cannot be told apart.
+pub(super) const LEAST: Cost = Cost { flops: 50_000_000, bytes: 32 << 20 };
 
-/// What one measured run may cost: some 5 ms on a slow adapter of the kind.
-pub(super) fn measured(limits: &Limits) -> Cost {
-    if limits.is_cpu {
-        Cost { flops: 50_000_000, bytes: 32 << 20 }
-    } else {
-        Cost { flops: 4_000_000_000, bytes: 64 << 20 }
-    }
+/// What one measured run of such candidates may cost: what the machine does at most in [`SECONDS`], by the fastest class of
+/// arithmetic among them, and no more bytes than the copy that its bandwidth is known by. So sums are as long, and operands as
+/// far beyond caches, as in the node itself or nearly.
+pub(super) fn measured(kernels: &[Kernel], machine: &Machine, limits: &Limits) -> Cost {
+    // A class that was not measured computes in f32.
+    let rate = |k: &Kernel| machine.rate(Class::of(k.shader, &k.constants)).or_else(|| machine.rate(Class::F32));
+    let flops = SECONDS * kernels.iter().filter_map(rate).fold(0.0, f64::max);
+    let bytes = (SECONDS * machine.bytes_per_second) as u64;
+    Cost { flops: (flops as u64).max(LEAST.flops), bytes: bytes.max(LEAST.bytes).min(2 * roofline::copied(limits)) }
 }
 
 /// What a run in a proof may cost: several tiles in each dim.
@@ -118,4 +126,60 @@ fn draw(io: &Io, positive: bool) -> Vec<Array> {
         Array::new(ty.clone(), (0..n).map(|_| next()).collect())
     };
     io.inputs.iter().enumerate().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{MatMul, Operands};
+    use crate::run::forecast::tests::{limits, machine};
+
+    /// A product of n×n matrices, and what is measured of it on a made-up device.
+    fn product(n: usize, operands: Operands, machine: &Machine, limits: &Limits) -> (MatMul, Cost, Io) {
+        let op = MatMul::new(false, false).with(operands);
+        let inputs = vec![TensorType::f32([n, n]), TensorType::f32([n, n])];
+        let io = Io { outputs: op.infer(&[&inputs[0], &inputs[1]]).unwrap(), inputs };
+        let most = measured(&op.kernels(&io, limits), machine, limits);
+        let small = shrink(&op, &io, limits, most);
+        (op, most, small)
+    }
+
+    /// 10 TFLOP/s of f32, ten times as much of matrices, 1 TB/s.
+    #[test]
+    fn what_is_measured_takes_milliseconds_of_the_machine() {
+        let limits = Limits { max_buffer_bytes: 4 << 30, ..limits() };
+        let fast = machine();
+        let seconds = |n, operands, class, machine: &Machine| {
+            let (op, _, small) = product(n, operands, machine, &limits);
+            op.cost(&small).flops as f64 / machine.rate(class).unwrap()
+        };
+        // Dims are halved, two at a time where they are the same, so more than a quarter of it.
+        let within = |s: f64| assert!(s > SECONDS / 4.0 && s <= SECONDS, "{s}");
+        within(seconds(8192, Operands::F32, Class::F32, &fast));
+        within(seconds(8192, Operands::F16, Class::Cooperative, &fast));
+        // What takes less is measured as it is.
+        let (.., whole) = product(4096, Operands::F16, &fast, &limits);
+        assert_eq!(whole.inputs[0], TensorType::f32([4096, 4096]));
+        // Strict kernels are not given what only matrices do in the time.
+        let (_, most, strict) = product(4096, Operands::F32, &fast, &limits);
+        assert_eq!((most.flops, &strict.inputs[0]), (30_000_000_000, &TensorType::f32([2048, 2048])));
+        // A hundred times slower: a hundredth of the work, but never less than can be told apart.
+        let mut slow = machine();
+        slow.ceilings.iter_mut().for_each(|c| c.arithmetic /= 100.0);
+        assert_eq!(product(4096, Operands::F32, &slow, &limits).1.flops, 300_000_000);
+        slow.ceilings.iter_mut().for_each(|c| c.arithmetic = 1.0);
+        slow.bytes_per_second = 1.0;
+        assert_eq!(measured(&[], &slow, &limits), LEAST);
+    }
+
+    #[test]
+    fn operands_are_beyond_caches_and_within_the_memory() {
+        let bytes = |machine: &Machine, limits: &Limits| measured(&[], machine, limits).bytes;
+        let card = Limits { max_buffer_bytes: 4 << 30, memory_bytes: Some(24 << 30), ..limits() };
+        assert_eq!(bytes(&machine(), &card), 1 << 30, "3 ms of 1 TB/s, but no more than the copy reads and writes");
+        let slow = Machine { bytes_per_second: 1e11, ..machine() };
+        assert_eq!(bytes(&slow, &card), 300_000_000);
+        let small = Limits { memory_bytes: Some(1 << 30), ..card };
+        assert_eq!(bytes(&machine(), &small), 256 << 20);
+    }
 }

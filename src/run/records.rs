@@ -91,7 +91,7 @@ pub struct Row {
     /// What was chosen for.
     #[serde(flatten)]
     pub key: Key,
-    /// Seconds of each candidate; `None` where it was not measured. Empty where the nearest class decided.
+    /// Seconds of each candidate; `None` where it was not measured. Empty where there was no time, and the nearest class decided.
     pub seconds: Vec<Option<f64>>,
     /// What each was expected to take at least; empty where none was measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -101,6 +101,13 @@ pub struct Row {
     pub notes: Vec<Option<String>>,
     /// The candidate taken, by its place.
     pub winner: usize,
+}
+
+impl Row {
+    /// Whether the choice rests on measurements; else it was assumed.
+    pub fn is_measured(&self) -> bool {
+        !self.seconds.is_empty()
+    }
 }
 
 /// A candidate that this adapter does not compute right.
@@ -225,9 +232,18 @@ impl Records {
         self.rows.iter().find(|r| r.key == *key)
     }
 
-    /// The row whose class is nearest, among those with the same candidates.
+    /// Adds a row, in the place of an earlier one of its key.
+    pub fn put(&mut self, row: Row) {
+        match self.rows.iter_mut().find(|r| r.key == row.key) {
+            Some(place) => *place = row,
+            None => self.rows.push(row),
+        }
+    }
+
+    /// The row whose class is nearest, among those that were measured of the same candidates.
     pub fn nearest(&self, key: &Key) -> Option<&Row> {
-        let near = self.rows.iter().filter_map(|r| Some((key.distance(&r.key)?, r)));
+        let measured = self.rows.iter().filter(|r| r.is_measured());
+        let near = measured.filter_map(|r| Some((key.distance(&r.key)?, r)));
         near.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, row)| row)
     }
 

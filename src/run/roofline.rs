@@ -2,7 +2,7 @@
 
 use super::ceilings::Class;
 use super::race_kernel;
-use crate::base::TensorType;
+use crate::base::{Limits, TensorType};
 use crate::compile::{Chooser, Plan, Step, settle};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, time};
@@ -11,8 +11,10 @@ use crate::ops::{Copy, MatMul, Operands};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// Elements of the copy: 32 MiB read and 32 MiB written.
-const COPY: usize = 8 << 20;
+/// Bytes that the copy reads, and writes, where the host computes: beyond its caches.
+const COPY_CPU: u64 = 32 << 20;
+/// The same on a GPU, whose last level of cache holds up to 256 MiB: 50 (H100), 72 (RTX 4090), 96 (RX 7900 XTX), 256 (MI300X).
+const COPY_GPU: u64 = 512 << 20;
 /// Products grow from the first to the last size until one takes [`ENOUGH`] seconds.
 const SIZES: [usize; 4] = [512, 1024, 2048, 4096];
 const ENOUGH: f64 = 5e-3;
@@ -91,13 +93,26 @@ fn io(op: &dyn Op, inputs: Vec<TensorType>) -> Result<Io> {
     Ok(Io { inputs, outputs })
 }
 
-/// Bytes a second.
+/// Bytes that the copy reads, and writes: what no cache holds, in an eighth of the memory and half of the largest buffer at most.
+pub(super) fn copied(limits: &Limits) -> u64 {
+    let wanted = if limits.is_cpu { COPY_CPU } else { COPY_GPU };
+    wanted.min(limits.memory_bytes.unwrap_or(u64::MAX) / 8).min(limits.max_buffer_bytes / 2) / 4 * 4
+}
+
+/// Bytes a second; of a smaller copy where other programs hold the memory.
 pub(super) async fn copy(gpu: &Gpu) -> Result<f64> {
-    let limits = gpu.limits();
-    let most = limits.max_buffer_bytes.min(limits.memory_bytes.unwrap_or(u64::MAX) / 4) / 8;
-    let n = COPY.min(most as usize);
-    let io = io(&Copy, vec![TensorType::f32([n])])?;
-    let kernel = race_kernel(gpu, &Copy.kernels(&io, limits)[0], &io, None).await?;
+    let mut bytes = copied(gpu.limits());
+    loop {
+        match copy_of(gpu, bytes).await {
+            Err(Error::Memory { .. }) if bytes > COPY_CPU => bytes = bytes / 8 * 4,
+            other => return other,
+        }
+    }
+}
+
+async fn copy_of(gpu: &Gpu, bytes: u64) -> Result<f64> {
+    let io = io(&Copy, vec![TensorType::f32([bytes as usize / 4])])?;
+    let kernel = race_kernel(gpu, &Copy.kernels(&io, gpu.limits())[0], &io, None).await?;
     let from = gpu.storage("copied", io.bytes() / 2).await?;
     let to = gpu.storage("copy", io.bytes() / 2).await?;
     let mut best = kernel;
@@ -151,4 +166,29 @@ pub(super) async fn product(gpu: &Gpu, class: Class) -> Result<f64> {
         }
     }
     Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_larger_than_caches_and_fits_the_memory() {
+        let mib = |n: u64| n << 20;
+        // Memory and largest buffer in MiB, whether the host computes, and the copy.
+        for (memory, buffer, is_cpu, copy) in [
+            (Some(24 << 10), 4 << 10, false, 512),
+            (None, 4 << 10, false, 512),
+            // Half of the buffer: operands stand between guards.
+            (Some(24 << 10), 256, false, 128),
+            (Some(2 << 10), 4 << 10, false, 256),
+            (Some(24 << 10), 4 << 10, true, 32),
+            (Some(100), 4 << 10, true, 12),
+        ] {
+            let limits =
+                Limits { is_cpu, memory_bytes: memory.map(mib), max_buffer_bytes: mib(buffer), ..Limits::default() };
+            let found = copied(&limits);
+            assert!(found.is_multiple_of(4) && found >> 20 == copy, "{memory:?} {buffer} {is_cpu}: {found}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Picks among a step's candidates by measuring them on the device, and remembers.
 
 use super::forecast::{self, Forecast, Race};
+use super::kernel::compile;
 use super::machine::Machine;
 use super::probe;
 use super::race_kernel;
@@ -41,14 +42,19 @@ impl std::str::FromStr for TuneMode {
     }
 }
 
-/// Seconds that a process may spend on measuring kernels; proofs count towards it and are made beyond it.
+/// How long a process may measure kernels, and as long again compile them for that. Proofs count towards it and are made beyond
+/// it.
 const BUDGET: Duration = Duration::from_secs(3);
+/// The same for what an earlier process had no time for: a second start is to be quick.
+const LATER: Duration = Duration::from_secs(1);
 
-/// Chooses kernels by measurement. In this order it believes: what it remembers of the adapter, the table that ships,
-/// a measurement now, the nearest class that it knows, the first candidate. A candidate other than the first is taken
-/// only after it gave the first one's results on this adapter, within the tests' tolerance.
+/// Chooses kernels by measurement. In this order it believes: what it measured on the adapter earlier, the table that ships,
+/// a measurement now, what it assumed earlier, the nearest class that it measured, the first candidate. A candidate other than
+/// the first is taken only after it gave the first one's results on this adapter, within the tests' tolerance.
 ///
-/// Whatever was chosen once stays chosen, so that runs repeat to the bit as long as the file stays.
+/// What was measured once stays chosen. What was only assumed, since a process had no time left, stays so until a process has
+/// the time to measure it; so runs repeat to the bit, as long as the file stays, once everything was measured, and a run that
+/// is taken up, whatever was measured in between ([`super::Choices`]).
 #[derive(Debug)]
 pub struct Tuner {
     gpu: Gpu,
@@ -58,8 +64,11 @@ pub struct Tuner {
     /// What ships for this adapter, perhaps measured under another driver and with earlier shaders: a hint, since what is
     /// taken is proved here.
     shipped: Option<Records>,
+    /// For what nobody asked about before, and for what was only assumed.
     budget: Duration,
+    later: Duration,
     spent: Duration,
+    compiled: Duration,
     measured: usize,
     changed: bool,
     /// The device's limits were measured in this process.
@@ -89,7 +98,9 @@ impl Tuner {
             shipped: Records::shipped(&id),
             folder: folder.map(Path::to_path_buf),
             budget: BUDGET,
+            later: LATER,
             spent: Duration::ZERO,
+            compiled: Duration::ZERO,
             measured: 0,
             changed: false,
             has_machine: false,
@@ -98,9 +109,9 @@ impl Tuner {
         }
     }
 
-    /// Another budget than three seconds.
+    /// Another budget than three seconds, also for what was only assumed; `Duration::MAX` for none.
     pub fn with_budget(mut self, budget: Duration) -> Self {
-        self.budget = budget;
+        (self.budget, self.later) = (budget, budget);
         self
     }
 
@@ -110,9 +121,14 @@ impl Tuner {
         self
     }
 
-    /// Time spent on measuring and proving so far.
+    /// Time spent on measuring and proving so far, without that of [`Tuner::roofline`].
     pub fn spent(&self) -> Duration {
         self.spent
+    }
+
+    /// Time spent on compiling what was measured or proved, which is not among [`Tuner::spent`].
+    pub fn compiled(&self) -> Duration {
+        self.compiled
     }
 
     /// Choices made by measurement so far.
@@ -126,7 +142,8 @@ impl Tuner {
     }
 
     /// Bandwidth and rate of the device, the best ever seen: measured now in full mode, or where nothing is remembered;
-    /// which takes half a second on a CPU and does not count towards the budget. With `half` also of products of f16 operands.
+    /// which takes half a second on a CPU. Choosing its products has a budget of its own. With `half` also of products of f16
+    /// operands.
     ///
     /// # Errors
     /// If the device fails.
@@ -137,10 +154,12 @@ impl Tuner {
             return Ok(known);
         }
         let gpu = self.gpu.clone();
+        let before = (std::mem::take(&mut self.spent), std::mem::take(&mut self.compiled));
         let mut measured = Roofline::measure(&gpu, self).await?;
         if half {
             measured = measured.with_half(&gpu, self).await?;
         }
+        (self.spent, self.compiled) = before;
         let roofline = known.map_or(measured, |known| known.max(measured));
         self.records.roofline = Some(roofline);
         self.changed = true;
@@ -160,8 +179,10 @@ impl Tuner {
         Ok(())
     }
 
-    fn has_time(&self) -> bool {
-        self.spent < self.budget
+    /// Whether a choice may still be measured. What an earlier process only assumed is there already.
+    fn has_time(&self, key: &Key) -> bool {
+        let most = if self.records.row(key).is_some() { self.later } else { self.budget };
+        self.mode == TuneMode::Full && self.spent < most && self.compiled < most
     }
 
     /// True if candidate `i` may be taken, after a proof where there is none yet. That takes milliseconds and stands under no
@@ -171,6 +192,8 @@ impl Tuner {
             return trusted;
         }
         let id = &key.candidates[i];
+        let kernels = op.kernels(io, self.gpu.limits());
+        self.compiled += compile(&self.gpu, [&kernels[0]]) + compile(&self.gpu, [&kernels[i]]);
         let start = Instant::now();
         let proof = probe::prove(&self.gpu, op, io, i).await;
         self.spent += start.elapsed();
@@ -196,24 +219,37 @@ impl Tuner {
     /// Times the candidates that may win on a small version of the node; the fastest that proves right is taken.
     async fn measure(&mut self, op: &dyn Op, io: &Io, key: &Key) -> Row {
         let machine = self.machine().await;
-        let start = Instant::now();
         let limits = self.gpu.limits();
-        let small = probe::shrink(op, io, limits, probe::measured(limits));
+        let most = machine.as_ref().map_or(probe::LEAST, |m| probe::measured(&op.kernels(io, limits), m, limits));
+        let small = probe::shrink(op, io, limits, most);
         let kernels = op.kernels(&small, limits);
         let forecast = |k: &Kernel| machine.as_ref().map_or(0.0, |m| Forecast::of(k, op.cost(&small), m).seconds());
         let forecasts: Vec<f64> = kernels.iter().map(forecast).collect();
         let reached = forecast::experience(key, &self.records.rows);
         let barred: Vec<bool> = key.candidates.iter().map(|id| self.records.is_barred(id)).collect();
         let gpu = &self.gpu;
-        let time = async |i: usize, best| race_kernel(gpu, &kernels[i], &small, best).await.map_err(|e| e.to_string());
+        // A GPU's driver compiles beside the host's other threads, so it is given all at once; where the host computes, what is
+        // left out of the race is not worth it.
+        let open =
+            || kernels.iter().zip(&barred).filter(|(_, barred)| !limits.is_cpu && !*barred).map(|(kernel, _)| kernel);
+        let mut compiling = compile(gpu, open());
+        let start = Instant::now();
+        let mut meanwhile = Duration::ZERO;
+        let time = async |i: usize, best| {
+            meanwhile += compile(gpu, [&kernels[i]]);
+            race_kernel(gpu, &kernels[i], &small, best).await.map_err(|e| e.to_string())
+        };
         let Race { seconds, notes, failed } = forecast::race(&forecasts, &reached, &barred, time).await;
+        compiling += meanwhile;
+        let spent = start.elapsed().saturating_sub(meanwhile);
         for i in failed.into_iter().filter(|&i| i > 0) {
             // A lost device says nothing about the kernel.
             if self.gpu.check().is_ok() {
                 self.bar(&key.candidates[i], notes[i].clone().unwrap_or_default());
             }
         }
-        self.spent += start.elapsed();
+        self.spent += spent;
+        self.compiled += compiling;
         let best = seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min);
         let mut order: Vec<usize> = (0..kernels.len()).filter(|&i| seconds[i].is_some()).collect();
         // Within the measurement's noise the operator's own order decides, so that two fresh starts agree.
@@ -248,15 +284,20 @@ impl Tuner {
         known.then_some(true).or_else(|| self.records.is_barred(id).then_some(false))
     }
 
-    /// What needs no device: what was decided in this process, or is remembered or ships and was proved.
+    /// What was measured, ships, or was assumed and cannot be measured now.
+    fn remembered(&self, key: &Key) -> Option<usize> {
+        let mine = self.records.row(key).filter(|row| row.is_measured() || !self.has_time(key));
+        let table = || self.shipped.as_ref().and_then(|t| t.row(key).or_else(|| t.nearest(key)));
+        mine.or_else(table).map(|row| row.winner).filter(|&i| i < key.candidates.len())
+    }
+
+    /// What needs no device: what was decided in this process, or is remembered and was proved.
     fn known(&self, key: &Key) -> Option<usize> {
         if let Some((_, i)) = self.decided.iter().find(|(decided, _)| decided == key) {
             return Some(*i);
         }
-        let table = || self.shipped.as_ref().and_then(|t| t.row(key).or_else(|| t.nearest(key)));
-        let row = self.records.row(key).or_else(table)?;
-        let i = row.winner;
-        Some(if i < key.candidates.len() && self.verdict(key, i)? { i } else { 0 })
+        let i = self.remembered(key)?;
+        Some(if self.verdict(key, i)? { i } else { 0 })
     }
 
     /// Measures and proves what is wanted for one choice.
@@ -264,12 +305,10 @@ impl Tuner {
         if self.gpu.check().is_err() {
             return 0;
         }
-        let remembered = self.records.row(key).map(|row| row.winner);
-        let table = || self.shipped.as_ref().and_then(|t| t.row(key).or_else(|| t.nearest(key))).map(|row| row.winner);
-        if let Some(winner) = remembered.or_else(table).filter(|&i| i < key.candidates.len()) {
+        if let Some(winner) = self.remembered(key) {
             return if self.trusted(op, io, key, winner).await { winner } else { 0 };
         }
-        let row = if self.mode == TuneMode::Full && self.has_time() {
+        let row = if self.has_time(key) {
             self.measure(op, io, key).await
         } else {
             let nearest = self.records.nearest(key).map_or(0, |row| row.winner);
@@ -282,7 +321,7 @@ impl Tuner {
         let winner = row.winner;
         tracing::debug!("{} {}: {}", row.key.op, row.key.class, row.key.candidates[winner].kernel);
         if self.mode == TuneMode::Full {
-            self.records.rows.push(row);
+            self.records.put(row);
             self.changed = true;
         }
         winner

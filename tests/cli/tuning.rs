@@ -50,10 +50,16 @@ fn what_is_measured_depends_on_the_mode_and_is_shown() {
     let text = stdout(&place.danlu("doctor --tuning").assert().success());
     assert!(text.contains(&format!("{} were made here", rows(&after).len())), "{text}");
     assert!(rows(&after).iter().all(|r| text.contains(r["class"].as_str().unwrap())), "{text}");
-    // What was chosen stays chosen: the same kernels, so the same bits; nothing is measured again.
+    // What was measured stays chosen: the same kernels, so the same bits; nothing is measured again. What a busy machine left
+    // no time for may be measured later.
+    let is_measured = |row: &&Value| !row["seconds"].as_array().unwrap().is_empty();
     for mode in ["full", "cached"] {
-        assert_eq!(losses(&place, mode, &format!("{mode}-again")), full, "{mode}");
-        assert_eq!(rows(&evidence(&place)), rows(&after), "{mode}");
+        let again = losses(&place, mode, &format!("{mode}-again"));
+        let later = evidence(&place);
+        assert!(rows(&after).iter().filter(is_measured).all(|row| rows(&later).contains(row)), "{mode}: {later}");
+        if rows(&after).iter().all(|row| is_measured(&row)) {
+            assert_eq!((again, rows(&later)), (full.clone(), rows(&after)), "{mode}");
+        }
     }
     // Other kernels sum in other orders, and no more than that.
     for other in [&cached, &full] {
