@@ -7,13 +7,13 @@ struct Params { start: u32, count: u32, run: u32, rate: f32, decay: f32, beta1: 
 @group(0) @binding(4) var<storage, read> g: array<Item>;
 #import lib/update.wgsl
 
-fn update(i: u32, rate: f32, factor: f32) -> Item {
-    let gradient = g[i] * factor;
+fn update(i: u32, step: vec4<f32>) -> Item {
+    let gradient = g[i] * step.w;
     let first = m[i] + (gradient - m[i]) * (1.0 - params.beta1);
     let second = v[i] * params.beta2 + gradient * gradient * (1.0 - params.beta2);
     let before = p[i];
-    let decayed = before - before * rate * params.decay;
-    let after = decayed - rate * told[1] * first / (sqrt(second * told[2]) + params.epsilon);
+    let decayed = before - before * step.x * params.decay;
+    let after = decayed - step.x * step.y * first / (sqrt(second * step.z) + params.epsilon);
     p[i] = after;
     m[i] = first;
     v[i] = second;

@@ -1,11 +1,12 @@
 // cross_entropy_grad: dlogits = (exp(logit - lse) - [column is the target]) * scale, 0 in rows that do not count; one workgroup
-// a row. The scale is dloss / count of a mean over rows, and -dy of the row where each row's log-probability is told (PER_ROW).
+// a row, whose lanes load LOADS items at once. The scale is dloss / count of a mean over rows, and -dy of the row where each
+// row's log-probability is told (PER_ROW).
 struct Params { rows: u32, columns: u32, start: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> logits: array<f32>;
+@group(0) @binding(1) var<storage, read> logits: array<Item>;
 @group(0) @binding(2) var<storage, read> targets: array<u32>;
 @group(0) @binding(3) var<storage, read> lse: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dlogits: array<f32>;
+@group(0) @binding(4) var<storage, read_write> dlogits: array<Item>;
 #if PER_ROW
 @group(0) @binding(5) var<storage, read> dy: array<f32>;
 #else
@@ -13,7 +14,14 @@ struct Params { rows: u32, columns: u32, start: u32 }
 @group(0) @binding(6) var<storage, read> dloss: array<f32>;
 #endif
 
+#import lib/item.wgsl
+
 const IGNORE = 0xffffffffu;
+
+// Probabilities, less 1 where the column is the target.
+fn less_one(p: Item, i: u32, target_word: u32) -> Item {
+    return select(p, p - 1.0, params.start + item_index(i) == Index(target_word));
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -22,7 +30,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if row >= params.rows {
         return;
     }
-    let base = row * params.columns;
+    let columns = params.columns / ITEM;
+    let base = row * columns;
+    let whole = lse[row];
     let target_word = targets[row];
 #if PER_ROW
     let slope = -dy[row];
@@ -30,8 +40,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let slope = dloss[0] / max(count[0], 1.0);
 #endif
     let scale = select(slope, 0.0, target_word == IGNORE);
-    for (var i = lane; i < params.columns; i += WORKGROUP) {
-        let p = exp(logits[base + i] - lse[row]);
-        dlogits[base + i] = select(p, p - 1.0, params.start + i == target_word) * scale;
+    var i = lane;
+    for (; i + (LOADS - 1u) * WORKGROUP < columns; i += LOADS * WORKGROUP) {
+        var x: array<Item, LOADS>;
+        for (var j = 0u; j < LOADS; j++) {
+            x[j] = logits[base + i + j * WORKGROUP];
+        }
+        for (var j = 0u; j < LOADS; j++) {
+            let at = i + j * WORKGROUP;
+            dlogits[base + at] = less_one(exp(x[j] - whole), at, target_word) * scale;
+        }
+    }
+    for (; i < columns; i += WORKGROUP) {
+        dlogits[base + i] = less_one(exp(logits[base + i] - whole), i, target_word) * scale;
     }
 }

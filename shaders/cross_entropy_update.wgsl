@@ -2,16 +2,34 @@
 // the target); one workgroup a row, each lane keeps its own online softmax, joined in the end in a fixed order.
 struct Params { rows: u32, columns: u32, start: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> logits: array<f32>;
+@group(0) @binding(1) var<storage, read> logits: array<Item>;
 @group(0) @binding(2) var<storage, read> targets: array<u32>;
 @group(0) @binding(3) var<storage, read_write> stats: array<f32>;
 #if PREVIOUS
 @group(0) @binding(4) var<storage, read> previous: array<f32>;
 #endif
 
+#import lib/item.wgsl
+
 const UNSEEN = -3.0e38;
+// Items that a lane loads at once, and for all of which the sum is rescaled once.
+const LOADS = 4u;
 var<workgroup> largest: array<f32, WORKGROUP>;
 var<workgroup> sums: array<f32, WORKGROUP>;
+
+// The largest element so far and the sum of exp(element - largest), with some more.
+fn folded(own: vec2<f32>, x: array<Item, LOADS>) -> vec2<f32> {
+    var most = Item(own.x);
+    for (var j = 0u; j < LOADS; j++) {
+        most = max(most, x[j]);
+    }
+    let next = item_max(most);
+    var sum = Item();
+    for (var j = 0u; j < LOADS; j++) {
+        sum += exp(x[j] - next);
+    }
+    return vec2(next, own.y * exp(own.x - next) + item_sum(sum));
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
@@ -20,23 +38,28 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if row >= params.rows {
         return;
     }
-    let base = row * params.columns;
-    var m = UNSEEN;
-    var sum = 0.0;
-    for (var i = lane; i < params.columns; i += 4u * WORKGROUP) {
-        // Four at a time, so that the sum is rescaled once for all of them.
-        var x = vec4(UNSEEN);
-        x.x = logits[base + i];
-        if i + WORKGROUP < params.columns { x.y = logits[base + i + WORKGROUP]; }
-        if i + 2u * WORKGROUP < params.columns { x.z = logits[base + i + 2u * WORKGROUP]; }
-        if i + 3u * WORKGROUP < params.columns { x.w = logits[base + i + 3u * WORKGROUP]; }
-        let next = max(m, max(max(x.x, x.y), max(x.z, x.w)));
-        let p = exp(x - next);
-        sum = sum * exp(m - next) + (p.x + p.y) + (p.z + p.w);
-        m = next;
+    let columns = params.columns / ITEM;
+    let base = row * columns;
+    var own = vec2(UNSEEN, 0.0);
+    var i = lane;
+    for (; i + (LOADS - 1u) * WORKGROUP < columns; i += LOADS * WORKGROUP) {
+        var x: array<Item, LOADS>;
+        for (var j = 0u; j < LOADS; j++) {
+            x[j] = logits[base + i + j * WORKGROUP];
+        }
+        own = folded(own, x);
     }
-    largest[lane] = m;
-    sums[lane] = sum;
+    // What is left, with nothing beyond it.
+    if i < columns {
+        var x: array<Item, LOADS>;
+        for (var j = 0u; j < LOADS; j++) {
+            let v = logits[base + min(i + j * WORKGROUP, columns - 1u)];
+            x[j] = select(Item(UNSEEN), v, i + j * WORKGROUP < columns);
+        }
+        own = folded(own, x);
+    }
+    largest[lane] = own.x;
+    sums[lane] = own.y;
     workgroupBarrier();
     for (var width = WORKGROUP / 2u; width > 0u; width /= 2u) {
         if lane < width {
@@ -56,7 +79,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let next = max(before.x, largest[0]);
     let column = targets[row] - params.start;
     if targets[row] >= params.start && column < params.columns {
+#if VECTOR
+        before.z = logits[base + column / 4u][column % 4u];
+#else
         before.z = logits[base + column];
+#endif
     }
     stats[3u * row] = next;
     stats[3u * row + 1u] = before.y * exp(before.x - next) + sums[0] * exp(largest[0] - next);

@@ -5,7 +5,7 @@ struct Params { start: u32, count: u32, rate: f32, decay: f32, rest: f32 } // re
 @group(0) @binding(2) var<storage, read> p: array<Item>;
 #import lib/update.wgsl
 
-fn update(i: u32, rate: f32, factor: f32) -> Item {
+fn update(i: u32, step: vec4<f32>) -> Item {
     let added = (p[i] - average[i]) * params.rest;
     average[i] = average[i] + added;
     return added;

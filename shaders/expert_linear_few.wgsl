@@ -46,8 +46,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     for (var j = lane; j < min(COLUMNS, params.columns - column); j += WORKGROUP) {
         var total = 0.0;
-        for (var i = 0u; i < WORKGROUP; i++) {
-            total += parts[j * WORKGROUP + i];
+        for (var i = 0u; i < WORKGROUP; i += 8u) {
+            // Eight at once: shared memory, too, takes its time.
+            var some: array<f32, 8>;
+            for (var d = 0u; d < 8u; d++) {
+                some[d] = parts[j * WORKGROUP + i + d];
+            }
+            for (var d = 0u; d < 8u; d++) {
+                total += some[d];
+            }
         }
         let at = params.skip_y + group.y * params.row_y + column + j;
         y[at] = epilogue(total, params.whole_y + at);

@@ -14,9 +14,17 @@ struct Params {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * params.row + group.x) * WORKGROUP + lane;
     if i < params.count {
+        let count = params.count;
+        let slices = params.slices;
         var sum = parts[i];
-        for (var s = 1u; s < params.slices; s++) {
-            sum += parts[s * params.count + i];
+        // Four loads are under way at once.
+        for (var s = 1u; s < slices; s += 4u) {
+            var v: vec4<f32>;
+            for (var j = 0u; j < 4u; j++) {
+                v[j] = parts[min(s + j, slices - 1u) * count + i];
+            }
+            v = select(v, vec4<f32>(), vec4(s) + vec4(0u, 1u, 2u, 3u) >= vec4(slices));
+            sum = (((sum + v.x) + v.y) + v.z) + v.w;
         }
         c[i] = epilogue(sum, i);
     }

@@ -5,9 +5,9 @@ struct Params { start: u32, count: u32, run: u32, rate: f32, decay: f32, adjuste
 @group(0) @binding(2) var<storage, read> x: array<Item>;
 #import lib/update.wgsl
 
-fn update(i: u32, rate: f32, factor: f32) -> Item {
+fn update(i: u32, step: vec4<f32>) -> Item {
     let before = p[i];
-    let after = before - before * rate * params.decay - told[0] * params.adjusted * x[i];
+    let after = before - before * step.x * params.decay - told[0] * params.adjusted * x[i];
     p[i] = after;
     return after - before;
 }

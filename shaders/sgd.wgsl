@@ -9,8 +9,8 @@ struct Params { start: u32, count: u32, run: u32, rate: f32, decay: f32, momentu
 #endif
 #import lib/update.wgsl
 
-fn update(i: u32, rate: f32, factor: f32) -> Item {
-    var direction = g[i] * factor + p[i] * params.decay;
+fn update(i: u32, step: vec4<f32>) -> Item {
+    var direction = g[i] * step.w + p[i] * params.decay;
 #if MOMENTUM
     let velocity = params.momentum * m[i] + direction;
     m[i] = velocity;
@@ -21,7 +21,7 @@ fn update(i: u32, rate: f32, factor: f32) -> Item {
 #endif
 #endif
     let before = p[i];
-    let after = before - rate * direction;
+    let after = before - step.x * direction;
     p[i] = after;
     return after - before;
 }

@@ -1,4 +1,5 @@
-// softmax: p = exp(x - lse) of each row, and lse, the logarithm of the sum of exp(x). One workgroup a row.
+// softmax: p = exp(x - lse) of each row, and lse, the logarithm of the sum of exp(x). LANES lanes of a workgroup a row. ITEMS: so
+// many elements of it each lane keeps, of which only the last may stand beyond it; without it the row is read again.
 struct Params { rows: u32, columns: u32, skip: u32, skip_rows: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
@@ -9,25 +10,50 @@ struct Params { rows: u32, columns: u32, skip: u32, skip_rows: u32 }
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
-    let row = group.y * groups.x + group.x;
-    if row >= params.rows {
-        return;
-    }
-    let base = params.skip + row * params.columns;
+    let own = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + lane / LANES;
+    // Lanes without a row go along, for all must meet.
+    let row = min(own, params.rows - 1u);
+    let along = lane % LANES;
+    let columns = params.columns;
+    let base = params.skip + row * columns;
     var largest = -3.0e38;
-    for (var i = lane; i < params.columns; i += WORKGROUP) {
+    var sum = 0.0;
+#if ITEMS
+    var v: array<f32, ITEMS>;
+    for (var i = 0u; i < ITEMS; i++) {
+        v[i] = x[base + min(along + i * LANES, columns - 1u)];
+        largest = max(largest, v[i]);
+    }
+    largest = reduce_max(largest, lane);
+    for (var i = 0u; i < ITEMS; i++) {
+        v[i] = exp(v[i] - largest);
+        sum += select(0.0, v[i], along + i * LANES < columns);
+    }
+#else
+    for (var i = along; i < columns; i += LANES) {
         largest = max(largest, x[base + i]);
     }
     largest = reduce_max(largest, lane);
-    var sum = 0.0;
-    for (var i = lane; i < params.columns; i += WORKGROUP) {
+    for (var i = along; i < columns; i += LANES) {
         sum += exp(x[base + i] - largest);
     }
+#endif
     sum = reduce_sum(sum, lane);
-    for (var i = lane; i < params.columns; i += WORKGROUP) {
+    if own >= params.rows {
+        return;
+    }
+#if ITEMS
+    for (var i = 0u; i < ITEMS; i++) {
+        if i + 1u < ITEMS || along + i * LANES < columns {
+            p[base + along + i * LANES] = v[i] / sum;
+        }
+    }
+#else
+    for (var i = along; i < columns; i += LANES) {
         p[base + i] = exp(x[base + i] - largest) / sum;
     }
-    if lane == 0u {
+#endif
+    if along == 0u {
         lse[params.skip_rows + row] = largest + log(sum);
     }
 }

@@ -1,5 +1,6 @@
-// softmax_grad: dx = p (dp - the row's sum of p dp + dlse). DP, DLSE: which of the two gradients there are. One workgroup
-// a row.
+// softmax_grad: dx = p (dp - the row's sum of p dp + dlse). DP, DLSE: which of the two gradients there are. LANES
+// lanes of a workgroup a row. ITEMS: so many elements of it each lane keeps, of which only the last may stand beyond it; without
+// it the row is read again.
 struct Params { rows: u32, columns: u32, skip: u32, skip_rows: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> p: array<f32>;
@@ -15,26 +16,55 @@ struct Params { rows: u32, columns: u32, skip: u32, skip_rows: u32 }
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
-    let row = group.y * groups.x + group.x;
-    if row >= params.rows {
-        return;
-    }
-    let base = params.skip + row * params.columns;
+    let own = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + lane / LANES;
+    // Lanes without a row go along, for all must meet.
+    let row = min(own, params.rows - 1u);
+    let along = lane % LANES;
+    let columns = params.columns;
+    let base = params.skip + row * columns;
     var shift = 0.0;
+#if ITEMS
+    var v: array<vec2<f32>, ITEMS>;
+    for (var i = 0u; i < ITEMS; i++) {
+        let at = base + min(along + i * LANES, columns - 1u);
 #if DP
-    for (var i = lane; i < params.columns; i += WORKGROUP) {
+        v[i] = vec2(p[at], dp[at]);
+#else
+        v[i] = vec2(p[at], 0.0);
+#endif
+    }
+#endif
+#if DP
+#if ITEMS
+    for (var i = 0u; i < ITEMS; i++) {
+        shift -= select(0.0, v[i].x * v[i].y, along + i * LANES < columns);
+    }
+#else
+    for (var i = along; i < columns; i += LANES) {
         shift -= p[base + i] * dp[base + i];
     }
+#endif
     shift = reduce_sum(shift, lane);
 #endif
+    if own >= params.rows {
+        return;
+    }
 #if DLSE
     shift += dlse[params.skip_rows + row];
 #endif
-    for (var i = lane; i < params.columns; i += WORKGROUP) {
+#if ITEMS
+    for (var i = 0u; i < ITEMS; i++) {
+        if i + 1u < ITEMS || along + i * LANES < columns {
+            dx[base + along + i * LANES] = v[i].x * (v[i].y + shift);
+        }
+    }
+#else
+    for (var i = along; i < columns; i += LANES) {
 #if DP
         dx[base + i] = p[base + i] * (dp[base + i] + shift);
 #else
         dx[base + i] = p[base + i] * shift;
 #endif
     }
+#endif
 }

@@ -1,10 +1,17 @@
-// four_b: matmul's b as rows that are read by four elements. PACKED: in blocks or pairs (lib/weight.wgsl), else f32, of
-// which rows divide by four.
+// four_b: matmul's b as rows that are read by four elements. PACKED: in blocks or pairs (lib/weight.wgsl), of which WIDE
+// are bound and read by eight elements of two bytes; else f32. Rows divide by what is read.
 #if PACKED
+#if WIDE
+@group(0) @binding(2) var<storage, read> b: array<vec4<u32>>;
+fn word(at: u32) -> u32 {
+    return b[at / 4u][at % 4u];
+}
+#else
 @group(0) @binding(2) var<storage, read> b: array<u32>;
 fn word(at: u32) -> u32 {
     return b[at];
 }
+#endif
 #import lib/weight.wgsl
 #else
 @group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;

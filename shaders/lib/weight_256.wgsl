@@ -9,7 +9,7 @@ fn byte(at: u32, i: u32) -> u32 {
 fn weight_quants32(row: u32, k: u32) -> array<vec4<f32>, 8> {
     var q: array<vec4<f32>, 8>;
     for (var i = 0u; i < 8u; i++) {
-        q[i] = weight_quants(row, k + 4u * i);
+        q[i] = weight_quants(row, k, i);
     }
     return q;
 }
@@ -21,9 +21,9 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     return unpack2x16float(word(at + 20u)) * vec2(f32(scale & 15u), -f32(scale >> 4u));
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<f32> {
-    let at = row + k / 256u * 21u + 4u + k % 256u / 128u * 8u + k % 32u / 4u;
-    return floats(bytes(word(at) >> (k % 128u / 32u * 2u)) & vec4(3u));
+fn weight_quants(row: u32, k: u32, four: u32) -> vec4<f32> {
+    let at = row + k / 256u * 21u + 4u + k % 256u / 128u * 8u + four;
+    return bytes((word(at) >> (k % 128u / 32u * 2u)) & 0x03030303u);
 }
 #endif
 #if Q3_K
@@ -36,11 +36,11 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     return vec2(scale, -4.0 * scale);
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<f32> {
+fn weight_quants(row: u32, k: u32, four: u32) -> vec4<f32> {
     let at = row + k / 256u * 28u;
-    let low = bytes(word(at + 8u + k % 256u / 128u * 8u + k % 32u / 4u) >> (k % 128u / 32u * 2u)) & vec4(3u);
-    let high = bytes(word(at + k % 32u / 4u) >> (k % 256u / 32u)) & vec4(1u);
-    return floats(low | (high << vec4(2u)));
+    let low = (word(at + 8u + k % 256u / 128u * 8u + four) >> (k % 128u / 32u * 2u)) & 0x03030303u;
+    let high = (word(at + four) >> (k % 256u / 32u)) & 0x01010101u;
+    return bytes(low | (high << 2u));
 }
 #endif
 #if SIX_BIT_SCALES
@@ -55,14 +55,14 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     return unpack2x16float(word(at)) * vec2(scale.x, -scale.y);
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<f32> {
+fn weight_quants(row: u32, k: u32, four: u32) -> vec4<f32> {
     let at = row + k / 256u * WORDS;
     let j = k % 256u / 32u;
-    let low = bytes(word(at + WORDS - 32u + k % 256u / 64u * 8u + k % 32u / 4u) >> (j % 2u * 4u)) & vec4(15u);
+    let low = (word(at + WORDS - 32u + j / 2u * 8u + four) >> (j % 2u * 4u)) & 0x0f0f0f0fu;
 #if HIGH_BITS
-    return floats(low | ((bytes(word(at + 4u + k % 32u / 4u) >> j) & vec4(1u)) << vec4(4u)));
+    return bytes(low | (((word(at + 4u + four) >> j) & 0x01010101u) << 4u));
 #else
-    return floats(low);
+    return bytes(low);
 #endif
 }
 #if HIGH_BITS
@@ -79,12 +79,12 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     return vec2(scale, -32.0 * scale);
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<f32> {
+fn weight_quants(row: u32, k: u32, four: u32) -> vec4<f32> {
     let half = k % 256u / 128u;
     let part = k % 128u / 32u;
-    let at = row + k / 256u * 53u + k % 32u / 4u;
-    let low = bytes(word(at + half * 16u + part % 2u * 8u) >> (part / 2u * 4u)) & vec4(15u);
-    let high = bytes(word(at + 32u + half * 8u) >> (part * 2u)) & vec4(3u);
-    return floats(low | (high << vec4(4u)));
+    let at = row + k / 256u * 53u + four;
+    let low = (word(at + half * 16u + part % 2u * 8u) >> (part / 2u * 4u)) & 0x0f0f0f0fu;
+    let high = (word(at + 32u + half * 8u) >> (part * 2u)) & 0x03030303u;
+    return bytes(low | (high << 4u));
 }
 #endif

@@ -5,15 +5,15 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
     return vec2(unpack2x16float(word(row + k / 32u * 9u)).x, 0.0);
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<f32> {
-    let w = vec4(word(row + k / 32u * 9u + 1u + k % 32u / 4u)) << vec4(24u, 16u, 8u, 0u);
+fn weight_quants(row: u32, k: u32, four: u32) -> vec4<f32> {
+    let w = vec4(word(row + k / 32u * 9u + 1u + four)) << vec4(24u, 16u, 8u, 0u);
     return vec4<f32>(bitcast<vec4<i32>>(w) >> vec4(24u));
 }
 
 fn weight_quants32(row: u32, k: u32) -> array<vec4<f32>, 8> {
     var q: array<vec4<f32>, 8>;
     for (var i = 0u; i < 8u; i++) {
-        q[i] = weight_quants(row, k + 4u * i);
+        q[i] = weight_quants(row, k, i);
     }
     return q;
 }
@@ -37,17 +37,18 @@ fn weight_scale(row: u32, k: u32) -> vec2<f32> {
 
 // Low nibbles of a word of quants, with the fifth bits that `high` has of them from its lowest on.
 fn nibbles(quants: u32, high: u32) -> vec4<f32> {
-    let low = bytes(quants) & vec4(15u);
+    let low = quants & 0x0f0f0f0fu;
 #if HIGH_BITS
-    return floats(low | (((vec4(high) >> vec4(0u, 1u, 2u, 3u)) & vec4(1u)) << vec4(4u)));
+    // A bit each seven places further: into four bytes.
+    return bytes(low | ((((high & 15u) * 0x00204081u) & 0x01010101u) << 4u));
 #else
-    return floats(low);
+    return bytes(low);
 #endif
 }
 
-fn weight_quants(row: u32, k: u32) -> vec4<f32> {
+fn weight_quants(row: u32, k: u32, four: u32) -> vec4<f32> {
     let at = row + k / 32u * WORDS;
-    return nibbles(word(at + WORDS - 4u + k % 16u / 4u) >> (k % 32u / 16u * 4u), word(at + 1u) >> (k % 32u));
+    return nibbles(word(at + WORDS - 4u + four % 4u) >> (four / 4u * 4u), word(at + 1u) >> (4u * four));
 }
 
 // The quants of a block: each word is loaded once.

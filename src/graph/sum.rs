@@ -51,7 +51,7 @@ impl Op for SumRows {
         SumTo { shape: self.shape.clone() }.gradient(g, node, dy)
     }
 
-    fn kernels(&self, io: &Io, _limits: &Limits) -> Vec<Kernel> {
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let (rows, n) = (self.rows(&io.inputs[0]), self.columns());
         let parts = rows.div_ceil(self.rows_per_part);
         let d = Dispatch::new([n.div_ceil(WORKGROUP) as u32, parts as u32, 1])
@@ -60,7 +60,10 @@ impl Op for SumRows {
             .param("rows", rows)
             .param("columns", n)
             .param("rows_per_part", self.rows_per_part);
-        vec![Kernel::new("sum_rows", "columns").constant("WORKGROUP", WORKGROUP).dispatch(d)]
+        // A CPU gains nothing by loads that are under way together.
+        let loads = if limits.is_cpu { 1 } else { 4 };
+        let kernel = Kernel::new("sum_rows", "columns").constant("WORKGROUP", WORKGROUP).constant("LOADS", loads);
+        vec![kernel.dispatch(d)]
     }
 
     fn cost(&self, io: &Io) -> Cost {

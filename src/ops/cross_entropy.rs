@@ -3,6 +3,7 @@
 //!
 //! Legend: R rows (tokens), N words of a chunk.
 
+use super::windows::{item, loads};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
@@ -43,6 +44,11 @@ pub(super) fn check_rows(logits: &TensorType, targets: &TensorType) -> Result<us
     }
 }
 
+/// True where lanes read a row by fours: a CPU's have side by side what they read at once.
+fn by_fours(n: usize, limits: &Limits) -> bool {
+    !limits.is_cpu && item(n) == 4
+}
+
 /// Dispatches over rows of `[R,N]` logits, in windows of rows whose ranges are aligned in every operand.
 pub(super) fn windows(r: usize, n: usize, limits: &Limits) -> impl Iterator<Item = (usize, usize)> {
     let fit = (limits.max_binding_bytes / (4 * n.max(3)) as u64).max(64) as usize / 64 * 64;
@@ -70,7 +76,9 @@ pub(super) fn chunk_grad(io: &Io, limits: &Limits, start: usize) -> Vec<Kernel> 
     let per_row = io.inputs.len() == 4;
     let mut kernel = Kernel::new("cross_entropy_grad", format!("lanes_{workgroup}"))
         .constant("WORKGROUP", workgroup)
-        .constant("PER_ROW", usize::from(per_row));
+        .constant("PER_ROW", usize::from(per_row))
+        .constant("LOADS", loads(limits))
+        .constant("VECTOR", usize::from(by_fours(n, limits)));
     for w in windows(r, n, limits) {
         let mut d = Dispatch::new(spread(w.1, limits)).param("rows", w.1).param("columns", n).param("start", start);
         for (i, name) in ["logits", "targets", "lse"].into_iter().enumerate() {
@@ -108,7 +116,8 @@ impl Op for CrossEntropyUpdate {
         let previous = io.inputs.len() - 2;
         let mut kernel = Kernel::new("cross_entropy_update", format!("lanes_{workgroup}"))
             .constant("WORKGROUP", workgroup)
-            .constant("PREVIOUS", previous);
+            .constant("PREVIOUS", previous)
+            .constant("VECTOR", usize::from(by_fours(n, limits)));
         for w in windows(r, n, limits) {
             let mut d =
                 Dispatch::new(spread(w.1, limits)).param("rows", w.1).param("columns", n).param("start", self.start);
@@ -166,7 +175,7 @@ impl Op for CrossEntropyLoss {
             .bind("count", Operand::Output(2), 0, 4)
             .param("rows", io.outputs[1].shape.elements());
         let kernel = Kernel::new("cross_entropy_loss", format!("lanes_{workgroup}"));
-        vec![kernel.constant("WORKGROUP", workgroup).dispatch(d)]
+        vec![kernel.constant("WORKGROUP", workgroup).constant("LOADS", loads(limits)).dispatch(d)]
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -47,6 +47,9 @@ const TILES: [[usize; 2]; 2] = [[64, 64], [32, 32]];
 /// Tiles of `matmul_block.wgsl`, and the steps of the sum: as long as a tile of each operand fits 16 KiB.
 const BLOCKS: [([usize; 2], usize); 2] = [([64, 64], 16), ([128, 128], 16)];
 
+/// Workgroups of `matvec_groups.wgsl` that keep a large adapter busy.
+const GROUPS: usize = 512;
+
 /// Columns of one lane of `matmul_rows.wgsl`, measured on lavapipe; VECTOR_B relies on its being 4.
 const ROWS_COLUMNS: usize = 4;
 
@@ -161,16 +164,47 @@ impl MatMul {
             let tier = || self.tier("matvec_lanes", format!("lanes_{rows}"), dtype, [rows, 8]);
             return few.then(|| tier().constant("ROWS", rows)).into_iter().collect();
         }
-        // So many lanes share a row that each has some four blocks of it.
+        if s.m <= 8 { self.groups(s, dtype, limits) } else { Vec::new() }
+    }
+
+    /// `matvec_groups.wgsl` in two shapes, so many lanes to a row of B and so many rows at once, of which the first is
+    /// expected to be the faster; and where subgroups are known to be large enough, sums from lane to lane.
+    fn groups(&self, s: Sizes, dtype: DType, limits: &Limits) -> Vec<Tier> {
+        let rows = s.m.next_power_of_two();
+        // Each lane has some four blocks of a row; or one, where there are few rows: then all loads are under way at once.
         let lanes = (s.k / 128).next_power_of_two().clamp(4, 32);
-        let tier = |what: &str| {
-            let tier = self.tier("matvec_groups", format!("{what}_{rows}"), dtype, [rows, 64 / lanes]);
-            tier.constant("ROWS", rows).constant("LANES", lanes)
+        let most = (s.k / 32).next_power_of_two().clamp(lanes, 64);
+        let shapes = if limits.is_cpu {
+            vec![(lanes, 1)]
+        } else if s.batch * s.n * lanes / 64 < GROUPS {
+            vec![(most, 1), (lanes, 1)]
+        } else {
+            // Two rows of B, and of A more than one, were more than registers hold.
+            vec![(lanes, if rows == 1 { 2 } else { 1 }), (lanes, 1)]
         };
-        let mut tiers: Vec<Tier> = if s.m <= 8 { vec![tier("groups")] } else { Vec::new() };
+        // Elements of two bytes are read by eights where rows divide by them.
+        let wide = matches!(dtype, DType::F16 | DType::BF16) && s.k.is_multiple_of(8);
+        let tier = |(lanes, columns): (usize, usize), shuffle: usize| {
+            let name = format!("{}_{rows}x{columns}x{lanes}", if shuffle > 0 { "shuffled" } else { "groups" });
+            self.tier("matvec_groups", name, dtype, [rows, 64 / lanes * columns])
+                .constant("ROWS", rows)
+                .constant("COLUMNS", columns)
+                .constant("LANES", lanes)
+                .constant("SHUFFLE", shuffle)
+                .constant("SHARED", usize::from(lanes > shuffle.max(1)))
+                .constant("FOURS", if wide { 2 } else { 1 })
+                .constant("WIDE", usize::from(wide))
+                .constant("OVER", usize::from(!s.k.is_multiple_of(32 * lanes)))
+                .constant("SHARED_TABLE", usize::from(dtype == DType::Nf4))
+        };
         // Adapters without subgroups say that theirs have four lanes.
-        if s.m <= 8 && limits.min_subgroup as usize >= lanes.max(8) {
-            tiers.push(tier("shuffled").constant("SHUFFLE", 1));
+        let shuffle = |lanes: usize| if limits.min_subgroup >= 8 { lanes.min(limits.min_subgroup as usize) } else { 0 };
+        let mut tiers = vec![tier(shapes[0], 0)];
+        for shape in shapes {
+            let tier = tier(shape, shuffle(shape.0));
+            if tiers.iter().all(|known| known.kernel != tier.kernel) {
+                tiers.push(tier);
+            }
         }
         tiers
     }

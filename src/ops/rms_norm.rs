@@ -1,7 +1,7 @@
 //! RMS normalisation. D width, rows: all other dims.
 
 use super::rms_norm_grad::{RmsNormGrad, RmsNormGradGain, rows_per_part};
-use super::windows::{Window, item, ranges, reduce_lanes, rows_per_binding};
+use super::windows::{RowLanes, Window, item, ranges, rows_per_binding};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
@@ -60,14 +60,12 @@ impl Op for RmsNorm {
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let (rows, d) = (io.inputs[0].shape.rows(), io.inputs[0].shape.last());
         let item = item(d);
-        let build = |lanes: usize| {
-            let kernel = Kernel::new("rms_norm", format!("lanes_{lanes}"))
-                .constant("WORKGROUP", lanes)
-                .constant("VECTOR", usize::from(item == 4));
+        let build = |shape: RowLanes| {
+            let kernel = shape.kernel("rms_norm", item);
             ranges(rows, rows_per_binding(rows, d, limits)).fold(kernel, |kernel, r| {
                 let wide = Window::new(r.start * d..r.end * d, limits);
                 let thin = Window::new(r.clone(), limits);
-                let mut dispatch = Dispatch::new(spread(r.len(), limits))
+                let mut dispatch = Dispatch::new(spread(r.len().div_ceil(shape.rows()), limits))
                     .bind("gain", Operand::Input(1), 0, io.inputs[1].bytes())
                     .param("rows", r.len())
                     .param("columns", d / item)
@@ -79,7 +77,7 @@ impl Op for RmsNorm {
                 kernel.dispatch(thin.bind(dispatch, "inverse_rms", Operand::Output(1)))
             })
         };
-        reduce_lanes(limits).map(build).into()
+        RowLanes::of(d / item, limits).into_iter().map(build).collect()
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -1,7 +1,7 @@
 //! The backward pass of RMS normalisation: towards x, and towards the gain in parts that `sum_rows` then adds.
 
 use super::rms_norm::{check, row_type};
-use super::windows::{Window, item, ranges, reduce_lanes, rows_per_binding};
+use super::windows::{RowLanes, Window, item, loads, ranges, rows_per_binding};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
@@ -51,14 +51,12 @@ impl Op for RmsNormGrad {
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let (rows, d) = (io.inputs[0].shape.rows(), io.inputs[0].shape.last());
         let item = item(d);
-        let build = |lanes: usize| {
-            let kernel = Kernel::new("rms_norm_grad", format!("lanes_{lanes}"))
-                .constant("WORKGROUP", lanes)
-                .constant("VECTOR", usize::from(item == 4));
+        let build = |shape: RowLanes| {
+            let kernel = shape.kernel("rms_norm_grad", item);
             ranges(rows, rows_per_binding(rows, d, limits)).fold(kernel, |kernel, r| {
                 let wide = Window::new(r.start * d..r.end * d, limits);
                 let thin = Window::new(r.clone(), limits);
-                let mut dispatch = Dispatch::new(spread(r.len(), limits))
+                let mut dispatch = Dispatch::new(spread(r.len().div_ceil(shape.rows()), limits))
                     .bind("gain", Operand::Input(1), 0, io.inputs[1].bytes())
                     .param("rows", r.len())
                     .param("columns", d / item)
@@ -71,7 +69,7 @@ impl Op for RmsNormGrad {
                 kernel.dispatch(wide.bind(dispatch, "dx", Operand::Output(0)))
             })
         };
-        reduce_lanes(limits).map(build).into()
+        RowLanes::of(d / item, limits).into_iter().map(build).collect()
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -124,7 +122,8 @@ impl Op for RmsNormGradGain {
         // A CPU's lanes have no use for shares, nor a short part.
         let shares = if limits.is_cpu { 1 } else { (self.rows_per_part / 4).next_power_of_two().clamp(1, 8) };
         let kernel = Kernel::new("rms_norm_grad_gain", format!("shares_{shares}"));
-        let mut kernel = kernel.constant("COLUMNS", COLUMNS).constant("SHARES", shares);
+        let mut kernel =
+            kernel.constant("COLUMNS", COLUMNS).constant("SHARES", shares).constant("LOADS", loads(limits));
         for p in ranges(parts, step.min(limits.max_workgroups as usize)) {
             let first = p.start * self.rows_per_part;
             let end = (p.end * self.rows_per_part).min(rows);

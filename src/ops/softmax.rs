@@ -1,6 +1,6 @@
 //! Softmax of rows, and the logarithm of its denominator. R rows, N columns.
 
-use super::windows::{Window, ranges, reduce_lanes, rows_per_binding};
+use super::windows::{RowLanes, Window, ranges, rows_per_binding};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
@@ -27,13 +27,31 @@ fn check(x: &TensorType) -> Result<[usize; 2], String> {
     }
 }
 
-/// One dispatch for each range of rows; operands are `[R,N]`, or `[R]` where the flag is set.
-fn kernel(kernel: Kernel, ty: &TensorType, limits: &Limits, operands: &[(&'static str, Operand, bool)]) -> Kernel {
+/// Kernels of one dispatch for each range of rows; operands are `[R,N]`, or `[R]` where the flag is set.
+fn kernels(
+    ty: &TensorType,
+    limits: &Limits,
+    operands: &[(&'static str, Operand, bool)],
+    base: impl Fn(RowLanes) -> Kernel,
+) -> Vec<Kernel> {
+    let [_, n] = check(ty).expect("checked when the node was made");
+    // Maxima are not made from lane to lane.
+    let shapes = RowLanes::of(n, limits).into_iter().filter(|shape| shape.shuffle == 0);
+    shapes.map(|shape| kernel(base(shape), shape.rows(), ty, limits, operands)).collect()
+}
+
+fn kernel(
+    kernel: Kernel,
+    rows_of_group: usize,
+    ty: &TensorType,
+    limits: &Limits,
+    operands: &[(&'static str, Operand, bool)],
+) -> Kernel {
     let [r, n] = check(ty).expect("checked when the node was made");
     ranges(r, rows_per_binding(r, n, limits)).fold(kernel, |kernel, rows| {
         let wide = Window::new(rows.start * n..rows.end * n, limits);
         let thin = Window::new(rows.clone(), limits);
-        let mut d = Dispatch::new(spread(rows.len(), limits))
+        let mut d = Dispatch::new(spread(rows.len().div_ceil(rows_of_group), limits))
             .param("rows", rows.len())
             .param("columns", n)
             .param("skip", wide.skip)
@@ -65,11 +83,7 @@ impl Op for Softmax {
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let operands =
             [("x", Operand::Input(0), false), ("p", Operand::Output(0), false), ("lse", Operand::Output(1), true)];
-        let build = |workgroup| {
-            let base = Kernel::new("softmax", format!("lanes_{workgroup}")).constant("WORKGROUP", workgroup);
-            kernel(base, &io.inputs[0], limits, &operands)
-        };
-        reduce_lanes(limits).map(build).into()
+        kernels(&io.inputs[0], limits, &operands, |shape| shape.kernel("softmax", 1))
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -115,14 +129,10 @@ impl Op for SoftmaxGrad {
         {
             operands.push((name, Operand::Input(operands.len() - 1), thin));
         }
-        let build = |workgroup| {
-            let base = Kernel::new("softmax_grad", format!("lanes_{workgroup}"))
-                .constant("WORKGROUP", workgroup)
-                .constant("DP", usize::from(self.dp))
-                .constant("DLSE", usize::from(self.dlse));
-            kernel(base, &io.inputs[0], limits, &operands)
-        };
-        reduce_lanes(limits).map(build).into()
+        kernels(&io.inputs[0], limits, &operands, |shape| {
+            let kernel = shape.kernel("softmax_grad", 1).constant("DP", usize::from(self.dp));
+            kernel.constant("DLSE", usize::from(self.dlse))
+        })
     }
 
     fn cost(&self, io: &Io) -> Cost {

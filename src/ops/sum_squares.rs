@@ -1,6 +1,7 @@
 //! Sum of squares of a flat page, in parts, and the norm over the parts of all pages.
 
 use super::gaps;
+use super::windows::{item, loads};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
@@ -45,9 +46,12 @@ impl Op for SumSquares {
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let n = io.inputs[0].shape.elements();
         let workgroup = if limits.is_cpu { 8 } else { 256 };
+        let vector = !limits.is_cpu && item(n) == 4;
         let mut kernel = Kernel::new("sum_squares", format!("lanes_{workgroup}"))
             .constant("WORKGROUP", workgroup)
             .constant("PART", PART)
+            .constant("LOADS", loads(limits))
+            .constant("VECTOR", usize::from(vector))
             .constant("GAPS", io.inputs.len() - 1);
         // A window is a whole number of parts, and of the output's aligned ranges.
         let window = (limits.max_binding_bytes as usize / 4 / (PART * 64)).max(1) * PART * 64;
@@ -153,7 +157,13 @@ impl Op for SumParts {
             d = d.bind(NAMES[i], Operand::Input(from), 0, io.inputs[from].bytes()).param(COUNTS[i], count);
         }
         let kernel = Kernel::new("sum_parts", format!("lanes_{workgroup}"));
-        vec![kernel.constant("WORKGROUP", workgroup).constant("ROOT", usize::from(self.root)).dispatch(d)]
+        vec![
+            kernel
+                .constant("WORKGROUP", workgroup)
+                .constant("ROOT", usize::from(self.root))
+                .constant("LOADS", loads(limits))
+                .dispatch(d),
+        ]
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -165,6 +165,7 @@ fn matmul() -> Vec<Case> {
         Case::new("batched", op(false, true), &[normal([2, 3, 5, 7]), normal([2, 3, 9, 7])]).wrt(&[0, 1]),
         Case::new("batched tn", op(true, false), &[normal([3, 4, 6]), normal([3, 4, 10])]).wrt(&[0, 1]),
         Case::new("one row", op(false, true), &[normal([1, 64]), normal([48, 64])]),
+        Case::new("eight rows", op(false, true), &[normal([7, 264]), normal([38, 264])]),
         Case::new("nn even", op(false, false), &[normal([64, 96]), normal([96, 128])]),
         Case::new("nt even", op(false, true), &[normal([64, 96]), normal([128, 96])]),
         Case::new("tn even", op(true, false), &[normal([96, 64]), normal([96, 128])]),
@@ -206,6 +207,12 @@ fn panels() -> Vec<Case> {
         Case::new("layers", layers.clone(), &[x.clone(), normal([256, 36])]),
         Case::new("layers, odd", in_c(MatMul::linear(), &[64, 128]), &[normal([33, 19]), normal([192, 19])]),
         Case::new("layers, few rows", layers.clone(), &[normal([2, 1, 36]), normal([256, 36])]),
+        // So many columns that a GPU's lanes walk along two rows of b.
+        Case::new(
+            "layers, one row of many",
+            in_c(MatMul::linear(), &[4096, 4160]),
+            &[normal([1, 132]), normal([8256, 132])],
+        ),
         Case::new("layers, half", narrow(layers), &[x, normal([256, 36])]),
         Case::new("input", input, &[normal([70 * 192]), normal([192, 40])]),
         Case::new("weights", weights.clone(), &[normal([37 * 256]), normal([37, 44])]),
@@ -221,18 +228,23 @@ fn norm() -> Vec<Case> {
     let to_panels = NormMatMul { eps, widths: vec![64, 128] };
     vec![
         Case::new("", RmsNorm { eps }, &[normal([2, 3, 17]), normal([17])]).wrt(&[0, 1]),
+        Case::new("narrow", RmsNorm { eps }, &[normal([7, 48]), normal([48])]),
         Case::new("wide", RmsNorm { eps }, &[normal([5, 576]), normal([576])]),
+        Case::new("wider", RmsNorm { eps }, &[normal([3, 959]), normal([959])]),
         Case::new("one row", NormMatMul::new(eps), &[normal([1, 1, 64]), normal([64]), normal([48, 64])]),
         Case::new("rows", NormMatMul::new(1.0), &[normal([2, 68]), normal([68]), normal([37, 68])]),
         Case::new("long rows", NormMatMul::new(eps), &[normal([1, 2, 600]), normal([600]), normal([9, 600])]),
+        Case::new("one row of many", NormMatMul::new(eps), &[normal([1, 68]), normal([68]), normal([8193, 68])]),
         Case::new("to panels", to_panels, &[normal([2, 1, 68]), normal([68]), normal([192, 68])]),
         Case::new("", RmsNormGrad, &[normal([2, 3, 17]), normal([17]), positive([2, 3]), normal([2, 3, 17])]),
+        Case::new("narrow", RmsNormGrad, &[normal([7, 48]), normal([48]), positive([7]), normal([7, 48])]),
         Case::new("wide", RmsNormGrad, &[normal([5, 576]), normal([576]), positive([5]), normal([5, 576])]),
+        Case::new("wider", RmsNormGrad, &[normal([3, 959]), normal([959]), positive([3]), normal([3, 959])]),
         Case::new("parts", RmsNormGradGain { rows_per_part: 4 }, &[normal([11, 70]), positive([11]), normal([11, 70])]),
         Case::new(
             "one part",
-            RmsNormGradGain { rows_per_part: 20 },
-            &[normal([19, 33]), positive([19]), normal([19, 33])],
+            RmsNormGradGain { rows_per_part: 80 },
+            &[normal([77, 33]), positive([77]), normal([77, 33])],
         ),
     ]
 }

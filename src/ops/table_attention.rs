@@ -317,7 +317,8 @@ fn largest() -> Vec<Case> {
     vec![
         Case::new("", TopK { k: 5 }, &[normal([3, 100])]),
         Case::new("all", TopK { k: 17 }, &[normal([2, 17])]),
-        Case::new("one", TopK { k: 1 }, &[normal([1, 5000])]),
+        Case::new("one", TopK { k: 1 }, &[normal([1, 9000])]),
+        Case::new("some of many", TopK { k: 9 }, &[normal([2, 5002])]),
         Case::new("ties", TopK { k: 40 }, &[ties]),
     ]
 }

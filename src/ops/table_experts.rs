@@ -133,6 +133,7 @@ fn softmax() -> Vec<Case> {
     vec![
         Case::new("", Softmax, &[normal([5, 7])]).wrt(&[0]),
         Case::new("wide", Softmax, &[normal([33, 130])]),
+        Case::new("wider", Softmax, &[normal([3, 959])]),
         Case::new("both", grad(true, true), &[positive([5, 7]), normal([5, 7]), normal([5])]),
         Case::new("p", grad(true, false), &[positive([33, 130]), normal([33, 130])]),
         Case::new("lse", grad(false, true), &[positive([33, 130]), normal([33])]),

@@ -29,11 +29,20 @@ fn half(dtype: DType) -> Case {
 /// What a result or a gradient in panels has to do with the weight's dtype is the same for all.
 fn panels() -> Vec<Case> {
     let input = PanelMatMul { product: MatMul::new(false, false), panelled: Panelled::A, widths: vec![128, 64] };
+    let many = || PanelMatMul::linear(MatMul::linear(), vec![4096, 4160]);
     vec![
         Case::new(
             "q8_0 layers",
             PanelMatMul::linear(MatMul::linear(), vec![128, 64]),
             &[normal([19, 64]), packed(DType::Q8_0, [192, 64])],
+        ),
+        // So many columns that a GPU's lanes walk along two rows of the weight.
+        Case::new("bf16 one row of many", many(), &[normal([1, 72]), packed(DType::BF16, [8256, 72])]),
+        Case::new("q8_0 one row of many", many(), &[normal([1, 64]), packed(DType::Q8_0, [8256, 64])]),
+        Case::new(
+            "nf4 one row of many",
+            NormMatMul::new(1e-5),
+            &[normal([1, 64]), normal([64]), packed(DType::Nf4, [8193, 64])],
         ),
         Case::new("q8_0 many", MatMul::linear(), &[normal([67, 256]), packed(DType::Q8_0, [140, 256])]),
         Case::new("q4_k many", MatMul::new(false, false), &[normal([67, 132]), packed(DType::Q4K, [132, 256])]),

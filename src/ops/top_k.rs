@@ -1,6 +1,7 @@
 //! The largest elements of each row: what a sampler needs of the logits, so that they need not all be read back.
 //! N rows, V columns.
 
+use super::windows::{item, loads};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
@@ -39,6 +40,8 @@ impl Op for TopK {
         let mut kernel = Kernel::new("top_k", format!("lanes_{lanes}"))
             .constant("WORKGROUP", lanes)
             .constant("CHUNKS", CHUNKS)
+            .constant("VECTOR", usize::from(!limits.is_cpu && item(v) == 4))
+            .constant("LOADS", 2 * loads(limits))
             .constant("K", self.k);
         // Steps of 64 rows keep offsets aligned whatever the sizes.
         let fit = (limits.max_binding_bytes / (4 * v) as u64).max(1) as usize;

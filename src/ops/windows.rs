@@ -2,7 +2,7 @@
 //! bytes, which are elements where the dtype is f32 or u32.
 
 use crate::base::Limits;
-use crate::graph::{Dispatch, Operand};
+use crate::graph::{Dispatch, Kernel, Operand};
 use std::ops::Range;
 
 /// Rows that one binding can hold wherever the first of them starts: all of them where the tensor fits whole.
@@ -54,6 +54,63 @@ pub fn item(width: usize) -> usize {
 pub fn reduce_lanes(limits: &Limits) -> [usize; 2] {
     let wide = limits.max_invocations.min(256) as usize;
     if limits.is_cpu { [8, wide] } else { [wide, 32] }
+}
+
+/// How lanes share out rows that each is read, reduced and read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowLanes {
+    /// Lanes of a workgroup.
+    pub workgroup: usize,
+    /// Lanes of one row.
+    pub lanes: usize,
+    /// Items of its row that a lane keeps, so that they are not read again; 0 where they are too many, or lanes a CPU's.
+    pub items: usize,
+    /// Lanes that reduce from lane to lane (`lib/reduce.wgsl`).
+    pub shuffle: usize,
+}
+
+/// The most items that a lane keeps.
+const KEPT: usize = 8;
+
+impl RowLanes {
+    /// Candidates for rows of so many items.
+    pub fn of(columns: usize, limits: &Limits) -> Vec<RowLanes> {
+        let wide = limits.max_invocations.min(256) as usize;
+        if limits.is_cpu {
+            return reduce_lanes(limits).map(|n| RowLanes { workgroup: n, lanes: n, items: 0, shuffle: 0 }).into();
+        }
+        // Some four items each: a lane loads all of them at once.
+        let lanes = (columns / 4).next_power_of_two().clamp(16, wide);
+        let items = Some(columns.div_ceil(lanes)).filter(|&n| n <= KEPT).unwrap_or(0);
+        let shared = RowLanes { workgroup: lanes.max(64), lanes, items, shuffle: 0 };
+        // Adapters without subgroups say that theirs have four lanes.
+        let shuffle = if limits.min_subgroup >= 8 { limits.min_subgroup as usize } else { 0 };
+        let shuffled = (shuffle > 0).then_some(RowLanes { shuffle: shuffle.min(lanes), ..shared });
+        [Some(shared), shuffled].into_iter().flatten().collect()
+    }
+
+    /// Rows of a workgroup.
+    pub fn rows(self) -> usize {
+        self.workgroup / self.lanes
+    }
+
+    /// A kernel of this shape over items of so many elements.
+    pub fn kernel(self, shader: &'static str, item: usize) -> Kernel {
+        let what = if self.shuffle > 0 { "shuffled" } else { "lanes" };
+        let rows = if self.rows() > 1 { format!("{}x", self.rows()) } else { String::new() };
+        Kernel::new(shader, format!("{what}_{rows}{}", self.lanes))
+            .constant("WORKGROUP", self.workgroup)
+            .constant("LANES", self.lanes)
+            .constant("ITEMS", self.items)
+            .constant("SHUFFLE", self.shuffle)
+            .constant("VECTOR", usize::from(item == 4))
+    }
+}
+
+/// Loads that a lane of a GPU has under way at once in kernels that only read through what they are given; those of a CPU, which
+/// has nothing to gain by it, one by one.
+pub fn loads(limits: &Limits) -> usize {
+    if limits.is_cpu { 1 } else { 4 }
 }
 
 #[cfg(test)]
