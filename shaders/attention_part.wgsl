@@ -23,6 +23,7 @@ const BESIDE = 16u;
 #import lib/part.wgsl
 
 var<workgroup> weights: array<f32, GROUP * WORKGROUP>;
+var<workgroup> folded: array<f32, GROUP * 8u>;
 // Vectors of keys, each key's one behind where it would be, against bank conflicts; in the end, sums.
 var<workgroup> vectors: array<vec4<f32>, WORKGROUP * (CHUNK + 1u)>;
 
@@ -47,19 +48,27 @@ fn values(place: Place, tile: u32, from_value: u32, lane: u32) -> array<vec4<f32
     return x;
 }
 
-// Of each head, the largest or the sum of all lanes' weights becomes its first: as a tree, all heads at the same time.
+// Of each head, the largest or the sum of every eighth of the lanes' weights, all heads at the same time.
 fn fold(sum: bool, lane: u32) {
-    for (var width = WORKGROUP / 2u; width > 0u; width /= 2u) {
-        workgroupBarrier();
-        if lane < width {
-            for (var g = 0u; g < GROUP; g++) {
-                let a = weights[g * WORKGROUP + lane];
-                let b = weights[g * WORKGROUP + lane + width];
-                weights[g * WORKGROUP + lane] = select(max(a, b), a + b, sum);
-            }
+    workgroupBarrier();
+    for (var e = lane; e < GROUP * 8u; e += WORKGROUP) {
+        let at = e / 8u * WORKGROUP + e % 8u;
+        var x = weights[at];
+        for (var i = 8u; i < WORKGROUP; i += 8u) {
+            x = select(max(x, weights[at + i]), x + weights[at + i], sum);
         }
+        folded[e] = x;
     }
     workgroupBarrier();
+}
+
+// Of these eight of a head, the largest or the sum.
+fn folded_of(g: u32, sum: bool) -> f32 {
+    var x = folded[g * 8u];
+    for (var i = 1u; i < 8u; i++) {
+        x = select(max(x, folded[g * 8u + i]), x + folded[g * 8u + i], sum);
+    }
+    return x;
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -103,11 +112,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         fold(false, lane);
         var rescale: array<f32, GROUP>;
         for (var g = 0u; g < GROUP; g++) {
-            let m = max(largest[g], weights[g * WORKGROUP]);
+            let m = max(largest[g], folded_of(g, false));
             rescale[g] = exp(largest[g] - m);
             largest[g] = m;
         }
-        workgroupBarrier();
         for (var g = 0u; g < GROUP; g++) {
             let p = select(0.0, exp(s[g] - largest[g]), tile + lane < place.end);
             weights[g * WORKGROUP + lane] = p;
@@ -145,7 +153,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             o[row * C4 + lane] = total;
         }
         if lane == 0u {
-            stats[row] = vec2(select(0.0, largest[g], place.begin < place.end), weights[g * WORKGROUP]);
+            stats[row] = vec2(select(0.0, largest[g], place.begin < place.end), folded_of(g, true));
         }
     }
 }

@@ -208,7 +208,7 @@ mod tests {
         let wide = ["tile_64x64_staged", "tile_32x64_whole_staged"];
         assert_eq!(tiles(backward, 64, 5000, Operands::F16, &large), wide);
         // Fewer rows than keep the device busy, or than there are in a tile.
-        assert_eq!(tiles(backward, 16, 500, Operands::F32, &large), ["tile_16x64", "tile_8x32"]);
+        assert_eq!(tiles(backward, 16, 400, Operands::F32, &large), ["tile_16x64", "tile_8x32"]);
         assert_eq!(tiles(backward, 16, 800, Operands::F32, &large), ["tile_32x64", "tile_16x64"]);
         assert_eq!(tiles(backward, 16, 7, Operands::F32, &large), ["tile_8x32"]);
         assert_eq!(tiles(backward, 16, 3, Operands::F32, &large), [""; 0]);
