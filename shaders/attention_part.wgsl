@@ -17,7 +17,7 @@ const SHARES = WORKGROUP / C4;
 const CHUNK = min(C4, 8u);
 const CHUNKS = (C4 + CHUNK - 1u) / CHUNK;
 // Values of a lane that are on their way at a time.
-const BESIDE = 16u;
+const BESIDE = 8u;
 #import lib/cache.wgsl
 #import lib/query.wgsl
 #import lib/part.wgsl
