@@ -29,7 +29,11 @@ fn key(at: u32) -> vec4<f32> { return operand4(k4(at)); }
 fn value(at: u32) -> vec4<f32> { return operand4(v4(at)); }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    // Later queries see more keys: the longest work begins first.
+    let group = vec3(groups.x - 1u - id.x, id.yz);
+    let scale = params.scale;
     let rows = params.queries * GROUP;
     let kv_heads = params.heads / GROUP;
     let row = min(group.x * WORKGROUP + lane, rows - 1u);
@@ -69,7 +73,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let x = query[c];
             s += vec4(dot(x, key(k0 + c)), dot(x, key(k1 + c)), dot(x, key(k2 + c)), dot(x, key(k3 + c)));
         }
-        s *= params.scale;
+        s *= scale;
         let at = vec4(j, j + 1u, j + 2u, j + 3u);
 #if ALIBI
         s += slope(head) * (vec4<f32>(at) - f32(last));

@@ -30,6 +30,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let start = begin_query(group.z, j0);
     let end = end_query(group.z, min(j0 + WORKGROUP, params.keys) - 1u);
     let stride = params.heads * C4;
+    let scale = params.scale;
 
     var key: array<vec4<f32>, C4>;
     var value: array<vec4<f32>, C4>;
@@ -43,31 +44,27 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let head = group.y * GROUP + g;
         let base = group.z * params.queries * stride + head * C4;
         let row = (group.z * params.heads + head) * params.queries;
-        for (var t = start; t < end; t += 2u) {
-            let t1 = min(t + 1u, params.queries - 1u);
-            let q0 = base + t * stride;
-            let q1 = base + t1 * stride;
-            var s = vec2<f32>();
-            var dp = vec2<f32>();
+        for (var t = start; t < end; t++) {
+            let q_at = base + t * stride;
+            var s = 0.0;
+            var dp = 0.0;
             for (var c = 0u; c < C4; c++) {
-                s += vec2(dot(key[c], query(q0 + c)), dot(key[c], query(q1 + c)));
-                dp += vec2(dot(value[c], dout(q0 + c)), dot(value[c], dout(q1 + c)));
+                s += dot(key[c], query(q_at + c));
+                dp += dot(value[c], dout(q_at + c));
             }
-            s *= params.scale;
-            let a = stats[row + t];
-            let b = stats[row + t1];
-            let last = vec2(last_seen(group.z, t), last_seen(group.z, t1));
+            let stat = stats[row + t];
+            let last = last_seen(group.z, t);
+            s *= scale;
 #if ALIBI
-            s += slope(head) * (f32(j) - vec2<f32>(last));
+            s += slope(head) * (f32(j) - f32(last));
 #endif
-            let from_key = vec2(first_seen(group.z, t, last.x), first_seen(group.z, t1, last.y));
-            let seen = (vec2(j) <= last) & (vec2(j) >= from_key) & vec2(true, t + 1u < end);
-            let p = select(vec2(0.0), exp(s - vec2(a.x, b.x)), seen);
-            // Probabilities, and gradients of scores, as they are multiplied.
-            let w = operand4(vec4(p, p * (dp - vec2(a.y, b.y)) * params.scale));
+            let seen = j <= last && j >= first_seen(group.z, t, last);
+            let p = select(0.0, exp(s - stat.x), seen);
+            // The probability, and the gradient of the score, as they are multiplied.
+            let w = operand4(vec4(p, p * (dp - stat.y) * scale, 0.0, 0.0));
             for (var c = 0u; c < C4; c++) {
-                dvalue[c] += w.x * dout(q0 + c) + w.y * dout(q1 + c);
-                dkey[c] += w.z * query(q0 + c) + w.w * query(q1 + c);
+                dvalue[c] += w.x * dout(q_at + c);
+                dkey[c] += w.y * query(q_at + c);
             }
         }
     }

@@ -1,6 +1,7 @@
 // attention_grad_key_value_tile: attention_grad_key_value.wgsl through shared memory, for GPUs: lanes and constants as in
-// attention_tile.wgsl, but that a workgroup makes ROWS keys, and KEYS is how many queries are staged at a time, those of
-// all heads of the group in one row. dv = sum of p * dy, ds = p * (dy . v - delta), dk = scale * sum of ds * q.
+// attention_tile.wgsl, but that a workgroup's own rows are keys, and queries are streamed, those of all heads of the group
+// in one row. dv = sum of p * dy, ds = p * (dy . v - delta), dk = scale * sum of ds * q. PARTS: so many workgroups share a
+// tile's queries, each with a dk and dv of its own.
 struct Params {
     queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
 #if BLOCK
@@ -20,110 +21,87 @@ struct Params {
 #import lib/query.wgsl
 #import lib/attention_tile.wgsl
 
-var<workgroup> tile_k: array<Staged, ROWS * STEP>;
-var<workgroup> tile_v: array<Staged, ROWS * STEP>;
-var<workgroup> tile_q: array<Staged, KEYS * STEP>;
-var<workgroup> tile_dy: array<Staged, KEYS * STEP>;
-// Probabilities of four keys, and the gradients of their scores.
-var<workgroup> tile_p: array<Staged, KEYS * FOURS>;
-var<workgroup> tile_s: array<Staged, KEYS * FOURS>;
-
-// Queries from `row` on, and their gradients.
-fn stage_queries(entry: u32, kv_head: u32, row: u32, chunk: u32, lane: u32) {
-    for (var e = lane; e < KEYS * CHUNK; e += LANES) {
-        let c = chunk * CHUNK + e % CHUNK;
-        let at = vector_of_row(entry, kv_head, row + e / CHUNK) + min(c, C4 - 1u);
-        let to = e / CHUNK * STEP + e % CHUNK;
-        tile_q[to] = Staged(select(vec4<f32>(), operand4(q[at]), c < C4));
-        tile_dy[to] = Staged(select(vec4<f32>(), operand4(dy[at]), c < C4));
+const OWNS = 2u;
+// The pairs: k and q, v and dy.
+const KQ = 0u;
+const VDY = 1u;
+fn own_at(group: vec3<u32>, row: u32) -> u32 { return vector_of_key(group, min(row, params.keys - 1u)); }
+fn own_vector(pair: u32, at: u32) -> vec4<f32> {
+    if pair == KQ {
+        return k[at];
     }
+    return v[at];
+}
+fn streamed_at(group: vec3<u32>, row: u32, end: u32) -> u32 { return vector_of_row(group, row); }
+fn streamed_vector(pair: u32, at: u32) -> vec4<f32> {
+    if pair == KQ {
+        return q[at];
+    }
+    return dy[at];
 }
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+#if PARTS
+    let group = vec3(id.x / PARTS, id.yz);
+    let part = id.x % PARTS;
+    // Where the part's dk and dv are.
+    let of_part = vector_of_key(vec3(0u, 0u, groups.z * part), 0u);
+#else
+    let group = id;
+    let of_part = 0u;
+#endif
     let j0 = group.x * ROWS;
-    let begin = begin_query(group.z, j0) * GROUP;
-    let end = end_query(group.z, min(j0 + ROWS, params.keys) - 1u) * GROUP;
-    let four = lane / 16u;
+    var begin = begin_query(group.z, j0) * GROUP;
+    var end = end_query(group.z, min(j0 + ROWS, params.keys) - 1u) * GROUP;
+#if PARTS
+    let each = ((max(end, begin) - begin + PARTS - 1u) / PARTS + KEYS - 1u) / KEYS * KEYS;
+    begin += part * each;
+    end = min(begin + each, end);
+#endif
     let own = lane % 16u;
-    let key = vec4(j0 + 4u * four) + vec4(0u, 1u, 2u, 3u);
-    var dkey: array<array<array<vec4<f32>, 4>, COLUMNS>, CHUNKS>;
-    var dvalue: array<array<array<vec4<f32>, 4>, COLUMNS>, CHUNKS>;
+    let first_key = j0 + lane / 16u * 4u * HIGH;
+    let scale = params.scale;
+    var dkey: Sums;
+    var dvalue: Sums;
+    let place = Place(group, j0, end);
+    var next: Ahead;
+    begin_tiles(&next, place, begin, lane);
     for (var row = begin; row < end; row += KEYS) {
-        var s: array<vec4<f32>, MINE>;
-        var dp: array<vec4<f32>, MINE>;
-        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            workgroupBarrier();
-            if CHUNKS > 1u || row == begin {
-                for (var e = lane; e < ROWS * CHUNK; e += LANES) {
-                    let c = min(chunk * CHUNK + e % CHUNK, C4 - 1u);
-                    let at = vector_of_key(group.z, group.y, min(j0 + e / CHUNK, params.keys - 1u)) + c;
-                    let to = e / CHUNK * STEP + e % CHUNK;
-                    tile_k[to] = Staged(operand4(k[at]));
-                    tile_v[to] = Staged(operand4(v[at]));
-                }
-            }
-            stage_queries(group.z, group.y, row, chunk, lane);
-            workgroupBarrier();
-            for (var c = 0u; c < CHUNK; c++) {
-                var x: array<vec4<f32>, 4>;
-                var y: array<vec4<f32>, 4>;
-                for (var i = 0u; i < 4u; i++) {
-                    x[i] = vec4<f32>(tile_k[(4u * four + i) * STEP + c]);
-                    y[i] = vec4<f32>(tile_v[(4u * four + i) * STEP + c]);
-                }
-                for (var n = 0u; n < MINE; n++) {
-                    let query = vec4<f32>(tile_q[(16u * n + own) * STEP + c]);
-                    s[n] += vec4(dot(x[0], query), dot(x[1], query), dot(x[2], query), dot(x[3], query));
-                    let d = vec4<f32>(tile_dy[(16u * n + own) * STEP + c]);
-                    dp[n] += vec4(dot(y[0], d), dot(y[1], d), dot(y[2], d), dot(y[3], d));
-                }
-            }
-        }
+        var s: Scores;
+        var dp: Scores;
+        products(&s, &next, KQ, place, row, CHUNK_OF + VDY, lane);
+        products(&dp, &next, VDY, place, row, SLAB_OF + VDY, lane);
         for (var n = 0u; n < MINE; n++) {
             let i = row + 16u * n + own;
             let t = min(i / GROUP, params.queries - 1u);
-            let head = group.y * GROUP + i % GROUP;
             let last = last_seen(group.z, t);
-            let stat = stats[(group.z * params.heads + head) * params.queries + t];
-            var score = s[n] * params.scale;
+            let from_key = first_seen(group.z, t, last);
+            let stat = stats[stat_of_row(group, min(i, end - 1u))];
+            for (var h = 0u; h < HIGH; h++) {
+                let key = vec4(first_key + 4u * h) + vec4(0u, 1u, 2u, 3u);
+                var score = s[n][h] * scale;
 #if ALIBI
-            score += slope(head) * (vec4<f32>(key) - f32(last));
+                score += slope(group.y * GROUP + i % GROUP) * (vec4<f32>(key) - f32(last));
 #endif
-            let seen = (key <= vec4(last)) & (key >= vec4(first_seen(group.z, t, last))) & vec4(i < end);
-            let p = select(vec4<f32>(), exp(score - stat.x), seen);
-            tile_p[(16u * n + own) * FOURS + four] = Staged(operand4(p));
-            tile_s[(16u * n + own) * FOURS + four] = Staged(operand4(p * (dp[n] - stat.y) * params.scale));
-        }
-        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            workgroupBarrier();
-            if CHUNKS > 1u {
-                stage_queries(group.z, group.y, row, chunk, lane);
-                workgroupBarrier();
-            }
-            for (var i = 0u; i < KEYS; i++) {
-                let p = vec4<f32>(tile_p[i * FOURS + four]);
-                let ds = vec4<f32>(tile_s[i * FOURS + four]);
-                for (var n = 0u; n < COLUMNS; n++) {
-                    let at = i * STEP + min(16u * n + own, CHUNK - 1u);
-                    let x = vec4<f32>(tile_q[at]);
-                    let d = vec4<f32>(tile_dy[at]);
-                    for (var r = 0u; r < 4u; r++) {
-                        dkey[chunk][n][r] += ds[r] * x;
-                        dvalue[chunk][n][r] += p[r] * d;
-                    }
-                }
+                let seen = (key <= vec4(last)) & (key >= vec4(from_key)) & vec4(i < end);
+                let p = select(vec4<f32>(), exp(score - stat.x), seen);
+                s[n][h] = p;
+                dp[n][h] = p * (dp[n][h] - stat.y) * scale;
             }
         }
+        weighted(&dvalue, &s, &next, VDY, place, row, SLAB_OF + KQ, row, lane);
+        weighted(&dkey, &dp, &next, KQ, place, row, CHUNK_OF + KQ, row + KEYS, lane);
     }
-    for (var r = 0u; r < 4u; r++) {
-        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+    for (var h = 0u; h < HIGH; h++) {
+        for (var r = 0u; r < 4u; r++) {
+            let key = first_key + 4u * h + r;
+            let at = of_part + vector_of_key(group, key);
             for (var n = 0u; n < COLUMNS; n++) {
-                let c = 16u * n + own;
-                if key[r] < params.keys && c < CHUNK && chunk * CHUNK + c < C4 {
-                    let at = vector_of_key(group.z, group.y, key[r]) + chunk * CHUNK + c;
-                    dk[at] = dkey[chunk][n][r];
-                    dv[at] = dvalue[chunk][n][r];
+                if key < params.keys && 16u * n + own < C4 {
+                    dk[at + 16u * n + own] = dkey[h][n][r];
+                    dv[at + 16u * n + own] = dvalue[h][n][r];
                 }
             }
         }

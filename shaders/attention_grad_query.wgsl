@@ -21,7 +21,11 @@ fn key(at: u32) -> vec4<f32> { return operand4(k[at]); }
 fn value(at: u32) -> vec4<f32> { return operand4(v[at]); }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    // Later queries see more keys: the longest work begins first.
+    let group = vec3(groups.x - 1u - id.x, id.yz);
+    let scale = params.scale;
     let rows = params.queries * GROUP;
     let kv_heads = params.heads / GROUP;
     let row = min(group.x * WORKGROUP + lane, rows - 1u);
@@ -45,28 +49,25 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         query[c] = operand4(q[q_at + c]);
         dout[c] = operand4(dy[q_at + c]);
     }
-    for (var j = begin; j < end; j += 4u) {
+    // Two keys at a time: of more, what is the same for all lanes no longer fits scalar registers.
+    for (var j = begin; j < end; j += 2u) {
         let k0 = base + j * stride;
         let k1 = base + min(j + 1u, end - 1u) * stride;
-        let k2 = base + min(j + 2u, end - 1u) * stride;
-        let k3 = base + min(j + 3u, end - 1u) * stride;
-        var s = vec4<f32>();
-        var dp = vec4<f32>();
+        var s = vec2<f32>();
+        var dp = vec2<f32>();
         for (var c = 0u; c < C4; c++) {
-            let x = query[c];
-            let y = dout[c];
-            s += vec4(dot(x, key(k0 + c)), dot(x, key(k1 + c)), dot(x, key(k2 + c)), dot(x, key(k3 + c)));
-            dp += vec4(dot(y, value(k0 + c)), dot(y, value(k1 + c)), dot(y, value(k2 + c)), dot(y, value(k3 + c)));
+            s += vec2(dot(query[c], key(k0 + c)), dot(query[c], key(k1 + c)));
+            dp += vec2(dot(dout[c], value(k0 + c)), dot(dout[c], value(k1 + c)));
         }
-        s *= params.scale;
-        let at = vec4(j, j + 1u, j + 2u, j + 3u);
+        s *= scale;
+        let at = vec2(j, j + 1u);
 #if ALIBI
-        s += slope(head) * (vec4<f32>(at) - f32(last));
+        s += slope(head) * (vec2<f32>(at) - f32(last));
 #endif
-        let ds = exp(s - stat.x) * (dp - stat.y) * params.scale;
-        let w = select(vec4(0.0), operand4(ds), (at <= vec4(last)) & (at >= vec4(from_key)));
+        let ds = exp(s - stat.x) * (dp - stat.y) * scale;
+        let w = operand4(vec4(select(vec2<f32>(), ds, (at <= vec2(last)) & (at >= vec2(from_key))), 0.0, 0.0));
         for (var c = 0u; c < C4; c++) {
-            acc[c] += (w.x * key(k0 + c) + w.y * key(k1 + c)) + (w.z * key(k2 + c) + w.w * key(k3 + c));
+            acc[c] += w.x * key(k0 + c) + w.y * key(k1 + c);
         }
     }
     if group.x * WORKGROUP + lane < rows {

@@ -1,4 +1,4 @@
-// attention_grad_query_tile: attention_grad_query.wgsl through shared memory, for GPUs: tiles, lanes and constants as in
+// attention_grad_query_tile: attention_grad_query.wgsl through shared memory, for GPUs: rows, lanes and constants as in
 // attention_tile.wgsl. p = exp(s - lse), ds = p * (dy . v - delta), dq = scale * sum of ds * k.
 struct Params {
     queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
@@ -18,109 +18,77 @@ struct Params {
 #import lib/query.wgsl
 #import lib/attention_tile.wgsl
 
-var<workgroup> tile_q: array<Staged, ROWS * STEP>;
-var<workgroup> tile_dy: array<Staged, ROWS * STEP>;
-var<workgroup> tile_k: array<Staged, KEYS * STEP>;
-var<workgroup> tile_v: array<Staged, KEYS * STEP>;
-// Gradients of the scores of four rows.
-var<workgroup> tile_s: array<Staged, KEYS * FOURS>;
+const OWNS = 2u;
+// The pairs: q and k, dy and v.
+const QK = 0u;
+const DYV = 1u;
+fn own_at(group: vec3<u32>, row: u32) -> u32 { return vector_of_row(group, row); }
+fn own_vector(pair: u32, at: u32) -> vec4<f32> {
+    if pair == QK {
+        return q[at];
+    }
+    return dy[at];
+}
+fn streamed_at(group: vec3<u32>, row: u32, end: u32) -> u32 { return vector_of_key(group, min(row, end - 1u)); }
+fn streamed_vector(pair: u32, at: u32) -> vec4<f32> {
+    if pair == QK {
+        return k[at];
+    }
+    return v[at];
+}
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    // Later queries see more keys: the longest work begins first.
+    let group = vec3(groups.x - 1u - id.x, id.yz);
     let rows = params.queries * GROUP;
     let row0 = group.x * ROWS;
     let begin = begin_key(group.z, row0 / GROUP);
     let end = last_seen(group.z, (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
-    let four = lane / 16u;
+    let first_row = row0 + lane / 16u * 4u * HIGH;
     let own = lane % 16u;
-    var last: vec4<u32>;
-    var from_key: vec4<u32>;
-    var lse: vec4<f32>;
-    var delta: vec4<f32>;
-    for (var i = 0u; i < 4u; i++) {
-        let row = min(row0 + 4u * four + i, rows - 1u);
-        last[i] = last_seen(group.z, row / GROUP);
-        from_key[i] = first_seen(group.z, row / GROUP, last[i]);
-        let head = group.z * params.heads + group.y * GROUP + row % GROUP;
-        let stat = stats[head * params.queries + row / GROUP];
-        lse[i] = stat.x;
-        delta[i] = stat.y;
-    }
-    var acc: array<array<array<vec4<f32>, 4>, COLUMNS>, CHUNKS>;
-    for (var j = begin; j < end; j += KEYS) {
-        var s: array<vec4<f32>, MINE>;
-        var dp: array<vec4<f32>, MINE>;
-        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            workgroupBarrier();
-            if CHUNKS > 1u || j == begin {
-                for (var e = lane; e < ROWS * CHUNK; e += LANES) {
-                    let c = chunk * CHUNK + e % CHUNK;
-                    let at = vector_of_row(group.z, group.y, row0 + e / CHUNK) + min(c, C4 - 1u);
-                    let to = e / CHUNK * STEP + e % CHUNK;
-                    tile_q[to] = Staged(select(vec4<f32>(), operand4(q[at]), c < C4));
-                    tile_dy[to] = Staged(select(vec4<f32>(), operand4(dy[at]), c < C4));
-                }
-            }
-            for (var e = lane; e < KEYS * CHUNK; e += LANES) {
-                let c = min(chunk * CHUNK + e % CHUNK, C4 - 1u);
-                let at = vector_of_key(group.z, group.y, min(j + e / CHUNK, end - 1u)) + c;
-                let to = e / CHUNK * STEP + e % CHUNK;
-                tile_k[to] = Staged(operand4(k[at]));
-                tile_v[to] = Staged(operand4(v[at]));
-            }
-            workgroupBarrier();
-            for (var c = 0u; c < CHUNK; c++) {
-                var x: array<vec4<f32>, 4>;
-                var y: array<vec4<f32>, 4>;
-                for (var i = 0u; i < 4u; i++) {
-                    x[i] = vec4<f32>(tile_q[(4u * four + i) * STEP + c]);
-                    y[i] = vec4<f32>(tile_dy[(4u * four + i) * STEP + c]);
-                }
-                for (var n = 0u; n < MINE; n++) {
-                    let key = vec4<f32>(tile_k[(16u * n + own) * STEP + c]);
-                    s[n] += vec4(dot(x[0], key), dot(x[1], key), dot(x[2], key), dot(x[3], key));
-                    let value = vec4<f32>(tile_v[(16u * n + own) * STEP + c]);
-                    dp[n] += vec4(dot(y[0], value), dot(y[1], value), dot(y[2], value), dot(y[3], value));
-                }
-            }
+    let scale = params.scale;
+    var last: array<vec4<u32>, HIGH>;
+    var from_key: array<vec4<u32>, HIGH>;
+    var lse: array<vec4<f32>, HIGH>;
+    var delta: array<vec4<f32>, HIGH>;
+    for (var h = 0u; h < HIGH; h++) {
+        for (var i = 0u; i < 4u; i++) {
+            let row = min(first_row + 4u * h + i, rows - 1u);
+            last[h][i] = last_seen(group.z, row / GROUP);
+            from_key[h][i] = first_seen(group.z, row / GROUP, last[h][i]);
+            let stat = stats[stat_of_row(group, row)];
+            lse[h][i] = stat.x;
+            delta[h][i] = stat.y;
         }
+    }
+    var acc: Sums;
+    let place = Place(group, row0, end);
+    var next: Ahead;
+    begin_tiles(&next, place, begin, lane);
+    for (var j = begin; j < end; j += KEYS) {
+        var s: Scores;
+        var dp: Scores;
+        products(&s, &next, QK, place, j, CHUNK_OF + DYV, lane);
+        products(&dp, &next, DYV, place, j, SLAB_OF + QK, lane);
         for (var n = 0u; n < MINE; n++) {
             let i = vec4(j + 16u * n + own);
-            let score = biased(s[n], group.y, row0 + 4u * four, i.x, last);
-            let ds = exp(score - lse) * (dp[n] - delta) * params.scale;
-            let seen = select(vec4<f32>(), ds, (i <= last) & (i >= from_key));
-            tile_s[(16u * n + own) * FOURS + four] = Staged(operand4(seen));
-        }
-        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            workgroupBarrier();
-            if CHUNKS > 1u {
-                for (var e = lane; e < KEYS * CHUNK; e += LANES) {
-                    let c = min(chunk * CHUNK + e % CHUNK, C4 - 1u);
-                    let at = vector_of_key(group.z, group.y, min(j + e / CHUNK, end - 1u)) + c;
-                    tile_k[e / CHUNK * STEP + e % CHUNK] = Staged(operand4(k[at]));
-                }
-                workgroupBarrier();
-            }
-            for (var i = 0u; i < KEYS; i++) {
-                let ds = vec4<f32>(tile_s[i * FOURS + four]);
-                for (var n = 0u; n < COLUMNS; n++) {
-                    let x = vec4<f32>(tile_k[i * STEP + min(16u * n + own, CHUNK - 1u)]);
-                    acc[chunk][n][0] += ds.x * x;
-                    acc[chunk][n][1] += ds.y * x;
-                    acc[chunk][n][2] += ds.z * x;
-                    acc[chunk][n][3] += ds.w * x;
-                }
+            for (var h = 0u; h < HIGH; h++) {
+                let score = biased(s[n][h], group.y, first_row + 4u * h, i.x, last[h]);
+                let ds = exp(score - lse[h]) * (dp[n][h] - delta[h]) * scale;
+                s[n][h] = select(vec4<f32>(), ds, (i <= last[h]) & (i >= from_key[h]));
             }
         }
+        weighted(&acc, &s, &next, QK, place, j, CHUNK_OF + QK, j + KEYS, lane);
     }
-    for (var i = 0u; i < 4u; i++) {
-        let row = row0 + 4u * four + i;
-        let at = vector_of_row(group.z, group.y, row);
-        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+    for (var h = 0u; h < HIGH; h++) {
+        for (var i = 0u; i < 4u; i++) {
+            let row = first_row + 4u * h + i;
+            let at = vector_of_row(group, row);
             for (var n = 0u; n < COLUMNS; n++) {
-                let c = 16u * n + own;
-                if row < rows && c < CHUNK && chunk * CHUNK + c < C4 {
-                    dq[at + chunk * CHUNK + c] = acc[chunk][n][i];
+                if row < rows && 16u * n + own < C4 {
+                    dq[at + 16u * n + own] = acc[h][n][i];
                 }
             }
         }

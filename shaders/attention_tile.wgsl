@@ -1,7 +1,6 @@
-// attention_tile: attention.wgsl through shared memory, for GPUs. A workgroup makes ROWS queries, numbered as there, in
-// tiles of KEYS keys: sixteen lanes share four rows, and of the scores each makes KEYS/16 columns, of o every 16th vector.
-// A head is staged in chunks of CHUNK vectors; where it is one, queries are staged once. HALF: operands of both products
-// are rounded to f16, and STAGED as such. SHUFFLE: the sixteen lie in one subgroup.
+// attention_tile: attention.wgsl through shared memory, for GPUs. A workgroup makes ROWS queries, numbered as there, over tiles
+// of KEYS keys (lib/attention_tile.wgsl). HALF: operands of both products are rounded to f16, and STAGED as such. SHUFFLE: the
+// sixteen lanes of a row lie in one subgroup.
 struct Params {
     queries: u32, keys: u32, heads: u32, scale: f32, entry: u32,
 #if BLOCK
@@ -24,13 +23,20 @@ struct Params {
 #import lib/query.wgsl
 #import lib/attention_tile.wgsl
 
-var<workgroup> tile_q: array<Staged, ROWS * STEP>;
-// Keys, then values.
-var<workgroup> tile_k: array<Staged, KEYS * STEP>;
-// The probabilities of four rows.
-var<workgroup> tile_p: array<Staged, KEYS * FOURS>;
+const OWNS = 1u;
+fn own_at(group: vec3<u32>, row: u32) -> u32 { return vector_of_row(group, row); }
+fn own_vector(pair: u32, at: u32) -> vec4<f32> { return q[at]; }
+fn streamed_at(group: vec3<u32>, row: u32, end: u32) -> u32 { return vector_of_key(group, min(row, end - 1u)); }
+const K = 0u;
+const V = 1u;
+fn streamed_vector(pair: u32, at: u32) -> vec4<f32> {
+    if pair == K {
+        return k4(at);
+    }
+    return v4(at);
+}
 
-// The largest of sixteen lanes' values, and their sum, for each of them. Between two calls lies a barrier.
+// The largest of sixteen lanes' values, and their sum, for each of them.
 #if SHUFFLE
 fn largest_of_sixteen(own: vec4<f32>, lane: u32) -> vec4<f32> {
     var m = own;
@@ -49,6 +55,7 @@ fn sum_of_sixteen(own: vec4<f32>, lane: u32) -> vec4<f32> {
 #else
 var<workgroup> sixteen: array<vec4<f32>, LANES>;
 fn largest_of_sixteen(own: vec4<f32>, lane: u32) -> vec4<f32> {
+    workgroupBarrier();
     sixteen[lane] = own;
     workgroupBarrier();
     var m = own;
@@ -69,126 +76,88 @@ fn sum_of_sixteen(own: vec4<f32>, lane: u32) -> vec4<f32> {
 }
 #endif
 
-fn stage_q(entry: u32, kv_head: u32, row0: u32, chunk: u32, lane: u32) {
-    for (var e = lane; e < ROWS * CHUNK; e += LANES) {
-        let c = chunk * CHUNK + e % CHUNK;
-        let at = vector_of_row(entry, kv_head, row0 + e / CHUNK) + min(c, C4 - 1u);
-        tile_q[e / CHUNK * STEP + e % CHUNK] = Staged(select(vec4<f32>(), operand4(q[at]), c < C4));
-    }
-}
-
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    // Later queries see more keys: the longest work begins first.
+    let group = vec3(groups.x - 1u - id.x, id.yz);
     let rows = params.queries * GROUP;
     let row0 = group.x * ROWS;
     let begin = begin_key(group.z, row0 / GROUP);
     let end = last_seen(group.z, (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
-    let four = lane / 16u;
+    let first_row = row0 + lane / 16u * 4u * HIGH;
     let own = lane % 16u;
-    var last: vec4<u32>;
-    var from_key: vec4<u32>;
-    for (var i = 0u; i < 4u; i++) {
-        let t = min(row0 + 4u * four + i, rows - 1u) / GROUP;
-        last[i] = last_seen(group.z, t);
-        from_key[i] = first_seen(group.z, t, last[i]);
+    var last: array<vec4<u32>, HIGH>;
+    var from_key: array<vec4<u32>, HIGH>;
+    var largest: array<vec4<f32>, HIGH>;
+    var sum: array<vec4<f32>, HIGH>;
+    var acc: Sums;
+    for (var h = 0u; h < HIGH; h++) {
+        largest[h] = vec4(MASKED);
+        for (var i = 0u; i < 4u; i++) {
+            let t = min(first_row + 4u * h + i, rows - 1u) / GROUP;
+            last[h][i] = last_seen(group.z, t);
+            from_key[h][i] = first_seen(group.z, t, last[h][i]);
+        }
     }
-    var largest = vec4(MASKED);
-    var sum = vec4<f32>();
-    var acc: array<array<array<vec4<f32>, 4>, COLUMNS>, CHUNKS>;
 #if CARRY
     // The sum before, one where the largest is its logarithm, goes to one of the sixteen.
-    sum = vec4(select(0.0, 1.0, own == 0u));
-    for (var i = 0u; i < 4u; i++) {
-        let row = min(row0 + 4u * four + i, rows - 1u);
-        largest[i] = lse_before[(group.z * params.heads + group.y * GROUP + row % GROUP) * params.queries + row / GROUP];
-        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+    for (var h = 0u; h < HIGH; h++) {
+        sum[h] = vec4(select(0.0, 1.0, own == 0u));
+        for (var i = 0u; i < 4u; i++) {
+            let row = min(first_row + 4u * h + i, rows - 1u);
+            largest[h][i] = lse_before[stat_of_row(group, row)];
             for (var n = 0u; n < COLUMNS; n++) {
-                let c = min(chunk * CHUNK + min(16u * n + own, CHUNK - 1u), C4 - 1u);
-                acc[chunk][n][i] = o_before[vector_of_row(group.z, group.y, row) + c] * UNIT;
+                acc[h][n][i] = o_before[vector_of_row(group, row) + min(16u * n + own, C4 - 1u)] * UNIT;
             }
         }
     }
 #endif
+    let place = Place(group, row0, end);
+    var next: Ahead;
+    begin_tiles(&next, place, begin, lane);
     for (var j = begin; j < end; j += KEYS) {
-        var s: array<vec4<f32>, MINE>;
-        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            workgroupBarrier();
-            if CHUNKS > 1u || j == begin {
-                stage_q(group.z, group.y, row0, chunk, lane);
+        var s: Scores;
+        products(&s, &next, K, place, j, SLAB_OF + V, lane);
+        for (var h = 0u; h < HIGH; h++) {
+            var m = largest[h];
+            for (var n = 0u; n < MINE; n++) {
+                let i = vec4(j + 16u * n + own);
+                let seen = (i <= last[h]) & (i >= from_key[h]);
+                s[n][h] = select(vec4(MASKED), biased(s[n][h], group.y, first_row + 4u * h, i.x, last[h]), seen);
+                m = max(m, s[n][h]);
             }
-            for (var e = lane; e < KEYS * CHUNK; e += LANES) {
-                let c = chunk * CHUNK + e % CHUNK;
-                let at = vector_of_key(group.z, group.y, min(j + e / CHUNK, end - 1u)) + min(c, C4 - 1u);
-                tile_k[e / CHUNK * STEP + e % CHUNK] = Staged(operand4(k4(at)));
+            m = largest_of_sixteen(m, lane);
+            let rescale = exp(largest[h] - m);
+            largest[h] = m;
+            sum[h] *= rescale;
+            for (var n = 0u; n < MINE; n++) {
+                let p = exp(s[n][h] - m);
+                sum[h] += p;
+                s[n][h] = p * UNIT;
             }
-            workgroupBarrier();
-            for (var c = 0u; c < CHUNK; c++) {
-                let q0 = vec4<f32>(tile_q[4u * four * STEP + c]);
-                let q1 = vec4<f32>(tile_q[(4u * four + 1u) * STEP + c]);
-                let q2 = vec4<f32>(tile_q[(4u * four + 2u) * STEP + c]);
-                let q3 = vec4<f32>(tile_q[(4u * four + 3u) * STEP + c]);
-                for (var n = 0u; n < MINE; n++) {
-                    let x = vec4<f32>(tile_k[(16u * n + own) * STEP + c]);
-                    s[n] += vec4(dot(q0, x), dot(q1, x), dot(q2, x), dot(q3, x));
-                }
-            }
-        }
-        var m = largest;
-        for (var n = 0u; n < MINE; n++) {
-            let i = vec4(j + 16u * n + own);
-            s[n] = select(vec4(MASKED), biased(s[n], group.y, row0 + 4u * four, i.x, last), (i <= last) & (i >= from_key));
-            m = max(m, s[n]);
-        }
-        m = largest_of_sixteen(m, lane);
-        let rescale = exp(largest - m);
-        largest = m;
-        sum *= rescale;
-        for (var n = 0u; n < MINE; n++) {
-            let p = exp(s[n] - m);
-            sum += p;
-            tile_p[(16u * n + own) * FOURS + four] = Staged(operand4(p * UNIT));
-        }
-        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
             for (var n = 0u; n < COLUMNS; n++) {
                 for (var i = 0u; i < 4u; i++) {
-                    acc[chunk][n][i] *= rescale[i];
-                }
-            }
-            workgroupBarrier();
-            for (var e = lane; e < KEYS * CHUNK; e += LANES) {
-                let c = min(chunk * CHUNK + e % CHUNK, C4 - 1u);
-                let at = vector_of_key(group.z, group.y, min(j + e / CHUNK, end - 1u)) + c;
-                tile_k[e / CHUNK * STEP + e % CHUNK] = Staged(operand4(v4(at)));
-            }
-            workgroupBarrier();
-            for (var i = 0u; i < KEYS; i++) {
-                let p = vec4<f32>(tile_p[i * FOURS + four]);
-                for (var n = 0u; n < COLUMNS; n++) {
-                    let x = vec4<f32>(tile_k[i * STEP + min(16u * n + own, CHUNK - 1u)]);
-                    acc[chunk][n][0] += p.x * x;
-                    acc[chunk][n][1] += p.y * x;
-                    acc[chunk][n][2] += p.z * x;
-                    acc[chunk][n][3] += p.w * x;
+                    acc[h][n][i] *= rescale[i];
                 }
             }
         }
+        weighted(&acc, &s, &next, V, place, j, CHUNK_OF + K, j + KEYS, lane);
     }
-    sum = sum_of_sixteen(sum, lane);
-    for (var i = 0u; i < 4u; i++) {
-        let row = row0 + 4u * four + i;
-        if row < rows {
-            let at = vector_of_row(group.z, group.y, row);
-            for (var chunk = 0u; chunk < CHUNKS; chunk++) {
+    for (var h = 0u; h < HIGH; h++) {
+        sum[h] = sum_of_sixteen(sum[h], lane);
+        for (var i = 0u; i < 4u; i++) {
+            let row = first_row + 4u * h + i;
+            if row < rows {
+                let at = vector_of_row(group, row);
                 for (var n = 0u; n < COLUMNS; n++) {
-                    let c = 16u * n + own;
-                    if c < CHUNK && chunk * CHUNK + c < C4 {
-                        o[at + chunk * CHUNK + c] = acc[chunk][n][i] / (sum[i] * UNIT);
+                    if 16u * n + own < C4 {
+                        o[at + 16u * n + own] = acc[h][n][i] / (sum[h][i] * UNIT);
                     }
                 }
-            }
-            if own == 0u {
-                let head = group.z * params.heads + group.y * GROUP + row % GROUP;
-                lse[head * params.queries + row / GROUP] = largest[i] + log(sum[i]);
+                if own == 0u {
+                    lse[stat_of_row(group, row)] = largest[h][i] + log(sum[h][i]);
+                }
             }
         }
     }

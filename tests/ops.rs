@@ -67,16 +67,26 @@ fn kernels(case: &Case, limits: &Limits) -> Vec<Kernel> {
 /// has nothing to do with how they are decoded, and each pipeline of the larger takes its driver seconds to compile.
 const EVERY_TILE: &[DType] = &[DType::F32, DType::BF16, DType::Q8_0, DType::Q4K];
 
-/// Whether a candidate is none whose parts other rows try.
+/// The smallest tile of attention. Where there is a larger one, a CPU tries it only with its sums split: the two differ by
+/// constants, and each takes its driver seconds to compile.
+const SMALLEST_TILE: &str = "tile_8x32";
+
+/// Whether a candidate is none whose parts other rows or candidates try.
 fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
     if std::env::var_os(COOPERATIVE).is_some() && Class::of(kernel.shader, &kernel.constants) != Class::Cooperative {
         return false;
     }
     let weights = case.inputs.get(1).map_or(DType::F32, |(ty, _)| ty.dtype);
-    !gpu.limits().is_cpu
-        || EVERY_TILE.contains(&weights)
-        || !weights.is_packed()
-        || !["tile_64x64", "block"].iter().any(|large| kernel.variant.starts_with(large))
+    let limits = Limits { is_cpu: false, ..gpu.limits().clone() };
+    let first = kernels(case, &limits).first().map_or(String::new(), |kernel| kernel.variant.clone());
+    let is_large = ["tile_64x64", "block"].iter().any(|large| kernel.variant.starts_with(large))
+        && weights.is_packed()
+        && !EVERY_TILE.contains(&weights);
+    let is_beside = kernel.variant.starts_with(SMALLEST_TILE)
+        && !kernel.variant.contains("split")
+        && first.starts_with("tile")
+        && !first.starts_with(SMALLEST_TILE);
+    !gpu.limits().is_cpu || !(is_large || is_beside)
 }
 
 /// A row's inputs, drawn, and what the reference makes of them.

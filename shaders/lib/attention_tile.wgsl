@@ -1,4 +1,10 @@
-// attention_tile: what the tiles of attention share: sixteen lanes to four rows, elements staged by four.
+// attention_tile: what the tiles of attention share. A workgroup has ROWS rows of its own and streams KEYS others at a time;
+// sixteen lanes share HIGH fours of rows, and each has every 16th of the others. Two products make all of attention: scores,
+// own rows times streamed ones, by chunks of CHUNK vectors of the head (`products`), and sums of streamed rows, weighted by what
+// was made of the scores, by slabs of SLAB rows (`weighted`). What is staged next is loaded into registers, without a branch,
+// before the products of what is staged now, and so is on its way meanwhile. WHOLE: own rows are staged once, whole.
+// The kernel says of what pairs scores are made, OWNS in number: `own_vector(pair, at)` and `streamed_vector(pair, at)`, and
+// where rows begin: `own_at(group, row)`, `streamed_at(group, row, end)`.
 #if STAGED
 enable f16;
 alias Staged = vec4<f16>;
@@ -6,15 +12,35 @@ alias Staged = vec4<f16>;
 alias Staged = vec4<f32>;
 #endif
 
+#import lib/attention_products.wgsl
+
 const MASKED = -3.0e38;
 const FOURS = ROWS / 4u;
-const LANES = 4u * ROWS;
+const LANES = 4u * ROWS / HIGH;
 const CHUNKS = (C4 + CHUNK - 1u) / CHUNK;
-// Scores of a row, and vectors of a chunk, that one of sixteen lanes has.
+const SLABS = KEYS / SLAB;
+// Scores of a row, and vectors of a head, that one of sixteen lanes has.
 const MINE = KEYS / 16u;
-const COLUMNS = (CHUNK + 15u) / 16u;
-// Vectors from a staged row to the next: one more than there are, against bank conflicts.
+const COLUMNS = (C4 + 15u) / 16u;
+// Vectors of an own row that are staged, and of all own rows.
+#if WHOLE
+const OWN = CHUNKS * CHUNK;
+const OWN_TILE = ROWS * OWN_STEP * OWNS;
+#else
+const OWN = CHUNK;
+const OWN_TILE = ROWS * OWN_STEP;
+#endif
+// Vectors from a staged row to the next, and from the weights of one streamed row to the next's: one more than there are,
+// against bank conflicts.
+const OWN_STEP = OWN + 1u;
 const STEP = CHUNK + 1u;
+const WEIGHTS = FOURS + 1u;
+// Vectors that a lane loads.
+const OWN_LOADS = (ROWS * OWN + LANES - 1u) / LANES;
+const LOADS = (KEYS * CHUNK + LANES - 1u) / LANES;
+const SLAB_LOADS = (SLAB * C4 + LANES - 1u) / LANES;
+// Rows of a slab whose loads from shared memory are on their way at a time.
+const BESIDE = min(SLAB, 4u);
 // What a probability of one is staged as: so that those of 2^-28 of the largest are normal numbers yet where they are f16.
 #if HALF
 const UNIT = 16384.0;
@@ -22,15 +48,109 @@ const UNIT = 16384.0;
 const UNIT = 1.0;
 #endif
 
+// What is loaded next: the first chunk of a pair, or the first slab of its streamed rows.
+const CHUNK_OF = 0u;
+const SLAB_OF = 2u;
+
+// Which rows a workgroup has: those of `row0` and so on, of a kv head's and a sequence's `group`; and the end of those streamed.
+struct Place { group: vec3<u32>, row0: u32, end: u32 }
+// What a lane has loaded and not yet staged.
+struct Ahead {
+    own: array<vec4<f32>, OWN_LOADS>,
+    streamed: array<vec4<f32>, LOADS>,
+    slab: array<vec4<f32>, SLAB_LOADS>,
+}
+// Of a lane: scores by streamed row and own four, sums by own four and vector of the head.
+alias Scores = array<array<vec4<f32>, HIGH>, MINE>;
+alias Sums = array<array<array<vec4<f32>, 4>, COLUMNS>, HIGH>;
+
+var<workgroup> tile_own: array<Staged, OWN_TILE>;
+// A chunk of KEYS streamed rows, or a slab of whole ones.
+var<workgroup> tile: array<Staged, max(KEYS * STEP, SLAB * C4)>;
+// The weights of sixteen streamed rows.
+var<workgroup> weights: array<Staged, 16u * WEIGHTS>;
+
+fn load_own(next: ptr<function, Ahead>, pair: u32, place: Place, chunk: u32, lane: u32) {
+    for (var i = 0u; i < OWN_LOADS; i++) {
+        let e = min(lane + i * LANES, ROWS * OWN - 1u);
+        let at = own_at(place.group, place.row0 + e / OWN) + min(chunk * CHUNK + e % OWN, C4 - 1u);
+        (*next).own[i] = own_vector(pair, at);
+    }
+}
+
+// Beyond the head's width there are zeros.
+fn stage_own(next: ptr<function, Ahead>, pair: u32, chunk: u32, lane: u32) {
+    for (var i = 0u; i < OWN_LOADS; i++) {
+        let e = lane + i * LANES;
+        if (i + 1u) * LANES <= ROWS * OWN || e < ROWS * OWN {
+            let inside = CHUNKS * CHUNK == C4 || chunk * CHUNK + e % OWN < C4;
+            let x = select(vec4<f32>(), operand4((*next).own[i]), inside);
+            tile_own[own_tile(pair) + e / OWN * OWN_STEP + e % OWN] = Staged(x);
+        }
+    }
+}
+
+fn load_chunk(next: ptr<function, Ahead>, pair: u32, place: Place, row: u32, chunk: u32, lane: u32) {
+#if WHOLE
+#else
+    load_own(next, pair, place, chunk, lane);
+#endif
+    for (var i = 0u; i < LOADS; i++) {
+        let e = min(lane + i * LANES, KEYS * CHUNK - 1u);
+        let at = streamed_at(place.group, row + e / CHUNK, place.end) + min(chunk * CHUNK + e % CHUNK, C4 - 1u);
+        (*next).streamed[i] = streamed_vector(pair, at);
+    }
+}
+
+fn load_slab(next: ptr<function, Ahead>, pair: u32, place: Place, row: u32, lane: u32) {
+    for (var i = 0u; i < SLAB_LOADS; i++) {
+        let e = min(lane + i * LANES, SLAB * C4 - 1u);
+        (*next).slab[i] = streamed_vector(pair, streamed_at(place.group, row + e / C4, place.end) + e % C4);
+    }
+}
+
+fn load_first(next: ptr<function, Ahead>, then: u32, place: Place, row: u32, lane: u32) {
+    if then < SLAB_OF {
+        load_chunk(next, then - CHUNK_OF, place, row, 0u, lane);
+    } else {
+        load_slab(next, then - SLAB_OF, place, row, lane);
+    }
+}
+
+// Where the own rows of a pair are staged.
+fn own_tile(pair: u32) -> u32 {
+#if WHOLE
+    return pair * ROWS * OWN_STEP;
+#else
+    return 0u;
+#endif
+}
+
+// Stages all own rows where they are staged whole, and loads the first chunk of pair 0.
+fn begin_tiles(next: ptr<function, Ahead>, place: Place, row: u32, lane: u32) {
+#if WHOLE
+    for (var pair = 0u; pair < OWNS; pair++) {
+        load_own(next, pair, place, 0u, lane);
+        stage_own(next, pair, 0u, lane);
+    }
+#endif
+    load_first(next, CHUNK_OF, place, row, lane);
+}
+
 // The vector of q, dy, o or dq where this row's head begins; beyond the last row, where the last row's does.
-fn vector_of_row(entry: u32, kv_head: u32, row: u32) -> u32 {
+fn vector_of_row(group: vec3<u32>, row: u32) -> u32 {
     let r = min(row, params.queries * GROUP - 1u);
-    return ((entry * params.queries + r / GROUP) * params.heads + kv_head * GROUP + r % GROUP) * C4;
+    return ((group.z * params.queries + r / GROUP) * params.heads + group.y * GROUP + r % GROUP) * C4;
+}
+
+// The number of a row's lse and delta.
+fn stat_of_row(group: vec3<u32>, row: u32) -> u32 {
+    return (group.z * params.heads + group.y * GROUP + row % GROUP) * params.queries + row / GROUP;
 }
 
 // The vector of k, v, dk or dv where this key's head begins.
-fn vector_of_key(entry: u32, kv_head: u32, key: u32) -> u32 {
-    return ((entry * params.keys + key) * (params.heads / GROUP) + kv_head) * C4;
+fn vector_of_key(group: vec3<u32>, key: u32) -> u32 {
+    return ((group.z * params.keys + key) * (params.heads / GROUP) + group.y) * C4;
 }
 
 // The scores of four rows from `row` on and a key: scaled, and lowered by distance.

@@ -38,6 +38,7 @@ pub(super) const FORWARD: Shaders = Shaders {
     tile: "attention_tile",
     coop: "attention_coop",
     staging: Staging { of_rows: 1, streamed: 1, scores: 1, hands_on: true },
+    splits: false,
 };
 
 impl Attention {

@@ -4,6 +4,7 @@
 use super::attention::FORWARD;
 use super::attention_grad::{KEY_VALUE, QUERY, check_inputs, gradients, names};
 use super::attention_sizes::{Kind, Sizes, check_starts, is_packed, scores};
+use super::attention_split;
 use super::mask::Mask;
 use super::operands::Operands;
 use crate::base::{Array, DType, Limits, TensorType, Tolerance};
@@ -272,6 +273,10 @@ impl Op for AttentionBlockGradKeyValue {
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let z = Sizes::of_io(io);
         z.kernels(KEY_VALUE, io, limits, self.0.kind(), z.s, &names(&["dk", "dv"]))
+    }
+
+    fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
+        attention_split::scratch(&Sizes::of_io(io), limits)
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -3,6 +3,7 @@
 //! sum has one owner and a fixed order. Legend as in `attention.rs`.
 
 use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, scores};
+use super::attention_split;
 use super::attention_tiles::Staging;
 use super::mask::Mask;
 use super::operands::Operands;
@@ -37,6 +38,7 @@ pub(super) const QUERY: Shaders = Shaders {
     tile: "attention_grad_query_tile",
     coop: "attention_grad_query_coop",
     staging: Staging { of_rows: 2, streamed: 2, scores: 1, hands_on: false },
+    splits: false,
 };
 
 /// Of that of keys and values.
@@ -46,6 +48,7 @@ pub(super) const KEY_VALUE: Shaders = Shaders {
     tile: "attention_grad_key_value_tile",
     coop: "attention_grad_key_value_coop",
     staging: Staging { of_rows: 2, streamed: 2, scores: 2, hands_on: false },
+    splits: true,
 };
 
 pub(super) const INPUTS: [(&str, Operand); 6] = [
@@ -169,6 +172,10 @@ impl Op for AttentionGradKeyValue {
         let z = Sizes::of_io(io);
         let kind = Kind { mask: self.mask, operands: self.operands, pieces: None };
         z.kernels(KEY_VALUE, io, limits, kind, z.s, &names(&["dk", "dv"]))
+    }
+
+    fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
+        attention_split::scratch(&Sizes::of_io(io), limits)
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -3,7 +3,8 @@
 //! Legend: B batch, T queries, S keys, H query heads, K kv heads (H is a multiple of K), C head width.
 
 use super::attention_block::Pieces;
-use super::attention_tiles::Staging;
+use super::attention_split;
+use super::attention_tiles::{Staging, Tile};
 use super::mask::Mask;
 use super::operands::Operands;
 use crate::base::{Array, DType, Limits, TensorType};
@@ -18,7 +19,7 @@ const EIGHTS: usize = 2;
 /// The shaders of one of attention's operators.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shaders {
-    /// A lane a row, sums in registers.
+    /// A lane a row, sums in registers, for few rows or narrow ones.
     pub lanes: &'static str,
     /// Several rows a lane of a CPU, sums in memory.
     pub cpu: &'static str,
@@ -26,6 +27,8 @@ pub(super) struct Shaders {
     pub tile: &'static str,
     pub coop: &'static str,
     pub staging: Staging,
+    /// Whether sums of tiles may be split (`attention_split.rs`).
+    pub splits: bool,
 }
 
 /// What is computed of the operands.
@@ -159,8 +162,8 @@ impl Sizes {
         d
     }
 
-    /// Candidates for `rows` rows: with sums in registers, a lane a row; in tiles; or, where lanes are those of a CPU, with
-    /// sums in memory.
+    /// Candidates for `rows` rows: in tiles, the first of which every adapter can run; where rows are too few or too narrow
+    /// for that, a lane a row, with sums in registers; or, where lanes are those of a CPU, with sums in memory.
     pub fn kernels(
         &self,
         shaders: Shaders,
@@ -184,12 +187,24 @@ impl Sizes {
             let kernel = kernel.constant("ROWS", r).constant("EIGHTS", EIGHTS);
             return vec![self.dispatches(kernel, io, limits, rows.div_ceil(8 * r), names, (kind, Some(self.c)))];
         }
-        let c4 = self.c / 4;
-        let lanes = base(shaders.lanes, "lanes_64".into()).constant("WORKGROUP", 64).constant("C4", c4);
-        let mut kernels = vec![self.dispatches(lanes, io, limits, rows.div_ceil(64), names, (kind, None))];
-        for tile in shaders.staging.tiles(c4, rows, kind.operands, limits) {
+        let (c4, heads) = (self.c / 4, self.k * self.b);
+        let of = |tile: Tile| {
             let kernel = tile.constants(base(shaders.tile, tile.variant()), c4);
-            kernels.push(self.dispatches(kernel, io, limits, rows.div_ceil(tile.rows), names, (kind, None)));
+            self.dispatches(kernel, io, limits, rows.div_ceil(tile.rows), names, (kind, None))
+        };
+        let portable = shaders.staging.portable(c4, rows, heads, kind.operands).filter(|_| !limits.is_cpu);
+        let mut kernels = vec![portable.map_or_else(
+            || {
+                let kernel = base(shaders.lanes, "lanes_64".into()).constant("WORKGROUP", 64).constant("C4", c4);
+                self.dispatches(kernel, io, limits, rows.div_ceil(64), names, (kind, None))
+            },
+            of,
+        )];
+        let tiles = shaders.staging.tiles(c4, rows, heads, kind.operands, limits);
+        kernels.extend(tiles.into_iter().filter(|&tile| Some(tile) != portable).map(of));
+        if shaders.splits {
+            let all = shaders.staging.fitting(c4, rows, kind.operands, limits).map(of);
+            kernels.extend(attention_split::best(all, self, limits));
         }
         for coop in shaders.staging.cooperative(self.c, kind.operands, limits) {
             let kernel = coop.constants(base(shaders.coop, coop.variant()), c4);

@@ -9,6 +9,7 @@ mod attention_delta;
 mod attention_grad;
 mod attention_part;
 mod attention_sizes;
+mod attention_split;
 mod attention_tiles;
 mod batch_mean;
 mod cache_write;

@@ -32,6 +32,8 @@ fn window(window: usize) -> Mask {
 
 const ALIBI: Mask = Mask { window: None, alibi: true };
 const BOTH: Mask = Mask { window: Some(6), alibi: true };
+/// So many rows that the largest tiles are tried, and more keys than one has.
+const MANY_HEADS: [usize; 6] = [2, 66, 66, 32, 32, 64];
 
 fn attention() -> Vec<Case> {
     let case = |note, sizes, position| Case::new(note, Attention::default(), &qkv(sizes, &[position]));
@@ -41,6 +43,7 @@ fn attention() -> Vec<Case> {
         case("grouped", [1, 9, 9, 6, 2, 16], 0).wrt(&[0, 1, 2]),
         case("two tiles", [2, 33, 33, 3, 1, 16], 0),
         case("long", [1, 65, 65, 3, 1, 32], 0),
+        case("many heads", MANY_HEADS, 0),
         // So few rows that no tile is tall: with wide heads those take a CPU's driver a minute to compile.
         case("wide", [1, 7, 33, 4, 1, 80], 26),
         case("widest", [1, 9, 9, 2, 1, 256], 0),
@@ -139,6 +142,10 @@ fn halves() -> Vec<Case> {
     all("halves prefill", Mask::default(), qkv([2, 7, 41, 3, 1, 8], &[11, 34]));
     all("halves masked", BOTH, qkv([1, 50, 50, 3, 1, 24], &[0]));
     all("halves documents", window(30), packed_qkv([1, 130, 3, 1, 16], 40));
+    // As wide as heads of models are, and of so few rows that one or two tiles are tried.
+    all("halves, five fourths", Mask::default(), qkv([1, 7, 33, 1, 1, 80], &[26]));
+    all("halves, many heads", Mask::default(), qkv(MANY_HEADS, &[0]));
+    all("halves, wide", window(30), qkv([1, 7, 33, 1, 1, 128], &[26]));
     cases
 }
 
@@ -189,6 +196,8 @@ fn attention_grad() -> Vec<Case> {
         ("", [2, 7, 7, 4, 4, 8], 0),
         ("two tiles", [2, 33, 33, 3, 1, 16], 0),
         ("long", [1, 65, 65, 3, 1, 32], 0),
+        ("many heads", MANY_HEADS, 0),
+        ("wide", [1, 7, 33, 1, 1, 80], 26),
         ("prefill", [2, 7, 33, 3, 1, 8], 11),
     ] {
         both(note, Mask::default(), sizes, &[position]);

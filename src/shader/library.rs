@@ -46,6 +46,7 @@ const TABLE: &[(&str, &str)] = table![
     "expert_order",
     "judge",
     "lib/attention_coop",
+    "lib/attention_products",
     "lib/attention_tile",
     "lib/block",
     "lib/cache",
