@@ -279,6 +279,8 @@ fn blocks() -> Vec<Case> {
         all(&format!("window, {name}"), ranks, (window(50), f32), [1, 40, 3, 1, 8], 0);
         all(&format!("documents, {name}"), ranks, (plain, f32), [2, 40, 3, 1, 8], 33);
         all(&format!("halves, {name}"), ranks, (window(90), Operands::F16), [1, 40, 3, 1, 8], 100);
+        // Wide enough for tiles.
+        all(&format!("tiles, {name}"), ranks, (window(50), f32), [1, 40, 3, 1, 16], 33);
     }
     cases
 }
