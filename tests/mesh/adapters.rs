@@ -135,6 +135,7 @@ fn models_and_adapters_with_experts_are_trained_as_by_one_device() {
         vec![
             ("model", "data=2,expert=2", 1, Recipe { model: model.clone(), ..of("") }),
             ("adapters", "data=4,expert=2", 1, adapters(lora())),
+            ("with rings", "data=2,expert=2,sequence=2", 1, adapters(lora())),
             ("magnitudes", "data=2,expert=2", 1, adapters(LoraConfig { dora: true, ..lora() })),
             ("rows alone", "data=2", 1, adapters(lora())),
             ("muon", "data=2,expert=2", 1, Recipe { optimizer: Rule::Muon, ..of("") }),

@@ -153,9 +153,9 @@ fn touches(own: &Binding, flight: &Meeting) -> bool {
 fn a_table_that_is_both_is_summed_before_the_layers() {
     let folder = tempfile::tempdir().unwrap();
     let one = layers(folder.path(), "tied");
-    let prepared = prepared(&one, folder.path());
-    let begun = |recipe: &Recipe| {
-        let plan = plans(&prepared.config, recipe, None, &common::gpu().limits().clone(), &mut First).unwrap().train;
+    let config = prepared(&one, folder.path()).config;
+    let begun = |recipe: &Recipe, config: &ModelConfig| {
+        let plan = plans(config, recipe, None, &common::gpu().limits().clone(), &mut First).unwrap().train;
         let bytes =
             |step: &Step| step.meeting.as_ref().filter(|m| m.phase != Phase::End)?.read.as_ref().map(|b| b.bytes);
         let all: Vec<(usize, u64)> = plan.steps.iter().enumerate().filter_map(|(i, s)| Some((i, bytes(s)?))).collect();
@@ -163,8 +163,8 @@ fn a_table_that_is_both_is_summed_before_the_layers() {
         (all, back)
     };
     let width = 16;
-    let [table, rows] = [prepared.config.vocab_size, 6 * 12].map(|rows| 4 * rows as u64 * width);
-    let (all, back) = begun(&one);
+    let [table, rows] = [config.vocab_size, 6 * 12].map(|rows| 4 * rows as u64 * width);
+    let (all, back) = begun(&one, &config);
     let places: Vec<usize> = all.iter().filter(|(_, bytes)| *bytes == table).map(|(at, _)| *at).collect();
     assert!(
         places.len() == 1 && places[0] < back,
@@ -172,9 +172,25 @@ fn a_table_that_is_both_is_summed_before_the_layers() {
     );
     assert_eq!(all.last().unwrap().1, rows);
     for other in [Recipe { batch: 9, ..one.clone() }, Recipe { accumulate: 2, ..one.clone() }] {
-        let (all, _) = begun(&other);
+        let (all, _) = begun(&other, &config);
         assert_eq!(all.last().unwrap().1, table, "{} rows, {} batches", other.batch, other.accumulate);
     }
+    // Ranks that have some of its words each, to the bit what one of them makes of as many batches, which are summed in the end.
+    let of = |name: &str, mesh: &str, batch, accumulate| {
+        let mesh = mesh.parse().unwrap();
+        let recipe = Recipe { mesh, batch, accumulate, steps: 3, eval_every: Some(3), ..layers(folder.path(), name) };
+        std::fs::write(folder.path().join("config.json"), LAYERS.replace("_value_heads\": 1", "_value_heads\": 2"))
+            .unwrap();
+        recipe
+    };
+    let (met, plain) = (of("met", "data=2,tensor=2", 2, 1), of("plain", "tensor=2", 1, 2));
+    let (all, back) = begun(&met, &prepared(&met, folder.path()).config);
+    assert!(
+        all.iter().any(|(at, bytes)| *bytes == table / 2 && *at < back),
+        "{all:?}, and layers go back from {back} on"
+    );
+    let [met, plain] = [met, plain].map(|recipe| train(&recipe, folder.path()));
+    assert!(met.steps == plain.steps && met.pages == plain.pages, "the table's parts are summed otherwise");
 }
 
 /// Ranks talk while their devices compute.
