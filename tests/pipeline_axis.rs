@@ -69,7 +69,7 @@ fn rank_graphs(
     let specs = config.param_specs().into_iter().filter(|spec| has(&stages, pipeline, &spec.name, rank));
     let layout = layout(optimizer, specs.collect());
     let staged = Staged::cut(&g, &weights, pipeline).unwrap();
-    let micro = MicroBatch { rows: ROWS, tallies: Vec::new() };
+    let micro = MicroBatch { rows: ROWS, ..MicroBatch::default() };
     let step = optimizer.pipelined_step(staged, &layout, &layout, &names, rank, &micro).unwrap();
     let along = Along { axis: Axis::Pipeline, ranks: pipeline.ranks };
     let apply = sum_states(&optimizer.apply(&layout).unwrap(), along, &Optimizer::is_total).unwrap();

@@ -17,6 +17,8 @@ pub struct MicroBatch {
     pub rows: usize,
     /// What it counts beside its loss.
     pub tallies: Vec<Tally>,
+    /// What the rank that makes it tells as `<name>.<micro-batch>`, in the graph for one device.
+    pub told: Vec<(String, Value)>,
 }
 
 /// A number that every micro-batch gives, and where it is added up.
@@ -41,9 +43,9 @@ impl Tally {
 
 impl Optimizer {
     /// The graph of all micro-batches of a step, of a rank that has what `own` declares and trains the parameters of `layout`;
-    /// `names` are those of all weights that were cut. The outputs of `staged` are the loss, how many targets count, and the numbers
-    /// that are tallied. It leaves the sums that [`Optimizer::apply`] takes; those of weights, losses and tallies are of the rank
-    /// that makes them alone, and zero elsewhere.
+    /// `names` are those of all weights that were cut. The outputs of `staged` are the loss, how many targets count, the numbers
+    /// that are tallied, and those that are told. It leaves the sums that [`Optimizer::apply`] takes; those of weights, losses and
+    /// tallies are of the rank that makes them alone, and zero elsewhere.
     ///
     /// # Errors
     /// If the loss does not depend on every parameter, or a rank does not have what it reads.
@@ -56,12 +58,16 @@ impl Optimizer {
         rank: usize,
         micro: &MicroBatch,
     ) -> Result<Graph> {
-        let MicroBatch { rows, tallies } = micro;
+        let MicroBatch { rows, tallies, told } = micro;
         let outputs = staged.outputs.clone();
-        let Some((&[loss, count], numbers)) = outputs.split_first_chunk().filter(|(_, n)| n.len() == tallies.len())
+        let rest = tallies.len() + told.len();
+        let Some((&[loss, count], rest)) = outputs.split_first_chunk().filter(|(_, others)| others.len() == rest)
         else {
-            return Err(Error::Graph("a step ends with a loss, a count, and what is added up beside them".into()));
+            return Err(Error::Graph(
+                "a step ends with a loss, a count, and what is added up or told beside them".into(),
+            ));
         };
+        let (numbers, telling) = rest.split_at(tallies.len());
         let [weight, scale] = self.weigh(&mut staged.graph, count, *rows)?;
         let part = staged.graph.scope("accumulate", |g| g.mul(loss, weight))?;
         let gradients = staged.gradients(loss, scale)?;
@@ -74,7 +80,7 @@ impl Optimizer {
         let (mut batches, mut added, mut tells) = (0, 0, false);
         let mut tallied = vec![false; tallies.len()];
         let gradients = gradients.iter().map(|(_, gradient)| *gradient);
-        let wanted: Vec<Value> = gradients.chain([weight, part]).chain(numbers.iter().copied()).collect();
+        let wanted: Vec<Value> = gradients.chain([weight, part]).chain(rest.iter().copied()).collect();
         let find_own = |n: usize| {
             let lost = || Error::Graph(format!("this rank has no {}", names[n]));
             params.get(&names[n]).copied().ok_or_else(lost)
@@ -93,6 +99,9 @@ impl Optimizer {
                 let Some(number) = find(*number) else { continue };
                 g.scope("accumulate", |g| tally.add(g, number, keep))?;
                 *is_here = true;
+            }
+            for ((name, _), value) in told.iter().zip(telling) {
+                find(*value).into_iter().for_each(|value| g.output(&format!("{name}.{}", turn.batch), value));
             }
             if let (Some(weight), Some(part)) = (find(weight), find(part)) {
                 g.scope("accumulate", |g| accumulate_sums(g, [weight, part], keep))?;

@@ -69,7 +69,7 @@ impl Staged {
     /// Cuts the forward pass of a graph, from its outputs back to these parameters.
     ///
     /// # Errors
-    /// If a stage reads a parameter that it does not have, or an output is of no stage.
+    /// If a stage reads a parameter that it does not have.
     pub fn cut(whole: &Graph, weights: &[Weight], pipeline: Pipeline) -> Result<Staged> {
         let by_value: HashMap<Value, usize> = weights.iter().enumerate().map(|(i, w)| (w.value, i)).collect();
         let wanted = reach(whole, whole.outputs().iter().map(|(_, v)| *v), |v| by_value.contains_key(&v));
@@ -96,9 +96,9 @@ impl Staged {
                 cut.node(&mut staged, id, stage)?;
             }
         }
-        for (name, value) in whole.outputs() {
-            let stage = cut.natures.get(&value.node).and_then(|n| n.stage);
-            let stage = stage.ok_or_else(|| Error::Graph(format!("{name} is of no stage")))?;
+        for (_, value) in whole.outputs() {
+            // What is of no stage is told by the last.
+            let stage = cut.natures.get(&value.node).and_then(|n| n.stage).unwrap_or(pipeline.stages() - 1);
             let output = cut.value(&mut staged, *value, stage)?;
             staged.outputs.push(output);
         }

@@ -93,6 +93,8 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
     let is_step = !matches!(work, Work::Validation);
     let share = Share { mesh, sequence, capacity: capacity.filter(|_| is_step) };
     let mut experts: Option<Said> = None;
+    // Of pairs, numbers of each answer.
+    let mut told: Vec<(&str, Value)> = Vec::new();
     let along = (mesh.replicas() > 1).then_some(Along { axis: Axis::Data, ranks: mesh.replicas() });
     let mut loss = |g: &mut Graph| -> Result<[Value; 2]> {
         let before = g.nodes().len();
@@ -117,11 +119,9 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
         });
         let said = preference(g, both[0], of, dpo, sequence.map(|axis| axis.along))?;
         // By layers the loss may be made twice.
-        if g.outputs().iter().all(|(name, _)| name != REWARDS) {
-            g.output(REWARDS, said.rewards);
-        }
-        if matches!(work, Work::Validation) {
-            g.output(ANSWERS, said.answers);
+        told = vec![(REWARDS, said.rewards)];
+        if !is_step {
+            told.push((ANSWERS, said.answers));
         }
         let pairs = (batch / 2) as f32;
         Ok([said.loss, g.constant("pairs", TensorType::f32([1]), pairs.to_le_bytes().to_vec())])
@@ -139,18 +139,20 @@ pub(super) fn graph(model: &Llama, params: &dyn Declare, rows: Rows, work: Work)
             if let Some(staged) = staged {
                 let load = Load::of_model(model.config()).zip(experts);
                 let tallies = load.map(|(load, said)| load.tallies(&said)).unwrap_or_default();
-                return staged.step(g, &params, both, optimizer, layout, &MicroBatch { rows: batch, tallies });
+                let told = told.iter().map(|(name, value)| (name.to_string(), *value)).collect();
+                return staged.step(g, &params, both, optimizer, layout, &MicroBatch { rows: batch, tallies, told });
             }
             optimizer.accumulate_step(&mut g, layout, &params, both, batch)?;
         }
         Work::Validation => {
             let [loss, _] = loss(&mut g)?;
+            told.push(("loss", loss));
             if let Some(staged) = staged {
-                return staged.validation(g, &params, loss);
+                return staged.validation(g, &params, &told);
             }
-            g.output("loss", loss);
         }
     }
+    told.iter().for_each(|(name, value)| g.output(name, *value));
     if let (Some(load), Some(mut said), true) = (Load::of_model(model.config()), experts, is_step) {
         if let (Work::Layers(..), Some(along)) = (work, along) {
             // No update follows, before which ranks would sum what all of them count.

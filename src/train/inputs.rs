@@ -1,20 +1,23 @@
 //! What a step is given before it runs: its batches, and of pairs what they are compared with.
 
 use super::Recipe;
-use super::graphs::{REFERENCE, STARTS, TOKEN};
-use super::preferring::References;
+use super::graphs::{REFERENCE, REWARDS, STARTS, TOKEN};
+use super::preferring::{References, Rewards};
 use crate::data::{Batch, IGNORE};
 use crate::error::{Error, Result};
 use crate::nn::DROPOUT;
 use crate::parallel::SequenceAxis;
-use crate::run::Executor;
+use crate::run::{Executor, Results};
 
-/// Names of a plan's inputs of one batch.
+/// Names of a plan's inputs of one batch, and of what it says of it.
 pub(super) struct Inputs {
     tokens: String,
     targets: String,
     starts: String,
     dropout: String,
+    reference: String,
+    token: String,
+    rewards: String,
 }
 
 impl Inputs {
@@ -27,7 +30,15 @@ impl Inputs {
     }
 
     fn named(name: impl Fn(&str) -> String) -> Inputs {
-        Inputs { tokens: name("tokens"), targets: name("targets"), starts: name(STARTS), dropout: name(DROPOUT) }
+        Inputs {
+            tokens: name("tokens"),
+            targets: name("targets"),
+            starts: name(STARTS),
+            dropout: name(DROPOUT),
+            reference: name(REFERENCE),
+            token: name(TOKEN),
+            rewards: name(REWARDS),
+        }
     }
 
     /// Gives a plan its batch, or where a rank has not all tokens of a row, its own of these, by way of `part`; how many targets
@@ -63,23 +74,29 @@ impl Inputs {
     pub(super) fn set_dropout(&self, executor: &mut Executor, seed: &[u32; 3]) -> Result<()> {
         executor.set(&self.dropout, seed)
     }
+
+    /// Gives a plan of preference pairs what its batch is compared with, if that is done on this rank.
+    pub(super) fn refer(&self, executor: &mut Executor, batch: &Batch, references: Option<&References>) -> Result<()> {
+        if executor.input(&self.token).is_some() {
+            let each = batch.targets.chunks_exact(batch.seq).map(per_target);
+            executor.set(&self.token, &each.collect::<Vec<f32>>())?;
+        }
+        match references {
+            Some(references) => executor.set(&self.reference, &references.of(batch)?),
+            None if executor.input(&self.reference).is_some() => Err(Error::Invalid(
+                "pairs are trained on once their reference is taken: Trainer::take_reference".into(),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// What a step made of it, if it was one of pairs and this rank says so.
+    pub(super) fn rewards(&self, results: &Results<'_>) -> Option<Rewards> {
+        Rewards::of(results, &self.rewards)
+    }
 }
 
 /// One over the number of a row's targets.
 fn per_target(targets: &[u32]) -> f32 {
     1.0 / targets.iter().filter(|&&target| target != IGNORE).count().max(1) as f32
-}
-
-/// Gives a plan of preference pairs what its batch is compared with.
-pub(super) fn refer(executor: &mut Executor, batch: &Batch, references: Option<&References>) -> Result<()> {
-    if executor.input(TOKEN).is_some() {
-        executor.set(TOKEN, &batch.targets.chunks_exact(batch.seq).map(per_target).collect::<Vec<f32>>())?;
-    }
-    match references {
-        Some(references) => executor.set(REFERENCE, &references.of(batch)?),
-        None if executor.input(REFERENCE).is_some() => {
-            Err(Error::Invalid("pairs are trained on once their reference is taken: Trainer::take_reference".into()))
-        }
-        None => Ok(()),
-    }
 }

@@ -1,7 +1,7 @@
 //! Training on preference pairs: the rewards of their answers, and their reference, that is what the model that training began
 //! with says of each answer: computed once, and kept in a file that later runs on the same model and data read.
 
-use super::graphs::{ANSWERS, REWARDS};
+use super::graphs::ANSWERS;
 use super::{Content, Event, Observer, Prepared, Recipe, Trainer};
 use crate::data::{Batch, IGNORE, hash::Hasher, hash::hash};
 use crate::error::{Error, Result};
@@ -27,10 +27,9 @@ pub struct Rewards {
 }
 
 impl Rewards {
-    /// Of a run's outputs, if it was one of pairs.
-    pub(super) fn of(results: &Results<'_>) -> Option<Rewards> {
-        let pair =
-            |n: usize| Some([results.element(REWARDS, 2 * n)?, results.element(REWARDS, 2 * n + 1)?].map(f64::from));
+    /// Of a run's output of this name, if it was one of pairs.
+    pub(super) fn of(results: &Results<'_>, name: &str) -> Option<Rewards> {
+        let pair = |n: usize| Some([results.element(name, 2 * n)?, results.element(name, 2 * n + 1)?].map(f64::from));
         Rewards::mean((0..).map_while(pair).map(|[chosen, rejected]| {
             let accuracy = if chosen > rejected { 1.0 } else { 0.0 };
             Rewards { chosen, rejected, margin: chosen - rejected, accuracy }
@@ -235,11 +234,16 @@ impl Trainer {
         Ok(())
     }
 
-    /// The mean of what each rank has of its own pairs, of which all have as many.
+    /// The mean of what each rank has of its own pairs, of which all who have some have as many; where there are pairs, all of them
+    /// call this together.
     pub(super) fn over_ranks(&self, own: Option<Rewards>) -> Result<Option<Rewards>> {
-        let (world, ranks) = (self.world(), self.world().size() as f64);
-        let Some(own) = own.filter(|_| ranks > 1.0) else { return Ok(own) };
-        let mean = |of: f64| Ok::<f64, Error>(world.sum(of)? / ranks);
+        let world = self.world();
+        if self.references.is_none() || world.size() == 1 {
+            return Ok(own);
+        }
+        let count = world.sum(f64::from(u8::from(own.is_some())))?;
+        let own = own.unwrap_or_default();
+        let mean = |of: f64| Ok::<f64, Error>(world.sum(of)? / count);
         let (chosen, rejected) = (mean(own.chosen)?, mean(own.rejected)?);
         Ok(Some(Rewards { chosen, rejected, margin: mean(own.margin)?, accuracy: mean(own.accuracy)? }))
     }

@@ -39,16 +39,10 @@ impl Recipe {
             }
             None => {}
         }
-        if pipeline > 1 && self.dpo.is_some() {
-            return Err(Error::Invalid(format!(
-                "mesh is {}, and what pairs are compared with is given to a step whole, not to each of a pipeline's micro-batches; leave                  the pipeline axis out, as in data={}",
-                self.mesh,
-                self.mesh.ranks()
-            )));
-        }
         if let Some(factor) = self.expert_capacity.filter(|_| self.dpo.is_some()) {
             return Err(Error::Invalid(format!(
-                "expert_capacity is {factor}, and preference pairs are compared with what the model says where nothing is dropped;                  leave it out"
+                "expert_capacity is {factor}, and preference pairs are compared with what the model says where nothing is dropped; \
+                 leave it out"
             )));
         }
         if self.update == Update::Layer && (pipeline > 1 || self.shards() > 1) {

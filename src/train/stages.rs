@@ -1,6 +1,6 @@
 //! The graphs of a rank that has some of the layers: cut out of those for one device.
 
-use crate::base::{Axis, TensorType};
+use crate::base::Axis;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::model::{self, Llama};
@@ -35,10 +35,10 @@ impl<'a> Stages<'a> {
         &self,
         mut whole: Graph,
         params: &Params,
-        outputs: &[Value],
+        outputs: impl Iterator<Item = Value>,
         pipeline: Pipeline,
     ) -> Result<(Staged, Vec<String>)> {
-        outputs.iter().for_each(|value| whole.output("loss", *value));
+        outputs.for_each(|value| whole.output("loss", value));
         let named: BTreeMap<String, Value> = params.named().into_iter().filter(|(name, _)| name != DROPOUT).collect();
         let weight = |(name, value): (&String, &Value)| Weight {
             value: *value,
@@ -59,28 +59,34 @@ impl<'a> Stages<'a> {
         layout: &ParamLayout,
         micro: &MicroBatch,
     ) -> Result<Graph> {
-        let outputs: Vec<Value> = both.into_iter().chain(micro.tallies.iter().map(|tally| tally.number)).collect();
-        let (staged, names) = self.cut(whole, params, &outputs, self.pipeline)?;
+        let told = micro.told.iter().map(|(_, value)| *value);
+        let outputs = both.into_iter().chain(micro.tallies.iter().map(|tally| tally.number)).chain(told);
+        let (staged, names) = self.cut(whole, params, outputs, self.pipeline)?;
         optimizer.pipelined_step(staged, self.own, layout, &names, self.rank, micro)
     }
 
-    /// The loss of one batch, which the last rank tells all others.
-    pub(super) fn validation(&self, whole: Graph, params: &Params, loss: Value) -> Result<Graph> {
-        let (mut staged, names) = self.cut(whole, params, &[loss], Pipeline { batches: 1, ..self.pipeline })?;
-        let (mut g, mut told, loss) = (Graph::new(), None, staged.outputs[0]);
+    /// What is told of one batch, f32, by the last rank to all others.
+    pub(super) fn validation(&self, whole: Graph, params: &Params, told: &[(&str, Value)]) -> Result<Graph> {
+        let outputs = told.iter().map(|(_, value)| *value);
+        let (mut staged, names) = self.cut(whole, params, outputs, Pipeline { batches: 1, ..self.pipeline })?;
+        let (mut g, wanted) = (Graph::new(), staged.outputs.clone());
+        let mut made = vec![None; wanted.len()];
         let own: HashMap<String, Value> = self.own.declare(&mut g)?.named().into_iter().collect();
         let find_own = |n: usize| {
             let lost = || Error::Graph(format!("this rank has no {}", names[n]));
             own.get(&names[n]).copied().ok_or_else(lost)
         };
-        staged.unroll(&mut g, self.rank, &[loss], &find_own, &mut |_, _, find| {
-            told = told.or(find(loss));
+        staged.unroll(&mut g, self.rank, &wanted, &find_own, &mut |_, _, find| {
+            made.iter_mut().zip(&wanted).for_each(|(made, value)| *made = made.or(find(*value)));
             Ok(())
         })?;
-        let zero = TensorType::f32([1]);
-        let own = told.unwrap_or_else(|| g.constant("loss", zero, 0.0f32.to_le_bytes().to_vec()));
-        let loss = g.apply1(AllReduce(Along { axis: Axis::Pipeline, ranks: self.pipeline.ranks }), &[own])?;
-        g.output("loss", loss);
+        let along = Along { axis: Axis::Pipeline, ranks: self.pipeline.ranks };
+        for ((&(name, _), value), made) in told.iter().zip(wanted).zip(made) {
+            let ty = staged.graph.ty(value).clone();
+            let own = made.unwrap_or_else(|| g.constant(name, ty.clone(), vec![0; ty.bytes() as usize]));
+            let all = g.apply1(AllReduce(along), &[own])?;
+            g.output(name, all);
+        }
         Ok(g)
     }
 }

@@ -1,5 +1,6 @@
 //! What a step is told, by its recipe, and what it tells.
 
+use super::graphs::REWARDS;
 use super::load::Load;
 use super::preferring::Rewards;
 use super::{ExpertLoad, GroupOptions, Precision, Recipe};
@@ -48,7 +49,7 @@ impl StepResult {
             loss_scale: judged(0).filter(|scale| *scale > 0.0),
             skipped: judged(2).map_or(0, |n| n as u64),
             left_out: judged(7).is_some_and(|flag| flag > 0.0),
-            rewards: Rewards::of(&results),
+            rewards: Rewards::of(&results, REWARDS),
             experts: None,
             tokens: 0,
             data_wait: 0.0,

@@ -2,7 +2,7 @@
 
 use super::axes::Axes;
 use super::fit::{plans_of_lengths, plans_of_rank};
-use super::inputs::{Inputs, refer};
+use super::inputs::Inputs;
 use super::load::{LOAD, Load};
 use super::preferring::{References, Rewards};
 use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, schedule};
@@ -14,7 +14,7 @@ use crate::model::{Llama, ModelConfig};
 use crate::nn::{Adapted, PARAMETERS, ParamLayout};
 use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule, Shard};
 use crate::parallel::Mesh;
-use crate::run::{Choice, Choices, Executor, Recorder, States, bytes_beside, check_memory, device_bytes};
+use crate::run::{Choice, Choices, Executor, Recorder, Results, States, bytes_beside, check_memory, device_bytes};
 use crate::store::Loaded;
 use crate::store::snapshot::StateSize;
 use std::collections::VecDeque;
@@ -64,8 +64,8 @@ pub struct Trainer {
     pub(super) loader: Prefetch,
     /// Of pairs, what the model that training began with says of them.
     pub(super) references: Option<References>,
-    /// Of several batches of pairs, those of a step that were read already.
-    rewards: VecDeque<Rewards>,
+    /// Of several batches of pairs, those of a step that were read already; none of ranks without the last stage.
+    rewards: VecDeque<Option<Rewards>>,
     val_batch: Batch,
     /// This rank's tokens of a batch, where it has not all.
     part: Vec<u32>,
@@ -318,10 +318,10 @@ impl Trainer {
             let train = &mut self.runs[at].train;
             self.inputs[place].set(train, batch, self.axes.sequence(), &mut self.part)?;
             self.inputs[place].set_dropout(train, &seed)?;
+            self.inputs[place].refer(train, batch, self.references.as_ref())?;
             if place + 1 < self.inputs.len() {
                 continue;
             }
-            refer(train, batch, self.references.as_ref())?;
             train.set(HYPER, &hyper)?;
             train.set(KEEP, &[f32::from(u8::from(index > 0))])?;
             train.is_last(index + 1 == self.batches);
@@ -353,10 +353,11 @@ impl Trainer {
         };
         let mut result = StepResult { tokens, data_wait, ..apply.read(StepResult::with(self.load)).await? };
         if self.references.is_some() {
-            while self.rewards.len() < self.batches as usize {
+            let runs = self.batches as usize / self.inputs.len();
+            while self.rewards.len() < runs {
                 self.take().await?;
             }
-            let own = Rewards::mean(self.rewards.drain(..self.batches as usize));
+            let own = Rewards::mean(self.rewards.drain(..runs).flatten());
             result.rewards = self.over_ranks(own)?;
         }
         Ok(result)
@@ -374,7 +375,9 @@ impl Trainer {
     /// Takes the results of the oldest batch that is under way.
     async fn take(&mut self) -> Result<()> {
         let Some(at) = self.under_way.pop_front() else { return Ok(()) };
-        self.rewards.extend(self.runs[at].train.read(|results| Rewards::of(&results)).await?);
+        let of = |results: Results<'_>| Rewards::mean(self.inputs.iter().filter_map(|inputs| inputs.rewards(&results)));
+        let rewards = self.runs[at].train.read(of).await?;
+        self.rewards.extend(self.references.as_ref().map(|_| rewards));
         Ok(())
     }
 
@@ -397,7 +400,7 @@ impl Trainer {
             let batch = &self.val_batch;
             let run = self.runs.iter_mut().find(|run| run.seq == batch.seq).ok_or_else(unknown_length)?;
             let targets = self.inputs[0].set(&mut run.eval, batch, self.axes.sequence(), &mut self.part)?;
-            refer(&mut run.eval, batch, self.references.as_ref())?;
+            self.inputs[0].refer(&mut run.eval, batch, self.references.as_ref())?;
             run.eval.submit().await?;
             let result = run.eval.read(StepResult::of).await?;
             rewards.extend(result.rewards);
@@ -431,11 +434,6 @@ impl Trainer {
     /// The ranks of which this is one.
     pub fn world(&self) -> &World {
         &self.world
-    }
-
-    /// Which part of every batch is this rank's, of how many.
-    pub fn share(&self) -> (usize, usize) {
-        (self.axes.share(), self.axes.shares())
     }
 
     /// Compares with the others who hold the same what is trained, and how the last step was judged: experts with those who
