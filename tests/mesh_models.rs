@@ -388,8 +388,8 @@ fn preferences_of_what_is_in_parts_are_those_of_one_device() {
     let (dense, mixture): (Of, Of) = (four_heads, with_experts);
     let rows = [
         (dense, None, &["sequence=2", "data=2,sequence=2", "tensor=2"][..]),
-        (dense, Some(lora), &["data=2,tensor=2"]),
-        (mixture, None, &["data=2,tensor=2,expert=2"]),
+        (dense, Some(lora), &["data=2,tensor=2"][..]),
+        (mixture, None, &["data=2,tensor=2,expert=2"][..]),
     ];
     for (base, lora, meshes) in rows {
         let one = Recipe { batch: 2, lora, ..pairs(folder.path(), base(folder.path(), "base")) };
