@@ -211,7 +211,7 @@ fn kernels_translate_for_every_vendor() {
         for limits in [both(&Limits::default()), both(&eight), [wide, wider]].concat() {
             for kernel in kernels(&case, &limits) {
                 assert_within(&case, &kernel, &limits);
-                kernel.stages().for_each(common::check_kernel);
+                kernel.stages().for_each(|stage| common::check_kernel(stage, &limits));
                 if limits.is_cpu {
                     common::check_wide(&kernel);
                 }
@@ -223,7 +223,7 @@ fn kernels_translate_for_every_vendor() {
         Limits { has_f16: true, cooperative: vec![8, 16], min_subgroup: 32, max_subgroup: 32, ..Limits::default() };
     let ceilings = danlu::run::ceiling_kernels(&subgroups);
     assert_eq!(ceilings.len(), 8);
-    ceilings.iter().for_each(common::check_kernel);
+    ceilings.iter().for_each(|kernel| common::check_kernel(kernel, &subgroups));
 }
 
 /// Every kernel of f16 operands rounds to the nearest f16, ties to even, and from 65,520 on to infinity: bit by bit, for
