@@ -1,7 +1,8 @@
-// matmul_coop: c = op(a) op(b) by cooperative matrices of SIZE x SIZE, tier 4: operands rounded to f16, sums in f32. Four
-// subgroups of SUBGROUP lanes share a workgroup and a tile of 4 x 4 matrices, of which each makes 2 x 2. Tiles are staged
-// in shared memory as they are stored, beyond the edges as zeros. TA: a is [k,m]; TB: b is [n,k]. VECTOR_A, VECTOR_B: rows
-// as stored divide by four. No subgroup operations: with them a driver (NVIDIA 595) crashes on cooperative matrices.
+// matmul_coop: c = op(a) op(b) by cooperative matrices of SIZE x SIZE, tier 4: operands rounded to f16, sums in f32. A workgroup
+// makes a tile of SIDE x SIDE matrices, of which each subgroup of SUBGROUP lanes makes SIDE/2 x SUBGROUP/SIZE; where a driver
+// makes subgroups smaller than that, several make the same. While one step of k is multiplied, what the next one needs is
+// on its way from storage. TA: a is [k,m]; TB: b is [n,k]. VECTOR_A, VECTOR_B: rows as stored divide by four.
+// No subgroup operations: with them a driver (NVIDIA 595) crashes on cooperative matrices.
 enable f16;
 enable wgpu_cooperative_matrix;
 #import lib/matmul_params.wgsl
@@ -17,6 +18,7 @@ enable wgpu_cooperative_matrix;
 #endif
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 #import lib/operand.wgsl
+#import lib/coop_tile.wgsl
 #hook prologue
 #hook epilogue
 
@@ -30,115 +32,35 @@ alias Right = coop_mat8x8<f16, B>;
 alias Sum = coop_mat8x8<f32, C>;
 #endif
 
-const LANES = 4u * SUBGROUP;
-const TILE = 4u * SIZE;
-const TILE_K = 32u;
-// Rows of a tile as stored, their length, and from one to the next: eight more, against bank conflicts.
-#if TA
-const ROWS_A = TILE_K;
-const WIDE_A = TILE;
-#else
-const ROWS_A = TILE;
-const WIDE_A = TILE_K;
-#endif
-#if TB
-const ROWS_B = TILE;
-const WIDE_B = TILE_K;
-#else
-const ROWS_B = TILE_K;
-const WIDE_B = TILE;
-#endif
-const STEP_A = WIDE_A + 8u;
-const STEP_B = WIDE_B + 8u;
-var<workgroup> tile_a: array<f16, ROWS_A * STEP_A>;
-var<workgroup> tile_b: array<f16, ROWS_B * STEP_B>;
+const TILE = SIDE * SIZE;
+// One for each block of either operand.
+const LANES = TILE * TILE_K / 16u;
+const DOWN = SIDE / 2u;
+const ALONG = SUBGROUP / SIZE;
+const COUNT = DOWN * ALONG;
+// Subgroups next to each other; there are two rows of them.
+const BESIDE = SIDE / ALONG;
+// Rows of tiles that are made one after the other, column by column: what they read is still in a cache then.
+const BAND = 8u;
 // A matrix of each subgroup on its way out.
-var<workgroup> out: array<f32, 4u * SIZE * SIZE>;
+var<workgroup> out: array<f32, 2u * BESIDE * SIZE * SIZE>;
 
-// Four elements of a stored row, of `ends` rows and columns that there are.
-fn load_a(lines: Lines, row: u32, column: u32, ends: vec2<u32>) -> vec4<f32> {
-    var v = vec4<f32>();
-    let at = lines.base + row * lines.step + column;
-    let i = params.whole_a + at;
-    if row < ends.x && column < ends.y {
-#if VECTOR_A
-        let w = a[at / 4u];
-        v = vec4(prologue(w.x, i), prologue(w.y, i + 1u), prologue(w.z, i + 2u), prologue(w.w, i + 3u));
-#else
-        for (var d = 0u; d < min(4u, ends.y - column); d++) {
-            v[d] = prologue(a[at + d], i + d);
-        }
-#endif
-    }
-    return operand4(v);
+// Row and column of the tile that a workgroup makes.
+fn banded(id: vec2<u32>, count: vec2<u32>) -> vec2<u32> {
+    let number = id.y * count.x + id.x;
+    let band = number / (BAND * count.x);
+    let rows = min(BAND, count.y - BAND * band);
+    let rest = number % (BAND * count.x);
+    return vec2(BAND * band + rest % rows, rest / rows);
 }
 
-fn load_b(base: u32, row: u32, column: u32, ends: vec2<u32>) -> vec4<f32> {
-    var v = vec4<f32>();
-    let at = base + row * params.row_b + column;
-    if row < ends.x && column < ends.y {
-#if VECTOR_B
-        v = b[at / 4u];
-#else
-        for (var d = 0u; d < min(4u, ends.y - column); d++) {
-            v[d] = b[at + d];
-        }
-#endif
-    }
-    return operand4(v);
-}
-
-// Both tiles for the TILE_K of the sum from k0 on.
-fn stage(a_lines: Lines, base_b: u32, row: u32, column: u32, k0: u32, lane: u32) {
-    for (var e = lane; e < ROWS_A * WIDE_A / 4u; e += LANES) {
-        let r = e / (WIDE_A / 4u);
-        let s = e % (WIDE_A / 4u) * 4u;
-#if TA
-        let v = load_a(a_lines, k0 + r, row + s, vec2(params.k, params.m));
-#else
-        let v = load_a(a_lines, row + r, k0 + s, vec2(params.m, params.k));
-#endif
-        for (var d = 0u; d < 4u; d++) {
-            tile_a[r * STEP_A + s + d] = f16(v[d]);
-        }
-    }
-    for (var e = lane; e < ROWS_B * WIDE_B / 4u; e += LANES) {
-        let r = e / (WIDE_B / 4u);
-        let s = e % (WIDE_B / 4u) * 4u;
-#if TB
-        let v = load_b(base_b, column + r, k0 + s, vec2(params.n, params.k));
-#else
-        let v = load_b(base_b, k0 + r, column + s, vec2(params.k, params.n));
-#endif
-        for (var d = 0u; d < 4u; d++) {
-            tile_b[r * STEP_B + s + d] = f16(v[d]);
-        }
-    }
-}
-
-// Matrices of the tiles: rows i0 of op(a) and columns j0 of op(b), from kk on.
-fn left(i0: u32, kk: u32) -> Left {
-#if TA
-    return coopLoad<Left>(&tile_a[kk * STEP_A + i0], STEP_A);
-#else
-    return coopLoadT<Left>(&tile_a[i0 * STEP_A + kk], STEP_A);
-#endif
-}
-fn right(kk: u32, j0: u32) -> Right {
-#if TB
-    return coopLoad<Right>(&tile_b[j0 * STEP_B + kk], STEP_B);
-#else
-    return coopLoadT<Right>(&tile_b[kk * STEP_B + j0], STEP_B);
-#endif
-}
-
-// What every subgroup has put into `out`: its matrix (i, j) of two by two.
+// What every subgroup has put into `out`: its matrix (i, j).
 fn store(lines: Lines, row: u32, column: u32, i: u32, j: u32, lane: u32) {
     workgroupBarrier();
-    for (var e = lane; e < 4u * SIZE * SIZE; e += LANES) {
+    for (var e = lane; e < 2u * BESIDE * SIZE * SIZE; e += LANES) {
         let group = e / (SIZE * SIZE);
-        let r = row + (group / 2u * 2u + i) * SIZE + e / SIZE % SIZE;
-        let s = column + (group % 2u * 2u + j) * SIZE + e % SIZE;
+        let r = row + (group / BESIDE * DOWN + i) * SIZE + e / SIZE % SIZE;
+        let s = column + (group % BESIDE * ALONG + j) * SIZE + e % SIZE;
         if r < params.m && s < params.n {
             let at = lines.base + r * lines.step + s;
             var v = out[e];
@@ -154,46 +76,84 @@ fn store(lines: Lines, row: u32, column: u32, i: u32, j: u32, lane: u32) {
     workgroupBarrier();
 }
 
-@compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let base_b = params.skip_b + group.z * params.batch_b;
-    let row = group.y * TILE;
-    let column = group.x * TILE;
-    var a_lines = lines_a(group.z, TA * row);
-    let c_lines = lines_c(group.z, column);
-    let subgroup = lane / SUBGROUP;
-    let i0 = subgroup / 2u * 2u * SIZE;
-    let j0 = subgroup % 2u * 2u * SIZE;
-    var c00 = Sum();
-    var c01 = Sum();
-    var c10 = Sum();
-    var c11 = Sum();
-    let ks = summed(group.z);
-    for (var k = ks.x; k < ks.y; k += TILE_K) {
-#if PANELS_K
-        a_lines = lines_a(group.z, k);
-#endif
-        stage(a_lines, base_b, row, column, k, lane);
-        workgroupBarrier();
-        for (var kk = 0u; kk < TILE_K; kk += SIZE) {
-            let a0 = left(i0, kk);
-            let a1 = left(i0 + SIZE, kk);
-            let b0 = right(kk, j0);
-            let b1 = right(kk, j0 + SIZE);
-            c00 = coopMultiplyAdd(a0, b0, c00);
-            c01 = coopMultiplyAdd(a0, b1, c01);
-            c10 = coopMultiplyAdd(a1, b0, c10);
-            c11 = coopMultiplyAdd(a1, b1, c11);
+// Adds what a step gives to the sums of a subgroup.
+fn multiply(sums: ptr<function, array<Sum, COUNT>>, side: u32, i0: u32, j0: u32) {
+    for (var kk = 0u; kk < TILE_K; kk += SIZE) {
+        var x: array<Left, DOWN>;
+        for (var i = 0u; i < DOWN; i++) {
+            x[i] = coopLoadT<Left>(&tile_a[side * BUFFER + (i0 + i * SIZE) * STEP + kk], STEP);
         }
-        workgroupBarrier();
+        for (var j = 0u; j < ALONG; j++) {
+            let y = coopLoad<Right>(&tile_b[side * BUFFER + (j0 + j * SIZE) * STEP + kk], STEP);
+            for (var i = 0u; i < DOWN; i++) {
+                sums[i * ALONG + j] = coopMultiplyAdd(x[i], y, sums[i * ALONG + j]);
+            }
+        }
     }
-    let slot = subgroup * SIZE * SIZE;
-    coopStoreT(c00, &out[slot], SIZE);
-    store(c_lines, row, column, 0u, 0u, lane);
-    coopStoreT(c01, &out[slot], SIZE);
-    store(c_lines, row, column, 0u, 1u, lane);
-    coopStoreT(c10, &out[slot], SIZE);
-    store(c_lines, row, column, 1u, 0u, lane);
-    coopStoreT(c11, &out[slot], SIZE);
-    store(c_lines, row, column, 1u, 1u, lane);
+}
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) count: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let tile = banded(id.xy, count.xy) * TILE;
+    let ks = summed(id.z);
+    let a_lines = lines_a(id.z, TA * tile.x);
+    let b_lines = Lines(params.skip_b + id.z * params.batch_b, params.row_b);
+    let at_a = block(ACROSS_A, lane);
+    let at_b = block(ACROSS_B, lane);
+    var near_a = starts(a_lines, tile.x + at_a.x, APART_A, params.m);
+    let near_b = starts(b_lines, tile.y + at_b.x, APART_B, params.n);
+    let subgroup = lane / SUBGROUP;
+    let i0 = subgroup / BESIDE * DOWN * SIZE;
+    let j0 = subgroup % BESIDE * ALONG * SIZE;
+    var sums: array<Sum, COUNT>;
+    var side = 0u;
+    var rows = rows_of_a(a_lines, near_a, ks.x, at_a);
+    var next_a = load_a(rows, ks.x + at_a.y, tile.x + at_a.x);
+    var next_b = load_b(rows_of_b(b_lines, near_b, ks.x, at_b), ks.x + at_b.y, tile.y + at_b.x);
+    next_a = prologue_of(next_a, rows, ks.x + at_a.y, tile.x + at_a.x);
+    put(next_a, next_b, ks.x, side, at_a, at_b);
+    for (var k = ks.x + TILE_K; k < ks.y; k += TILE_K) {
+        workgroupBarrier();
+        // One step ahead of what is multiplied.
+#if PANELS_K
+        near_a = starts(lines_a(id.z, k), tile.x + at_a.x, APART_A, params.m);
+#endif
+        rows = rows_of_a(a_lines, near_a, k, at_a);
+        next_a = load_a(rows, k + at_a.y, tile.x + at_a.x);
+        next_b = load_b(rows_of_b(b_lines, near_b, k, at_b), k + at_b.y, tile.y + at_b.x);
+        multiply(&sums, side, i0, j0);
+        side = 1u - side;
+        next_a = prologue_of(next_a, rows, k + at_a.y, tile.x + at_a.x);
+        put(next_a, next_b, k, side, at_a, at_b);
+    }
+    workgroupBarrier();
+    multiply(&sums, side, i0, j0);
+    let lines = lines_c(id.z, tile.y);
+    let step = lines.step;
+    let corner = lines.base + (tile.x + i0) * step + tile.y + j0;
+    // Where nothing else is to be done matrices go to c themselves, if rows begin at multiples of four.
+    var is_direct = tile.x + TILE <= params.m && tile.y + TILE <= params.n && params.first != 0u;
+    is_direct = is_direct && (lines.base | step) % 4u == 0u;
+#if epilogue
+    is_direct = false;
+#endif
+    for (var e = 0u; e < COUNT; e++) {
+        let sum = sums[0];
+        if is_direct {
+            let to = corner + (e / ALONG * step + e % ALONG) * SIZE;
+            coopStoreT(sum, &c[to], step);
+        } else {
+            let slot = subgroup * SIZE * SIZE;
+            coopStoreT(sum, &out[slot], SIZE);
+            store(lines, tile.x, tile.y, e / ALONG, e % ALONG, lane);
+        }
+        // An array at places that a compiler does not know would go to memory.
+        for (var i = 1u; i < COUNT; i++) {
+            sums[i - 1u] = sums[i];
+        }
+    }
 }

@@ -27,7 +27,7 @@ fn check(gpu: &Gpu, limits: &Limits, op: &dyn Op, inputs: &[TensorType]) {
     let arrays: Vec<Array> = io.inputs.iter().enumerate().map(|(i, t)| random(t, i as u64 + 1)).collect();
     let expected = op.reference(&arrays);
     for kernel in op.kernels(&io, limits) {
-        common::check_kernel(&kernel);
+        common::check_kernel(&kernel, &Limits::default());
         let got = block_on(run_kernel(gpu, &kernel, &io, &arrays, &op.writes())).unwrap();
         for (y, r) in got.iter().zip(&expected) {
             op.tolerance(&io).check(y, r).unwrap_or_else(|e| panic!("{op:?} {}: {e}", kernel.variant));

@@ -14,6 +14,7 @@ use danlu::run::{Class, run_kernel};
 use pollster::block_on;
 use std::cell::LazyCell;
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 /// Set in the environment, it lets the tests of kernels pass where there is no adapter.
 const ALLOW_NO_ADAPTER: &str = "DANLU_ALLOW_NO_ADAPTER";
@@ -71,9 +72,21 @@ const EVERY_TILE: &[DType] = &[DType::F32, DType::BF16, DType::Q8_0, DType::Q4K]
 /// constants, and each takes its driver seconds to compile.
 const SMALLEST_TILE: &str = "tile_8x32";
 
-/// Whether a candidate is none whose parts other rows or candidates try.
+/// Whether kernels may be tried that round by the adapter's own conversion, which the tuner bars where it rounds otherwise.
+fn rounds_natively(gpu: &Gpu) -> bool {
+    static ROUNDS: OnceLock<bool> = OnceLock::new();
+    *ROUNDS.get_or_init(|| {
+        let proof = block_on(danlu::run::rounds_natively(gpu, &both(gpu.limits())[0]));
+        proof.inspect_err(|e| println!("left out, as it is by the tuner: NATIVE, {e}")).is_ok()
+    })
+}
+
+/// Whether a candidate is none whose parts other rows or candidates try, and none that is barred here.
 fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
     if std::env::var_os(COOPERATIVE).is_some() && Class::of(kernel.shader, &kernel.constants) != Class::Cooperative {
+        return false;
+    }
+    if kernel.constants.contains(&("NATIVE", 1)) && !rounds_natively(gpu) {
         return false;
     }
     let weights = case.inputs.get(1).map_or(DType::F32, |(ty, _)| ty.dtype);
@@ -129,6 +142,39 @@ fn kernels_match_the_reference() {
             }
         }
     }
+}
+
+/// Kernels of cooperative matrices are written for the largest subgroup that a driver may make: where it makes smaller ones,
+/// several make the same matrices, and what they make is right.
+#[test]
+fn subgroups_may_be_smaller_than_the_largest() {
+    let Some(gpu) = gpu() else { return };
+    let known = gpu.limits();
+    if known.cooperative.is_empty() {
+        println!("skipped: no cooperative matrices");
+        return;
+    }
+    let mut tried = 0;
+    let labels = [
+        "matmul half nt odd",
+        "matmul half tn even",
+        "attention halves",
+        "attention_grad_query halves",
+        "attention_grad_key_value halves",
+    ];
+    for case in rows().into_iter().filter(|case| labels.contains(&case.label.as_str())) {
+        for larger in [2, 4] {
+            let limits = Limits { max_subgroup: larger * known.max_subgroup, is_cpu: false, ..known.clone() };
+            let of_subgroups = |k: &Kernel| {
+                k.constants.iter().any(|&(name, lanes)| name == "SUBGROUP" && lanes == limits.max_subgroup)
+            };
+            for kernel in kernels(&case, &limits).iter().filter(|kernel| of_subgroups(kernel)) {
+                check(&gpu, &case, kernel, SEEDS[0]);
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 0 || std::env::var_os(ROWS).is_some(), "no row has such a kernel");
 }
 
 /// Every dispatch within the limits, every binding within its tensor.
@@ -203,11 +249,12 @@ fn kernels_translate_for_every_vendor() {
         // Every tier, also those that this machine would not pick.
         let all = Limits { has_f16: true, cooperative: vec![8, 16], ..Limits::default() };
         let eight = Limits { min_subgroup: 8, max_subgroup: 8, ..all };
-        let wide = Limits { min_subgroup: 32, max_subgroup: 32, ..eight.clone() };
-        for limits in [both(&Limits::default()), both(&eight), [wide.clone(), wide]].concat() {
+        let wide = Limits { min_subgroup: 32, max_subgroup: 32, max_shared_bytes: 48 << 10, ..eight.clone() };
+        let wider = Limits { max_subgroup: 64, ..wide.clone() };
+        for limits in [both(&Limits::default()), both(&eight), [wide, wider]].concat() {
             for kernel in kernels(&case, &limits) {
                 assert_within(&case, &kernel, &limits);
-                kernel.stages().for_each(common::check_kernel);
+                kernel.stages().for_each(|stage| common::check_kernel(stage, &limits));
                 if limits.is_cpu {
                     common::check_wide(&kernel);
                 }
@@ -219,7 +266,7 @@ fn kernels_translate_for_every_vendor() {
         Limits { has_f16: true, cooperative: vec![8, 16], min_subgroup: 32, max_subgroup: 32, ..Limits::default() };
     let ceilings = danlu::run::ceiling_kernels(&subgroups);
     assert_eq!(ceilings.len(), 8);
-    ceilings.iter().for_each(common::check_kernel);
+    ceilings.iter().for_each(|kernel| common::check_kernel(kernel, &subgroups));
 }
 
 /// Every kernel of f16 operands rounds to the nearest f16, ties to even, and from 65,520 on to infinity: bit by bit, for
@@ -254,7 +301,9 @@ fn operands_are_rounded_to_the_nearest_f16() {
         let op = MatMul::linear().with(Operands::F16);
         let outputs = op.infer(&[&a.ty, &b.ty]).unwrap();
         let io = Io { inputs: vec![a.ty.clone(), b.ty.clone()], outputs };
-        for kernel in both(gpu.limits()).iter().flat_map(|limits| op.kernels(&io, limits)) {
+        let kernels = both(gpu.limits()).into_iter().flat_map(|limits| op.kernels(&io, &limits));
+        let is_barred = |k: &Kernel| k.constants.contains(&("NATIVE", 1)) && !rounds_natively(&gpu);
+        for kernel in kernels.filter(|kernel| !is_barred(kernel)) {
             let got = block_on(run_kernel(&gpu, &kernel, &io, &[a.clone(), b.clone()], &[])).unwrap().remove(0);
             let staged = kernel.variant.contains("staged") || kernel.variant.contains("coop");
             for (&x, &y) in values.iter().zip(&got.data) {

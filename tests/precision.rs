@@ -58,6 +58,7 @@ fn limits() -> Limits {
         cooperative: vec![8, 16],
         min_subgroup: 32,
         max_subgroup: 32,
+        max_shared_bytes: 48 << 10,
         max_buffer_bytes: 1 << 30,
         ..Limits::default()
     }

@@ -193,6 +193,8 @@ fn report(number: usize, adapter: &wgpu::Adapter) -> AdapterReport {
 pub(super) fn limits(adapter: &wgpu::Adapter, l: &wgpu::Limits, features: wgpu::Features) -> Limits {
     let info = adapter.get_info();
     let alignment = l.min_storage_buffer_offset_alignment.max(l.min_uniform_buffer_offset_alignment).max(16);
+    let cooperative = if features.contains(COOPERATIVE) { cooperative(adapter) } else { Vec::new() };
+    let [min_subgroup, max_subgroup] = subgroups(&info, &cooperative);
     let max_binding_bytes = l.max_storage_buffer_binding_size.min(l.max_buffer_size);
     Limits {
         // Windows over a tensor start at multiples of the alignment, so their length is one too.
@@ -203,15 +205,24 @@ pub(super) fn limits(adapter: &wgpu::Adapter, l: &wgpu::Limits, features: wgpu::
         max_workgroups: l.max_compute_workgroups_per_dimension,
         max_invocations: l.max_compute_invocations_per_workgroup,
         max_shared_bytes: l.max_compute_workgroup_storage_size,
-        min_subgroup: info.subgroup_min_size,
-        max_subgroup: info.subgroup_max_size,
+        min_subgroup,
+        max_subgroup,
         is_cpu: info.device_type == wgpu::DeviceType::Cpu,
         has_f16: features.contains(wgpu::Features::SHADER_F16),
-        cooperative: if features.contains(COOPERATIVE) { cooperative(adapter) } else { Vec::new() },
+        cooperative,
         memory_bytes: match info.device_type {
             wgpu::DeviceType::Cpu | wgpu::DeviceType::IntegratedGpu => host_memory(),
             _ => device_memory(adapter),
         },
+    }
+}
+
+/// The smallest and the largest subgroup. wgpu does not ask Metal and says 4 to 64; on Apple's own GPUs, of those that have
+/// cooperative matrices, a SIMD group has 32 threads.
+fn subgroups(info: &wgpu::AdapterInfo, cooperative: &[u32]) -> [u32; 2] {
+    match info.backend {
+        wgpu::Backend::Metal if info.name.starts_with("Apple") && !cooperative.is_empty() => [32, 32],
+        _ => [info.subgroup_min_size, info.subgroup_max_size],
     }
 }
 
@@ -288,6 +299,20 @@ mod tests {
         assert_eq!(available("MemTotal: 5 kB\n"), None);
         assert_eq!(available("MemAvailable: many\n"), None);
         assert_eq!(host_memory().is_some(), cfg!(target_os = "linux"));
+    }
+
+    #[test]
+    fn subgroups_of_metal_are_known_where_it_has_matrices() {
+        let of = |backend, name: &str, said: [u32; 2], cooperative: &[u32]| {
+            let mut info = wgpu::AdapterInfo::new(wgpu::DeviceType::IntegratedGpu, backend);
+            (info.name, info.subgroup_min_size, info.subgroup_max_size) = (name.into(), said[0], said[1]);
+            subgroups(&info, cooperative)
+        };
+        use wgpu::Backend::{Metal, Vulkan};
+        assert_eq!(of(Metal, "Apple M2", [4, 64], &[8]), [32, 32]);
+        assert_eq!(of(Metal, "Apple A9", [4, 64], &[]), [4, 64]);
+        assert_eq!(of(Metal, "AMD Radeon Pro 5500M", [4, 64], &[8]), [4, 64]);
+        assert_eq!(of(Vulkan, "AMD Radeon RX 7900 XT (RADV NAVI31)", [32, 64], &[16]), [32, 64]);
     }
 
     #[test]

@@ -71,11 +71,12 @@ impl Staging {
         self.tiles(c4, all, heads, operands, &Limits::default()).into_iter().find(|tile| tile.high == 1)
     }
 
-    /// Cooperative matrices of the sizes that the adapter has, where it is known which lanes make a subgroup and each row has
-    /// a lane: as many rows as there is room for.
+    /// Cooperative matrices of the sizes that the adapter has, where each row has a lane: as many rows as there is room for.
+    /// Of subgroups that may be smaller than the largest, several make the same matrices: what is right for the largest is
+    /// right for all.
     pub fn cooperative(&self, c: usize, operands: Operands, limits: &Limits) -> Vec<Coop> {
-        let subgroup = limits.min_subgroup as usize;
-        if !operands.are_half() || limits.min_subgroup != limits.max_subgroup {
+        let subgroup = limits.max_subgroup as usize;
+        if !operands.are_half() {
             return Vec::new();
         }
         let fits = |coop: &Coop| {
@@ -236,8 +237,9 @@ mod tests {
         assert_eq!(variants(64, Operands::F32, &limits), [""; 0]);
         assert_eq!(variants(64, Operands::F16, &limits), ["coop_8_32x32", "coop_16_32x32"]);
         assert_eq!(variants(256, Operands::F16, &limits), ["coop_8_8x16"]);
-        // Which lanes make a subgroup must be known, and a row must have a lane.
-        assert_eq!(variants(64, Operands::F16, &Limits { min_subgroup: 16, ..limits.clone() }), [""; 0]);
+        // Smaller subgroups make what the largest would, and a row must have a lane.
+        let smaller = Limits { min_subgroup: 16, ..limits.clone() };
+        assert_eq!(variants(64, Operands::F16, &smaller), ["coop_8_32x32", "coop_16_32x32"]);
         let eight = Limits { min_subgroup: 8, max_subgroup: 8, ..limits };
         assert_eq!(variants(64, Operands::F16, &eight), ["coop_8_32x32"]);
     }

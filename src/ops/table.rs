@@ -188,6 +188,11 @@ fn matmul() -> Vec<Case> {
         Case::new("half nn even", half(false, false), &[normal([64, 96]), normal([96, 128])]),
         Case::new("half tn even", half(true, false), &[normal([96, 64]), normal([96, 128])]),
         Case::new("half nt odd", half(false, true), &[normal([67, 131]), normal([70, 131])]),
+        Case::new("half tn odd", half(true, false), &[normal([131, 67]), normal([131, 70])]),
+        Case::new("half tt odd", half(true, true), &[normal([131, 67]), normal([70, 131])]),
+        // More than one band of tiles, the last of few rows; sums that end within a step.
+        Case::new("half nt tall", half(false, true), &[normal([650, 44]), normal([132, 44])]),
+        Case::new("half tn batched", half(true, false), &[normal([2, 100, 72]), normal([2, 100, 68])]),
         Case::new("half nn odd", half(false, false), &[normal([67, 131]), normal([131, 70])]),
     ]
 }

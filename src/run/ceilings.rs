@@ -59,9 +59,10 @@ impl Class {
     }
 }
 
-/// Lanes of a subgroup where cooperative matrices can be used: it must be known which lanes make one.
+/// Lanes of the largest subgroup where cooperative matrices can be used. Where a driver makes smaller ones, several make the same
+/// and the rate is a part of what there is, as it is for kernels.
 fn subgroup(limits: &Limits) -> Option<usize> {
-    let lanes = (limits.min_subgroup == limits.max_subgroup).then_some(limits.min_subgroup as usize)?;
+    let lanes = limits.max_subgroup as usize;
     (!limits.cooperative.is_empty() && COOP_GROUPS * lanes <= limits.max_invocations as usize).then_some(lanes)
 }
 
@@ -170,12 +171,13 @@ mod tests {
         assert_eq!(Class::all(&none), [Class::F32]);
         let half = Limits { has_f16: true, ..none };
         assert_eq!(Class::all(&half), [Class::F32, Class::F16]);
-        // Of subgroups of unknown size nobody knows which lanes share a matrix.
-        let unknown = Limits { cooperative: vec![16], min_subgroup: 16, max_subgroup: 32, ..half.clone() };
-        assert_eq!(Class::all(&unknown), [Class::F32, Class::F16]);
-        let known = Limits { min_subgroup: 32, ..unknown };
-        assert_eq!(Class::all(&known), [Class::F32, Class::F16, Class::Cooperative]);
-        assert_eq!(ceiling_kernels(&known).len(), 6);
+        // Subgroups of 32 or 64 lanes are taken for 64; of more than a quarter of a workgroup there is no room for four.
+        let matrices = Limits { cooperative: vec![16], min_subgroup: 32, max_subgroup: 64, ..half.clone() };
+        assert_eq!(Class::all(&matrices), [Class::F32, Class::F16, Class::Cooperative]);
+        let kernels = ceiling_kernels(&matrices);
+        assert_eq!(kernels.len(), 6);
+        assert!(kernels[4..].iter().all(|kernel| kernel.constants.contains(&("SUBGROUP", 64))));
+        assert_eq!(Class::all(&Limits { max_subgroup: 128, ..matrices }), [Class::F32, Class::F16]);
         assert_eq!(Class::of("matmul_coop", &[("HALF", 1)]), Class::Cooperative);
         assert_eq!(Class::of("matmul_tile", &[("TA", 0), ("HALF", 1)]), Class::F16);
         assert_eq!(Class::of("matmul_tile", &[("TA", 0), ("HALF", 0)]), Class::F32);

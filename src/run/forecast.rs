@@ -172,7 +172,16 @@ pub(super) mod tests {
     pub(in crate::run) fn limits() -> Limits {
         let (has_f16, cooperative) = (true, vec![16]);
         let (min_subgroup, max_subgroup) = (32, 32);
-        Limits { has_f16, cooperative, min_subgroup, max_subgroup, max_binding_bytes: 1 << 30, ..Limits::default() }
+        let (max_binding_bytes, max_shared_bytes) = (1 << 30, 48 << 10);
+        Limits {
+            has_f16,
+            cooperative,
+            min_subgroup,
+            max_subgroup,
+            max_binding_bytes,
+            max_shared_bytes,
+            ..Limits::default()
+        }
     }
 
     /// Forecasts of all candidates of a product of f16 operands, by variant.

@@ -3,7 +3,7 @@
 use super::ceilings::Class;
 use super::machine::Machine;
 use super::records::KernelId;
-use super::{roofline, run_kernel};
+use super::{roofline, rounding, run_kernel};
 use crate::base::{Array, DType, Limits, Rng, TensorType, packed};
 use crate::gpu::Gpu;
 use crate::graph::{Cost, Io, Kernel, Op};
@@ -106,7 +106,7 @@ pub(super) async fn prove(gpu: &Gpu, op: &dyn Op, io: &Io, i: usize) -> Result<(
         }
         bar.check(&y, &r).map_err(|e| format!("result {k} of {:?}: {e}", small.inputs))?;
     }
-    Ok(())
+    if rounding::is_native(&kernels[i]) { rounding::rounds_natively(gpu, limits).await } else { Ok(()) }
 }
 
 /// Random inputs; single integers, which are positions, are zero.

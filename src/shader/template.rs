@@ -123,7 +123,8 @@ impl Template<'_> {
             let (word, argument, rest) = (words.next().unwrap_or(""), words.next(), words.next());
             match (word, argument, rest) {
                 ("#if", Some(name), None) => {
-                    let taken = self.constants.iter().any(|(n, value)| *n == name && *value != 0);
+                    let taken = self.constants.iter().any(|(n, value)| *n == name && *value != 0)
+                        || self.hooks.iter().any(|hook| hook.name == name);
                     open.push(Branch { line: number, outer: active, taken, has_else: false });
                 }
                 ("#else", None, None) => match open.last_mut() {
@@ -203,6 +204,17 @@ impl Template<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_may_ask_whether_a_hook_is_filled() {
+        let body = "@group(0) @binding(0) var<storage, read_write> y: array<f32>;\n#hook epilogue\n\
+            #if epilogue\nconst X = 1.0;\n#else\nconst X = 2.0;\n#endif\n\
+            @compute @workgroup_size(1) fn main() { y[0] = epilogue(X, 0u); }\n";
+        let code = "fn epilogue(v: f32, i: u32) -> f32 { return 3.0 * v; }".to_string();
+        let hook = Hook { name: "epilogue", code, reads: Vec::new() };
+        assert!(assemble_text("t", body, &[], &[hook]).unwrap().text.contains("X = 1.0"));
+        assert!(assemble_text("t", body, &[], &[]).unwrap().text.contains("X = 2.0"));
+    }
 
     const BODY: &str = "@group(0) @binding(1) var<storage, read_write> y: array<f32>;\n#hook epilogue\n\
         #if FAST\n#if DEEP\nbroken\n#else\nconst X: f32 = 1.0;\n#endif\n#else\nconst X: f32 = 2.0;\n#endif\n\

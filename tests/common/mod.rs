@@ -56,21 +56,19 @@ pub fn new_gpu() -> Gpu {
     pollster::block_on(Gpu::open(&Selector::from(wanted.as_str()))).expect("tests need an adapter")
 }
 
-/// Assembles a kernel, checks it against WebGPU's default limits, and translates it for every vendor.
-pub fn check_kernel(kernel: &Kernel) {
+/// Assembles a kernel, checks it against the limits that it was made for, and translates it for every vendor.
+pub fn check_kernel(kernel: &Kernel, limits: &Limits) {
     let source = assemble(kernel.shader, &kernel.constants, &kernel.hooks).unwrap_or_else(|e| panic!("{e}"));
     let label = format!("{} {}", kernel.shader, kernel.variant);
     let storage = source.bindings.iter().filter(|b| b.access != danlu::gpu::Access::Uniform).count();
-    assert!(storage <= 8, "{label}: {storage} storage bindings, WebGPU grants 8");
-    assert!(
-        source.shared_bytes <= 16_384,
-        "{label}: {} bytes of shared memory, WebGPU grants 16384",
-        source.shared_bytes
-    );
+    let (bindings, shared) = (limits.max_storage_bindings as usize, limits.max_shared_bytes);
+    assert!(storage <= bindings, "{label}: {storage} storage bindings of {bindings}");
+    assert!(source.shared_bytes <= shared, "{label}: {} bytes of shared memory of {shared}", source.shared_bytes);
     let [x, y, z] = source.workgroup_size;
-    assert!(x * y * z <= 256 && z <= 64, "{label}: {x} x {y} x {z} invocations, WebGPU grants 256");
+    let lanes = limits.max_invocations;
+    assert!(x * y * z <= lanes && z <= 64, "{label}: {x} x {y} x {z} invocations of {lanes}");
     for d in &kernel.dispatches {
-        assert!(d.workgroups.iter().all(|&n| n <= 65_535), "{label}: {:?} workgroups", d.workgroups);
+        assert!(d.workgroups.iter().all(|&n| n <= limits.max_workgroups), "{label}: {:?} workgroups", d.workgroups);
         danlu::run::params_bytes(&source, &d.params).unwrap_or_else(|e| panic!("{label}: {e}"));
         danlu::run::resolve(&source, &d.bindings).unwrap_or_else(|e| panic!("{label}: {e}"));
     }

@@ -1,0 +1,143 @@
+// coop_tile: how matmul_coop.wgsl's operands come into shared memory. The tile of either has TILE rows along m or n and TILE_K of
+// k in each, in two buffers. A lane loads one block of each tile, four elements of four stored rows: where k is along stored
+// rows they lie a quarter of the tile apart; where it is across them they are neighbours, and the block is turned over.
+// Loads have no branches, for a compiler waits at each: beyond the edges of m and n stands what nobody stores, and only
+// beyond that of k zeros. NATIVE: rounded by the adapter's own conversion, where that was proved to round as operand4 does.
+
+const TILE_K = 32u;
+const FOURS = TILE_K / 4u;
+// From a row to the next: eight elements more, against bank conflicts.
+const STEP = TILE_K + 8u;
+const BUFFER = TILE * STEP;
+const ACROSS_A = TA == 1u;
+const ACROSS_B = TB == 0u;
+const APART_A = select(TILE / 4u, 1u, ACROSS_A);
+const APART_B = select(TILE / 4u, 1u, ACROSS_B);
+var<workgroup> tile_a: array<f16, 2u * BUFFER>;
+var<workgroup> tile_b: array<f16, 2u * BUFFER>;
+
+// Where in its tile a lane's block begins, row and k. Lanes that store at the same time should meet many banks.
+fn block(across: bool, lane: u32) -> vec2<u32> {
+    let by_columns = vec2(4u * (lane % 8u + lane / (8u * FOURS) * 8u), lane / 8u % FOURS * 4u);
+    return select(vec2(lane / FOURS, lane % FOURS * 4u), by_columns, across);
+}
+
+// Where the stored rows of a block begin: from `row` on, `apart`, of so many rows; beyond the last, where that one does.
+fn starts(lines: Lines, row: u32, apart: u32, rows: u32) -> vec4<u32> {
+    return lines.base + min(row + apart * vec4(0u, 1u, 2u, 3u), vec4(rows - 1u)) * lines.step;
+}
+
+// The same at step k; where k is along rows, they are `near` at every step.
+fn rows_of_a(lines: Lines, near: vec4<u32>, k: u32, at: vec2<u32>) -> vec4<u32> {
+#if TA
+    return starts(lines, k + at.y, 1u, params.k);
+#else
+    return near;
+#endif
+}
+fn rows_of_b(lines: Lines, near: vec4<u32>, k: u32, at: vec2<u32>) -> vec4<u32> {
+#if TB
+    return near;
+#else
+    return starts(lines, k + at.y, 1u, params.k);
+#endif
+}
+
+// Blocks as they are stored, of these rows; beyond the edges of a matrix its last elements.
+fn load_a(rows: vec4<u32>, k: u32, m: u32) -> mat4x4<f32> {
+    let column = select(k, m, ACROSS_A);
+    let width = select(params.k, params.m, ACROSS_A);
+    var v: mat4x4<f32>;
+    for (var d = 0u; d < 4u; d++) {
+#if VECTOR_A
+        v[d] = a[(rows[d] + min(column, width - 4u)) / 4u];
+#else
+        let at = rows[d] + min(column + vec4(0u, 1u, 2u, 3u), vec4(width - 1u));
+        v[d] = vec4(a[at.x], a[at.y], a[at.z], a[at.w]);
+#endif
+    }
+    return v;
+}
+fn load_b(rows: vec4<u32>, k: u32, n: u32) -> mat4x4<f32> {
+    let column = select(k, n, ACROSS_B);
+    let width = select(params.k, params.n, ACROSS_B);
+    var v: mat4x4<f32>;
+    for (var d = 0u; d < 4u; d++) {
+#if VECTOR_B
+        v[d] = b[(rows[d] + min(column, width - 4u)) / 4u];
+#else
+        let at = rows[d] + min(column + vec4(0u, 1u, 2u, 3u), vec4(width - 1u));
+        v[d] = vec4(b[at.x], b[at.y], b[at.z], b[at.w]);
+#endif
+    }
+    return v;
+}
+
+// What load_a gave, as the fuser wants it.
+fn prologue_of(block: mat4x4<f32>, rows: vec4<u32>, k: u32, m: u32) -> mat4x4<f32> {
+    var v = block;
+#if prologue
+    let column = select(k, m, ACROSS_A);
+    let last = select(params.k, params.m, ACROSS_A) - 1u;
+    for (var d = 0u; d < 4u; d++) {
+        for (var e = 0u; e < 4u; e++) {
+            v[d][e] = prologue(block[d][e], params.whole_a + rows[d] + min(column + e, last));
+        }
+    }
+#endif
+    return v;
+}
+
+fn half4(v: vec4<f32>) -> vec4<f16> {
+#if NATIVE
+    return vec4<f16>(v);
+#else
+    return vec4<f16>(operand4(v));
+#endif
+}
+
+// A block with k along its rows.
+fn turned(across: bool, block: mat4x4<f32>) -> mat4x4<f32> {
+    if across {
+        return transpose(block);
+    }
+    return block;
+}
+
+// The same block, with zeros beyond the end of k.
+fn cut(block: mat4x4<f32>, k: u32) -> mat4x4<f32> {
+    let there = k + vec4(0u, 1u, 2u, 3u) < vec4(params.k);
+    var v = block;
+    for (var d = 0u; d < 4u; d++) {
+        v[d] = select(vec4<f32>(), v[d], there);
+    }
+    return v;
+}
+
+fn put_rows(a4: mat4x4<f32>, b4: mat4x4<f32>, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
+    for (var d = 0u; d < 4u; d++) {
+        let row = half4(a4[d]);
+        let to = side * BUFFER + (at_a.x + d * APART_A) * STEP + at_a.y;
+        for (var e = 0u; e < 4u; e++) {
+            tile_a[to + e] = row[e];
+        }
+    }
+    for (var d = 0u; d < 4u; d++) {
+        let row = half4(b4[d]);
+        let to = side * BUFFER + (at_b.x + d * APART_B) * STEP + at_b.y;
+        for (var e = 0u; e < 4u; e++) {
+            tile_b[to + e] = row[e];
+        }
+    }
+}
+
+// Blocks as load_a and load_b gave them, into one of both buffers.
+fn put(block_a: mat4x4<f32>, block_b: mat4x4<f32>, k: u32, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
+    let a4 = turned(ACROSS_A, block_a);
+    let b4 = turned(ACROSS_B, block_b);
+    if k + TILE_K <= params.k {
+        put_rows(a4, b4, side, at_a, at_b);
+    } else {
+        put_rows(cut(a4, k + at_a.y), cut(b4, k + at_b.y), side, at_a, at_b);
+    }
+}
