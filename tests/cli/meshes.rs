@@ -229,6 +229,36 @@ fn plans_of_a_mesh_say_what_a_rank_sends() {
     assert!(said.contains("\ndata ") && said.contains("\nmeetings "), "{said}");
     let said = stderr(&place.danlu("plan --batch 4 --mesh data=3").assert().code(1));
     assert!(said.contains("batch is 4, which 3 ranks cannot share in equal parts"), "{said}");
+    // Slots that have no room take none.
+    place.write("experts.json", EXPERTS);
+    let experts = |flags: &str| place.danlu(&format!("plan --config experts.json --batch 4 --seq 16 --json {flags}"));
+    let expert = |flags: &str| {
+        let plan: serde_json::Value = serde_json::from_str(&stdout(&experts(flags).assert().success())).unwrap();
+        let sent = plan["answer"]["sent"].as_array().unwrap().clone();
+        sent.iter().find(|of| of[0] == "expert").and_then(|of| of[1].as_u64()).unwrap()
+    };
+    // Of two ranks one has room for as many slots as come on average, half of all; and four bytes more are the norm's.
+    let [all, mean] = ["", "--expert-capacity 1"].map(|flags| expert(&format!("--mesh data=2,expert=2 {flags}")));
+    assert_eq!(all - 4, 2 * (mean - 4));
+    let said = stderr(&experts("--mesh data=2 --expert-capacity 1").assert().code(1));
+    assert!(said.contains("expert_capacity is given, and mesh is data=2: it is for ranks"), "{said}");
+}
+
+/// What no rank of a mesh has room for is said at once, and not after all of it was planned.
+#[test]
+fn models_of_a_machine_are_not_planned_for_one_rank() {
+    let place = Place::new();
+    let mut plan = place.danlu("plan --config mixture-14.5t --mesh data=2");
+    let said = stderr(&plan.timeout(std::time::Duration::from_secs(20)).assert().code(1));
+    assert!(said.lines().count() == 1, "{said}");
+    for part in [
+        // 3000 experts of 12288 by 4096.
+        "model.layers.0.mlp.experts.gate_proj.weight wants 603979776000 bytes and a buffer of any adapter offers 17179803648",
+        "36 ranks at least must have a part of it each, by the expert or the tensor axis of --mesh",
+        "this is the plan of one rank of data=2, and --nodes and --machine look for the mesh of a whole machine",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
 }
 
 #[test]

@@ -153,8 +153,8 @@ impl Told {
     }
 }
 
-/// Starts, waits, and starts again, as long as no other run has the folder; gives the exit code. `free` makes the folder ready, or refuses it: what a run that begins
-/// finds there would be taken up in its place where it fails before it has begun.
+/// Starts, waits, and starts again, as long as no other run has the folder; gives the exit code. `free` makes the folder ready, or
+/// refuses it: what a run that begins finds there would be taken up in its place where it fails before it has begun.
 pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u8> {
     let told = Told::listen()?;
     let mut layout = attempts.layout;
