@@ -72,20 +72,34 @@ cd "$place"
 "$danlu" $run --mesh "data=$ranks" --out calm
 "$danlu" launch --with slurm --ranks "$ranks" --ranks-per-node "$ranks" --time 60 -- $run --out run
 job=$(squeue -h -o %A)
-echo "job $job runs"
+echo "job $job is submitted"
 
-# What Slurm sends ahead of a time limit, here sent twice by hand.
-for turn in 1 2; do
-    until [ -e run/checkpoints ] && [ "$(squeue -h -j "$job" -o %t)" = R ] && grep -q . run/metrics.jsonl; do sleep 1; done
-    sleep 4
-    scancel --batch --signal=TERM "$job"
-    until [ "$(squeue -h -j "$job" -o %t)" != R ]; do sleep 1; done
-    echo "turn $turn: $(ls -d run/checkpoints/step-* | tail -n 1) is saved; $(squeue -h -j "$job" -o '%t %r')"
-    # A requeued job waits for two minutes, which is of no interest here.
-    until scontrol update "JobId=$job" StartTime=now 2>/dev/null; do sleep 1; done
-done
 state() { scontrol show job "$job" --oneliner 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p'; }
-until case "$(state)" in COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE_FAIL) true ;; *) false ;; esac; do sleep 1; done
-[ "$(state)" = COMPLETED ] || { echo "the job ended as $(state)"; exit 1; }
+# Waits for a state of the job; one that has ended comes to no other.
+becomes() {
+    until now=$(state) && [ "$now" = "$1" ]; do
+        case "$now" in
+            COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE_FAIL)
+                echo "the job ended as $now, and was to become $1; its last words:"
+                tail -n 20 run/slurm-*.log
+                exit 1 ;;
+        esac
+        sleep 1
+    done
+}
+lines() { cat run/metrics.jsonl 2>/dev/null | wc -l; }
+
+# What Slurm sends ahead of a time limit, here sent twice by hand, each time once the ranks have done some steps.
+for turn in 1 2; do
+    becomes RUNNING
+    before=$(lines)
+    until [ "$(lines)" -gt "$((before + 20))" ]; do becomes RUNNING; sleep 1; done
+    scancel --batch --signal=TERM "$job"
+    becomes PENDING
+    echo "turn $turn: step $(ls run/checkpoints | sed -n 's/^step-\([0-9]*\)$/\1/p' | sort -n | tail -n 1) is saved, and the job is $(squeue -h -j "$job" -o '%T (%r)')"
+    # A requeued job waits for two minutes, which is of no interest here.
+    for _ in $(seq 30); do scontrol update "JobId=$job" StartTime=now 2>/dev/null && break || sleep 1; done
+done
+becomes COMPLETED
 cmp calm/model.safetensors run/model.safetensors
 echo "the job was told to end and queued again twice, and ended with the bytes of an undisturbed run"

@@ -83,6 +83,12 @@ fn gradients_are_as_many_as_parameters() {
         let (usage, page) = (Answer::of(&job, &plans, None, None).unwrap().usage, states(&plans.train, "param."));
         assert!((page..page + 64).contains(&usage.gradients) || accumulate > 1, "{} of {page}", usage.gradients);
         assert!(usage.gradients >= page, "{} of {page}, {accumulate} batches", usage.gradients);
+        // Most activations have been used up then; before, each layer's input, gate, up and queries were there.
+        let c = &job.config;
+        let least = 4 * 4 * c.num_hidden_layers * (2 * c.hidden_size + 2 * c.intermediate_size);
+        assert!(usage.most_activations >= least as u64, "{} of {least}", usage.most_activations);
+        assert!(usage.activations < usage.most_activations || accumulate > 1, "{}", usage.activations);
+        assert!(usage.most_gradients >= usage.gradients);
     }
 }
 

@@ -92,7 +92,7 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
         |entry: std::fs::DirEntry| (entry.file_name().into_string().unwrap(), std::fs::read(entry.path()).unwrap());
     let of_run = |name: &str| {
         let begins = ["metrics.", "events.", "trained."].iter().any(|beginning| name.starts_with(beginning));
-        begins || ["recipe.toml", ".lock"].contains(&name)
+        begins || ["recipe.toml", ".lock", ".run"].contains(&name)
     };
     let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap).filter(|e| e.path().is_file());
     entries.filter(|e| !of_run(e.file_name().to_str().unwrap())).map(read).collect()

@@ -1,9 +1,12 @@
-//! A sign of life from a run to the program that supervises it: a file of which the process of the first rank changes a word
-//! every second, whatever its threads compute or wait for. A process that was stopped, or that a driver holds, does not.
+//! Signs of life between a run and the program that supervises it. From the run: a file of which the process of the first rank
+//! changes a word every second, whatever its threads compute or wait for; a process that was stopped, or that a driver holds, does
+//! not. To the run: the other end of its standard input, which the system closes when the supervisor is gone, however that ended.
 
+use crate::store::atomic::abandon;
 use std::fs;
+use std::io::Read;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -40,6 +43,34 @@ impl Alive {
     }
 }
 
+/// Ends this process when its supervisor is gone, where it has one: nobody would know of this run, and of the next one in its folder
+/// this one would be in the way. Of several processes the first rank's does so, to which launchers hand standard input on; they end
+/// the others when it has left. What is not on disk yet is lost, as when it is killed.
+pub fn leave_with_supervisor() {
+    if std::env::var_os(VARIABLE).is_none() {
+        return;
+    }
+    std::thread::spawn(|| {
+        let mut input = std::io::stdin().lock();
+        // Nothing is said there; what cannot be read tells nothing.
+        while let Ok(read) = input.read(&mut [0; 64]) {
+            if read == 0 {
+                tell!("danlu: the danlu launch that started this run is gone, and the run ends; --resume takes it up");
+                abandon();
+                exit();
+            }
+        }
+    });
+}
+
+/// At once: threads are at work in the driver, which must not be taken down below them.
+fn exit() -> ! {
+    #[cfg(unix)]
+    signal_hook::low_level::exit(1);
+    #[cfg(not(unix))]
+    std::process::exit(1);
+}
+
 impl Drop for Alive {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -67,9 +98,9 @@ impl Watch {
         Watch { file, silence, word: Vec::new(), heard: Instant::now(), looked: Instant::now() }
     }
 
-    /// Tells what is to be started where to write.
+    /// Tells what is to be started where to write, and holds the other end of its standard input, until who started it is gone.
     pub fn tell(&self, command: &mut Command) {
-        command.env(VARIABLE, &self.file);
+        command.env(VARIABLE, &self.file).stdin(Stdio::piped());
     }
 
     /// For how long they have been silent, if that is too long. Who has never written, or has left, is not missed: the first

@@ -19,13 +19,13 @@ use supervisor::{Attempts, supervise};
 /// Flags of `danlu launch`; behind `--` stands the command that all ranks work on.
 #[derive(Debug, Args)]
 pub struct LaunchArgs {
-    /// Ranks in all [default: those of all nodes; on one, those of the mesh].
+    /// Ranks in all [default: those of the mesh; without one, --ranks-per-node on each node].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Option<u32>,
     /// Machines.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     nodes: u32,
-    /// Ranks of each machine, one an adapter [default: all of one, or an equal part].
+    /// Ranks of each machine, one an adapter [default: an equal part of all].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ranks_per_node: Option<u32>,
     /// What starts them: `threads` of one process; `mpirun`; `srun` within what Slurm has given; `slurm`, which writes a batch
@@ -71,7 +71,7 @@ pub struct SlurmArgs {
     /// Cores of a rank.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cpus_per_rank: Option<u32>,
-    /// GPUs of each machine to ask for, as many as its ranks.
+    /// GPUs of each machine to ask for, one for each of its ranks.
     #[arg(long, value_name = "N")]
     gpus_per_node: Option<u32>,
     /// How srun tells ranks of each other (`srun --mpi=list`).
@@ -100,17 +100,23 @@ struct Layout {
 }
 
 impl LaunchArgs {
-    fn layout(&self) -> Result<Layout> {
+    /// As the flags say, and where they do not, the mesh that is asked for.
+    fn layout(&self, mesh: Mesh) -> Result<Layout> {
         let nodes = self.nodes;
-        let per_node = match (self.ranks, self.ranks_per_node) {
+        // A recipe without a mesh is for any number of ranks.
+        let of_mesh = self.ranks_per_node.is_none() && (mesh != Mesh::ONE || nodes == 1);
+        let ranks = self.ranks.or(of_mesh.then_some(mesh.ranks() as u32));
+        let per_node = match (ranks, self.ranks_per_node) {
             (_, Some(per_node)) => per_node,
             (Some(ranks), None) if ranks.is_multiple_of(nodes) => ranks / nodes,
             (Some(ranks), None) => bail!(Error::Invalid(format!(
-                "{ranks} ranks cannot be dealt to {nodes} nodes in equal parts; say --ranks-per-node"
+                "{ranks} ranks{} cannot be dealt to {nodes} nodes in equal parts; {}",
+                if self.ranks.is_none() { format!(", those of the mesh {mesh},") } else { String::new() },
+                if ranks < nodes { "take fewer --nodes" } else { "say --ranks-per-node" }
             ))),
             (None, None) => 1,
         };
-        let ranks = self.ranks.unwrap_or(nodes * per_node);
+        let ranks = ranks.unwrap_or(nodes * per_node);
         if ranks > nodes * per_node || ranks <= (nodes - 1) * per_node {
             bail!(Error::Invalid(format!(
                 "{ranks} ranks are not what {nodes} nodes of {per_node} hold; leave one of the three out"
@@ -132,6 +138,23 @@ impl SlurmArgs {
             ("--sbatch", !self.sbatch.is_empty()),
         ];
         asked.into_iter().find(|(_, is_asked)| *is_asked).map(|(flag, _)| flag)
+    }
+
+    /// Refuses GPUs that are too few for a machine's ranks, of which each takes one; more of them than ranks are said, since whole
+    /// machines may be all that there is.
+    fn check_gpus(&self, Layout { per_node, .. }: Layout, are_shared: bool) -> Result<()> {
+        match self.gpus_per_node {
+            Some(gpus) if gpus > 0 && gpus < per_node && !are_shared => bail!(Error::Invalid(format!(
+                "{per_node} ranks are to be on each machine, and --gpus-per-node asks for {gpus}: each rank takes a GPU of its own; ask \
+                 for {per_node}, start fewer ranks, or say --share-adapter behind the --"
+            ))),
+            Some(gpus) if gpus > per_node => tell!(
+                "of the {gpus} GPUs that --gpus-per-node asks of each machine {} are left idle: its ranks are {per_node}",
+                gpus - per_node
+            ),
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Refuses words that would end a script's line, and a limit that leaves no time to train before it is time to save.
@@ -162,19 +185,17 @@ impl SlurmArgs {
 }
 
 /// Starts what is asked for; gives the exit code.
-pub fn launch(mut args: LaunchArgs) -> Result<u8> {
+pub fn launch(args: LaunchArgs) -> Result<u8> {
     let (train, kind) = super::training(&args.command)?;
     let recipe = train.aim(&kind)?;
     let with = args.with.unwrap_or(if args.nodes > 1 { With::Slurm } else { With::Mpirun });
-    if args.ranks.is_none() && args.ranks_per_node.is_none() && args.nodes == 1 {
-        args.ranks = Some(recipe.mesh.ranks() as u32);
-    }
-    let layout = args.layout()?;
+    let layout = args.layout(recipe.mesh)?;
     agree(layout, recipe.mesh, train.mesh(), train.is_resumed(), with)?;
     if let Some(flag) = args.slurm.asked().filter(|_| with != With::Slurm) {
         bail!(Error::Invalid(format!("{flag} is asked of Slurm's queue; add --with slurm, or leave it out")));
     }
     args.slurm.check()?;
+    args.slurm.check_gpus(layout, train.shares_adapters())?;
     // What the ranks would refuse after a wait in the queue: without a mesh of their own they share the batch.
     let ranks = layout.ranks as usize;
     let mesh = if recipe.mesh.ranks() == ranks { recipe.mesh } else { Mesh { data: ranks, ..Mesh::ONE } };

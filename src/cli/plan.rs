@@ -7,6 +7,7 @@ use super::scale;
 use crate::base::{Bytes, Limits};
 use crate::bench::Profile;
 use crate::compile::{First, Plan, Trade, human_bytes};
+use crate::error::Error;
 use crate::estimate::{Answer, Fits, Job, MachineFile, Planned, Prices, Span};
 use crate::gpu::Gpu;
 use crate::model::{ModelConfig, find_config};
@@ -15,7 +16,7 @@ use crate::parallel::Mesh;
 use crate::run::{TuneMode, Tuner};
 use crate::store::Checkpoint;
 use crate::train::{Base, Precision, Recipe, optimizer, train_plan};
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -69,6 +70,9 @@ pub struct PlanArgs {
     /// `f32`, or `mixed`, as of `danlu train`.
     #[arg(long, value_name = "f32|mixed")]
     precision: Option<Precision>,
+    /// Room at other ranks' experts, as of `danlu train` [default: for all that may come].
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, conflicts_with_all = ["measure", "nodes"])]
+    expert_capacity: Option<f64>,
     #[command(flatten)]
     adapters: LoraArgs,
     /// Preference pairs, as of `danlu dpo`: --batch counts pairs.
@@ -181,11 +185,17 @@ impl PlanArgs {
             r.dpo.get_or_insert_default();
         }
         if !self.scale.nodes.is_empty() {
-            return Ok(Recipe { mesh: Mesh::ONE, shard: Shard::None, interleave: 1, ..r });
+            return Ok(Recipe { mesh: Mesh::ONE, shard: Shard::None, interleave: 1, expert_capacity: None, ..r });
         }
         put(&self.scale.shard, &mut r.shard);
         put(&self.scale.interleave, &mut r.interleave);
-        r.mesh = self.scale.mesh()?.unwrap_or(r.mesh);
+        let mesh = self.scale.mesh()?;
+        if mesh.is_some_and(|mesh| mesh.expert == 1) {
+            // As `danlu train` has it, whose flag takes what it goes with from the recipe.
+            r.expert_capacity = None;
+        }
+        r.mesh = mesh.unwrap_or(r.mesh);
+        r.expert_capacity = self.expert_capacity.or(r.expert_capacity);
         Ok(r)
     }
 }
@@ -250,7 +260,7 @@ pub fn plan(args: PlanArgs) -> Result<()> {
     let limits = Limits { memory_bytes: None, ..limits };
     let asked = recipe.memory;
     let job = Job { config, recipe, base, lengths: args.lengths.unwrap_or(1) };
-    let plans = job.plans(&limits, &mut First)?;
+    let plans = job.plans(&limits, &mut First).map_err(|error| of_one_rank(error, job.recipe.mesh))?;
     let fits = memory.map(|memory| Fits::find(&job, &limits, memory, asked.is_some())).transpose()?;
     let mut answer = Answer::of(&job, &plans, fits, machine.as_ref())?;
     if let Some(span) = args.run.span() {
@@ -267,6 +277,16 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         traded.iter().for_each(|trade| say!("\n{}", table(trade, &plans)));
     }
     Ok(plans.check(asked)?)
+}
+
+/// What one rank has no room for many together may have: the way to plan for those.
+fn of_one_rank(error: Error, mesh: Mesh) -> anyhow::Error {
+    match error {
+        Error::Memory { .. } if mesh != Mesh::ONE => anyhow!(
+            "{error}; this is the plan of one rank of {mesh}, and --nodes and --machine look for the mesh of a whole machine"
+        ),
+        error => error.into(),
+    }
 }
 
 /// The trade as a table: equal values of all layers are one row.

@@ -20,7 +20,8 @@ pub struct RankArgs {
     /// Let several ranks share an adapter, also where that is a GPU.
     #[arg(long)]
     pub share_adapter: bool,
-    /// A rank that the others wait for longer than this has failed.
+    /// A rank that the others wait for longer than this has failed, be its process alive; 0 for never, when only a process that
+    /// gives no sign of life is missed.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     rank_timeout: u64,
     /// A process that gives no sign of life for longer than this, as when it was stopped or its machine is gone, has failed,
@@ -41,10 +42,8 @@ pub struct Patience {
 impl RankArgs {
     /// As the flags say.
     pub fn patience(&self) -> Patience {
-        Patience {
-            work: Some(Duration::from_secs(self.rank_timeout.max(1))),
-            silence: (self.beat_timeout > 0).then_some(Duration::from_secs(self.beat_timeout)),
-        }
+        let unless_never = |seconds: u64| (seconds > 0).then_some(Duration::from_secs(seconds));
+        Patience { work: unless_never(self.rank_timeout), silence: unless_never(self.beat_timeout) }
     }
 }
 

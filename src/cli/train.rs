@@ -205,6 +205,11 @@ impl TrainArgs {
         self.mesh
     }
 
+    /// Whether ranks may share an adapter.
+    pub fn shares_adapters(&self) -> bool {
+        self.ranks.share_adapter
+    }
+
     /// Whether a run is to be taken up.
     pub fn is_resumed(&self) -> bool {
         self.resume.is_some()

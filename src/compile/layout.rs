@@ -101,15 +101,25 @@ pub(super) fn sources(graph: &Graph, limits: &Limits) -> Result<Layout> {
 }
 
 fn fits(what: &str, wanted: u64, limits: &Limits) -> Result<()> {
+    fits_buffer(what, wanted, limits, "choose a smaller model, batch or sequence")
+}
+
+/// Refuses what fits no buffer of an adapter with these limits, with what would help.
+///
+/// # Errors
+/// If so.
+pub fn fits_buffer(what: &str, wanted: u64, limits: &Limits, advice: &str) -> Result<()> {
     if wanted <= limits.max_buffer_bytes {
         return Ok(());
     }
+    // The largest that is used wherever it is, or that of one adapter.
+    let of = if limits.max_buffer_bytes < Limits::COUNTABLE_BYTES { "this" } else { "any" };
     Err(Error::Memory {
         what: what.to_string(),
         wanted,
         had: limits.max_buffer_bytes,
-        adapter: "a buffer of this adapter".into(),
-        advice: "choose a smaller model, batch or sequence".into(),
+        adapter: format!("a buffer of {of} adapter"),
+        advice: advice.into(),
     })
 }
 

@@ -18,6 +18,7 @@ mod prune;
 mod recompute;
 
 pub use flight::Phase;
+pub use layout::fits_buffer;
 pub use lower::{Chooser, First, Learning, settle};
 pub use memory::{Block, Region, Span, pack};
 pub use plan::{Binding, BufferKind, BufferSpec, Meeting, Plan, PlanDispatch, Sent, Step, Tenant, Totals, Wire};

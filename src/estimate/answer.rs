@@ -200,7 +200,10 @@ impl fmt::Display for Answer {
         writeln!(f, "{:<14} {model:>16}, of which {trained} are trained ({share:.2} %)", "parameters")?;
         writeln!(f, "\n{:<14} {:>16}  bytes on the device, at the moment with most", "", "")?;
         for (name, bytes) in self.usage.kinds() {
-            writeln!(f, "{name:<14} {bytes:>16}  {}", human_bytes(bytes))?;
+            let now = human_bytes(bytes);
+            let most = self.usage.most(name).map(human_bytes).filter(|most| *most != now);
+            let most = most.map_or_else(String::new, |most| format!(", and {most} at another moment"));
+            writeln!(f, "{name:<14} {bytes:>16}  {now}{most}")?;
         }
         writeln!(f, "{:<14} {:>16}  {}", "a step", self.step_bytes, human_bytes(self.step_bytes))?;
         let (more, all) = (self.validation_bytes, self.device_bytes);

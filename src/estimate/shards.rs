@@ -80,12 +80,15 @@ impl Shape {
         let activations = begun * layers * setup.recompute.kept(layer, input);
         // What one layer makes while it is computed again, and what the ends keep.
         let working = if input < layer { layer } else { 0.0 };
+        let gradients = (when(Shard::Gradients) * storage.gradients + arriving) as u64;
         Usage {
             weights: (when(Shard::Parameters) * storage.weights + ahead + when(Shard::Optimizer) * storage.masters)
                 as u64,
-            gradients: (when(Shard::Gradients) * storage.gradients + arriving) as u64,
+            gradients,
+            most_gradients: gradients,
             moments: (when(Shard::Optimizer) * storage.moments) as u64,
             activations: activations as u64,
+            most_activations: activations as u64,
             workspace: (working + (parts.ends.kept + parts.ends.wide_kept) * narrow) as u64,
             ..Usage::default()
         }

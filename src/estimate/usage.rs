@@ -22,6 +22,18 @@ pub struct Usage {
     pub gaps: u64,
     /// What the host writes, and constants.
     pub inputs: u64,
+    /// Most gradients that are alive at any moment, which may be another one.
+    pub most_gradients: u64,
+    /// The same of activations: where parameters outweigh them, most is alive when they have been used up.
+    pub most_activations: u64,
+}
+
+/// What a block of an arena holds.
+#[derive(Clone, Copy, PartialEq)]
+enum Holds {
+    Gradients,
+    Activations,
+    Workspace,
 }
 
 impl Usage {
@@ -42,23 +54,32 @@ impl Usage {
                 BufferKind::Input | BufferKind::Constant => &mut usage.inputs,
             } += buffer.bytes;
         }
-        let at = peak(plan);
         let border = border(plan);
         let gradients = gradients(plan, border);
         let backward: Vec<bool> = plan.steps.iter().map(|s| is_backward(&s.name)).collect();
+        let holds = |i: usize, tenant: &Tenant| match () {
+            () if gradients.contains(&i) => Holds::Gradients,
+            // Of the forward pass that it belongs to: parameters that change by layers may have two.
+            () if !backward[tenant.first]
+                && !tenant.name.starts_with("optimizer")
+                && backward[tenant.first..].iter().take(tenant.last + 1 - tenant.first).any(|b| *b) =>
+            {
+                Holds::Activations
+            }
+            () => Holds::Workspace,
+        };
+        let kinds: Vec<Holds> = plan.tenants.iter().enumerate().map(|(i, tenant)| holds(i, tenant)).collect();
+        let at = peak(plan, &|_| true).0;
+        let most = |kind| peak(plan, &|i| kinds[i] == kind).1;
+        usage.most_gradients = usage.gradients + most(Holds::Gradients);
+        usage.most_activations = most(Holds::Activations);
         let mut alive = 0;
         for (i, tenant) in plan.tenants.iter().enumerate().filter(|(_, t)| t.first <= at && at <= t.last) {
             alive += tenant.bytes;
-            *match () {
-                () if gradients.contains(&i) => &mut usage.gradients,
-                // Of the forward pass that it belongs to: parameters that change by layers may have two.
-                () if !backward[tenant.first]
-                    && !tenant.name.starts_with("optimizer")
-                    && backward[tenant.first..].iter().take(tenant.last + 1 - tenant.first).any(|b| *b) =>
-                {
-                    &mut usage.activations
-                }
-                () => &mut usage.workspace,
+            *match kinds[i] {
+                Holds::Gradients => &mut usage.gradients,
+                Holds::Activations => &mut usage.activations,
+                Holds::Workspace => &mut usage.workspace,
             } += tenant.bytes;
         }
         usage.gaps = arenas - alive;
@@ -92,6 +113,15 @@ impl Usage {
         self.kinds().iter().map(|(_, bytes)| bytes).sum()
     }
 
+    /// Most of a kind at any moment, where that may be another one than that with most in all.
+    pub fn most(&self, kind: &str) -> Option<u64> {
+        match kind {
+            "gradients" => Some(self.most_gradients),
+            "activations" => Some(self.most_activations),
+            _ => None,
+        }
+    }
+
     /// Names and bytes, in the order of a person's interest.
     pub fn kinds(&self) -> [(&'static str, u64); 7] {
         [
@@ -106,10 +136,10 @@ impl Usage {
     }
 }
 
-/// The step at which most is alive in the arenas.
-fn peak(plan: &Plan) -> usize {
+/// The step at which most of some blocks of the arenas is alive, and how many bytes that is.
+fn peak(plan: &Plan, counts: &dyn Fn(usize) -> bool) -> (usize, u64) {
     let mut change = vec![0i128; plan.steps.len() + 2];
-    for tenant in &plan.tenants {
+    for (_, tenant) in plan.tenants.iter().enumerate().filter(|(i, _)| counts(*i)) {
         change[tenant.first] += i128::from(tenant.bytes);
         change[tenant.last + 1] -= i128::from(tenant.bytes);
     }
@@ -120,7 +150,7 @@ fn peak(plan: &Plan) -> usize {
             (most, at) = (alive, step);
         }
     }
-    at
+    (at, most as u64)
 }
 
 /// The first step of the backward pass, or the number of steps where there is none: gradients and copies of what is

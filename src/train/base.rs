@@ -3,6 +3,7 @@
 
 use super::Recipe;
 use crate::base::{Axis, Limits};
+use crate::compile::fits_buffer;
 use crate::data::{Tokenizer, hash::Hasher, tokenizer_files};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
@@ -149,6 +150,29 @@ impl Subject {
             None => optimizer.layout(layout.specs().to_vec(), page),
         })?;
         Ok(Subject { layout: lora.layout().clone(), adapted: Some(Adapted { base: frozen, lora: Some(lora) }) })
+    }
+
+    /// Refuses parameters of which one fits no buffer, before graphs are made of them: of thousands of pieces, each of which a
+    /// binding holds, that takes minutes.
+    ///
+    /// # Errors
+    /// If so, by its name, and with what would help.
+    pub fn check_pages(&self, limits: &Limits) -> Result<()> {
+        let fits = |name: &str, bytes: u64| {
+            let (ranks, is_expert) = (bytes.div_ceil(limits.max_buffer_bytes), name.contains(".experts."));
+            let axes = if is_expert { "expert or the tensor" } else { "tensor" };
+            let advice = format!(
+                "{ranks} ranks at least must have a part of it each, by the {axes} axis of --mesh, or choose a smaller model"
+            );
+            fits_buffer(name, bytes, limits, &advice)
+        };
+        let frozen = self.adapted.as_ref().map(|adapted| &adapted.base);
+        frozen
+            .into_iter()
+            .flat_map(|base| (0..base.params().len()).map(|i| base.place(i)))
+            .try_for_each(|(name, bytes, _)| fits(name, bytes))?;
+        let specs = self.layout.specs();
+        self.layout.pages().iter().try_for_each(|page| fits(&specs[page.params.start].name, 4 * page.elements as u64))
     }
 
     /// The adapters, where only they are trained.

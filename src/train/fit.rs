@@ -202,6 +202,7 @@ fn plans_of(
 ) -> Result<Plans> {
     let model = Llama::new(config.clone());
     let subject = Subject::of_rank(rank, &model, recipe, base, limits)?;
+    subject.check_pages(limits)?;
     let optimizer = optimizer(recipe);
     let axis = DataAxis::of(recipe, rank, &subject.layout);
     let rows = Rows::of(recipe, rank);

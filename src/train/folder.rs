@@ -3,15 +3,20 @@
 use super::Recipe;
 use super::log::{RECIPE, RunLog};
 use crate::error::{Error, Result};
-use crate::store::atomic::{create_folder, write_file};
+use crate::store::atomic::{create_folder, temporary, write_file};
 use crate::store::snapshot::Series;
+use ring::digest::{SHA256, digest};
+use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// What a run has locked while it writes; it holds the number of its process, and says nothing once it is not locked.
 const LOCK: &str = ".lock";
+/// Which run the folder is of.
+const RUN: &str = ".run";
 /// For so long a run that was killed may still be leaving.
 const LEAVING: Duration = Duration::from_secs(3);
 
@@ -56,6 +61,35 @@ impl RunLock {
     }
 }
 
+/// Which run a folder is of, among all that were ever begun there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunId(String);
+
+impl RunId {
+    /// As a folder says it.
+    pub fn read(folder: &Path) -> Option<RunId> {
+        let text = std::fs::read_to_string(folder.join(RUN)).ok()?;
+        let text = text.trim();
+        // It becomes a part of names.
+        let is_id = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        is_id.then(|| RunId(text.into()))
+    }
+
+    /// That of no run before: by the time, this process and its machine.
+    fn new() -> RunId {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let sum =
+            digest(&SHA256, format!("{now} {}", temporary(Path::new(RUN)).unwrap_or_default().display()).as_bytes());
+        RunId(sum.as_ref()[..8].iter().map(|b| format!("{b:02x}")).collect())
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Makes a folder ready for a run that is about to begin there: of one before it goes all that could be taken up in its place, its
 /// checkpoints and its recipe, which stays if it is `given` to the new run.
 ///
@@ -95,14 +129,17 @@ fn wait(folder: &Path, lock: impl Fn() -> Result<(), TryLockError>) -> Result<Op
     Err(Error::file(folder, message))
 }
 
-/// Makes the folder of a run ready for what is to come after `step`, and keeps others out of it.
-pub(super) fn begin(recipe: &Recipe, step: u64, device_bytes: u64) -> Result<(RunLog, RunLock)> {
+/// Makes the folder of a run ready for what is to come after `step`, and keeps others out of it. What begins at the first step is
+/// a run of its own, whatever was there.
+pub(super) fn begin(recipe: &Recipe, step: u64, device_bytes: u64) -> Result<(RunLog, RunLock, RunId)> {
     create_folder(&recipe.out)?;
     let lock = RunLock::take(&recipe.out)?;
+    let run = RunId::read(&recipe.out).filter(|_| step > 0).unwrap_or_else(RunId::new);
+    write_file(&recipe.out.join(RUN), format!("{run}\n").as_bytes())?;
     write_file(&recipe.out.join(RECIPE), recipe.resolved().to_toml().as_bytes())?;
     // Those of a step that is still to come are damaged, or of another run.
     Series::of(&recipe.out).forget_after(step);
-    Ok((RunLog::open(&recipe.out, step, device_bytes)?, lock))
+    Ok((RunLog::open(&recipe.out, step, device_bytes)?, lock, run))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! outlives the processes of a run, as what they hold themselves does not, but not its machine; of a machine that is lost the
 //! neighbours have what was on it (docs/decisions/0016-copies-at-neighbours.md).
 
+use super::folder::RunId;
 use super::log::RECIPE;
 use super::{About, Recipe, Resumption, World};
 use crate::comm::Communicator;
@@ -23,25 +24,36 @@ const MOST_LIST: usize = 1 << 20;
 #[derive(Debug, Clone)]
 pub struct Neighbours {
     series: Series,
+    /// How the names of all folders begin that are of a run in this one's place.
+    place: String,
 }
 
 /// A file of a part, and its bytes.
 type Listed = (String, u64);
 
 impl Neighbours {
-    /// In a folder of this machine's for the copies of all runs; where it was begun by this recipe, which says which.
-    pub fn of(recipe: &Recipe) -> Option<Neighbours> {
+    /// In a folder of this machine's for the copies of all runs: by the place of the recipe's run, and by which of all that were ever
+    /// there it is.
+    pub fn of(recipe: &Recipe, run: &RunId) -> Option<Neighbours> {
         let folder = recipe.checkpoint.neighbour_copies.as_ref()?;
         // Not what links lead to, which is known only once the folder is there.
-        let run = std::path::absolute(&recipe.out).unwrap_or_else(|_| recipe.out.clone());
-        let sum = digest(&SHA256, run.as_os_str().as_encoded_bytes());
+        let out = std::path::absolute(&recipe.out).unwrap_or_else(|_| recipe.out.clone());
+        let sum = digest(&SHA256, out.as_os_str().as_encoded_bytes());
         let name: String = sum.as_ref()[..8].iter().map(|b| format!("{b:02x}")).collect();
-        Some(Neighbours { series: Series::at(&folder.join(format!("danlu-{name}"))) })
+        let place = format!("danlu-{name}-");
+        Some(Neighbours { series: Series::at(&folder.join(format!("{place}{run}"))), place })
     }
 
-    /// Removes copies of steps that are still to come, which are of another run, or of what this one went back from; and halves of
-    /// such that processes left, which take up memory here.
+    /// Removes what takes up memory here for nothing: copies of runs that were in this one's place before, and of its own such of
+    /// steps that are still to come, which it went back from, and halves that processes left.
     pub fn forget_after(&self, step: u64) {
+        let own = self.series.folder();
+        for entry in own.parent().and_then(|above| fs::read_dir(above).ok()).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&self.place) && entry.path() != own {
+                // Another rank of this machine may be at it as well.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
         self.series.sweep();
         for rank in ranks(&self.series) {
             let all = self.series.part(rank).list();
@@ -78,6 +90,17 @@ impl Neighbours {
             let all = series.list();
             all.iter().filter(|(other, _)| *other != step).for_each(|(_, folder)| discard(folder));
         }
+        Ok(())
+    }
+
+    /// Removes all of this run's, which is whole without. All `ranks` call this, and those of one machine have one folder: none goes
+    /// before all have come.
+    ///
+    /// # Errors
+    /// Those of the communicator.
+    pub fn remove(&self, ranks: &World) -> Result<()> {
+        ranks.gather(0)?;
+        let _ = fs::remove_dir_all(self.series.folder());
         Ok(())
     }
 
@@ -128,14 +151,15 @@ impl Neighbours {
     }
 }
 
-/// Puts back what neighbours have of a run, if it has them keep copies.
+/// Puts back what neighbours have of a run, if it has them keep copies. Of a folder that does not say which run it is of nothing is.
 ///
 /// # Errors
 /// As [`Neighbours::put_back`].
 pub fn put_back(folder: &Path, note: &mut dyn FnMut(String)) -> Result<()> {
     let Ok(recipe) = Recipe::open(folder.join(RECIPE)) else { return Ok(()) };
     let recipe = Recipe { out: folder.into(), ..recipe };
-    Neighbours::of(&recipe).map_or(Ok(()), |neighbours| neighbours.put_back(&recipe, note))
+    let run = RunId::read(folder);
+    run.and_then(|run| Neighbours::of(&recipe, &run)).map_or(Ok(()), |neighbours| neighbours.put_back(&recipe, note))
 }
 
 /// The ranks of which a series may hold parts.

@@ -1,5 +1,6 @@
 //! What a rank does where its neighbour lists what cannot be.
 
+use super::super::folder::begin;
 use super::*;
 use crate::comm::LocalComm;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ fn exchanged(theirs: &[u8], then: impl Fn(&LocalComm) -> Result<()> + Sync) -> [
     let own = folder.path().join("own");
     fs::create_dir_all(&own).unwrap();
     fs::write(own.join("states"), b"12345").unwrap();
-    let copies = Neighbours { series: Series::at(&folder.path().join("copies")) };
+    let copies = Neighbours { series: Series::at(&folder.path().join("copies")), place: "copies".into() };
     let mut group = LocalComm::group(2, None).into_iter();
     let (first, second) = (group.next().unwrap(), group.next().unwrap());
     std::thread::scope(|scope| {
@@ -46,4 +47,32 @@ fn nobody_waits_for_a_rank_whose_neighbour_lists_nonsense() {
     let [own, theirs] = exchanged(&list, |comm| comm.send(0, b"abc"));
     assert!(own.unwrap_err().to_string().contains("rank 1 lists a file that leads elsewhere"));
     theirs.unwrap();
+}
+
+#[test]
+fn copies_are_of_one_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recipe = Recipe { out: folder.path().join("m"), ..Recipe::default() };
+    recipe.checkpoint.neighbour_copies = Some(folder.path().join("copies"));
+    let kept = |out: &str| {
+        let (recipe, out) = (Recipe { out: folder.path().join(out), ..recipe.clone() }, folder.path().join(out));
+        // What is no id names no folder.
+        fs::create_dir_all(&out).unwrap();
+        fs::write(out.join(".run"), "../../elsewhere!").unwrap();
+        assert_eq!(RunId::read(&out), None);
+        let (_, _, run) = begin(&recipe, 0, 0).unwrap();
+        assert_eq!(RunId::read(&out).as_ref(), Some(&run));
+        assert_eq!(begin(&recipe, 1, 0).unwrap().2, run, "it goes on");
+        let copies = Neighbours::of(&recipe, &run).unwrap();
+        fs::create_dir_all(copies.series.step(1)).unwrap();
+        fs::create_dir_all(copies.series.part(1).step(2)).unwrap();
+        copies
+    };
+    // One after another in the same place, and one elsewhere.
+    let (before, after, other) = (kept("m"), kept("m"), kept("n"));
+    after.forget_after(1);
+    assert!(!before.series.folder().exists() && other.series.part(1).step(2).exists());
+    assert!(after.series.step(1).exists() && !after.series.part(1).step(2).exists());
+    after.remove(&World::alone()).unwrap();
+    assert!(!after.series.folder().exists() && other.series.step(1).exists());
 }

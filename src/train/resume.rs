@@ -193,7 +193,9 @@ mod tests {
         assert_eq!(occupied(&folder), None, "one that is not there");
         fs::create_dir_all(folder.join("checkpoints")).unwrap();
         // What a run leaves that has come to nothing.
-        for name in [RECIPE, "metrics.jsonl", "metrics.csv", ".lock", "events.out.tfevents.1.danlu", "slurm-7.log"] {
+        for name in
+            [RECIPE, "metrics.jsonl", "metrics.csv", ".lock", ".run", "events.out.tfevents.1.danlu", "slurm-7.log"]
+        {
             fs::write(folder.join(name), "").unwrap();
         }
         assert_eq!(occupied(&folder), None);

@@ -1,14 +1,16 @@
 //! A whole training run: steps, validation, samples, checkpoints, saving; an early end when asked; and back to a checkpoint
 //! where training diverges.
 
-use super::folder::{RunLock, begin};
+mod conclude;
+
+use super::folder::{RunId, RunLock, begin};
 use super::keeper::{Keeper, Kept};
 use super::log::RunLog;
 use super::look::Look;
 use super::pace::Speed;
 use super::{
-    About, Event, Neighbours, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trained, Trainer, Verdict,
-    World, flops_per_token, save_run,
+    About, Event, Neighbours, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trainer, Verdict, World,
+    flops_per_token,
 };
 use crate::data::hash::hash as hash_of;
 use crate::error::{Error, Result};
@@ -69,6 +71,7 @@ struct Session<'a> {
     observer: &'a mut dyn Observer,
     series: Series,
     keeper: Option<Keeper>,
+    copies: Option<Neighbours>,
     about: About,
     /// The first rank's.
     log: Option<RunLog>,
@@ -100,18 +103,22 @@ impl<'a> Session<'a> {
     ) -> Result<Self> {
         let step = trainer.progress.step;
         let world = trainer.world().clone();
-        let copies = Neighbours::of(recipe);
+        let begun = world.is_first().then(|| begin(recipe, step, trainer.device_bytes()));
+        let (mut log, mut lock) = (None, None);
+        let mine = begun.map(|begun| {
+            let (own_log, own_lock, run) = begun?;
+            (log, lock) = (Some(own_log), Some(own_lock));
+            Ok(run)
+        });
+        let copies = Neighbours::of(recipe, &world.first::<RunId>(mine)?);
         copies.iter().for_each(|copies| copies.forget_after(step));
-        let begun = world.is_first().then(|| begin(recipe, step, trainer.device_bytes())).transpose();
-        world.first(world.is_first().then(|| begun.as_ref().map(|_| ()).map_err(|e| Error::Invalid(e.to_string()))))?;
-        let (log, lock) = begun?.unzip();
         trainer.notes.extend(lock.iter().filter_map(|lock| lock.note.clone()));
         let series = Series::below(&recipe.out);
         let options = &recipe.checkpoint;
         let writers = if trainer.writers() > 1 { world.again()? } else { World::alone() };
         let writes = world.is_first() || writers.size() > 1;
         let keeper = recipe.checkpoint_interval().filter(|_| writes);
-        let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options, writers, copies));
+        let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options, writers, copies.clone()));
         let flops = flops_per_token(&prepared.config, recipe);
         Ok(Session {
             about: About::new(gpu, recipe, prepared, &trainer.kernels),
@@ -133,6 +140,7 @@ impl<'a> Session<'a> {
             observer,
             series,
             keeper,
+            copies,
         })
     }
 
@@ -394,55 +402,6 @@ impl<'a> Session<'a> {
                 self.failed = Some(error);
             }
         }
-    }
-
-    /// The last checkpoint, and the model.
-    async fn conclude(mut self, ending: Ending) -> Result<Ending> {
-        let step = self.done();
-        if self.taken != step {
-            self.keep(None, Instant::now()).await?;
-        }
-        let kept = self.keeper.as_mut().and_then(Keeper::wait);
-        kept.into_iter().for_each(|kept| self.kept(kept));
-        let of = if ending == Ending::Early { self.back_to_best().await? } else { step };
-        if !self.trainer.has_room()? {
-            let out = self.recipe.out.display();
-            self.note(format!("the whole model has no room in the first rank's host: `danlu export {out}` makes it where there is some"));
-            return Ok(ending);
-        }
-        let Some((subject, pages)) = self.trainer.whole_on_first().await? else { return Ok(ending) };
-        self.about.progress = self.trainer.progress.clone();
-        let is = Trained { step: of, about: self.about.clone() };
-        save_run(self.recipe, self.prepared, &subject, &pages, &is)?;
-        self.tell(Event::Saved {
-            step,
-            folder: self.recipe.out.clone(),
-            seconds: self.trainer.progress.seconds,
-            interrupted: ending == Ending::Interrupted,
-            base: self.recipe.lora.as_ref().and(self.recipe.model.clone()),
-        });
-        // The model lies there; whoever counts on going on must know that nothing else does.
-        match self.failed.take() {
-            Some(error) if ending == Ending::Interrupted => Err(error),
-            _ => Ok(ending),
-        }
-    }
-
-    /// The parameters of the best checkpoint, where that is still there; gives their step.
-    async fn back_to_best(&mut self) -> Result<u64> {
-        let (done, patience) = (self.done(), self.recipe.patience);
-        let Some((loss, step)) = self.trainer.progress.best else { return Ok(done) };
-        self.note(format!(
-            "validation has not become better than {loss:.4}, after step {step}, {patience} times in a row"
-        ));
-        if !self.world.first(self.world.is_first().then(|| Ok(self.series.whole(step).is_ok())))? {
-            self.note(format!("there is no checkpoint of it: the model that is written is that of step {done}"));
-            return Ok(done);
-        }
-        let (snapshot, progress) = (Snapshot::open(&self.series.step(step))?, self.trainer.progress.clone());
-        self.trainer.restore(&snapshot, progress).await?;
-        self.note(format!("the model that is written is that of step {step}"));
-        Ok(step)
     }
 
     /// What must be the same on all ranks; at the start also what they work on.

@@ -16,11 +16,16 @@ const TRAIN: &str = "--batch 4 --steps 40 --checkpoint-every 3 --log-format json
 
 /// The words of `danlu launch` for a run of the tiny model.
 fn launch(place: &Place, flags: &str, run: &str) -> assert_cmd::Command {
-    let mut train = place.train(&format!("{TRAIN} --out {run}"));
+    launch_of(place, flags, &format!("{TRAIN} --out {run}"))
+}
+
+/// The same of other flags for the run.
+fn launch_of(place: &Place, flags: &str, train: &str) -> assert_cmd::Command {
+    let train = place.train(train);
     let words: Vec<String> = train.get_args().map(|word| word.to_str().unwrap().to_string()).collect();
-    train = place.danlu(&format!("launch {flags} -- {}", words.join(" ")));
-    train.timeout(Duration::from_secs(300));
-    train
+    let mut launched = place.danlu(&format!("launch {flags} -- {}", words.join(" ")));
+    launched.timeout(Duration::from_secs(300));
+    launched
 }
 
 fn start(place: &Place, command: &assert_cmd::Command) -> Child {
@@ -52,6 +57,24 @@ fn ranks_of(process: u32) -> Vec<u32> {
     }
     let trains = |p: &u32| rows.iter().any(|(pid, _, name)| pid == p && name.starts_with("danlu"));
     found.into_iter().skip(1).filter(trains).collect()
+}
+
+/// A run of so many steps that it does not end by itself, once it has a checkpoint; and its ranks.
+fn running(place: &Place, flags: &str, run: &str) -> (Child, Vec<u32>) {
+    let train = format!("--batch 4 --steps 100000 --checkpoint-every 3 --quiet --out {run}");
+    let launched = start(place, &launch_of(place, flags, &train));
+    let until = Instant::now() + Duration::from_secs(60);
+    let has_one = || {
+        let entries = fs::read_dir(place.path(run).join("checkpoints")).into_iter().flatten().flatten();
+        let mut names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.any(|name| name.starts_with("step-") && !name.ends_with(".tmp"))
+    };
+    while !has_one() {
+        assert!(Instant::now() < until, "{run} takes no checkpoint");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let ranks = ranks_of(launched.id());
+    (launched, ranks)
 }
 
 /// Kills ranks at moments of every kind of a run's life until it has been so often that it was disturbed; whatever it was
@@ -258,6 +281,66 @@ fn what_is_told_to_end_saves_and_leaves_with_its_code() {
     assert!(said.contains("\"interrupted\":true"), "{said}");
     place.danlu("launch --with threads --ranks 2 -- train --resume told --log-format json").assert().success();
     assert_eq!(weights(&place, "told"), weights(&place, "calm"));
+}
+
+/// Kills what started ranks: they do not live on without it.
+#[cfg(unix)]
+fn orphaned(place: &Place, flags: &str, run: &str, count: usize) {
+    let (mut launched, ranks) = running(place, flags, run);
+    assert_eq!(ranks.len(), count);
+    signal("-KILL", launched.id());
+    launched.wait().unwrap();
+    let killed = Instant::now();
+    while ranks.iter().any(|rank| lives(*rank)) {
+        assert!(killed.elapsed() < Duration::from_secs(10), "{run}: ranks live on");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    RunLock::take(&place.path(run)).unwrap();
+}
+
+/// Whether a process is there that has not ended.
+#[cfg(unix)]
+fn lives(process: u32) -> bool {
+    let asked = Command::new("ps").args(["-o", "stat=", "-p", &process.to_string()]).output().unwrap();
+    let state = String::from_utf8_lossy(&asked.stdout).trim().to_string();
+    !state.is_empty() && !state.starts_with('Z')
+}
+
+#[test]
+#[cfg(unix)]
+fn ranks_do_not_outlive_what_started_them() {
+    if !has_adapter() {
+        return;
+    }
+    orphaned(&Place::new(), "--with threads --ranks 2", "orphans", 1);
+}
+
+#[test]
+#[cfg(all(unix, feature = "mpi"))]
+fn processes_do_not_outlive_what_started_them() {
+    if !has_adapter() || !has_mpirun() {
+        return;
+    }
+    orphaned(&Place::new(), "--ranks 2", "orphans", 2);
+}
+
+/// A run that fails, and whose folder another one has meanwhile, is no more tried.
+#[test]
+#[cfg(unix)]
+fn what_another_run_has_is_not_tried_again() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let (launched, ranks) = running(&place, "--with threads --ranks 2 --restarts 99", "taken");
+    ranks.into_iter().for_each(|rank| signal("-KILL", rank));
+    let _other = RunLock::take(&place.path("taken")).unwrap();
+    let ended = launched.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    let last = told.lines().last().unwrap_or_default();
+    let by = format!("danlu: taken: another run writes there, process {}: wait for its end", std::process::id());
+    assert!(!ended.status.success() && last.starts_with(&by), "{told}");
+    assert!(told.matches("taken up after step").count() < 2, "{told}");
 }
 
 #[test]

@@ -130,7 +130,7 @@ impl Place {
     /// Names in a run's folder that are the model's, sorted.
     fn model(&self, folder: &str) -> Vec<String> {
         let of_run = |name: &String| {
-            let own = ["checkpoints", "recipe.toml", "metrics.jsonl", "metrics.csv", "trained.json", ".lock"];
+            let own = ["checkpoints", "recipe.toml", "metrics.jsonl", "metrics.csv", "trained.json", ".lock", ".run"];
             own.contains(&name.as_str()) || name.starts_with("events.out.tfevents.")
         };
         self.names(folder).into_iter().filter(|name| !of_run(name)).collect()

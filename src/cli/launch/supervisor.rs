@@ -5,7 +5,7 @@ use super::Layout;
 use super::starter::{Starter, quoted};
 use crate::error::Error;
 use crate::parallel::Mesh;
-use crate::train::Resumption;
+use crate::train::{Resumption, RunLock};
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -153,8 +153,8 @@ impl Told {
     }
 }
 
-/// Starts, waits, and starts again; gives the exit code. `free` makes the folder ready, or refuses it: what a run that begins
-/// finds there would be taken up in its place where it fails before it has begun.
+/// Starts, waits, and starts again, as long as no other run has the folder; gives the exit code. `free` makes the folder ready, or
+/// refuses it: what a run that begins finds there would be taken up in its place where it fails before it has begun.
 pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u8> {
     let told = Told::listen()?;
     let mut layout = attempts.layout;
@@ -179,6 +179,8 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u
         }
         let how = said(ended);
         failures += 1;
+        // What another run has by now no attempt of this one gets.
+        RunLock::check(&attempts.out)?;
         let Some(done) = attempts.done() else {
             bail!(Error::Invalid(format!(
                 "the ranks {how} before there was anything in {} to take up; their words stand above",
@@ -194,7 +196,7 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u
         if attempts.fewer {
             layout = attempts.lower(layout);
         }
-        (resumed, _) = (true, ());
+        resumed = true;
         let (kind, left) = (attempts.starter.name(), attempts.restarts - failures);
         tell!(
             "danlu launch: the ranks {how}; taken up after step {done} by {} {kind} ({left} more times at most)",

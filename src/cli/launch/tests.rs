@@ -18,7 +18,7 @@ fn args(line: &str) -> LaunchArgs {
 fn attempts(starter: Starter, args: &LaunchArgs) -> Attempts {
     Attempts {
         starter,
-        layout: args.layout().unwrap(),
+        layout: args.layout(Mesh::ONE).unwrap(),
         program: "/opt/danlu".into(),
         command: args.command.clone(),
         out: "runs/a b".into(),
@@ -96,7 +96,7 @@ fn other_axes_stay_as_they_are_with_fewer_processes() {
         let line = of_experts(starter, ranks);
         assert!(line.ends_with(&format!("{end} --resume runs/a b")), "{line}");
     }
-    let line = of(Starter::Threads, "data=4,tensor=2").words(given.layout().unwrap(), false).join(" ");
+    let line = of(Starter::Threads, "data=4,tensor=2").words(given.layout(Mesh::ONE).unwrap(), false).join(" ");
     assert!(line.ends_with("train --recipe r.toml --mesh data=4,tensor=2"), "{line}");
 }
 
@@ -104,7 +104,7 @@ fn other_axes_stay_as_they_are_with_fewer_processes() {
 fn scripts_of_slurm_say_why() {
     let script = |line: &str| {
         let args = args(line);
-        let layout = args.layout().unwrap();
+        let layout = args.layout(Mesh::ONE).unwrap();
         let batch = Batch { args: &args.slurm, layout, restarts: args.restarts, fewer: args.fewer };
         batch.script("/opt/danlu", std::path::Path::new("runs/a b"), &args.command)
     };
@@ -116,7 +116,7 @@ fn scripts_of_slurm_say_why() {
 
 #[test]
 fn ranks_and_nodes_that_do_not_agree_are_refused() {
-    let told = |line: &str| args(line).layout().unwrap_err().to_string();
+    let told = |line: &str| args(line).layout(Mesh::ONE).unwrap_err().to_string();
     assert_eq!(
         told("--ranks 5 --nodes 2 -- train"),
         "5 ranks cannot be dealt to 2 nodes in equal parts; say --ranks-per-node"
@@ -125,7 +125,45 @@ fn ranks_and_nodes_that_do_not_agree_are_refused() {
         told("--ranks 9 --nodes 2 --ranks-per-node 4 -- train"),
         "9 ranks are not what 2 nodes of 4 hold; leave one of the three out"
     );
-    assert_eq!(args("--ranks 5 --nodes 2 --ranks-per-node 3 -- train").layout().unwrap().ranks, 5);
+    assert_eq!(args("--ranks 5 --nodes 2 --ranks-per-node 3 -- train").layout(Mesh::ONE).unwrap().ranks, 5);
+}
+
+#[test]
+fn ranks_are_the_meshs_where_nothing_else_is_said() {
+    let of = |line: &str, mesh: &str| {
+        let layout = args(line).layout(mesh.parse().unwrap()).map_err(|error| error.to_string())?;
+        Ok::<_, String>([layout.ranks, layout.nodes, layout.per_node])
+    };
+    assert_eq!(of("--nodes 2 -- train", "data=4"), Ok([4, 2, 2]));
+    assert_eq!(of("--nodes 2 -- train", "data=2,tensor=3"), Ok([6, 2, 3]));
+    assert_eq!(of("-- train", "data=4"), Ok([4, 1, 4]));
+    assert_eq!(of("--nodes 2 --ranks-per-node 1 -- train", "data=4"), Ok([2, 2, 1]));
+    // A recipe without a mesh is for any number: one on each machine.
+    assert_eq!(of("--nodes 2 -- train", "data=1"), Ok([2, 2, 1]));
+    let told = of("--nodes 3 -- train", "data=4").unwrap_err();
+    assert_eq!(
+        told,
+        "4 ranks, those of the mesh data=4, cannot be dealt to 3 nodes in equal parts; say --ranks-per-node"
+    );
+    let told = of("--nodes 3 -- train", "data=2").unwrap_err();
+    assert_eq!(
+        told,
+        "2 ranks, those of the mesh data=2, cannot be dealt to 3 nodes in equal parts; take fewer --nodes"
+    );
+}
+
+#[test]
+fn gpus_are_as_many_as_ranks() {
+    let said = |line: &str, are_shared| {
+        let args = args(line);
+        args.slurm.check_gpus(args.layout(Mesh::ONE).unwrap(), are_shared).map_err(|error| error.to_string())
+    };
+    let told = said("--ranks-per-node 8 --gpus-per-node 4 -- train", false).unwrap_err();
+    assert!(told.starts_with("8 ranks are to be on each machine, and --gpus-per-node asks for 4: each rank"), "{told}");
+    for (line, are_shared) in [("4", true), ("8", false), ("16", false), ("0", false)].map(|(n, s)| (n.to_string(), s))
+    {
+        assert_eq!(said(&format!("--ranks-per-node 8 --gpus-per-node {line} -- train"), are_shared), Ok(()));
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A training run from its flags to its folder: adapter, kernels, ranks, what is told, and what is kept.
 
-use super::super::alive::Alive;
+use super::super::alive::{Alive, leave_with_supervisor};
 use super::super::finetune::Kind;
 use super::super::mpi::{Process, among};
 use super::super::progress::{RankLog, observer};
@@ -36,7 +36,11 @@ pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
 }
 
 async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Result<u8> {
-    let _alive = Alive::give(args.silence().filter(|_| process.is_none_or(|process| process.rank() == 0)));
+    let is_first = process.is_none_or(|process| process.rank() == 0);
+    if is_first {
+        leave_with_supervisor();
+    }
+    let _alive = Alive::give(args.silence().filter(|_| is_first));
     let mut notes = Vec::new();
     if let Some(process) = process {
         notes.extend(process.compare_clocks()?);
@@ -54,7 +58,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         recipe = process.share(recipe, args.mesh.is_some())?;
     }
     if args.print_recipe {
-        if process.is_none_or(|process| process.rank() == 0) {
+        if is_first {
             say!("{}", recipe.resolved().to_toml().trim_end());
         }
         return Ok(0);
