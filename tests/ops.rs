@@ -169,7 +169,7 @@ fn subgroups_may_be_smaller_than_the_largest() {
                 k.constants.iter().any(|&(name, lanes)| name == "SUBGROUP" && lanes == limits.max_subgroup)
             };
             for kernel in kernels(&case, &limits).iter().filter(|kernel| of_subgroups(kernel)) {
-                check(&gpu, &case, kernel, SEEDS[0]);
+                Drawn::of(&case, SEEDS[0]).check(&gpu, &case, kernel);
                 tried += 1;
             }
         }
