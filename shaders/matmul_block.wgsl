@@ -1,7 +1,6 @@
 // matmul_block: c = op(a) op(b) for GPUs, tier 2 with vector loads. A lane makes 8 x 8 of a tile of TILE_M x TILE_N, from vectors
-// of four along either side, of which each pair of loads serves 32 multiply-adds; while it does, what the next step needs is
-// on its way from storage into registers. Rows of a and b as stored divide by four. TA: a is [k,m]; TB: b is [n,k]. HALF:
-// operands are rounded to f16.
+// of four along either side, each pair of which serves 32 multiply-adds; meanwhile what the next step needs is on its way into
+// registers. Rows of a and b as stored divide by four. TA: a is [k,m]; TB: b is [n,k]. HALF: operands are rounded to f16.
 #import lib/matmul_params.wgsl
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 #if PACKED

@@ -38,11 +38,11 @@ fn with_experts(folder: &Path, name: &str) -> Recipe {
     recipe
 }
 
-/// One whose layers or heads two ranks can share, too.
-fn with_experts_in_layers(folder: &Path, name: &str) -> Recipe {
-    let recipe = experts(folder, name);
+/// One whose layers or heads two ranks can share, too; its table of words is the output's where it is `tied`.
+fn with_experts_in_layers(folder: &Path, tied: bool) -> Recipe {
+    let recipe = experts(folder, "whole");
     let config = EXPERTS.replace("_layers\": 1", "_layers\": 2").replace("_value_heads\": 1", "_value_heads\": 2");
-    write(folder, &config.replace("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false"));
+    write(folder, &config.replace("\"tie_word_embeddings\": true", &format!("\"tie_word_embeddings\": {tied}")));
     recipe
 }
 
@@ -157,9 +157,8 @@ fn what_each_place_holds_is_shared_out_and_no_number_changes() {
     check(&short("data=4,expert=2", of()), &all, folder.path());
     // Nobody holds the same experts as another.
     check(&short("data=2,expert=2", of()), &all[2..], folder.path());
-    let of = || with_experts_in_layers(folder.path(), "whole");
-    check(&short("data=2,tensor=2,expert=2", of()), &all[2..], folder.path());
-    let several = Recipe { accumulate: 2, batch: 2, ..of() };
+    check(&short("data=2,tensor=2,expert=2", with_experts_in_layers(folder.path(), true)), &all[2..], folder.path());
+    let several = Recipe { accumulate: 2, batch: 2, ..with_experts_in_layers(folder.path(), false) };
     check(&short("data=2,pipeline=2,expert=2", several), &all[..1], folder.path());
 }
 
