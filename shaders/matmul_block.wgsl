@@ -154,16 +154,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let j0 = lane % LANES_N;
     var acc: array<vec4<f32>, 16>;
     for (var k = ks.x; k < ks.y; k += TILE_K) {
-        let ready_a = ready_a(a_lines, 4u * at_a + vec2(row, k), next_a);
-        let ready_b = ready_b(4u * at_b + vec2(column, k), next_b);
+        let block_of_a = ready_a(a_lines, 4u * at_a + vec2(row, k), next_a);
+        let block_of_b = ready_b(4u * at_b + vec2(column, k), next_b);
         if lane < BLOCKS_A {
             for (var d = 0u; d < 4u; d++) {
-                tile_a[(4u * at_a.y + d) * ROW_A + at_a.x] = ready_a[d];
+                tile_a[(4u * at_a.y + d) * ROW_A + at_a.x] = block_of_a[d];
             }
         }
         if lane < BLOCKS_B {
             for (var d = 0u; d < 4u; d++) {
-                tile_b[(4u * at_b.y + d) * ROW_B + at_b.x] = ready_b[d];
+                tile_b[(4u * at_b.y + d) * ROW_B + at_b.x] = block_of_b[d];
             }
         }
         workgroupBarrier();

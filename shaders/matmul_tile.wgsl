@@ -54,16 +54,18 @@ fn place_b(e: u32) -> vec2<u32> {
 
 // Beyond the ends it is what lies nearest: every lane loads without asking, so that all of its loads are on their way at
 // once, and what there is not becomes zero on its way to shared memory.
+fn word_a(lines: Lines, row: u32, k0: u32, e: u32) -> u32 {
+    let at = min(place_a(e) + vec2(row, k0), vec2(params.m, params.k) - 1u);
+#if TA
+    return lines.base + at.y * lines.step + at.x;
+#else
+    return lines.base + at.x * lines.step + at.y;
+#endif
+}
 fn line_a(lines: Lines, row: u32, k0: u32, lane: u32) -> array<f32, LOADS_A> {
     var loaded: array<f32, LOADS_A>;
     for (var t = 0u; t < LOADS_A; t++) {
-        let at = min(place_a(lane + t * LANES) + vec2(row, k0), vec2(params.m, params.k) - 1u);
-#if TA
-        let word = lines.base + at.y * lines.step + at.x;
-#else
-        let word = lines.base + at.x * lines.step + at.y;
-#endif
-        loaded[t] = prologue(a[word], params.whole_a + word);
+        loaded[t] = a[word_a(lines, row, k0, lane + t * LANES)];
     }
     return loaded;
 }
@@ -130,7 +132,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var k = ks.x; k < ks.y; k += TILE_K) {
         for (var t = 0u; t < LOADS_A; t++) {
             let at = place_a(lane + t * LANES);
-            let v = kept(next_a[t], vec2(row, k) + at, params.m);
+            let met = prologue(next_a[t], params.whole_a + word_a(a_lines, row, k, lane + t * LANES));
+            let v = kept(met, vec2(row, k) + at, params.m);
             tile_a[at.y * (TILE_M + 1u) + at.x] = Staged(operand(v));
         }
 #if PACKED

@@ -58,7 +58,7 @@ fn add(sums: ptr<function, Sums>, rows_a: array<u32, ROWS>, rows_b: array<u32, C
         for (var s = 0u; s < TOGETHER; s++) {
             for (var i = 0u; i < 8u; i++) {
                 let v = x[s][i];
-                let at = params.whole_a + 4u * (rows_a[r + s] + four + ahead(i));
+                let at = params.whole_a + 4u * (rows_a[r + s] + within(four + ahead(i), 1u, over));
                 let met = vec4(prologue(v.x, at), prologue(v.y, at + 1u), prologue(v.z, at + 2u), prologue(v.w, at + 3u));
                 x[s][i] = select(met, vec4<f32>(), over && four + ahead(i) >= params.k / 4u);
 #if NORM

@@ -1,6 +1,6 @@
 // Sums and maxima over LANES neighbouring lanes of a workgroup of WORKGROUP (powers of two; all of it where nothing else is
 // said), in a fixed order: the same bits whatever the subgroup size. SHUFFLE: so many lanes first add up from lane to lane,
-// where no subgroup is smaller. Every lane must call, and every lane gets the result.
+// where no subgroup is smaller (sums only). Every lane must call, and every lane gets the result.
 #if LANES
 #else
 const LANES = WORKGROUP;

@@ -151,7 +151,7 @@ impl Sizes {
             let ty = match operand {
                 Operand::Input(i) => &io.inputs[i],
                 Operand::Output(i) => &io.outputs[i],
-                Operand::Scratch => unreachable!("attention has no scratch memory"),
+                Operand::Scratch => unreachable!("scratch memory is bound by attention_split"),
             };
             let entry = ty.bytes() / self.b as u64;
             d = match ty.dtype {
