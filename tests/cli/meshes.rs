@@ -119,6 +119,23 @@ fn a_part_that_is_lost_is_put_back_from_the_neighbours_copy() {
     assert!(weights(&place, "m") == weights(&place, "calm"), "what was put back is not what was lost");
 }
 
+/// Only the first rank knows that the last checkpoint failed, where it alone writes them: the others end with it all the same.
+#[test]
+fn all_ranks_end_alike_where_the_last_checkpoint_failed() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    std::fs::create_dir(place.path("m")).unwrap();
+    place.write("m/checkpoints", "");
+    let copies = place.path("copies").display().to_string();
+    let mut train =
+        place.train(&format!("--mesh data=2 --checkpoint-every 1 --neighbour-copies {copies} --force --out m"));
+    let said = stderr(&train.timeout(std::time::Duration::from_secs(120)).assert().success());
+    assert!(said.contains("there is no checkpoint of step 3"), "{said}");
+    assert!(!weights(&place, "m").is_empty());
+}
+
 /// Room at other ranks' experts is nothing where each has all of them; and where it has not, it may be given again.
 #[test]
 fn a_run_with_room_for_experts_goes_on_without_their_axis() {
@@ -254,7 +271,7 @@ fn models_of_a_machine_are_not_planned_for_one_rank() {
     for part in [
         // 3000 experts of 12288 by 4096.
         "model.layers.0.mlp.experts.gate_proj.weight wants 603979776000 bytes and a buffer of any adapter offers 17179803648",
-        "36 ranks at least must have a part of it each, by the expert or the tensor axis of --mesh",
+        "36 times as many ranks at least must have a part of it each, by the expert or the tensor axis of --mesh",
         "this is the plan of one rank of data=2, and --nodes and --machine look for the mesh of a whole machine",
     ] {
         assert!(said.contains(part), "{part}: {said}");
