@@ -75,11 +75,14 @@ job=$(squeue -h -o %A)
 echo "job $job is submitted"
 
 state() { scontrol show job "$job" --oneliner 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p'; }
-# Waits for a state of the job; one that has ended comes to no other.
+# Waits for a state of the job; one that has ended comes to no other, and of one that is over for a while Slurm says nothing.
 becomes() {
+    unknown=0
     until now=$(state) && [ "$now" = "$1" ]; do
+        [ -n "$now" ] && unknown=0 || unknown=$((unknown + 1))
+        [ "$unknown" -lt 10 ] || now="no job that Slurm knows"
         case "$now" in
-            COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE_FAIL)
+            COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE_FAIL | OUT_OF_MEMORY | BOOT_FAIL | DEADLINE | PREEMPTED | "no job"*)
                 echo "the job ended as $now, and was to become $1; its last words:"
                 tail -n 20 run/slurm-*.log
                 exit 1 ;;
