@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::parallel::Mesh;
 use crate::train::{Resumption, RunLock};
 use anyhow::{Context, Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -110,7 +110,9 @@ impl Attempts {
         // Ctrl-C at a terminal comes to this program alone, which passes it on as what lets the ranks save.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.spawn().with_context(|| format!("cannot start {}", words[0]))
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", words[0]))?;
+        watch.greet(&mut child);
+        Ok(child)
     }
 
     /// The next lower number of ranks that share the batch in equal parts: threads along the data axis alone, processes beside
@@ -179,8 +181,9 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u
         }
         let how = said(ended);
         failures += 1;
-        // What another run has by now no attempt of this one gets.
-        RunLock::check(&attempts.out)?;
+        if let Some(signal) = free_again(&attempts.out, watch.first(), &told)? {
+            return Ok(128 + signal);
+        }
         let Some(done) = attempts.done() else {
             bail!(Error::Invalid(format!(
                 "the ranks {how} before there was anything in {} to take up; their words stand above",
@@ -204,6 +207,32 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u
         );
         std::thread::sleep(Duration::from_millis(500));
     }
+}
+
+/// For so long a file server may keep what a machine locked that is gone: NFS does for 90 s.
+const LEASE: Duration = Duration::from_secs(120);
+
+/// Waits until what the ranks of an attempt have locked is free: the first one, `own`, may be slow to leave, or gone with its
+/// machine. After that the next attempt tries itself. Gives the signal that asks to end meanwhile.
+///
+/// # Errors
+/// If another run has the folder by now: no attempt of this one gets it.
+fn free_again(out: &Path, own: Option<u32>, told: &Told) -> Result<Option<u8>> {
+    let until = Instant::now() + LEASE;
+    let mut is_said = false;
+    while let Some(refusal) = RunLock::left(out, own)?.filter(|_| Instant::now() < until) {
+        if let Some(signal) = told.take() {
+            return Ok(Some(signal));
+        }
+        if !is_said {
+            let most = LEASE.as_secs();
+            tell!(
+                "danlu launch: that may be what the ranks have left, which is waited for, {most} s at most: {refusal}"
+            );
+            is_said = true;
+        }
+    }
+    Ok(None)
 }
 
 /// How long ranks that are silent have to end once they are asked to.
