@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 /// What a run has locked while it writes; it holds the number of its process and its machine, and says nothing once it is not locked.
 const LOCK: &str = ".lock";
 /// Which run the folder is of.
-const RUN: &str = ".run";
+pub(super) const RUN: &str = ".run";
 /// For so long a run that was killed may still be leaving.
 const LEAVING: Duration = Duration::from_secs(3);
 
