@@ -1,6 +1,8 @@
 //! Has a job run to its end: what failed is taken up from its last checkpoint, and what is told to end saves first.
 
 use super::super::alive::Watch;
+#[cfg(unix)]
+use super::super::signals::hears_hangup;
 use super::Layout;
 use super::starter::{Starter, quoted};
 use crate::error::Error;
@@ -142,9 +144,13 @@ impl Told {
     fn listen() -> Result<Told> {
         let told = Arc::new(AtomicUsize::new(0));
         #[cfg(unix)]
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-            signal_hook::flag::register_usize(signal, told.clone(), signal as usize)
-                .context("cannot listen for signals")?;
+        {
+            use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+            let hangup = Some(SIGHUP).filter(|_| hears_hangup());
+            for signal in [SIGINT, SIGTERM].into_iter().chain(hangup) {
+                signal_hook::flag::register_usize(signal, told.clone(), signal as usize)
+                    .context("cannot listen for signals")?;
+            }
         }
         Ok(Told(told))
     }
