@@ -90,7 +90,7 @@ becomes() {
         sleep 1
     done
 }
-lines() { cat run/metrics.jsonl 2>/dev/null | wc -l; }
+lines() { { cat run/metrics.jsonl 2>/dev/null || true; } | wc -l; }
 
 # What Slurm sends ahead of a time limit, here sent twice by hand, each time once the ranks have done some steps.
 for turn in 1 2; do
