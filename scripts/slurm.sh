@@ -100,7 +100,9 @@ for turn in 1 2; do
     scancel --batch --signal=TERM "$job"
     becomes PENDING
     echo "turn $turn: step $(ls run/checkpoints | sed -n 's/^step-\([0-9]*\)$/\1/p' | sort -n | tail -n 1) is saved, and the job is $(squeue -h -j "$job" -o '%T (%r)')"
-    # A requeued job waits for two minutes, which is of no interest here.
+    # A requeued job waits for two minutes, which is of no interest here; but what its last turn has left, such as the socket by
+    # which ranks learn of each other, must be gone.
+    for _ in $(seq 60); do compgen -G "$place/spool/*pmix*" >/dev/null || [ "$(sinfo -h -o %t)" != idle ] || break; sleep 1; done
     for _ in $(seq 30); do scontrol update "JobId=$job" StartTime=now 2>/dev/null && break || sleep 1; done
 done
 becomes COMPLETED
