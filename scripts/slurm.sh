@@ -75,11 +75,14 @@ job=$(squeue -h -o %A)
 echo "job $job is submitted"
 
 state() { scontrol show job "$job" --oneliner 2>/dev/null | sed -n 's/.*JobState=\([A-Z_]*\).*/\1/p'; }
-# Waits for a state of the job; one that has ended comes to no other.
+# Waits for a state of the job; one that has ended comes to no other, and of one that is over for a while Slurm says nothing.
 becomes() {
+    unknown=0
     until now=$(state) && [ "$now" = "$1" ]; do
+        [ -n "$now" ] && unknown=0 || unknown=$((unknown + 1))
+        [ "$unknown" -lt 10 ] || now="no job that Slurm knows"
         case "$now" in
-            COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE_FAIL)
+            COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE_FAIL | OUT_OF_MEMORY | BOOT_FAIL | DEADLINE | PREEMPTED | "no job"*)
                 echo "the job ended as $now, and was to become $1; its last words:"
                 tail -n 20 run/slurm-*.log
                 exit 1 ;;
@@ -87,7 +90,7 @@ becomes() {
         sleep 1
     done
 }
-lines() { cat run/metrics.jsonl 2>/dev/null | wc -l; }
+lines() { { cat run/metrics.jsonl 2>/dev/null || true; } | wc -l; }
 
 # What Slurm sends ahead of a time limit, here sent twice by hand, each time once the ranks have done some steps.
 for turn in 1 2; do
@@ -97,7 +100,9 @@ for turn in 1 2; do
     scancel --batch --signal=TERM "$job"
     becomes PENDING
     echo "turn $turn: step $(ls run/checkpoints | sed -n 's/^step-\([0-9]*\)$/\1/p' | sort -n | tail -n 1) is saved, and the job is $(squeue -h -j "$job" -o '%T (%r)')"
-    # A requeued job waits for two minutes, which is of no interest here.
+    # A requeued job waits for two minutes, which is of no interest here; but what its last turn has left, such as the socket by
+    # which ranks learn of each other, must be gone.
+    for _ in $(seq 60); do compgen -G "$place/spool/*pmix*" >/dev/null || [ "$(sinfo -h -o %t)" != idle ] || break; sleep 1; done
     for _ in $(seq 30); do scontrol update "JobId=$job" StartTime=now 2>/dev/null && break || sleep 1; done
 done
 becomes COMPLETED

@@ -4,9 +4,9 @@
 
 use crate::store::atomic::abandon;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -45,19 +45,27 @@ impl Alive {
 
 /// Ends this process when its supervisor is gone, where it has one: nobody would know of this run, and of the next one in its folder
 /// this one would be in the way. Of several processes the first rank's does so, to which launchers hand standard input on; they end
-/// the others when it has left. What is not on disk yet is lost, as when it is killed.
+/// the others when it has left. What is not on disk yet is lost, as when it is killed. Where what stands between hands nothing on,
+/// the supervisor's greeting does not come, and the end of the input tells nothing.
 pub fn leave_with_supervisor() {
     if std::env::var_os(VARIABLE).is_none() {
         return;
     }
     std::thread::spawn(|| {
         let mut input = std::io::stdin().lock();
-        // Nothing is said there; what cannot be read tells nothing.
+        let mut is_greeted = false;
+        // What cannot be read tells nothing, too.
         while let Ok(read) = input.read(&mut [0; 64]) {
-            if read == 0 {
-                tell!("danlu: the danlu launch that started this run is gone, and the run ends; --resume takes it up");
-                abandon();
-                exit();
+            match (read, is_greeted) {
+                (0, false) => return,
+                (0, true) => {
+                    tell!(
+                        "danlu: the danlu launch that started this run is gone, and the run ends; --resume takes it up"
+                    );
+                    abandon();
+                    exit();
+                }
+                _ => is_greeted = true,
             }
         }
     });
@@ -101,6 +109,19 @@ impl Watch {
     /// Tells what is to be started where to write, and holds the other end of its standard input, until who started it is gone.
     pub fn tell(&self, command: &mut Command) {
         command.env(VARIABLE, &self.file).stdin(Stdio::piped());
+    }
+
+    /// Says on what was started's standard input that this end of it is held.
+    pub fn greet(&self, child: &mut Child) {
+        // Who has ended already hears nothing.
+        let _ = child.stdin.as_mut().map(|input| input.write_all(b"\n"));
+    }
+
+    /// The process of the first rank, where it has said so.
+    pub fn first(&self) -> Option<u32> {
+        let word = fs::read(&self.file).ok().filter(|word| !word.is_empty());
+        let word = word.unwrap_or_else(|| self.word.clone());
+        String::from_utf8(word).ok()?.split_whitespace().next()?.parse().ok()
     }
 
     /// For how long they have been silent, if that is too long. Who has never written, or has left, is not missed: the first

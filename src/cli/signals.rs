@@ -58,7 +58,7 @@ pub(super) struct Stop {
 }
 
 impl Stop {
-    /// Listens from now on to Ctrl-C, and on Unix to SIGTERM, SIGHUP and SIGUSR1. A second Ctrl-C leaves at once.
+    /// Listens from now on to Ctrl-C, and on Unix to SIGTERM, SIGUSR1 and, where it is to hear that, SIGHUP. A second Ctrl-C leaves at once.
     pub(super) fn listen() -> Result<Stop> {
         let (asked, code) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(INTERRUPTED as usize)));
         let stop = Stop { asked, code };
@@ -72,7 +72,8 @@ impl Stop {
         use signal_hook::flag;
         flag::register_conditional_shutdown(SIGINT, INTERRUPTED, self.asked.clone())?;
         // Launchers of ranks pass SIGUSR1 on to them, and leave them no time after a SIGTERM.
-        for signal in [SIGINT, SIGTERM, SIGHUP, SIGUSR1] {
+        let hangup = Some(SIGHUP).filter(|_| hears_hangup());
+        for signal in [SIGINT, SIGTERM, SIGUSR1].into_iter().chain(hangup) {
             flag::register_usize(signal, self.code.clone(), 128 + signal as usize)?;
             flag::register(signal, self.asked.clone())?;
         }
@@ -99,4 +100,14 @@ impl Stop {
     pub(super) fn code(&self) -> u8 {
         self.code.load(Ordering::Relaxed) as u8
     }
+}
+
+/// Whether the end of its terminal is to end this process: not where it was started so that it ignores SIGHUP, as by nohup.
+/// Only Linux says that without being asked by unsafe code.
+#[cfg(unix)]
+pub(super) fn hears_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    ignored >> (signal_hook::consts::SIGHUP - 1) & 1 == 0
 }

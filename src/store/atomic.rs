@@ -124,7 +124,7 @@ pub fn temporary(path: &Path) -> Result<PathBuf> {
 
 /// Whose process numbers can be asked for here: this machine since its start, and of its containers this one. Others may write
 /// to the same disk.
-fn machine() -> &'static str {
+pub fn machine() -> &'static str {
     static MACHINE: OnceLock<String> = OnceLock::new();
     MACHINE.get_or_init(|| {
         let started = fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -152,8 +152,8 @@ pub fn sweep(folder: &Path, own: &dyn Fn(&str) -> bool) {
     }
 }
 
-/// Whether a process has ended, where the system says it.
-fn ended(process: u32) -> Option<bool> {
+/// Whether a process of this machine's has ended, where the system says it.
+pub fn ended(process: u32) -> Option<bool> {
     Path::new("/proc/self").exists().then(|| !Path::new("/proc").join(process.to_string()).exists())
 }
 

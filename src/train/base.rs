@@ -159,10 +159,11 @@ impl Subject {
     /// If so, by its name, and with what would help.
     pub fn check_pages(&self, limits: &Limits) -> Result<()> {
         let fits = |name: &str, bytes: u64| {
-            let (ranks, is_expert) = (bytes.div_ceil(limits.max_buffer_bytes), name.contains(".experts."));
+            // What is looked at may itself be one rank's part.
+            let (times, is_expert) = (bytes.div_ceil(limits.max_buffer_bytes), name.contains(".experts."));
             let axes = if is_expert { "expert or the tensor" } else { "tensor" };
             let advice = format!(
-                "{ranks} ranks at least must have a part of it each, by the {axes} axis of --mesh, or choose a smaller model"
+                "{times} times as many ranks at least must have a part of it each, by the {axes} axis of --mesh, or choose a smaller model"
             );
             fits_buffer(name, bytes, limits, &advice)
         };

@@ -3,7 +3,7 @@
 use super::Recipe;
 use super::log::{RECIPE, RunLog};
 use crate::error::{Error, Result};
-use crate::store::atomic::{create_folder, temporary, write_file};
+use crate::store::atomic::{create_folder, ended, machine, temporary, write_file};
 use crate::store::snapshot::Series;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
@@ -13,10 +13,10 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-/// What a run has locked while it writes; it holds the number of its process, and says nothing once it is not locked.
+/// What a run has locked while it writes; it holds the number of its process and its machine, and says nothing once it is not locked.
 const LOCK: &str = ".lock";
 /// Which run the folder is of.
-const RUN: &str = ".run";
+pub(super) const RUN: &str = ".run";
 /// For so long a run that was killed may still be leaving.
 const LEAVING: Duration = Duration::from_secs(3);
 
@@ -46,7 +46,7 @@ impl RunLock {
         });
         if note.is_none() {
             // For who is refused; a disk that is full refuses nobody.
-            let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+            let _ = file.set_len(0).and_then(|()| writeln!(file, "{} {}", std::process::id(), machine()));
         }
         Ok(RunLock { _file: file, note })
     }
@@ -58,6 +58,18 @@ impl RunLock {
     pub fn check(folder: &Path) -> Result<()> {
         let Ok(file) = File::open(folder.join(LOCK)) else { return Ok(()) };
         wait(folder, || file.try_lock_shared()).map(|_| ())
+    }
+
+    /// The same, but gives the refusal of a lock that may be left of a run which has ended: of a machine that is gone, whose
+    /// locks a file server keeps for a while, or by the process `own`. None is of a folder that is free.
+    ///
+    /// # Errors
+    /// If another process of this machine's has it.
+    pub fn left(folder: &Path, own: Option<u32>) -> Result<Option<Error>> {
+        let Err(refusal) = RunLock::check(folder) else { return Ok(None) };
+        let is_another = holder(folder)
+            .is_some_and(|(process, of)| of == machine() && own != Some(process) && ended(process) != Some(true));
+        if is_another { Err(refusal) } else { Ok(Some(refusal)) }
     }
 }
 
@@ -100,11 +112,23 @@ pub fn give_up(folder: &Path, given: Option<&Path>) -> Result<()> {
         return Ok(());
     }
     RunLock::check(folder)?;
-    Series::of(folder).clear()?;
+    // First: by its name neighbours' copies of that run would come back.
+    let run = folder.join(RUN);
+    match std::fs::remove_file(&run) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &run, error)),
+        _ => Series::of(folder).clear()?,
+    }
     let recipe = folder.join(RECIPE);
     let place = |path: &Path| path.canonicalize().ok();
     let Some(own) = place(&recipe).filter(|own| given.and_then(place).as_ref() != Some(own)) else { return Ok(()) };
     std::fs::remove_file(own).map_err(|e| Error::io("remove", &recipe, e))
+}
+
+/// The process that has locked a folder, and its machine; nothing where the lock does not say them.
+fn holder(folder: &Path) -> Option<(u32, String)> {
+    let text = std::fs::read_to_string(folder.join(LOCK)).ok()?;
+    let mut words = text.split_whitespace();
+    Some((words.next()?.parse().ok()?, words.next().unwrap_or_default().into()))
 }
 
 /// Tries to lock until that is given up; gives why it cannot be done at all.
@@ -119,8 +143,7 @@ fn wait(folder: &Path, lock: impl Fn() -> Result<(), TryLockError>) -> Result<Op
         }
     }
     let path = folder.join(LOCK);
-    let process = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u32>().ok());
-    let process = process.map_or_else(|| "another process".into(), |number| format!("process {number}"));
+    let process = holder(folder).map_or_else(|| "another process".into(), |(number, _)| format!("process {number}"));
     let message = format!(
         "another run writes there, {process}: wait for its end, end it, or choose another --out; if it ran on a machine that is gone, \
          remove {}",
@@ -158,8 +181,19 @@ mod tests {
             let by = format!("{folder}: another run writes there, process {}: wait for its end", std::process::id());
             assert!(said.starts_with(&by) && said.ends_with(&format!("remove {folder}/.lock")), "{said}");
         }
+        // Only what may be left of one's own is waited for: by its process, one that has ended, or of another machine.
+        let (lock, own) = (folder.path().join(LOCK), std::process::id());
+        let left = |own| RunLock::left(folder.path(), own).map(|refusal| refusal.is_some());
+        assert!(left(None).is_err() && left(Some(own)).unwrap());
+        std::fs::write(&lock, format!("{own} elsewhere\n")).unwrap();
+        assert!(left(None).unwrap());
+        #[cfg(target_os = "linux")]
+        {
+            std::fs::write(&lock, format!("{} {}\n", i32::MAX, machine())).unwrap();
+            assert!(left(None).unwrap());
+        }
         drop(first);
-        RunLock::check(folder.path()).unwrap();
+        assert!(!left(None).unwrap());
         RunLock::take(folder.path()).unwrap();
         // One that is about to leave is waited for.
         let leaving = RunLock::take(folder.path()).unwrap();

@@ -2,7 +2,7 @@
 //! outlives the processes of a run, as what they hold themselves does not, but not its machine; of a machine that is lost the
 //! neighbours have what was on it (docs/decisions/0016-copies-at-neighbours.md).
 
-use super::folder::RunId;
+use super::folder::{RUN, RunId};
 use super::log::RECIPE;
 use super::{About, Recipe, Resumption, World};
 use crate::comm::Communicator;
@@ -35,25 +35,22 @@ impl Neighbours {
     /// In a folder of this machine's for the copies of all runs: by the place of the recipe's run, and by which of all that were ever
     /// there it is.
     pub fn of(recipe: &Recipe, run: &RunId) -> Option<Neighbours> {
-        let folder = recipe.checkpoint.neighbour_copies.as_ref()?;
-        // Not what links lead to, which is known only once the folder is there.
-        let out = std::path::absolute(&recipe.out).unwrap_or_else(|_| recipe.out.clone());
-        let sum = digest(&SHA256, out.as_os_str().as_encoded_bytes());
-        let name: String = sum.as_ref()[..8].iter().map(|b| format!("{b:02x}")).collect();
-        let place = format!("danlu-{name}-");
+        let (folder, place) = place(recipe)?;
         Some(Neighbours { series: Series::at(&folder.join(format!("{place}{run}"))), place })
     }
 
-    /// Removes what takes up memory here for nothing: copies of runs that were in this one's place before, and of its own such of
-    /// steps that are still to come, which it went back from, and halves that processes left.
-    pub fn forget_after(&self, step: u64) {
+    /// Removes what takes up memory here for nothing: copies of runs that were in this one's place before.
+    pub fn forget_others(&self) {
         let own = self.series.folder();
-        for entry in own.parent().and_then(|above| fs::read_dir(above).ok()).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&self.place) && entry.path() != own {
-                // Another rank of this machine may be at it as well.
-                let _ = fs::remove_dir_all(entry.path());
-            }
+        let all = own.parent().map(|folder| of_place(folder, &self.place)).unwrap_or_default();
+        for other in all.iter().filter(|other| *other != own) {
+            // Another rank of this machine may be at it as well.
+            let _ = fs::remove_dir_all(other);
         }
+    }
+
+    /// Of its own such of steps that are still to come, which it went back from, and halves that processes left.
+    pub fn forget_after(&self, step: u64) {
         self.series.sweep();
         for rank in ranks(&self.series) {
             let all = self.series.part(rank).list();
@@ -151,15 +148,53 @@ impl Neighbours {
     }
 }
 
-/// Puts back what neighbours have of a run, if it has them keep copies. Of a folder that does not say which run it is of nothing is.
+/// Puts back what neighbours have of a run, if it has them keep copies. Of a folder that does not say which run it is of nothing is:
+/// `note` hears what there would be.
 ///
 /// # Errors
 /// As [`Neighbours::put_back`].
 pub fn put_back(folder: &Path, note: &mut dyn FnMut(String)) -> Result<()> {
     let Ok(recipe) = Recipe::open(folder.join(RECIPE)) else { return Ok(()) };
     let recipe = Recipe { out: folder.into(), ..recipe };
-    let run = RunId::read(folder);
-    run.and_then(|run| Neighbours::of(&recipe, &run)).map_or(Ok(()), |neighbours| neighbours.put_back(&recipe, note))
+    let Some(run) = RunId::read(folder) else {
+        unclaimed(&recipe).into_iter().for_each(note);
+        return Ok(());
+    };
+    Neighbours::of(&recipe, &run).map_or(Ok(()), |neighbours| neighbours.put_back(&recipe, note))
+}
+
+/// What is said of copies for a run's place of which nobody knows whether they are its own.
+fn unclaimed(recipe: &Recipe) -> Option<String> {
+    let (folder, place) = place(recipe)?;
+    let all: Vec<String> = of_place(folder, &place).iter().map(|path| path.display().to_string()).collect();
+    let run = recipe.out.join(RUN);
+    (!all.is_empty()).then(|| {
+        format!(
+            "{} does not say which run this is, and neighbours have copies of what was in its place, of which none is put back: {}; \
+             if one is of this run, write the last 16 characters of its name there, and take the run up again",
+            run.display(),
+            all.join(", ")
+        )
+    })
+}
+
+/// A machine's folder for the copies of all runs, and how the names of those begin there that are of a run in this one's place.
+fn place(recipe: &Recipe) -> Option<(&Path, String)> {
+    let folder = recipe.checkpoint.neighbour_copies.as_ref()?;
+    // Not what links lead to, which is known only once the folder is there.
+    let out = std::path::absolute(&recipe.out).unwrap_or_else(|_| recipe.out.clone());
+    let sum = digest(&SHA256, out.as_os_str().as_encoded_bytes());
+    let name: String = sum.as_ref()[..8].iter().map(|b| format!("{b:02x}")).collect();
+    Some((folder, format!("danlu-{name}-")))
+}
+
+/// The folders of all runs that were ever in a place, in the order of their names.
+fn of_place(folder: &Path, place: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let of = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(place));
+    let mut all: Vec<PathBuf> = of.map(|entry| entry.path()).collect();
+    all.sort_unstable();
+    all
 }
 
 /// The ranks of which a series may hold parts.

@@ -71,6 +71,21 @@ fn copies_are_of_one_run() {
     // One after another in the same place, and one elsewhere.
     let (before, after, other) = (kept("m"), kept("m"), kept("n"));
     after.forget_after(1);
+    assert!(before.series.folder().exists());
+    // Without an id nobody knows which of them are the run's own.
+    let out = folder.path().join("m");
+    let said = || {
+        let mut said = Vec::new();
+        put_back(&out, &mut |text| said.push(text)).unwrap();
+        said
+    };
+    assert!(said().is_empty());
+    fs::remove_file(out.join(RUN)).unwrap();
+    let said = said().join("\n");
+    for (copies, is_named) in [(&before, true), (&after, true), (&other, false)] {
+        assert_eq!(said.contains(&copies.series.folder().display().to_string()), is_named, "{said}");
+    }
+    after.forget_others();
     assert!(!before.series.folder().exists() && other.series.part(1).step(2).exists());
     assert!(after.series.step(1).exists() && !after.series.part(1).step(2).exists());
     after.remove(&World::alone()).unwrap();

@@ -103,14 +103,20 @@ impl<'a> Session<'a> {
     ) -> Result<Self> {
         let step = trainer.progress.step;
         let world = trainer.world().clone();
-        let begun = world.is_first().then(|| begin(recipe, step, trainer.device_bytes()));
+        let begun = world.is_first().then(|| {
+            // Of a run that goes on and has lost its name others' copies may be its own.
+            let is_known = step == 0 || RunId::read(&recipe.out).is_some();
+            begin(recipe, step, trainer.device_bytes()).map(|begun| (begun, is_known))
+        });
         let (mut log, mut lock) = (None, None);
         let mine = begun.map(|begun| {
-            let (own_log, own_lock, run) = begun?;
+            let ((own_log, own_lock, run), is_known) = begun?;
             (log, lock) = (Some(own_log), Some(own_lock));
-            Ok(run)
+            Ok((run, is_known))
         });
-        let copies = Neighbours::of(recipe, &world.first::<RunId>(mine)?);
+        let (run, is_known) = world.first::<(RunId, bool)>(mine)?;
+        let copies = Neighbours::of(recipe, &run);
+        copies.iter().filter(|_| is_known).for_each(Neighbours::forget_others);
         copies.iter().for_each(|copies| copies.forget_after(step));
         trainer.notes.extend(lock.iter().filter_map(|lock| lock.note.clone()));
         let series = Series::below(&recipe.out);

@@ -343,6 +343,52 @@ fn what_another_run_has_is_not_tried_again() {
     assert!(told.matches("taken up after step").count() < 2, "{told}");
 }
 
+/// What ranks have left locked, as a machine that is gone does for a while, is waited for.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_lock_that_a_run_has_left_is_waited_for() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    place.train(&format!("{TRAIN} --mesh data=2 --out calm")).assert().success();
+    // With no attempt to lose, and before it looks.
+    let mut launched = start(&place, &launch(&place, "--with threads --ranks 2 --restarts 1", "left"));
+    let until = Instant::now() + Duration::from_secs(60);
+    while !place.path("left/checkpoints").exists() {
+        assert!(Instant::now() < until && launched.try_wait().unwrap().is_none(), "there is no checkpoint");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    signal("-STOP", launched.id());
+    ranks_of(launched.id()).into_iter().for_each(|rank| signal("-KILL", rank));
+    let left = RunLock::take(&place.path("left")).unwrap();
+    place.write("left/.lock", "1 elsewhere\n");
+    signal("-CONT", launched.id());
+    // Longer than anybody waits for one that is about to leave.
+    std::thread::sleep(Duration::from_secs(8));
+    drop(left);
+    let ended = launched.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert!(
+        ended.status.success() && told.matches("what the ranks have left, which is waited for").count() == 1,
+        "{told}"
+    );
+    assert_eq!(told.matches("taken up after step").count(), 1, "{told}");
+    assert_eq!(weights(&place, "left"), weights(&place, "calm"));
+}
+
+/// Between a supervisor and its first rank may stand what hands no standard input on.
+#[test]
+fn who_was_never_greeted_does_not_leave_at_the_end_of_its_input() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let mut train = place.train("--batch 4 --steps 40 --out m --log-format json");
+    train.env("DANLU_ALIVE", place.path("alive")).write_stdin("").assert().success();
+    assert!(!weights(&place, "m").is_empty());
+}
+
 #[test]
 fn what_fails_again_and_again_is_given_up() {
     if !has_adapter() {
@@ -397,12 +443,15 @@ fn a_run_that_never_begins_does_not_take_up_the_one_before_it() {
     assert_eq!(place.names("old/checkpoints"), before, "given up for a run that cannot be");
     fs::create_dir(place.path("begun")).unwrap();
     place.write("begun/recipe.toml", fs::read(place.path("kept.toml")).unwrap());
+    place.write("begun/.run", "0123456789abcdef");
+    assert!(place.path("old/.run").exists());
     for (flags, out) in [("--force", "old"), ("", "begun")] {
         let said = told(flags, out);
         assert!(said.contains("batch is 4, which 3 ranks cannot share in equal parts"), "{said}");
         assert!(said.contains(&format!("before there was anything in {out} to take up")), "{said}");
         assert!(!said.contains("taken up after step"), "{said}");
-        assert!(!place.path(out).join("recipe.toml").exists());
+        // Nor would neighbours' copies of it come back.
+        assert!(!place.path(out).join("recipe.toml").exists() && !place.path(out).join(".run").exists());
     }
     assert!(place.names("old/checkpoints").iter().all(|name| !name.starts_with("step-")));
     // The recipe that it is to have is no other run's.

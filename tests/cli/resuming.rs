@@ -4,6 +4,7 @@ use super::{Place, has_adapter, stderr, stdout};
 use danlu::base::Rng;
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -179,6 +180,33 @@ fn sigterm_saves_and_leaves_with_its_code() {
     fs::write(&manifest, whole).unwrap();
     place.danlu("train --resume m --tune off --quiet").assert().success();
     assert!(weights(&place, "m") == weights(&place, "calm"));
+}
+
+/// What nohup starts outlives its terminal.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_hangup_that_is_ignored_ends_nothing() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let hung_up = |shell: &str, out: &str| {
+        let train = place.train(&format!("--steps 200 --out {out} --log-format json"));
+        let mut sh = std::process::Command::new("sh");
+        sh.args(["-c", shell, "sh", env!("CARGO_BIN_EXE_danlu")]).args(train.get_args());
+        sh.current_dir(place.path(".")).env("DANLU_CACHE", place.path("cache"));
+        let mut run = sh.stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let (mut said, mut lines) = (String::new(), BufReader::new(run.stdout.take().unwrap()));
+        while !said.contains("\"event\":\"step\"") {
+            assert!(lines.read_line(&mut said).unwrap() > 0, "{said}");
+        }
+        std::process::Command::new("kill").args(["-HUP", &run.id().to_string()]).status().unwrap();
+        lines.read_to_string(&mut said).unwrap();
+        (run.wait().unwrap().code(), losses(&place, out).len())
+    };
+    assert_eq!(hung_up("trap '' HUP; exec \"$@\"", "ignored"), (Some(0), 200));
+    let (code, steps) = hung_up("exec \"$@\"", "heard");
+    assert!(code == Some(129) && steps < 200, "{code:?} after {steps} steps");
 }
 
 /// What a run, or somebody, has left in a folder is given up only where that is asked for.

@@ -75,6 +75,7 @@ impl Starter {
                 words(&format!("--ntasks={ranks}"), &count),
                 words(&format!("--ntasks-per-node={per_node}"), "so many on each machine"),
                 words(&format!("--mpi={mpi}"), "how ranks learn of each other"),
+                words("--input=0", "the first rank learns by its input when the supervisor is gone"),
                 words("--kill-on-bad-exit=1", "when one has died, all end"),
                 words("--cpu-bind=none", "a rank's threads use any core: data, checkpoints, the driver's"),
             ],

@@ -1,13 +1,15 @@
 //! Has a job run to its end: what failed is taken up from its last checkpoint, and what is told to end saves first.
 
 use super::super::alive::Watch;
+#[cfg(unix)]
+use super::super::signals::hears_hangup;
 use super::Layout;
 use super::starter::{Starter, quoted};
 use crate::error::Error;
 use crate::parallel::Mesh;
 use crate::train::{Resumption, RunLock};
 use anyhow::{Context, Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -110,7 +112,9 @@ impl Attempts {
         // Ctrl-C at a terminal comes to this program alone, which passes it on as what lets the ranks save.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.spawn().with_context(|| format!("cannot start {}", words[0]))
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", words[0]))?;
+        watch.greet(&mut child);
+        Ok(child)
     }
 
     /// The next lower number of ranks that share the batch in equal parts: threads along the data axis alone, processes beside
@@ -140,9 +144,13 @@ impl Told {
     fn listen() -> Result<Told> {
         let told = Arc::new(AtomicUsize::new(0));
         #[cfg(unix)]
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
-            signal_hook::flag::register_usize(signal, told.clone(), signal as usize)
-                .context("cannot listen for signals")?;
+        {
+            use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+            let hangup = Some(SIGHUP).filter(|_| hears_hangup());
+            for signal in [SIGINT, SIGTERM].into_iter().chain(hangup) {
+                signal_hook::flag::register_usize(signal, told.clone(), signal as usize)
+                    .context("cannot listen for signals")?;
+            }
         }
         Ok(Told(told))
     }
@@ -179,8 +187,9 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u
         }
         let how = said(ended);
         failures += 1;
-        // What another run has by now no attempt of this one gets.
-        RunLock::check(&attempts.out)?;
+        if let Some(signal) = free_again(&attempts.out, watch.first(), &told)? {
+            return Ok(128 + signal);
+        }
         let Some(done) = attempts.done() else {
             bail!(Error::Invalid(format!(
                 "the ranks {how} before there was anything in {} to take up; their words stand above",
@@ -204,6 +213,32 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u
         );
         std::thread::sleep(Duration::from_millis(500));
     }
+}
+
+/// For so long a file server may keep what a machine locked that is gone: NFS does for 90 s.
+const LEASE: Duration = Duration::from_secs(120);
+
+/// Waits until what the ranks of an attempt have locked is free: the first one, `own`, may be slow to leave, or gone with its
+/// machine. After that the next attempt tries itself. Gives the signal that asks to end meanwhile.
+///
+/// # Errors
+/// If another run has the folder by now: no attempt of this one gets it.
+fn free_again(out: &Path, own: Option<u32>, told: &Told) -> Result<Option<u8>> {
+    let until = Instant::now() + LEASE;
+    let mut is_said = false;
+    while let Some(refusal) = RunLock::left(out, own)?.filter(|_| Instant::now() < until) {
+        if let Some(signal) = told.take() {
+            return Ok(Some(signal));
+        }
+        if !is_said {
+            let most = LEASE.as_secs();
+            tell!(
+                "danlu launch: that may be what the ranks have left, which is waited for, {most} s at most: {refusal}"
+            );
+            is_said = true;
+        }
+    }
+    Ok(None)
 }
 
 /// How long ranks that are silent have to end once they are asked to.

@@ -53,7 +53,14 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
             None => put_back()?,
         }
     }
-    let (mut recipe, resumption) = args.recipe(&kind, &mut |text| notes.push(text))?;
+    let mut damage = Vec::new();
+    let found = args.recipe(&kind, &mut |text| damage.push(text));
+    if found.is_err() && is_first {
+        // Why nothing was put back that is wanted.
+        notes.iter().for_each(|text| tell!("danlu: {text}"));
+    }
+    let (mut recipe, resumption) = found?;
+    notes.extend(damage);
     if let Some(process) = process {
         recipe = process.share(recipe, args.mesh.is_some())?;
     }

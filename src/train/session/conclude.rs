@@ -11,13 +11,18 @@ impl Session<'_> {
     /// The last checkpoint, and the model; of a run that is whole then neighbours keep nothing.
     pub(super) async fn conclude(mut self, ending: Ending) -> Result<Ending> {
         let (copies, world) = (self.copies.take(), self.world.clone());
-        let ending = self.leave(ending).await?;
-        let is_whole = ending != Ending::Interrupted && self.failed.is_none();
-        copies.filter(|_| is_whole).map_or(Ok(()), |copies| copies.remove(&world))?;
+        let is_written = self.leave(ending).await?;
+        if let Some(copies) = copies.filter(|_| is_written && ending != Ending::Interrupted) {
+            // Only who writes checkpoints knows that the last one failed, and all ranks do the same.
+            if !world.any(self.failed.is_some())? {
+                copies.remove(&world)?;
+            }
+        }
         Ok(ending)
     }
 
-    async fn leave(&mut self, ending: Ending) -> Result<Ending> {
+    /// Gives whether the whole model is written, on all ranks alike: where it is not, checkpoints alone hold what was trained.
+    async fn leave(&mut self, ending: Ending) -> Result<bool> {
         let step = self.done();
         if self.taken != step {
             self.keep(None, Instant::now()).await?;
@@ -28,9 +33,9 @@ impl Session<'_> {
         if !self.trainer.has_room()? {
             let out = self.recipe.out.display();
             self.note(format!("the whole model has no room in the first rank's host: `danlu export {out}` makes it where there is some"));
-            return Ok(ending);
+            return Ok(false);
         }
-        let Some((subject, pages)) = self.trainer.whole_on_first().await? else { return Ok(ending) };
+        let Some((subject, pages)) = self.trainer.whole_on_first().await? else { return Ok(true) };
         self.about.progress = self.trainer.progress.clone();
         let is = Trained { step: of, about: self.about.clone() };
         save_run(self.recipe, self.prepared, &subject, &pages, &is)?;
@@ -44,7 +49,7 @@ impl Session<'_> {
         // The model lies there; whoever counts on going on must know that nothing else does.
         match self.failed.take_if(|_| ending == Ending::Interrupted) {
             Some(error) => Err(error),
-            None => Ok(ending),
+            None => Ok(true),
         }
     }
 
