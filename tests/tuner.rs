@@ -47,6 +47,31 @@ impl Op for Double {
     }
 }
 
+/// y = 2x by the same kernels, for which there is memory up to so many bytes of operands.
+#[derive(Debug, Clone)]
+struct Hungry {
+    enough: u64,
+}
+
+impl Op for Hungry {
+    fn name(&self) -> &'static str {
+        "hungry"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        Double.infer(inputs)
+    }
+
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        let scratch = if io.bytes() > self.enough { 1 << 50 } else { 0 };
+        Double.kernels(io, limits).into_iter().map(|kernel| Kernel { scratch, ..kernel }).collect()
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        Double.reference(inputs)
+    }
+}
+
 fn io(op: &dyn Op, inputs: &[TensorType]) -> Io {
     let refs: Vec<&TensorType> = inputs.iter().collect();
     Io { inputs: inputs.to_vec(), outputs: op.infer(&refs).unwrap() }
@@ -100,6 +125,25 @@ fn a_wrong_kernel_is_barred_and_the_choice_is_remembered() {
     assert_eq!(choose(&mut tuner(TuneMode::Off, folder.path()), &Double, &x), "slow");
     let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(files, ["tuning.json"], "nothing half-written is left");
+}
+
+#[test]
+fn lack_of_memory_bars_no_kernel() {
+    let folder = tempfile::tempdir().unwrap();
+    let x = [TensorType::f32([SIZE])];
+    let mut full = tuner(TuneMode::Full, folder.path());
+    // There is none even for what is tried at last.
+    assert_eq!(choose(&mut full, &Hungry { enough: 0 }, &x), "slow");
+    let records = full.records();
+    assert!(records.barred.is_empty() && records.proved.is_empty() && !records.rows[0].is_measured(), "{records:?}");
+    assert_eq!(full.measured(), 0);
+    drop(full);
+    // Others have left a part of it: a smaller version is measured, and that is evidence.
+    let mut later = tuner(TuneMode::Full, folder.path());
+    assert_eq!(choose(&mut later, &Hungry { enough: 4 << 20 }, &x), "fast");
+    let (row, barred) = (&later.records().rows[0], &later.records().barred);
+    assert!(row.is_measured() && row.seconds.iter().all(Option::is_some), "{row:?}");
+    assert!(barred.len() == 1 && barred[0].id.kernel == "map:wrong", "{barred:?}");
 }
 
 #[test]

@@ -91,7 +91,8 @@ pub struct Row {
     /// What was chosen for.
     #[serde(flatten)]
     pub key: Key,
-    /// Seconds of each candidate; `None` where it was not measured. Empty where there was no time, and the nearest class decided.
+    /// Seconds of each candidate; `None` where it was not measured. Empty where there was no time, and the nearest class decided;
+    /// nothing but `None` where no candidate could be run.
     pub seconds: Vec<Option<f64>>,
     /// What each was expected to take at least; empty where none was measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -106,7 +107,7 @@ pub struct Row {
 impl Row {
     /// Whether the choice rests on measurements; else it was assumed.
     pub fn is_measured(&self) -> bool {
-        !self.seconds.is_empty()
+        self.seconds.iter().any(Option::is_some)
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::run_kernel;
 use crate::base::{Array, Limits, TensorType};
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{Io, Kernel, Op};
 use crate::ops::{MatMul, Operands};
@@ -18,11 +19,11 @@ pub(super) fn is_native(kernel: &Kernel) -> bool {
 
 /// Tries how products of f16 operands are rounded by the adapter's own conversion, with the kernels for these limits that leave
 /// it to that: it should be to the nearest, of two equally near ones to the even one, and from 65,520 on to infinity. Numbers
-/// below 2^-14 may become zero.
+/// below 2^-14 may become zero. Gives what was rounded otherwise, if anything was.
 ///
 /// # Errors
-/// What was rounded otherwise, or why that could not be tried.
-pub async fn rounds_natively(gpu: &Gpu, limits: &Limits) -> Result<(), String> {
+/// If one of the kernels cannot be run.
+pub async fn misrounds(gpu: &Gpu, limits: &Limits) -> Result<Option<String>> {
     let values = values();
     // As gradients of weights and as linear layers are: either operand is loaded along k and across it.
     for (transpose_a, transpose_b) in [(true, false), (false, true)] {
@@ -31,16 +32,18 @@ pub async fn rounds_natively(gpu: &Gpu, limits: &Limits) -> Result<(), String> {
             let inputs = [(is_left, transpose_a), (!is_left, !transpose_b)]
                 .map(|(is_tried, is_turned)| if is_tried { spread(&values, is_turned) } else { ones() });
             let types = inputs.each_ref().map(|x| x.ty.clone());
-            let outputs = op.infer(&types.each_ref())?;
+            let outputs = op.infer(&types.each_ref()).map_err(Error::Graph)?;
             let io = Io { inputs: types.to_vec(), outputs };
             for kernel in op.kernels(&io, limits).iter().filter(|kernel| is_native(kernel)) {
-                let got = run_kernel(gpu, kernel, &io, &inputs, &[]).await.map_err(|e| e.to_string())?;
+                let got = run_kernel(gpu, kernel, &io, &inputs, &[]).await?;
                 let at = |i: usize| if is_left { got[0].data[i * ONES] } else { got[0].data[i] };
-                misrounded(&values, at).map_or(Ok(()), Err)?;
+                if let Some(wrong) = misrounded(&values, at) {
+                    return Ok(Some(wrong));
+                }
             }
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Both signs of numbers of every exponent that matters, on, beside and far from where rounding turns.

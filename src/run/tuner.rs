@@ -8,9 +8,9 @@ use super::race_kernel;
 use super::records::{Barred, FILE, KernelId, Key, Records, Row};
 use super::roofline::Roofline;
 use crate::compile::{Chooser, Learning};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::graph::{Io, Kernel, Op};
+use crate::graph::{Cost, Io, Kernel, Op};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -198,11 +198,16 @@ impl Tuner {
         let proof = probe::prove(&self.gpu, op, io, i).await;
         self.spent += start.elapsed();
         match proof {
-            Ok(()) => self.records.proved.push(id.clone()),
-            // A lost device says nothing about the kernel.
-            Err(_) if self.gpu.check().is_err() => return false,
-            Err(reason) => {
+            Ok(None) => self.records.proved.push(id.clone()),
+            Ok(Some(reason)) => {
                 self.bar(id, reason);
+                return false;
+            }
+            // A lost device, or lack of memory, says nothing about the kernel.
+            Err(Error::Memory { .. }) => return false,
+            Err(_) if self.gpu.check().is_err() => return false,
+            Err(error) => {
+                self.bar(id, error.to_string());
                 return false;
             }
         }
@@ -216,14 +221,57 @@ impl Tuner {
         self.changed = true;
     }
 
-    /// Times the candidates that may win on a small version of the node; the fastest that proves right is taken.
+    /// Times the candidates that may win on a small version of the node, a smaller one as long as memory is lacking; the fastest
+    /// that proves right is taken.
     async fn measure(&mut self, op: &dyn Op, io: &Io, key: &Key) -> Row {
         let machine = self.machine().await;
-        let limits = self.gpu.limits();
+        let gpu = self.gpu.clone();
+        let limits = gpu.limits();
         let most = machine.as_ref().map_or(probe::LEAST, |m| probe::measured(&op.kernels(io, limits), m, limits));
-        let small = probe::shrink(op, io, limits, most);
-        let kernels = op.kernels(&small, limits);
-        let forecast = |k: &Kernel| machine.as_ref().map_or(0.0, |m| Forecast::of(k, op.cost(&small), m).seconds());
+        let mut small = probe::shrink(op, io, limits, most);
+        let (forecasts, race) = loop {
+            let (forecasts, race) = self.race(op, &small, key, machine.as_ref()).await;
+            // Other programs may hold the memory.
+            let less = Cost { flops: u64::MAX, bytes: small.bytes() / 2 };
+            let smaller = probe::shrink(op, &small, limits, less);
+            if !race.is_short || smaller.bytes() >= small.bytes() {
+                break (forecasts, race);
+            }
+            small = smaller;
+        };
+        let Race { mut seconds, notes, failed, .. } = race;
+        for i in failed.into_iter().filter(|&i| i > 0) {
+            // A lost device says nothing about the kernel.
+            if self.gpu.check().is_ok() {
+                self.bar(&key.candidates[i], notes[i].clone().unwrap_or_default());
+            }
+        }
+        let best = seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min);
+        let mut order: Vec<usize> = (0..seconds.len()).filter(|&i| seconds[i].is_some()).collect();
+        // Within the measurement's noise the operator's own order decides, so that two fresh starts agree.
+        let time = |i: usize| seconds[i].filter(|&t| t > 1.05 * best).unwrap_or(0.0);
+        order.sort_by(|&a, &b| time(a).total_cmp(&time(b)).then(a.cmp(&b)));
+        let mut winner = 0;
+        for i in order {
+            if self.trusted(op, io, key, i).await {
+                winner = i;
+                break;
+            }
+            // What could not be tried for lack of memory is no evidence either.
+            if self.verdict(key, i).is_none() {
+                seconds.fill(None);
+            }
+        }
+        let row = Row { key: key.clone(), seconds, forecasts, notes, winner };
+        self.measured += usize::from(row.is_measured());
+        row
+    }
+
+    /// Races the candidates on this version of the node; gives the forecasts, too.
+    async fn race(&mut self, op: &dyn Op, small: &Io, key: &Key, machine: Option<&Machine>) -> (Vec<f64>, Race) {
+        let limits = self.gpu.limits();
+        let kernels = op.kernels(small, limits);
+        let forecast = |k: &Kernel| machine.map_or(0.0, |m| Forecast::of(k, op.cost(small), m).seconds());
         let forecasts: Vec<f64> = kernels.iter().map(forecast).collect();
         let reached = forecast::experience(key, &self.records.rows);
         let barred: Vec<bool> = key.candidates.iter().map(|id| self.records.is_barred(id)).collect();
@@ -237,33 +285,13 @@ impl Tuner {
         let mut meanwhile = Duration::ZERO;
         let time = async |i: usize, best| {
             meanwhile += compile(gpu, [&kernels[i]]);
-            race_kernel(gpu, &kernels[i], &small, best).await.map_err(|e| e.to_string())
+            race_kernel(gpu, &kernels[i], small, best).await
         };
-        let Race { seconds, notes, failed } = forecast::race(&forecasts, &reached, &barred, time).await;
+        let race = forecast::race(&forecasts, &reached, &barred, time).await;
         compiling += meanwhile;
-        let spent = start.elapsed().saturating_sub(meanwhile);
-        for i in failed.into_iter().filter(|&i| i > 0) {
-            // A lost device says nothing about the kernel.
-            if self.gpu.check().is_ok() {
-                self.bar(&key.candidates[i], notes[i].clone().unwrap_or_default());
-            }
-        }
-        self.spent += spent;
+        self.spent += start.elapsed().saturating_sub(meanwhile);
         self.compiled += compiling;
-        let best = seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min);
-        let mut order: Vec<usize> = (0..kernels.len()).filter(|&i| seconds[i].is_some()).collect();
-        // Within the measurement's noise the operator's own order decides, so that two fresh starts agree.
-        let time = |i: usize| seconds[i].filter(|&t| t > 1.05 * best).unwrap_or(0.0);
-        order.sort_by(|&a, &b| time(a).total_cmp(&time(b)).then(a.cmp(&b)));
-        let mut winner = 0;
-        for i in order {
-            if self.trusted(op, io, key, i).await {
-                winner = i;
-                break;
-            }
-        }
-        self.measured += 1;
-        Row { key: key.clone(), seconds, forecasts, notes, winner }
+        (forecasts, race)
     }
 
     /// The limits that forecasts rest on, the best ever seen, measured at the first question of a process; as the roofline
