@@ -286,6 +286,31 @@ fn what_was_assumed_is_measured_by_whoever_has_the_time() {
     assert_eq!((choose(&mut last, &Double, &x), last.measured()), ("fast".into(), 0));
 }
 
+#[test]
+fn two_processes_on_one_folder_lose_nothing_of_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let [x, y, z] = [SIZE, SIZE / 2, SIZE / 4].map(|n| [TensorType::f32([n])]);
+    choose(&mut tuner(TuneMode::Full, folder.path()).with_budget(Duration::ZERO), &Double, &x);
+    // Both start from what was only assumed. One measures that, and more.
+    let mut one = tuner(TuneMode::Full, folder.path()).with_budget(Duration::ZERO);
+    let mut two = tuner(TuneMode::Full, folder.path());
+    assert_eq!((choose(&mut two, &Double, &x), choose(&mut two, &Double, &y)), ("fast".into(), "fast".into()));
+    let known = two.records().clone();
+    drop(two);
+    // The other has something of its own to say, and ends last.
+    choose(&mut one, &Double, &z);
+    assert!(one.records().barred.is_empty());
+    drop(one);
+    let kept = Records::load(folder.path(), &gpu().report().id());
+    assert_eq!(kept.rows.len(), 3);
+    assert!(known.rows.iter().all(|row| row.is_measured() && kept.row(&row.key) == Some(row)), "{kept:?}");
+    assert_eq!((&kept.proved, &kept.barred, &kept.machine), (&known.proved, &known.barred, &known.machine));
+    assert!(!known.proved.is_empty() && !known.barred.is_empty());
+    // Saved again, nothing changes.
+    kept.save(folder.path()).unwrap();
+    assert_eq!(Records::load(folder.path(), &kept.adapter), kept);
+}
+
 /// What the first start had no time to measure, it wrote down with the run: that computes on with the same kernels.
 #[test]
 fn a_run_that_is_taken_up_keeps_what_was_only_assumed() {
