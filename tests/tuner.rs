@@ -352,6 +352,27 @@ fn compiling_counts_apart_and_once() {
 }
 
 #[test]
+fn a_later_start_has_half_a_second_for_all_that_was_assumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let sizes: Vec<_> = (0..12).map(|i| [TensorType::f32([SIZE >> i])]).collect();
+    let mut none = tuner(TuneMode::Full, folder.path()).with_budget(Duration::ZERO);
+    sizes.iter().for_each(|x| drop(choose(&mut none, &Double, x)));
+    drop(none);
+    let mut later = tuner(TuneMode::Full, folder.path());
+    let mut longest = Duration::ZERO;
+    for x in &sizes {
+        let total = |tuner: &Tuner| tuner.spent() + tuner.compiled();
+        let (before, measured) = (total(&later), later.measured());
+        choose(&mut later, &Double, x);
+        let took = total(&later) - before;
+        // Nothing is begun beyond that time, and something within it.
+        assert_eq!(later.measured() > measured, before < Duration::from_millis(500), "{before:?}");
+        longest = longest.max(took);
+    }
+    println!("{:?}, {:?} for one at most", later.spent() + later.compiled(), longest);
+}
+
+#[test]
 fn a_folder_that_cannot_be_written_is_an_error_of_save_only() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
@@ -429,8 +450,12 @@ fn roofline_is_remembered() {
     assert!(measured.bytes_per_second > 1e8 && measured.flops_per_second > 1e8, "{measured:?}");
     let start = Instant::now();
     assert_eq!(block_on(tuner(TuneMode::Cached, folder.path()).roofline(false)).unwrap(), measured);
-    // Measured again, it can only rise.
-    let again = block_on(tuner(TuneMode::Full, folder.path()).roofline(false)).unwrap();
+    // Measured again, it can only rise; that takes of the time for what else a later start has to measure.
+    let mut later = tuner(TuneMode::Full, folder.path());
+    let again = block_on(later.roofline(false)).unwrap();
+    let spent = later.spent();
+    assert!(spent > Duration::ZERO);
+    assert_eq!((block_on(later.roofline(false)).unwrap(), later.spent()), (again, spent), "once a process");
     assert!(again.bytes_per_second >= measured.bytes_per_second && again.flops_per_second >= measured.flops_per_second);
     println!("remembered: {:?}", start.elapsed());
 }

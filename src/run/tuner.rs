@@ -45,8 +45,8 @@ impl std::str::FromStr for TuneMode {
 /// How long a process may measure kernels, and as long again compile them for that. Proofs count towards it and are made beyond
 /// it.
 const BUDGET: Duration = Duration::from_secs(3);
-/// The same for what an earlier process had no time for: a second start is to be quick.
-const LATER: Duration = Duration::from_secs(1);
+/// For both together of what an earlier process had no time for, and for limits known already: a second start is to be quick.
+const LATER: Duration = Duration::from_millis(500);
 
 /// Chooses kernels by measurement. In this order it believes: what it measured on the adapter earlier, the table that ships,
 /// a measurement now, what it assumed earlier, the nearest class that it measured, the first candidate. A candidate other than
@@ -121,7 +121,7 @@ impl Tuner {
         self
     }
 
-    /// Time spent on measuring and proving so far, without that of [`Tuner::roofline`].
+    /// Time spent on measuring and proving so far, without that of a first [`Tuner::roofline`].
     pub fn spent(&self) -> Duration {
         self.spent
     }
@@ -141,25 +141,30 @@ impl Tuner {
         &self.records
     }
 
-    /// Bandwidth and rate of the device, the best ever seen: measured now in full mode, or where nothing is remembered;
-    /// which takes half a second on a CPU. Choosing its products has a budget of its own. With `half` also of products of f16
-    /// operands.
+    /// Bandwidth and rate of the device, the best ever seen: measured where nothing is remembered, which takes half a second on a
+    /// CPU and has a budget of its own, as choosing its products has. In full mode what is remembered is measured again, unless
+    /// this process spent time on kernels already; then it counts as [`Tuner::spent`]. With `half` also of products of f16 operands.
     ///
     /// # Errors
     /// If the device fails.
     pub async fn roofline(&mut self, half: bool) -> Result<Roofline> {
         let known = self.records.roofline;
-        let enough = |r: &Roofline| self.mode != TuneMode::Full && (r.half_flops_per_second > 0.0 || !half);
-        if let Some(known) = known.filter(enough) {
+        let enough = known.filter(|r| r.half_flops_per_second > 0.0 || !half);
+        let is_quick = self.mode != TuneMode::Full || !(self.spent + self.compiled).is_zero();
+        if let Some(known) = enough.filter(|_| is_quick) {
             return Ok(known);
         }
         let gpu = self.gpu.clone();
+        let start = Instant::now();
         let before = (std::mem::take(&mut self.spent), std::mem::take(&mut self.compiled));
         let mut measured = Roofline::measure(&gpu, self).await?;
         if half {
             measured = measured.with_half(&gpu, self).await?;
         }
         (self.spent, self.compiled) = before;
+        if enough.is_some() {
+            self.spent += start.elapsed();
+        }
         let roofline = known.map_or(measured, |known| known.max(measured));
         self.records.roofline = Some(roofline);
         self.changed = true;
@@ -181,8 +186,11 @@ impl Tuner {
 
     /// Whether a choice may still be measured. What an earlier process only assumed is there already.
     fn has_time(&self, key: &Key) -> bool {
-        let most = if self.records.row(key).is_some() { self.later } else { self.budget };
-        self.mode == TuneMode::Full && self.spent < most && self.compiled < most
+        let is_left = match self.records.row(key) {
+            Some(_) => self.spent.saturating_add(self.compiled) < self.later,
+            None => self.spent < self.budget && self.compiled < self.budget,
+        };
+        self.mode == TuneMode::Full && is_left
     }
 
     /// True if candidate `i` may be taken, after a proof where there is none yet. That takes milliseconds and stands under no
@@ -224,7 +232,7 @@ impl Tuner {
     /// Times the candidates that may win on a small version of the node, a smaller one as long as memory is lacking; the fastest
     /// that proves right is taken.
     async fn measure(&mut self, op: &dyn Op, io: &Io, key: &Key) -> Row {
-        let machine = self.machine().await;
+        let machine = self.machine(self.records.row(key).is_some()).await;
         let gpu = self.gpu.clone();
         let limits = gpu.limits();
         let most = machine.as_ref().map_or(probe::LEAST, |m| probe::measured(&op.kernels(io, limits), m, limits));
@@ -295,9 +303,9 @@ impl Tuner {
     }
 
     /// The limits that forecasts rest on, the best ever seen, measured at the first question of a process; as the roofline
-    /// they do not count towards the budget. `None` if the device fails.
-    async fn machine(&mut self) -> Option<Machine> {
-        if !self.has_machine {
+    /// they do not count towards the budget. Those remembered do where the start `is_later`. `None` if the device fails.
+    async fn machine(&mut self, is_later: bool) -> Option<Machine> {
+        if !self.has_machine && !(is_later && self.records.machine.is_some()) {
             let now = Machine::bare(&self.gpu).await.ok()?;
             self.records.machine = Some(self.records.machine.as_ref().map_or(now.clone(), |m| m.best(&now)));
             self.has_machine = true;
