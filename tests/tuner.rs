@@ -127,6 +127,13 @@ fn a_wrong_kernel_is_barred_and_the_choice_is_remembered() {
     assert_eq!(files, ["tuning.json"], "nothing half-written is left");
 }
 
+/// So small that dispatches are what counts: one of them, wrong, makes three look hopeless.
+#[test]
+fn a_wrong_kernel_keeps_no_other_out_of_the_race() {
+    let mut tuner = Tuner::new(gpu(), TuneMode::Full, None).without_table();
+    assert_eq!(choose(&mut tuner, &Double, &[TensorType::f32([1024])]), "fast", "{:?}", tuner.records());
+}
+
 #[test]
 fn lack_of_memory_bars_no_kernel() {
     let folder = tempfile::tempdir().unwrap();
@@ -369,7 +376,7 @@ fn a_later_start_has_half_a_second_for_all_that_was_assumed() {
         assert_eq!(later.measured() > measured, before < Duration::from_millis(500), "{before:?}");
         longest = longest.max(took);
     }
-    println!("{:?}, {:?} for one at most", later.spent() + later.compiled(), longest);
+    println!("{:?} and {:?} of compiling, {longest:?} for one at most", later.spent(), later.compiled());
 }
 
 #[test]

@@ -237,42 +237,43 @@ impl Tuner {
         let limits = gpu.limits();
         let most = machine.as_ref().map_or(probe::LEAST, |m| probe::measured(&op.kernels(io, limits), m, limits));
         let mut small = probe::shrink(op, io, limits, most);
-        let (forecasts, race) = loop {
+        loop {
             let (forecasts, race) = self.race(op, &small, key, machine.as_ref()).await;
             // Other programs may hold the memory.
             let less = Cost { flops: u64::MAX, bytes: small.bytes() / 2 };
             let smaller = probe::shrink(op, &small, limits, less);
-            if !race.is_short || smaller.bytes() >= small.bytes() {
-                break (forecasts, race);
+            if race.is_short && smaller.bytes() < small.bytes() {
+                small = smaller;
+                continue;
             }
-            small = smaller;
-        };
-        let Race { mut seconds, notes, failed, .. } = race;
-        for i in failed.into_iter().filter(|&i| i > 0) {
-            // A lost device says nothing about the kernel.
-            if self.gpu.check().is_ok() {
-                self.bar(&key.candidates[i], notes[i].clone().unwrap_or_default());
+            let Race { mut seconds, notes, failed, .. } = race;
+            for i in failed.into_iter().filter(|&i| i > 0) {
+                // A lost device says nothing about the kernel.
+                if gpu.check().is_ok() {
+                    self.bar(&key.candidates[i], notes[i].clone().unwrap_or_default());
+                }
             }
+            let (mut winner, mut is_refused) = (0, false);
+            for i in by_time(&seconds) {
+                if self.trusted(op, io, key, i).await {
+                    winner = i;
+                    break;
+                }
+                match self.verdict(key, i) {
+                    Some(_) => is_refused = true,
+                    // What could not be tried for lack of memory is no evidence either.
+                    None => seconds.fill(None),
+                }
+            }
+            // One that is wrong may have kept others out of the race.
+            let is_out = |(id, s): (&KernelId, &Option<f64>)| s.is_none() && !self.records.is_barred(id);
+            if is_refused && key.candidates.iter().zip(&seconds).any(is_out) {
+                continue;
+            }
+            let row = Row { key: key.clone(), seconds, forecasts, notes, winner };
+            self.measured += usize::from(row.is_measured());
+            return row;
         }
-        let best = seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min);
-        let mut order: Vec<usize> = (0..seconds.len()).filter(|&i| seconds[i].is_some()).collect();
-        // Within the measurement's noise the operator's own order decides, so that two fresh starts agree.
-        let time = |i: usize| seconds[i].filter(|&t| t > 1.05 * best).unwrap_or(0.0);
-        order.sort_by(|&a, &b| time(a).total_cmp(&time(b)).then(a.cmp(&b)));
-        let mut winner = 0;
-        for i in order {
-            if self.trusted(op, io, key, i).await {
-                winner = i;
-                break;
-            }
-            // What could not be tried for lack of memory is no evidence either.
-            if self.verdict(key, i).is_none() {
-                seconds.fill(None);
-            }
-        }
-        let row = Row { key: key.clone(), seconds, forecasts, notes, winner };
-        self.measured += usize::from(row.is_measured());
-        row
     }
 
     /// Races the candidates on this version of the node; gives the forecasts, too.
@@ -362,6 +363,16 @@ impl Tuner {
         }
         winner
     }
+}
+
+/// Those that were measured, the fastest first. Within the measurement's noise the operator's own order decides, so that two
+/// fresh starts agree.
+fn by_time(seconds: &[Option<f64>]) -> Vec<usize> {
+    let best = seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min);
+    let mut order: Vec<usize> = (0..seconds.len()).filter(|&i| seconds[i].is_some()).collect();
+    let time = |i: usize| seconds[i].filter(|&t| t > 1.05 * best).unwrap_or(0.0);
+    order.sort_by(|&a, &b| time(a).total_cmp(&time(b)).then(a.cmp(&b)));
+    order
 }
 
 impl Chooser for Tuner {
