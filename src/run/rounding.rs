@@ -17,14 +17,22 @@ pub(super) fn is_native(kernel: &Kernel) -> bool {
     kernel.constants.contains(&("NATIVE", 1))
 }
 
-/// Tries how products of f16 operands are rounded by the adapter's own conversion, with the kernels for these limits that leave
-/// it to that: it should be to the nearest, of two equally near ones to the even one, and from 65,520 on to infinity. Numbers
-/// below 2^-14 may become zero. Gives what was rounded otherwise, if anything was.
+/// A product that has the numbers to be rounded on one side and ones on the other, with the kernels to be tried.
+pub(super) struct Trial {
+    is_left: bool,
+    inputs: [Array; 2],
+    io: Io,
+    pub(super) kernels: Vec<Kernel>,
+}
+
+/// How products of f16 operands are rounded by an adapter's own conversion, with the kernels for these limits that leave it to
+/// that.
 ///
 /// # Errors
-/// If one of the kernels cannot be run.
-pub async fn misrounds(gpu: &Gpu, limits: &Limits) -> Result<Option<String>> {
+/// If the operator refuses them.
+pub(super) fn trials(limits: &Limits) -> Result<Vec<Trial>> {
     let values = values();
+    let mut trials = Vec::new();
     // As gradients of weights and as linear layers are: either operand is loaded along k and across it.
     for (transpose_a, transpose_b) in [(true, false), (false, true)] {
         let op = MatMul::new(transpose_a, transpose_b).with(Operands::F16);
@@ -34,16 +42,39 @@ pub async fn misrounds(gpu: &Gpu, limits: &Limits) -> Result<Option<String>> {
             let types = inputs.each_ref().map(|x| x.ty.clone());
             let outputs = op.infer(&types.each_ref()).map_err(Error::Graph)?;
             let io = Io { inputs: types.to_vec(), outputs };
-            for kernel in op.kernels(&io, limits).iter().filter(|kernel| is_native(kernel)) {
-                let got = run_kernel(gpu, kernel, &io, &inputs, &[]).await?;
-                let at = |i: usize| if is_left { got[0].data[i * ONES] } else { got[0].data[i] };
-                if let Some(wrong) = misrounded(&values, at) {
-                    return Ok(Some(wrong));
-                }
+            let kernels = op.kernels(&io, limits).into_iter().filter(is_native).collect();
+            trials.push(Trial { is_left, inputs, io, kernels });
+        }
+    }
+    Ok(trials)
+}
+
+/// Runs all trials. Gives what was rounded otherwise, if anything was.
+///
+/// # Errors
+/// If one of the kernels cannot be run.
+pub(super) async fn run(gpu: &Gpu, trials: &[Trial]) -> Result<Option<String>> {
+    let values = values();
+    for Trial { is_left, inputs, io, kernels } in trials {
+        for kernel in kernels {
+            let got = run_kernel(gpu, kernel, io, inputs, &[]).await?;
+            let at = |i: usize| if *is_left { got[0].data[i * ONES] } else { got[0].data[i] };
+            if let Some(wrong) = misrounded(&values, at) {
+                return Ok(Some(wrong));
             }
         }
     }
     Ok(None)
+}
+
+/// Tries how products of f16 operands are rounded by the adapter's own conversion, with the kernels for these limits that leave
+/// it to that: it should be to the nearest, of two equally near ones to the even one, and from 65,520 on to infinity. Numbers
+/// below 2^-14 may become zero. Gives what was rounded otherwise, if anything was.
+///
+/// # Errors
+/// If one of the kernels cannot be run.
+pub async fn misrounds(gpu: &Gpu, limits: &Limits) -> Result<Option<String>> {
+    run(gpu, &trials(limits)?).await
 }
 
 /// Both signs of numbers of every exponent that matters, on, beside and far from where rounding turns.

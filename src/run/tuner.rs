@@ -7,6 +7,7 @@ use super::probe;
 use super::race_kernel;
 use super::records::{Barred, FILE, KernelId, Key, Records, Row};
 use super::roofline::Roofline;
+use super::rounding;
 use crate::compile::{Chooser, Learning};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -73,6 +74,8 @@ pub struct Tuner {
     changed: bool,
     /// The device's limits were measured in this process.
     has_machine: bool,
+    /// What [`rounding::run`] found, once it was asked.
+    misrounds: Option<Option<String>>,
     /// What was asked for and not known.
     asked: Vec<Asked>,
     /// What was found out in this process.
@@ -104,6 +107,7 @@ impl Tuner {
             measured: 0,
             changed: false,
             has_machine: false,
+            misrounds: None,
             asked: Vec::new(),
             decided: Vec::new(),
         }
@@ -200,12 +204,7 @@ impl Tuner {
             return trusted;
         }
         let id = &key.candidates[i];
-        let kernels = op.kernels(io, self.gpu.limits());
-        self.compiled += compile(&self.gpu, [&kernels[0]]) + compile(&self.gpu, [&kernels[i]]);
-        let start = Instant::now();
-        let proof = probe::prove(&self.gpu, op, io, i).await;
-        self.spent += start.elapsed();
-        match proof {
+        match self.prove(op, io, i).await {
             Ok(None) => self.records.proved.push(id.clone()),
             Ok(Some(reason)) => {
                 self.bar(id, reason);
@@ -221,6 +220,32 @@ impl Tuner {
         }
         self.changed = true;
         true
+    }
+
+    /// What is wrong with candidate `i`, if anything.
+    async fn prove(&mut self, op: &dyn Op, io: &Io, i: usize) -> Result<Option<String>> {
+        let kernels = op.kernels(io, self.gpu.limits());
+        self.compiled += compile(&self.gpu, [&kernels[0]]) + compile(&self.gpu, [&kernels[i]]);
+        let start = Instant::now();
+        let proof = probe::prove(&self.gpu, op, io, i).await;
+        self.spent += start.elapsed();
+        match proof {
+            Ok(None) if rounding::is_native(&kernels[i]) => self.misrounds().await,
+            proof => proof,
+        }
+    }
+
+    /// What the adapter's own conversion rounds wrongly, if anything; tried once in a process.
+    async fn misrounds(&mut self) -> Result<Option<String>> {
+        if let Some(known) = &self.misrounds {
+            return Ok(known.clone());
+        }
+        let trials = rounding::trials(self.gpu.limits())?;
+        self.compiled += compile(&self.gpu, trials.iter().flat_map(|trial| &trial.kernels));
+        let start = Instant::now();
+        let wrong = rounding::run(&self.gpu, &trials).await;
+        self.spent += start.elapsed();
+        Ok(self.misrounds.insert(wrong?).clone())
     }
 
     fn bar(&mut self, id: &KernelId, reason: String) {
@@ -306,7 +331,8 @@ impl Tuner {
     /// The limits that forecasts rest on, the best ever seen, measured at the first question of a process; as the roofline
     /// they do not count towards the budget. Those remembered do where the start `is_later`. `None` if the device fails.
     async fn machine(&mut self, is_later: bool) -> Option<Machine> {
-        if !self.has_machine && !(is_later && self.records.machine.is_some()) {
+        let is_known = self.has_machine || is_later && self.records.machine.is_some();
+        if !is_known {
             let now = Machine::bare(&self.gpu).await.ok()?;
             self.records.machine = Some(self.records.machine.as_ref().map_or(now.clone(), |m| m.best(&now)));
             self.has_machine = true;
