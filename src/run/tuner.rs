@@ -261,12 +261,12 @@ impl Tuner {
         let gpu = self.gpu.clone();
         let limits = gpu.limits();
         let most = machine.as_ref().map_or(probe::LEAST, |m| probe::measured(&op.kernels(io, limits), m, limits));
-        let mut small = probe::shrink(op, io, limits, most);
+        let mut small = probe::shrink_further(op, io, limits, most);
         loop {
             let (forecasts, race) = self.race(op, &small, key, machine.as_ref()).await;
             // Other programs may hold the memory.
             let less = Cost { flops: u64::MAX, bytes: small.bytes() / 2 };
-            let smaller = probe::shrink(op, &small, limits, less);
+            let smaller = probe::shrink_further(op, &small, limits, less);
             if race.is_short && smaller.bytes() < small.bytes() {
                 small = smaller;
                 continue;
