@@ -100,7 +100,11 @@ fn main(
 ) {
     let tile = banded(id.xy, count.xy) * TILE;
     let ks = summed(id.z);
+#if PANELS_K
+    let a_lines = lines_a(id.z, ks.x);
+#else
     let a_lines = lines_a(id.z, TA * tile.x);
+#endif
     let b_lines = Lines(params.skip_b + id.z * params.batch_b, params.row_b);
     let at_a = block(ACROSS_A, lane);
     let at_b = block(ACROSS_B, lane);
