@@ -33,7 +33,7 @@ impl Candidate {
     /// shaders/lib/operand.wgsl does. Unpacking what is stored so rounds nothing.
     fn rounds(&self) -> bool {
         let text = self.text.replace("unpack2x16float", "");
-        let marks = ["f16", "pack2x16float", "0xffffe000u"].iter().any(|mark| text.contains(mark));
+        let marks = ["f16", "pack2x16float", "quantizeToF16", "0xffffe000u"].iter().any(|mark| text.contains(mark));
         marks || self.is_half() || Class::of(self.shader, &self.constants) != Class::F32
     }
 }

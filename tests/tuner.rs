@@ -1,51 +1,22 @@
 //! The tuner: what it remembers, what it refuses to believe, and that it keeps to its time; and a benchmark in which a case fails.
 
 mod common;
+#[path = "tuner/doubles.rs"]
+mod doubles;
 
-use danlu::base::{AdapterId, Array, Limits, TensorType};
+use danlu::base::{AdapterId, Limits, TensorType};
 use danlu::bench::{Case, Scope, Settings, measure};
 use danlu::compile::{Chooser, settle};
 use danlu::error::Error;
 use danlu::gpu::Gpu;
-use danlu::graph::{Graph, Io, Kernel, Map, Op};
+use danlu::graph::{Graph, Io, Op};
 use danlu::ops::MatMul;
 use danlu::run::{Choice, Choices, Key, Records, TuneMode, Tuner};
+use doubles::{Double, Hungry};
 use pollster::block_on;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-
-/// y = 2x: slowly, wrongly, and fast.
-#[derive(Debug, Clone)]
-struct Double;
-
-impl Op for Double {
-    fn name(&self) -> &'static str {
-        "double"
-    }
-
-    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        Ok(vec![inputs[0].clone()])
-    }
-
-    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let kernel = |factor: f32, variant: &str| {
-            let mut kernel = Map::scale(factor).kernels(io, limits).remove(0);
-            kernel.variant = variant.into();
-            kernel
-        };
-        let mut slow = kernel(2.0, "slow");
-        let once = slow.dispatches[0].clone();
-        slow.dispatches.extend(vec![once.clone(); 9]);
-        let mut fast = kernel(2.0, "fast");
-        fast.dispatches.extend(vec![once; 2]);
-        vec![slow, kernel(3.0, "wrong"), fast]
-    }
-
-    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        Map::scale(2.0).reference(inputs)
-    }
-}
 
 fn io(op: &dyn Op, inputs: &[TensorType]) -> Io {
     let refs: Vec<&TensorType> = inputs.iter().collect();
@@ -100,6 +71,32 @@ fn a_wrong_kernel_is_barred_and_the_choice_is_remembered() {
     assert_eq!(choose(&mut tuner(TuneMode::Off, folder.path()), &Double, &x), "slow");
     let files: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(files, ["tuning.json"], "nothing half-written is left");
+}
+
+/// So small that dispatches are what counts: one of them, wrong, makes three look hopeless.
+#[test]
+fn a_wrong_kernel_keeps_no_other_out_of_the_race() {
+    let mut tuner = Tuner::new(gpu(), TuneMode::Full, None).without_table();
+    assert_eq!(choose(&mut tuner, &Double, &[TensorType::f32([1024])]), "fast", "{:?}", tuner.records());
+}
+
+#[test]
+fn lack_of_memory_bars_no_kernel() {
+    let folder = tempfile::tempdir().unwrap();
+    let x = [TensorType::f32([SIZE])];
+    let mut full = tuner(TuneMode::Full, folder.path());
+    // There is none even for what is tried at last.
+    assert_eq!(choose(&mut full, &Hungry { enough: 0 }, &x), "slow");
+    let records = full.records();
+    assert!(records.barred.is_empty() && records.proved.is_empty() && !records.rows[0].is_measured(), "{records:?}");
+    assert_eq!(full.measured(), 0);
+    drop(full);
+    // Others have left a part of it: a smaller version is measured, and that is evidence.
+    let mut later = tuner(TuneMode::Full, folder.path());
+    assert_eq!(choose(&mut later, &Hungry { enough: 4 << 20 }, &x), "fast");
+    let (row, barred) = (&later.records().rows[0], &later.records().barred);
+    assert!(row.is_measured() && row.seconds.iter().all(Option::is_some), "{row:?}");
+    assert!(barred.len() == 1 && barred[0].id.kernel == "map:wrong", "{barred:?}");
 }
 
 #[test]
@@ -242,6 +239,31 @@ fn what_was_assumed_is_measured_by_whoever_has_the_time() {
     assert_eq!((choose(&mut last, &Double, &x), last.measured()), ("fast".into(), 0));
 }
 
+#[test]
+fn two_processes_on_one_folder_lose_nothing_of_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let [x, y, z] = [SIZE, SIZE / 2, SIZE / 4].map(|n| [TensorType::f32([n])]);
+    choose(&mut tuner(TuneMode::Full, folder.path()).with_budget(Duration::ZERO), &Double, &x);
+    // Both start from what was only assumed. One measures that, and more.
+    let mut one = tuner(TuneMode::Full, folder.path()).with_budget(Duration::ZERO);
+    let mut two = tuner(TuneMode::Full, folder.path());
+    assert_eq!((choose(&mut two, &Double, &x), choose(&mut two, &Double, &y)), ("fast".into(), "fast".into()));
+    let known = two.records().clone();
+    drop(two);
+    // The other has something of its own to say, and ends last.
+    choose(&mut one, &Double, &z);
+    assert!(one.records().barred.is_empty());
+    drop(one);
+    let kept = Records::load(folder.path(), &gpu().report().id());
+    assert_eq!(kept.rows.len(), 3);
+    assert!(known.rows.iter().all(|row| row.is_measured() && kept.row(&row.key) == Some(row)), "{kept:?}");
+    assert_eq!((&kept.proved, &kept.barred, &kept.machine), (&known.proved, &known.barred, &known.machine));
+    assert!(!known.proved.is_empty() && !known.barred.is_empty());
+    // Saved again, nothing changes.
+    kept.save(folder.path()).unwrap();
+    assert_eq!(Records::load(folder.path(), &kept.adapter), kept);
+}
+
 /// What the first start had no time to measure, it wrote down with the run: that computes on with the same kernels.
 #[test]
 fn a_run_that_is_taken_up_keeps_what_was_only_assumed() {
@@ -283,6 +305,27 @@ fn compiling_counts_apart_and_once() {
 }
 
 #[test]
+fn a_later_start_has_half_a_second_for_all_that_was_assumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let sizes: Vec<_> = (0..12).map(|i| [TensorType::f32([SIZE >> i])]).collect();
+    let mut none = tuner(TuneMode::Full, folder.path()).with_budget(Duration::ZERO);
+    sizes.iter().for_each(|x| drop(choose(&mut none, &Double, x)));
+    drop(none);
+    let mut later = tuner(TuneMode::Full, folder.path());
+    let mut longest = Duration::ZERO;
+    for x in &sizes {
+        let total = |tuner: &Tuner| tuner.spent() + tuner.compiled();
+        let (before, measured) = (total(&later), later.measured());
+        choose(&mut later, &Double, x);
+        let took = total(&later) - before;
+        // Nothing is begun beyond that time, and something within it.
+        assert_eq!(later.measured() > measured, before < Duration::from_millis(500), "{before:?}");
+        longest = longest.max(took);
+    }
+    println!("{:?} and {:?} of compiling, {longest:?} for one at most", later.spent(), later.compiled());
+}
+
+#[test]
 fn a_folder_that_cannot_be_written_is_an_error_of_save_only() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
@@ -303,8 +346,9 @@ fn measuring_a_large_product_is_short() {
         let mut tuner = tuner(TuneMode::Full, folder.path());
         choose(&mut tuner, &op, &[TensorType::f32([4, 2048, 4096]), TensorType::f32([16_384, 4096])]);
         assert_eq!(tuner.measured(), 1);
-        println!("{:?}, rows {:?}", tuner.spent(), tuner.records().rows);
-        spent = spent.min(tuner.spent());
+        // Each has the budget for itself.
+        println!("{:?} and {:?} of compiling, rows {:?}", tuner.spent(), tuner.compiled(), tuner.records().rows);
+        spent = spent.min(tuner.spent().max(tuner.compiled()));
         if spent < Duration::from_secs(3) {
             return;
         }
@@ -360,8 +404,12 @@ fn roofline_is_remembered() {
     assert!(measured.bytes_per_second > 1e8 && measured.flops_per_second > 1e8, "{measured:?}");
     let start = Instant::now();
     assert_eq!(block_on(tuner(TuneMode::Cached, folder.path()).roofline(false)).unwrap(), measured);
-    // Measured again, it can only rise.
-    let again = block_on(tuner(TuneMode::Full, folder.path()).roofline(false)).unwrap();
+    // Measured again, it can only rise; that takes of the time for what else a later start has to measure.
+    let mut later = tuner(TuneMode::Full, folder.path());
+    let again = block_on(later.roofline(false)).unwrap();
+    let spent = later.spent();
+    assert!(spent > Duration::ZERO);
+    assert_eq!((block_on(later.roofline(false)).unwrap(), later.spent()), (again, spent), "once a process");
     assert!(again.bytes_per_second >= measured.bytes_per_second && again.flops_per_second >= measured.flops_per_second);
     println!("remembered: {:?}", start.elapsed());
 }

@@ -4,6 +4,7 @@
 use super::ceilings::Class;
 use super::machine::Machine;
 use super::records::{Key, Row};
+use crate::error::{Error, Result};
 use crate::graph::{Cost, Kernel};
 use std::fmt;
 
@@ -86,6 +87,8 @@ pub(super) struct Race {
     pub(super) notes: Vec<Option<String>>,
     /// Candidates that could not be run.
     pub(super) failed: Vec<usize>,
+    /// Whether memory was lacking for some, which says nothing about them: they are not among those that failed.
+    pub(super) is_short: bool,
 }
 
 /// Has candidates measured, the most promising first, as long as they may win. `reached` is their [`experience`], `barred`
@@ -94,10 +97,10 @@ pub(super) async fn race(
     forecasts: &[f64],
     reached: &[Option<f64>],
     barred: &[bool],
-    mut measure: impl AsyncFnMut(usize, Option<f64>) -> Result<f64, String>,
+    mut measure: impl AsyncFnMut(usize, Option<f64>) -> Result<f64>,
 ) -> Race {
     let n = forecasts.len();
-    let mut race = Race { seconds: vec![None; n], notes: vec![None; n], failed: Vec::new() };
+    let mut race = Race { seconds: vec![None; n], notes: vec![None; n], failed: Vec::new(), is_short: false };
     let expected = |i: usize| forecasts[i] / reached[i].unwrap_or(1.0);
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| expected(a).total_cmp(&expected(b)).then(a.cmp(&b)));
@@ -122,8 +125,11 @@ pub(super) async fn race(
                 credit = credit.max(forecasts[i] / seconds);
             }
             Err(error) => {
-                race.notes[i] = Some(error);
-                race.failed.push(i);
+                race.notes[i] = Some(error.to_string());
+                match error {
+                    Error::Memory { .. } => race.is_short = true,
+                    _ => race.failed.push(i),
+                }
             }
         }
     }
@@ -235,12 +241,22 @@ pub(super) mod tests {
         );
     }
 
-    /// A race between candidates that take so long; gives which were measured, in order, and the race.
+    fn short() -> Error {
+        let text = String::new;
+        Error::Memory { what: "input".into(), wanted: 2, had: 1, adapter: text(), advice: text() }
+    }
+
+    /// A race between candidates that take so long; gives which were measured, in order, and the race. One that is not a number
+    /// fails, and for one without end there is no memory.
     fn run(forecasts: &[f64], reached: &[Option<f64>], barred: &[bool], seconds: &[f64]) -> (Vec<usize>, Race) {
         let mut asked = Vec::new();
         let race = block_on(race(forecasts, reached, barred, async |i: usize, _: Option<f64>| {
             asked.push(i);
-            if seconds[i].is_nan() { Err("does not compile".to_string()) } else { Ok(seconds[i]) }
+            match seconds[i] {
+                s if s.is_nan() => Err(Error::Graph("does not compile".into())),
+                s if s.is_infinite() => Err(short()),
+                s => Ok(s),
+            }
         }));
         (asked, race)
     }
@@ -273,7 +289,16 @@ pub(super) mod tests {
         let (asked, race) = run(&[1e-3, 2e-3, 3e-3], &[None; 3], &[true, false, false], &[1e-9, f64::NAN, 5e-3]);
         assert_eq!(asked, [1, 2]);
         assert_eq!((race.seconds, race.failed), (vec![None, None, Some(5e-3)], vec![1]));
-        assert_eq!(race.notes[1].as_deref(), Some("does not compile"));
+        assert_eq!(race.notes[1].as_deref(), Some("graph: does not compile"));
+        assert!(!race.is_short);
+    }
+
+    #[test]
+    fn what_memory_is_lacking_for_has_not_failed() {
+        let (asked, race) = run(&[1e-3, 2e-3, 3e-3], &[None; 3], &[false; 3], &[f64::INFINITY, f64::NAN, 5e-3]);
+        assert_eq!(asked, [0, 1, 2]);
+        assert_eq!((race.seconds, race.failed, race.is_short), (vec![None, None, Some(5e-3)], vec![1], true));
+        assert!(race.notes[0].is_some());
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub use ranks::Talk;
 pub use recorder::{DeviceSpan, Doing, HostSpan, Recorder, Run, StepInfo};
 pub use records::{Barred, KernelId, Key, Records, Row, build};
 pub use roofline::Roofline;
-pub use rounding::rounds_natively;
+pub use rounding::misrounds;
 pub use states::States;
 pub use timing::Timing;
 pub use tuner::{TuneMode, Tuner};

@@ -5,6 +5,7 @@ use crate::base::AdapterId;
 use crate::error::{Error, Result};
 use crate::graph::{Io, Kernel, Op};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 /// Changes when older files can no longer be read.
@@ -91,7 +92,8 @@ pub struct Row {
     /// What was chosen for.
     #[serde(flatten)]
     pub key: Key,
-    /// Seconds of each candidate; `None` where it was not measured. Empty where there was no time, and the nearest class decided.
+    /// Seconds of each candidate; `None` where it was not measured. Empty where there was no time, and the nearest class decided;
+    /// nothing but `None` where no candidate could be run.
     pub seconds: Vec<Option<f64>>,
     /// What each was expected to take at least; empty where none was measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -106,7 +108,7 @@ pub struct Row {
 impl Row {
     /// Whether the choice rests on measurements; else it was assumed.
     pub fn is_measured(&self) -> bool {
-        !self.seconds.is_empty()
+        self.seconds.iter().any(Option::is_some)
     }
 }
 
@@ -175,24 +177,59 @@ impl Records {
         folder.join(FILE)
     }
 
-    /// Puts these records into the file in `folder`, in the place of earlier ones of the adapter, whole or not at all.
+    /// Puts these records into the file in `folder`, whole or not at all, beside those of other adapters. What another process
+    /// found out about this one meanwhile under the same build is kept; of another build it is replaced.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be made or written.
     pub fn save(&self, folder: &Path) -> Result<()> {
         std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
+        // Until the new file has its name. Where folders cannot be locked, of two processes that end at once one may be lost.
+        let lock = File::open(folder).and_then(|folder| folder.lock().map(|()| folder));
         let mut adapters = document(folder);
-        adapters.retain(|r| r.adapter != self.adapter);
-        adapters.push(self.clone());
+        let mut mine = self.clone();
+        if let Some(at) = adapters.iter().position(|r| r.adapter == self.adapter) {
+            mine.merge(adapters.swap_remove(at));
+        }
+        adapters.push(mine);
         let text = serde_json::to_vec_pretty(&Document { format: FORMAT, adapters }).expect("plain data");
         let temporary = folder.join(format!("{FILE}.{}", std::process::id()));
         let path = folder.join(FILE);
         let written = std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, &path));
+        drop(lock);
         written.map_err(|e| {
             // The temporary file is worthless, and whether it can be removed changes nothing.
             let _ = std::fs::remove_file(&temporary);
             Error::io("write", &path, e)
         })
+    }
+
+    /// Adds what these lack and the others of the same adapter and build have: rows, measured ones also in the place of those
+    /// that were only assumed, what was proved and barred, and the better of all limits.
+    fn merge(&mut self, other: Records) {
+        if other.build != self.build {
+            return;
+        }
+        for row in other.rows {
+            if self.row(&row.key).is_none_or(|mine| row.is_measured() && !mine.is_measured()) {
+                self.put(row);
+            }
+        }
+        let barred: Vec<Barred> = other.barred.into_iter().filter(|b| !self.is_barred(&b.id)).collect();
+        self.barred.extend(barred);
+        let proved: Vec<KernelId> = other.proved.into_iter().filter(|id| !self.proved.contains(id)).collect();
+        self.proved.extend(proved);
+        // What failed once is not taken again.
+        let Records { proved, barred, .. } = self;
+        proved.retain(|id| barred.iter().all(|b| b.id != *id));
+        self.roofline = match (self.roofline, other.roofline) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        };
+        self.machine = match (self.machine.take(), other.machine) {
+            (Some(a), Some(b)) => Some(a.best(&b)),
+            (a, b) => a.or(b),
+        };
     }
 
     /// What ships for this adapter, under whatever driver it was measured.

@@ -3,6 +3,7 @@
 
 use super::run_kernel;
 use crate::base::{Array, Limits, TensorType};
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{Io, Kernel, Op};
 use crate::ops::{MatMul, Operands};
@@ -16,14 +17,22 @@ pub(super) fn is_native(kernel: &Kernel) -> bool {
     kernel.constants.contains(&("NATIVE", 1))
 }
 
-/// Tries how products of f16 operands are rounded by the adapter's own conversion, with the kernels for these limits that leave
-/// it to that: it should be to the nearest, of two equally near ones to the even one, and from 65,520 on to infinity. Numbers
-/// below 2^-14 may become zero.
+/// A product that has the numbers to be rounded on one side and ones on the other, with the kernels to be tried.
+pub(super) struct Trial {
+    is_left: bool,
+    inputs: [Array; 2],
+    io: Io,
+    pub(super) kernels: Vec<Kernel>,
+}
+
+/// How products of f16 operands are rounded by an adapter's own conversion, with the kernels for these limits that leave it to
+/// that.
 ///
 /// # Errors
-/// What was rounded otherwise, or why that could not be tried.
-pub async fn rounds_natively(gpu: &Gpu, limits: &Limits) -> Result<(), String> {
+/// If the operator refuses them.
+pub(super) fn trials(limits: &Limits) -> Result<Vec<Trial>> {
     let values = values();
+    let mut trials = Vec::new();
     // As gradients of weights and as linear layers are: either operand is loaded along k and across it.
     for (transpose_a, transpose_b) in [(true, false), (false, true)] {
         let op = MatMul::new(transpose_a, transpose_b).with(Operands::F16);
@@ -31,16 +40,41 @@ pub async fn rounds_natively(gpu: &Gpu, limits: &Limits) -> Result<(), String> {
             let inputs = [(is_left, transpose_a), (!is_left, !transpose_b)]
                 .map(|(is_tried, is_turned)| if is_tried { spread(&values, is_turned) } else { ones() });
             let types = inputs.each_ref().map(|x| x.ty.clone());
-            let outputs = op.infer(&types.each_ref())?;
+            let outputs = op.infer(&types.each_ref()).map_err(Error::Graph)?;
             let io = Io { inputs: types.to_vec(), outputs };
-            for kernel in op.kernels(&io, limits).iter().filter(|kernel| is_native(kernel)) {
-                let got = run_kernel(gpu, kernel, &io, &inputs, &[]).await.map_err(|e| e.to_string())?;
-                let at = |i: usize| if is_left { got[0].data[i * ONES] } else { got[0].data[i] };
-                misrounded(&values, at).map_or(Ok(()), Err)?;
+            let kernels = op.kernels(&io, limits).into_iter().filter(is_native).collect();
+            trials.push(Trial { is_left, inputs, io, kernels });
+        }
+    }
+    Ok(trials)
+}
+
+/// Runs all trials. Gives what was rounded otherwise, if anything was.
+///
+/// # Errors
+/// If one of the kernels cannot be run.
+pub(super) async fn run(gpu: &Gpu, trials: &[Trial]) -> Result<Option<String>> {
+    let values = values();
+    for Trial { is_left, inputs, io, kernels } in trials {
+        for kernel in kernels {
+            let got = run_kernel(gpu, kernel, io, inputs, &[]).await?;
+            let at = |i: usize| if *is_left { got[0].data[i * ONES] } else { got[0].data[i] };
+            if let Some(wrong) = misrounded(&values, at) {
+                return Ok(Some(wrong));
             }
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Tries how products of f16 operands are rounded by the adapter's own conversion, with the kernels for these limits that leave
+/// it to that: it should be to the nearest, of two equally near ones to the even one, and from 65,520 on to infinity. Numbers
+/// below 2^-14 may become zero. Gives what was rounded otherwise, if anything was.
+///
+/// # Errors
+/// If one of the kernels cannot be run.
+pub async fn misrounds(gpu: &Gpu, limits: &Limits) -> Result<Option<String>> {
+    run(gpu, &trials(limits)?).await
 }
 
 /// Both signs of numbers of every exponent that matters, on, beside and far from where rounding turns.

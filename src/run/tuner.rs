@@ -7,10 +7,11 @@ use super::probe;
 use super::race_kernel;
 use super::records::{Barred, FILE, KernelId, Key, Records, Row};
 use super::roofline::Roofline;
+use super::rounding;
 use crate::compile::{Chooser, Learning};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::graph::{Io, Kernel, Op};
+use crate::graph::{Cost, Io, Kernel, Op};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,8 +46,8 @@ impl std::str::FromStr for TuneMode {
 /// How long a process may measure kernels, and as long again compile them for that. Proofs count towards it and are made beyond
 /// it.
 const BUDGET: Duration = Duration::from_secs(3);
-/// The same for what an earlier process had no time for: a second start is to be quick.
-const LATER: Duration = Duration::from_secs(1);
+/// For both together of what an earlier process had no time for, and for limits known already: a second start is to be quick.
+const LATER: Duration = Duration::from_millis(500);
 
 /// Chooses kernels by measurement. In this order it believes: what it measured on the adapter earlier, the table that ships,
 /// a measurement now, what it assumed earlier, the nearest class that it measured, the first candidate. A candidate other than
@@ -73,6 +74,8 @@ pub struct Tuner {
     changed: bool,
     /// The device's limits were measured in this process.
     has_machine: bool,
+    /// What [`rounding::run`] found, once it was asked.
+    misrounds: Option<Option<String>>,
     /// What was asked for and not known.
     asked: Vec<Asked>,
     /// What was found out in this process.
@@ -104,6 +107,7 @@ impl Tuner {
             measured: 0,
             changed: false,
             has_machine: false,
+            misrounds: None,
             asked: Vec::new(),
             decided: Vec::new(),
         }
@@ -121,7 +125,7 @@ impl Tuner {
         self
     }
 
-    /// Time spent on measuring and proving so far, without that of [`Tuner::roofline`].
+    /// Time spent on measuring and proving so far, without that of a first [`Tuner::roofline`].
     pub fn spent(&self) -> Duration {
         self.spent
     }
@@ -141,25 +145,30 @@ impl Tuner {
         &self.records
     }
 
-    /// Bandwidth and rate of the device, the best ever seen: measured now in full mode, or where nothing is remembered;
-    /// which takes half a second on a CPU. Choosing its products has a budget of its own. With `half` also of products of f16
-    /// operands.
+    /// Bandwidth and rate of the device, the best ever seen: measured where nothing is remembered, which takes half a second on a
+    /// CPU and has a budget of its own, as choosing its products has. In full mode what is remembered is measured again, unless
+    /// this process spent time on kernels already; then it counts as [`Tuner::spent`]. With `half` also of products of f16 operands.
     ///
     /// # Errors
     /// If the device fails.
     pub async fn roofline(&mut self, half: bool) -> Result<Roofline> {
         let known = self.records.roofline;
-        let enough = |r: &Roofline| self.mode != TuneMode::Full && (r.half_flops_per_second > 0.0 || !half);
-        if let Some(known) = known.filter(enough) {
+        let enough = known.filter(|r| r.half_flops_per_second > 0.0 || !half);
+        let is_quick = self.mode != TuneMode::Full || !(self.spent + self.compiled).is_zero();
+        if let Some(known) = enough.filter(|_| is_quick) {
             return Ok(known);
         }
         let gpu = self.gpu.clone();
+        let start = Instant::now();
         let before = (std::mem::take(&mut self.spent), std::mem::take(&mut self.compiled));
         let mut measured = Roofline::measure(&gpu, self).await?;
         if half {
             measured = measured.with_half(&gpu, self).await?;
         }
         (self.spent, self.compiled) = before;
+        if enough.is_some() {
+            self.spent += start.elapsed();
+        }
         let roofline = known.map_or(measured, |known| known.max(measured));
         self.records.roofline = Some(roofline);
         self.changed = true;
@@ -181,8 +190,11 @@ impl Tuner {
 
     /// Whether a choice may still be measured. What an earlier process only assumed is there already.
     fn has_time(&self, key: &Key) -> bool {
-        let most = if self.records.row(key).is_some() { self.later } else { self.budget };
-        self.mode == TuneMode::Full && self.spent < most && self.compiled < most
+        let is_left = match self.records.row(key) {
+            Some(_) => self.spent.saturating_add(self.compiled) < self.later,
+            None => self.spent < self.budget && self.compiled < self.budget,
+        };
+        self.mode == TuneMode::Full && is_left
     }
 
     /// True if candidate `i` may be taken, after a proof where there is none yet. That takes milliseconds and stands under no
@@ -192,22 +204,48 @@ impl Tuner {
             return trusted;
         }
         let id = &key.candidates[i];
+        match self.prove(op, io, i).await {
+            Ok(None) => self.records.proved.push(id.clone()),
+            Ok(Some(reason)) => {
+                self.bar(id, reason);
+                return false;
+            }
+            // A lost device, or lack of memory, says nothing about the kernel.
+            Err(Error::Memory { .. }) => return false,
+            Err(_) if self.gpu.check().is_err() => return false,
+            Err(error) => {
+                self.bar(id, error.to_string());
+                return false;
+            }
+        }
+        self.changed = true;
+        true
+    }
+
+    /// What is wrong with candidate `i`, if anything.
+    async fn prove(&mut self, op: &dyn Op, io: &Io, i: usize) -> Result<Option<String>> {
         let kernels = op.kernels(io, self.gpu.limits());
         self.compiled += compile(&self.gpu, [&kernels[0]]) + compile(&self.gpu, [&kernels[i]]);
         let start = Instant::now();
         let proof = probe::prove(&self.gpu, op, io, i).await;
         self.spent += start.elapsed();
         match proof {
-            Ok(()) => self.records.proved.push(id.clone()),
-            // A lost device says nothing about the kernel.
-            Err(_) if self.gpu.check().is_err() => return false,
-            Err(reason) => {
-                self.bar(id, reason);
-                return false;
-            }
+            Ok(None) if rounding::is_native(&kernels[i]) => self.misrounds().await,
+            proof => proof,
         }
-        self.changed = true;
-        true
+    }
+
+    /// What the adapter's own conversion rounds wrongly, if anything; tried once in a process.
+    async fn misrounds(&mut self) -> Result<Option<String>> {
+        if let Some(known) = &self.misrounds {
+            return Ok(known.clone());
+        }
+        let trials = rounding::trials(self.gpu.limits())?;
+        self.compiled += compile(&self.gpu, trials.iter().flat_map(|trial| &trial.kernels));
+        let start = Instant::now();
+        let wrong = rounding::run(&self.gpu, &trials).await;
+        self.spent += start.elapsed();
+        Ok(self.misrounds.insert(wrong?).clone())
     }
 
     fn bar(&mut self, id: &KernelId, reason: String) {
@@ -216,14 +254,58 @@ impl Tuner {
         self.changed = true;
     }
 
-    /// Times the candidates that may win on a small version of the node; the fastest that proves right is taken.
+    /// Times the candidates that may win on a small version of the node, a smaller one as long as memory is lacking; the fastest
+    /// that proves right is taken.
     async fn measure(&mut self, op: &dyn Op, io: &Io, key: &Key) -> Row {
-        let machine = self.machine().await;
-        let limits = self.gpu.limits();
+        let machine = self.machine(self.records.row(key).is_some()).await;
+        let gpu = self.gpu.clone();
+        let limits = gpu.limits();
         let most = machine.as_ref().map_or(probe::LEAST, |m| probe::measured(&op.kernels(io, limits), m, limits));
-        let small = probe::shrink(op, io, limits, most);
-        let kernels = op.kernels(&small, limits);
-        let forecast = |k: &Kernel| machine.as_ref().map_or(0.0, |m| Forecast::of(k, op.cost(&small), m).seconds());
+        let mut small = probe::shrink_further(op, io, limits, most);
+        loop {
+            let (forecasts, race) = self.race(op, &small, key, machine.as_ref()).await;
+            // Other programs may hold the memory.
+            let less = Cost { flops: u64::MAX, bytes: small.bytes() / 2 };
+            let smaller = probe::shrink_further(op, &small, limits, less);
+            if race.is_short && smaller.bytes() < small.bytes() {
+                small = smaller;
+                continue;
+            }
+            let Race { mut seconds, notes, failed, .. } = race;
+            for i in failed.into_iter().filter(|&i| i > 0) {
+                // A lost device says nothing about the kernel.
+                if gpu.check().is_ok() {
+                    self.bar(&key.candidates[i], notes[i].clone().unwrap_or_default());
+                }
+            }
+            let (mut winner, mut is_refused) = (0, false);
+            for i in by_time(&seconds) {
+                if self.trusted(op, io, key, i).await {
+                    winner = i;
+                    break;
+                }
+                match self.verdict(key, i) {
+                    Some(_) => is_refused = true,
+                    // What could not be tried for lack of memory is no evidence either.
+                    None => seconds.fill(None),
+                }
+            }
+            // One that is wrong may have kept others out of the race.
+            let is_out = |(id, s): (&KernelId, &Option<f64>)| s.is_none() && !self.records.is_barred(id);
+            if is_refused && key.candidates.iter().zip(&seconds).any(is_out) {
+                continue;
+            }
+            let row = Row { key: key.clone(), seconds, forecasts, notes, winner };
+            self.measured += usize::from(row.is_measured());
+            return row;
+        }
+    }
+
+    /// Races the candidates on this version of the node; gives the forecasts, too.
+    async fn race(&mut self, op: &dyn Op, small: &Io, key: &Key, machine: Option<&Machine>) -> (Vec<f64>, Race) {
+        let limits = self.gpu.limits();
+        let kernels = op.kernels(small, limits);
+        let forecast = |k: &Kernel| machine.map_or(0.0, |m| Forecast::of(k, op.cost(small), m).seconds());
         let forecasts: Vec<f64> = kernels.iter().map(forecast).collect();
         let reached = forecast::experience(key, &self.records.rows);
         let barred: Vec<bool> = key.candidates.iter().map(|id| self.records.is_barred(id)).collect();
@@ -237,39 +319,20 @@ impl Tuner {
         let mut meanwhile = Duration::ZERO;
         let time = async |i: usize, best| {
             meanwhile += compile(gpu, [&kernels[i]]);
-            race_kernel(gpu, &kernels[i], &small, best).await.map_err(|e| e.to_string())
+            race_kernel(gpu, &kernels[i], small, best).await
         };
-        let Race { seconds, notes, failed } = forecast::race(&forecasts, &reached, &barred, time).await;
+        let race = forecast::race(&forecasts, &reached, &barred, time).await;
         compiling += meanwhile;
-        let spent = start.elapsed().saturating_sub(meanwhile);
-        for i in failed.into_iter().filter(|&i| i > 0) {
-            // A lost device says nothing about the kernel.
-            if self.gpu.check().is_ok() {
-                self.bar(&key.candidates[i], notes[i].clone().unwrap_or_default());
-            }
-        }
-        self.spent += spent;
+        self.spent += start.elapsed().saturating_sub(meanwhile);
         self.compiled += compiling;
-        let best = seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min);
-        let mut order: Vec<usize> = (0..kernels.len()).filter(|&i| seconds[i].is_some()).collect();
-        // Within the measurement's noise the operator's own order decides, so that two fresh starts agree.
-        let time = |i: usize| seconds[i].filter(|&t| t > 1.05 * best).unwrap_or(0.0);
-        order.sort_by(|&a, &b| time(a).total_cmp(&time(b)).then(a.cmp(&b)));
-        let mut winner = 0;
-        for i in order {
-            if self.trusted(op, io, key, i).await {
-                winner = i;
-                break;
-            }
-        }
-        self.measured += 1;
-        Row { key: key.clone(), seconds, forecasts, notes, winner }
+        (forecasts, race)
     }
 
     /// The limits that forecasts rest on, the best ever seen, measured at the first question of a process; as the roofline
-    /// they do not count towards the budget. `None` if the device fails.
-    async fn machine(&mut self) -> Option<Machine> {
-        if !self.has_machine {
+    /// they do not count towards the budget. Those remembered do where the start `is_later`. `None` if the device fails.
+    async fn machine(&mut self, is_later: bool) -> Option<Machine> {
+        let is_known = self.has_machine || is_later && self.records.machine.is_some();
+        if !is_known {
             let now = Machine::bare(&self.gpu).await.ok()?;
             self.records.machine = Some(self.records.machine.as_ref().map_or(now.clone(), |m| m.best(&now)));
             self.has_machine = true;
@@ -326,6 +389,16 @@ impl Tuner {
         }
         winner
     }
+}
+
+/// Those that were measured, the fastest first. Within the measurement's noise the operator's own order decides, so that two
+/// fresh starts agree.
+fn by_time(seconds: &[Option<f64>]) -> Vec<usize> {
+    let best = seconds.iter().flatten().copied().fold(f64::INFINITY, f64::min);
+    let mut order: Vec<usize> = (0..seconds.len()).filter(|&i| seconds[i].is_some()).collect();
+    let time = |i: usize| seconds[i].filter(|&t| t > 1.05 * best).unwrap_or(0.0);
+    order.sort_by(|&a, &b| time(a).total_cmp(&time(b)).then(a.cmp(&b)));
+    order
 }
 
 impl Chooser for Tuner {
