@@ -82,6 +82,10 @@ fn rounds_natively(gpu: &Gpu) -> bool {
     })
 }
 
+/// Rows whose tiles of attention with f16 operands a CPU tries, each of which takes its driver some twenty seconds to compile: masks,
+/// documents and rings are in them the text that rows of f32 try.
+const HALF_TILES: [&str; 4] = ["halves", "halves, five fourths", "halves, many heads", "halves, wide"];
+
 /// Whether a candidate is none whose parts other rows or candidates try, and none that is barred here.
 fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
     if std::env::var_os(COOPERATIVE).is_some() && Class::of(kernel.shader, &kernel.constants) != Class::Cooperative {
@@ -101,7 +105,11 @@ fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
         && !kernel.variant.contains("split")
         && first.starts_with("tile")
         && !first.starts_with(SMALLEST_TILE);
-    !gpu.limits().is_cpu || !(is_large || is_beside)
+    let is_half_tile =
+        kernel.shader.starts_with("attention") && kernel.shader.ends_with("_tile") && kernel.variant.contains("half");
+    let row = case.label.split_once(' ').map_or("", |(_, row)| row);
+    let is_again = is_half_tile && !HALF_TILES.contains(&row);
+    !gpu.limits().is_cpu || !(is_large || is_beside || is_again)
 }
 
 /// A row's inputs, drawn, and what the reference makes of them.
