@@ -32,7 +32,8 @@ fn own_vector(pair: u32, at: u32) -> vec4<f32> {
     }
     return v[at];
 }
-fn streamed_at(group: vec3<u32>, row: u32, end: u32) -> u32 { return vector_of_row(group, row); }
+// Queries of another document may hold no numbers, which no weight of zero undoes.
+fn streamed_at(group: vec3<u32>, row: u32, end: u32) -> u32 { return vector_of_row(group, min(row, max(end, 1u) - 1u)); }
 fn streamed_vector(pair: u32, at: u32) -> vec4<f32> {
     if pair == KQ {
         return q[at];
