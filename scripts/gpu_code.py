@@ -26,7 +26,7 @@ from pathlib import Path
 STATISTICS = 0x40  # VK_PIPELINE_CREATE_CAPTURE_STATISTICS_BIT_KHR
 # What is counted in a loop, by the names of instructions.
 KINDS = {
-    "fma": r"v_(dual_)?(pk_)?(fma|fmac|mad|mac|dot)",
+    "fma": r"v_(dual_)?(pk_)?(fma|fmac|mad|mac|dot)\w*_f(16|32)",
     "wmma": r"v_wmma",
     "vector": r"v_",
     "loads": r"(buffer|global)_load",
