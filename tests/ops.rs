@@ -125,33 +125,35 @@ impl Drawn {
         Drawn { seed, expected: case.op.reference(&inputs), inputs }
     }
 
-    fn check(&self, gpu: &Gpu, case: &Case, kernel: &Kernel) {
-        let io = case.io().unwrap_or_else(|e| panic!("{}: {e}", case.label));
+    fn check(&self, gpu: &Gpu, case: &Case, kernel: &Kernel) -> Result<(), String> {
+        let io = case.io().map_err(|e| format!("{}: {e}", case.label))?;
         let label = format!("{}, variant {}, seed {}", case.label, kernel.variant, self.seed);
         let got = block_on(run_kernel(gpu, kernel, &io, &self.inputs, &case.op.writes()))
-            .unwrap_or_else(|e| panic!("{label}: {e}"));
+            .map_err(|e| format!("{label}: {e}"))?;
         assert_eq!(got.len(), self.expected.len(), "{label}: number of results");
-        for (i, (y, r)) in got.iter().zip(&self.expected).enumerate() {
-            let bar = case.op.tolerance(&io);
-            bar.check(y, r).unwrap_or_else(|e| panic!("{label}, result {i}: {e}"));
-        }
+        let bar = case.op.tolerance(&io);
+        let mut results = got.iter().zip(&self.expected).enumerate();
+        results.try_for_each(|(i, (y, r))| bar.check(y, r).map_err(|e| format!("{label}, result {i}: {e}")))
     }
 }
 
 #[test]
 fn kernels_match_the_reference() {
     let Some(gpu) = gpu() else { return };
+    // What fails does not keep the next row from being tried: one run tells all that is wrong.
+    let mut wrong = Vec::new();
     for case in &rows() {
         let mut done: Vec<Kernel> = Vec::new();
         let drawn = SEEDS.map(|seed| LazyCell::new(move || Drawn::of(case, seed)));
         for kernel in both(gpu.limits()).iter().flat_map(|l| kernels(case, l)) {
             if !done.contains(&kernel) && is_tried(&gpu, case, &kernel) {
                 println!("{}: {}", case.label, kernel.variant);
-                drawn.iter().for_each(|drawn| drawn.check(&gpu, case, &kernel));
+                wrong.extend(drawn.iter().filter_map(|drawn| drawn.check(&gpu, case, &kernel).err()));
                 done.push(kernel);
             }
         }
     }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 /// Kernels of cooperative matrices are written for the largest subgroup that a driver may make: where it makes smaller ones,
@@ -180,7 +182,7 @@ fn subgroups_may_be_smaller_than_the_largest() {
                 k.constants.iter().any(|&(name, lanes)| name == "SUBGROUP" && lanes == limits.max_subgroup)
             };
             for kernel in kernels(&case, &limits).iter().filter(|kernel| of_subgroups(kernel)) {
-                Drawn::of(&case, SEEDS[0]).check(&gpu, &case, kernel);
+                Drawn::of(&case, SEEDS[0]).check(&gpu, &case, kernel).unwrap_or_else(|e| panic!("{e}"));
                 tried += 1;
             }
         }
@@ -244,7 +246,7 @@ fn splits_match_the_reference() {
                 if !done.contains(&kernel) {
                     *splits += kernel.dispatches.len() - 1;
                     println!("{}: {}, {} dispatches", case.label, kernel.variant, kernel.dispatches.len());
-                    drawn.check(&gpu, case, &kernel);
+                    drawn.check(&gpu, case, &kernel).unwrap_or_else(|e| panic!("{e}"));
                     done.push(kernel);
                 }
             }

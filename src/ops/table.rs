@@ -17,6 +17,9 @@ pub enum Draw {
     Normal,
     /// Uniform in 0.5 .. 1.5, for what must be positive.
     Positive,
+    /// Pairs of a number above all scores of normal queries and keys, uniform in 5 .. 6, and a standard normal one: as
+    /// attention's sums of exponentials are, so that what they divide is at most one.
+    Statistics,
     /// Integers below this number: token ids, positions.
     Below(usize),
     /// Of rows as long as the last dimension: for each token where its document begins, of this many tokens on average.
@@ -94,6 +97,8 @@ impl Case {
             let mut one = |i: usize| match how {
                 Draw::Normal => rng.normal() as f32 as f64,
                 Draw::Positive => (0.5 + rng.uniform()) as f32 as f64,
+                Draw::Statistics if i.is_multiple_of(2) => (5.0 + rng.uniform()) as f32 as f64,
+                Draw::Statistics => rng.normal() as f32 as f64,
                 Draw::Below(n) => rng.below(*n) as f64,
                 Draw::Starts(tokens) => {
                     if i.is_multiple_of(length) || rng.below(*tokens) == 0 {

@@ -174,11 +174,12 @@ fn parts() -> Vec<Case> {
 }
 
 /// Inputs of the backward pass beside those of the forward one. lse is drawn, not computed: only then probabilities do not
-/// sum to one, which no kernel may rely on.
+/// sum to one, which no kernel may rely on. It is above the scores, as it always is: an exponential of a large argument has
+/// that argument's error many times over, which no bar of sums knows of.
 fn backward([q, k, v, position]: [Input; 4]) -> [Input; 6] {
     let &[b, t, h, _] = q.0.shape.dims() else { unreachable!("made above") };
     let dy = q.clone();
-    [q, k, v, dy, (TensorType::f32([b, h, t, 2]), Draw::Normal), position]
+    [q, k, v, dy, (TensorType::f32([b, h, t, 2]), Draw::Statistics), position]
 }
 
 fn attention_grad() -> Vec<Case> {

@@ -47,7 +47,8 @@ fn a_folder_is_of_one_run_at_a_time() {
         return;
     }
     let place = Place::new();
-    let flags = "--steps 4000 --checkpoint-every 2 --out m --log-format json";
+    // More steps than any machine takes until it is killed.
+    let flags = "--steps 100000000 --checkpoint-every 2 --out m --log-format json";
     let mut run = place.process(&place.train(flags), [Stdio::null(), Stdio::null()]);
     while !place.path("m/checkpoints/step-2").is_dir() {
         assert!(run.try_wait().unwrap().is_none(), "it ended before it had a checkpoint");
