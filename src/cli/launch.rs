@@ -276,5 +276,7 @@ fn submit(script: &str, out: &std::path::Path, dry_run: bool) -> Result<u8> {
     Ok(0)
 }
 
+#[cfg(all(test, unix, feature = "mpi"))]
+mod mpi_tests;
 #[cfg(test)]
 mod tests;
