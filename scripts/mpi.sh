@@ -20,6 +20,19 @@ done
 # Inside a container one is often root, which Open MPI wants to be told.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 tests="--lib --test cli"
+# What these builds put under target/release, unoptimised and of one MPI, nobody is to run by chance: what was there comes back.
+put_back() {
+    for program in danlu demo; do
+        rm -f "target/release/$program"
+        [ ! -e "target/mpi-kept/$program" ] || mv "target/mpi-kept/$program" target/release/
+    done
+}
+mkdir -p target/release target/mpi-kept
+for program in danlu demo; do
+    [ ! -e "target/release/$program" ] || mv "target/release/$program" target/mpi-kept/
+done
+trap put_back EXIT
+trap 'exit 130' INT TERM
 for compiler in $found; do
     # What danlu launch starts must be of the same MPI.
     runner=$(command -v "mpirun.${compiler#mpicc.}" || command -v mpirun)

@@ -11,7 +11,7 @@ use danlu::base::{Array, TensorType};
 use danlu::compile::First;
 use danlu::data::{DataSource, DataSources};
 use danlu::graph::Graph;
-use danlu::model::{DpoConfig, PairInputs, preference};
+use danlu::model::{DpoConfig, PairInputs, PreferenceLoss, preference};
 use danlu::nn::{BaseDtype, Declare, LoraConfig, ParamLayout};
 use danlu::optim::{Rule, Shape, Shard};
 use danlu::parallel::Mesh;
@@ -304,8 +304,8 @@ fn prefer(recipe: &Recipe, folder: &Path) -> Vec<Preferred> {
     })
 }
 
-/// Preference pairs over the data axis, and through a pipeline: the bits of one device that takes as many batches, and rewards that are
-/// means over all ranks that have some.
+/// Preference pairs over the data axis, through a pipeline, by another loss too, and over both: the bits of one device that takes as
+/// many batches, and rewards that are means over all ranks that have some.
 #[test]
 fn preferences_over_ranks_are_those_of_as_many_batches() {
     let folder = tempfile::tempdir().unwrap();
@@ -313,18 +313,33 @@ fn preferences_over_ranks_are_those_of_as_many_batches() {
     let config = CONFIG.replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2");
     std::fs::write(folder.path().join("config.json"), config).unwrap();
     let pairs = Recipe { clip: 0.0, ..pairs(folder.path(), base) };
-    let of = |name: &str, data: usize| Recipe {
-        batch: 4 / data,
-        accumulate: data as u32,
+    let of = |loss: PreferenceLoss, mesh: &str, batch, accumulate| Recipe {
+        batch,
+        accumulate,
+        mesh: on(mesh),
+        dpo: Some(DpoConfig { loss, ..DpoConfig::default() }),
         lora: Some(LoraConfig { rank: 4, ..LoraConfig::default() }),
-        out: folder.path().join(name),
+        out: folder.path().join(format!("{loss:?}-{mesh}")),
         ..pairs.clone()
     };
-    let alone = prefer(&of("alone", 2), folder.path()).remove(0);
-    let shared = prefer(&Recipe { batch: 4, accumulate: 1, mesh: on("data=2"), ..of("shared", 2) }, folder.path());
-    let piped = prefer(&Recipe { mesh: on("pipeline=2"), ..of("piped", 2) }, folder.path());
-    for (seen, pages) in shared.iter().chain(&piped) {
+    let rows = [
+        (PreferenceLoss::Sigmoid, &[("data=2", 4, 1), ("pipeline=2", 2, 2), ("data=2,pipeline=2", 4, 1)][..]),
+        (PreferenceLoss::Ipo, &[("pipeline=2", 2, 2)][..]),
+    ];
+    let mut ended = Vec::new();
+    for (loss, meshes) in rows {
+        let alone = prefer(&of(loss, "data=1", 2, 2), folder.path()).remove(0);
+        let over = |&(mesh, batch, accumulate)| prefer(&of(loss, mesh, batch, accumulate), folder.path());
+        are_those_of_one(&alone, &meshes.iter().flat_map(over).collect::<Vec<_>>());
+        ended.push(alone.1);
+    }
+    assert!(ended[0] != ended[1], "both losses train the same");
+}
+
+fn are_those_of_one(alone: &Preferred, all: &[Preferred]) {
+    for (seen, pages) in all {
         assert!(*pages == alone.1, "ranks have other parameters than one device");
+        assert_eq!(seen.len(), alone.0.len());
         for ((loss, rewards), (expected, of_one)) in seen.iter().zip(&alone.0) {
             assert_eq!(loss, expected);
             let apart =

@@ -241,7 +241,7 @@ pub fn launch(args: LaunchArgs) -> Result<u8> {
         say!("{}", attempts.explain().trim_end());
         return Ok(0);
     }
-    supervise(&attempts, &|| train.make_free(&recipe))
+    supervise(&attempts, &|| train.make_free(&recipe), &|| train.is_done(&recipe.out))
 }
 
 /// Refuses ranks that are not the mesh's: processes share the batch beside the axes of a recipe's mesh, but a flag says what it says,
@@ -276,5 +276,7 @@ fn submit(script: &str, out: &std::path::Path, dry_run: bool) -> Result<u8> {
     Ok(0)
 }
 
+#[cfg(all(test, unix, feature = "mpi"))]
+mod mpi_tests;
 #[cfg(test)]
 mod tests;

@@ -237,6 +237,11 @@ impl TrainArgs {
         Ok(())
     }
 
+    /// Whether what these flags ask for was done: the run in `out` says itself that it came to its end.
+    pub fn is_done(&self, out: &Path) -> bool {
+        self.print_recipe || RunLock::has_ended(out)
+    }
+
     /// How long a rank of the run that these flags ask for may give no sign of life.
     pub fn silence(&self) -> Option<Duration> {
         self.ranks.patience().silence

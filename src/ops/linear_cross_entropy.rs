@@ -3,6 +3,7 @@
 //!
 //! Legend: R rows (tokens), D model width, V vocabulary.
 
+use super::cross_entropy::UNSEEN;
 use super::{CrossEntropyGrad, CrossEntropyLoss, CrossEntropyUpdate, IGNORE, MatMul, Operands, weight};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::{Error, Result};
@@ -42,6 +43,33 @@ impl LinearCrossEntropy {
     /// In strict f32, by as many words at a time as suits the adapter.
     pub fn fitting() -> Self {
         LinearCrossEntropy { chunk: None, operands: Operands::F32 }
+    }
+
+    /// The gradient of its node, where W's first row is of the word `first`.
+    pub(super) fn gradient_from(
+        &self,
+        first: usize,
+        g: &mut Graph,
+        node: &OpNode,
+        dy: &[Option<Value>],
+    ) -> Result<Vec<Option<Value>>> {
+        if dy[1].is_some() || dy[2].is_some() {
+            return Err(Error::Graph("of linear_cross_entropy's outputs only the loss has a gradient".into()));
+        }
+        let (Some(dloss), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
+        let inputs = [x, w, targets, node.outputs[1], node.outputs[2], dloss];
+        let d = g.apply(LinearCrossEntropyGrad { chunk: self.chunk, operands: self.operands, first }, &inputs)?;
+        Ok(vec![Some(d[0]), d.get(1).copied(), None])
+    }
+
+    /// Its reference, where W's first row is of the word `first`, and each of so many ranks has the same words.
+    pub(super) fn reference_from(&self, first: usize, ranks: usize, inputs: &[Array]) -> Vec<Array> {
+        let [own, lse] = reference_rows(inputs, first, ranks, self.operands);
+        let counted = || inputs[2].data.iter().enumerate().filter(|(_, t)| **t != f64::from(IGNORE));
+        let count = counted().count() as f64;
+        let loss = counted().map(|(r, _)| lse[r] - own[r]).sum::<f64>() / count.max(1.0);
+        let one = |x| Array::new(TensorType::f32([1]), vec![x]);
+        vec![one(loss), Array::new(TensorType::f32([lse.len()]), lse), one(count)]
     }
 
     /// Words of one chunk for `rows` rows of `width` on an adapter with these limits: in steps of 64, at least 256.
@@ -186,11 +214,59 @@ pub(super) fn rows_grad(
     g.apply1(MatMul::new(true, false).with(operands), &[dlogits, x])
 }
 
+/// So many products of x and W, and what is done for each logit.
+pub(super) fn cost(io: &Io, products: u64) -> Cost {
+    let (x, v) = (&io.inputs[0].shape, io.inputs[1].shape.dims()[0] as u64);
+    Cost { flops: v * (2 * products * x.elements() as u64 + 10 * x.rows() as u64), bytes: io.bytes() }
+}
+
 /// Logits of every row against all of W, in f64.
-pub(super) fn logits(x: &Array, w: &Array) -> Vec<Vec<f64>> {
+fn logits(x: &Array, w: &Array) -> Vec<Vec<f64>> {
     let d = w.ty.shape.last();
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     x.data.chunks_exact(d).map(|x| w.data.chunks_exact(d).map(|w| dot(x, w)).collect()).collect()
+}
+
+/// Of each row of x the logit of its target, [`UNSEEN`] where that is no word of W, and the log-sum-exp of all logits, as if each of
+/// so many ranks had W's words.
+pub(super) fn reference_rows(inputs: &[Array], first: usize, ranks: usize, operands: Operands) -> [Vec<f64>; 2] {
+    let logits = logits(&operands.rounded(&inputs[0]), &operands.rounded(&inputs[1]));
+    let word = |row: &[f64], target: f64| (target as usize).checked_sub(first).and_then(|own| row.get(own).copied());
+    let own = logits.iter().zip(&inputs[2].data).map(|(row, &target)| word(row, target).unwrap_or(UNSEEN));
+    let log_sum_exp = |row: &Vec<f64>| {
+        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        max + row.iter().map(|x| (x - max).exp()).sum::<f64>().ln() + (ranks as f64).ln()
+    };
+    [own.collect(), logits.iter().map(log_sum_exp).collect()]
+}
+
+/// The gradients towards x and, where it is trained, W, in f64, in rows that count: `towards` gives the one towards a logit, of its
+/// row, of 1 where it is the target's and else 0, and of itself.
+pub(super) fn reference_grad(
+    [x, w, targets]: [&Array; 3],
+    first: usize,
+    operands: Operands,
+    towards: &dyn Fn(usize, f64, f64) -> f64,
+) -> Vec<Array> {
+    let (x, w) = (&*operands.rounded(x), &*operands.rounded(w));
+    let d = w.ty.shape.last();
+    let zeros = |a: &Array| Array::zeros(a.ty.shape.clone());
+    let (mut dx, mut dw) = (zeros(x), zeros(w));
+    for (r, row) in logits(x, w).into_iter().enumerate() {
+        let target = targets.data[r];
+        if target == f64::from(IGNORE) {
+            continue;
+        }
+        for (v, logit) in row.into_iter().enumerate() {
+            let hit = f64::from(u8::from(target == (first + v) as f64));
+            let dlogit = operands.round(towards(r, hit, logit));
+            for c in 0..d {
+                dx.data[r * d + c] += dlogit * w.data[v * d + c];
+                dw.data[v * d + c] += dlogit * x.data[r * d + c];
+            }
+        }
+    }
+    if w.ty.dtype.is_packed() { vec![dx] } else { vec![dx, dw] }
 }
 
 impl Op for LinearCrossEntropy {
@@ -205,13 +281,7 @@ impl Op for LinearCrossEntropy {
     }
 
     fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
-        if dy[1].is_some() || dy[2].is_some() {
-            return Err(Error::Graph("of linear_cross_entropy's outputs only the loss has a gradient".into()));
-        }
-        let (Some(dloss), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
-        let inputs = [x, w, targets, node.outputs[1], node.outputs[2], dloss];
-        let d = g.apply(LinearCrossEntropyGrad { chunk: self.chunk, operands: self.operands, first: 0 }, &inputs)?;
-        Ok(vec![Some(d[0]), d.get(1).copied(), None])
+        self.gradient_from(0, g, node, dy)
     }
 
     fn gradient_rows(
@@ -241,11 +311,7 @@ impl Op for LinearCrossEntropy {
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let v = io.inputs[1].shape.dims()[0] as u64;
-        Cost {
-            flops: v * (2 * io.inputs[0].shape.elements() as u64 + 10 * io.inputs[0].shape.rows() as u64),
-            bytes: io.bytes(),
-        }
+        cost(io, 1)
     }
 
     fn reduction(&self, io: &Io) -> usize {
@@ -253,19 +319,8 @@ impl Op for LinearCrossEntropy {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let logits = logits(&self.operands.rounded(&inputs[0]), &self.operands.rounded(&inputs[1]));
-        let lse: Vec<f64> = logits.iter().map(|row| log_sum_exp(row)).collect();
-        let counted = || inputs[2].data.iter().enumerate().filter(|(_, t)| **t != f64::from(IGNORE));
-        let count = counted().count() as f64;
-        let loss = counted().map(|(r, &t)| lse[r] - logits[r][t as usize]).sum::<f64>() / count.max(1.0);
-        let one = |x| Array::new(TensorType::f32([1]), vec![x]);
-        vec![one(loss), Array::new(TensorType::f32([lse.len()]), lse), one(count)]
+        self.reference_from(0, 1, inputs)
     }
-}
-
-pub(super) fn log_sum_exp(x: &[f64]) -> f64 {
-    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    max + x.iter().map(|x| (x - max).exp()).sum::<f64>().ln()
 }
 
 impl Op for LinearCrossEntropyGrad {
@@ -301,14 +356,8 @@ impl Op for LinearCrossEntropyGrad {
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let v = io.inputs[1].shape.dims()[0] as u64;
-        Cost {
-            // The logits again, dx, and perhaps dW.
-            flops: v
-                * (2 * (1 + io.outputs.len() as u64) * io.inputs[0].shape.elements() as u64
-                    + 10 * io.inputs[0].shape.rows() as u64),
-            bytes: io.bytes(),
-        }
+        // The logits again, dx, and perhaps dW.
+        cost(io, 1 + io.outputs.len() as u64)
     }
 
     fn reduction(&self, io: &Io) -> usize {
@@ -318,26 +367,9 @@ impl Op for LinearCrossEntropyGrad {
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let [x, w, targets, lse, count, dloss] = inputs else { unreachable!("checked when the node was made") };
-        let (d, scale) = (w.ty.shape.last(), dloss.data[0] / count.data[0].max(1.0));
-        let (x, w) = (&*self.operands.rounded(x), &*self.operands.rounded(w));
-        let is_trained = !w.ty.dtype.is_packed();
-        let zeros = |a: &Array| Array::zeros(a.ty.shape.clone());
-        let (mut dx, mut dw) = (zeros(x), zeros(w));
-        for (r, row) in logits(x, w).into_iter().enumerate() {
-            let target = targets.data[r];
-            if target == f64::from(IGNORE) {
-                continue;
-            }
-            for (v, logit) in row.into_iter().enumerate() {
-                let hit = f64::from(u8::from(target == (self.first + v) as f64));
-                let dlogit = self.operands.round(((logit - lse.data[r]).exp() - hit) * scale);
-                for c in 0..d {
-                    dx.data[r * d + c] += dlogit * w.data[v * d + c];
-                    dw.data[v * d + c] += dlogit * x.data[r * d + c];
-                }
-            }
-        }
-        if is_trained { vec![dx, dw] } else { vec![dx] }
+        let scale = dloss.data[0] / count.data[0].max(1.0);
+        let towards = |r: usize, hit, logit: f64| ((logit - lse.data[r]).exp() - hit) * scale;
+        reference_grad([x, w, targets], self.first, self.operands, &towards)
     }
 }
 

@@ -3,13 +3,10 @@
 //!
 //! Legend: R rows (tokens), D model width, V words of this rank, N ranks.
 
-use super::linear_cross_entropy::{Parts, fitted, log_sum_exp, logits, rows_grad, statistics};
-use super::{
-    AllGather, Along, CrossEntropyLoss, CrossEntropyMerge, IGNORE, LinearCrossEntropy, LinearCrossEntropyGrad,
-};
-use super::{Operands, cross_entropy::UNSEEN};
+use super::linear_cross_entropy::{Parts, fitted, rows_grad, statistics};
+use super::{AllGather, Along, CrossEntropyLoss, CrossEntropyMerge, LinearCrossEntropy, Operands};
 use crate::base::{Array, Limits, TensorType};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{Cost, Graph, Io, Op, OpNode, Value};
 use std::ops::Range;
 use std::sync::Arc;
@@ -40,11 +37,6 @@ impl Words {
     }
 }
 
-/// The target's logit of a row, where it is one of the rank's words.
-pub(super) fn own_logit(row: &[f64], target: f64, first: usize) -> f64 {
-    (target as usize).checked_sub(first).and_then(|own| row.get(own).copied()).unwrap_or(UNSEEN)
-}
-
 /// [`LinearCrossEntropy`] of W `[V,D]`, which are this rank's of all words; all ranks have the same x and targets. Outputs are the
 /// same on all ranks; of the gradient towards x each has a term.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,14 +57,7 @@ impl Op for LinearCrossEntropyPart {
     }
 
     fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
-        if dy[1].is_some() || dy[2].is_some() {
-            return Err(Error::Graph("of linear_cross_entropy_part's outputs only the loss has a gradient".into()));
-        }
-        let (Some(dloss), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
-        let inputs = [x, w, targets, node.outputs[1], node.outputs[2], dloss];
-        let LinearCrossEntropy { chunk, operands } = self.whole;
-        let d = g.apply(LinearCrossEntropyGrad { chunk, operands, first: self.words.first }, &inputs)?;
-        Ok(vec![Some(d[0]), d.get(1).copied(), None])
+        self.whole.gradient_from(self.words.first, g, node, dy)
     }
 
     fn gradient_rows(
@@ -111,16 +96,6 @@ impl Op for LinearCrossEntropyPart {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let rounded = |x| self.whole.operands.rounded(x);
-        let logits = logits(&rounded(&inputs[0]), &rounded(&inputs[1]));
-        // As if all ranks had the same words.
-        let others = (self.words.along.ranks as f64).ln();
-        let lse: Vec<f64> = logits.iter().map(|row| log_sum_exp(row) + others).collect();
-        let counted = || inputs[2].data.iter().enumerate().filter(|(_, t)| **t != f64::from(IGNORE));
-        let count = counted().count() as f64;
-        let of_row = |(r, &t): (usize, &f64)| lse[r] - own_logit(&logits[r], t, self.words.first);
-        let loss = counted().map(of_row).sum::<f64>() / count.max(1.0);
-        let one = |x| Array::new(TensorType::f32([1]), vec![x]);
-        vec![one(loss), Array::new(TensorType::f32([lse.len()]), lse), one(count)]
+        self.whole.reference_from(self.words.first, self.words.along.ranks, inputs)
     }
 }

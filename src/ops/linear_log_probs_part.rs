@@ -3,11 +3,12 @@
 //!
 //! Legend: R rows (tokens), D model width, V words of this rank.
 
-use super::linear_cross_entropy::{fitted, log_sum_exp, logits};
-use super::linear_cross_entropy_part::{Words, own_logit};
-use super::{IGNORE, LinearLogProbs, LinearLogProbsGrad, LogProbs, Operands};
+use super::linear_cross_entropy::fitted;
+use super::linear_cross_entropy_part::Words;
+use super::log_probs::of_statistics;
+use super::{LinearLogProbs, Operands};
 use crate::base::{Array, Limits, TensorType};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{Cost, Graph, Io, Op, OpNode, Value};
 use std::sync::Arc;
 
@@ -31,14 +32,7 @@ impl Op for LinearLogProbsPart {
     }
 
     fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
-        if dy[1].is_some() {
-            return Err(Error::Graph("of linear_log_probs_part's outputs only the first has a gradient".into()));
-        }
-        let (Some(dy), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
-        let LinearLogProbs { chunk, operands } = self.whole;
-        let inputs = [x, w, targets, node.outputs[1], dy];
-        let d = g.apply(LinearLogProbsGrad { chunk, operands, first: self.words.first }, &inputs)?;
-        Ok(vec![Some(d[0]), d.get(1).copied(), None])
+        self.whole.gradient_from(self.words.first, g, node, dy)
     }
 
     fn fitted(&self, io: &Io, limits: &Limits) -> Option<Arc<dyn Op>> {
@@ -52,10 +46,8 @@ impl Op for LinearLogProbsPart {
     }
 
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
-        let [stats, targets] = self.words.statistics(g, &node.inputs, self.whole.chunk, self.whole.operands)?;
-        let both = g.apply(LogProbs, &[stats, targets])?;
-        let shape = g.ty(node.inputs[2]).shape.clone();
-        Ok(Some(vec![g.reshape(both[0], shape)?, both[1]]))
+        let both = self.words.statistics(g, &node.inputs, self.whole.chunk, self.whole.operands)?;
+        of_statistics(g, node, both).map(Some)
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -67,16 +59,6 @@ impl Op for LinearLogProbsPart {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let rounded = |x| self.whole.operands.rounded(x);
-        let logits = logits(&rounded(&inputs[0]), &rounded(&inputs[1]));
-        // As if all ranks had the same words.
-        let others = (self.words.along.ranks as f64).ln();
-        let lse: Vec<f64> = logits.iter().map(|row| log_sum_exp(row) + others).collect();
-        let log_prob = |(r, &target): (usize, &f64)| {
-            if target == f64::from(IGNORE) { 0.0 } else { own_logit(&logits[r], target, self.words.first) - lse[r] }
-        };
-        let log_probs = inputs[2].data.iter().enumerate().map(log_prob).collect();
-        let rows = TensorType::f32([lse.len()]);
-        vec![Array::new(TensorType::f32(inputs[2].dims()), log_probs), Array::new(rows, lse)]
+        self.whole.reference_from(self.words.first, self.words.along.ranks, inputs)
     }
 }

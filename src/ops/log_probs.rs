@@ -4,7 +4,7 @@
 //! Legend: R rows (tokens), N words of a chunk, D model width, V vocabulary.
 
 use super::cross_entropy::{check_rows, chunk_grad};
-use super::linear_cross_entropy::{Parts, backward, fitted, log_sum_exp, logits, sizes, statistics};
+use super::linear_cross_entropy::{Parts, backward, cost, fitted, reference_grad, reference_rows, sizes, statistics};
 use super::{IGNORE, Operands};
 use crate::base::{Array, Limits, TensorType};
 use crate::error::{Error, Result};
@@ -45,6 +45,41 @@ pub struct LinearLogProbsGrad {
     pub operands: Operands,
     /// The word of W's first row; other than 0 where the vocabulary's rows are spread over ranks.
     pub first: usize,
+}
+
+impl LinearLogProbs {
+    /// The gradient of its node, where W's first row is of the word `first`.
+    pub(super) fn gradient_from(
+        &self,
+        first: usize,
+        g: &mut Graph,
+        node: &OpNode,
+        dy: &[Option<Value>],
+    ) -> Result<Vec<Option<Value>>> {
+        if dy[1].is_some() {
+            return Err(Error::Graph("of linear_log_probs' outputs only the first has a gradient".into()));
+        }
+        let (Some(dy), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
+        let inputs = [x, w, targets, node.outputs[1], dy];
+        let d = g.apply(LinearLogProbsGrad { chunk: self.chunk, operands: self.operands, first }, &inputs)?;
+        Ok(vec![Some(d[0]), d.get(1).copied(), None])
+    }
+
+    /// Its reference, where W's first row is of the word `first`, and each of so many ranks has the same words.
+    pub(super) fn reference_from(&self, first: usize, ranks: usize, inputs: &[Array]) -> Vec<Array> {
+        let [own, lse] = reference_rows(inputs, first, ranks, self.operands);
+        let log_prob = |(r, &target): (usize, &f64)| if target == f64::from(IGNORE) { 0.0 } else { own[r] - lse[r] };
+        let log_probs = inputs[2].data.iter().enumerate().map(log_prob).collect();
+        let rows = TensorType::f32([lse.len()]);
+        vec![Array::new(TensorType::f32(inputs[2].dims()), log_probs), Array::new(rows, lse)]
+    }
+}
+
+/// The outputs of [`LinearLogProbs`] from its rows' statistics and targets.
+pub(super) fn of_statistics(g: &mut Graph, node: &OpNode, both: [Value; 2]) -> Result<Vec<Value>> {
+    let outputs = g.apply(LogProbs, &both)?;
+    let shape = g.ty(node.inputs[2]).shape.clone();
+    Ok(vec![g.reshape(outputs[0], shape)?, outputs[1]])
 }
 
 impl Op for LogProbs {
@@ -138,13 +173,7 @@ impl Op for LinearLogProbs {
     }
 
     fn gradient(&self, g: &mut Graph, node: &OpNode, dy: &[Option<Value>]) -> Result<Vec<Option<Value>>> {
-        if dy[1].is_some() {
-            return Err(Error::Graph("of linear_log_probs' outputs only the first has a gradient".into()));
-        }
-        let (Some(dy), &[x, w, targets]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 3]) };
-        let inputs = [x, w, targets, node.outputs[1], dy];
-        let d = g.apply(LinearLogProbsGrad { chunk: self.chunk, operands: self.operands, first: 0 }, &inputs)?;
-        Ok(vec![Some(d[0]), d.get(1).copied(), None])
+        self.gradient_from(0, g, node, dy)
     }
 
     fn fitted(&self, io: &Io, limits: &Limits) -> Option<Arc<dyn Op>> {
@@ -158,15 +187,11 @@ impl Op for LinearLogProbs {
     fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
         let parts = Parts::of(g, &node.inputs, self.chunk)?;
         let stats = statistics(g, &parts, self.operands, 0)?;
-        let both = g.apply(LogProbs, &[stats, parts.targets])?;
-        let shape = g.ty(node.inputs[2]).shape.clone();
-        Ok(Some(vec![g.reshape(both[0], shape)?, both[1]]))
+        of_statistics(g, node, [stats, parts.targets]).map(Some)
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let v = io.inputs[1].shape.dims()[0] as u64;
-        let (x, rows) = (io.inputs[0].shape.elements() as u64, io.inputs[0].shape.rows() as u64);
-        Cost { flops: v * (2 * x + 10 * rows), bytes: io.bytes() }
+        cost(io, 1)
     }
 
     fn reduction(&self, io: &Io) -> usize {
@@ -174,14 +199,7 @@ impl Op for LinearLogProbs {
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
-        let logits = logits(&self.operands.rounded(&inputs[0]), &self.operands.rounded(&inputs[1]));
-        let lse: Vec<f64> = logits.iter().map(|row| log_sum_exp(row)).collect();
-        let log_prob = |(r, &target): (usize, &f64)| {
-            if target == f64::from(IGNORE) { 0.0 } else { logits[r][target as usize] - lse[r] }
-        };
-        let log_probs = inputs[2].data.iter().enumerate().map(log_prob).collect();
-        let rows = TensorType::f32([lse.len()]);
-        vec![Array::new(TensorType::f32(inputs[2].dims()), log_probs), Array::new(rows, lse)]
+        self.reference_from(0, 1, inputs)
     }
 }
 
@@ -215,10 +233,8 @@ impl Op for LinearLogProbsGrad {
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        let v = io.inputs[1].shape.dims()[0] as u64;
-        let (x, rows) = (io.inputs[0].shape.elements() as u64, io.inputs[0].shape.rows() as u64);
         // The logits again, dx, and perhaps dW.
-        Cost { flops: v * (2 * (1 + io.outputs.len() as u64) * x + 10 * rows), bytes: io.bytes() }
+        cost(io, 1 + io.outputs.len() as u64)
     }
 
     fn reduction(&self, io: &Io) -> usize {
@@ -228,25 +244,7 @@ impl Op for LinearLogProbsGrad {
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let [x, w, targets, lse, dy] = inputs else { unreachable!("checked when the node was made") };
-        let d = w.ty.shape.last();
-        let is_trained = !w.ty.dtype.is_packed();
-        let (x, w) = (&*self.operands.rounded(x), &*self.operands.rounded(w));
-        let zeros = |a: &Array| Array::zeros(a.ty.shape.clone());
-        let (mut dx, mut dw) = (zeros(x), zeros(w));
-        for (r, row) in logits(x, w).into_iter().enumerate() {
-            let target = targets.data[r];
-            if target == f64::from(IGNORE) {
-                continue;
-            }
-            for (v, logit) in row.into_iter().enumerate() {
-                let hit = f64::from(u8::from(target == (self.first + v) as f64));
-                let dlogit = self.operands.round((hit - (logit - lse.data[r]).exp()) * dy.data[r]);
-                for c in 0..d {
-                    dx.data[r * d + c] += dlogit * w.data[v * d + c];
-                    dw.data[v * d + c] += dlogit * x.data[r * d + c];
-                }
-            }
-        }
-        if is_trained { vec![dx, dw] } else { vec![dx] }
+        let towards = |r: usize, hit, logit: f64| (hit - (logit - lse.data[r]).exp()) * dy.data[r];
+        reference_grad([x, w, targets], self.first, self.operands, &towards)
     }
 }

@@ -165,16 +165,6 @@ impl MatMul {
         tiers
     }
 
-    /// The most scratch memory that a kernel of [`MatMul::tiers`] wants.
-    pub(super) fn scratch_for(&self, s: Sizes, limits: &Limits) -> u64 {
-        if limits.is_cpu {
-            return 0;
-        }
-        let cooperative = Coop::all(limits).into_iter().map(|coop| [coop.tile(); 2]);
-        let tiles = TILES.into_iter().chain(BLOCKS.map(|(tile, _)| tile)).chain(cooperative);
-        tiles.filter_map(|tile| Split::of(s, tile, limits)).map(|split| split.bytes(s)).max().unwrap_or(0)
-    }
-
     /// Larger tiles, where vectors of four lie along rows of both operands.
     fn blocks(&self, io: &Io) -> Vec<Tier> {
         let p = Product::of(self, io);

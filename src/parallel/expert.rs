@@ -3,11 +3,11 @@
 //! (Lepikhin et al., "GShard", 2020, §3; with the axis within that of the data: Ma et al., "BaGuaLu", 2022, §4). What rows of
 //! the whole batch must say together is summed (docs/decisions/0013-experts-over-ranks.md).
 
-use super::tensor::wanted;
+use super::tensor::begin;
 use super::{Given, Placement};
 use crate::base::Axis;
 use crate::error::{Error, Result};
-use crate::graph::rewrite::{Rewrite, ids};
+use crate::graph::rewrite::Rewrite;
 use crate::graph::{Graph, Kind, Map, NodeId, Op, Value};
 use crate::ops::{AllToAll, Along, BatchMean, ExpertLinear, ExpertOrder, SlotPlaces, TakeRows};
 use std::any::Any;
@@ -49,19 +49,17 @@ impl ExpertAxis {
     /// # Errors
     /// If something reads experts that has no rule for parts of them.
     pub fn apply(&self, whole: &Graph, g: &mut Graph, given: &[Given]) -> Result<OfRank> {
+        let (rewrite, wanted) = begin(whole, g, given);
         let mut pass = Pass {
             axis: *self,
-            rewrite: Rewrite::new(whole),
+            rewrite,
             parts: given.iter().filter(|g| g.placement != Placement::Same).map(|g| (g.whole, g.placement)).collect(),
             away: HashMap::new(),
             exchanges: HashMap::new(),
             sent: HashMap::new(),
             dropped: Vec::new(),
         };
-        pass.rewrite.new = std::mem::take(g);
-        given.iter().for_each(|g| pass.rewrite.put(g.whole, g.own));
-        let wanted = wanted(whole, given);
-        let done = ids(whole).filter(|id| wanted.contains(id)).try_for_each(|id| pass.node(id));
+        let done = wanted.into_iter().try_for_each(|id| pass.node(id));
         let outputs = done.and_then(|()| whole.outputs().iter().map(|(_, value)| pass.home(*value)).collect());
         let dropped = std::mem::take(&mut pass.dropped);
         *g = pass.rewrite.new;

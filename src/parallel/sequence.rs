@@ -4,11 +4,11 @@
 //! positions stay those of the row. The loss is that of the rank's own tokens, which is added up with gradients and counts as
 //! those of other batches are. What is summed over tokens on the way, as for the balance of experts, is a term of a sum.
 
-use super::tensor::wanted;
+use super::tensor::{begin, placed};
 use super::{Given, Mesh, Placement};
 use crate::base::{Axis, TensorType};
 use crate::error::{Error, Result};
-use crate::graph::rewrite::{Rewrite, ids};
+use crate::graph::rewrite::Rewrite;
 use crate::graph::{Detach, Graph, Kind, Map, NodeId, Op, Slice, SumTo, Value};
 use crate::ops::{
     Along, Attention, BatchMean, Embedding, ExpertLinear, ExpertOrder, LinearCrossEntropy, LinearLogProbs, MatMul,
@@ -77,15 +77,9 @@ impl SequenceAxis {
     /// # Errors
     /// If something is not done for each token by itself; what, and where.
     pub fn apply(&self, whole: &Graph, g: &mut Graph, given: &[Given]) -> Result<Vec<Value>> {
-        let (placed, terms) = (HashMap::new(), HashSet::new());
-        let mut pass = Pass { axis: *self, rewrite: Rewrite::new(whole), placed, terms, places: None };
-        pass.rewrite.new = std::mem::take(g);
-        for Given { whole, own, placement } in given {
-            pass.rewrite.put(*whole, *own);
-            pass.placed.insert(*whole, *placement);
-        }
-        let wanted = wanted(whole, given);
-        let done = ids(whole).filter(|id| wanted.contains(id)).try_for_each(|id| pass.node(id));
+        let (rewrite, wanted) = begin(whole, g, given);
+        let mut pass = Pass { axis: *self, rewrite, placed: placed(given), terms: HashSet::new(), places: None };
+        let done = wanted.into_iter().try_for_each(|id| pass.node(id));
         let outputs = whole.outputs().iter();
         let outputs = done.map(|()| outputs.map(|(_, value)| pass.rewrite.value(*value)).collect());
         *g = pass.rewrite.new;

@@ -46,14 +46,9 @@ impl TensorAxis {
     /// # Errors
     /// If something cannot be computed in parts; of what, and where.
     pub fn apply(&self, whole: &Graph, g: &mut Graph, given: &[Given]) -> Result<Vec<Value>> {
-        let mut pass = Pass { axis: *self, rewrite: Rewrite::new(whole), placed: HashMap::new(), made: HashMap::new() };
-        pass.rewrite.new = std::mem::take(g);
-        for Given { whole, own, placement } in given {
-            pass.rewrite.put(*whole, *own);
-            pass.placed.insert(*whole, *placement);
-        }
-        let wanted = wanted(whole, given);
-        let done = ids(whole).filter(|id| wanted.contains(id)).try_for_each(|id| pass.node(id));
+        let (rewrite, wanted) = begin(whole, g, given);
+        let mut pass = Pass { axis: *self, rewrite, placed: placed(given), made: HashMap::new() };
+        let done = wanted.into_iter().try_for_each(|id| pass.node(id));
         let outputs = done.and_then(|()| {
             whole
                 .outputs()
@@ -69,8 +64,23 @@ impl TensorAxis {
     }
 }
 
+/// Begins to rewrite `whole` behind what `g` has, which it takes, with what is given in its place; and the nodes that remain to be
+/// rewritten, in order.
+pub(super) fn begin<'a>(whole: &'a Graph, g: &mut Graph, given: &[Given]) -> (Rewrite<'a>, Vec<NodeId>) {
+    let mut rewrite = Rewrite::new(whole);
+    rewrite.new = std::mem::take(g);
+    given.iter().for_each(|given| rewrite.put(given.whole, given.own));
+    let wanted = wanted(whole, given);
+    (rewrite, ids(whole).filter(|id| wanted.contains(id)).collect())
+}
+
+/// What a rank has of what is given, by values of the whole graph.
+pub(super) fn placed(given: &[Given]) -> HashMap<Value, Placement> {
+    given.iter().map(|given| (given.whole, given.placement)).collect()
+}
+
 /// The nodes that outputs need and that are not given.
-pub(super) fn wanted(graph: &Graph, given: &[Given]) -> HashSet<NodeId> {
+fn wanted(graph: &Graph, given: &[Given]) -> HashSet<NodeId> {
     let given: HashSet<Value> = given.iter().map(|g| g.whole).collect();
     let mut wanted: HashSet<NodeId> = HashSet::new();
     let want = |value: &Value, wanted: &mut HashSet<NodeId>| {

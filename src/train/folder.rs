@@ -9,12 +9,15 @@ use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-/// What a run has locked while it writes; it holds the number of its process and its machine, and says nothing once it is not locked.
+/// What a run has locked while it writes; it holds the number of its process and its machine, of whom it says nothing once it is not
+/// locked, or [`ENDED`].
 const LOCK: &str = ".lock";
+/// What it holds of a run that came to its end.
+const ENDED: &str = "ended";
 /// Which run the folder is of.
 pub(super) const RUN: &str = ".run";
 /// For so long a run that was killed may still be leaving.
@@ -24,7 +27,7 @@ const LEAVING: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct RunLock {
     /// Closed, it is unlocked.
-    _file: File,
+    file: File,
     /// Why it is not locked, where the file system has no locks.
     pub note: Option<String>,
 }
@@ -48,7 +51,32 @@ impl RunLock {
             // For who is refused; a disk that is full refuses nobody.
             let _ = file.set_len(0).and_then(|()| writeln!(file, "{} {}", std::process::id(), machine()));
         }
-        Ok(RunLock { _file: file, note })
+        Ok(RunLock { file, note })
+    }
+
+    /// Says of the run that it came to its end, until the next one takes the folder; who started it may not be told by what its
+    /// process leaves with.
+    pub fn end(mut self) {
+        // Where a disk is full the run counts as one that did not, and is taken up at its end.
+        let _ = self.file.set_len(0).and_then(|()| self.file.rewind()).and_then(|()| writeln!(self.file, "{ENDED}"));
+    }
+
+    /// Whether the last run in a folder came to its end.
+    pub fn has_ended(folder: &Path) -> bool {
+        std::fs::read_to_string(folder.join(LOCK)).is_ok_and(|text| text.trim() == ENDED)
+    }
+
+    /// Has a folder say nothing of an end before: what is about to begin there may not come to take it.
+    ///
+    /// # Errors
+    /// If it still says so.
+    pub fn forget_end(folder: &Path) -> Result<()> {
+        let path = folder.join(LOCK);
+        if RunLock::has_ended(folder) {
+            std::fs::write(&path, "").map_err(|e| Error::io("write", &path, e))
+        } else {
+            Ok(())
+        }
     }
 
     /// Refuses a folder that another run has locked, and makes nothing there.
@@ -194,6 +222,15 @@ mod tests {
         }
         drop(first);
         assert!(!left(None).unwrap());
+        let ended = || RunLock::has_ended(folder.path());
+        assert!(!ended());
+        RunLock::take(folder.path()).unwrap().end();
+        assert!(ended() && !left(None).unwrap());
+        let again = RunLock::take(folder.path()).unwrap();
+        assert!(!ended() && left(Some(own)).unwrap());
+        again.end();
+        RunLock::forget_end(folder.path()).unwrap();
+        assert!(!ended());
         RunLock::take(folder.path()).unwrap();
         // One that is about to leave is waited for.
         let leaving = RunLock::take(folder.path()).unwrap();

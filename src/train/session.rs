@@ -76,7 +76,7 @@ struct Session<'a> {
     /// The first rank's.
     log: Option<RunLog>,
     /// The same one's: no other run writes to the folder.
-    _lock: Option<RunLock>,
+    lock: Option<RunLock>,
     world: World,
     speed: Speed,
     /// Seconds of the processes before this one.
@@ -129,7 +129,7 @@ impl<'a> Session<'a> {
         Ok(Session {
             about: About::new(gpu, recipe, prepared, &trainer.kernels),
             log,
-            _lock: lock,
+            lock,
             speed: Speed::new(limit, flops / world.size() as f64),
             world,
             earlier: trainer.progress.seconds,

@@ -12,10 +12,10 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const TRAIN: &str = "--batch 4 --steps 40 --checkpoint-every 3 --log-format json";
+pub const TRAIN: &str = "--batch 4 --steps 40 --checkpoint-every 3 --log-format json";
 
 /// The words of `danlu launch` for a run of the tiny model.
-fn launch(place: &Place, flags: &str, run: &str) -> assert_cmd::Command {
+pub fn launch(place: &Place, flags: &str, run: &str) -> assert_cmd::Command {
     launch_of(place, flags, &format!("{TRAIN} --out {run}"))
 }
 

@@ -19,6 +19,8 @@ mod refused;
 mod resuming;
 mod runs;
 mod seeing;
+#[cfg(unix)]
+mod starters;
 mod taking_up;
 mod tuning;
 

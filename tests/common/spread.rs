@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 const DRAWS: u64 = 12;
 
 /// Deviations of every element, by tensor.
+#[derive(Clone)]
 pub struct Spread {
     /// The results without errors.
     pub exact: Numbers,

@@ -162,8 +162,9 @@ impl Told {
 }
 
 /// Starts, waits, and starts again, as long as no other run has the folder; gives the exit code. `free` makes the folder ready, or
-/// refuses it: what a run that begins finds there would be taken up in its place where it fails before it has begun.
-pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u8> {
+/// refuses it: what a run that begins finds there would be taken up in its place where it fails before it has begun. `is_done` says
+/// whether the run came to its end: launchers have left with exit code 0 whose ranks had failed, or had never been started.
+pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>, is_done: &dyn Fn() -> bool) -> Result<u8> {
     let told = Told::listen()?;
     let mut layout = attempts.layout;
     // A job that Slurm queued again goes on.
@@ -177,15 +178,17 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>) -> Result<u
         // Processes miss each other first, and say which of them it is.
         let first = if attempts.starter == Starter::Threads { Duration::ZERO } else { 2 * GRACE };
         let mut watch = Watch::new(attempts.silence.map(|silence| silence + first));
+        RunLock::forget_end(&attempts.out)?;
         let mut child = attempts.start(layout, resumed, &watch)?;
         let (ended, asked) = wait(&mut child, &told, &mut watch)?;
         if let Some(signal) = asked {
             return Ok(128 + signal);
         }
-        if ended.success() {
-            return Ok(0);
-        }
-        let how = said(ended);
+        let how = match ended.success() {
+            true if is_done() => return Ok(0),
+            true => "ended before the run did, though exit code 0 says that all went well".into(),
+            false => said(ended),
+        };
         failures += 1;
         if let Some(signal) = free_again(&attempts.out, watch.first(), &told)? {
             return Ok(128 + signal);

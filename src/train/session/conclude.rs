@@ -3,6 +3,7 @@
 use super::{Ending, Session};
 use crate::error::Result;
 use crate::store::snapshot::Snapshot;
+use crate::train::folder::RunLock;
 use crate::train::keeper::Keeper;
 use crate::train::{Event, Trained, save_run};
 use std::time::Instant;
@@ -18,6 +19,7 @@ impl Session<'_> {
                 copies.remove(&world)?;
             }
         }
+        self.lock.take().filter(|_| ending != Ending::Interrupted).into_iter().for_each(RunLock::end);
         Ok(ending)
     }
 
