@@ -34,6 +34,7 @@ mod linear_log_probs_part;
 mod log_probs;
 mod mask;
 mod matmul;
+mod matmul_coop;
 mod matmul_kernels;
 mod matmul_split;
 mod muon;

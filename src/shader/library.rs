@@ -67,6 +67,7 @@ const TABLE: &[(&str, &str)] = table![
     "lib/product",
     "lib/query",
     "lib/reduce",
+    "lib/row",
     "lib/update",
     "lib/weight",
     "lib/weight_256",
