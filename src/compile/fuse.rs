@@ -21,6 +21,8 @@ pub(super) fn fuse(graph: &Graph, limits: &Limits) -> Result<Graph> {
     let chained = super::prune::prune(&chained)?;
     let stored = Pass::new(&chained, limits).run(Pass::epilogue)?;
     let stored = super::prune::prune(&stored)?;
+    let stored = Pass::new(&stored, limits).run_ahead()?;
+    let stored = super::prune::prune(&stored)?;
     Pass::new(&stored, limits).run(Pass::prologue)
 }
 
@@ -55,6 +57,28 @@ impl<'a> Pass<'a> {
                     let name = self.rewrite.old.node(id).name.clone();
                     let outputs = self.rewrite.new.apply_named(op, &inputs, name)?;
                     self.rewrite.set(id, &outputs);
+                }
+                None => self.rewrite.copy(id)?,
+            }
+        }
+        Ok(self.rewrite.finish())
+    }
+
+    /// [`Pass::epilogue`] for operators with further results, which others may want before the map's turn: they stay where they
+    /// stand, and the map comes to them.
+    fn run_ahead(mut self) -> Result<Graph> {
+        let mut stored: HashMap<NodeId, Value> = HashMap::new();
+        for id in ids(self.rewrite.old) {
+            if let Some(&value) = stored.get(&id) {
+                self.rewrite.set(id, &[value]);
+                continue;
+            }
+            match self.ahead(id) {
+                Some((map, (op, inputs))) => {
+                    let name = self.rewrite.old.node(map).name.clone();
+                    let outputs = self.rewrite.new.apply_named(op, &inputs, name)?;
+                    self.rewrite.set(id, &outputs);
+                    stored.insert(map, outputs[0]);
                 }
                 None => self.rewrite.copy(id)?,
             }
@@ -136,17 +160,35 @@ impl<'a> Pass<'a> {
     /// Operator, then map → operator with epilogue.
     fn epilogue(&self, id: NodeId) -> Replacement {
         let node = self.rewrite.old.node(id);
-        let expr = node.op()?.expression()?;
+        node.op()?.expression()?;
         let at = node.inputs.iter().position(|&v| {
             let producer = self.carried(v).1;
             let hooked = producer.op().is_some_and(|op| op.epilogue()) && producer.outputs.len() == 1;
             hooked && self.absorbable(v, id) && self.rewrite.old.ty(v).shape == node.outputs[0].shape
         })?;
         let producer = self.carried(node.inputs[at]).1;
-        let (mut inputs, first) = (producer.inputs.clone(), producer.inputs.len());
-        let extras = self.attach(node, at, &mut inputs);
-        let attached = Attached { expr: expr.substitute(&slots(at)), first, extras };
-        let op = producer.op()?.clone();
+        self.stored(producer.op()?.clone(), producer.inputs.clone(), node, at)
+    }
+
+    /// Operator with several results, then a map of the first that needs nothing later → operator with epilogue, and that map.
+    fn ahead(&self, id: NodeId) -> Option<(NodeId, (Arc<dyn Op>, Vec<Value>))> {
+        let (old, value) = (self.rewrite.old, Value { node: id, output: 0 });
+        let node = old.node(id);
+        let op = node.op().filter(|op| op.epilogue() && node.outputs.len() > 1)?;
+        let map = ids(old).find(|&reader| old.node(reader).inputs.contains(&value))?;
+        let reader = old.node(map);
+        reader.op()?.expression()?;
+        let at = reader.inputs.iter().position(|&v| v == value)?;
+        let known = reader.inputs.iter().all(|v| *v == value || v.node < id);
+        let fits = known && self.absorbable(value, map) && node.outputs[0].shape == reader.outputs[0].shape;
+        fits.then(|| self.stored(op.clone(), self.rewrite.inputs(node), reader, at)).flatten().map(|fused| (map, fused))
+    }
+
+    /// An operator of these inputs, with `map` applied to its first result, which is the map's input `at`.
+    fn stored(&self, op: Arc<dyn Op>, mut inputs: Vec<Value>, map: &Node, at: usize) -> Replacement {
+        let first = inputs.len();
+        let extras = self.attach(map, at, &mut inputs);
+        let attached = Attached { expr: map.op()?.expression()?.substitute(&slots(at)), first, extras };
         self.admit(Fused { base: op, base_inputs: first, prologue: None, epilogue: Some(attached) }, inputs, first)
     }
 
@@ -187,7 +229,8 @@ impl<'a> Pass<'a> {
     fn admit(&self, fused: Fused, inputs: Vec<Value>, first: usize) -> Replacement {
         let bytes = |v: &Value| self.rewrite.new.ty(*v).bytes();
         let fits = inputs[first..].iter().all(|v| bytes(v) <= self.limits.max_binding_bytes);
-        let bindings = inputs.len() + 1;
+        let types: Vec<_> = inputs[..fused.base_inputs].iter().map(|&v| self.rewrite.new.ty(v)).collect();
+        let bindings = inputs.len() + fused.infer(&types).map_or(1, |outputs| outputs.len());
         (fits && bindings <= self.limits.max_storage_bindings as usize).then(|| (Arc::new(fused) as _, inputs))
     }
 }

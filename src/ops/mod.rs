@@ -104,7 +104,7 @@ pub use panel_matmul::{PanelMatMul, Panelled};
 pub use put_rows::PutRows;
 pub use ring_attention::{RingAttention, RingAttentionGrad};
 pub use rms_norm::RmsNorm;
-pub use rms_norm_grad::{RmsNormGrad, RmsNormGradGain};
+pub use rms_norm_grad::RmsNormGrad;
 pub use rope::{Rope, rope_table};
 pub use route::{Route, RouteGrad};
 pub use sgd::Sgd;

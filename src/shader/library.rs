@@ -88,7 +88,6 @@ const TABLE: &[(&str, &str)] = table![
     "put_rows",
     "rms_norm",
     "rms_norm_grad",
-    "rms_norm_grad_gain",
     "rope",
     "route",
     "route_grad",
