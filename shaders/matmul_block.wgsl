@@ -13,6 +13,10 @@ fn word(at: u32) -> u32 {
 @group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
 #endif
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
+#if second
+@group(0) @binding(4) var<storage, read_write> beside: array<f32>;
+#hook second
+#endif
 #import lib/operand.wgsl
 #hook prologue
 #hook epilogue
@@ -123,13 +127,22 @@ fn store(lines: Lines, row: u32, column: u32, sums: vec4<f32>) {
     if params.first == 0u {
         v += vec4(c[at.x], c[at.y], c[at.z], c[at.w]);
     }
+#if second
+    var other = v;
+#endif
     if params.last != 0u {
         let i = vec4(params.whole_c) + at;
+#if second
+        other = vec4(second(v.x, i.x), second(v.y, i.y), second(v.z, i.z), second(v.w, i.w));
+#endif
         v = vec4(epilogue(v.x, i.x), epilogue(v.y, i.y), epilogue(v.z, i.z), epilogue(v.w, i.w));
     }
     for (var d = 0u; d < 4u; d++) {
         if row < params.m && column + d < params.n {
             c[at[d]] = v[d];
+#if second
+            beside[at[d]] = other[d];
+#endif
         }
     }
 }

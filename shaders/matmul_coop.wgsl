@@ -17,6 +17,10 @@ enable wgpu_cooperative_matrix;
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 #endif
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
+#if second
+@group(0) @binding(4) var<storage, read_write> beside: array<f32>;
+#hook second
+#endif
 #import lib/operand.wgsl
 #import lib/coop_tile.wgsl
 #hook prologue
@@ -67,9 +71,15 @@ fn store(lines: Lines, row: u32, column: u32, i: u32, j: u32, lane: u32) {
             if params.first == 0u {
                 v += c[at];
             }
+#if second
+            let other = second(v, params.whole_c + at);
+#endif
             if params.last != 0u {
                 v = epilogue(v, params.whole_c + at);
             }
+#if second
+            beside[at] = other;
+#endif
             c[at] = v;
         }
     }

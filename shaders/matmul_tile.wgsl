@@ -13,6 +13,10 @@ fn word(at: u32) -> u32 {
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 #endif
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
+#if second
+@group(0) @binding(4) var<storage, read_write> beside: array<f32>;
+#hook second
+#endif
 #import lib/operand.wgsl
 #hook prologue
 #hook epilogue
@@ -183,9 +187,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 if params.first == 0u {
                     v += c[at];
                 }
+#if second
+                let other = second(v, params.whole_c + at);
+#endif
                 if params.last != 0u {
                     v = epilogue(v, params.whole_c + at);
                 }
+#if second
+                beside[at] = other;
+#endif
                 c[at] = v;
             }
         }

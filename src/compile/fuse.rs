@@ -6,7 +6,7 @@ use super::join::operator;
 use super::rewrite::{Rewrite, ids, uses};
 use crate::base::Limits;
 use crate::error::Result;
-use crate::graph::{Expr, Graph, Io, Kind, Map, Node, NodeId, Op, Value};
+use crate::graph::{Expr, Graph, Io, Kind, Map, MapPair, Node, NodeId, Op, Value};
 use crate::ops::{MatMul, NormMatMul, PanelMatMul, RmsNorm};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,6 +24,11 @@ pub(super) fn fuse(graph: &Graph, limits: &Limits) -> Result<Graph> {
     let stored = Pass::new(&stored, limits).run_ahead()?;
     let stored = super::prune::prune(&stored)?;
     Pass::new(&stored, limits).run(Pass::prologue)
+}
+
+/// The same for two elementwise operators that became one ([`super::pair`]): a product that they both read stores both results.
+pub(super) fn fuse_pairs(graph: &Graph, limits: &Limits) -> Result<Graph> {
+    Pass::new(graph, limits).run(Pass::pair)
 }
 
 /// One walk over the graph that may replace each node by a fused one; the producers that it swallowed die by pruning.
@@ -167,7 +172,21 @@ impl<'a> Pass<'a> {
             hooked && self.absorbable(v, id) && self.rewrite.old.ty(v).shape == node.outputs[0].shape
         })?;
         let producer = self.carried(node.inputs[at]).1;
-        self.stored(producer.op()?.clone(), producer.inputs.clone(), node, at)
+        self.stored(producer.op()?.clone(), producer.inputs.clone(), node, at, &[node.op()?.expression()?.clone()])
+    }
+
+    /// Operator, then two maps in one → operator with both as epilogues.
+    fn pair(&self, id: NodeId) -> Replacement {
+        let (old, node) = (self.rewrite.old, self.rewrite.old.node(id));
+        let pair: &MapPair = operator(old, id)?;
+        let at = node.inputs.iter().position(|&v| {
+            let producer = old.node(v.node);
+            let stores = |op: &Arc<dyn Op>| op.epilogue() && op.second(&super::place::io(old, producer), self.limits);
+            let hooked = producer.op().is_some_and(stores) && producer.outputs.len() == 1;
+            hooked && self.absorbable(v, id) && old.ty(v).shape == node.outputs[0].shape
+        })?;
+        let producer = old.node(node.inputs[at].node);
+        self.stored(producer.op()?.clone(), self.rewrite.inputs(producer), node, at, &pair.exprs)
     }
 
     /// Operator with several results, then a map of the first that needs nothing later → operator with epilogue, and that map.
@@ -177,18 +196,20 @@ impl<'a> Pass<'a> {
         let op = node.op().filter(|op| op.epilogue() && node.outputs.len() > 1)?;
         let map = ids(old).find(|&reader| old.node(reader).inputs.contains(&value))?;
         let reader = old.node(map);
-        reader.op()?.expression()?;
+        let expr = reader.op()?.expression()?.clone();
         let at = reader.inputs.iter().position(|&v| v == value)?;
         let known = reader.inputs.iter().all(|v| *v == value || v.node < id);
         let fits = known && self.absorbable(value, map) && node.outputs[0].shape == reader.outputs[0].shape;
-        fits.then(|| self.stored(op.clone(), self.rewrite.inputs(node), reader, at)).flatten().map(|fused| (map, fused))
+        let fused = fits.then(|| self.stored(op.clone(), self.rewrite.inputs(node), reader, at, &[expr]))??;
+        Some((map, fused))
     }
 
-    /// An operator of these inputs, with `map` applied to its first result, which is the map's input `at`.
-    fn stored(&self, op: Arc<dyn Op>, mut inputs: Vec<Value>, map: &Node, at: usize) -> Replacement {
+    /// An operator of these inputs, with the expressions of `map`, one or two, applied to its first result, the map's input `at`.
+    fn stored(&self, op: Arc<dyn Op>, mut inputs: Vec<Value>, map: &Node, at: usize, exprs: &[Expr]) -> Replacement {
         let first = inputs.len();
         let extras = self.attach(map, at, &mut inputs);
-        let attached = Attached { expr: map.op()?.expression()?.substitute(&slots(at)), first, extras };
+        let mut exprs = exprs.iter().map(|expr| expr.substitute(&slots(at)));
+        let attached = Attached { expr: exprs.next()?, second: exprs.next(), first, extras };
         self.admit(Fused { base: op, base_inputs: first, prologue: None, epilogue: Some(attached) }, inputs, first)
     }
 
@@ -209,7 +230,8 @@ impl<'a> Pass<'a> {
         inputs[op.prologue()?] = map.inputs[at];
         let others = map.inputs.iter().enumerate().filter(|(k, _)| *k != at).map(|(_, &v)| v);
         inputs.extend(others);
-        let attached = Attached { expr: expr.substitute(&slots(at)), first, extras: inputs.len() - first };
+        let attached =
+            Attached { expr: expr.substitute(&slots(at)), second: None, first, extras: inputs.len() - first };
         self.admit(
             Fused { base: op.clone(), base_inputs: first, prologue: Some(attached), epilogue: None },
             inputs,
