@@ -39,7 +39,9 @@ struct Pass<'a> {
     last_write: Vec<u32>,
 }
 
-type Replacement = Option<(Arc<dyn Op>, Vec<Value>)>;
+/// A fused operator and its inputs.
+type Fusion = (Arc<dyn Op>, Vec<Value>);
+type Replacement = Option<Fusion>;
 
 impl<'a> Pass<'a> {
     fn new(graph: &'a Graph, limits: &'a Limits) -> Self {
@@ -190,7 +192,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Operator with several results, then a map of the first that needs nothing later → operator with epilogue, and that map.
-    fn ahead(&self, id: NodeId) -> Option<(NodeId, (Arc<dyn Op>, Vec<Value>))> {
+    fn ahead(&self, id: NodeId) -> Option<(NodeId, Fusion)> {
         let (old, value) = (self.rewrite.old, Value { node: id, output: 0 });
         let node = old.node(id);
         let op = node.op().filter(|op| op.epilogue() && node.outputs.len() > 1)?;

@@ -61,6 +61,7 @@ const TABLE: &[(&str, &str)] = table![
     "lib/gaps",
     "lib/item",
     "lib/matmul_params",
+    "lib/matmul_store",
     "lib/matvec",
     "lib/operand",
     "lib/part",
