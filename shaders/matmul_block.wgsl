@@ -12,10 +12,9 @@ fn word(at: u32) -> u32 {
 #else
 @group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
 #endif
-@group(0) @binding(3) var<storage, read_write> c: array<f32>;
 #import lib/operand.wgsl
+#import lib/matmul_store.wgsl
 #hook prologue
-#hook epilogue
 
 const LANES_M = TILE_M / 8u;
 const LANES_N = TILE_N / 8u;
@@ -112,28 +111,6 @@ fn within(stored: mat4x4<f32>, along_k: bool, at: vec2<u32>, lines: u32) -> mat4
     return m;
 }
 
-// Four sums of a row; what is added or fused to them is read as `place` says.
-fn store(lines: Lines, row: u32, column: u32, sums: vec4<f32>) {
-    let start = lines.base + min(row, params.m - 1u) * lines.step;
-    var v = sums;
-    var at: vec4<u32>;
-    for (var d = 0u; d < 4u; d++) {
-        at[d] = start + min(column + d, params.n - 1u);
-    }
-    if params.first == 0u {
-        v += vec4(c[at.x], c[at.y], c[at.z], c[at.w]);
-    }
-    if params.last != 0u {
-        let i = vec4(params.whole_c) + at;
-        v = vec4(epilogue(v.x, i.x), epilogue(v.y, i.y), epilogue(v.z, i.z), epilogue(v.w, i.w));
-    }
-    for (var d = 0u; d < 4u; d++) {
-        if row < params.m && column + d < params.n {
-            c[at[d]] = v[d];
-        }
-    }
-}
-
 @compute @workgroup_size(LANES)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let base_b = params.skip_b + group.z * params.batch_b;
@@ -193,8 +170,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var h = 0u; h < 2u; h++) {
         for (var r = 0u; r < 4u; r++) {
             let at = vec2(row + h * (TILE_M / 2u) + 4u * i0 + r, column + 4u * j0);
-            store(c_lines, at.x, at.y, acc[8u * h + 2u * r]);
-            store(c_lines, at.x, at.y + TILE_N / 2u, acc[8u * h + 2u * r + 1u]);
+            store4(c_lines, at.x, at.y, acc[8u * h + 2u * r]);
+            store4(c_lines, at.x, at.y + TILE_N / 2u, acc[8u * h + 2u * r + 1u]);
         }
     }
 }

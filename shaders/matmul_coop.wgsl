@@ -16,11 +16,10 @@ enable wgpu_cooperative_matrix;
 #else
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 #endif
-@group(0) @binding(3) var<storage, read_write> c: array<f32>;
 #import lib/operand.wgsl
+#import lib/matmul_store.wgsl
 #import lib/coop_tile.wgsl
 #hook prologue
-#hook epilogue
 
 #if SIZE_16
 alias Left = coop_mat16x16<f16, A>;
@@ -62,15 +61,7 @@ fn store(lines: Lines, row: u32, column: u32, i: u32, j: u32, lane: u32) {
         let r = row + (group / BESIDE * DOWN + i) * SIZE + e / SIZE % SIZE;
         let s = column + (group % BESIDE * ALONG + j) * SIZE + e % SIZE;
         if r < params.m && s < params.n {
-            let at = lines.base + r * lines.step + s;
-            var v = out[e];
-            if params.first == 0u {
-                v += c[at];
-            }
-            if params.last != 0u {
-                v = epilogue(v, params.whole_c + at);
-            }
-            c[at] = v;
+            store1(lines.base + r * lines.step + s, out[e]);
         }
     }
     workgroupBarrier();

@@ -8,6 +8,10 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> parts: array<f32>;
 @group(0) @binding(2) var<storage, read_write> c: array<f32>;
+#if second
+@group(0) @binding(3) var<storage, read_write> beside: array<f32>;
+#hook second
+#endif
 #hook epilogue
 
 @compute @workgroup_size(WORKGROUP)
@@ -26,6 +30,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             v = select(v, vec4<f32>(), vec4(s) + vec4(0u, 1u, 2u, 3u) >= vec4(slices));
             sum = (((sum + v.x) + v.y) + v.z) + v.w;
         }
+#if second
+        let other = second(sum, i);
+#endif
         c[i] = epilogue(sum, i);
+#if second
+        beside[i] = other;
+#endif
     }
 }

@@ -12,10 +12,9 @@ fn word(at: u32) -> u32 {
 #else
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 #endif
-@group(0) @binding(3) var<storage, read_write> c: array<f32>;
 #import lib/operand.wgsl
+#import lib/matmul_store.wgsl
 #hook prologue
-#hook epilogue
 
 #if STAGED
 enable f16;
@@ -178,15 +177,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let r = row + i0 + i * 16u;
             let s = column + j0 + j * 16u;
             if r < params.m && s < params.n {
-                let at = c_lines.base + r * c_lines.step + s;
-                var v = acc[i * PER_N + j];
-                if params.first == 0u {
-                    v += c[at];
-                }
-                if params.last != 0u {
-                    v = epilogue(v, params.whole_c + at);
-                }
-                c[at] = v;
+                store1(c_lines.base + r * c_lines.step + s, acc[i * PER_N + j]);
             }
         }
     }

@@ -12,21 +12,18 @@ struct Params { rows: u32, columns: u32, skip: u32, skip_rows: u32 }
 #endif
 @group(0) @binding(4) var<storage, read_write> dx: array<f32>;
 #import lib/reduce.wgsl
+#import lib/row.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
         @builtin(local_invocation_index) lane: u32) {
-    let own = (group.y * groups.x + group.x) * (WORKGROUP / LANES) + lane / LANES;
-    // Lanes without a row go along, for all must meet.
-    let row = min(own, params.rows - 1u);
-    let along = lane % LANES;
+    let row = row_of(group, groups, lane);
     let columns = params.columns;
-    let base = params.skip + row * columns;
     var shift = 0.0;
 #if ITEMS
     var v: array<vec2<f32>, ITEMS>;
     for (var i = 0u; i < ITEMS; i++) {
-        let at = base + min(along + i * LANES, columns - 1u);
+        let at = row.at + min(row.along + i * LANES, columns - 1u);
 #if DP
         v[i] = vec2(p[at], dp[at]);
 #else
@@ -37,33 +34,33 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #if DP
 #if ITEMS
     for (var i = 0u; i < ITEMS; i++) {
-        shift -= select(0.0, v[i].x * v[i].y, along + i * LANES < columns);
+        shift -= select(0.0, v[i].x * v[i].y, row.along + i * LANES < columns);
     }
 #else
-    for (var i = along; i < columns; i += LANES) {
-        shift -= p[base + i] * dp[base + i];
+    for (var i = row.along; i < columns; i += LANES) {
+        shift -= p[row.at + i] * dp[row.at + i];
     }
 #endif
     shift = reduce_sum(shift, lane);
 #endif
-    if own >= params.rows {
+    if !row.is_own {
         return;
     }
 #if DLSE
-    shift += dlse[params.skip_rows + row];
+    shift += dlse[params.skip_rows + row.number];
 #endif
 #if ITEMS
     for (var i = 0u; i < ITEMS; i++) {
-        if i + 1u < ITEMS || along + i * LANES < columns {
-            dx[base + along + i * LANES] = v[i].x * (v[i].y + shift);
+        if i + 1u < ITEMS || row.along + i * LANES < columns {
+            dx[row.at + row.along + i * LANES] = v[i].x * (v[i].y + shift);
         }
     }
 #else
-    for (var i = along; i < columns; i += LANES) {
+    for (var i = row.along; i < columns; i += LANES) {
 #if DP
-        dx[base + i] = p[base + i] * (dp[base + i] + shift);
+        dx[row.at + i] = p[row.at + i] * (dp[row.at + i] + shift);
 #else
-        dx[base + i] = p[base + i] * shift;
+        dx[row.at + i] = p[row.at + i] * shift;
 #endif
     }
 #endif

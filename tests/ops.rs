@@ -5,25 +5,22 @@ mod common;
 #[path = "ops/rounding.rs"]
 mod rounding;
 
+use common::candidates::{both, gpu, is_barred, rounds_natively};
 use common::interpret::Interpreter;
 use danlu::base::{Array, DType, Limits, TensorType};
 use danlu::bench::{fused_attention, unfused_attention};
 use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Kernel, SumRows, Value, gradients};
 use danlu::ops::table::{Case, Draw, table};
-use danlu::run::{Class, run_kernel};
+use danlu::run::run_kernel;
 use pollster::block_on;
 use std::cell::LazyCell;
 use std::collections::HashMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
 
-/// Set in the environment, it lets the tests of kernels pass where there is no adapter.
-const ALLOW_NO_ADAPTER: &str = "DANLU_ALLOW_NO_ADAPTER";
 /// Set in the environment, only rows whose label contains this text are tried: for work on one operator.
 const ROWS: &str = "DANLU_ROWS";
-/// Set in the environment, an adapter without cooperative matrices is a failure, and only kernels that use them are tried.
-const COOPERATIVE: &str = "DANLU_COOPERATIVE";
 /// Each row is drawn twice.
 const SEEDS: [u64; 2] = [1, 2];
 
@@ -31,19 +28,6 @@ const SEEDS: [u64; 2] = [1, 2];
 fn rows() -> Vec<Case> {
     let wanted = std::env::var(ROWS).unwrap_or_default();
     table().into_iter().filter(|case| case.label.contains(&wanted)).collect()
-}
-
-/// One device for all tests, many of which want the same pipelines: what one has had compiled the next one finds.
-fn gpu() -> Option<&'static Gpu> {
-    static ONE: OnceLock<common::Lent> = OnceLock::new();
-    if std::env::var_os(ALLOW_NO_ADAPTER).is_some() && block_on(danlu::gpu::list()).is_empty() {
-        println!("skipped: no adapter");
-        return None;
-    }
-    let gpu = &**ONE.get_or_init(common::gpu);
-    let has = !gpu.limits().cooperative.is_empty();
-    assert!(has || std::env::var_os(COOPERATIVE).is_none(), "{} has no cooperative matrices", gpu.report().line());
-    Some(gpu)
 }
 
 /// The most rows that are tried at a time.
@@ -64,11 +48,6 @@ fn each<T: Send>(rows: &[Case], work: impl Fn(&Case) -> T + Sync) -> Vec<T> {
         }
     });
     made.into_inner().unwrap()
-}
-
-/// Both orders of candidates: a CPU's and a GPU's.
-fn both(limits: &Limits) -> [Limits; 2] {
-    [false, true].map(|is_cpu| Limits { is_cpu, ..limits.clone() })
 }
 
 /// Limits so small that the table's larger rows must be split: each into some windows, not thousands, for a tile that stands over its
@@ -96,26 +75,13 @@ const EVERY_TILE: &[DType] = &[DType::F32, DType::BF16, DType::Q8_0, DType::Q4K]
 /// constants, and each takes its driver seconds to compile.
 const SMALLEST_TILE: &str = "tile_8x32";
 
-/// Whether kernels may be tried that round by the adapter's own conversion, which the tuner bars where it rounds otherwise.
-fn rounds_natively(gpu: &Gpu) -> bool {
-    static ROUNDS: OnceLock<bool> = OnceLock::new();
-    *ROUNDS.get_or_init(|| {
-        let wrong = block_on(danlu::run::misrounds(gpu, &both(gpu.limits())[0]));
-        let wrong = wrong.unwrap_or_else(|e| Some(e.to_string()));
-        wrong.inspect(|e| println!("left out, as it is by the tuner: NATIVE, {e}")).is_none()
-    })
-}
-
 /// Rows whose tiles of attention with f16 operands a CPU tries, each of which takes its driver some twenty seconds to compile: masks,
 /// documents and rings are in them the text that rows of f32 try.
 const HALF_TILES: [&str; 4] = ["halves", "halves, five fourths", "halves, many heads", "halves, wide"];
 
 /// Whether a candidate is none whose parts other rows or candidates try, and none that is barred here.
 fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
-    if std::env::var_os(COOPERATIVE).is_some() && Class::of(kernel.shader, &kernel.constants) != Class::Cooperative {
-        return false;
-    }
-    if kernel.constants.contains(&("NATIVE", 1)) && !rounds_natively(gpu) {
+    if is_barred(gpu, kernel) {
         return false;
     }
     let weights = case.inputs.get(1).map_or(DType::F32, |(ty, _)| ty.dtype);

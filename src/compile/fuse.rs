@@ -6,7 +6,7 @@ use super::join::operator;
 use super::rewrite::{Rewrite, ids, uses};
 use crate::base::Limits;
 use crate::error::Result;
-use crate::graph::{Expr, Graph, Io, Kind, Map, Node, NodeId, Op, Value};
+use crate::graph::{Expr, Graph, Io, Kind, Map, MapPair, Node, NodeId, Op, Value};
 use crate::ops::{MatMul, NormMatMul, PanelMatMul, RmsNorm};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,7 +21,14 @@ pub(super) fn fuse(graph: &Graph, limits: &Limits) -> Result<Graph> {
     let chained = super::prune::prune(&chained)?;
     let stored = Pass::new(&chained, limits).run(Pass::epilogue)?;
     let stored = super::prune::prune(&stored)?;
+    let stored = Pass::new(&stored, limits).run_ahead()?;
+    let stored = super::prune::prune(&stored)?;
     Pass::new(&stored, limits).run(Pass::prologue)
+}
+
+/// The same for two elementwise operators that became one ([`super::pair`]): a product that they both read stores both results.
+pub(super) fn fuse_pairs(graph: &Graph, limits: &Limits) -> Result<Graph> {
+    Pass::new(graph, limits).run(Pass::pair)
 }
 
 /// One walk over the graph that may replace each node by a fused one; the producers that it swallowed die by pruning.
@@ -32,7 +39,9 @@ struct Pass<'a> {
     last_write: Vec<u32>,
 }
 
-type Replacement = Option<(Arc<dyn Op>, Vec<Value>)>;
+/// A fused operator and its inputs.
+type Fusion = (Arc<dyn Op>, Vec<Value>);
+type Replacement = Option<Fusion>;
 
 impl<'a> Pass<'a> {
     fn new(graph: &'a Graph, limits: &'a Limits) -> Self {
@@ -55,6 +64,28 @@ impl<'a> Pass<'a> {
                     let name = self.rewrite.old.node(id).name.clone();
                     let outputs = self.rewrite.new.apply_named(op, &inputs, name)?;
                     self.rewrite.set(id, &outputs);
+                }
+                None => self.rewrite.copy(id)?,
+            }
+        }
+        Ok(self.rewrite.finish())
+    }
+
+    /// [`Pass::epilogue`] for operators with further results, which others may want before the map's turn: they stay where they
+    /// stand, and the map comes to them.
+    fn run_ahead(mut self) -> Result<Graph> {
+        let mut stored: HashMap<NodeId, Value> = HashMap::new();
+        for id in ids(self.rewrite.old) {
+            if let Some(&value) = stored.get(&id) {
+                self.rewrite.set(id, &[value]);
+                continue;
+            }
+            match self.ahead(id) {
+                Some((map, (op, inputs))) => {
+                    let name = self.rewrite.old.node(map).name.clone();
+                    let outputs = self.rewrite.new.apply_named(op, &inputs, name)?;
+                    self.rewrite.set(id, &outputs);
+                    stored.insert(map, outputs[0]);
                 }
                 None => self.rewrite.copy(id)?,
             }
@@ -136,17 +167,51 @@ impl<'a> Pass<'a> {
     /// Operator, then map → operator with epilogue.
     fn epilogue(&self, id: NodeId) -> Replacement {
         let node = self.rewrite.old.node(id);
-        let expr = node.op()?.expression()?;
+        node.op()?.expression()?;
         let at = node.inputs.iter().position(|&v| {
             let producer = self.carried(v).1;
             let hooked = producer.op().is_some_and(|op| op.epilogue()) && producer.outputs.len() == 1;
             hooked && self.absorbable(v, id) && self.rewrite.old.ty(v).shape == node.outputs[0].shape
         })?;
         let producer = self.carried(node.inputs[at]).1;
-        let (mut inputs, first) = (producer.inputs.clone(), producer.inputs.len());
-        let extras = self.attach(node, at, &mut inputs);
-        let attached = Attached { expr: expr.substitute(&slots(at)), first, extras };
-        let op = producer.op()?.clone();
+        self.stored(producer.op()?.clone(), producer.inputs.clone(), node, at, &[node.op()?.expression()?.clone()])
+    }
+
+    /// Operator, then two maps in one → operator with both as epilogues.
+    fn pair(&self, id: NodeId) -> Replacement {
+        let (old, node) = (self.rewrite.old, self.rewrite.old.node(id));
+        let pair: &MapPair = operator(old, id)?;
+        let at = node.inputs.iter().position(|&v| {
+            let producer = old.node(v.node);
+            let stores = |op: &Arc<dyn Op>| op.epilogue() && op.second(&super::place::io(old, producer), self.limits);
+            let hooked = producer.op().is_some_and(stores) && producer.outputs.len() == 1;
+            hooked && self.absorbable(v, id) && old.ty(v).shape == node.outputs[0].shape
+        })?;
+        let producer = old.node(node.inputs[at].node);
+        self.stored(producer.op()?.clone(), self.rewrite.inputs(producer), node, at, &pair.exprs)
+    }
+
+    /// Operator with several results, then a map of the first that needs nothing later → operator with epilogue, and that map.
+    fn ahead(&self, id: NodeId) -> Option<(NodeId, Fusion)> {
+        let (old, value) = (self.rewrite.old, Value { node: id, output: 0 });
+        let node = old.node(id);
+        let op = node.op().filter(|op| op.epilogue() && node.outputs.len() > 1)?;
+        let map = ids(old).find(|&reader| old.node(reader).inputs.contains(&value))?;
+        let reader = old.node(map);
+        let expr = reader.op()?.expression()?.clone();
+        let at = reader.inputs.iter().position(|&v| v == value)?;
+        let known = reader.inputs.iter().all(|v| *v == value || v.node < id);
+        let fits = known && self.absorbable(value, map) && node.outputs[0].shape == reader.outputs[0].shape;
+        let fused = fits.then(|| self.stored(op.clone(), self.rewrite.inputs(node), reader, at, &[expr]))??;
+        Some((map, fused))
+    }
+
+    /// An operator of these inputs, with the expressions of `map`, one or two, applied to its first result, the map's input `at`.
+    fn stored(&self, op: Arc<dyn Op>, mut inputs: Vec<Value>, map: &Node, at: usize, exprs: &[Expr]) -> Replacement {
+        let first = inputs.len();
+        let extras = self.attach(map, at, &mut inputs);
+        let mut exprs = exprs.iter().map(|expr| expr.substitute(&slots(at)));
+        let attached = Attached { expr: exprs.next()?, second: exprs.next(), first, extras };
         self.admit(Fused { base: op, base_inputs: first, prologue: None, epilogue: Some(attached) }, inputs, first)
     }
 
@@ -167,7 +232,8 @@ impl<'a> Pass<'a> {
         inputs[op.prologue()?] = map.inputs[at];
         let others = map.inputs.iter().enumerate().filter(|(k, _)| *k != at).map(|(_, &v)| v);
         inputs.extend(others);
-        let attached = Attached { expr: expr.substitute(&slots(at)), first, extras: inputs.len() - first };
+        let attached =
+            Attached { expr: expr.substitute(&slots(at)), second: None, first, extras: inputs.len() - first };
         self.admit(
             Fused { base: op.clone(), base_inputs: first, prologue: Some(attached), epilogue: None },
             inputs,
@@ -187,7 +253,8 @@ impl<'a> Pass<'a> {
     fn admit(&self, fused: Fused, inputs: Vec<Value>, first: usize) -> Replacement {
         let bytes = |v: &Value| self.rewrite.new.ty(*v).bytes();
         let fits = inputs[first..].iter().all(|v| bytes(v) <= self.limits.max_binding_bytes);
-        let bindings = inputs.len() + 1;
+        let types: Vec<_> = inputs[..fused.base_inputs].iter().map(|&v| self.rewrite.new.ty(v)).collect();
+        let bindings = inputs.len() + fused.infer(&types).map_or(1, |outputs| outputs.len());
         (fits && bindings <= self.limits.max_storage_bindings as usize).then(|| (Arc::new(fused) as _, inputs))
     }
 }

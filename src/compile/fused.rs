@@ -9,14 +9,16 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Attached {
     pub(super) expr: Expr,
+    /// Of an epilogue, another one, whose results are an output of its own.
+    pub(super) second: Option<Expr>,
     pub(super) first: usize,
     pub(super) extras: usize,
 }
 
 impl Attached {
-    fn hook(&self, name: &'static str, value: &TensorType, io: &Io) -> Hook {
+    fn hook(&self, name: &'static str, expr: &Expr, value: &TensorType, io: &Io) -> Hook {
         let n = value.shape.elements();
-        let body = self.expr.wgsl(&|k| {
+        let body = expr.wgsl(&|k| {
             let Some(k) = k.checked_sub(1) else { return "v".to_string() };
             let index = self.first + k;
             let len = io.inputs[index].shape.elements();
@@ -38,10 +40,20 @@ impl Attached {
         }
     }
 
-    fn apply(&self, value: &mut Array, inputs: &[Array]) {
-        for i in 0..value.data.len() {
-            let v = value.data[i];
-            value.data[i] = self.expr.eval(&|k| match k.checked_sub(1) {
+    /// Has the last stage apply the second expression as well: where output 0 is stored, output 1 is.
+    fn attach_second(&self, expr: &Expr, stage: &mut Kernel, io: &Io) {
+        stage.hooks.push(self.hook("second", expr, &io.outputs[1], io));
+        for dispatch in &mut stage.dispatches {
+            let stored = dispatch.bindings.iter().find(|b| b.operand == Operand::Output(0));
+            let stored = stored.expect("the last stage stores output 0").clone();
+            *dispatch = dispatch.clone().bind("beside", Operand::Output(1), stored.offset, stored.bytes);
+        }
+    }
+
+    fn apply(&self, expr: &Expr, value: &Array, inputs: &[Array]) -> Array {
+        let mut result = value.clone();
+        for (i, &v) in value.data.iter().enumerate() {
+            result.data[i] = expr.eval(&|k| match k.checked_sub(1) {
                 None => v,
                 Some(k) => {
                     let extra = &inputs[self.first + k].data;
@@ -49,6 +61,12 @@ impl Attached {
                 }
             });
         }
+        result
+    }
+
+    /// Operations for each element.
+    fn flops(&self) -> u64 {
+        self.expr.flops() + self.second.as_ref().map_or(0, Expr::flops)
     }
 }
 
@@ -62,8 +80,13 @@ pub(super) struct Fused {
 }
 
 impl Fused {
+    fn second_expr(&self) -> Option<&Expr> {
+        self.epilogue.as_ref()?.second.as_ref()
+    }
+
     fn base_io(&self, io: &Io) -> Io {
-        Io { inputs: io.inputs[..self.base_inputs].to_vec(), outputs: io.outputs.clone() }
+        let own = io.outputs.len() - usize::from(self.second_expr().is_some());
+        Io { inputs: io.inputs[..self.base_inputs].to_vec(), outputs: io.outputs[..own].to_vec() }
     }
 }
 
@@ -73,17 +96,25 @@ impl Op for Fused {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> crate::error::Result<Vec<TensorType>, String> {
-        self.base.infer(&inputs[..self.base_inputs])
+        let mut outputs = self.base.infer(&inputs[..self.base_inputs])?;
+        if self.second_expr().is_some() {
+            outputs.push(outputs[0].clone());
+        }
+        Ok(outputs)
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let mut kernels = self.base.kernels(&self.base_io(io), limits);
         for kernel in &mut kernels {
             if let (Some(p), Some(at)) = (&self.prologue, self.base.prologue()) {
-                p.attach(kernel, p.hook("prologue", &io.inputs[at], io), io);
+                p.attach(kernel, p.hook("prologue", &p.expr, &io.inputs[at], io), io);
             }
             if let Some(e) = &self.epilogue {
-                e.attach(kernel.last_mut(), e.hook("epilogue", &io.outputs[0], io), io);
+                let stage = kernel.last_mut();
+                e.attach(stage, e.hook("epilogue", &e.expr, &io.outputs[0], io), io);
+                if let Some(expr) = &e.second {
+                    e.attach_second(expr, stage, io);
+                }
             }
         }
         kernels
@@ -95,8 +126,9 @@ impl Op for Fused {
 
     fn cost(&self, io: &Io) -> Cost {
         let base = self.base.cost(&self.base_io(io));
-        let extra_bytes: u64 = io.inputs[self.base_inputs..].iter().map(TensorType::bytes).sum();
-        let attached = |a: &Option<Attached>, n: u64| a.as_ref().map_or(0, |a| a.expr.flops() * n);
+        let second = self.second_expr().map(|_| &io.outputs[io.outputs.len() - 1]);
+        let extra_bytes: u64 = io.inputs[self.base_inputs..].iter().chain(second).map(TensorType::bytes).sum();
+        let attached = |a: &Option<Attached>, n: u64| a.as_ref().map_or(0, |a| a.flops() * n);
         let loaded = self.base.prologue().map_or(0, |at| io.inputs[at].shape.elements() as u64);
         let flops = base.flops + attached(&self.epilogue, io.elements()) + attached(&self.prologue, loaded);
         Cost { flops, bytes: base.bytes + extra_bytes }
@@ -109,17 +141,23 @@ impl Op for Fused {
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let mut base = inputs[..self.base_inputs].to_vec();
         if let (Some(p), Some(at)) = (&self.prologue, self.base.prologue()) {
-            p.apply(&mut base[at], inputs);
+            base[at] = p.apply(&p.expr, &base[at], inputs);
         }
         let mut outputs = self.base.reference(&base);
         if let Some(e) = &self.epilogue {
-            e.apply(&mut outputs[0], inputs);
+            let second = e.second.as_ref().map(|expr| e.apply(expr, &outputs[0], inputs));
+            outputs[0] = e.apply(&e.expr, &outputs[0], inputs);
+            outputs.extend(second);
         }
         outputs
     }
 
     fn epilogue(&self) -> bool {
         self.epilogue.is_none() && self.base.epilogue()
+    }
+
+    fn second(&self, io: &Io, limits: &Limits) -> bool {
+        self.epilogue.is_none() && self.base.second(&self.base_io(io), limits)
     }
 
     fn prologue(&self) -> Option<usize> {

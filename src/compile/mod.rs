@@ -62,5 +62,7 @@ pub fn optimise(graph: &Graph, limits: &Limits) -> Result<Graph> {
     let graph = fuse::fuse(&graph, limits)?;
     let graph = prune::prune(&graph)?;
     let graph = pair::pair(&graph, limits)?;
+    let graph = fuse::fuse_pairs(&graph, limits)?;
+    let graph = prune::prune(&graph)?;
     place::own_members(&graph)
 }

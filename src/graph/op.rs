@@ -229,6 +229,12 @@ pub trait Op: Any + Debug + Send + Sync {
         false
     }
 
+    /// True where the kernels can apply another fused expression to output 0 at the same time, to an output of its own.
+    fn second(&self, io: &Io, limits: &Limits) -> bool {
+        let _ = (io, limits);
+        false
+    }
+
     /// The elementwise expression, where the operator is one: the fuser composes these.
     fn expression(&self) -> Option<&crate::graph::Expr> {
         None

@@ -14,7 +14,8 @@ pub struct SumRows {
     pub rows_per_part: usize,
 }
 
-const WORKGROUP: usize = 64;
+/// Rows up to which a sum is made in one part: so many are walked while a dispatch more would start.
+const ROWS: usize = 256;
 
 impl SumRows {
     fn rows(&self, x: &TensorType) -> usize {
@@ -54,15 +55,17 @@ impl Op for SumRows {
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let (rows, n) = (self.rows(&io.inputs[0]), self.columns());
         let parts = rows.div_ceil(self.rows_per_part);
-        let d = Dispatch::new([n.div_ceil(WORKGROUP) as u32, parts as u32, 1])
+        // A CPU's lanes have no use for shares, nor a short part; and it gains nothing by loads that are under way together.
+        let shares = if limits.is_cpu { 1 } else { (self.rows_per_part / 4).next_power_of_two().clamp(1, 8) };
+        let (columns, loads) = (if shares > 1 { 32 } else { 64 }, if limits.is_cpu { 1 } else { 4 });
+        let d = Dispatch::new([n.div_ceil(columns) as u32, parts as u32, 1])
             .bind("x", Operand::Input(0), 0, io.inputs[0].bytes())
             .bind("y", Operand::Output(0), 0, io.outputs[0].bytes())
             .param("rows", rows)
             .param("columns", n)
             .param("rows_per_part", self.rows_per_part);
-        // A CPU gains nothing by loads that are under way together.
-        let loads = if limits.is_cpu { 1 } else { 4 };
-        let kernel = Kernel::new("sum_rows", "columns").constant("WORKGROUP", WORKGROUP).constant("LOADS", loads);
+        let kernel = Kernel::new("sum_rows", format!("shares_{shares}"));
+        let kernel = kernel.constant("COLUMNS", columns).constant("SHARES", shares).constant("LOADS", loads);
         vec![kernel.dispatch(d)]
     }
 
@@ -137,10 +140,10 @@ impl Op for SumTo {
         if rows == 1 {
             return Ok(Some(vec![g.reshape(x, self.shape.clone())?]));
         }
-        // One part costs a walk over its rows, in order; the root balances the two stages.
-        let per_part = (rows as f64).sqrt().ceil() as usize;
-        let parts = rows.div_ceil(per_part.max(1));
-        if parts > 1 && rows > 64 {
+        if rows > ROWS {
+            // The root balances the two stages.
+            let per_part = (rows as f64).sqrt().ceil() as usize;
+            let parts = rows.div_ceil(per_part);
             x = g.apply1(SumRows { shape: [parts, n].into(), rows_per_part: per_part }, &[x])?;
         }
         let rows = self.rows(g.ty(x));

@@ -3,8 +3,9 @@
 //! whose workgroups would not be enough to fill them. Legend as in `attention_sizes.rs`.
 
 use super::attention_sizes::Sizes;
+use super::matmul_split::sums;
 use crate::base::Limits;
-use crate::graph::{Dispatch, Kernel, Operand, spread};
+use crate::graph::{Kernel, Operand};
 
 /// Workgroups that sums are split for, if there are less than half as many.
 const WORKGROUPS: usize = 256;
@@ -12,8 +13,6 @@ const WORKGROUPS: usize = 256;
 const MOST: usize = 8;
 /// Rows of queries that a part has at least: those of a tile. Keys of the largest tile are as many.
 const ROWS: usize = 64;
-/// Elements of one workgroup of `matmul_sum.wgsl`.
-const WORKGROUP: usize = 64;
 
 /// Parts of the queries of each of so many tiles of keys.
 fn parts(z: &Sizes, tiles: usize) -> usize {
@@ -60,23 +59,14 @@ fn split(mut kernel: Kernel, z: &Sizes, limits: &Limits) -> Option<Kernel> {
     }
     kernel.variant += &format!("_split_{parts}");
     kernel.scratch = 2 * each;
-    let groups = spread(elements(z).div_ceil(WORKGROUP), limits);
-    let sum = |output| {
-        Dispatch::new(groups)
-            .param("count", elements(z))
-            .param("slices", parts)
-            .param("row", groups[0])
-            .bind("parts", Operand::Scratch, output as u64 * each, (4 * elements(z) * parts) as u64)
-            .bind("c", Operand::Output(output), 0, 4 * elements(z) as u64)
-    };
-    let sums = Kernel::new("matmul_sum", "sum").constant("WORKGROUP", WORKGROUP);
-    kernel.then = Some(Box::new(sums.dispatch(sum(0)).dispatch(sum(1))));
+    kernel.then = Some(Box::new(sums(parts, elements(z), &[0, each], limits)));
     Some(kernel.constant("PARTS", parts))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::Dispatch;
 
     #[test]
     fn few_keys_and_many_queries_are_split() {

@@ -168,6 +168,11 @@ impl Op for MatMul {
         true
     }
 
+    /// For GPUs: what a CPU has stored it reads from a cache, and its kernels keep to one result.
+    fn second(&self, io: &Io, limits: &Limits) -> bool {
+        !limits.is_cpu && self.few_rows(io, limits).is_empty()
+    }
+
     fn reduction(&self, io: &Io) -> usize {
         self.io_sizes(io).k
     }

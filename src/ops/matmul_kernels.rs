@@ -17,6 +17,12 @@ pub(super) struct Tier {
 }
 
 impl Tier {
+    /// Its variant's name.
+    #[cfg(test)]
+    pub(super) fn variant(&self) -> &str {
+        &self.kernel.variant
+    }
+
     /// Rows and columns of C that a workgroup makes.
     pub(super) fn tile(&self) -> [usize; 2] {
         self.tile
@@ -37,7 +43,7 @@ impl Tier {
         self.kernel.shader == "matmul_rows"
     }
 
-    fn constant(self, name: &'static str, value: usize) -> Self {
+    pub(super) fn constant(self, name: &'static str, value: usize) -> Self {
         Tier { kernel: self.kernel.constant(name, value), ..self }
     }
 }
@@ -58,46 +64,6 @@ const ROWS_COLUMNS: usize = 4;
 const OWN: [usize; 2] = [128, 64];
 const OWN_FLOPS: usize = 1 << 22;
 const OWN_ROWS: usize = 48;
-
-/// A specialisation of `matmul_coop.wgsl`, but for its operands.
-#[derive(Clone, Copy)]
-struct Coop {
-    /// Rows and columns of a matrix, and matrices along either side of a tile.
-    size: usize,
-    side: usize,
-    subgroup: usize,
-}
-
-impl Coop {
-    const SIDES: [usize; 2] = [4, 8];
-    /// The shader's TILE_K, and elements from a row of a tile in shared memory to the next.
-    const TILE_K: usize = 32;
-    const STEP: usize = Coop::TILE_K + 8;
-
-    /// Those that an adapter has room for. Of subgroups that may be smaller than the largest, several make the same matrices:
-    /// what is right for the largest is right for all.
-    fn all(limits: &Limits) -> Vec<Coop> {
-        let subgroup = limits.max_subgroup as usize;
-        let sizes = limits.cooperative.iter().map(|&size| size as usize);
-        let all = sizes.flat_map(|size| Coop::SIDES.map(|side| Coop { size, side, subgroup }));
-        all.filter(|coop| coop.fits(limits)).collect()
-    }
-
-    fn tile(&self) -> usize {
-        self.side * self.size
-    }
-
-    /// A subgroup makes half of the matrices of as many columns as its lanes have of a matrix's elements.
-    fn fits(&self, limits: &Limits) -> bool {
-        let along = self.subgroup / self.size;
-        if along == 0 || !self.subgroup.is_multiple_of(self.size) || !self.side.is_multiple_of(along) {
-            return false;
-        }
-        let lanes = self.tile() * Coop::TILE_K / 16;
-        let (staged, out) = (4 * self.tile() * Coop::STEP, 2 * self.side / along * self.size * self.size);
-        lanes <= limits.max_invocations as usize && 2 * staged + 4 * out <= limits.max_shared_bytes as usize
-    }
-}
 
 /// The product of one node, its operands counted in words.
 struct Product {
@@ -263,26 +229,8 @@ impl MatMul {
             .constant("TAIL", usize::from(!s.k.is_multiple_of(4)))
     }
 
-    /// Cooperative matrices of the sizes that the adapter has. Their tiles are no larger than C, but for the smaller ones.
-    fn cooperative(&self, s: Sizes, limits: &Limits) -> impl Iterator<Item = Tier> {
-        let vector = [if self.transpose_a { s.m } else { s.k }, if self.transpose_b { s.k } else { s.n }]
-            .map(|row| usize::from(row.is_multiple_of(4)));
-        let fits = move |coop: &Coop| coop.side == Coop::SIDES[0] || coop.tile() <= s.m.min(s.n);
-        let kinds = Coop::all(limits).into_iter().filter(fits).flat_map(|coop| [(coop, ""), (coop, "_native")]);
-        kinds.map(move |(coop, native)| {
-            let (tile, size) = (coop.tile(), coop.size);
-            let tier = self.tier("matmul_coop", format!("coop_{size}_{tile}x{tile}{native}"), DType::F32, [tile, tile]);
-            tier.constant("SIZE", size)
-                .constant("SIZE_16", usize::from(size == 16))
-                .constant("SIDE", coop.side)
-                .constant("SUBGROUP", coop.subgroup)
-                .constant("VECTOR_A", vector[0])
-                .constant("VECTOR_B", vector[1])
-                .constant("NATIVE", usize::from(!native.is_empty()))
-        })
-    }
-
-    fn tier(&self, shader: &'static str, mut variant: String, dtype: DType, tile: [usize; 2]) -> Tier {
+    /// A candidate by this shader, with what all of them are told of the product.
+    pub(super) fn tier(&self, shader: &'static str, mut variant: String, dtype: DType, tile: [usize; 2]) -> Tier {
         let flags = (usize::from(self.transpose_a), usize::from(self.transpose_b));
         if self.operands.are_half() {
             variant += "_half";
@@ -393,53 +341,5 @@ impl MatMul {
         d = a.bind(d, "a", Operand::Input(0));
         d = b.bind(d, "b", Operand::Input(1));
         c.bind(d, "c", Operand::Output(0))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cooperative_tiles_are_those_that_there_is_room_for() {
-        let limits = |cooperative: &[u32], subgroups: [u32; 2], kib: u32| Limits {
-            cooperative: cooperative.to_vec(),
-            has_f16: true,
-            min_subgroup: subgroups[0],
-            max_subgroup: subgroups[1],
-            max_shared_bytes: kib << 10,
-            ..Limits::default()
-        };
-        let tiles =
-            |limits: &Limits| Coop::all(limits).iter().map(|c| (c.size, c.tile(), c.subgroup)).collect::<Vec<_>>();
-        assert_eq!(tiles(&limits(&[16], [32, 32], 48)), [(16, 64, 32), (16, 128, 32)]);
-        // For the largest subgroup that a driver may make.
-        assert_eq!(tiles(&limits(&[16], [32, 64], 64)), [(16, 64, 64), (16, 128, 64)]);
-        assert_eq!(tiles(&limits(&[8], [32, 32], 32)), [(8, 32, 32), (8, 64, 32)]);
-        assert_eq!(tiles(&limits(&[8, 16], [32, 32], 16)), [(8, 32, 32)]);
-        // A subgroup has a column of a matrix at least, and no more than a row of its tile.
-        assert!(tiles(&limits(&[16], [8, 8], 48)).is_empty());
-        assert_eq!(tiles(&limits(&[16], [128, 128], 64)), [(16, 128, 128)]);
-    }
-
-    #[test]
-    fn larger_tiles_are_for_products_as_large() {
-        let limits = Limits {
-            cooperative: vec![16],
-            has_f16: true,
-            min_subgroup: 32,
-            max_subgroup: 32,
-            max_shared_bytes: 48 << 10,
-            ..Limits::default()
-        };
-        let op = MatMul::linear().with(super::super::operands::Operands::F16);
-        let names = |m| {
-            let tiers = op.cooperative(Sizes { batch: 1, m, n: 200, k: 64 }, &limits);
-            tiers.map(|tier| tier.kernel.variant).collect::<Vec<_>>()
-        };
-        let small = ["coop_16_64x64_half", "coop_16_64x64_native_half"];
-        assert_eq!(names(127), small);
-        assert_eq!(names(128)[..2], small);
-        assert_eq!(names(128)[2..], ["coop_16_128x128_half", "coop_16_128x128_native_half"]);
     }
 }

@@ -61,22 +61,24 @@ impl Split {
         (output.operand, output.bytes) = (Operand::Scratch, self.bytes(s));
         kernel.variant += "_split";
         kernel.scratch = self.bytes(s);
-        kernel.then = Some(Box::new(self.sum(s, limits)));
+        kernel.then = Some(Box::new(sums(self.slices, s.m * s.n, &[0], limits)));
         Some(kernel.constant("SPLIT", 1))
     }
+}
 
-    /// The second stage.
-    fn sum(&self, s: Sizes, limits: &Limits) -> Kernel {
-        let count = s.m * s.n;
-        let groups = spread(count.div_ceil(WORKGROUP), limits);
+/// The second stage: adds up so many slices of each output, of `count` elements; they begin in scratch memory at these places.
+pub(super) fn sums(slices: usize, count: usize, places: &[u64], limits: &Limits) -> Kernel {
+    let groups = spread(count.div_ceil(WORKGROUP), limits);
+    let kernel = Kernel::new("matmul_sum", "sum").constant("WORKGROUP", WORKGROUP);
+    places.iter().enumerate().fold(kernel, |kernel, (output, &place)| {
         let d = Dispatch::new(groups)
             .param("count", count)
-            .param("slices", self.slices)
+            .param("slices", slices)
             .param("row", groups[0])
-            .bind("parts", Operand::Scratch, 0, self.bytes(s))
-            .bind("c", Operand::Output(0), 0, count as u64 * 4);
-        Kernel::new("matmul_sum", "sum").constant("WORKGROUP", WORKGROUP).dispatch(d)
-    }
+            .bind("parts", Operand::Scratch, place, 4 * (slices * count) as u64)
+            .bind("c", Operand::Output(output), 0, 4 * count as u64);
+        kernel.dispatch(d)
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! RMS normalisation. D width, rows: all other dims.
 
-use super::rms_norm_grad::{RmsNormGrad, RmsNormGradGain, rows_per_part};
+use super::rms_norm_grad::{RmsNormGrad, rows_per_part};
 use super::windows::{RowLanes, Window, item, ranges, rows_per_binding};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::{Error, Result};
@@ -50,11 +50,10 @@ impl Op for RmsNorm {
         }
         let Some(dy) = dy[0] else { return Ok(vec![None, None]) };
         let (x, gain, inverse) = (node.inputs[0], node.inputs[1], node.outputs[1]);
-        let dx = g.apply1(RmsNormGrad, &[x, gain, inverse, dy])?;
-        let rows_per_part = rows_per_part(g.ty(x).shape.rows());
-        let parts = g.apply1(RmsNormGradGain { rows_per_part }, &[x, inverse, dy])?;
-        let ty = g.ty(gain).clone();
-        Ok(vec![Some(dx), Some(g.sum_to(parts, &ty)?)])
+        let (shape, ty) = (&g.ty(x).shape, g.ty(gain).clone());
+        let grads = RmsNormGrad { rows_per_part: rows_per_part(shape.rows()) };
+        let grads = g.apply(grads, &[x, gain, inverse, dy])?;
+        Ok(vec![Some(grads[0]), Some(g.sum_to(grads[1], &ty)?)])
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {

@@ -3,7 +3,7 @@
 
 use super::{
     Embedding, EmbeddingGrad, EmbeddingPart, MatMul, NormMatMul, Operands, PanelMatMul, Panelled, RmsNorm, RmsNormGrad,
-    RmsNormGradGain, Rope,
+    Rope,
 };
 use crate::base::{Array, Limits, Rng, TensorType, packed};
 use crate::error::Result;
@@ -155,6 +155,7 @@ fn elementwise() -> Vec<Case> {
             .wrt(&[0, 1, 2]),
         Case::new("", SumRows { shape: [9].into(), rows_per_part: 13 }, &[normal([13, 9])]).wrt(&[0]),
         Case::new("parts", SumRows { shape: [3, 70].into(), rows_per_part: 5 }, &[normal([13, 70])]),
+        Case::new("shares", SumRows { shape: [2, 41].into(), rows_per_part: 75 }, &[normal([137, 41])]),
     ]
 }
 
@@ -237,6 +238,10 @@ fn panels() -> Vec<Case> {
 fn norm() -> Vec<Case> {
     let eps = 1e-5;
     let to_panels = NormMatMul { eps, widths: vec![64, 128] };
+    let grad = |note, rows_per_part, rows, d| {
+        let inputs = [normal([rows, d]), normal([d]), positive([rows]), normal([rows, d])];
+        Case::new(note, RmsNormGrad { rows_per_part }, &inputs)
+    };
     vec![
         Case::new("", RmsNorm { eps }, &[normal([2, 3, 17]), normal([17])]).wrt(&[0, 1]),
         Case::new("narrow", RmsNorm { eps }, &[normal([7, 48]), normal([48])]),
@@ -247,16 +252,12 @@ fn norm() -> Vec<Case> {
         Case::new("long rows", NormMatMul::new(eps), &[normal([1, 2, 600]), normal([600]), normal([9, 600])]),
         Case::new("one row of many", NormMatMul::new(eps), &[normal([1, 68]), normal([68]), normal([8193, 68])]),
         Case::new("to panels", to_panels, &[normal([2, 1, 68]), normal([68]), normal([192, 68])]),
-        Case::new("", RmsNormGrad, &[normal([2, 3, 17]), normal([17]), positive([2, 3]), normal([2, 3, 17])]),
-        Case::new("narrow", RmsNormGrad, &[normal([7, 48]), normal([48]), positive([7]), normal([7, 48])]),
-        Case::new("wide", RmsNormGrad, &[normal([5, 576]), normal([576]), positive([5]), normal([5, 576])]),
-        Case::new("wider", RmsNormGrad, &[normal([3, 959]), normal([959]), positive([3]), normal([3, 959])]),
-        Case::new("parts", RmsNormGradGain { rows_per_part: 4 }, &[normal([11, 70]), positive([11]), normal([11, 70])]),
-        Case::new(
-            "one part",
-            RmsNormGradGain { rows_per_part: 80 },
-            &[normal([77, 33]), positive([77]), normal([77, 33])],
-        ),
+        grad("", 4, 6, 17),
+        // Of a part as many rows as a workgroup takes at a time and some, and as many lanes as there are items and fewer.
+        grad("narrow", 20, 67, 48),
+        grad("wide", 8, 69, 576),
+        grad("wider", 4, 39, 959),
+        grad("one part", 80, 9, 100),
     ]
 }
 

@@ -89,6 +89,12 @@ impl RowLanes {
         [Some(shared), shuffled].into_iter().flatten().collect()
     }
 
+    /// The same with as many rows to a workgroup as it has room for, where lanes are not a CPU's.
+    pub fn together(columns: usize, limits: &Limits) -> Vec<RowLanes> {
+        let wide = if limits.is_cpu { 0 } else { limits.max_invocations.min(256) as usize };
+        RowLanes::of(columns, limits).into_iter().map(|s| RowLanes { workgroup: s.workgroup.max(wide), ..s }).collect()
+    }
+
     /// Rows of a workgroup.
     pub fn rows(self) -> usize {
         self.workgroup / self.lanes

@@ -1,6 +1,7 @@
 //! What several tests share: the device under test, and translation of kernels for vendors that are not here.
 #![allow(dead_code)]
 
+pub mod candidates;
 pub mod golden;
 pub mod interpret;
 pub mod ranks;

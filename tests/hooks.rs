@@ -1,0 +1,179 @@
+//! Elementwise operators that the compiler fuses to others, in every candidate of these: a product's bias, residual, activation
+//! with its gate and loss scale, what scales its operand, and the residual of a norm's gradient.
+
+mod common;
+
+use common::candidates::{both, gpu, is_barred};
+use danlu::base::{Array, Limits, Rng, TensorType};
+use danlu::compile::optimise;
+use danlu::error::Result;
+use danlu::graph::{Graph, Io, Kernel, Kind, Map, Node, Op, OpNode, Value};
+use danlu::ops::{MatMul, Operands, RmsNormGrad};
+use danlu::run::run_kernel;
+use pollster::block_on;
+
+/// What follows a result: another value, from it and inputs of a graph that are made here.
+type Then = fn(&mut Graph, Value) -> Result<Value>;
+
+fn like(g: &mut Graph, y: Value) -> Value {
+    g.input("like", g.ty(y).clone())
+}
+
+fn bias(g: &mut Graph, y: Value) -> Result<Value> {
+    let bias = g.input("bias", TensorType::f32([g.ty(y).shape.last()]));
+    g.add(y, bias)
+}
+
+fn residual(g: &mut Graph, y: Value) -> Result<Value> {
+    let x = like(g, y);
+    g.add(x, y)
+}
+
+fn gated(g: &mut Graph, y: Value) -> Result<Value> {
+    let up = like(g, y);
+    g.apply1(Map::swiglu(), &[y, up])
+}
+
+fn scaled(g: &mut Graph, y: Value) -> Result<Value> {
+    g.apply1(Map::scale(1024.0), &[y])
+}
+
+/// The product of two inputs, the first halved where `is_halved` says so.
+fn product(g: &mut Graph, op: MatMul, [m, n, k]: [usize; 3], is_halved: bool) -> Result<Value> {
+    let matrix = |on: bool, r, c| TensorType::f32(if on { [c, r] } else { [r, c] });
+    let (a, b) = (g.input("a", matrix(op.transpose_a, m, k)), g.input("b", matrix(op.transpose_b, k, n)));
+    let a = if is_halved { g.apply1(Map::scale(0.5), &[a])? } else { a };
+    g.apply1(op, &[a, b])
+}
+
+fn all(limits: &Limits) -> Vec<Limits> {
+    both(limits).into()
+}
+
+/// The larger of two tiles, which differ by constants and take a CPU's driver seconds to compile.
+fn is_large(kernel: &Kernel) -> bool {
+    ["tile_64x64", "block_128x128", "coop_8_64x64"].iter().any(|large| kernel.variant.starts_with(large))
+}
+
+/// The one step that a graph becomes.
+fn step(graph: &Graph, limits: &Limits) -> (Node, Io) {
+    let steps = optimise(graph, limits).expect("a graph of steps");
+    let [step] = steps
+        .nodes()
+        .iter()
+        .filter(|n| matches!(n.kind, Kind::Op(_)))
+        .cloned()
+        .collect::<Vec<_>>()
+        .try_into()
+        .unwrap_or_else(|steps| panic!("not fused: {steps:?}"));
+    let inputs = step.inputs.iter().map(|&v| steps.ty(v).clone()).collect();
+    let io = Io { inputs, outputs: step.outputs.clone() };
+    (step, io)
+}
+
+/// Every candidate of the step against its reference, whose kernel must have these hooks filled.
+fn check(label: &str, limits: fn(&Limits) -> Vec<Limits>, make: impl Fn(&mut Graph) -> Result<()>, hooks: &[&str]) {
+    let Some(gpu) = gpu() else { return };
+    let mut graph = Graph::new();
+    make(&mut graph).expect("a graph");
+    let mut done: Vec<Kernel> = Vec::new();
+    for limits in limits(gpu.limits()) {
+        let (step, io) = step(&graph, &limits);
+        let op = step.op().expect("a step has an operator");
+        let draw = |(i, ty): (usize, &TensorType)| {
+            let mut rng = Rng::new(5, i as u64);
+            Array::new(ty.clone(), (0..ty.shape.elements()).map(|_| f64::from(rng.normal() as f32)).collect())
+        };
+        let inputs: Vec<Array> = io.inputs.iter().enumerate().map(draw).collect();
+        let expected = op.reference(&inputs);
+        for kernel in op.kernels(&io, &limits) {
+            if done.contains(&kernel) || is_barred(&gpu, &kernel) || is_large(&kernel) && gpu.limits().is_cpu {
+                continue;
+            }
+            let label = format!("{label}, {} {}", kernel.shader, kernel.variant);
+            let mut filled: Vec<&str> = kernel.stages().flat_map(|stage| &stage.hooks).map(|hook| hook.name).collect();
+            filled.sort_unstable();
+            assert_eq!(filled, hooks, "{label}");
+            println!("{label}");
+            let got = block_on(run_kernel(&gpu, &kernel, &io, &inputs, &[])).unwrap_or_else(|e| panic!("{label}: {e}"));
+            for (i, (y, r)) in got.iter().zip(&expected).enumerate() {
+                op.tolerance(&io).check(y, r).unwrap_or_else(|e| panic!("{label}, result {i}: {e}"));
+            }
+            done.push(kernel);
+        }
+    }
+}
+
+#[test]
+fn every_candidate_of_a_product_has_its_hooks() {
+    let half = |ta, tb| MatMul::new(ta, tb).with(Operands::F16);
+    let strict = MatMul::new;
+    // Odd sizes, and more than one of the larger tiles with sums that are split.
+    let rows: [(&str, MatMul, [usize; 3], bool, Then); 6] = [
+        ("bias", half(false, true), [67, 70, 131], false, bias),
+        ("gate", half(false, true), [132, 140, 136], false, gated),
+        ("scale", half(true, false), [68, 72, 68], false, scaled),
+        ("halved across, residual", half(true, true), [67, 70, 131], true, residual),
+        ("strict, halved, residual", strict(true, false), [68, 140, 136], true, residual),
+        ("strict, bias, few rows", strict(false, true), [3, 70, 132], false, bias),
+    ];
+    for (label, op, sizes, is_halved, then) in rows {
+        let hooks: &[&str] = if is_halved { &["epilogue", "prologue"] } else { &["epilogue"] };
+        let make = |g: &mut Graph| {
+            let y = product(g, op.clone(), sizes, is_halved)?;
+            let made = then(g, y)?;
+            g.output("made", made);
+            Ok(())
+        };
+        check(label, all, make, hooks);
+    }
+}
+
+/// Both gradients of SwiGLU behind the product that gives that of its result, where lanes are not a CPU's.
+#[test]
+fn every_candidate_of_a_product_stores_two_results() {
+    let half = |ta, tb| MatMul::new(ta, tb).with(Operands::F16);
+    let rows = [
+        ("halves", half(false, false), [132, 140, 136]),
+        ("halves, odd", half(false, false), [67, 70, 131]),
+        ("strict", MatMul::new(false, false), [132, 140, 136]),
+        ("strict, odd", MatMul::new(false, true), [67, 70, 131]),
+    ];
+    for (label, op, sizes) in rows {
+        let make = |g: &mut Graph| {
+            let dy = product(g, op.clone(), sizes, false)?;
+            let [gate, up] = ["gate", "up"].map(|name| g.input(name, g.ty(dy).clone()));
+            let y = g.apply(Map::swiglu(), &[gate, up])?;
+            let node = OpNode { inputs: vec![gate, up], outputs: y };
+            let grads = Map::swiglu().gradient(g, &node, &[Some(dy)])?;
+            for (name, grad) in ["dgate", "dup"].into_iter().zip(grads) {
+                g.output(name, grad.expect("both are wanted"));
+            }
+            Ok(())
+        };
+        let gpus = |limits: &Limits| vec![Limits { is_cpu: false, ..limits.clone() }];
+        check(label, gpus, make, &["epilogue", "second"]);
+    }
+}
+
+/// It stands where the norm's gradient does, though the gain's parts, the other result, may be wanted before the sum.
+#[test]
+fn every_candidate_of_a_norm_s_gradient_adds_the_residual() {
+    if std::env::var_os(common::candidates::COOPERATIVE).is_some() {
+        return;
+    }
+    for (rows, d) in [(19, 68), (5, 33)] {
+        let make = |g: &mut Graph| {
+            let x = TensorType::f32([rows, d]);
+            let residual = g.input("residual", x.clone());
+            let [x, dy] = ["x", "dy"].map(|name| g.input(name, x.clone()));
+            let (gain, r) = (g.input("gain", TensorType::f32([d])), g.input("r", TensorType::f32([rows])));
+            let grads = g.apply(RmsNormGrad { rows_per_part: 8 }, &[x, gain, r, dy])?;
+            g.output("parts", grads[1]);
+            let dx = g.add(grads[0], residual)?;
+            g.output("dx", dx);
+            Ok(())
+        };
+        check(&format!("{rows} x {d}"), all, make, &["epilogue"]);
+    }
+}
