@@ -142,12 +142,13 @@ fn node_steps(
     let picked = if kernels.len() == 1 { 0 } else { chooser.choose(op, &io, &kernels) };
     let kernel = kernels.swap_remove(picked.min(kernels.len() - 1));
     let in_place = op.writes();
+    let stages = kernel.stages().count();
     let resolve = |b: &crate::graph::Bind, stage: usize| {
         let ((buffer, offset), written) = match b.operand {
             Operand::Input(i) => (at(node.inputs[i]), in_place.contains(&i)),
             Operand::Output(i) => (at(Value { node: id, output: i as u32 }), true),
-            // The first stage writes it, and the others read it.
-            Operand::Scratch => (scratch.expect("its operator says that it wants some"), stage == 0),
+            // Stages hand on by it what they make: the last one only reads.
+            Operand::Scratch => (scratch.expect("its operator says that it wants some"), stage + 1 < stages),
         };
         Binding { name: b.name.clone(), buffer, offset: offset + b.offset, bytes: b.bytes, written }
     };
