@@ -33,9 +33,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #if ALIBI
             score += slope(head) * (vec4<f32>(i) - f32(last));
 #endif
-            let p = select(vec4<f32>(), exp(score - stat.x), (i >= vec4(first)) & (i <= vec4(last)));
-            scores[(at + j) / 4u] = p;
-            scores[(gradients + at + j) / 4u] = p * (scores[(gradients + at + j) / 4u] - stat.y) * scale;
+            let seen = (i >= vec4(first)) & (i <= vec4(last));
+            let p = exp(score - stat.x);
+            let ds = p * (scores[(gradients + at + j) / 4u] - stat.y) * scale;
+            scores[(at + j) / 4u] = select(vec4<f32>(), p, seen);
+            scores[(gradients + at + j) / 4u] = select(vec4<f32>(), ds, seen);
         }
     }
 }

@@ -37,14 +37,15 @@ fn rows_a(lines: Lines, row: u32, k: u32) -> vec4<f32> {
 }
 #endif
 
-// Four columns of op(b) as rows of a matrix whose columns are four k. Beyond the edges it holds a valid neighbour.
-fn four_by_four(base: u32, column: u32, k: u32) -> mat4x4<f32> {
+// Four columns of op(b) as rows of a matrix whose columns are four k, of which there are `all`. Beyond the edges it holds a
+// valid neighbour.
+fn four_by_four(base: u32, column: u32, k: u32, all: u32) -> mat4x4<f32> {
     var m: mat4x4<f32>;
     for (var i = 0u; i < 4u; i++) {
 #if TB
         m[i] = operand4(weight4(base + min(column + i, params.n - 1u) * params.row_b, k, params.k));
 #else
-        m[i] = operand4(weight4(base + min(k + i, params.k - 1u) * params.row_b, column, params.n));
+        m[i] = operand4(weight4(base + min(k + i, all - 1u) * params.row_b, column, params.n));
 #endif
     }
 #if TB
@@ -97,8 +98,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var own: array<array<mat4x4<f32>, 2>, 16>;
     for (var k = part.x; k < part.y; k += 64u) {
         for (var i = 0u; i < min(params.k - k, 64u) / 4u; i++) {
-            own[i][0] = four_by_four(base_b, column, k + 4u * i);
-            own[i][1] = four_by_four(base_b, column + 32u, k + 4u * i);
+            own[i][0] = four_by_four(base_b, column, k + 4u * i, part.y);
+            own[i][1] = four_by_four(base_b, column + 32u, k + 4u * i, part.y);
         }
         // Outside the rows' loop, since each look at params is a branch.
         let adds = (k > part.x) | (params.first == 0u);

@@ -8,7 +8,7 @@ use common::spread::Spread;
 use danlu::base::{Array, Limits, Rng, TensorType};
 use danlu::compile::{First, compile};
 use danlu::graph::{Graph, Io, Op};
-use danlu::ops::{Attention, AttentionGradKeyValue, AttentionGradQuery, IGNORE, Mask, Operands};
+use danlu::ops::{Attention, AttentionGrad, AttentionGradKeyValue, AttentionGradQuery, IGNORE, Mask, Operands};
 use danlu::run::{Executor, States, f32s, run_kernel};
 use pollster::block_on;
 
@@ -183,7 +183,8 @@ fn reads_no_other_document(op: &dyn Op, inputs: &[TensorType], poisoned: &[usize
 /// A block of keys that no query of a block sees costs nothing, and the other way round: it is not even read.
 #[test]
 fn blocks_of_other_documents_are_not_read() {
-    let (heads, keys) = (TensorType::f32([1, 2 * HALF, 3, 16]), TensorType::f32([1, 2 * HALF, 1, 16]));
+    // As wide as attention in passes wants them.
+    let (heads, keys) = (TensorType::f32([1, 2 * HALF, 3, 32]), TensorType::f32([1, 2 * HALF, 1, 32]));
     let starts = TensorType::u32([1, 2 * HALF]);
     let stats = TensorType::f32([1, 3, 2 * HALF, 2]);
     let (mask, operands) = (Mask::default(), Operands::F32);
@@ -192,4 +193,7 @@ fn blocks_of_other_documents_are_not_read() {
     reads_no_other_document(&Attention::new(mask), &forward, &[1, 2], true);
     reads_no_other_document(&AttentionGradQuery { mask, operands }, &backward, &[1, 2], true);
     reads_no_other_document(&AttentionGradKeyValue { mask, operands }, &backward, &[0, 3, 4], false);
+    for first in [true, false] {
+        reads_no_other_document(&AttentionGrad { mask, operands, whole: true }, &backward, &[0, 1, 2, 3, 4], first);
+    }
 }

@@ -10,7 +10,7 @@ use danlu::compile::{Chooser, settle};
 use danlu::error::Error;
 use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Io, Op};
-use danlu::ops::MatMul;
+use danlu::ops::{Attention, AttentionGrad, MatMul};
 use danlu::run::{Choice, Choices, Key, Records, TuneMode, Tuner};
 use doubles::{Double, Hungry};
 use pollster::block_on;
@@ -460,6 +460,13 @@ fn write_table() {
                 }
             }
         }
+    }
+    for (t, k) in [(128, 3), (1024, 3), (1024, 9)] {
+        let (q, keys) = (TensorType::f32([1, t, 9, 64]), TensorType::f32([1, t, k, 64]));
+        let (stats, position) = (TensorType::f32([1, 9, t, 2]), TensorType::u32([1]));
+        choose(&mut tuner, &Attention::default(), &[q.clone(), keys.clone(), keys.clone(), position.clone()]);
+        let gradient = AttentionGrad { whole: true, ..AttentionGrad::default() };
+        choose(&mut tuner, &gradient, &[q.clone(), keys.clone(), keys, q, stats, position]);
     }
     let name = id.name.split(" (").next().unwrap_or_default().to_string();
     let mut records = Records { proved: Vec::new(), ..tuner.records().clone() };

@@ -30,8 +30,8 @@ fn seen_part(row0: u32, end: u32, column: u32) -> vec2<u32> {
     // c is queries by keys.
     return vec2(0u, select(0u, params.k, (column >= tiles.x) & (column < tiles.y)));
 #else
-    // c is queries by a head's width: the keys that they see.
-    return min(64u * tiles, vec2(params.k));
+    // c is queries by a head's width: the keys that they see, and none behind, which need not be numbers.
+    return vec2(64u * tiles.x, last_seen(0u, params.query + end - 1u) + 1u);
 #endif
 #endif
 }

@@ -169,7 +169,7 @@ impl<'a> Passes<'a> {
         let chain = |next: Kernel, stage: Kernel| Kernel { then: Some(Box::new(next)), ..stage };
         let first = stages.into_iter().rev().reduce(chain).expect("there is a query");
         let half = if self.kind.operands.are_half() { "_half" } else { "" };
-        Kernel { variant: format!("passes_{}{half}", self.block), scratch: self.bytes(), ..first }
+        Kernel { variant: format!("passes{half}"), scratch: self.bytes(), ..first }
     }
 
     /// What is taken at a time, in order.
@@ -278,4 +278,73 @@ impl<'a> Passes<'a> {
 /// Queries of a block, which there may be fewer of.
 fn rows(z: &Sizes, block: usize) -> usize {
     block.min(z.t.next_multiple_of(TILE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Mask, Operands};
+    use super::*;
+    use crate::base::TensorType;
+
+    const KIND: Kind = Kind { mask: Mask { window: None, alibi: false }, operands: Operands::F32, pieces: None };
+
+    fn io([b, t, h, k, c]: [usize; 5]) -> Io {
+        let [q, keys] = [h, k].map(|heads| TensorType::f32([b, t, heads, c]));
+        let inputs = vec![q.clone(), keys.clone(), keys, TensorType::u32([1])];
+        Io { inputs, outputs: vec![q, TensorType::f32([b, h, t])] }
+    }
+
+    fn limits() -> Limits {
+        Limits { is_cpu: true, min_subgroup: 8, max_subgroup: 8, max_binding_bytes: 1 << 30, ..Limits::default() }
+    }
+
+    #[test]
+    fn blocks_cover_every_query_once_within_their_memory() {
+        // One sequence and several, with more heads than are taken at a time, and with fewer sequences.
+        for sizes in
+            [[1, 1024, 9, 3, 64], [2, 324, 3, 1, 32], [3, 4096, 32, 8, 64], [40, 128, 9, 9, 64], [1, 64, 1, 1, 32]]
+        {
+            let io = io(sizes);
+            let passes = Passes::of(&io, &limits(), KIND, 2).expect("it is suited");
+            let z = passes.z;
+            let mut seen = vec![0; z.b * z.k * z.t];
+            for block in passes.blocks().into_iter().flatten() {
+                let most = block.heads.len() * z.group() * block.queries.len() * z.s;
+                assert!(most <= passes.slot() && block.slot < passes.entries, "{sizes:?}: {block:?}");
+                assert!(block.queries.start.is_multiple_of(TILE), "{sizes:?}: {block:?}");
+                for head in block.heads.clone() {
+                    block.queries.clone().for_each(|t| seen[(block.entry * z.k + head) * z.t + t] += 1);
+                }
+            }
+            assert!(seen.iter().all(|&times| times == 1), "{sizes:?}");
+            assert!(passes.bytes() <= 2 * BYTES as u64, "{sizes:?}: {} bytes", passes.bytes());
+        }
+    }
+
+    #[test]
+    fn memory_is_linear_in_tokens() {
+        let bytes = |t| Passes::of(&io([1, t, 9, 3, 64]), &limits(), KIND, 2).map(|passes| passes.bytes());
+        // As much as is allowed for a long time, and then a tile of the query heads of one kv head.
+        for t in [1024, 4096, 8192] {
+            assert!(bytes(t).unwrap() <= 2 * BYTES as u64, "{t}");
+        }
+        for t in [16_384, 65_536] {
+            assert_eq!(bytes(t), Some((2 * 4 * 3 * TILE * t) as u64));
+        }
+    }
+
+    #[test]
+    fn what_is_not_suited_has_no_passes() {
+        let none = |io: &Io, limits: &Limits| Passes::of(io, limits, KIND, 1).is_none();
+        let suited = io([1, 128, 3, 1, 64]);
+        assert!(!none(&suited, &limits()));
+        // A GPU; few queries; a number of them that no vector divides; narrow heads; a narrow cache; small bindings.
+        assert!(none(&suited, &Limits::default()));
+        assert!(none(&io([1, 60, 3, 1, 64]), &limits()) && none(&io([1, 130, 3, 1, 64]), &limits()));
+        assert!(none(&io([1, 128, 3, 1, 16]), &limits()));
+        let mut cache = suited.clone();
+        (cache.inputs[1].dtype, cache.inputs[2].dtype) = (DType::F16, DType::F16);
+        assert!(none(&cache, &limits()));
+        assert!(none(&suited, &Limits { max_binding_bytes: 1 << 16, ..limits() }));
+    }
 }

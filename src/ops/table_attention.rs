@@ -235,7 +235,9 @@ fn passes() -> Vec<Case> {
     let mut all = |note: &str, mask, operands, inputs: [Input; 4]| {
         let note = format!("passes{note}");
         cases.push(Case::new(&note, Attention { mask, operands }, &inputs));
-        let inputs = backward(inputs);
+        let mut inputs = backward(inputs);
+        // Of many keys lse is large. Among so many probabilities there would be some of thousands, whose error is all that is seen.
+        inputs[4].1 = Draw::Positive;
         cases.push(Case::new(&note, AttentionGrad { mask, operands, whole: true }, &inputs));
     };
     let (plain, f32) = (Mask::default(), Operands::F32);
