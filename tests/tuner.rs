@@ -461,9 +461,11 @@ fn write_table() {
             }
         }
     }
-    for (t, k) in [(128, 3), (1024, 3), (1024, 9)] {
-        let (q, keys) = (TensorType::f32([1, t, 9, 64]), TensorType::f32([1, t, k, 64]));
-        let (stats, position) = (TensorType::f32([1, 9, t, 2]), TensorType::u32([1]));
+    for [t, h, k, c] in
+        [[128, 9, 3, 64], [256, 9, 3, 64], [1024, 9, 3, 64], [1024, 9, 9, 64], [128, 4, 4, 32], [256, 4, 4, 32]]
+    {
+        let (q, keys) = (TensorType::f32([1, t, h, c]), TensorType::f32([1, t, k, c]));
+        let (stats, position) = (TensorType::f32([1, h, t, 2]), TensorType::u32([1]));
         choose(&mut tuner, &Attention::default(), &[q.clone(), keys.clone(), keys.clone(), position.clone()]);
         let gradient = AttentionGrad { whole: true, ..AttentionGrad::default() };
         choose(&mut tuner, &gradient, &[q.clone(), keys.clone(), keys, q, stats, position]);

@@ -16,6 +16,8 @@ const TILE: usize = 64;
 const BLOCKS: [usize; 3] = [4 * TILE, 2 * TILE, TILE];
 /// Bytes that the scores of a block are to take at most.
 const BYTES: usize = 8 << 20;
+/// The most blocks: a kernel is a chain of their stages.
+const MOST: usize = 1024;
 /// Narrower heads leave most lanes of a product without work.
 const WIDTH: usize = 32;
 /// Queries of a workgroup of the softmax, which divide a tile's.
@@ -93,7 +95,8 @@ impl<'a> Passes<'a> {
         let passes = Passes { z, kind, io, matrices, entries, heads, block };
         let scores = (4 * matrices * passes.slot()) as u64;
         let largest = io.inputs.iter().chain(&io.outputs).map(|ty| ty.bytes()).fold(scores, u64::max);
-        (largest <= limits.max_binding_bytes).then_some(passes)
+        let blocks = z.b.div_ceil(entries) * z.k.div_ceil(heads) * z.t.div_ceil(block);
+        (largest <= limits.max_binding_bytes && blocks <= MOST).then_some(passes)
     }
 
     /// Bytes of scratch memory.
@@ -162,14 +165,27 @@ impl<'a> Passes<'a> {
     fn stages(&self, position: Operand, of: impl Fn(&[Block]) -> Vec<(Kernel, Vec<Dispatch>)>) -> Kernel {
         let Operand::Input(i) = position else { unreachable!("positions are an input") };
         let told = |d: Dispatch| d.bind("position", position, 0, self.io.inputs[i].bytes());
-        let stages = self.blocks().into_iter().flat_map(|blocks| of(&blocks));
-        let stages = stages
-            .map(|(kernel, dispatches)| Kernel { dispatches: dispatches.into_iter().map(told).collect(), ..kernel });
+        let stage = |flops: u64, (kernel, dispatches): (Kernel, Vec<Dispatch>)| {
+            // A product has a matrix for each of its workgroups along z; a softmax's operations hardly count.
+            let matrices: u64 = dispatches.iter().map(|d| u64::from(d.workgroups[2])).sum();
+            let flops = if kernel.shader == "matmul_own" { matrices * flops } else { 0 };
+            Kernel { flops, dispatches: dispatches.into_iter().map(told).collect(), ..kernel }
+        };
+        let stages = self.blocks().into_iter().flat_map(|blocks| {
+            let flops = self.flops(&blocks[0].queries);
+            of(&blocks).into_iter().map(move |made| stage(flops, made))
+        });
         let stages: Vec<Kernel> = stages.collect();
         let chain = |next: Kernel, stage: Kernel| Kernel { then: Some(Box::new(next)), ..stage };
         let first = stages.into_iter().rev().reduce(chain).expect("there is a query");
         let half = if self.kind.operands.are_half() { "_half" } else { "" };
         Kernel { variant: format!("passes{half}"), scratch: self.bytes(), ..first }
+    }
+
+    /// Operations of one head's product for these queries, with the keys that they see as far as the shapes tell.
+    fn flops(&self, queries: &Range<usize>) -> u64 {
+        let last = (self.z.s.saturating_sub(self.z.t) + queries.end).next_multiple_of(TILE);
+        (2 * queries.len().next_multiple_of(TILE) * last.min(self.z.s) * self.z.c) as u64
     }
 
     /// What is taken at a time, in order.
@@ -328,7 +344,7 @@ mod tests {
         for t in [1024, 4096, 8192] {
             assert!(bytes(t).unwrap() <= 2 * BYTES as u64, "{t}");
         }
-        for t in [16_384, 65_536] {
+        for t in [16_384, 20_480] {
             assert_eq!(bytes(t), Some((2 * 4 * 3 * TILE * t) as u64));
         }
     }
@@ -338,7 +354,9 @@ mod tests {
         let none = |io: &Io, limits: &Limits| Passes::of(io, limits, KIND, 1).is_none();
         let suited = io([1, 128, 3, 1, 64]);
         assert!(!none(&suited, &limits()));
-        // A GPU; few queries; a number of them that no vector divides; narrow heads; a narrow cache; small bindings.
+        // Too many blocks; a GPU; few queries; a number of them that no vector divides; narrow heads; a narrow cache; small
+        // bindings.
+        assert!(none(&io([1, 65_536, 9, 3, 64]), &limits()));
         assert!(none(&suited, &Limits::default()));
         assert!(none(&io([1, 60, 3, 1, 64]), &limits()) && none(&io([1, 130, 3, 1, 64]), &limits()));
         assert!(none(&io([1, 128, 3, 1, 16]), &limits()));
