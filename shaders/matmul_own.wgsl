@@ -2,7 +2,7 @@
 // op(b) in memory of its own, of which constant places are as good as registers, and makes row after row of c with them:
 // of a row of op(a) each lane loads an eighth and hands it on, and no sum outlives an iteration, at whose end the driver
 // would blend it with a mask. TA: a is [k,m], m % 4 = 0; TB: b is [n,k]; k % 4 = 0, n % 4 = 0; b as in lib/four_b.wgsl.
-// HALF: operands are rounded to f16.
+// HALF: operands are rounded to f16. SEEN: one of attention's products, without what no query sees (lib/seen.wgsl).
 #import lib/matmul_params.wgsl
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 #import lib/four_b.wgsl
@@ -11,6 +11,9 @@
 #import lib/operand.wgsl
 #hook prologue
 #hook epilogue
+#if SEEN
+#import lib/seen.wgsl
+#endif
 
 // Four elements of a, or zeros.
 fn load_a(at: u32, whole_a: u32, is_inside: bool) -> vec4<f32> {
@@ -34,14 +37,15 @@ fn rows_a(lines: Lines, row: u32, k: u32) -> vec4<f32> {
 }
 #endif
 
-// Four columns of op(b) as rows of a matrix whose columns are four k. Beyond the edges it holds a valid neighbour.
-fn four_by_four(base: u32, column: u32, k: u32) -> mat4x4<f32> {
+// Four columns of op(b) as rows of a matrix whose columns are four k, of which there are `all`. Beyond the edges it holds a
+// valid neighbour.
+fn four_by_four(base: u32, column: u32, k: u32, all: u32) -> mat4x4<f32> {
     var m: mat4x4<f32>;
     for (var i = 0u; i < 4u; i++) {
 #if TB
         m[i] = operand4(weight4(base + min(column + i, params.n - 1u) * params.row_b, k, params.k));
 #else
-        m[i] = operand4(weight4(base + min(k + i, params.k - 1u) * params.row_b, column, params.n));
+        m[i] = operand4(weight4(base + min(k + i, all - 1u) * params.row_b, column, params.n));
 #endif
     }
 #if TB
@@ -65,21 +69,41 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row0 = group.y * params.rows;
     let end = min(row0 + params.rows, params.m);
     let column = group.x * 64u + 4u * lane;
+#if GROUP
+    let base_b = params.skip_b + group.z / GROUP * params.batch_b;
+#else
     let base_b = params.skip_b + group.z * params.batch_b;
+#endif
     let c_lines = lines_c(group.z, group.x * 64u);
     let insides = vec2(column, column + 32u) < vec2(params.n);
     let columns = min(vec2(column, column + 32u), vec2(params.n - 4u));
     let whole_a = params.whole_a;
     let whole_c = params.whole_c;
+#if SEEN
+    let part = seen_part(row0, end, group.x);
+    if part.x >= part.y {
+#if TA
+        // Keys that no query sees have a gradient all the same.
+        for (var row = row0; row < end; row++) {
+            let to = c_lines.base + row * c_lines.step;
+            if (params.first != 0u) & insides.x { c[(to + columns.x) / 4u] = vec4<f32>(); }
+            if (params.first != 0u) & insides.y { c[(to + columns.y) / 4u] = vec4<f32>(); }
+        }
+#endif
+        return;
+    }
+#else
+    let part = vec2(0u, params.k);
+#endif
     var own: array<array<mat4x4<f32>, 2>, 16>;
-    for (var k = 0u; k < params.k; k += 64u) {
+    for (var k = part.x; k < part.y; k += 64u) {
         for (var i = 0u; i < min(params.k - k, 64u) / 4u; i++) {
-            own[i][0] = four_by_four(base_b, column, k + 4u * i);
-            own[i][1] = four_by_four(base_b, column + 32u, k + 4u * i);
+            own[i][0] = four_by_four(base_b, column, k + 4u * i, part.y);
+            own[i][1] = four_by_four(base_b, column + 32u, k + 4u * i, part.y);
         }
         // Outside the rows' loop, since each look at params is a branch.
-        let adds = (k > 0u) | (params.first == 0u);
-        let ends = (k + 64u >= params.k) & (params.last != 0u);
+        let adds = (k > part.x) | (params.first == 0u);
+        let ends = (k + 64u >= part.y) & (params.last != 0u);
         let all = params.k;
 #if TA
         for (var first = row0; first < end; first += 4u) {

@@ -79,6 +79,10 @@ const SMALLEST_TILE: &str = "tile_8x32";
 /// documents and rings are in them the text that rows of f32 try.
 const HALF_TILES: [&str; 4] = ["halves", "halves, five fourths", "halves, many heads", "halves, wide"];
 
+/// What the labels of rows begin with that are as large as they are for attention in passes: smaller ones try all other kernels,
+/// which here would be compiled anew.
+const PASSES: [&str; 2] = ["attention passes", "attention_grad passes"];
+
 /// Whether a candidate is none whose parts other rows or candidates try, and none that is barred here.
 fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
     if is_barred(gpu, kernel) {
@@ -99,7 +103,8 @@ fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
         kernel.shader.starts_with("attention") && kernel.shader.ends_with("_tile") && kernel.variant.contains("half");
     let row = case.label.split_once(' ').map_or("", |(_, row)| row);
     let is_again = is_half_tile && !HALF_TILES.contains(&row);
-    !gpu.limits().is_cpu || !(is_large || is_beside || is_again)
+    let is_other = PASSES.iter().any(|label| case.label.starts_with(label)) && !kernel.variant.starts_with("passes");
+    !gpu.limits().is_cpu || !(is_large || is_beside || is_again || is_other)
 }
 
 /// A row's inputs, drawn, and what the reference makes of them.
@@ -277,7 +282,7 @@ fn kernels_translate_for_every_vendor() {
                 let told = |k: &Kernel| k.constants.iter().any(|&(n, v)| ["SHUFFLE", "SUBGROUP"].contains(&n) && v > 0);
                 assert!(i > 0 || limits.is_cpu || !kernel.stages().any(told), "{}: {}", case.label, kernel.variant);
                 if limits.is_cpu {
-                    common::check_wide(&kernel);
+                    kernel.stages().for_each(common::check_wide);
                 }
             }
         }

@@ -10,7 +10,7 @@ use danlu::compile::{Chooser, settle};
 use danlu::error::Error;
 use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Io, Op};
-use danlu::ops::MatMul;
+use danlu::ops::{Attention, AttentionGrad, MatMul};
 use danlu::run::{Choice, Choices, Key, Records, TuneMode, Tuner};
 use doubles::{Double, Hungry};
 use pollster::block_on;
@@ -460,6 +460,15 @@ fn write_table() {
                 }
             }
         }
+    }
+    for [t, h, k, c] in
+        [[128, 9, 3, 64], [256, 9, 3, 64], [1024, 9, 3, 64], [1024, 9, 9, 64], [128, 4, 4, 32], [256, 4, 4, 32]]
+    {
+        let (q, keys) = (TensorType::f32([1, t, h, c]), TensorType::f32([1, t, k, c]));
+        let (stats, position) = (TensorType::f32([1, h, t, 2]), TensorType::u32([1]));
+        choose(&mut tuner, &Attention::default(), &[q.clone(), keys.clone(), keys.clone(), position.clone()]);
+        let gradient = AttentionGrad { whole: true, ..AttentionGrad::default() };
+        choose(&mut tuner, &gradient, &[q.clone(), keys.clone(), keys, q, stats, position]);
     }
     let name = id.name.split(" (").next().unwrap_or_default().to_string();
     let mut records = Records { proved: Vec::new(), ..tuner.records().clone() };

@@ -12,6 +12,9 @@ struct Params {
 #if OWN
     rows: u32, // of c that a workgroup makes
 #endif
+#if SEEN
+    entry: u32, queries: u32, keys: u32, query: u32, // of attention in passes: lib/seen.wgsl
+#endif
 #if PANELS
     panel_1: u32, panel_2: u32, // columns with which the second and the third panel begin
 #endif

@@ -11,18 +11,23 @@ pub(super) fn expand(graph: &Graph, limits: &Limits) -> Result<Option<Graph>> {
     let mut changed = false;
     for id in ids(graph) {
         let node = graph.node(id);
-        let expanded = match node.op() {
+        let replaced = match node.op() {
             Some(op) => {
                 let types = |values: &[Value]| values.iter().map(|&v| graph.ty(v).clone()).collect();
                 let io = Io { inputs: types(&node.inputs), outputs: node.outputs.clone() };
                 let fitted = op.fitted(&io, limits);
-                let op = fitted.as_ref().unwrap_or(op);
                 let view = OpNode { inputs: rewrite.inputs(node), outputs: vec![] };
-                rewrite.new.scope(node.name.clone(), |g| op.expand(g, &view))?
+                let expanded =
+                    rewrite.new.scope(node.name.clone(), |g| fitted.as_ref().unwrap_or(op).expand(g, &view))?;
+                match (expanded, fitted) {
+                    // What suits the adapter has no parts.
+                    (None, Some(op)) => Some(rewrite.new.apply_named(op, &view.inputs, node.name.clone())?),
+                    (expanded, _) => expanded,
+                }
             }
             None => None,
         };
-        match expanded {
+        match replaced {
             Some(outputs) => {
                 changed = true;
                 rewrite.set(id, &outputs);

@@ -105,7 +105,7 @@ fn states_are_apart(graph: &Graph, places: &Places, id: NodeId) -> Result<()> {
 /// Where a value lies, and the node's scratch memory.
 type At<'a> = (&'a dyn Fn(Value) -> (usize, u64), Option<(usize, u64)>);
 
-/// A step for each stage of the kernel that is picked; the first has all of the node's work.
+/// A step for each stage of the kernel that is picked; among these the node's work is shared out.
 fn node_steps(
     graph: &Graph,
     Turn { node: id, phase }: Turn,
@@ -142,12 +142,13 @@ fn node_steps(
     let picked = if kernels.len() == 1 { 0 } else { chooser.choose(op, &io, &kernels) };
     let kernel = kernels.swap_remove(picked.min(kernels.len() - 1));
     let in_place = op.writes();
+    let flops = shares(&kernel, cost.flops);
     let resolve = |b: &crate::graph::Bind, stage: usize| {
         let ((buffer, offset), written) = match b.operand {
             Operand::Input(i) => (at(node.inputs[i]), in_place.contains(&i)),
             Operand::Output(i) => (at(Value { node: id, output: i as u32 }), true),
-            // The first stage writes it, and the others read it.
-            Operand::Scratch => (scratch.expect("its operator says that it wants some"), stage == 0),
+            // Stages hand on by it what they make: the last one only reads.
+            Operand::Scratch => (scratch.expect("its operator says that it wants some"), stage + 1 < flops.len()),
         };
         Binding { name: b.name.clone(), buffer, offset: offset + b.offset, bytes: b.bytes, written }
     };
@@ -170,10 +171,19 @@ fn node_steps(
             })
             .collect(),
         meeting: None,
-        flops: if i == 0 { cost.flops } else { 0 },
+        flops: flops[i],
         bytes: if i == 0 { cost.bytes } else { kernel.scratch },
     };
     Ok(kernel.stages().enumerate().map(step).collect())
+}
+
+/// What each stage has of a node's operations: as many as it says in proportion, and the first what is left.
+fn shares(kernel: &Kernel, flops: u64) -> Vec<u64> {
+    let all: u64 = kernel.stages().map(|stage| stage.flops).sum();
+    let share = |stage: &Kernel| (u128::from(flops) * u128::from(stage.flops) / u128::from(all.max(1))) as u64;
+    let mut shares: Vec<u64> = kernel.stages().map(share).collect();
+    shares[0] = flops - shares[1..].iter().sum::<u64>();
+    shares
 }
 
 /// A collective with its ranges resolved.

@@ -89,7 +89,8 @@ pub struct Kernel {
     pub hooks: Vec<Hook>,
     /// The dispatches, in order.
     pub dispatches: Vec<Dispatch>,
-    /// Floating-point operations, with those of tiles that stand over the edges; 0 where they are the operator's cost.
+    /// Floating-point operations of this stage, with those of tiles that stand over the edges; 0 where they are the operator's cost,
+    /// or, beside stages that say theirs, hardly any.
     pub flops: u64,
     /// Bytes of [`Operand::Scratch`] for it and what follows; no more than its operator says ([`crate::graph::Op::scratch`]).
     pub scratch: u64,

@@ -201,8 +201,9 @@ pub trait Op: Any + Debug + Send + Sync {
         None
     }
 
-    /// The same in parts that suit an adapter, where the operator has parts and leaves their size open: asked before it is
-    /// expanded. A function of shapes and limits alone, so that runs repeat.
+    /// The same as suits an adapter, where the operator leaves open of which size its parts are, or whether it has any: asked
+    /// before it is expanded, and where that has no parts, in its place. A function of shapes and limits alone, so that runs
+    /// repeat.
     fn fitted(&self, io: &Io, limits: &Limits) -> Option<Arc<dyn Op>> {
         let _ = (io, limits);
         None

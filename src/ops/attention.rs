@@ -3,7 +3,8 @@
 //! Legend: B batch, T queries, S keys, H query heads, K kv heads (H is a multiple of K), C head width.
 
 use super::attention_delta::AttentionDelta;
-use super::attention_grad::{AttentionGradKeyValue, AttentionGradQuery};
+use super::attention_grad::AttentionGrad;
+use super::attention_passes::Passes;
 use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, scores};
 use super::attention_tiles::Staging;
 use super::mask::Mask;
@@ -46,6 +47,10 @@ impl Attention {
     pub const fn new(mask: Mask) -> Self {
         Attention { mask, operands: Operands::F32 }
     }
+
+    fn kind(&self) -> Kind {
+        Kind { mask: self.mask, operands: self.operands, pieces: None }
+    }
 }
 
 impl Op for Attention {
@@ -67,10 +72,11 @@ impl Op for Attention {
         }
         let (Some(dy), &[q, k, v, position]) = (dy[0], &node.inputs[..]) else { return Ok(vec![None; 4]) };
         let stats = g.apply1(AttentionDelta, &[dy, node.outputs[0], node.outputs[1]])?;
-        let inputs = [q, k, v, dy, stats, position];
-        let dq = g.apply1(AttentionGradQuery { mask: self.mask, operands: self.operands }, &inputs)?;
-        let dkv = g.apply(AttentionGradKeyValue { mask: self.mask, operands: self.operands }, &inputs)?;
-        Ok(vec![Some(dq), Some(dkv[0]), Some(dkv[1]), None])
+        let gradient = AttentionGrad { mask: self.mask, operands: self.operands, whole: false };
+        let [dq, dk, dv] = g.apply(gradient, &[q, k, v, dy, stats, position])?[..] else {
+            unreachable!("it has three outputs")
+        };
+        Ok(vec![Some(dq), Some(dk), Some(dv), None])
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
@@ -83,8 +89,13 @@ impl Op for Attention {
             ("o", Operand::Output(0)),
             ("lse", Operand::Output(1)),
         ];
-        let kind = Kind { mask: self.mask, operands: self.operands, pieces: None };
-        z.kernels(FORWARD, io, limits, kind, z.t * z.group(), &names)
+        let mut kernels = z.kernels(FORWARD, io, limits, self.kind(), z.t * z.group(), &names);
+        kernels.extend(Passes::of(io, limits, self.kind(), 1).map(|passes| passes.forward()));
+        kernels
+    }
+
+    fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
+        Passes::of(io, limits, self.kind(), 1).map_or(0, |passes| passes.bytes())
     }
 
     fn cost(&self, io: &Io) -> Cost {

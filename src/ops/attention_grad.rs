@@ -2,6 +2,7 @@
 //! (Dao et al., 2022, algorithm 4), once for dq with queries fixed and once for dk and dv with keys fixed, so that every
 //! sum has one owner and a fixed order. Legend as in `attention.rs`.
 
+use super::attention_passes::Passes;
 use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, scores};
 use super::attention_split;
 use super::attention_tiles::Staging;
@@ -9,8 +10,21 @@ use super::mask::Mask;
 use super::operands::Operands;
 use crate::base::{Array, DType, Limits, TensorType, Tolerance};
 use crate::error::Result;
-use crate::graph::{Cost, Io, Kernel, Op, Operand};
+use crate::graph::{Cost, Graph, Io, Kernel, Op, OpNode, Operand, Value};
 use std::ops::Range;
+use std::sync::Arc;
+
+/// dq `[B,T,H,C]`, dk and dv `[B,S,K,C]` from the inputs of [`AttentionGradQuery`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AttentionGrad {
+    /// As in the forward pass.
+    pub mask: Mask,
+    /// What the factors of all products are rounded to, the gradients of scores among them.
+    pub operands: Operands,
+    /// All of it by one kernel, where an adapter has one that makes all of it in passes; else it is [`AttentionGradQuery`] and
+    /// [`AttentionGradKeyValue`], of which each has kernels to choose from.
+    pub whole: bool,
+}
 
 /// dq `[B,T,H,C]` from q, k, v, dy `[B,T,H,C]`, stats `[B,H,T,2]` (of [`super::AttentionDelta`]) and
 /// position u32 `[1]` or `[B]`, or the starts of documents u32 `[B,T]`, as in the forward pass; all floats are f32.
@@ -120,6 +134,77 @@ pub(super) fn gradients(
         }
     });
     [dq, dk, dv]
+}
+
+impl AttentionGrad {
+    fn kind(&self) -> Kind {
+        Kind { mask: self.mask, operands: self.operands, pieces: None }
+    }
+}
+
+impl Op for AttentionGrad {
+    fn name(&self) -> &'static str {
+        "attention_grad"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        check(self.mask, inputs)?;
+        Ok([0, 1, 2].map(|i| inputs[i].clone()).to_vec())
+    }
+
+    fn fitted(&self, io: &Io, limits: &Limits) -> Option<Arc<dyn Op>> {
+        let has_passes = Passes::of(io, limits, self.kind(), 2).is_some();
+        (has_passes && !self.whole).then(|| Arc::new(AttentionGrad { whole: true, ..self.clone() }) as _)
+    }
+
+    fn expand(&self, g: &mut Graph, node: &OpNode) -> Result<Option<Vec<Value>>> {
+        if self.whole {
+            return Ok(None);
+        }
+        let (mask, operands) = (self.mask, self.operands);
+        let dq = g.apply1(AttentionGradQuery { mask, operands }, &node.inputs)?;
+        let dkv = g.apply(AttentionGradKeyValue { mask, operands }, &node.inputs)?;
+        Ok(Some(vec![dq, dkv[0], dkv[1]]))
+    }
+
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        if !self.whole {
+            return Vec::new();
+        }
+        let (z, kind) = (Sizes::of_io(io), self.kind());
+        // The first kernels of both parts, one after the other, are right on every adapter.
+        let first = |shaders, rows, outputs: &[(&'static str, Operand)]| {
+            let names: Vec<_> = INPUTS.iter().chain(outputs).copied().collect();
+            z.kernels(shaders, io, limits, kind, rows, &names).swap_remove(0)
+        };
+        let mut parts = first(QUERY, z.t * z.group(), &[("dq", Operand::Output(0))]);
+        let keys = first(KEY_VALUE, z.s, &[("dk", Operand::Output(1)), ("dv", Operand::Output(2))]);
+        parts.then = Some(Box::new(keys));
+        let passes = Passes::of(io, limits, kind, 2).map(|passes| passes.gradient());
+        [parts].into_iter().chain(passes).collect()
+    }
+
+    fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
+        Passes::of(io, limits, self.kind(), 2).map_or(0, |passes| passes.bytes())
+    }
+
+    fn cost(&self, io: &Io) -> Cost {
+        let z = Sizes::of_io(io);
+        Cost { flops: 10 * z.c as u64 * z.pairs(), bytes: io.bytes() }
+    }
+
+    fn reduction(&self, io: &Io) -> usize {
+        let z = Sizes::of_io(io);
+        z.c + z.s.max(z.t * z.group())
+    }
+
+    fn tolerance(&self, io: &Io) -> Tolerance {
+        self.operands.tolerance(self.reduction(io))
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        reference(self.mask, self.operands, inputs).into()
+    }
 }
 
 impl Op for AttentionGradQuery {

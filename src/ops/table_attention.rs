@@ -3,8 +3,8 @@
 use super::table::{Case, Draw, normal};
 use super::{
     Along, Attention, AttentionBlock, AttentionBlockGradKeyValue, AttentionBlockGradQuery, AttentionCombine,
-    AttentionDelta, AttentionGradKeyValue, AttentionGradQuery, AttentionPart, CacheWrite, Mask, Operands, Pieces,
-    RingAttention, RingAttentionGrad, TopK,
+    AttentionDelta, AttentionGrad, AttentionGradKeyValue, AttentionGradQuery, AttentionPart, CacheWrite, Mask,
+    Operands, Pieces, RingAttention, RingAttentionGrad, TopK,
 };
 use crate::base::{Axis, DType, TensorType};
 
@@ -12,8 +12,20 @@ type Input = (TensorType, Draw);
 
 /// These rows.
 pub(super) fn rows() -> Vec<Case> {
-    [attention(), masked(), packed(), narrow(), halves(), parts(), attention_grad(), blocks(), cache(), largest()]
-        .concat()
+    [
+        attention(),
+        masked(),
+        packed(),
+        narrow(),
+        halves(),
+        parts(),
+        attention_grad(),
+        passes(),
+        blocks(),
+        cache(),
+        largest(),
+    ]
+    .concat()
 }
 
 /// Positions: one, or one for each sequence.
@@ -213,6 +225,34 @@ fn attention_grad() -> Vec<Case> {
         cases.push(Case::new(note, AttentionGradQuery { mask, operands }, &inputs));
         cases.push(Case::new(note, AttentionGradKeyValue { mask, operands }, &inputs));
     }
+    cases
+}
+
+/// Rows that are long and wide enough to be computed in passes: a block and a part of another one; heads that are wider than a
+/// tile, or no multiple of eight; keys that no query sees; sequences at positions of their own; more heads than are taken at a
+/// time; and every mask. What other kernels do is tried on smaller rows.
+fn passes() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut all = |note: &str, mask, operands, inputs: [Input; 4]| {
+        let note = format!("passes{note}");
+        cases.push(Case::new(&note, Attention { mask, operands }, &inputs));
+        let mut inputs = backward(inputs);
+        // Of many keys lse is large. Among so many probabilities there would be some of thousands, whose error is all that is seen.
+        inputs[4].1 = Draw::Positive;
+        cases.push(Case::new(&note, AttentionGrad { mask, operands, whole: true }, &inputs));
+    };
+    let (plain, f32) = (Mask::default(), Operands::F32);
+    all("", plain, f32, qkv([1, 324, 324, 3, 1, 32], &[0]));
+    all(", five fourths", plain, f32, qkv([1, 72, 72, 2, 2, 80], &[0]));
+    all(", positions", plain, f32, qkv([2, 68, 260, 4, 2, 36], &[21, 190]));
+    all(", many heads", plain, f32, qkv([1, 64, 2048, 18, 6, 32], &[1984]));
+    all(", window", window(70), f32, qkv([1, 260, 260, 3, 1, 32], &[0]));
+    all(", window and alibi", BOTH, f32, qkv([1, 132, 132, 3, 1, 32], &[0]));
+    all(", documents", window(150), f32, packed_qkv([2, 324, 3, 1, 32], 100));
+    all(", halves", plain, Operands::F16, qkv([2, 132, 132, 3, 1, 32], &[0]));
+    let both = backward(qkv([2, 7, 7, 4, 2, 8], &[0]));
+    cases.push(Case::new("", AttentionGrad { whole: true, ..AttentionGrad::default() }, &both));
+    cases.push(Case::new("in parts", AttentionGrad::default(), &both));
     cases
 }
 
