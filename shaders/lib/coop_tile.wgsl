@@ -2,7 +2,8 @@
 // k in each, in two buffers. A lane loads one block of each tile, four elements of four stored rows: where k is along stored
 // rows they lie a quarter of the tile apart; where it is across them they are neighbours, and the block is turned over.
 // Loads have no branches, for a compiler waits at each: beyond the edges of m and n stands what nobody stores, and only
-// beyond that of k zeros. NATIVE: rounded by the adapter's own conversion, where that was proved to round as operand4 does.
+// beyond that of k zeros.
+#import lib/half.wgsl
 
 const TILE_K = 32u;
 const FOURS = TILE_K / 4u;
@@ -86,14 +87,6 @@ fn prologue_of(block: mat4x4<f32>, rows: vec4<u32>, k: u32, m: u32) -> mat4x4<f3
     }
 #endif
     return v;
-}
-
-fn half4(v: vec4<f32>) -> vec4<f16> {
-#if NATIVE
-    return vec4<f16>(v);
-#else
-    return vec4<f16>(operand4(v));
-#endif
 }
 
 // A block with k along its rows.

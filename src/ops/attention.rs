@@ -37,7 +37,7 @@ pub(super) const FORWARD: Shaders = Shaders {
     cpu: "attention_rows",
     tile: "attention_tile",
     coop: "attention_coop",
-    staging: Staging { of_rows: 1, streamed: 1, scores: 1, hands_on: true },
+    staging: Staging { of_rows: 1, streamed: 1, turned: 1, spent: 0, scores: 1, hands_on: true },
     splits: false,
 };
 

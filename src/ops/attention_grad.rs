@@ -37,7 +37,7 @@ pub(super) const QUERY: Shaders = Shaders {
     cpu: "attention_grad_query_rows",
     tile: "attention_grad_query_tile",
     coop: "attention_grad_query_coop",
-    staging: Staging { of_rows: 2, streamed: 2, scores: 1, hands_on: false },
+    staging: Staging { of_rows: 2, streamed: 2, turned: 1, spent: 2, scores: 1, hands_on: false },
     splits: false,
 };
 
@@ -47,7 +47,7 @@ pub(super) const KEY_VALUE: Shaders = Shaders {
     cpu: "attention_grad_key_value_rows",
     tile: "attention_grad_key_value_tile",
     coop: "attention_grad_key_value_coop",
-    staging: Staging { of_rows: 2, streamed: 2, scores: 2, hands_on: false },
+    staging: Staging { of_rows: 2, streamed: 2, turned: 2, spent: 1, scores: 2, hands_on: false },
     splits: true,
 };
 

@@ -4,7 +4,7 @@
 
 use super::attention_block::Pieces;
 use super::attention_split;
-use super::attention_tiles::{Staging, Tile};
+use super::attention_tiles::{Coop, Staging, Tile};
 use super::mask::Mask;
 use super::operands::Operands;
 use crate::base::{Array, DType, Limits, TensorType};
@@ -206,9 +206,18 @@ impl Sizes {
             let all = shaders.staging.fitting(c4, rows, kind.operands, limits).map(of);
             kernels.extend(attention_split::best(all, self, limits));
         }
-        for coop in shaders.staging.cooperative(self.c, kind.operands, limits) {
+        let coop = |coop: Coop| {
             let kernel = coop.constants(base(shaders.coop, coop.variant()), c4);
-            kernels.push(self.dispatches(kernel, io, limits, rows.div_ceil(coop.rows()), names, (kind, None)));
+            self.dispatches(kernel, io, limits, rows.div_ceil(coop.rows()), names, (kind, None))
+        };
+        let tiles = shaders.staging.cooperative_tiles(self.c, [rows, heads], kind.operands, limits);
+        kernels.extend(tiles.into_iter().map(coop));
+        if shaders.splits {
+            let all = shaders.staging.cooperative(self.c, kind.operands, limits);
+            for (&size, i) in limits.cooperative.iter().flat_map(|size| [(size, 0), (size, 1)]) {
+                let of_size = all.iter().filter(|coop| coop.size() == size as usize);
+                kernels.extend(attention_split::best(of_size.map(|tile| coop(tile.both()[i])), self, limits));
+            }
         }
         kernels
     }
