@@ -4,7 +4,7 @@
 
 use super::attention_delta::AttentionDelta;
 use super::attention_grad::{AttentionGradKeyValue, AttentionGradQuery};
-use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, scores};
+use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, documents, scores};
 use super::attention_tiles::Staging;
 use super::mask::Mask;
 use super::operands::Operands;
@@ -93,6 +93,10 @@ impl Op for Attention {
 
     fn reduction(&self, io: &Io) -> usize {
         Sizes::of_io(io).forward_reduction()
+    }
+
+    fn integers(&self, _input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        documents(ty)
     }
 
     fn tolerance(&self, io: &Io) -> Tolerance {

@@ -2,7 +2,7 @@
 //! (Dao et al., 2022, algorithm 4), once for dq with queries fixed and once for dk and dv with keys fixed, so that every
 //! sum has one owner and a fixed order. Legend as in `attention.rs`.
 
-use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, scores};
+use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, documents, scores};
 use super::attention_split;
 use super::attention_tiles::Staging;
 use super::mask::Mask;
@@ -148,6 +148,10 @@ impl Op for AttentionGradQuery {
         z.c + z.s
     }
 
+    fn integers(&self, _input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        documents(ty)
+    }
+
     fn tolerance(&self, io: &Io) -> Tolerance {
         self.operands.tolerance(self.reduction(io))
     }
@@ -186,6 +190,10 @@ impl Op for AttentionGradKeyValue {
     fn reduction(&self, io: &Io) -> usize {
         let z = Sizes::of_io(io);
         z.c + z.t * z.group()
+    }
+
+    fn integers(&self, _input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        documents(ty)
     }
 
     fn tolerance(&self, io: &Io) -> Tolerance {

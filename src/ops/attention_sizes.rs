@@ -262,6 +262,15 @@ pub(crate) fn is_packed(position: &TensorType) -> bool {
     position.shape.dims().len() == 2
 }
 
+/// Starts of documents that a proof may take for such an input: rows of documents of so many tokens. Random ones, which may begin
+/// behind their tokens, no two kernels need agree on.
+pub(super) fn documents(ty: &TensorType) -> Option<Vec<u32>> {
+    const TOKENS: usize = 24;
+    let &[b, t] = ty.shape.dims() else { return None };
+    let starts = (0..b * t).map(|i| (i % t / TOKENS * TOKENS) as u32);
+    Some(starts.collect())
+}
+
 /// Checks the type of positions of what may be packed rows: as [`check_position`], or the starts of documents `[b,t]`,
 /// where `t` tokens are all there is.
 pub(super) fn check_starts(position: &TensorType, [b, t]: [usize; 2], all: usize) -> Result<(), String> {
