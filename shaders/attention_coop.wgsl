@@ -1,5 +1,6 @@
 // attention_coop: attention.wgsl by cooperative matrices (lib/attention_coop.wgsl), tier 4. A workgroup makes ROWS queries,
-// numbered as there, in tiles of KEYS keys. The lanes of a row have its softmax and accumulator in registers.
+// numbered as there, over tiles of KEYS keys. The softmax is online, but what a row's exponents are taken against is raised
+// only where a score is more than ROOM above it: sums stay in matrices, where a row cannot be scaled.
 enable f16;
 enable wgpu_cooperative_matrix;
 struct Params {
@@ -24,103 +25,174 @@ struct Params {
 #import lib/query.wgsl
 #import lib/attention_coop.wgsl
 
-const TILE_Q = 0u;
-// Keys, then values.
-const TILE_K = ROWS * STEP;
-const TILE_P = TILE_K + KEYS * STEP;
+const OWNS = 1u;
+fn own_at(group: vec3<u32>, row: u32) -> u32 { return vector_of_row(group, row); }
+fn own_vector(pair: u32, at: u32) -> vec4<f32> { return q[at]; }
+fn streamed_at(group: vec3<u32>, row: u32, end: u32) -> u32 { return vector_of_key(group, min(row, end - 1u)); }
+const K = 0u;
+const V = 1u;
+fn streamed_vector(pair: u32, at: u32) -> vec4<f32> {
+    if pair == K {
+        return k4(at);
+    }
+    return v4(at);
+}
+
+const TILE_K = 0u;
+const TILE_V = KEYS * STEP;
+const TILE_P = TILE_V + WIDTH * STEP_S;
 const TILES = TILE_P + ROWS * STEP_S;
+// What a probability of one is staged as, a power of two, and by how many powers it may become larger: none becomes as large as
+// f16 ends, and those of 2^-26 of the largest are normal numbers yet.
+const POWER = 12.0;
+const UNIT = 4096.0;
+const ROOM = 3.0;
+// The end of the last tile for which a row was raised.
+var<workgroup> raised: u32;
 // What the lanes of a row tell each other.
 var<workgroup> told: array<f32, LANES>;
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    // Later queries see more keys: the longest work begins first.
+    let group = vec3(groups.x - 1u - id.x, id.yz);
     let rows = params.queries * GROUP;
     let row0 = group.x * ROWS;
+    let end_row = min(row0 + ROWS, rows);
     let begin = begin_key(group.z, row0 / GROUP);
-    let end = last_seen(group.z, (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
+    let end = last_seen(group.z, (end_row - 1u) / GROUP) + 1u;
+    // Between these all rows see all keys.
+    let all_from = first_seen(group.z, (end_row - 1u) / GROUP, end - 1u);
+    let all_end = last_seen(group.z, row0 / GROUP) + 1u;
     let subgroup = lane / SUBGROUP;
-    let r = lane / PARTS;
-    let part = lane % PARTS;
-    let t = min(row0 + r, rows - 1u) / GROUP;
-    let head = group.y * GROUP + min(row0 + r, rows - 1u) % GROUP;
+    let r = lane / ACROSS;
+    let part = lane % ACROSS;
+    let row = row0 + r;
+    let t = min(row, rows - 1u) / GROUP;
     let last = last_seen(group.z, t);
     let from_key = first_seen(group.z, t, last);
-    for (var e = lane; e < ROWS * (WIDTH / 4u); e += LANES) {
-        let c = e % (WIDTH / 4u);
-        let at = vector_of_row(group.z, group.y, row0 + e / (WIDTH / 4u)) + min(c, C4 - 1u);
-        stage(TILE_Q, e / (WIDTH / 4u), c, q[at]);
-    }
+    let scale = params.scale;
+    let powers = scale * LOG2_E;
+#if ALIBI
+    let bias = slope(group.y * GROUP + min(row, rows - 1u) % GROUP) / scale;
+#endif
+    let place = Place(group, row0, end);
+    var own: Own;
+    begin_own(&own, OWN_0, 0u, place, subgroup, lane);
+    // What exponents are taken against, unscaled; and sums, of this lane and of the row's vectors.
     var largest = MASKED;
     var sum = 0.0;
-    var acc: array<f32, COLUMNS>;
+    var sums: Sums;
+    var is_summed = false;
 #if CARRY
-    largest = lse_before[(group.z * params.heads + head) * params.queries + t];
-    sum = select(0.0, 1.0, part == 0u);
-    for (var i = 0u; i < COLUMNS; i++) {
-        let c = min(i * PARTS + part, 4u * C4 - 1u);
-        acc[i] = o_before[4u * vector_of_row(group.z, group.y, row0 + r) + c] * UNIT;
+    is_summed = true;
+    largest = lse_before[stat_of_row(group, min(row, rows - 1u))] / scale;
+    sum = select(0.0, UNIT, part == 0u);
+    for (var c = 0u; c < DEEP; c++) {
+        workgroupBarrier();
+        for (var e = HIGH; e < DEEP * HIGH; e++) {
+            sums[e - HIGH] = sums[e];
+        }
+        for (var n = 0u; n < COLUMNS; n++) {
+            let column = part * COLUMNS + n;
+            let at = 4u * vector_of_row(group, row) + min(c * SIZE + column, 4u * C4 - 1u);
+            product[r * STEP_P + column] = o_before[at] * UNIT;
+        }
+        workgroupBarrier();
+        take(&sums, subgroup);
     }
 #endif
+    var next_k: Ahead;
+    var next_v: Ahead;
+    load(&next_k, K, place, begin, lane);
+    stage(&next_k, TILE_K, lane);
+    if lane == 0u {
+        raised = 0u;
+    }
     for (var j = begin; j < end; j += KEYS) {
-        for (var e = lane; e < KEYS * (WIDTH / 4u); e += LANES) {
-            let c = e % (WIDTH / 4u);
-            let key = min(j + e / (WIDTH / 4u), end - 1u);
-            stage(TILE_K, e / (WIDTH / 4u), c, k4(vector_of_key(group.z, group.y, key) + min(c, C4 - 1u)));
+        workgroupBarrier();
+        load(&next_v, V, place, j, lane);
+        if HELD < 1u {
+            scores(OWN_0, TILE_K, subgroup);
+        } else {
+            scores_of_held(&own, TILE_K, subgroup);
         }
+        // Before anything branches: a compiler moves loads to where they are used.
+        stage_turned(&next_v, TILE_V, lane);
         workgroupBarrier();
-        scores(TILE_Q, TILE_K, subgroup);
-        workgroupBarrier();
-        var s: array<f32, MINE>;
-        var m = largest;
-        for (var n = 0u; n < MINE; n++) {
-            let key = j + n * PARTS + part;
-            var score = product[r * STEP_P + n * PARTS + part] * params.scale;
+        // Each of a row's lanes looks through all of its scores, its own first: that takes no barrier.
+        var s: array<vec4<f32>, KEYS / 4u>;
+        for (var n = 0u; n < KEYS / 4u; n++) {
+            s[n] = score4(r, place_of_score(n, part));
+        }
+        if j < all_from || j + KEYS > all_end {
+            for (var n = 0u; n < KEYS / 4u; n++) {
+                let key = vec4(j + place_of_score(n, part)) + vec4(0u, 1u, 2u, 3u);
+                s[n] = select(vec4(MASKED), s[n], (key <= vec4(last)) & (key >= vec4(from_key)));
+            }
+        }
+        var m = vec4(MASKED);
+        for (var n = 0u; n < KEYS / 4u; n++) {
 #if ALIBI
-            score += slope(head) * (f32(key) - f32(last));
+            let key = vec4(j + place_of_score(n, part)) + vec4(0u, 1u, 2u, 3u);
+            s[n] += bias * (vec4<f32>(key) - f32(last));
 #endif
-            s[n] = select(MASKED, score, key <= last && key >= from_key);
             m = max(m, s[n]);
         }
-        told[lane] = m;
-        workgroupBarrier();
-        for (var i = 0u; i < PARTS; i++) {
-            m = max(m, told[r * PARTS + i]);
+        let top = max(max(m.x, m.y), max(m.z, m.w));
+        var factor = 1.0;
+        if (top - largest) * powers > ROOM {
+            factor = exp2((largest - top) * powers);
+            largest = top;
+            sum *= factor;
+            if is_summed {
+                raised = j + KEYS;
+            }
         }
-        let rescale = exp(largest - m);
-        largest = m;
-        sum *= rescale;
+        // Of a row that has seen nothing yet no key counts.
+        let base = POWER - max(largest, MASKED / 2.0) * powers;
         for (var n = 0u; n < MINE; n++) {
-            let p = exp(s[n] - m);
-            sum += p;
-            tiles[TILE_P + r * STEP_S + n * PARTS + part] = f16(operand(p * UNIT));
+            let p = exp2(s[n] * powers + base);
+            sum += p.x + p.y + p.z + p.w;
+            put4(TILE_P + r * STEP_S + place_of_score(n, part), half4_of_probabilities(p));
         }
-        for (var e = lane; e < KEYS * (WIDTH / 4u); e += LANES) {
-            let c = e % (WIDTH / 4u);
-            let key = min(j + e / (WIDTH / 4u), end - 1u);
-            stage(TILE_K, e / (WIDTH / 4u), c, v4(vector_of_key(group.z, group.y, key) + min(c, C4 - 1u)));
+        if workgroupUniformLoad(&raised) == j + KEYS {
+            for (var c = 0u; c < DEEP; c++) {
+                show(&sums, subgroup);
+                workgroupBarrier();
+                for (var n = 0u; n < COLUMNS; n++) {
+                    product[r * STEP_P + part * COLUMNS + n] *= factor;
+                }
+                workgroupBarrier();
+                take(&sums, subgroup);
+                workgroupBarrier();
+            }
         }
-        workgroupBarrier();
-        weighted(TILE_P, TILE_K, subgroup);
-        workgroupBarrier();
-        for (var i = 0u; i < COLUMNS; i++) {
-            acc[i] = acc[i] * rescale + product[r * STEP_P + i * PARTS + part];
-        }
+        load(&next_k, K, place, j + KEYS, lane);
+        weighted(&sums, TILE_P, TILE_V, subgroup);
+        stage(&next_k, TILE_K, lane);
+        is_summed = true;
     }
     told[lane] = sum;
     workgroupBarrier();
     sum = 0.0;
-    for (var i = 0u; i < PARTS; i++) {
-        sum += told[r * PARTS + i];
+    for (var i = 0u; i < ACROSS; i++) {
+        sum += told[r * ACROSS + i];
     }
-    if row0 + r < rows {
-        let at = 4u * vector_of_row(group.z, group.y, row0 + r);
-        for (var i = 0u; i < COLUMNS; i++) {
-            if i * PARTS + part < 4u * C4 {
-                o[at + i * PARTS + part] = acc[i] / (sum * UNIT);
+    let at = 4u * vector_of_row(group, row);
+    for (var c = 0u; c < DEEP; c++) {
+        workgroupBarrier();
+        show(&sums, subgroup);
+        workgroupBarrier();
+        for (var n = 0u; n < COLUMNS; n++) {
+            let column = part * COLUMNS + n;
+            if row < rows && c * SIZE + column < 4u * C4 {
+                o[at + c * SIZE + column] = product[r * STEP_P + column] / sum;
             }
         }
-        if part == 0u {
-            lse[(group.z * params.heads + head) * params.queries + t] = largest + log(sum);
-        }
+    }
+    if row < rows && part == 0u {
+        lse[stat_of_row(group, row)] = largest * scale + log(sum / UNIT);
     }
 }

@@ -1,5 +1,7 @@
 // attention_grad_key_value_coop: attention_grad_key_value.wgsl by cooperative matrices (lib/attention_coop.wgsl), tier 4. A
-// workgroup makes ROWS keys, and KEYS is how many queries are staged at a time, as in attention_grad_key_value_tile.wgsl.
+// workgroup makes ROWS keys, and KEYS is how many queries it streams at a time, those of all heads of the group in one row.
+// dv = sum of p * dy, ds = p * (dy . v - delta), dk = scale * sum of ds * q. PARTS: so many workgroups share a tile's queries,
+// each with a dk and dv of its own.
 enable f16;
 enable wgpu_cooperative_matrix;
 struct Params {
@@ -21,93 +23,168 @@ struct Params {
 #import lib/query.wgsl
 #import lib/attention_coop.wgsl
 
-const TILE_K = 0u;
-const TILE_V = ROWS * STEP;
-const TILE_Q = 2u * ROWS * STEP;
-const TILE_DY = TILE_Q + KEYS * STEP;
-const TILE_P = TILE_DY + KEYS * STEP;
-const TILE_S = TILE_P + ROWS * STEP_S;
-const TILES = TILE_S + ROWS * STEP_S;
+const OWNS = 2u;
+// The pairs: k and q, v and dy.
+const KQ = 0u;
+const VDY = 1u;
+fn own_at(group: vec3<u32>, row: u32) -> u32 { return vector_of_key(group, min(row, params.keys - 1u)); }
+fn own_vector(pair: u32, at: u32) -> vec4<f32> {
+    if pair == KQ {
+        return k[at];
+    }
+    return v[at];
+}
+// Queries of another document may hold no numbers, which no weight of zero undoes.
+fn streamed_at(group: vec3<u32>, row: u32, end: u32) -> u32 { return vector_of_row(group, min(row, max(end, 1u) - 1u)); }
+fn streamed_vector(pair: u32, at: u32) -> vec4<f32> {
+    if pair == KQ {
+        return q[at];
+    }
+    return dy[at];
+}
 
-// A query that streams by: its last key, the first, its head, and lse and delta.
-struct Query { last: u32, from_key: u32, head: u32, stat: vec2<f32> }
+const TURNED_Q = 0u;
+const TURNED_DY = WIDTH * STEP_S;
+const TILE_DY = 2u * WIDTH * STEP_S;
+const TILE_Q = TILE_DY + KEYS * STEP;
+// Once there are scores queries are no longer needed as they are.
+const TILE_S = TILE_Q;
+const TILES = TILE_Q + max(KEYS * STEP, ROWS * STEP_S);
 
-fn query(entry: u32, kv_head: u32, row: u32) -> Query {
-    let t = min(row / GROUP, params.queries - 1u);
-    let head = kv_head * GROUP + row % GROUP;
-    let last = last_seen(entry, t);
-    let stat = stats[(entry * params.heads + head) * params.queries + t];
-    return Query(last, first_seen(entry, t, last), head, stat);
+#import lib/queries.wgsl
+
+// Queries and their gradients as they are and by columns, and what is known of them.
+fn stage_tile(q: ptr<function, Ahead>, dy: ptr<function, Ahead>, known: ptr<function, Queries>, lane: u32) {
+    stage(q, TILE_Q, lane);
+    stage_turned(q, TURNED_Q, lane);
+    stage(dy, TILE_DY, lane);
+    stage_turned(dy, TURNED_DY, lane);
+    stage_queries(known, lane);
 }
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let j0 = group.x * ROWS;
-    let begin = begin_query(group.z, j0) * GROUP;
-    let end = end_query(group.z, min(j0 + ROWS, params.keys) - 1u) * GROUP;
-    let subgroup = lane / SUBGROUP;
-    let r = lane / PARTS;
-    let part = lane % PARTS;
-    let key = j0 + r;
-    for (var e = lane; e < ROWS * (WIDTH / 4u); e += LANES) {
-        let c = e % (WIDTH / 4u);
-        let own = min(j0 + e / (WIDTH / 4u), params.keys - 1u);
-        let at = vector_of_key(group.z, group.y, own) + min(c, C4 - 1u);
-        stage(TILE_K, e / (WIDTH / 4u), c, k[at]);
-        stage(TILE_V, e / (WIDTH / 4u), c, v[at]);
-    }
-    var dkey: array<f32, COLUMNS>;
-    var dvalue: array<f32, COLUMNS>;
-    for (var row = begin; row < end; row += KEYS) {
-        for (var e = lane; e < KEYS * (WIDTH / 4u); e += LANES) {
-            let c = e % (WIDTH / 4u);
-            let at = vector_of_row(group.z, group.y, row + e / (WIDTH / 4u)) + min(c, C4 - 1u);
-            stage(TILE_Q, e / (WIDTH / 4u), c, q[at]);
-            stage(TILE_DY, e / (WIDTH / 4u), c, dy[at]);
-        }
-        workgroupBarrier();
-        scores(TILE_K, TILE_Q, subgroup);
-        workgroupBarrier();
-        var p: array<f32, MINE>;
-        for (var n = 0u; n < MINE; n++) {
-            let at = n * PARTS + part;
-            let z = query(group.z, group.y, row + at);
-            var score = product[r * STEP_P + at] * params.scale;
-#if ALIBI
-            score += slope(z.head) * (f32(key) - f32(z.last));
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+#if PARTS
+    let group = vec3(id.x / PARTS, id.yz);
+    // Where the part's dk and dv are.
+    let of_part = vector_of_key(vec3(0u, 0u, groups.z * (id.x % PARTS)), 0u);
+#else
+    let group = id;
+    let of_part = 0u;
 #endif
-            let seen = key <= z.last && key >= z.from_key && row + at < end;
-            p[n] = select(0.0, exp(score - z.stat.x), seen);
-            tiles[TILE_P + r * STEP_S + at] = f16(operand(p[n]));
+    let j0 = group.x * ROWS;
+    let end_key = min(j0 + ROWS, params.keys);
+    var begin = begin_query(group.z, j0) * GROUP;
+    var end = end_query(group.z, end_key - 1u) * GROUP;
+#if PARTS
+    let each = ((max(end, begin) - begin + PARTS - 1u) / PARTS + KEYS - 1u) / KEYS * KEYS;
+    begin += id.x % PARTS * each;
+    end = min(begin + each, end);
+#endif
+    let subgroup = lane / SUBGROUP;
+    let r = lane / ACROSS;
+    let part = lane % ACROSS;
+    let key = j0 + r;
+    let scale = params.scale;
+    let powers = scale * LOG2_E;
+    let place = Place(group, j0, end);
+    var own_k: Own;
+    var own_v: Own;
+    begin_own(&own_k, OWN_0, KQ, place, subgroup, lane);
+    begin_own(&own_v, OWN_1, VDY, place, subgroup, lane);
+    var dkey: Sums;
+    var dvalue: Sums;
+    var next_q: Ahead;
+    var next_dy: Ahead;
+    var next: Queries;
+    load(&next_q, KQ, place, begin, lane);
+    load(&next_dy, VDY, place, begin, lane);
+    load_queries(&next, place, begin, lane);
+    stage_tile(&next_q, &next_dy, &next, lane);
+    for (var row = begin; row < end; row += KEYS) {
+        workgroupBarrier();
+        if HELD < 2u {
+            scores(OWN_0, TILE_Q, subgroup);
+        } else {
+            scores_of_held(&own_k, TILE_Q, subgroup);
         }
         workgroupBarrier();
-        scores(TILE_V, TILE_DY, subgroup);
+        var p: array<vec4<f32>, MINE>;
+        for (var n = 0u; n < MINE; n++) {
+            let at = place_of_score(n, part);
+            let s = score4(r, at) * powers;
+            for (var d = 0u; d < 4u; d++) {
+                var power = s[d] - query[at + d].lse;
+#if ALIBI
+                let bias = slope(group.y * GROUP + (row + at + d) % GROUP) * LOG2_E;
+                power += bias * (f32(key) - f32(query[at + d].last));
+#endif
+                p[n][d] = exp2(power);
+            }
+        }
+        // Whether all of the tile's queries see all of the workgroup's keys.
+        let t_last = (min(row + KEYS, end) - 1u) / GROUP;
+        let is_whole = row + KEYS <= end && last_seen(group.z, row / GROUP) + 1u >= end_key
+            && first_seen(group.z, t_last, last_seen(group.z, t_last)) <= j0;
+        if !is_whole {
+            for (var n = 0u; n < MINE; n++) {
+                let at = place_of_score(n, part);
+                for (var d = 0u; d < 4u; d++) {
+                    let z = query[at + d];
+                    p[n][d] = select(0.0, p[n][d], (key <= z.last) & (key >= z.from_key) & (row + at + d < end));
+                }
+            }
+        }
+        for (var n = 0u; n < MINE; n++) {
+            put4(TILE_S + r * STEP_S + place_of_score(n, part), half4_of_probabilities(p[n]));
+        }
+        workgroupBarrier();
+        if HELD < 1u {
+            scores(OWN_1, TILE_DY, subgroup);
+        } else {
+            scores_of_held(&own_v, TILE_DY, subgroup);
+        }
+        weighted(&dvalue, TILE_S, TURNED_DY, subgroup);
         workgroupBarrier();
         for (var n = 0u; n < MINE; n++) {
-            let at = n * PARTS + part;
-            let delta = query(group.z, group.y, row + at).stat.y;
-            let ds = p[n] * (product[r * STEP_P + at] - delta) * params.scale;
-            tiles[TILE_S + r * STEP_S + at] = f16(operand(ds));
+            let at = place_of_score(n, part);
+            let dp = score4(r, at);
+            var ds: vec4<f32>;
+            for (var d = 0u; d < 4u; d++) {
+                ds[d] = p[n][d] * (dp[d] * scale - query[at + d].delta);
+            }
+            put4(TILE_S + r * STEP_S + at, half4(ds));
         }
         workgroupBarrier();
-        weighted(TILE_P, TILE_DY, subgroup);
+        load(&next_q, KQ, place, row + KEYS, lane);
+        load(&next_dy, VDY, place, row + KEYS, lane);
+        load_queries(&next, place, row + KEYS, lane);
+        weighted(&dkey, TILE_S, TURNED_Q, subgroup);
         workgroupBarrier();
-        for (var i = 0u; i < COLUMNS; i++) {
-            dvalue[i] += product[r * STEP_P + i * PARTS + part];
-        }
+        // Right behind the products that hide the loads: what is kept from one round to the next takes moves.
+        stage_tile(&next_q, &next_dy, &next, lane);
+    }
+    let at = 4u * (of_part + vector_of_key(group, key));
+    for (var c = 0u; c < DEEP; c++) {
         workgroupBarrier();
-        weighted(TILE_S, TILE_Q, subgroup);
+        show(&dkey, subgroup);
         workgroupBarrier();
-        for (var i = 0u; i < COLUMNS; i++) {
-            dkey[i] += product[r * STEP_P + i * PARTS + part];
+        for (var n = 0u; n < COLUMNS; n++) {
+            let column = part * COLUMNS + n;
+            if key < params.keys && c * SIZE + column < 4u * C4 {
+                dk[at + c * SIZE + column] = product[r * STEP_P + column];
+            }
         }
     }
-    if key < params.keys {
-        let at = 4u * vector_of_key(group.z, group.y, key);
-        for (var i = 0u; i < COLUMNS; i++) {
-            if i * PARTS + part < 4u * C4 {
-                dk[at + i * PARTS + part] = dkey[i];
-                dv[at + i * PARTS + part] = dvalue[i];
+    for (var c = 0u; c < DEEP; c++) {
+        workgroupBarrier();
+        show(&dvalue, subgroup);
+        workgroupBarrier();
+        for (var n = 0u; n < COLUMNS; n++) {
+            let column = part * COLUMNS + n;
+            if key < params.keys && c * SIZE + column < 4u * C4 {
+                dv[at + c * SIZE + column] = product[r * STEP_P + column];
             }
         }
     }

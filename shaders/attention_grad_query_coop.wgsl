@@ -20,73 +20,128 @@ struct Params {
 #import lib/query.wgsl
 #import lib/attention_coop.wgsl
 
-const TILE_Q = 0u;
-const TILE_DY = ROWS * STEP;
-const TILE_K = 2u * ROWS * STEP;
+const OWNS = 2u;
+// The pairs: q and k, dy and v.
+const QK = 0u;
+const DYV = 1u;
+fn own_at(group: vec3<u32>, row: u32) -> u32 { return vector_of_row(group, row); }
+fn own_vector(pair: u32, at: u32) -> vec4<f32> {
+    if pair == QK {
+        return q[at];
+    }
+    return dy[at];
+}
+fn streamed_at(group: vec3<u32>, row: u32, end: u32) -> u32 { return vector_of_key(group, min(row, end - 1u)); }
+fn streamed_vector(pair: u32, at: u32) -> vec4<f32> {
+    if pair == QK {
+        return k[at];
+    }
+    return v[at];
+}
+
+const TILE_TURNED = 0u;
+const TILE_K = WIDTH * STEP_S;
 const TILE_V = TILE_K + KEYS * STEP;
-const TILE_S = TILE_V + KEYS * STEP;
-const TILES = TILE_S + ROWS * STEP_S;
+// Once there are scores keys and values are no longer needed as they are.
+const TILE_S = TILE_K;
+const TILES = TILE_K + max(2u * KEYS * STEP, ROWS * STEP_S);
+
+// Keys as they are and by columns, and values.
+fn stage_tile(k: ptr<function, Ahead>, v: ptr<function, Ahead>, lane: u32) {
+    stage(k, TILE_K, lane);
+    stage_turned(k, TILE_TURNED, lane);
+    stage(v, TILE_V, lane);
+}
 
 @compute @workgroup_size(LANES)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) lane: u32) {
+    // Later queries see more keys: the longest work begins first.
+    let group = vec3(groups.x - 1u - id.x, id.yz);
     let rows = params.queries * GROUP;
     let row0 = group.x * ROWS;
+    let end_row = min(row0 + ROWS, rows);
     let begin = begin_key(group.z, row0 / GROUP);
-    let end = last_seen(group.z, (min(row0 + ROWS, rows) - 1u) / GROUP) + 1u;
+    let end = last_seen(group.z, (end_row - 1u) / GROUP) + 1u;
+    // Between these all rows see all keys.
+    let all_from = first_seen(group.z, (end_row - 1u) / GROUP, end - 1u);
+    let all_end = last_seen(group.z, row0 / GROUP) + 1u;
     let subgroup = lane / SUBGROUP;
-    let r = lane / PARTS;
-    let part = lane % PARTS;
-    let t = min(row0 + r, rows - 1u) / GROUP;
-    let head = group.y * GROUP + min(row0 + r, rows - 1u) % GROUP;
+    let r = lane / ACROSS;
+    let part = lane % ACROSS;
+    let row = row0 + r;
+    let t = min(row, rows - 1u) / GROUP;
     let last = last_seen(group.z, t);
     let from_key = first_seen(group.z, t, last);
-    let stat = stats[(group.z * params.heads + head) * params.queries + t];
-    for (var e = lane; e < ROWS * (WIDTH / 4u); e += LANES) {
-        let c = e % (WIDTH / 4u);
-        let at = vector_of_row(group.z, group.y, row0 + e / (WIDTH / 4u)) + min(c, C4 - 1u);
-        stage(TILE_Q, e / (WIDTH / 4u), c, q[at]);
-        stage(TILE_DY, e / (WIDTH / 4u), c, dy[at]);
-    }
-    var acc: array<f32, COLUMNS>;
-    for (var j = begin; j < end; j += KEYS) {
-        for (var e = lane; e < KEYS * (WIDTH / 4u); e += LANES) {
-            let c = e % (WIDTH / 4u);
-            let at = vector_of_key(group.z, group.y, min(j + e / (WIDTH / 4u), end - 1u)) + min(c, C4 - 1u);
-            stage(TILE_K, e / (WIDTH / 4u), c, k[at]);
-            stage(TILE_V, e / (WIDTH / 4u), c, v[at]);
-        }
-        workgroupBarrier();
-        scores(TILE_Q, TILE_K, subgroup);
-        workgroupBarrier();
-        var p: array<f32, MINE>;
-        for (var n = 0u; n < MINE; n++) {
-            let key = j + n * PARTS + part;
-            var score = product[r * STEP_P + n * PARTS + part] * params.scale;
+    let stat = stats[stat_of_row(group, min(row, rows - 1u))];
+    let scale = params.scale;
+    let powers = scale * LOG2_E;
+    let base = -stat.x * LOG2_E;
 #if ALIBI
-            score += slope(head) * (f32(key) - f32(last));
+    let bias = slope(group.y * GROUP + min(row, rows - 1u) % GROUP) * LOG2_E;
 #endif
-            p[n] = select(0.0, exp(score - stat.x), key <= last && key >= from_key);
+    let place = Place(group, row0, end);
+    var own_q: Own;
+    var own_dy: Own;
+    begin_own(&own_q, OWN_0, QK, place, subgroup, lane);
+    begin_own(&own_dy, OWN_1, DYV, place, subgroup, lane);
+    var sums: Sums;
+    var next_k: Ahead;
+    var next_v: Ahead;
+    load(&next_k, QK, place, begin, lane);
+    load(&next_v, DYV, place, begin, lane);
+    stage_tile(&next_k, &next_v, lane);
+    for (var j = begin; j < end; j += KEYS) {
+        workgroupBarrier();
+        if HELD < 2u {
+            scores(OWN_0, TILE_K, subgroup);
+        } else {
+            scores_of_held(&own_q, TILE_K, subgroup);
         }
         workgroupBarrier();
-        scores(TILE_DY, TILE_V, subgroup);
+        var p: array<vec4<f32>, MINE>;
+        for (var n = 0u; n < MINE; n++) {
+            var power = score4(r, place_of_score(n, part)) * powers + base;
+#if ALIBI
+            let key = vec4(j + place_of_score(n, part)) + vec4(0u, 1u, 2u, 3u);
+            power += bias * (vec4<f32>(key) - f32(last));
+#endif
+            p[n] = exp2(power) * scale;
+        }
+        if j < all_from || j + KEYS > all_end {
+            for (var n = 0u; n < MINE; n++) {
+                let key = vec4(j + place_of_score(n, part)) + vec4(0u, 1u, 2u, 3u);
+                p[n] = select(vec4<f32>(), p[n], (key <= vec4(last)) & (key >= vec4(from_key)));
+            }
+        }
+        workgroupBarrier();
+        if HELD < 1u {
+            scores(OWN_1, TILE_V, subgroup);
+        } else {
+            scores_of_held(&own_dy, TILE_V, subgroup);
+        }
         workgroupBarrier();
         for (var n = 0u; n < MINE; n++) {
-            let at = n * PARTS + part;
-            let ds = p[n] * (product[r * STEP_P + at] - stat.y) * params.scale;
-            tiles[TILE_S + r * STEP_S + at] = f16(operand(ds));
+            let at = place_of_score(n, part);
+            put4(TILE_S + r * STEP_S + at, half4(p[n] * (score4(r, at) - stat.y)));
         }
         workgroupBarrier();
-        weighted(TILE_S, TILE_K, subgroup);
+        load(&next_k, QK, place, j + KEYS, lane);
+        load(&next_v, DYV, place, j + KEYS, lane);
+        weighted(&sums, TILE_S, TILE_TURNED, subgroup);
         workgroupBarrier();
-        for (var i = 0u; i < COLUMNS; i++) {
-            acc[i] += product[r * STEP_P + i * PARTS + part];
-        }
+        // Right behind the products that hide the loads: what is kept from one round to the next takes moves.
+        stage_tile(&next_k, &next_v, lane);
     }
-    if row0 + r < rows {
-        let at = 4u * vector_of_row(group.z, group.y, row0 + r);
-        for (var i = 0u; i < COLUMNS; i++) {
-            if i * PARTS + part < 4u * C4 {
-                dq[at + i * PARTS + part] = acc[i];
+    let at = 4u * vector_of_row(group, row);
+    for (var c = 0u; c < DEEP; c++) {
+        workgroupBarrier();
+        show(&sums, subgroup);
+        workgroupBarrier();
+        for (var n = 0u; n < COLUMNS; n++) {
+            let column = part * COLUMNS + n;
+            if row < rows && c * SIZE + column < 4u * C4 {
+                dq[at + c * SIZE + column] = product[r * STEP_P + column];
             }
         }
     }

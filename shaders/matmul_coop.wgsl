@@ -1,7 +1,7 @@
 // matmul_coop: c = op(a) op(b) by cooperative matrices of SIZE x SIZE, tier 4: operands rounded to f16, sums in f32. A workgroup
 // makes a tile of SIDE x SIDE matrices, of which each subgroup of SUBGROUP lanes makes SIDE/2 x SUBGROUP/SIZE; where a driver
 // makes subgroups smaller than that, several make the same. While one step of k is multiplied, what the next one needs is
-// on its way from storage. TA: a is [k,m]; TB: b is [n,k]. VECTOR_A, VECTOR_B: rows as stored divide by four.
+// on its way from storage. TA: a is [k,m]; TB: b is [n,k]. F16: b is f16. VECTOR_A, VECTOR_B: rows as stored divide by four.
 // No subgroup operations: with them a driver (NVIDIA 595) crashes on cooperative matrices.
 enable f16;
 enable wgpu_cooperative_matrix;
@@ -12,9 +12,13 @@ enable wgpu_cooperative_matrix;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 #endif
 #if VECTOR_B
-@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> b: array<FourB>;
+#else
+#if F16
+@group(0) @binding(2) var<storage, read> b: array<f16>;
 #else
 @group(0) @binding(2) var<storage, read> b: array<f32>;
+#endif
 #endif
 #import lib/operand.wgsl
 #import lib/matmul_store.wgsl
@@ -96,7 +100,7 @@ fn main(
 #else
     let a_lines = lines_a(id.z, TA * tile.x);
 #endif
-    let b_lines = Lines(params.skip_b + id.z * params.batch_b, params.row_b);
+    let b_lines = Lines((params.skip_b + id.z * params.batch_b) * OF_WORD, params.row_b * OF_WORD);
     let at_a = block(ACROSS_A, lane);
     let at_b = block(ACROSS_B, lane);
     var near_a = starts(a_lines, tile.x + at_a.x, APART_A, params.m);

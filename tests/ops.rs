@@ -83,6 +83,10 @@ const HALF_TILES: [&str; 4] = ["halves", "halves, five fourths", "halves, many h
 /// which here would be compiled anew.
 const PASSES: [&str; 2] = ["attention passes", "attention_grad passes"];
 
+/// The row whose cooperative matrices of attention a CPU tries of every size and kind of rounding: others try the first size, whose
+/// text is the same.
+const EVERY_COOPERATIVE: &str = "halves";
+
 /// Whether a candidate is none whose parts other rows or candidates try, and none that is barred here.
 fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
     if is_barred(gpu, kernel) {
@@ -90,7 +94,8 @@ fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
     }
     let weights = case.inputs.get(1).map_or(DType::F32, |(ty, _)| ty.dtype);
     let limits = Limits { is_cpu: false, ..gpu.limits().clone() };
-    let first = kernels(case, &limits).first().map_or(String::new(), |kernel| kernel.variant.clone());
+    let all = kernels(case, &limits);
+    let first = all.first().map_or(String::new(), |kernel| kernel.variant.clone());
     let is_large = kernel.shader.starts_with("matmul")
         && ["tile_64x64", "block"].iter().any(|large| kernel.variant.starts_with(large))
         && weights.is_packed()
@@ -104,7 +109,11 @@ fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
     let row = case.label.split_once(' ').map_or("", |(_, row)| row);
     let is_again = is_half_tile && !HALF_TILES.contains(&row);
     let is_other = PASSES.iter().any(|label| case.label.starts_with(label)) && !kernel.variant.starts_with("passes");
-    !gpu.limits().is_cpu || !(is_large || is_beside || is_again || is_other)
+    let is_coop = |kernel: &Kernel| kernel.shader.starts_with("attention") && kernel.shader.ends_with("_coop");
+    let is_coop_again = is_coop(kernel)
+        && row != EVERY_COOPERATIVE
+        && all.iter().find(|kernel| is_coop(kernel)).is_some_and(|first| first != kernel);
+    !gpu.limits().is_cpu || !(is_large || is_beside || is_again || is_other || is_coop_again)
 }
 
 /// A row's inputs, drawn, and what the reference makes of them.
@@ -174,8 +183,10 @@ fn subgroups_may_be_smaller_than_the_largest() {
     for case in rows().into_iter().filter(|case| labels.contains(&case.label.as_str())) {
         for larger in [2, 4] {
             let limits = Limits { max_subgroup: larger * known.max_subgroup, is_cpu: false, ..known.clone() };
+            // How they round has nothing to do with subgroups.
             let of_subgroups = |k: &Kernel| {
-                k.constants.iter().any(|&(name, lanes)| name == "SUBGROUP" && lanes == limits.max_subgroup)
+                let lanes = |&(name, lanes): &(&str, u32)| name == "SUBGROUP" && lanes == limits.max_subgroup;
+                k.constants.iter().any(lanes) && !k.constants.contains(&("NATIVE", 1))
             };
             for kernel in kernels(&case, &limits).iter().filter(|kernel| of_subgroups(kernel)) {
                 Drawn::of(&case, SEEDS[0]).check(gpu, &case, kernel).unwrap_or_else(|e| panic!("{e}"));

@@ -1,7 +1,13 @@
-// attention_coop: products of attention by cooperative matrices of SIZE x SIZE, operands f16, sums f32. A workgroup of
-// SUBGROUPS subgroups of SUBGROUP lanes has SIZE rows for each; PARTS lanes share a row. Operands are staged in `tiles`,
-// heads of C elements with zeros behind, and products of a workgroup's rows come to lie in `product`, whence lanes take
-// their own. No subgroup operations: with them a driver (NVIDIA 595) crashes on cooperative matrices.
+// attention_coop: products of attention by cooperative matrices of SIZE x SIZE, operands f16, sums f32. A workgroup has ROWS rows
+// of its own and streams KEYS others at a time; each of its SUBGROUPS subgroups of SUBGROUP lanes has HIGH rows of matrices,
+// and ACROSS lanes share a row. All of attention is two products: scores, own rows times streamed ones, which come to lie in
+// `product`, whence lanes take their own (`scores`), and sums of streamed rows, weighted by what lanes made of these
+// (`weighted`), which stay in matrices to the end. What is staged next is loaded before products, and without a branch.
+// Of HELD of the pairs, the last ones, a subgroup keeps the matrices of its own rows; of the others they lie in shared memory.
+// The kernel says of what pairs scores are made: `own_vector(pair, at)` and `streamed_vector(pair, at)`, and where rows begin:
+// `own_at(group, row)`, `streamed_at(group, row, end)`; and TILES, of shared memory.
+// No subgroup operations: with them a driver (NVIDIA 595) crashes on cooperative matrices.
+#import lib/half.wgsl
 
 #if SIZE_16
 alias Left = coop_mat16x16<f16, A>;
@@ -14,63 +20,146 @@ alias Sum = coop_mat8x8<f32, C>;
 #endif
 
 const MASKED = -3.0e38;
-// What a probability of one is staged as: so that those of 2^-28 of the largest are normal numbers yet.
-const UNIT = 16384.0;
+const LOG2_E = 1.4426950408889634;
 const LANES = SUBGROUPS * SUBGROUP;
-const ROWS = SUBGROUPS * SIZE;
-const PARTS = SUBGROUP / SIZE;
+const ROWS = SUBGROUPS * HIGH * SIZE;
+const ACROSS = SUBGROUP / (HIGH * SIZE);
 const WIDTH = (4u * C4 + SIZE - 1u) / SIZE * SIZE;
-// From a row of a head, of scores or of a product to the next: some more than there are, against bank conflicts.
+// Matrices along a head and along the streamed rows; vectors of a head.
+const DEEP = WIDTH / SIZE;
+const WIDE = KEYS / SIZE;
+const VECTORS = WIDTH / 4u;
+// From a row of a head, of weights or of products to the next: some more than there are, against bank conflicts.
 const STEP = WIDTH + 8u;
 const STEP_S = KEYS + 8u;
-const STEP_P = max(WIDTH, KEYS) + 4u;
-// Scores of a row, and elements of a head, that one of its lanes has.
-const MINE = KEYS / PARTS;
-const COLUMNS = WIDTH / PARTS;
-var<workgroup> tiles: array<f16, TILES>;
+const STEP_P = KEYS + 4u * ACROSS;
+// Vectors of scores, and columns of a matrix of sums, that one of a row's lanes has.
+const MINE = KEYS / ACROSS / 4u;
+const COLUMNS = SIZE / ACROSS;
+// Where own rows of either pair lie: those that are not held behind all that is streamed; those that are were there on their way.
+const OWN_TILE = ROWS * STEP;
+const OWN = max(TILES, select(0u, OWN_TILE, HELD > 0u));
+const OWN_0 = select(0u, OWN, HELD < OWNS);
+const OWN_1 = select(0u, OWN + OWN_TILE, HELD == 0u);
+const ALL = OWN + (OWNS - HELD) * OWN_TILE;
+var<workgroup> tiles: array<f16, ALL>;
 var<workgroup> product: array<f32, ROWS * STEP_P>;
 
-// Four elements of a head, vector c, into row r of the tile at `base`.
-fn stage(base: u32, r: u32, c: u32, value: vec4<f32>) {
-    let v = select(vec4<f32>(), operand4(value), c < C4);
-    for (var d = 0u; d < 4u; d++) {
-        tiles[base + r * STEP + 4u * c + d] = f16(v[d]);
+#import lib/attention_coop_tile.wgsl
+
+// Of a subgroup: its own rows by column of matrices and row of them, and so their sums.
+alias Own = array<Left, DEEP * HIGH>;
+alias Sums = array<Sum, DEEP * HIGH>;
+
+// A subgroup's own rows from the tile at `base`.
+fn hold(own: ptr<function, Own>, base: u32, subgroup: u32) {
+    for (var c = 0u; c < DEEP; c++) {
+        for (var i = 0u; i < HIGH; i++) {
+            (*own)[c * HIGH + i] = coopLoadT<Left>(&tiles[base + (subgroup * HIGH + i) * SIZE * STEP + c * SIZE], STEP);
+        }
     }
 }
 
-// The products of the workgroup's rows, heads at `a`, and KEYS others, at `b`.
+// The same of a pair whose rows are held from then on.
+fn begin_own(own: ptr<function, Own>, base: u32, pair: u32, place: Place, subgroup: u32, lane: u32) {
+    stage_own(base, pair, place, lane);
+    workgroupBarrier();
+    hold(own, base, subgroup);
+    workgroupBarrier();
+}
+
+alias Scores = array<Sum, WIDE * HIGH>;
+
+// Adds a column of matrices of own rows times those of the KEYS heads at `b`.
+fn score(sums: ptr<function, Scores>, x: array<Left, HIGH>, b: u32) {
+    for (var n = 0u; n < WIDE; n++) {
+        let y = coopLoad<Right>(&tiles[b + n * SIZE * STEP], STEP);
+        for (var i = 0u; i < HIGH; i++) {
+            (*sums)[n * HIGH + i] = coopMultiplyAdd(x[i], y, (*sums)[n * HIGH + i]);
+        }
+    }
+}
+
+fn put_scores(sums: ptr<function, Scores>, subgroup: u32) {
+    for (var n = 0u; n < WIDE; n++) {
+        for (var i = 0u; i < HIGH; i++) {
+            let sum = (*sums)[n * HIGH + i];
+            let to = (subgroup * HIGH + i) * SIZE * STEP_P + n * SIZE;
+            coopStoreT(sum, &product[to], STEP_P);
+        }
+    }
+}
+
+// Scores of own rows that are held and the KEYS heads at `b`, into `product`.
+fn scores_of_held(own: ptr<function, Own>, b: u32, subgroup: u32) {
+    var sums: Scores;
+    for (var c = 0u; c < DEEP; c++) {
+        var x: array<Left, HIGH>;
+        for (var i = 0u; i < HIGH; i++) {
+            x[i] = (*own)[c * HIGH + i];
+        }
+        score(&sums, x, b + c * SIZE);
+    }
+    put_scores(&sums, subgroup);
+}
+
+// The same of own rows that lie at `a`.
 fn scores(a: u32, b: u32, subgroup: u32) {
-    for (var n = 0u; n < KEYS; n += SIZE) {
-        var sum = Sum();
-        for (var c = 0u; c < WIDTH; c += SIZE) {
-            let x = coopLoadT<Left>(&tiles[a + subgroup * SIZE * STEP + c], STEP);
-            let y = coopLoad<Right>(&tiles[b + n * STEP + c], STEP);
-            sum = coopMultiplyAdd(x, y, sum);
+    var sums: Scores;
+    for (var c = 0u; c < DEEP; c++) {
+        var x: array<Left, HIGH>;
+        for (var i = 0u; i < HIGH; i++) {
+            x[i] = coopLoadT<Left>(&tiles[a + (subgroup * HIGH + i) * SIZE * STEP + c * SIZE], STEP);
         }
-        coopStoreT(sum, &product[subgroup * SIZE * STEP_P + n], STEP_P);
+        score(&sums, x, b + c * SIZE);
+    }
+    put_scores(&sums, subgroup);
+}
+
+// The column of the n-th four of a row's scores, for one of its lanes: first come its own, MINE of them.
+fn place_of_score(n: u32, part: u32) -> u32 {
+    return 4u * (n % MINE * ACROSS + (part + n / MINE) % ACROSS);
+}
+
+// Four scores of row r.
+fn score4(r: u32, column: u32) -> vec4<f32> {
+    let at = r * STEP_P + column;
+    return vec4(product[at], product[at + 1u], product[at + 2u], product[at + 3u]);
+}
+
+// Adds the KEYS heads that are staged by columns at `b`, weighted by the rows' weights at `s`.
+fn weighted(sums: ptr<function, Sums>, s: u32, b: u32, subgroup: u32) {
+    for (var n = 0u; n < WIDE; n++) {
+        var x: array<Left, HIGH>;
+        for (var i = 0u; i < HIGH; i++) {
+            x[i] = coopLoadT<Left>(&tiles[s + (subgroup * HIGH + i) * SIZE * STEP_S + n * SIZE], STEP_S);
+        }
+        for (var c = 0u; c < DEEP; c++) {
+            let y = coopLoad<Right>(&tiles[b + c * SIZE * STEP_S + n * SIZE], STEP_S);
+            for (var i = 0u; i < HIGH; i++) {
+                (*sums)[c * HIGH + i] = coopMultiplyAdd(x[i], y, (*sums)[c * HIGH + i]);
+            }
+        }
     }
 }
 
-// Sums of the KEYS heads at `b`, weighted by the workgroup's rows of scores at `s`.
-fn weighted(s: u32, b: u32, subgroup: u32) {
-    for (var c = 0u; c < WIDTH; c += SIZE) {
-        var sum = Sum();
-        for (var n = 0u; n < KEYS; n += SIZE) {
-            let x = coopLoadT<Left>(&tiles[s + subgroup * SIZE * STEP_S + n], STEP_S);
-            let y = coopLoadT<Right>(&tiles[b + n * STEP + c], STEP);
-            sum = coopMultiplyAdd(x, y, sum);
-        }
-        coopStoreT(sum, &product[subgroup * SIZE * STEP_P + c], STEP_P);
+// The first column of matrices of sums, for lanes to see or to change; it becomes the last one. An array at places that a
+// compiler does not know would go to memory, so all others move up.
+fn show(sums: ptr<function, Sums>, subgroup: u32) {
+    for (var i = 0u; i < HIGH; i++) {
+        let sum = (*sums)[i];
+        let to = (subgroup * HIGH + i) * SIZE * STEP_P;
+        coopStoreT(sum, &product[to], STEP_P);
+    }
+    for (var e = HIGH; e < DEEP * HIGH; e++) {
+        (*sums)[e - HIGH] = (*sums)[e];
     }
 }
 
-// The vector of q, dy, o or dq where this row's head begins; beyond the last row, where the last row's does.
-fn vector_of_row(entry: u32, kv_head: u32, row: u32) -> u32 {
-    let r = min(row, params.queries * GROUP - 1u);
-    return ((entry * params.queries + r / GROUP) * params.heads + kv_head * GROUP + r % GROUP) * C4;
-}
-
-// The vector of k, v, dk or dv where this key's head begins.
-fn vector_of_key(entry: u32, kv_head: u32, key: u32) -> u32 {
-    return ((entry * params.keys + key) * (params.heads / GROUP) + kv_head) * C4;
+// The last column of matrices of sums, from where lanes have changed or put it.
+fn take(sums: ptr<function, Sums>, subgroup: u32) {
+    for (var i = 0u; i < HIGH; i++) {
+        let at = (subgroup * HIGH + i) * SIZE * STEP_P;
+        (*sums)[(DEEP - 1u) * HIGH + i] = coopLoadT<Sum>(&product[at], STEP_P);
+    }
 }

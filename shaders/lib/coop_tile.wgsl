@@ -2,7 +2,8 @@
 // k in each, in two buffers. A lane loads one block of each tile, four elements of four stored rows: where k is along stored
 // rows they lie a quarter of the tile apart; where it is across them they are neighbours, and the block is turned over.
 // Loads have no branches, for a compiler waits at each: beyond the edges of m and n stands what nobody stores, and only
-// beyond that of k zeros. NATIVE: rounded by the adapter's own conversion, where that was proved to round as operand4 does.
+// beyond that of k zeros.
+#import lib/half.wgsl
 
 const TILE_K = 32u;
 const FOURS = TILE_K / 4u;
@@ -13,6 +14,17 @@ const ACROSS_A = TA == 1u;
 const ACROSS_B = TB == 0u;
 const APART_A = select(TILE / 4u, 1u, ACROSS_A);
 const APART_B = select(TILE / 4u, 1u, ACROSS_B);
+// Four elements of b as they are stored. F16: as they are multiplied, so that nothing is rounded.
+#if F16
+alias FourB = vec4<f16>;
+const OF_WORD = 2u;
+fn half4_of_b(v: FourB) -> vec4<f16> { return v; }
+#else
+alias FourB = vec4<f32>;
+const OF_WORD = 1u;
+fn half4_of_b(v: FourB) -> vec4<f16> { return half4(v); }
+#endif
+alias BlockB = array<FourB, 4>;
 var<workgroup> tile_a: array<f16, 2u * BUFFER>;
 var<workgroup> tile_b: array<f16, 2u * BUFFER>;
 
@@ -58,16 +70,16 @@ fn load_a(rows: vec4<u32>, k: u32, m: u32) -> mat4x4<f32> {
     }
     return v;
 }
-fn load_b(rows: vec4<u32>, k: u32, n: u32) -> mat4x4<f32> {
+fn load_b(rows: vec4<u32>, k: u32, n: u32) -> BlockB {
     let column = select(k, n, ACROSS_B);
     let width = select(params.k, params.n, ACROSS_B);
-    var v: mat4x4<f32>;
+    var v: BlockB;
     for (var d = 0u; d < 4u; d++) {
 #if VECTOR_B
         v[d] = b[(rows[d] + min(column, width - 4u)) / 4u];
 #else
         let at = rows[d] + min(column + vec4(0u, 1u, 2u, 3u), vec4(width - 1u));
-        v[d] = vec4(b[at.x], b[at.y], b[at.z], b[at.w]);
+        v[d] = FourB(b[at.x], b[at.y], b[at.z], b[at.w]);
 #endif
     }
     return v;
@@ -88,14 +100,6 @@ fn prologue_of(block: mat4x4<f32>, rows: vec4<u32>, k: u32, m: u32) -> mat4x4<f3
     return v;
 }
 
-fn half4(v: vec4<f32>) -> vec4<f16> {
-#if NATIVE
-    return vec4<f16>(v);
-#else
-    return vec4<f16>(operand4(v));
-#endif
-}
-
 // A block with k along its rows.
 fn turned(across: bool, block: mat4x4<f32>) -> mat4x4<f32> {
     if across {
@@ -103,8 +107,18 @@ fn turned(across: bool, block: mat4x4<f32>) -> mat4x4<f32> {
     }
     return block;
 }
+fn turned_b(block: BlockB) -> BlockB {
+    if !ACROSS_B {
+        return block;
+    }
+    var v: BlockB;
+    for (var d = 0u; d < 4u; d++) {
+        v[d] = FourB(block[0][d], block[1][d], block[2][d], block[3][d]);
+    }
+    return v;
+}
 
-// The same block, with zeros beyond the end of k.
+// The same blocks, with zeros beyond the end of k.
 fn cut(block: mat4x4<f32>, k: u32) -> mat4x4<f32> {
     let there = k + vec4(0u, 1u, 2u, 3u) < vec4(params.k);
     var v = block;
@@ -113,8 +127,16 @@ fn cut(block: mat4x4<f32>, k: u32) -> mat4x4<f32> {
     }
     return v;
 }
+fn cut_b(block: BlockB, k: u32) -> BlockB {
+    let there = k + vec4(0u, 1u, 2u, 3u) < vec4(params.k);
+    var v = block;
+    for (var d = 0u; d < 4u; d++) {
+        v[d] = select(FourB(), v[d], there);
+    }
+    return v;
+}
 
-fn put_rows(a4: mat4x4<f32>, b4: mat4x4<f32>, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
+fn put_rows(a4: mat4x4<f32>, b4: BlockB, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
     for (var d = 0u; d < 4u; d++) {
         let row = half4(a4[d]);
         let to = side * BUFFER + (at_a.x + d * APART_A) * STEP + at_a.y;
@@ -123,7 +145,7 @@ fn put_rows(a4: mat4x4<f32>, b4: mat4x4<f32>, side: u32, at_a: vec2<u32>, at_b: 
         }
     }
     for (var d = 0u; d < 4u; d++) {
-        let row = half4(b4[d]);
+        let row = half4_of_b(b4[d]);
         let to = side * BUFFER + (at_b.x + d * APART_B) * STEP + at_b.y;
         for (var e = 0u; e < 4u; e++) {
             tile_b[to + e] = row[e];
@@ -132,12 +154,12 @@ fn put_rows(a4: mat4x4<f32>, b4: mat4x4<f32>, side: u32, at_a: vec2<u32>, at_b: 
 }
 
 // Blocks as load_a and load_b gave them, into one of both buffers.
-fn put(block_a: mat4x4<f32>, block_b: mat4x4<f32>, k: u32, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
+fn put(block_a: mat4x4<f32>, block_b: BlockB, k: u32, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
     let a4 = turned(ACROSS_A, block_a);
-    let b4 = turned(ACROSS_B, block_b);
+    let b4 = turned_b(block_b);
     if k + TILE_K <= params.k {
         put_rows(a4, b4, side, at_a, at_b);
     } else {
-        put_rows(cut(a4, k + at_a.y), cut(b4, k + at_b.y), side, at_a, at_b);
+        put_rows(cut(a4, k + at_a.y), cut_b(b4, k + at_b.y), side, at_a, at_b);
     }
 }

@@ -247,6 +247,12 @@ pub trait Op: Any + Debug + Send + Sync {
         1
     }
 
+    /// Numbers for an input of integers in proofs, where others are random: `None` where any below 61 will do.
+    fn integers(&self, input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        let _ = (input, ty);
+        None
+    }
+
     /// How far results may lie from the reference's.
     fn tolerance(&self, io: &Io) -> Tolerance {
         Tolerance::f32(self.reduction(io))

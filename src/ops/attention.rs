@@ -5,7 +5,7 @@
 use super::attention_delta::AttentionDelta;
 use super::attention_grad::AttentionGrad;
 use super::attention_passes::Passes;
-use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, scores};
+use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, documents, scores};
 use super::attention_tiles::Staging;
 use super::mask::Mask;
 use super::operands::Operands;
@@ -38,7 +38,7 @@ pub(super) const FORWARD: Shaders = Shaders {
     cpu: "attention_rows",
     tile: "attention_tile",
     coop: "attention_coop",
-    staging: Staging { of_rows: 1, streamed: 1, scores: 1, hands_on: true },
+    staging: Staging { of_rows: 1, streamed: 1, turned: 1, spent: 0, scores: 1, hands_on: true },
     splits: false,
 };
 
@@ -104,6 +104,10 @@ impl Op for Attention {
 
     fn reduction(&self, io: &Io) -> usize {
         Sizes::of_io(io).forward_reduction()
+    }
+
+    fn integers(&self, _input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        documents(ty)
     }
 
     fn tolerance(&self, io: &Io) -> Tolerance {

@@ -3,7 +3,7 @@
 
 use super::attention::FORWARD;
 use super::attention_grad::{KEY_VALUE, QUERY, check_inputs, gradients, names};
-use super::attention_sizes::{Kind, Sizes, check_starts, is_packed, scores};
+use super::attention_sizes::{Kind, Sizes, check_starts, documents, is_packed, scores};
 use super::attention_split;
 use super::mask::Mask;
 use super::operands::Operands;
@@ -197,6 +197,10 @@ impl Op for AttentionBlock {
         Sizes::of_io(io).forward_reduction()
     }
 
+    fn integers(&self, _input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        documents(ty)
+    }
+
     fn tolerance(&self, io: &Io) -> Tolerance {
         self.operands.tolerance(self.reduction(io))
     }
@@ -250,6 +254,10 @@ impl Op for AttentionBlockGradQuery {
         Sizes::of_io(io).forward_reduction()
     }
 
+    fn integers(&self, _input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        documents(ty)
+    }
+
     fn tolerance(&self, io: &Io) -> Tolerance {
         self.0.operands.tolerance(self.reduction(io))
     }
@@ -287,6 +295,10 @@ impl Op for AttentionBlockGradKeyValue {
     fn reduction(&self, io: &Io) -> usize {
         let z = Sizes::of_io(io);
         z.c + z.t * z.group()
+    }
+
+    fn integers(&self, _input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        documents(ty)
     }
 
     fn tolerance(&self, io: &Io) -> Tolerance {

@@ -3,7 +3,7 @@
 //! sum has one owner and a fixed order. Legend as in `attention.rs`.
 
 use super::attention_passes::Passes;
-use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, scores};
+use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, documents, scores};
 use super::attention_split;
 use super::attention_tiles::Staging;
 use super::mask::Mask;
@@ -51,7 +51,7 @@ pub(super) const QUERY: Shaders = Shaders {
     cpu: "attention_grad_query_rows",
     tile: "attention_grad_query_tile",
     coop: "attention_grad_query_coop",
-    staging: Staging { of_rows: 2, streamed: 2, scores: 1, hands_on: false },
+    staging: Staging { of_rows: 2, streamed: 2, turned: 1, spent: 2, scores: 1, hands_on: false },
     splits: false,
 };
 
@@ -61,7 +61,7 @@ pub(super) const KEY_VALUE: Shaders = Shaders {
     cpu: "attention_grad_key_value_rows",
     tile: "attention_grad_key_value_tile",
     coop: "attention_grad_key_value_coop",
-    staging: Staging { of_rows: 2, streamed: 2, scores: 2, hands_on: false },
+    staging: Staging { of_rows: 2, streamed: 2, turned: 2, spent: 1, scores: 2, hands_on: false },
     splits: true,
 };
 
@@ -233,6 +233,10 @@ impl Op for AttentionGradQuery {
         z.c + z.s
     }
 
+    fn integers(&self, _input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        documents(ty)
+    }
+
     fn tolerance(&self, io: &Io) -> Tolerance {
         self.operands.tolerance(self.reduction(io))
     }
@@ -271,6 +275,10 @@ impl Op for AttentionGradKeyValue {
     fn reduction(&self, io: &Io) -> usize {
         let z = Sizes::of_io(io);
         z.c + z.t * z.group()
+    }
+
+    fn integers(&self, _input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        documents(ty)
     }
 
     fn tolerance(&self, io: &Io) -> Tolerance {

@@ -4,7 +4,7 @@
 
 use super::attention_block::Pieces;
 use super::attention_split;
-use super::attention_tiles::{Staging, Tile};
+use super::attention_tiles::{Coop, Staging, Tile};
 use super::mask::Mask;
 use super::operands::Operands;
 use crate::base::{Array, DType, Limits, TensorType};
@@ -206,9 +206,18 @@ impl Sizes {
             let all = shaders.staging.fitting(c4, rows, kind.operands, limits).map(of);
             kernels.extend(attention_split::best(all, self, limits));
         }
-        for coop in shaders.staging.cooperative(self.c, kind.operands, limits) {
+        let coop = |coop: Coop| {
             let kernel = coop.constants(base(shaders.coop, coop.variant()), c4);
-            kernels.push(self.dispatches(kernel, io, limits, rows.div_ceil(coop.rows()), names, (kind, None)));
+            self.dispatches(kernel, io, limits, rows.div_ceil(coop.rows()), names, (kind, None))
+        };
+        let tiles = shaders.staging.cooperative_tiles(self.c, [rows, heads], kind.operands, limits);
+        kernels.extend(tiles.into_iter().map(coop));
+        if shaders.splits {
+            let all = shaders.staging.cooperative(self.c, kind.operands, limits);
+            for (&size, i) in limits.cooperative.iter().flat_map(|size| [(size, 0), (size, 1)]) {
+                let of_size = all.iter().filter(|coop| coop.size() == size as usize);
+                kernels.extend(attention_split::best(of_size.map(|tile| coop(tile.both()[i])), self, limits));
+            }
         }
         kernels
     }
@@ -251,6 +260,15 @@ pub(super) fn check_position(position: &TensorType, b: usize) -> Result<(), Stri
 /// True where a position input tells of packed rows: rank 2, and not one number or one for each sequence.
 pub(crate) fn is_packed(position: &TensorType) -> bool {
     position.shape.dims().len() == 2
+}
+
+/// Starts of documents that a proof may take for such an input: rows of documents of so many tokens. Random ones, which may begin
+/// behind their tokens, no two kernels need agree on.
+pub(super) fn documents(ty: &TensorType) -> Option<Vec<u32>> {
+    const TOKENS: usize = 24;
+    let &[b, t] = ty.shape.dims() else { return None };
+    let starts = (0..b * t).map(|i| (i % t / TOKENS * TOKENS) as u32);
+    Some(starts.collect())
 }
 
 /// Checks the type of positions of what may be packed rows: as [`check_position`], or the starts of documents `[b,t]`,

@@ -11,7 +11,8 @@ use crate::graph::{Kernel, Operand};
 const WORKGROUPS: usize = 256;
 /// The most parts: beyond, the second stage costs what the first one saves.
 const MOST: usize = 8;
-/// Rows of queries that a part has at least: those of a tile. Keys of the largest tile are as many.
+/// Rows of queries that a part has at least: those of a tile. Keys of the largest tile are as many, and of cooperative matrices
+/// twice as many.
 const ROWS: usize = 64;
 
 /// Parts of the queries of each of so many tiles of keys.
@@ -31,7 +32,8 @@ fn bytes(z: &Sizes, parts: usize, limits: &Limits) -> u64 {
 
 /// The most scratch memory that a kernel of [`best`] wants: that of the fewest tiles.
 pub(super) fn scratch(z: &Sizes, limits: &Limits) -> u64 {
-    let parts = parts(z, z.s.div_ceil(ROWS) * z.k * z.b);
+    let keys = if limits.cooperative.is_empty() { ROWS } else { 2 * ROWS };
+    let parts = parts(z, z.s.div_ceil(keys) * z.k * z.b);
     if limits.is_cpu || parts < 2 { 0 } else { 2 * bytes(z, parts, limits) }
 }
 

@@ -26,6 +26,10 @@ pub(super) struct Staging {
     /// Tensors by rows, and tensors that stream by: so many products are made of them.
     pub of_rows: usize,
     pub streamed: usize,
+    /// For cooperative matrices: tensors that stream by and are staged by columns, and of those staged by rows how many are no
+    /// longer needed where weights are staged.
+    pub turned: usize,
+    pub spent: usize,
     /// What is made of those, by row and streamed one: weights of so many sums.
     pub scores: usize,
     /// Lanes hand on vectors of f32 of their own, unless they may shuffle.
@@ -61,9 +65,7 @@ impl Staging {
 
     /// Those that are worth a try for rows of so many heads and sequences.
     pub fn tiles(&self, c4: usize, all: usize, heads: usize, operands: Operands, limits: &Limits) -> Vec<Tile> {
-        let tiles: Vec<Tile> = self.fitting(c4, all, operands, limits).collect();
-        let few = tiles.iter().take_while(|tile| all.div_ceil(tile.rows) * heads < FEW).count();
-        tiles[few.min(tiles.len().saturating_sub(TRIED))..].iter().copied().take(TRIED).collect()
+        tried(self.fitting(c4, all, operands, limits).collect(), |tile| all.div_ceil(tile.rows) * heads)
     }
 
     /// The tile that every adapter can run, of a moderate number of registers: the first candidate.
@@ -71,26 +73,40 @@ impl Staging {
         self.tiles(c4, all, heads, operands, &Limits::default()).into_iter().find(|tile| tile.high == 1)
     }
 
-    /// Cooperative matrices of the sizes that the adapter has, where each row has a lane: as many rows as there is room for.
-    /// Of subgroups that may be smaller than the largest, several make the same matrices: what is right for the largest is
-    /// right for all.
+    /// Specialisations for cooperative matrices of the sizes that the adapter has, of each size those of the most rows first, where
+    /// each row has a lane. Of subgroups that may be smaller than the largest, several make the same matrices: what is right for
+    /// the largest is right for all.
     pub fn cooperative(&self, c: usize, operands: Operands, limits: &Limits) -> Vec<Coop> {
-        let subgroup = limits.max_subgroup as usize;
         if !operands.are_half() {
             return Vec::new();
         }
-        let fits = |coop: &Coop| {
-            coop.bytes(self, c) <= limits.max_shared_bytes as usize
-                && coop.subgroups * subgroup <= limits.max_invocations as usize
-        };
+        let subgroup = limits.max_subgroup as usize;
         let sizes = limits.cooperative.iter().map(|&size| size as usize);
-        // A row has a lane, and its lanes have scores.
-        let sizes = sizes.filter(|&size| subgroup.is_multiple_of(size) && 16usize.is_multiple_of(subgroup / size));
-        let largest = |size| {
-            let coop = |&[subgroups, keys]: &[usize; 2]| Coop { size, subgroup, subgroups, keys };
-            COOP_SIZES.iter().map(coop).find(fits)
+        let all = sizes.flat_map(|size| {
+            COOP_SIZES.map(|[subgroups, high, keys]| {
+                let of = |held| Coop { size, subgroup, subgroups, high, keys, held, native: false };
+                (0..=self.of_rows).rev().map(of).find(|coop| coop.kept(self, c)[1] <= KEPT).unwrap_or(of(0))
+            })
+        });
+        let mut fitting: Vec<Coop> = all.filter(|coop| coop.fits(self, c, limits)).collect();
+        fitting.dedup_by_key(|coop| (coop.size, coop.rows()));
+        fitting
+    }
+
+    /// Those that are worth a try for rows of so many heads and sequences, of each size of matrices.
+    pub fn cooperative_tiles(
+        &self,
+        c: usize,
+        [all, heads]: [usize; 2],
+        operands: Operands,
+        limits: &Limits,
+    ) -> Vec<Coop> {
+        let fitting = self.cooperative(c, operands, limits);
+        let of_size = |size: &u32| {
+            let of_size: Vec<Coop> = fitting.iter().filter(|coop| coop.size == *size as usize).copied().collect();
+            tried(of_size, |coop| all.div_ceil(coop.rows()) * heads)
         };
-        sizes.filter_map(largest).collect()
+        limits.cooperative.iter().flat_map(of_size).flat_map(Coop::both).collect()
     }
 
     fn fits(&self, tile: &Tile, c4: usize, limits: &Limits) -> bool {
@@ -106,31 +122,71 @@ impl Staging {
     }
 }
 
+/// Of tiles, the largest first, those that are tried: none that makes few workgroups where there are smaller ones.
+fn tried<T: Copy>(tiles: Vec<T>, groups: impl Fn(&T) -> usize) -> Vec<T> {
+    let few = tiles.iter().take_while(|tile| groups(tile) < FEW).count();
+    tiles[few.min(tiles.len().saturating_sub(TRIED))..].iter().copied().take(TRIED).collect()
+}
+
 /// One specialisation for cooperative matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Coop {
     size: usize,
     subgroup: usize,
-    /// Subgroups of a workgroup, each with `size` rows.
+    /// Subgroups of a workgroup, each with `high` times `size` rows.
     subgroups: usize,
+    high: usize,
     keys: usize,
+    /// Tensors of own rows whose matrices a subgroup keeps; the others lie in shared memory.
+    held: usize,
+    /// Operands are rounded by the adapter's own conversion.
+    native: bool,
 }
 
-/// Subgroups of a workgroup and keys of a tile of cooperative matrices, the best first.
-const COOP_SIZES: [[usize; 2]; 4] = [[4, 32], [2, 32], [1, 32], [1, 16]];
+/// Subgroups of a workgroup, rows of matrices of each, and keys of a tile: the more rows, the fewer loads feed each product. Of
+/// those of as many rows the first that fits is the best.
+const COOP_SIZES: [[usize; 3]; 8] =
+    [[4, 2, 32], [4, 1, 32], [2, 2, 32], [4, 1, 16], [2, 1, 32], [2, 1, 16], [1, 1, 32], [1, 1, 16]];
+/// Registers of a lane for sums and for own rows that are kept: with more, AMD's compiler spills some of what it works with.
+const KEPT: usize = 128;
+/// The same for sums and for what is loaded ahead.
+const USED: usize = 192;
 
 impl Coop {
+    /// Rows and columns of a matrix.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// Rows of a workgroup.
     pub fn rows(&self) -> usize {
-        self.subgroups * self.size
+        self.subgroups * self.high * self.size
+    }
+
+    /// With operands rounded here, and by the adapter.
+    pub fn both(self) -> [Coop; 2] {
+        [false, true].map(|native| Coop { native, ..self })
     }
 
     /// Its name among candidates.
     pub fn variant(&self) -> String {
-        format!("coop_{}_{}x{}", self.size, self.rows(), self.keys)
+        let high = if self.high > 1 { "_high" } else { "" };
+        let native = if self.native { "_native" } else { "" };
+        format!("coop_{}_{}x{}{high}{native}", self.size, self.rows(), self.keys)
     }
 
-    /// Adds the header constants that the shaders read.
+    /// Lanes that share a row.
+    fn across(&self) -> usize {
+        self.subgroup / (self.high * self.size)
+    }
+
+    /// Streamed rows next to each other of which a lane loads a vector each.
+    fn height(&self, c: usize) -> usize {
+        let each = self.keys * c.next_multiple_of(self.size) / 4 / (self.subgroups * self.subgroup);
+        [4, 2].into_iter().find(|&height| height <= each).unwrap_or(1)
+    }
+
+    /// Adds the header constants that the shaders read, for heads of `c4` vectors.
     pub fn constants(&self, kernel: Kernel, c4: usize) -> Kernel {
         kernel
             .constant("C4", c4)
@@ -139,16 +195,52 @@ impl Coop {
             .constant("SIZE_16", usize::from(self.size == 16))
             .constant("SUBGROUP", self.subgroup)
             .constant("SUBGROUPS", self.subgroups)
+            .constant("HIGH", self.high)
+            .constant("HEIGHT", self.height(4 * c4))
+            .constant("HELD", self.held)
+            .constant("NATIVE", usize::from(self.native))
     }
 
-    /// Shared memory of `lib/attention_coop.wgsl`, bytes.
+    /// Registers of a lane for sums, and for what is held beside: as many as there are elements, but AMD, whose subgroups alone are
+    /// larger than 32 lanes, has each row of a matrix of operands in every sixteen.
+    fn kept(&self, staging: &Staging, c: usize) -> [usize; 2] {
+        let matrices = self.high * c.div_ceil(self.size);
+        let elements = self.size * self.size;
+        let operand = if self.subgroup > 32 { self.size / 2 } else { (elements / 2).div_ceil(self.subgroup) };
+        let sums = matrices * staging.scores * elements.div_ceil(self.subgroup);
+        [sums, sums + matrices * self.held * operand]
+    }
+
+    /// Elements that a lane has loaded and not yet staged.
+    fn ahead(&self, staging: &Staging, c: usize) -> usize {
+        staging.streamed * self.keys * c.next_multiple_of(self.size) / (self.subgroups * self.subgroup)
+    }
+
+    fn fits(&self, staging: &Staging, c: usize, limits: &Limits) -> bool {
+        // A row has a lane, and each of its lanes whole vectors of scores and columns of a matrix. Two rows of matrices pay where
+        // one operand of both need not be loaded again. Subgroups of eight are those of a CPU, whose registers are memory.
+        self.subgroup.is_multiple_of(self.high * self.size)
+            && self.keys.is_multiple_of(self.size)
+            && self.keys.is_multiple_of(4 * self.across())
+            && self.size.is_multiple_of(self.across())
+            && (self.high == 1 || self.held > 0)
+            && (self.subgroup <= 8 || self.kept(staging, c)[0] + self.ahead(staging, c) <= USED)
+            && self.bytes(staging, c) <= limits.max_shared_bytes as usize
+            && self.subgroups * self.subgroup <= limits.max_invocations as usize
+    }
+
+    /// Shared memory of `lib/attention_coop.wgsl` and of the kernels, bytes.
     fn bytes(&self, staging: &Staging, c: usize) -> usize {
-        let width = c.next_multiple_of(self.size);
-        let heads = (staging.of_rows * self.rows() + staging.streamed * self.keys) * (width + 8);
-        let scores = staging.scores * self.rows() * (self.keys + 8);
-        let product = self.rows() * (width.max(self.keys) + 4);
-        let told = if staging.hands_on { self.subgroups * self.subgroup } else { 0 };
-        2 * (heads + scores) + 4 * (product + told)
+        let (rows, width) = (self.rows(), c.next_multiple_of(self.size));
+        let (own, streamed, turned) = (rows * (width + 8), self.keys * (width + 8), width * (self.keys + 8));
+        let weights = rows * (self.keys + 8);
+        let kept = staging.turned * turned + (staging.streamed - staging.spent) * streamed;
+        let tiles = kept + weights.max(staging.spent * streamed);
+        let staged = if self.held > 0 { tiles.max(own) } else { tiles };
+        let product = rows * (self.keys + 4 * self.across());
+        // What lanes of a row tell each other and one word for all, or what is known of each streamed row.
+        let told = if staging.hands_on { self.subgroups * self.subgroup + 4 } else { 4 * self.keys };
+        2 * (staged + (staging.of_rows - self.held) * own) + 4 * (product + told)
     }
 }
 
@@ -188,12 +280,14 @@ impl Tile {
 
 #[cfg(test)]
 mod tests {
+    use super::super::attention::FORWARD;
+    use super::super::attention_grad::KEY_VALUE;
     use super::*;
 
     #[test]
     fn tiles_fit_and_keep_a_device_busy() {
-        let forward = Staging { of_rows: 1, streamed: 1, scores: 1, hands_on: true };
-        let backward = Staging { of_rows: 2, streamed: 2, scores: 2, hands_on: false };
+        let forward = FORWARD.staging;
+        let backward = KEY_VALUE.staging;
         let small = Limits::default();
         let tiles = |staging: Staging, c4, rows, operands, limits: &Limits| {
             staging.tiles(c4, rows, 8, operands, limits).iter().map(Tile::variant).collect::<Vec<_>>()
@@ -222,7 +316,6 @@ mod tests {
 
     #[test]
     fn cooperative_matrices_are_for_halves_and_fit() {
-        let backward = Staging { of_rows: 2, streamed: 2, scores: 2, hands_on: false };
         let limits = Limits {
             cooperative: vec![8, 16],
             has_f16: true,
@@ -231,16 +324,33 @@ mod tests {
             max_shared_bytes: 48 << 10,
             ..Limits::default()
         };
-        let variants = |c, operands, limits: &Limits| {
-            backward.cooperative(c, operands, limits).iter().map(Coop::variant).collect::<Vec<_>>()
+        let variants = |staging: Staging, c, rows, operands, limits: &Limits| {
+            let tiles = staging.cooperative_tiles(c, [rows, 8], operands, limits);
+            // Each as it is and native.
+            assert!(tiles.chunks(2).all(|both| !both[0].native && both[1] == Coop { native: true, ..both[0] }));
+            tiles.iter().step_by(2).map(Coop::variant).collect::<Vec<_>>()
         };
-        assert_eq!(variants(64, Operands::F32, &limits), [""; 0]);
-        assert_eq!(variants(64, Operands::F16, &limits), ["coop_8_32x32", "coop_16_32x32"]);
-        assert_eq!(variants(256, Operands::F16, &limits), ["coop_8_8x16"]);
-        // Smaller subgroups make what the largest would, and a row must have a lane.
-        let smaller = Limits { min_subgroup: 16, ..limits.clone() };
-        assert_eq!(variants(64, Operands::F16, &smaller), ["coop_8_32x32", "coop_16_32x32"]);
+        let forward = |c, rows, limits: &Limits| variants(FORWARD.staging, c, rows, Operands::F16, limits);
+        let backward = |c, rows, limits: &Limits| variants(KEY_VALUE.staging, c, rows, Operands::F16, limits);
+        assert_eq!(variants(FORWARD.staging, 64, 5000, Operands::F32, &limits), [""; 0]);
+        let of_8 = ["coop_8_64x32_high", "coop_8_32x32"];
+        assert_eq!(forward(64, 5000, &limits), [&of_8[..], &["coop_16_128x32_high", "coop_16_64x32"]].concat());
+        // More of both fits neither registers nor shared memory.
+        assert_eq!(backward(64, 5000, &limits), [&of_8[..], &["coop_16_64x32", "coop_16_32x32"]].concat());
+        assert_eq!(backward(256, 5000, &limits), [""; 0]);
+        // Fewer rows than keep the device busy.
+        let few = ["coop_8_16x32", "coop_8_8x32", "coop_16_32x32", "coop_16_16x32"];
+        assert_eq!(forward(64, 400, &limits), few);
+        // What every adapter has.
+        let least = Limits { max_shared_bytes: 16 << 10, ..limits.clone() };
+        let small = ["coop_8_32x16", "coop_8_16x32", "coop_16_64x16", "coop_16_32x16"];
+        assert_eq!(forward(64, 5000, &least), small);
+        let small = ["coop_8_32x16", "coop_8_16x16", "coop_16_32x16", "coop_16_16x16"];
+        assert_eq!(backward(64, 5000, &least), small);
+        // Larger subgroups have more lanes a row, smaller ones fewer rows of matrices.
+        let large = Limits { max_subgroup: 64, max_shared_bytes: 64 << 10, ..limits.clone() };
+        assert_eq!(backward(64, 5000, &large)[2..], ["coop_16_128x32_high", "coop_16_64x32"]);
         let eight = Limits { min_subgroup: 8, max_subgroup: 8, ..limits };
-        assert_eq!(variants(64, Operands::F16, &eight), ["coop_8_32x32"]);
+        assert_eq!(backward(64, 5000, &eight), ["coop_8_32x32", "coop_8_16x32"]);
     }
 }

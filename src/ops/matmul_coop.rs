@@ -46,15 +46,15 @@ impl Coop {
 }
 
 impl MatMul {
-    /// Cooperative matrices of the sizes that the adapter has. Their tiles are no larger than C, but for the smaller ones.
-    pub(super) fn cooperative(&self, s: Sizes, limits: &Limits) -> impl Iterator<Item = Tier> {
+    /// Cooperative matrices of the sizes that the adapter has, for B of f32 or f16. Their tiles are no larger than C, but for the smaller ones.
+    pub(super) fn cooperative(&self, s: Sizes, dtype: DType, limits: &Limits) -> impl Iterator<Item = Tier> {
         let vector = [if self.transpose_a { s.m } else { s.k }, if self.transpose_b { s.k } else { s.n }]
             .map(|row| usize::from(row.is_multiple_of(4)));
         let fits = move |coop: &Coop| coop.side == Coop::SIDES[0] || coop.tile() <= s.m.min(s.n);
         let kinds = Coop::all(limits).into_iter().filter(fits).flat_map(|coop| [(coop, ""), (coop, "_native")]);
         kinds.map(move |(coop, native)| {
             let (tile, size) = (coop.tile(), coop.size);
-            let tier = self.tier("matmul_coop", format!("coop_{size}_{tile}x{tile}{native}"), DType::F32, [tile, tile]);
+            let tier = self.tier("matmul_coop", format!("coop_{size}_{tile}x{tile}{native}"), dtype, [tile, tile]);
             tier.constant("SIZE", size)
                 .constant("SIZE_16", usize::from(size == 16))
                 .constant("SIDE", coop.side)
@@ -105,7 +105,7 @@ mod tests {
         };
         let op = MatMul::linear().with(Operands::F16);
         let names = |m| {
-            let tiers = op.cooperative(Sizes { batch: 1, m, n: 200, k: 64 }, &limits);
+            let tiers = op.cooperative(Sizes { batch: 1, m, n: 200, k: 64 }, DType::F32, &limits);
             tiers.map(|tier| tier.variant().to_string()).collect::<Vec<_>>()
         };
         let small = ["coop_16_64x64_half", "coop_16_64x64_native_half"];

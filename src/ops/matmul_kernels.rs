@@ -119,8 +119,8 @@ impl MatMul {
         if !limits.is_cpu {
             tiers.extend(self.blocks(io));
         }
-        if half && dtype == DType::F32 {
-            tiers.extend(self.cooperative(s, limits));
+        if half && matches!(dtype, DType::F32 | DType::F16) {
+            tiers.extend(self.cooperative(s, dtype, limits));
         }
         let split = tiers.iter().filter_map(|tier| {
             let split = Split::of(s, tier.tile, limits).filter(|_| tier.can_split() && !limits.is_cpu)?;

@@ -153,6 +153,8 @@ fn halves() -> Vec<Case> {
     all("halves", Mask::default(), qkv([2, 33, 33, 6, 2, 32], &[0]));
     all("halves prefill", Mask::default(), qkv([2, 7, 41, 3, 1, 8], &[11, 34]));
     all("halves masked", BOTH, qkv([1, 50, 50, 3, 1, 24], &[0]));
+    // Scores rise from tile to tile, some by more than others.
+    all("halves, alibi", ALIBI, qkv([1, 70, 70, 3, 1, 16], &[0]));
     all("halves documents", window(30), packed_qkv([1, 130, 3, 1, 16], 40));
     // As wide as heads of models are, and of so few rows that one or two tiles are tried.
     all("halves, five fourths", Mask::default(), qkv([1, 7, 33, 1, 1, 80], &[26]));

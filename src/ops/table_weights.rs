@@ -16,7 +16,7 @@ const KINDS: [DType; 4] = [DType::BF16, DType::Q8_0, DType::Q4K, DType::Nf4];
 
 pub(super) fn rows() -> Vec<Case> {
     let each = DType::WEIGHTS.into_iter().filter(|d| d.is_packed()).flat_map(of);
-    each.chain(KINDS.into_iter().map(half)).chain(panels()).collect()
+    each.chain(KINDS.into_iter().map(half)).chain(halves()).chain(panels()).collect()
 }
 
 /// An element is rounded once it is decoded, which is the same for all dtypes.
@@ -24,6 +24,17 @@ fn half(dtype: DType) -> Case {
     let (product, k) =
         (MatMul::linear().with(Operands::F16), if dtype == DType::BF16 { 172 } else { 3 * dtype.block().elements });
     Case::new(&format!("{dtype} half"), product, &[normal([19, k]), packed(dtype, [9, k])])
+}
+
+/// Weights of f16 are what cooperative matrices take: rows that divide by four and that do not, along k and across it.
+fn halves() -> Vec<Case> {
+    let product = |transpose_b| MatMul::new(false, transpose_b).with(Operands::F16);
+    vec![
+        Case::new("f16 half", product(true), &[normal([67, 172]), packed(DType::F16, [70, 172])]),
+        Case::new("f16 half odd", product(true), &[normal([2, 5, 38]), packed(DType::F16, [2, 9, 38])]),
+        Case::new("f16 half back", product(false), &[normal([35, 24]), packed(DType::F16, [24, 172])]),
+        Case::new("f16 half back odd", product(false), &[normal([3, 13]), packed(DType::F16, [13, 38])]),
+    ]
 }
 
 /// What a result or a gradient in panels has to do with the weight's dtype is the same for all.

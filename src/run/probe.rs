@@ -121,11 +121,11 @@ pub(super) async fn prove(gpu: &Gpu, op: &dyn Op, io: &Io, i: usize) -> Result<O
     let kernels = op.kernels(&small, limits);
     let writes = op.writes();
     let run = async |kernel: &Kernel, inputs: &[Array]| run_kernel(gpu, kernel, &small, inputs, &writes).await;
-    let mut inputs = draw(&small, false);
+    let mut inputs = draw(op, &small, false);
     let mut expected = run(&kernels[0], &inputs).await?;
     if expected.iter().any(|a| a.data.iter().any(|x| !x.is_finite())) {
         // Some operators take roots and logarithms.
-        inputs = draw(&small, true);
+        inputs = draw(op, &small, true);
         expected = run(&kernels[0], &inputs).await?;
     }
     let bar = op.tolerance(&small);
@@ -142,13 +142,16 @@ pub(super) async fn prove(gpu: &Gpu, op: &dyn Op, io: &Io, i: usize) -> Result<O
     Ok(None)
 }
 
-/// Random inputs; single integers, which are positions, are zero.
-fn draw(io: &Io, positive: bool) -> Vec<Array> {
+/// Random inputs; integers as the operator wants them, or single ones, which are positions, zero.
+fn draw(op: &dyn Op, io: &Io, positive: bool) -> Vec<Array> {
     let one = |(k, ty): (usize, &TensorType)| {
         let mut rng = Rng::new(0x007E_57ED, k as u64);
         let n = ty.shape.elements();
         if ty.dtype.is_packed() {
             return Array::from_bytes(ty.clone(), &packed::random(ty.dtype, n, &mut rng));
+        }
+        if let Some(given) = op.integers(k, ty).filter(|_| ty.dtype == DType::U32) {
+            return Array::new(ty.clone(), given.into_iter().map(f64::from).collect());
         }
         let mut next = || match ty.dtype {
             DType::U32 if n == 1 => 0.0,
@@ -164,7 +167,7 @@ fn draw(io: &Io, positive: bool) -> Vec<Array> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{MatMul, Operands};
+    use crate::ops::{Attention, MatMul, Operands};
     use crate::run::forecast::tests::{limits, machine};
 
     /// A product of n×n matrices, and what is measured of it on a made-up device.
@@ -207,6 +210,20 @@ mod tests {
         slow.ceilings.iter_mut().for_each(|c| c.arithmetic = 1.0);
         slow.bytes_per_second = 1.0;
         assert_eq!(measured(&[], &slow, &limits), LEAST);
+    }
+
+    /// No kernel need be right where a document begins behind its tokens, or before an earlier one.
+    #[test]
+    fn documents_begin_where_they_may() {
+        let qkv = TensorType::f32([2, 100, 3, 16]);
+        let inputs = vec![qkv.clone(), qkv.clone(), qkv, TensorType::u32([2, 100])];
+        let op = Attention::default();
+        let io = Io { outputs: op.infer(&inputs.iter().collect::<Vec<_>>()).unwrap(), inputs };
+        let starts = draw(&op, &io, false).remove(3);
+        for row in starts.data.chunks(100) {
+            assert!(row.is_sorted() && row.iter().enumerate().all(|(t, &start)| start <= t as f64), "{row:?}");
+            assert!(row[0] == 0.0 && row[99] > 0.0);
+        }
     }
 
     #[test]
