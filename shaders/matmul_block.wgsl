@@ -4,11 +4,19 @@
 #import lib/matmul_params.wgsl
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
 #if PACKED
+#if F16
+@group(0) @binding(2) var<storage, read> b: array<vec2<u32>>;
+fn weight4(row: u32, k: u32, width: u32) -> vec4<f32> {
+    let w = b[(row + min(k, width - 4u) / 2u) / 2u];
+    return vec4(unpack2x16float(w.x), unpack2x16float(w.y));
+}
+#else
 @group(0) @binding(2) var<storage, read> b: array<u32>;
 fn word(at: u32) -> u32 {
     return b[at];
 }
 #import lib/weight.wgsl
+#endif
 #else
 @group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
 #endif
@@ -97,7 +105,10 @@ fn ready_a(lines: Lines, at: vec2<u32>, stored: mat4x4<f32>) -> mat4x4<f32> {
     return within(m, TA == 0u, at, params.m);
 }
 fn ready_b(at: vec2<u32>, stored: mat4x4<f32>) -> mat4x4<f32> {
-    let m = mat4x4(operand4(stored[0]), operand4(stored[1]), operand4(stored[2]), operand4(stored[3]));
+    var m: mat4x4<f32>;
+    for (var d = 0u; d < 4u; d++) {
+        m[d] = weight_operand4(stored[d]);
+    }
     return within(m, TB != 0u, at, params.n);
 }
 fn within(stored: mat4x4<f32>, along_k: bool, at: vec2<u32>, lines: u32) -> mat4x4<f32> {

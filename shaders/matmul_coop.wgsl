@@ -1,7 +1,8 @@
 // matmul_coop: c = op(a) op(b) by cooperative matrices of SIZE x SIZE, tier 4: operands rounded to f16, sums in f32. A workgroup
 // makes a tile of SIDE x SIDE matrices, of which each subgroup of SUBGROUP lanes makes SIDE/2 x SUBGROUP/SIZE; where a driver
 // makes subgroups smaller than that, several make the same. While one step of k is multiplied, what the next one needs is
-// on its way from storage. TA: a is [k,m]; TB: b is [n,k]. VECTOR_A, VECTOR_B: rows as stored divide by four.
+// on its way from storage. TA: a is [k,m]; TB: b is [n,k]. VECTOR_A, VECTOR_B: rows as stored divide by four. F16: b is
+// stored in f16, two elements a word.
 // No subgroup operations: with them a driver (NVIDIA 595) crashes on cooperative matrices.
 enable f16;
 enable wgpu_cooperative_matrix;
@@ -11,10 +12,18 @@ enable wgpu_cooperative_matrix;
 #else
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 #endif
+#if F16
+#if VECTOR_B
+@group(0) @binding(2) var<storage, read> b: array<vec2<u32>>;
+#else
+@group(0) @binding(2) var<storage, read> b: array<u32>;
+#endif
+#else
 #if VECTOR_B
 @group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
 #else
 @group(0) @binding(2) var<storage, read> b: array<f32>;
+#endif
 #endif
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 #import lib/operand.wgsl

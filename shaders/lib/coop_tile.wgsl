@@ -63,11 +63,22 @@ fn load_b(rows: vec4<u32>, k: u32, n: u32) -> mat4x4<f32> {
     let width = select(params.k, params.n, ACROSS_B);
     var v: mat4x4<f32>;
     for (var d = 0u; d < 4u; d++) {
+#if F16
+        // Rows are counted in words.
+#if VECTOR_B
+        let w = b[(rows[d] + min(column, width - 4u) / 2u) / 2u];
+#else
+        let at = rows[d] + min(column / 2u + vec2(0u, 1u), vec2(width / 2u - 1u));
+        let w = vec2(b[at.x], b[at.y]);
+#endif
+        v[d] = vec4(unpack2x16float(w.x), unpack2x16float(w.y));
+#else
 #if VECTOR_B
         v[d] = b[(rows[d] + min(column, width - 4u)) / 4u];
 #else
         let at = rows[d] + min(column + vec4(0u, 1u, 2u, 3u), vec4(width - 1u));
         v[d] = vec4(b[at.x], b[at.y], b[at.z], b[at.w]);
+#endif
 #endif
     }
     return v;
@@ -93,6 +104,15 @@ fn half4(v: vec4<f32>) -> vec4<f16> {
     return vec4<f16>(v);
 #else
     return vec4<f16>(operand4(v));
+#endif
+}
+
+// The same of b, of which in f16 nothing is left to round.
+fn half4_of_b(v: vec4<f32>) -> vec4<f16> {
+#if F16
+    return vec4<f16>(v);
+#else
+    return half4(v);
 #endif
 }
 
@@ -123,7 +143,7 @@ fn put_rows(a4: mat4x4<f32>, b4: mat4x4<f32>, side: u32, at_a: vec2<u32>, at_b: 
         }
     }
     for (var d = 0u; d < 4u; d++) {
-        let row = half4(b4[d]);
+        let row = half4_of_b(b4[d]);
         let to = side * BUFFER + (at_b.x + d * APART_B) * STEP + at_b.y;
         for (var e = 0u; e < 4u; e++) {
             tile_b[to + e] = row[e];

@@ -20,3 +20,12 @@ fn operand4(x: vec4<f32>) -> vec4<f32> {
 fn operand(x: f32) -> f32 {
     return operand4(vec4(x)).x;
 }
+
+// The same of a weight: of one that is stored in f16 nothing is left to round.
+fn weight_operand4(x: vec4<f32>) -> vec4<f32> {
+#if F16
+    return x;
+#else
+    return operand4(x);
+#endif
+}

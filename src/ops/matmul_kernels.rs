@@ -153,8 +153,8 @@ impl MatMul {
         if !limits.is_cpu {
             tiers.extend(self.blocks(io));
         }
-        if half && dtype == DType::F32 {
-            tiers.extend(self.cooperative(s, limits));
+        if half && matches!(dtype, DType::F32 | DType::F16) {
+            tiers.extend(self.cooperative(s, dtype, limits));
         }
         let split = tiers.iter().filter_map(|tier| {
             let split = Split::of(s, tier.tile, limits).filter(|_| tier.can_split() && !limits.is_cpu)?;
@@ -274,14 +274,14 @@ impl MatMul {
     }
 
     /// Cooperative matrices of the sizes that the adapter has. Their tiles are no larger than C, but for the smaller ones.
-    fn cooperative(&self, s: Sizes, limits: &Limits) -> impl Iterator<Item = Tier> {
+    fn cooperative(&self, s: Sizes, dtype: DType, limits: &Limits) -> impl Iterator<Item = Tier> {
         let vector = [if self.transpose_a { s.m } else { s.k }, if self.transpose_b { s.k } else { s.n }]
             .map(|row| usize::from(row.is_multiple_of(4)));
         let fits = move |coop: &Coop| coop.side == Coop::SIDES[0] || coop.tile() <= s.m.min(s.n);
         let kinds = Coop::all(limits).into_iter().filter(fits).flat_map(|coop| [(coop, ""), (coop, "_native")]);
         kinds.map(move |(coop, native)| {
             let (tile, size) = (coop.tile(), coop.size);
-            let tier = self.tier("matmul_coop", format!("coop_{size}_{tile}x{tile}{native}"), DType::F32, [tile, tile]);
+            let tier = self.tier("matmul_coop", format!("coop_{size}_{tile}x{tile}{native}"), dtype, [tile, tile]);
             tier.constant("SIZE", size)
                 .constant("SIZE_16", usize::from(size == 16))
                 .constant("SIDE", coop.side)
@@ -444,7 +444,7 @@ mod tests {
         };
         let op = MatMul::linear().with(super::super::operands::Operands::F16);
         let names = |m| {
-            let tiers = op.cooperative(Sizes { batch: 1, m, n: 200, k: 64 }, &limits);
+            let tiers = op.cooperative(Sizes { batch: 1, m, n: 200, k: 64 }, DType::F32, &limits);
             tiers.map(|tier| tier.kernel.variant).collect::<Vec<_>>()
         };
         let small = ["coop_16_64x64_half", "coop_16_64x64_native_half"];

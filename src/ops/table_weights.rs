@@ -16,7 +16,25 @@ const KINDS: [DType; 4] = [DType::BF16, DType::Q8_0, DType::Q4K, DType::Nf4];
 
 pub(super) fn rows() -> Vec<Case> {
     let each = DType::WEIGHTS.into_iter().filter(|d| d.is_packed()).flat_map(of);
-    each.chain(KINDS.into_iter().map(half)).chain(panels()).collect()
+    each.chain(KINDS.into_iter().map(half)).chain(halves()).chain(panels()).collect()
+}
+
+/// Copies in f16 of weights that products round, which kernels of every tier read: forward and back, odd and even, many rows and in
+/// panels.
+fn halves() -> Vec<Case> {
+    let half = |transpose_b| MatMul::new(false, transpose_b).with(Operands::F16);
+    let weight = |n, k| packed(DType::F16, [n, k]);
+    let layers = PanelMatMul::linear(half(true), vec![128, 64]);
+    let input = PanelMatMul { product: half(false), panelled: Panelled::A, widths: vec![128, 64] };
+    vec![
+        Case::new("f16 half", half(true), &[normal([19, 38]), weight(9, 38)]),
+        Case::new("f16 half odd", half(true), &[normal([67, 134]), weight(70, 134)]),
+        Case::new("f16 half many", half(true), &[normal([132, 136]), weight(140, 136)]),
+        Case::new("f16 half back odd", half(false), &[normal([67, 131]), weight(131, 70)]),
+        Case::new("f16 half back many", half(false), &[normal([132, 212]), weight(212, 208)]),
+        Case::new("f16 half layers", layers, &[normal([2, 35, 36]), weight(192, 36)]),
+        Case::new("f16 half input", input, &[normal([70 * 192]), weight(192, 96)]),
+    ]
 }
 
 /// An element is rounded once it is decoded, which is the same for all dtypes.
