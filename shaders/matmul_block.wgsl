@@ -3,23 +3,7 @@
 // registers. Rows of a and b as stored divide by four. TA: a is [k,m]; TB: b is [n,k]. HALF: operands are rounded to f16.
 #import lib/matmul_params.wgsl
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
-#if PACKED
-#if F16
-@group(0) @binding(2) var<storage, read> b: array<vec2<u32>>;
-fn weight4(row: u32, k: u32, width: u32) -> vec4<f32> {
-    let w = b[(row + min(k, width - 4u) / 2u) / 2u];
-    return vec4(unpack2x16float(w.x), unpack2x16float(w.y));
-}
-#else
-@group(0) @binding(2) var<storage, read> b: array<u32>;
-fn word(at: u32) -> u32 {
-    return b[at];
-}
-#import lib/weight.wgsl
-#endif
-#else
-@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
-#endif
+#import lib/four_b.wgsl
 @group(0) @binding(3) var<storage, read_write> c: array<f32>;
 #import lib/operand.wgsl
 #hook prologue
@@ -85,11 +69,7 @@ fn load_b(base: u32, at: vec2<u32>) -> mat4x4<f32> {
         let row = vec3(at.y + d, at.x, params.k);
         let width = params.n;
 #endif
-#if PACKED
         stored[d] = weight4(base + min(row.x, row.z - 1u) * params.row_b, row.y, width);
-#else
-        stored[d] = b[place(Lines(base, params.row_b), row.x, row.y, vec2(row.z, width)) / 4u];
-#endif
     }
     return stored;
 }
