@@ -6,7 +6,7 @@
 //! kernel which is chosen for a weight in f16 may be another, which sums in another order.
 
 use super::{Optimizer, Rule, Update};
-use crate::base::{DType, Limits, TensorType};
+use crate::base::{Axis, DType, Limits, TensorType};
 use crate::compile::expanded;
 use crate::error::Result;
 use crate::graph::rewrite::{Rewrite, ids};
@@ -31,7 +31,13 @@ impl Optimizer {
         if !self.copies || self.update == Update::Layer || self.rule == Rule::AdamW8bit && !place.gaps.is_empty() {
             return None;
         }
+        // A table that is the output as well is multiplied where the last layers are.
+        let is_last = |parts: &Parts| {
+            let (mesh, axis) = (parts.mesh, Axis::Pipeline);
+            mesh.place(parts.rank, axis) + 1 == mesh.size(axis)
+        };
         let is_tied = !layout.parts().map_or(specs, Parts::whole).iter().any(|spec| spec.name == OUTPUT);
+        let is_tied = is_tied && layout.parts().is_none_or(is_last);
         let is_rounded = |spec: &ParamSpec| {
             let is_matrix = spec.decay && spec.shape.rank() == 2 && !spec.is_expert();
             is_matrix && (spec.name != EMBEDDING || is_tied)
