@@ -1,5 +1,8 @@
 // adamw: one step of AdamW on items start .. start + count of a page, in place.
-struct Params { start: u32, count: u32, run: u32, rate: f32, decay: f32, beta1: f32, beta2: f32, epsilon: f32 }
+struct Params {
+    start: u32, count: u32, run: u32, copied: u32, copies: u32, rate: f32, decay: f32,
+    beta1: f32, beta2: f32, epsilon: f32,
+}
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> p: array<Item>;
 @group(0) @binding(2) var<storage, read_write> m: array<Item>;

@@ -1,7 +1,8 @@
 // adamw8: one step of AdamW on a part of a page, in place, whose moments are codes of eight bits times the largest magnitude
-// of each block of 256 elements; one workgroup a block. y: of each block the sum of the squares of what was added to p.
+// of each block of 256 elements; one workgroup a block. y: of each block the sum of the squares of what was added to p. With COPY
+// `copy` holds params.copies elements of p in f16, the first of which is element params.copied of these.
 struct Params {
-    start: u32, block: u32, count: u32, run: u32, rate: f32, decay: f32,
+    start: u32, block: u32, count: u32, run: u32, copied: u32, copies: u32, rate: f32, decay: f32,
     beta1: f32, beta2: f32, epsilon: f32,
 }
 @group(0) @binding(0) var<uniform> params: Params;
@@ -17,6 +18,10 @@ struct Params {
 #import lib/gaps.wgsl
 #endif
 @group(0) @binding(8) var<storage, read_write> y: array<f32>;
+#if COPY
+@group(0) @binding(9) var<storage, read_write> copy: array<u32>;
+#import lib/halves.wgsl
+#endif
 const BLOCK = 256u;
 const WORDS = BLOCK / 2u / WORKGROUP;
 // Of each lane the largest magnitudes, and its part of y.
@@ -90,6 +95,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
                     sum += (after - before) * (after - before);
                 }
             }
+#if COPY
+            // Of elements before the first it wraps.
+            if i - params.copied < params.copies {
+                copy[(i - params.copied) / 2u] = halves(vec4(p[i], p[i + 1u], 0.0, 0.0)).x;
+            }
+#endif
         }
         kept[n] = four;
         most = max(most, max(vec2(abs(four.x), four.y), vec2(abs(four.z), four.w)));

@@ -3,15 +3,7 @@
 // registers. Rows of a and b as stored divide by four. TA: a is [k,m]; TB: b is [n,k]. HALF: operands are rounded to f16.
 #import lib/matmul_params.wgsl
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
-#if PACKED
-@group(0) @binding(2) var<storage, read> b: array<u32>;
-fn word(at: u32) -> u32 {
-    return b[at];
-}
-#import lib/weight.wgsl
-#else
-@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
-#endif
+#import lib/four_b.wgsl
 #import lib/operand.wgsl
 #import lib/matmul_store.wgsl
 #hook prologue
@@ -76,11 +68,7 @@ fn load_b(base: u32, at: vec2<u32>) -> mat4x4<f32> {
         let row = vec3(at.y + d, at.x, params.k);
         let width = params.n;
 #endif
-#if PACKED
         stored[d] = weight4(base + min(row.x, row.z - 1u) * params.row_b, row.y, width);
-#else
-        stored[d] = b[place(Lines(base, params.row_b), row.x, row.y, vec2(row.z, width)) / 4u];
-#endif
     }
     return stored;
 }
@@ -96,7 +84,10 @@ fn ready_a(lines: Lines, at: vec2<u32>, stored: mat4x4<f32>) -> mat4x4<f32> {
     return within(m, TA == 0u, at, params.m);
 }
 fn ready_b(at: vec2<u32>, stored: mat4x4<f32>) -> mat4x4<f32> {
-    let m = mat4x4(operand4(stored[0]), operand4(stored[1]), operand4(stored[2]), operand4(stored[3]));
+    var m: mat4x4<f32>;
+    for (var d = 0u; d < 4u; d++) {
+        m[d] = weight_operand4(stored[d]);
+    }
     return within(m, TB != 0u, at, params.n);
 }
 fn within(stored: mat4x4<f32>, along_k: bool, at: vec2<u32>, lines: u32) -> mat4x4<f32> {

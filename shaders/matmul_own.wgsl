@@ -43,9 +43,9 @@ fn four_by_four(base: u32, column: u32, k: u32, all: u32) -> mat4x4<f32> {
     var m: mat4x4<f32>;
     for (var i = 0u; i < 4u; i++) {
 #if TB
-        m[i] = operand4(weight4(base + min(column + i, params.n - 1u) * params.row_b, k, params.k));
+        m[i] = weight_operand4(weight4(base + min(column + i, params.n - 1u) * params.row_b, k, params.k));
 #else
-        m[i] = operand4(weight4(base + min(k + i, all - 1u) * params.row_b, column, params.n));
+        m[i] = weight_operand4(weight4(base + min(k + i, all - 1u) * params.row_b, column, params.n));
 #endif
     }
 #if TB

@@ -97,7 +97,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #if VECTOR_B
 #if TB
         for (var j = 0u; j < COLUMNS; j++) {
-            bs[j] = operand4(weight4(base_b + min(column + j, params.n - 1u) * params.row_b, k, params.k));
+            bs[j] = weight_operand4(weight4(base_b + min(column + j, params.n - 1u) * params.row_b, k, params.k));
         }
 #else
         for (var d = 0u; d < 4u; d++) {
@@ -105,7 +105,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let w = weight4(base_b + min(k + d, params.k - 1u) * params.row_b, column, params.n);
             let v = select(vec4<f32>(), operand4(w), k + d < params.k);
 #else
-            let v = operand4(weight4(base_b + (k + d) * params.row_b, column, params.n));
+            let v = weight_operand4(weight4(base_b + (k + d) * params.row_b, column, params.n));
 #endif
             bs[0][d] = v.x;
             bs[1][d] = v.y;

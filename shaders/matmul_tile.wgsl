@@ -80,14 +80,14 @@ fn stage_b(base: u32, k0: u32, j0: u32, e: u32) {
 #if TB
     let j = e / (TILE_K / 4u);
     let k = e % (TILE_K / 4u) * 4u;
-    let v = operand4(weight4(base + min(j0 + j, params.n - 1u) * params.row_b, k0 + k, params.k));
+    let v = weight_operand4(weight4(base + min(j0 + j, params.n - 1u) * params.row_b, k0 + k, params.k));
     for (var d = 0u; d < 4u; d++) {
         tile_b[(k + d) * (TILE_N + 1u) + j] = Staged(v[d]);
     }
 #else
     let j = e % (TILE_N / 4u) * 4u;
     let k = e / (TILE_N / 4u);
-    let v = operand4(weight4(base + min(k0 + k, params.k - 1u) * params.row_b, j0 + j, params.n));
+    let v = weight_operand4(weight4(base + min(k0 + k, params.k - 1u) * params.row_b, j0 + j, params.n));
     for (var d = 0u; d < 4u; d++) {
         tile_b[k * (TILE_N + 1u) + j + d] = Staged(v[d]);
     }

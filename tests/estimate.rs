@@ -14,7 +14,7 @@ use danlu::model::{DpoConfig, find_config};
 use danlu::nn::{BaseDtype, LoraConfig};
 use danlu::optim::Shard;
 use danlu::run::{Executor, Machine, States, TuneMode, Tuner};
-use danlu::train::{Event, Prepared, Recipe, Trainer, World, fill, flops_per_token, prepare, run};
+use danlu::train::{Event, Prepared, Recipe, Trainer, World, fill, flops_per_token, optimizer, prepare, run};
 use pollster::block_on;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -154,7 +154,7 @@ fn time_is_about_what_a_step_takes() {
     let plans = job.plans(&Limits { memory_bytes: None, ..gpu.limits().clone() }, &mut First).unwrap();
     let mut states = States::new(&gpu);
     let mut executor = block_on(Executor::new(&gpu, &plans.train, &mut states)).unwrap();
-    block_on(fill(&job.config, &mut executor, &states)).unwrap();
+    block_on(fill(&job.config, &optimizer(&job.recipe), &mut executor, &mut states)).unwrap();
     let mut seconds = f64::INFINITY;
     let mut best: Option<Machine> = None;
     let mut expected = 0.0;

@@ -16,7 +16,9 @@ use danlu::ops::{AdamW8, Part};
 use danlu::optim::{HYPER, JUDGE, KEEP, LossScaling, Optimizer, Rule, Settings, Update};
 use danlu::run::{Executor, States, f32s};
 use danlu::store::snapshot::Series;
-use danlu::train::{Event, GroupOptions, Precision, Prepared, Recipe, Resumption, Trainer, plans, read_metrics, run};
+use danlu::train::{
+    Event, GroupOptions, Precision, Prepared, Recipe, Resumption, Trainer, optimizer, plans, read_metrics, run,
+};
 use pollster::block_on;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,7 +78,7 @@ fn ten_steps_of_adamw_in_eight_bits() {
     );
     let n = golden["first"].len();
     let parts = vec![Part { end: n, rate: 1.0, decay: 0.1 }];
-    let op = AdamW8 { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, start: 0, parts };
+    let op = AdamW8 { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, start: 0, parts, copied: None };
     let mut g = Graph::new();
     let p = g.state("p", TensorType::f32([n]));
     let (moments, scales) = (g.state("m", AdamW8::codes_type(n)), g.state("s", AdamW8::scales_type(n)));
@@ -267,7 +269,7 @@ fn what_is_taken_up_gives_the_same_bytes() {
     for (rule, accumulate, ema, precision, update) in [
         (Rule::AdamW, 3, 0.9, Precision::Mixed, step),
         (Rule::Muon, 1, 0.0, Precision::F32, step),
-        (Rule::Sgd, 2, 0.5, Precision::F32, step),
+        (Rule::Sgd, 2, 0.5, Precision::Mixed, step),
         (Rule::AdamW8bit, 1, 0.0, Precision::F32, step),
         (Rule::AdamW8bit, 1, 0.5, Precision::Mixed, layer),
     ] {
@@ -308,11 +310,11 @@ fn what_is_taken_up_gives_the_same_bytes() {
                 .collect()
         };
         assert_eq!(losses(&broken), losses(&whole));
-        // Sums of gradients are of no use between steps.
+        // Sums of gradients are of no use between steps, and copies follow from the parameters.
         let (_, newest) = Series::of(&broken.out).list().pop().unwrap();
         let snapshot = danlu::store::snapshot::Snapshot::open(&newest).unwrap();
         assert!(
-            snapshot.manifest().states.iter().all(|s| !s.name.starts_with("grad.")),
+            snapshot.manifest().states.iter().all(|s| !["grad.", "half."].iter().any(|name| s.name.starts_with(name))),
             "{:?}",
             snapshot.manifest().states
         );
@@ -414,16 +416,24 @@ fn groups_have_rates_of_their_own() {
 #[test]
 fn every_mode_is_planned_to_the_byte() {
     let (gpu, folder) = (common::gpu(), tempfile::tempdir().unwrap());
-    for (rule, accumulate, ema, moments) in
-        [(Rule::AdamW, 1, 0.0, 2), (Rule::AdamW, 4, 0.9, 4), (Rule::Sgd, 1, 0.0, 1), (Rule::Sgd, 2, 0.0, 2)]
-    {
-        let recipe = Recipe { optimizer: rule, accumulate, ema, ..recipe(folder.path(), "plan") };
+    let (strict, mixed) = (Precision::F32, Precision::Mixed);
+    for (rule, accumulate, ema, precision, moments) in [
+        (Rule::AdamW, 1, 0.0, strict, 2),
+        (Rule::AdamW, 4, 0.9, strict, 4),
+        (Rule::Sgd, 1, 0.0, strict, 1),
+        (Rule::Sgd, 2, 0.0, strict, 2),
+        (Rule::AdamW, 1, 0.0, mixed, 2),
+        (Rule::Sgd, 2, 0.0, mixed, 2),
+    ] {
+        let recipe = Recipe { optimizer: rule, accumulate, ema, precision, ..recipe(folder.path(), "plan") };
         let (prepared, trainer) = begin(&gpu, &recipe, folder.path());
         let plans = plans(&prepared.config, &recipe, None, gpu.limits(), &mut First).unwrap();
         let all: Vec<_> = [&plans.train, &plans.eval].into_iter().chain(&plans.apply).collect();
         assert_eq!(danlu::run::device_bytes(all, &|_| false), trainer.device_bytes());
         let page = 4 * trainer.layout().pages()[0].elements as u64;
-        let small = trainer.states.bytes() - (1 + moments) * page;
+        let copied = optimizer(&recipe).copied(trainer.layout(), 0).map_or(0, |copied| 2 * copied.len() as u64);
+        assert_eq!(copied > 0, precision == mixed);
+        let small = trainer.states.bytes() - (1 + moments) * page - copied;
         assert!(small < 4096, "{rule:?} {accumulate}: {small} bytes beside {moments} pages");
     }
 }

@@ -29,6 +29,11 @@ impl Candidate {
         self.constants.contains(&("HALF", 1))
     }
 
+    /// Whether it updates parameters and a copy of them in f16.
+    fn copies(&self) -> bool {
+        self.constants.contains(&("COPY", 1))
+    }
+
     /// Whether it rounds to f16 anything at all: by its class, with numbers of that type, by packing them, or bit by bit as
     /// shaders/lib/operand.wgsl does. Unpacking what is stored so rounds nothing.
     fn rounds(&self) -> bool {
@@ -151,8 +156,9 @@ fn a_mixed_step_has_no_other_product_of_a_linear_layer_or_of_attention() {
     let attention = |c: &Candidate| c.op.starts_with("attention") && c.op != "attention_delta";
     let product = |c: &Candidate| c.shader.starts_with("matmul");
     for c in training(&mixed) {
-        // What adds up the parts of a split sum is no product.
-        let multiplies = (product(&c) || attention(&c)) && c.shader != "matmul_sum";
+        assert_eq!(c.copies(), c.op == "adamw", "{} by {}", c.op, c.shader);
+        // What adds up the parts of a split sum is no product; an update rounds what it has computed in f32.
+        let multiplies = (product(&c) || attention(&c)) && c.shader != "matmul_sum" || c.copies();
         assert_eq!(multiplies, c.rounds(), "{} by {} {}: {:?}", c.op, c.shader, c.variant, c.constants);
         assert_eq!(multiplies, c.is_half(), "{} by {} {}: {:?}", c.op, c.shader, c.variant, c.constants);
     }
@@ -163,7 +169,8 @@ fn a_mixed_step_has_no_other_product_of_a_linear_layer_or_of_attention() {
 fn the_last_candidates_of_a_mixed_step_are_those_of_matrices() {
     let mixed = optimizer(&Recipe { precision: Precision::Mixed, ..Recipe::default() });
     let plan = train_plan(&config(), 2, 128, &mixed, &limits(), &mut Every::default()).unwrap();
-    let is_half = |s: &&Step| s.constants.contains(&("HALF", 1));
+    // An update rounds parameters for their copy.
+    let is_half = |s: &&Step| s.constants.contains(&("HALF", 1)) && !s.constants.contains(&("COPY", 1));
     let product = |s: &&Step| s.shader.starts_with("matmul");
     let halves: Vec<&Step> = plan.steps.iter().filter(is_half).collect();
     let (products, blocks): (Vec<&Step>, Vec<&Step>) = halves.into_iter().partition(product);
@@ -173,4 +180,29 @@ fn the_last_candidates_of_a_mixed_step_are_those_of_matrices() {
     assert_eq!(products.len(), 2 * 4 * 3 + 4);
     // Attention, and its gradients towards queries and towards keys and values.
     assert!(blocks.len() == 2 * 3 && blocks.iter().all(|s| s.shader.ends_with("_coop")), "{blocks:?}");
+}
+
+/// Products of f16 operands read the copy of every weight, forward and back, and nothing else does; without copies, and in strict
+/// f32, there is no tensor in f16 at all.
+#[test]
+fn weights_are_read_in_half_their_bytes() {
+    let of = |recipe: &Recipe| train_plan(&config(), 2, 128, &optimizer(recipe), &limits(), &mut Every::default());
+    let in_half = |s: &&Step| s.inputs.iter().any(|ty| ty.dtype == DType::F16);
+    let mixed = Recipe { precision: Precision::Mixed, ..Recipe::default() };
+    let plan = of(&mixed).unwrap();
+    // What adds up the parts of a split sum reads these alone.
+    let reads = |s: &&Step| s.op != "adamw" && s.shader != "matmul_sum";
+    let products: Vec<&Step> = plan.steps.iter().filter(in_half).filter(reads).collect();
+    // Forward and towards the input, four a layer; of the output once more forward.
+    assert_eq!(products.len(), 2 * 4 * 2 + 3);
+    assert!(products.iter().all(|s| s.op.ends_with("matmul") && s.inputs[1].dtype == DType::F16));
+    for recipe in [&Recipe { weight_copies: false, ..mixed.clone() }, &Recipe::default()] {
+        assert!(!of(recipe).unwrap().steps.iter().any(|s| in_half(&s)));
+    }
+    // Each of them reads half of what it read, and the update writes each copy once.
+    let bytes = |plan: &Plan| plan.steps.iter().map(|s| s.bytes).sum::<u64>();
+    let without = of(&Recipe { weight_copies: false, ..mixed.clone() }).unwrap();
+    let read: u64 = products.iter().map(|s| s.inputs[1].bytes()).sum();
+    let written: u64 = plan.steps.iter().filter(|s| s.op == "adamw").map(|s| s.inputs[5].bytes()).sum();
+    assert_eq!(bytes(&without) - bytes(&plan), read - written);
 }

@@ -52,7 +52,8 @@ fn bytes_of_every_way_are_those_that_a_run_allocates() {
         }) {
             *match () {
                 () if state.starts_with("grad.") => &mut sums,
-                () if state.starts_with("param.") || !written.contains(&state) => &mut weights,
+                () if state.starts_with("param.") || state.starts_with("half.") => &mut weights,
+                () if !written.contains(&state) => &mut weights,
                 () => &mut moments,
             } += buffer.bytes();
         }

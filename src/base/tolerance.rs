@@ -16,6 +16,15 @@ pub struct Tolerance {
     pub storing: f64,
 }
 
+/// How far rounding to a dtype moves an element at most, as a share of the largest.
+fn storing(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => f64::powi(2.0, -10),
+        DType::Q8_0 => (1.0 + f64::powi(2.0, -10)) / 254.0,
+        _ => 0.0,
+    }
+}
+
 impl Tolerance {
     /// The bar for strict f32 with reductions of length `reduction`.
     pub fn f32(reduction: usize) -> Self {
@@ -26,12 +35,7 @@ impl Tolerance {
     /// round either way. Q8_0's nearest multiple of a block's scale is half a scale away at most, and the scale, a 127th
     /// of the block's largest element, is an f16 itself. Other dtypes are only read.
     pub fn stored_as(self, dtype: DType) -> Self {
-        let storing = match dtype {
-            DType::F16 => f64::powi(2.0, -10),
-            DType::Q8_0 => (1.0 + f64::powi(2.0, -10)) / 254.0,
-            _ => 0.0,
-        };
-        Tolerance { storing, ..self }
+        Tolerance { storing: storing(dtype), ..self }
     }
 
     /// The bar for sums of which one factor of each product is rounded to f16 after it was computed: 2^-11 of it, and as
@@ -41,10 +45,11 @@ impl Tolerance {
         Tolerance { storing: f64::powi(2.0, -10), ..self }
     }
 
-    /// Largest admissible elementwise error for a result whose reference is `r`.
+    /// Largest admissible elementwise error for a result whose reference is `r`; of one in f16 what storing it adds is in it.
     pub fn bound(&self, r: &Array) -> f64 {
         let largest = || r.data.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
-        let storing = if self.storing > 0.0 { self.storing * largest() } else { 0.0 };
+        let share = self.storing.max(storing(r.ty.dtype));
+        let storing = if share > 0.0 { share * largest() } else { 0.0 };
         self.c * self.epsilon * (self.reduction as f64).sqrt() * r.rms() + storing
     }
 

@@ -8,7 +8,7 @@ use crate::model::ModelConfig;
 use crate::optim::KEEP;
 use crate::parallel::Mesh;
 use crate::run::{Executor, States, Watch, overlap};
-use crate::train::{Recipe, fill, plans};
+use crate::train::{Recipe, fill, optimizer, plans};
 use pollster::block_on;
 use serde::Serialize;
 use std::fmt;
@@ -63,7 +63,7 @@ async fn rank(gpu: &Gpu, comm: LocalComm, config: &ModelConfig, batch: [usize; 2
     let mut states = States::new(gpu);
     let mut executor = Executor::new(gpu, &plan, &mut states).await?;
     executor.join(Arc::new(comm)).await?;
-    fill(config, &mut executor, &states).await?;
+    fill(config, &optimizer(&recipe), &mut executor, &mut states).await?;
     executor.set(KEEP, &[0.0f32])?;
     // The first run makes room.
     executor.run().await?;

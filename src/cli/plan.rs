@@ -70,6 +70,9 @@ pub struct PlanArgs {
     /// `f32`, or `mixed`, as of `danlu train`.
     #[arg(long, value_name = "f32|mixed")]
     precision: Option<Precision>,
+    /// With mixed precision: whether weights are kept in f16 as well, two bytes a parameter [default: true].
+    #[arg(long, value_name = "true|false")]
+    weight_copies: Option<bool>,
     /// Room at other ranks' experts, as of `danlu train` [default: for all that may come].
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, conflicts_with_all = ["measure", "nodes"])]
     expert_capacity: Option<f64>,
@@ -179,6 +182,7 @@ impl PlanArgs {
         put(&self.clip, &mut r.clip);
         put(&self.ema, &mut r.ema);
         put(&self.precision, &mut r.precision);
+        put(&self.weight_copies, &mut r.weight_copies);
         r.memory = self.memory.or(r.memory);
         r.lora = self.adapters.over(r.lora);
         if self.dpo {
@@ -334,9 +338,10 @@ fn json(plan: &Plan, answered: Option<(&Answer, &Planned)>, seconds: Option<&[f6
 /// the printed plan says.
 async fn measure(args: &PlanArgs, recipe: &Recipe, config: &ModelConfig) -> Result<()> {
     let gpu = Gpu::open(&args.adapter.selector()).await?;
-    let plan = train_plan(config, recipe.batch, recipe.seq, &optimizer(recipe), gpu.limits(), &mut First)?;
+    let optimizer = optimizer(recipe);
+    let plan = train_plan(config, recipe.batch, recipe.seq, &optimizer, gpu.limits(), &mut First)?;
     let mut tuner = Tuner::new(&gpu, TuneMode::Full, None);
-    let recorded = training_steps(&gpu, &mut tuner, config, &plan, 1).await?;
+    let recorded = training_steps(&gpu, &mut tuner, (config, &optimizer), &plan, 1).await?;
     if args.json {
         let mut seconds = vec![0.0; plan.steps.len()];
         recorded.runs.iter().flat_map(|r| &r.device).for_each(|s| seconds[s.step] += s.end - s.begin);

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::infer::{Options, Sampling};
 use crate::model::{ModelConfig, find_config};
+use crate::optim::Optimizer;
 use crate::run::{Class, Executor, Recorder, Roofline, Run, States, TuneMode, Tuner};
 use crate::store::Checkpoint;
 use crate::store::atomic::write_file;
@@ -86,7 +87,7 @@ pub async fn profile(args: ProfileArgs) -> Result<()> {
                 train_plan(config, args.batch, args.seq, &optimizer, gpu.limits(), chooser)
             })
             .await?;
-            let recorded = training_steps(&gpu, &mut tuner, config, &plan, args.steps).await?;
+            let recorded = training_steps(&gpu, &mut tuner, (config, &optimizer), &plan, args.steps).await?;
             (recorded, Some(plan.totals().device_bytes()))
         }
         (None, Some(checkpoint)) => (generation(&gpu, &mut tuner, checkpoint, &args).await?, None),
@@ -100,7 +101,7 @@ pub async fn profile(args: ProfileArgs) -> Result<()> {
 pub(super) async fn training_steps(
     gpu: &Gpu,
     tuner: &mut Tuner,
-    config: &ModelConfig,
+    (config, optimizer): (&ModelConfig, &Optimizer),
     plan: &Plan,
     steps: u64,
 ) -> Result<Recorded> {
@@ -110,7 +111,7 @@ pub(super) async fn training_steps(
     }
     let mut states = States::new(gpu);
     let mut executor = Executor::new(gpu, plan, &mut states).await?;
-    fill(config, &mut executor, &states).await?;
+    fill(config, optimizer, &mut executor, &mut states).await?;
     // The first run also pays for page faults and the driver's lazy work.
     executor.run().await?;
     let start = Instant::now();

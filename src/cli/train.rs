@@ -73,6 +73,9 @@ pub struct TrainArgs {
     /// `f32`, or `mixed`: products round their operands to f16, and the loss is scaled.
     #[arg(long, value_name = "f32|mixed")]
     precision: Option<Precision>,
+    /// With mixed precision: whether weights are kept in f16 as well, as products read them, two bytes a parameter [default: true].
+    #[arg(long, value_name = "true|false")]
+    weight_copies: Option<bool>,
     /// How parameters follow from gradients [default: adamw].
     #[arg(long, value_name = "adamw|adamw8bit|muon|sgd")]
     optimizer: Option<Rule>,
@@ -303,6 +306,7 @@ impl TrainArgs {
         put(&self.batch, &mut r.batch);
         put(&self.seq, &mut r.seq);
         put(&self.precision, &mut r.precision);
+        put(&self.weight_copies, &mut r.weight_copies);
         put(&self.accumulate, &mut r.accumulate);
         put(&self.optimizer, &mut r.optimizer);
         put(&self.update, &mut r.update);

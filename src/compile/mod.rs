@@ -51,11 +51,7 @@ pub fn compile_steps(graph: &Graph, limits: &Limits, chooser: &mut dyn Chooser) 
 /// # Errors
 /// As [`compile`].
 pub fn optimise(graph: &Graph, limits: &Limits) -> Result<Graph> {
-    let mut graph = graph.clone();
-    while let Some(expanded) = expand::expand(&graph, limits)? {
-        graph = expanded;
-    }
-    let graph = prune::prune(&graph)?;
+    let graph = prune::prune(&expanded(graph, limits)?)?;
     let graph = join::join(&graph, limits)?;
     let graph = join_grad::join_gradients(&graph, limits)?;
     let graph = prune::prune(&graph)?;
@@ -65,4 +61,16 @@ pub fn optimise(graph: &Graph, limits: &Limits) -> Result<Graph> {
     let graph = fuse::fuse_pairs(&graph, limits)?;
     let graph = prune::prune(&graph)?;
     place::own_members(&graph)
+}
+
+/// A graph with the parts of composite operators in their place, which is where [`optimise`] begins.
+///
+/// # Errors
+/// If parts do not fit, which would be a bug of the operator.
+pub fn expanded(graph: &Graph, limits: &Limits) -> Result<Graph> {
+    let mut graph = graph.clone();
+    while let Some(expanded) = expand::expand(&graph, limits)? {
+        graph = expanded;
+    }
+    Ok(graph)
 }

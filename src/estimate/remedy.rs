@@ -5,7 +5,7 @@ use crate::base::{Bytes, Limits};
 use crate::compile::{First, human_bytes};
 use crate::nn::{BaseDtype, LoraConfig};
 use crate::optim::{Rule, Update};
-use crate::train::Recipe;
+use crate::train::{Recipe, optimizer};
 
 /// Fewest tokens of a sequence that are proposed.
 const SHORTEST: usize = 64;
@@ -69,6 +69,9 @@ fn smaller(recipe: &Recipe) -> Vec<Recipe> {
 /// Flags, and the recipe with them.
 fn ways(recipe: &Recipe) -> Vec<(&'static str, Recipe)> {
     let mut all = Vec::new();
+    if optimizer(recipe).copies {
+        all.push(("--weight-copies false", Recipe { weight_copies: false, ..recipe.clone() }));
+    }
     if recipe.lora.is_none() {
         let eight = Recipe { optimizer: Rule::AdamW8bit, ..recipe.clone() };
         let layer = Recipe { update: Update::Layer, accumulate: 1, ..eight.clone() };

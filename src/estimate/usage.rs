@@ -1,6 +1,7 @@
 //! Bytes on the device by what they are for.
 
 use crate::compile::{Binding, BufferKind, Plan, Tenant};
+use crate::optim::Optimizer;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -8,7 +9,7 @@ use std::collections::BTreeSet;
 /// the kinds are all that the plan's buffers take, to the byte.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
-    /// Parameters, those that are trained and those that are not.
+    /// Parameters, those that are trained and those that are not, and copies of them.
     pub weights: u64,
     /// What the optimizer keeps from step to step.
     pub moments: u64,
@@ -44,7 +45,9 @@ impl Usage {
         let mut arenas = 0;
         for buffer in &plan.buffers {
             *match &buffer.kind {
-                BufferKind::State(name) if name.starts_with("param.") || !written.contains(name.as_str()) => {
+                BufferKind::State(name)
+                    if name.starts_with("param.") || Optimizer::is_copy(name) || !written.contains(name.as_str()) =>
+                {
                     &mut usage.weights
                 }
                 // Of several batches a step, in which they are added up.

@@ -14,8 +14,8 @@ pub const BLOCK: usize = 256;
 ///
 /// The moments are of the whole page, or of g's elements only. Inputs: p; the moments' codes, u32 `[⌈N/2⌉]`, each of
 /// two elements, from the lowest byte m, v, m, v; their scales, f32 `[2·⌈N/256⌉]`, m's and v's of each block, the
-/// largest magnitude in it; g `[N]`; [`AdamW8::codes`]; then as [`super::AdamW`] what the judge tells, and the table of
-/// gaps. The first three are states. Output: of every block of
+/// largest magnitude in it; g `[N]`; [`AdamW8::codes`]; then as [`super::AdamW`] what the judge tells, and a copy or the table
+/// of gaps, not both, for which adapters have no bindings. The first three and the copy are states. Output: of every block of
 /// a part the sum of the squares of what was added to p.
 ///
 /// Moments are their code times their scale, move in f32, update p as they are, and are rounded to the nearest code, as
@@ -32,9 +32,15 @@ pub struct AdamW8 {
     pub start: usize,
     /// The page's parts.
     pub parts: Vec<Part>,
+    /// The first element of the page that the copy is of, a multiple of 128; none where there is no copy.
+    pub copied: Option<usize>,
 }
 
 impl AdamW8 {
+    fn given(&self) -> update::Given {
+        update::Given { gradient: 1, start: self.start, copied: self.copied }
+    }
+
     /// What the codes of m stand for, and those of v: bitsandbytes' dynamic map with a sign, and without. The exponent takes
     /// as many bits as it has leading zeros, the rest is a fraction.
     pub fn codes() -> Vec<f32> {
@@ -129,8 +135,10 @@ impl Op for AdamW8 {
                 "takes p, moments, scales, g, codes, what it is told, and the table of gaps if there are any".into()
             );
         };
-        let gradient = update::Gradient { input: 1, start: self.start };
-        update::check(&[&[*p, *g], rest].concat(), 2, gradient, &self.parts)?;
+        update::check(&[&[*p, *g], rest].concat(), 2, self.given(), &self.parts)?;
+        if self.copied.is_some() && rest.len() > 2 {
+            return Err("a page with a copy has no gaps".into());
+        }
         let whole = **moments == Self::codes_type(p.shape.elements());
         let n = if whole { p } else { g }.shape.elements();
         if **moments != Self::codes_type(n) || **scales != Self::scales_type(n) || **codes != TensorType::f32([512]) {
@@ -145,14 +153,17 @@ impl Op for AdamW8 {
     }
 
     fn writes(&self) -> Vec<usize> {
-        vec![0, 1, 2]
+        [0, 1, 2].into_iter().chain(self.given().rest(5).0).collect()
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let workgroup = if limits.is_cpu { 8 } else { 32 };
         let mut kernel = Kernel::new("adamw8", format!("lanes_{workgroup}"))
             .constant("WORKGROUP", workgroup)
-            .constant("GAPS", io.inputs.len() - 6);
+            .constant("GAPS", io.inputs.len() - self.given().rest(5).1);
+        if self.copied.is_some() {
+            kernel = kernel.constant("COPY", 1).constant("HALF", 1);
+        }
         // Whole blocks, whose codes begin at an aligned byte.
         let whole = io.inputs[1] == Self::codes_type(io.inputs[0].shape.elements());
         let kept = if whole { 0 } else { self.start };
@@ -176,7 +187,14 @@ impl Op for AdamW8 {
                     .param("beta1", self.beta1)
                     .param("beta2", self.beta2)
                     .param("epsilon", self.epsilon);
-                for (name, i) in [("scales", 2), ("codes", 4), ("told", 5), ("gaps", 6)] {
+                let (copy, table) = self.given().rest(5);
+                d = match copy {
+                    Some(copy) => {
+                        self.given().bind_copy(d, (copy, io.inputs[copy].shape.elements()), [start, count, 1])
+                    }
+                    None => d.param("copied", 0usize).param("copies", 0usize),
+                };
+                for (name, i) in [("scales", 2), ("codes", 4), ("told", 5), ("gaps", table)] {
                     if let Some(ty) = io.inputs.get(i) {
                         d = d.bind(name, Operand::Input(i), 0, ty.bytes());
                     }
@@ -192,7 +210,10 @@ impl Op for AdamW8 {
     fn cost(&self, io: &Io) -> Cost {
         let n = io.inputs[3].shape.elements() as u64;
         // p and g in f32, two codes, and a share of two scales.
-        Cost { flops: 40 * n, bytes: n * (2 * 4 + 4 + 2 * 2) + 2 * n.div_ceil(BLOCK as u64) * 8 }
+        Cost {
+            flops: 40 * n,
+            bytes: n * (2 * 4 + 4 + 2 * 2) + 2 * n.div_ceil(BLOCK as u64) * 8 + update::copy_bytes(io),
+        }
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
@@ -200,12 +221,15 @@ impl Op for AdamW8 {
         let [lr, bias1, bias2, factor] = inputs[5].data[..] else { unreachable!("checked when the node was made") };
         let [mut p, mut moments, mut scales] = [0, 1, 2].map(|i| inputs[i].clone());
         if factor == 0.0 {
-            return vec![Array::zeros(update::added_type(&self.parts, self.start, BLOCK).shape), p, moments, scales];
+            let added = Array::zeros(update::added_type(&self.parts, self.start, BLOCK).shape);
+            let copy = self.given().copy(inputs, 5, &p, 0..0);
+            return [added, p, moments, scales].into_iter().chain(copy).collect();
         }
         let (signed, unsigned) = inputs[4].data.split_at(256);
         let whole = inputs[1].data.len() == inputs[0].data.len().div_ceil(2);
         let kept = if whole { 0 } else { self.start };
         let code = |i: usize, byte: usize| (inputs[1].data[i / 2] as u32 >> (16 * (i % 2) + 8 * byte) & 255) as usize;
+        let table = inputs.get(self.given().rest(5).1);
         let end = self.start + inputs[3].data.len();
         moments.data[(self.start - kept) / 2..(end - kept).div_ceil(2)].fill(0.0);
         for start in (self.start..end).step_by(BLOCK) {
@@ -213,7 +237,7 @@ impl Op for AdamW8 {
             let (m_scale, v_scale) = (inputs[2].data[2 * block], inputs[2].data[2 * block + 1]);
             let mut new = Vec::new();
             for i in start..end.min(start + BLOCK) {
-                if gaps::contains(inputs.get(6), i) {
+                if gaps::contains(table, i) {
                     new.push((0.0, 0.0));
                     continue;
                 }
@@ -234,7 +258,9 @@ impl Op for AdamW8 {
             }
             (scales.data[2 * block], scales.data[2 * block + 1]) = most;
         }
-        vec![update::added([&inputs[0], &p], &self.parts, self.start, BLOCK), p, moments, scales]
+        let copy = self.given().copy(inputs, 5, &p, self.start..end);
+        let added = update::added([&inputs[0], &p], &self.parts, self.start, BLOCK);
+        [added, p, moments, scales].into_iter().chain(copy).collect()
     }
 }
 

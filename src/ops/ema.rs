@@ -17,6 +17,8 @@ pub struct Ema {
 }
 
 impl Ema {
+    const GIVEN: update::Given = update::Given { gradient: 1, start: 0, copied: None };
+
     fn parts(&self) -> [Part; 1] {
         [Part { end: self.elements, rate: 1.0, decay: 0.0 }]
     }
@@ -28,7 +30,7 @@ impl Op for Ema {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        update::check(inputs, 2, update::Gradient { input: 1, start: 0 }, &self.parts()).map(|()| vec![])
+        update::check(inputs, 2, Ema::GIVEN, &self.parts()).map(|()| vec![])
     }
 
     fn writes(&self) -> Vec<usize> {
@@ -36,15 +38,7 @@ impl Op for Ema {
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        vec![update::kernel(
-            "ema",
-            io,
-            limits,
-            &["average", "p"],
-            update::Gradient { input: 1, start: 0 },
-            &self.parts(),
-            &[("rest", self.rest)],
-        )]
+        vec![update::kernel("ema", io, limits, &["average", "p"], Ema::GIVEN, &self.parts(), &[("rest", self.rest)])]
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -46,6 +46,11 @@ impl Tier {
     pub(super) fn constant(self, name: &'static str, value: usize) -> Self {
         Tier { kernel: self.kernel.constant(name, value), ..self }
     }
+
+    /// For kernels that read B by four elements: whether in f16 they can, rows of so many.
+    fn fours(self, dtype: DType, row: usize) -> Self {
+        if dtype == DType::F16 && row.is_multiple_of(4) { self.constant("FOURS_F16", 1) } else { self }
+    }
 }
 
 /// Tiles of `matmul_tile.wgsl` on a GPU.
@@ -142,7 +147,7 @@ impl MatMul {
         let fits = |&([m, n], _): &([usize; 2], usize)| m <= 64 || m <= p.sizes.m && n <= p.sizes.n;
         let block = |([m, n], k): ([usize; 2], usize)| {
             let tier = self.tier("matmul_block", format!("block_{m}x{n}"), p.dtype, [m, n]);
-            tier.constant("TILE_M", m).constant("TILE_N", n).constant("TILE_K", k)
+            tier.constant("TILE_M", m).constant("TILE_N", n).constant("TILE_K", k).fours(p.dtype, row_b)
         };
         BLOCKS.into_iter().filter(fits).map(block).collect()
     }
@@ -213,13 +218,15 @@ impl MatMul {
         }
         // As even as may be.
         let rows = s.m.div_ceil(s.m.div_ceil(OWN[0])).next_multiple_of(4);
-        Some(self.tier("matmul_own", format!("own_64x{}", OWN[1]), dtype, [rows, OWN[1]]).constant("OWN", 1))
+        let tier = self.tier("matmul_own", format!("own_64x{}", OWN[1]), dtype, [rows, OWN[1]]);
+        Some(tier.constant("OWN", 1).fours(dtype, 4))
     }
 
     fn rows(&self, s: Sizes, dtype: DType) -> Tier {
         let groups = if s.m <= 8 { 1 } else { 2 };
         let vector_a = s.k.is_multiple_of(4) && (!self.transpose_a || s.m.is_multiple_of(4));
-        let vector_b = dtype.is_packed() || if self.transpose_b { s.k } else { s.n }.is_multiple_of(4);
+        let row_b = if self.transpose_b { s.k } else { s.n };
+        let vector_b = dtype.is_packed() || row_b.is_multiple_of(4);
         let name = format!("rows_{}x{ROWS_COLUMNS}", 8 * groups);
         self.tier("matmul_rows", name, dtype, [8 * groups, 8 * ROWS_COLUMNS])
             .constant("GROUPS", groups)
@@ -227,6 +234,7 @@ impl MatMul {
             .constant("VECTOR_A", usize::from(vector_a))
             .constant("VECTOR_B", usize::from(vector_b))
             .constant("TAIL", usize::from(!s.k.is_multiple_of(4)))
+            .fours(dtype, row_b)
     }
 
     /// A candidate by this shader, with what all of them are told of the product.

@@ -14,6 +14,7 @@ mod attention_split;
 mod attention_tiles;
 mod batch_mean;
 mod cache_write;
+mod cast;
 mod collective;
 mod copy;
 mod cross_entropy;
@@ -75,6 +76,7 @@ pub use attention_part::{AttentionCombine, AttentionPart, cached_attention};
 pub(crate) use attention_sizes::is_packed;
 pub use batch_mean::BatchMean;
 pub use cache_write::CacheWrite;
+pub use cast::Cast;
 pub use collective::{
     AllGather, AllReduce, AllToAll, Along, GatherState, Receive, ReduceScatter, ScatterState, Send, Shift, Spread,
     SumState,
@@ -115,4 +117,4 @@ pub use softmax::{Softmax, SoftmaxGrad};
 pub use sum_squares::{GlobalNorm, SumParts, SumSquares};
 pub use take_rows::TakeRows;
 pub use top_k::TopK;
-pub use update::Part;
+pub use update::{COPIES, Part};

@@ -21,8 +21,8 @@ pub struct MuonMomentum {
     pub nesterov: bool,
 }
 
-/// p -= lr·rate·decay·p + lr·adjusted·x. Inputs: the page of p, a state; x `[R,C]`; what the judge tells. The output is
-/// that of [`super::AdamW`].
+/// p -= lr·rate·decay·p + lr·adjusted·x. Inputs: the page of p, a state; x `[R,C]`; what the judge tells; a copy where there is
+/// one. The output is that of [`super::AdamW`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct MuonUpdate {
     /// The matrix's first element in the page, a multiple of 64.
@@ -33,6 +33,8 @@ pub struct MuonUpdate {
     pub decay: f32,
     /// Times the learning rate, for the step along x.
     pub adjusted: f32,
+    /// The first element of the page that the copy is of, a multiple of 128; none where there is no copy.
+    pub copied: Option<usize>,
 }
 
 impl Op for MuonMomentum {
@@ -74,6 +76,10 @@ impl Op for MuonMomentum {
 }
 
 impl MuonUpdate {
+    fn given(&self) -> update::Given {
+        update::Given { gradient: 1, start: self.start, copied: self.copied }
+    }
+
     fn part(&self, x: &TensorType) -> [Part; 1] {
         [Part { end: self.start + x.shape.elements(), rate: self.rate, decay: self.decay }]
     }
@@ -85,33 +91,46 @@ impl Op for MuonUpdate {
     }
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
-        in_page::check(inputs, self.start, 4)?;
+        let (own, copy) = inputs.split_at(inputs.len().min(3));
+        in_page::check(own, self.start, 4)?;
+        match (self.copied, copy) {
+            (None, []) => {}
+            (Some(_), [copy]) => {
+                self.given().check_copy(copy, inputs[0].shape.elements(), &self.part(inputs[1]))?;
+            }
+            _ => return Err("takes a page, a tensor, what it is told, and a copy where there is one".into()),
+        }
         Ok(vec![update::added_type(&self.part(inputs[1]), self.start, RUN)])
     }
 
     fn writes(&self) -> Vec<usize> {
-        vec![0]
+        [0].into_iter().chain(self.given().rest(2).0).collect()
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
-        let (gradient, parts) = (update::Gradient { input: 1, start: self.start }, self.part(&io.inputs[1]));
-        vec![update::kernel("muon_update", io, limits, &["p", "x"], gradient, &parts, &[("adjusted", self.adjusted)])]
+        let (parts, params) = (self.part(&io.inputs[1]), [("adjusted", self.adjusted)]);
+        vec![update::kernel("muon_update", io, limits, &["p", "x"], self.given(), &parts, &params)]
     }
 
     fn cost(&self, io: &Io) -> Cost {
         let x = &io.inputs[1];
-        Cost { flops: 6 * x.shape.elements() as u64, bytes: 3 * x.bytes() }
+        let copied = if self.copied.is_some() { x.bytes() / 2 } else { 0 };
+        Cost { flops: 6 * x.shape.elements() as u64, bytes: 3 * x.bytes() + copied }
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let (mut p, lr) = (inputs[0].clone(), inputs[2].data[0]);
-        if inputs[2].data[3] != 0.0 {
+        let counts = inputs[2].data[3] != 0.0;
+        if counts {
             let (decay, step) = (lr * f64::from(self.rate) * f64::from(self.decay), lr * f64::from(self.adjusted));
             for (i, x) in inputs[1].data.iter().enumerate() {
                 let p = &mut p.data[self.start + i];
                 *p = *p - *p * decay - step * x;
             }
         }
-        vec![update::added([&inputs[0], &p], &self.part(&inputs[1].ty), self.start, RUN), p]
+        let updated = if counts { self.start..self.start + inputs[1].data.len() } else { 0..0 };
+        let copy = self.given().copy(inputs, 2, &p, updated);
+        let added = update::added([&inputs[0], &p], &self.part(&inputs[1].ty), self.start, RUN);
+        [added, p].into_iter().chain(copy).collect()
     }
 }

@@ -2,12 +2,12 @@
 
 use super::table::{Case, Draw, below, normal, positive};
 use super::{
-    Accumulate, AdamW, AdamW8, Along, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyMerge, CrossEntropyUpdate,
+    Accumulate, AdamW, AdamW8, Along, Cast, CrossEntropyGrad, CrossEntropyLoss, CrossEntropyMerge, CrossEntropyUpdate,
     Dropout, Ema, GlobalNorm, IGNORE, Judge, LinearCrossEntropy, LinearCrossEntropyGrad, LinearCrossEntropyPart,
     LinearLogProbs, LinearLogProbsGrad, LinearLogProbsPart, LogProbs, LogProbsGrad, MuonMomentum, MuonUpdate, Operands,
     Part, PutRows, Sgd, SumParts, SumSquares, Words,
 };
-use crate::base::{Axis, TensorType};
+use crate::base::{Axis, DType, TensorType};
 
 type Input = (TensorType, Draw);
 
@@ -136,17 +136,17 @@ fn dropout() -> Vec<Case> {
 fn optimizer() -> Vec<Case> {
     let part = |end, rate, decay| Part { end, rate, decay };
     let two = |middle, end| vec![part(middle, 1.0, 0.1), part(end, 0.5, 0.0)];
-    let adamw = |parts| AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, start: 0, parts };
-    let sgd = |momentum, nesterov, parts| Sgd { momentum, nesterov, start: 0, parts };
+    let adamw = |parts| AdamW { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, start: 0, parts, copied: None };
+    let sgd = |momentum, nesterov, parts| Sgd { momentum, nesterov, start: 0, parts, copied: None };
     let momentum = |start, nesterov| MuonMomentum { start, momentum: 0.95, nesterov };
-    let muon = |start| MuonUpdate { start, rate: 0.5, decay: 0.1, adjusted: 0.75 };
+    let muon = |start| MuonUpdate { start, rate: 0.5, decay: 0.1, adjusted: 0.75, copied: None };
     let page = |n: usize| [normal([n]), normal([n]), positive([n]), normal([n])];
     let told = |factor| given([4], &[0.125, 2.5, 5.25, factor]);
     let gaps = || (TensorType::u32([3, 2]), Draw::Given([5, 9, 64, 128, 190, 200].map(f64::from).to_vec()));
     let inputs = |n, factor| [&page(n)[..], &[told(factor)]].concat();
     let plain = |n, factor| vec![normal([n]), normal([n]), told(factor)];
     let heavy = |n, factor| vec![normal([n]), normal([n]), normal([n]), told(factor)];
-    let adamw8 = |parts| AdamW8 { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, start: 0, parts };
+    let adamw8 = |parts| AdamW8 { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, start: 0, parts, copied: None };
     let codes = || given([512], &AdamW8::codes().iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
     let bytes = |n: usize, factor| {
         let word = |i: usize| (i as u32).wrapping_mul(0x9e37_79b9);
@@ -173,6 +173,9 @@ fn optimizer() -> Vec<Case> {
     let infinite = f64::INFINITY;
     let tokens = |ids: &[u32]| (TensorType::u32([ids.len()]), Draw::Given(ids.iter().map(|&id| id.into()).collect()));
     let scattered: Vec<u32> = (0..33).map(|i| i * 7 % 48).collect();
+    let half = |n: usize| (TensorType { shape: [n].into(), dtype: DType::F16 }, Draw::Normal);
+    let adamw_copy = |first, parts| AdamW { copied: Some(first), ..adamw(parts) };
+    let copied = |op: AdamW8| AdamW8 { copied: Some(128), ..op };
     vec![
         Case::new("", SumSquares, &[normal([1000])]),
         Case::new("parts", SumSquares, &[normal([40_000])]),
@@ -236,5 +239,51 @@ fn optimizer() -> Vec<Case> {
         Case::new("odd", muon(0), &[normal([200]), normal([3, 5]), told(0.5)]),
         Case::new("left out", muon(0), &[normal([700]), normal([25, 24]), told(0.0)]),
         Case::new("gaps", sgd(0.9, true, two(128, 300)), &[&heavy(300, 0.5)[..], &[gaps()]].concat()),
+        // With a copy of some elements in f16: from within a part, over two, to the end, of none that are updated.
+        Case::new(
+            "copy",
+            adamw_copy(128, vec![part(20_000, 1.0, 0.1)]),
+            &[&inputs(20_000, 0.25)[..], &[half(9_000)]].concat(),
+        ),
+        Case::new(
+            "copy of two parts",
+            adamw_copy(128, two(512, 778)),
+            &[&inputs(778, 0.25)[..], &[half(632)]].concat(),
+        ),
+        Case::new("copy, left out", adamw_copy(0, two(256, 777)), &[&inputs(777, 0.0)[..], &[half(512)]].concat()),
+        Case::new(
+            "copy, gaps",
+            adamw_copy(128, two(128, 300)),
+            &[&inputs(300, 0.5)[..], &[half(168), gaps()]].concat(),
+        ),
+        Case::new("copy", copied(adamw8(two(256, 777))), &[&bytes(777, 0.5)[..], &[half(384)]].concat()),
+        Case::new("copy, left out", copied(adamw8(two(256, 300))), &[&bytes(300, 0.0)[..], &[half(128)]].concat()),
+        Case::new(
+            "copy",
+            Sgd { copied: Some(0), ..sgd(0.9, true, two(128, 264)) },
+            &[&heavy(264, 0.5)[..], &[half(64)]].concat(),
+        ),
+        Case::new(
+            "copy, odd",
+            Sgd { copied: Some(0), ..sgd(0.0, false, two(128, 263)) },
+            &[&plain(263, 0.5)[..], &[half(260)]].concat(),
+        ),
+        Case::new(
+            "copy",
+            MuonUpdate { copied: Some(128), ..muon(256) },
+            &[normal([700]), normal([5, 12]), told(0.5), half(320)],
+        ),
+        Case::new(
+            "copy, odd",
+            MuonUpdate { copied: Some(0), ..muon(256) },
+            &[normal([700]), normal([3, 6]), told(0.5), half(700)],
+        ),
+        Case::new(
+            "copy, left out",
+            MuonUpdate { copied: Some(0), ..muon(0) },
+            &[normal([700]), normal([25, 24]), told(0.0), half(700)],
+        ),
+        Case::new("", Cast { start: 128 }, &[half(20_000), normal([20_200])]),
+        Case::new("all", Cast { start: 0 }, &[half(700), normal([700])]),
     ]
 }

@@ -26,14 +26,22 @@ fn half(dtype: DType) -> Case {
     Case::new(&format!("{dtype} half"), product, &[normal([19, k]), packed(dtype, [9, k])])
 }
 
-/// Weights of f16 are what cooperative matrices take: rows that divide by four and that do not, along k and across it.
+/// Copies in f16 of weights that products round, which kernels of every tier read: forward and back, odd and even, many rows and in
+/// panels.
 fn halves() -> Vec<Case> {
-    let product = |transpose_b| MatMul::new(false, transpose_b).with(Operands::F16);
+    let half = |transpose_b| MatMul::new(false, transpose_b).with(Operands::F16);
+    let weight = |n, k| packed(DType::F16, [n, k]);
+    let layers = PanelMatMul::linear(half(true), vec![128, 64]);
+    let input = PanelMatMul { product: half(false), panelled: Panelled::A, widths: vec![128, 64] };
     vec![
-        Case::new("f16 half", product(true), &[normal([67, 172]), packed(DType::F16, [70, 172])]),
-        Case::new("f16 half odd", product(true), &[normal([2, 5, 38]), packed(DType::F16, [2, 9, 38])]),
-        Case::new("f16 half back", product(false), &[normal([35, 24]), packed(DType::F16, [24, 172])]),
-        Case::new("f16 half back odd", product(false), &[normal([3, 13]), packed(DType::F16, [13, 38])]),
+        Case::new("f16 half", half(true), &[normal([67, 172]), weight(70, 172)]),
+        Case::new("f16 half odd", half(true), &[normal([67, 134]), weight(70, 134)]),
+        Case::new("f16 half batch", half(true), &[normal([2, 5, 38]), packed(DType::F16, [2, 9, 38])]),
+        Case::new("f16 half many", half(true), &[normal([132, 136]), weight(140, 136)]),
+        Case::new("f16 half back odd", half(false), &[normal([67, 131]), weight(131, 70)]),
+        Case::new("f16 half back many", half(false), &[normal([132, 212]), weight(212, 208)]),
+        Case::new("f16 half layers", layers, &[normal([2, 35, 36]), weight(192, 36)]),
+        Case::new("f16 half input", input, &[normal([70 * 192]), weight(192, 96)]),
     ]
 }
 

@@ -1,5 +1,6 @@
 //! Optimizers as graph nodes, scaling of the loss, and the learning rate over time.
 
+mod copies;
 mod judge;
 mod layered;
 mod muon;

@@ -79,6 +79,7 @@ impl Optimizer {
         let place = &layout.pages()[i];
         let parts = self.parts(place);
         let momentum = g.state(&format!("muon_m.{i}"), g.ty(page).clone());
+        let (copied, copy) = self.copy(g, layout, i).unzip();
         let mut added = Vec::new();
         for (n, &start) in place.params.clone().zip(&place.starts) {
             let (spec, part) =
@@ -91,8 +92,8 @@ impl Optimizer {
                 let [rows, columns] = [0, 1].map(|d| whole.shape.dims()[d] as f64);
                 // The root mean square of an update is then that of AdamW's, 0.2 or so, and one rate serves both.
                 let adjusted = f64::from(part.rate) * 0.2 * rows.max(columns).sqrt();
-                let op = MuonUpdate { start, rate: part.rate, decay: part.decay, adjusted: adjusted as f32 };
-                g.apply1(op, &[page, direction, told])
+                let op = MuonUpdate { start, rate: part.rate, decay: part.decay, adjusted: adjusted as f32, copied };
+                g.apply1(op, &[&[page, direction, told], copy.as_slice()].concat())
             })?);
         }
         Ok(added)

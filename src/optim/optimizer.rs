@@ -53,6 +53,8 @@ pub struct Optimizer {
     pub outlier: f64,
     /// Where gradients are of f16 products: how the loss is scaled so that they neither vanish nor overflow.
     pub loss_scaling: Option<LossScaling>,
+    /// There, too: whether copies in f16 of the weights that products round are kept ([`Optimizer::copied`]).
+    pub copies: bool,
     /// Decay of a moving average of the parameters, which is kept beside them; 0 for none.
     pub ema: f64,
     /// Parameters with settings of their own.
@@ -74,6 +76,7 @@ impl Default for Optimizer {
             max_norm: 1.0,
             outlier: 0.0,
             loss_scaling: None,
+            copies: false,
             ema: 0.0,
             settings: Vec::new(),
             update: Update::Step,
@@ -341,7 +344,10 @@ impl Optimizer {
                 } else {
                     let (stretch, gaps) = match is_part {
                         true => (Stretch::part(i, page, state, elements.clone()), gap_constant(g, &page.gaps)),
-                        false => (Stretch::whole(i, own, state), gaps[i].clone()),
+                        false => {
+                            let copy = self.copy(g, layout, i);
+                            (Stretch { copy, ..Stretch::whole(i, own, state) }, gaps[i].clone())
+                        }
                     };
                     added.push(self.plain(g, stretch, &[&[gradients.pages[i], told], gaps.as_slice()].concat())?);
                 }
@@ -362,7 +368,9 @@ impl Optimizer {
 
     /// One update of a stretch of a page, whose gradient and what follows it `rest` is; gives sums of squares of what it adds.
     pub(super) fn plain(&self, g: &mut Graph, stretch: Stretch, rest: &[Value]) -> Result<Value> {
-        let Stretch { index: i, page, state, elements, kept } = stretch;
+        let Stretch { index: i, page, state, elements, kept, copy } = stretch;
+        let (copied, copy) = copy.unzip();
+        let rest = [&rest[..2], copy.as_slice(), &rest[2..]].concat();
         let (ty, start) = (TensorType::f32([kept]), elements.start);
         let mut parts: Vec<Part> = self.parts(page).into_iter().filter(|part| part.end > start).collect();
         parts.iter_mut().for_each(|part| part.end = part.end.min(elements.end));
@@ -372,7 +380,7 @@ impl Optimizer {
             Rule::AdamW | Rule::Muon => {
                 let [m, v] = ["adam_m", "adam_v"].map(|name| g.state(&format!("{name}.{i}"), ty.clone()));
                 let [beta1, beta2, epsilon] = [self.beta1, self.beta2, self.epsilon].map(|x| x as f32);
-                g.apply1(AdamW { beta1, beta2, epsilon, start, parts }, &[&[state, m, v], rest].concat())
+                g.apply1(AdamW { beta1, beta2, epsilon, start, parts, copied }, &[&[state, m, v], &rest[..]].concat())
             }
             Rule::AdamW8bit => {
                 let moments = g.state(&format!("{CODES}.{i}"), AdamW8::codes_type(kept));
@@ -381,12 +389,12 @@ impl Optimizer {
                 let codes = g.constant("codes", TensorType::f32([512]), codes);
                 let [beta1, beta2, epsilon] = [self.beta1, self.beta2, self.epsilon].map(|x| x as f32);
                 let inputs = [&[state, moments, scales, rest[0], codes], &rest[1..]].concat();
-                let sums = g.apply1(AdamW8 { beta1, beta2, epsilon, start, parts }, &inputs)?;
+                let sums = g.apply1(AdamW8 { beta1, beta2, epsilon, start, parts, copied }, &inputs)?;
                 // One of each block: many, of which one workgroup alone would take long.
                 g.sum_to(sums, &TensorType::f32([1]))
             }
             Rule::Sgd => {
-                let sgd = Sgd { momentum: self.momentum as f32, nesterov: self.nesterov, start, parts };
+                let sgd = Sgd { momentum: self.momentum as f32, nesterov: self.nesterov, start, parts, copied };
                 let m = (self.momentum != 0.0).then(|| g.state(&format!("momentum.{i}"), ty));
                 let inputs = [&[state, rest[0]], m.as_slice(), &rest[1..]].concat();
                 g.apply1(sgd, &inputs)
@@ -430,17 +438,19 @@ pub(super) struct Stretch<'a> {
     pub(super) elements: Range<usize>,
     /// How many elements the moments have: the page's, or, where others keep the rest, these.
     pub(super) kept: usize,
+    /// A copy in f16, and the page's first element that it is of.
+    pub(super) copy: Option<(usize, Value)>,
 }
 
 impl<'a> Stretch<'a> {
     /// All of a page.
     pub(super) fn whole(index: usize, page: &'a Page, state: Value) -> Stretch<'a> {
-        Stretch { index, page, state, elements: 0..page.elements, kept: page.elements }
+        Stretch { index, page, state, elements: 0..page.elements, kept: page.elements, copy: None }
     }
 
     /// Some elements of one, of which alone there are moments.
     fn part(index: usize, page: &'a Page, state: Value, elements: Range<usize>) -> Stretch<'a> {
-        Stretch { index, page, state, kept: elements.len(), elements }
+        Stretch { index, page, state, kept: elements.len(), elements, copy: None }
     }
 }
 

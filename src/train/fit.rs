@@ -213,7 +213,7 @@ fn plans_of(
     let step = || Work::step(o, layout, config, rows, limits);
     let work = if several { Work::Batch(o, layout) } else { step() };
     let graph_of = |params: &dyn Declare, work| graph(&model, params, rows, work);
-    let graph = axis.batch(&graph_of(&subject, work)?)?;
+    let graph = optimizer.read_copies(&axis.batch(&graph_of(&subject, work)?)?, layout, limits)?;
     let steps = optimise(&graph, limits)?;
     let eval = axis.validation(&optimise(&graph_of(&*subject.whole(), Work::Validation)?, limits)?)?;
     let eval = compile_steps(&eval, limits, chooser)?;

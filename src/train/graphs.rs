@@ -3,6 +3,7 @@
 use super::Recipe;
 use super::load::Load;
 use super::stages::Stages;
+use super::trainer::make_copies;
 use crate::base::{Axis, Limits, Rng, TensorType};
 use crate::compile::{Chooser, Plan, compile};
 use crate::error::{Error, Result};
@@ -226,7 +227,8 @@ pub fn train_graph(
     let layout = optimizer.layout(model.param_specs(), limits.max_buffer_bytes)?;
     let rows =
         Rows { batch, seq, packed: false, sequence: None, dpo: None, mesh: Mesh::ONE, capacity: None, pipeline: None };
-    graph(&model, &layout, rows, Work::step(optimizer, &layout, config, rows, limits))
+    let graph = graph(&model, &layout, rows, Work::step(optimizer, &layout, config, rows, limits))?;
+    optimizer.read_copies(&graph, &layout, limits)
 }
 
 /// Gives a plan of [`train_plan`] fresh parameters and some tokens, so that it can be timed: how long experts take
@@ -234,12 +236,17 @@ pub fn train_graph(
 ///
 /// # Errors
 /// If the device fails.
-pub async fn fill(config: &ModelConfig, executor: &mut Executor, states: &States) -> Result<()> {
-    let limits = states.gpu().limits();
-    let layout = ParamLayout::new(Llama::new(config.clone()).param_specs(), limits.max_buffer_bytes);
+pub async fn fill(
+    config: &ModelConfig,
+    optimizer: &Optimizer,
+    executor: &mut Executor,
+    states: &mut States,
+) -> Result<()> {
+    let layout = optimizer.layout(Llama::new(config.clone()).param_specs(), states.gpu().limits().max_buffer_bytes)?;
     for (i, page) in layout.init(0).iter().enumerate() {
         states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(page)).await?;
     }
+    make_copies(states, optimizer, &layout).await?;
     let count = executor.input("tokens").map_or(0, |ty| ty.shape.elements());
     let mut rng = Rng::new(0, 0);
     let tokens: Vec<u32> = (0..count).map(|_| rng.below(config.vocab_size) as u32).collect();

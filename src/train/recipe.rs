@@ -80,6 +80,8 @@ pub struct Recipe {
     pub precision: Precision,
     /// With mixed precision: steps in a row without an overflow after which the scale of the loss doubles.
     pub loss_scale_interval: u32,
+    /// With mixed precision: whether weights are kept in f16 as well, as products read them, two bytes a parameter.
+    pub weight_copies: bool,
     /// The adapter: a number of `danlu doctor`'s list, or part of a name; without it, the best.
     pub adapter: Option<String>,
     /// Axes along which the work of a step is split over ranks, such as `data=4`. A batch is dealt to the ranks of the data axis in
@@ -199,6 +201,7 @@ impl Default for Recipe {
             memory: None,
             precision: Precision::F32,
             loss_scale_interval: 2_000,
+            weight_copies: true,
             adapter: None,
             mesh: Mesh::ONE,
             interleave: 1,

@@ -22,6 +22,7 @@ const COMMENTS: &[(&str, &str)] = &[
     ("memory", "most device memory, such as \"6GB\"; without it, what the adapter has"),
     ("precision", "\"f32\", or \"mixed\": products of f16 operands, summed in f32"),
     ("loss_scale_interval", "mixed: steps without an overflow after which the scale doubles"),
+    ("weight_copies", "mixed: weights are kept in f16 as well, for products to read; 2 bytes a parameter"),
     ("adapter", "a number of `danlu doctor`'s list, or part of a name"),
     ("mesh", "axes along which ranks share the work, such as \"data=4\""),
     ("interleave", "with a pipeline: stages of each rank"),

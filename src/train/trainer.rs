@@ -11,7 +11,7 @@ use crate::data::{Batch, LoaderState, Prefetch, hash::Hasher};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, host_memory};
 use crate::model::{Llama, ModelConfig};
-use crate::nn::{Adapted, PARAMETERS, ParamLayout};
+use crate::nn::{PARAMETERS, ParamLayout};
 use crate::optim::{EMA, HYPER, JUDGE, KEEP, Optimizer, Schedule, Shard};
 use crate::parallel::Mesh;
 use crate::run::{Choice, Choices, Executor, Recorder, Results, States, bytes_beside, check_memory, device_bytes};
@@ -20,9 +20,12 @@ use crate::store::snapshot::StateSize;
 use std::collections::VecDeque;
 use std::time::Instant;
 
+mod begin;
 mod restore;
 mod whole;
 
+use begin::begin;
+pub(super) use begin::make_copies;
 use restore::of_page;
 
 /// Bytes of states that are hashed at a time.
@@ -195,6 +198,7 @@ impl Trainer {
         }
         runs.push(Run { seq: prepared.loader.longest(), train, eval });
         begin(&mut states, &subject, base, recipe.seed, loaded).await?;
+        make_copies(&mut states, &optimizer, &subject.layout).await?;
         for i in (0..subject.layout.pages().len()).filter(|_| averages) {
             let (page, average) = (states.read(&format!("{PARAMETERS}.{i}")).await?, format!("{EMA}.{i}"));
             let bytes = states.get(&average)?.bytes() as usize;
@@ -207,14 +211,15 @@ impl Trainer {
         let loader = prepared.loader.share(axes.share(), axes.shares());
         let val_batch = loader.empty_batch();
         let loader = Prefetch::new(loader);
-        // Sums are made anew by every step.
+        // Sums are made anew by every step, and copies by whoever reads parameters.
         let written = apply.as_ref().unwrap_or(&plan).written_states().into_iter();
         let size = |(name, bytes): (&str, u64)| {
             let place = of_page(name).map_or(0, |(_, page)| subject.layout.sharers_of(page).place as u64);
             let first = if recipe.shard.divides(name) { place * bytes } else { 0 };
             StateSize { first, ..StateSize::whole(name, bytes) }
         };
-        let written = written.filter(|(name, _)| !Optimizer::is_sum(name)).map(size).collect();
+        let written =
+            written.filter(|(name, _)| !Optimizer::is_sum(name) && !Optimizer::is_copy(name)).map(size).collect();
         let trainer = Trainer {
             model,
             subject,
@@ -468,31 +473,4 @@ impl Trainer {
 
 fn unknown_length() -> Error {
     Error::Graph("a batch has rows of a length that no plan is of".into())
-}
-
-/// Gives the states what they hold before the first step.
-async fn begin(
-    states: &mut States,
-    subject: &Subject,
-    base: Option<&Base>,
-    seed: u64,
-    loaded: &mut dyn FnMut(Loaded),
-) -> Result<()> {
-    match (base, &subject.adapted) {
-        (Some(base), Some(Adapted { base: frozen, lora })) => {
-            base.checkpoint.stream(states, frozen, loaded).await?;
-            match lora {
-                Some(lora) => base.checkpoint.stream_fresh(states, frozen, lora, seed).await,
-                None => Ok(()),
-            }
-        }
-        (Some(base), None) => base.checkpoint.stream_pages(states, &subject.layout, loaded).await,
-        (None, _) => {
-            for (i, page) in subject.layout.init(seed).iter().enumerate() {
-                let own = &page[subject.layout.kept(i)];
-                states.write(&format!("param.{i}"), 0, bytemuck::cast_slice(own)).await?;
-            }
-            Ok(())
-        }
-    }
 }

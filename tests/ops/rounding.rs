@@ -1,10 +1,10 @@
 //! What operands of f16 are rounded to.
 
 use super::{both, gpu, rounds_natively};
-use danlu::base::{Array, TensorType};
+use danlu::base::{Array, DType, TensorType};
 use danlu::gpu::Gpu;
 use danlu::graph::{Io, Kernel, Op};
-use danlu::ops::{MatMul, Operands};
+use danlu::ops::{Cast, MatMul, Operands};
 use danlu::run::run_kernel;
 use pollster::block_on;
 
@@ -22,7 +22,9 @@ fn operands_are_rounded_to_the_nearest_f16() {
     let small = halfway.flat_map(|bits| [bits - 1, bits, bits + 1]);
     let edges = [65504f32, 65519.996, 65520.0, 65536.0].map(f32::to_bits);
     let both_signs = normal.chain(small).chain(edges).flat_map(|bits| [bits, bits | 1 << 31]);
-    assert_rounded(gpu, &both_signs.map(f32::from_bits).collect::<Vec<f32>>(), usize::MAX);
+    let values = both_signs.map(f32::from_bits).collect::<Vec<f32>>();
+    assert_rounded(gpu, &values, usize::MAX);
+    assert_copied(gpu, &values);
     // And all over f32, evenly (Weyl, 1916), in the ways of rounding that no adapter has a part in.
     let all = (0..1 << 17).map(|i: u32| f32::from_bits(i.wrapping_mul(0x9e37_79b1)));
     assert_rounded(gpu, &all.collect::<Vec<f32>>(), 1);
@@ -55,6 +57,24 @@ fn assert_rounded(gpu: &Gpu, values: &[f32], candidates: usize) {
                     x.to_bits()
                 );
             }
+        }
+    }
+}
+
+/// Copies of weights are the nearest f16 to the bit, whatever the adapter makes of small numbers.
+fn assert_copied(gpu: &Gpu, values: &[f32]) {
+    let n = values.len().next_multiple_of(4);
+    let mut column = Array::zeros([n]);
+    column.data.iter_mut().zip(values).for_each(|(x, &value)| *x = f64::from(value));
+    let io =
+        Io { inputs: vec![TensorType { shape: [n].into(), dtype: DType::F16 }, column.ty.clone()], outputs: vec![] };
+    for kernel in both(gpu.limits()).into_iter().flat_map(|limits| Cast { start: 0 }.kernels(&io, &limits)) {
+        let before = Array::new(io.inputs[0].clone(), vec![0.5; n]);
+        let got = block_on(run_kernel(gpu, &kernel, &io, &[before, column.clone()], &[0])).unwrap().remove(0);
+        for (&x, &y) in column.data.iter().zip(&got.data) {
+            let (nearest, bits) = (half::f16::from_f32(x as f32), half::f16::from_f64(y).to_bits());
+            let is_none = x.is_nan() && !y.is_finite();
+            assert!(bits == nearest.to_bits() || is_none, "{}: {x:e} became {y:e}, not {nearest:e}", kernel.variant);
         }
     }
 }

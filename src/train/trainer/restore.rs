@@ -1,5 +1,6 @@
 //! What of a trainer a rank writes down, and how it is put back from what these or other ranks wrote.
 
+use super::begin::make_copies;
 use super::{Progress, Trainer};
 use crate::base::Axis;
 use crate::error::{Error, Result};
@@ -81,6 +82,7 @@ impl Trainer {
                         within that rounding of what it would have been";
             self.notes.push(text.into());
         }
+        make_copies(&mut self.states, &self.optimizer, &self.subject.layout).await?;
         self.loader.restore(progress.loader);
         self.submitted = progress.step;
         self.progress = progress;
