@@ -94,13 +94,13 @@ impl Optimizer {
         let mut rewrite = Rewrite::new(&graph);
         for id in ids(&graph) {
             let node = graph.node(id);
-            if let (Some(op), Some((page, start))) = (node.op(), self.in_copy(&graph, layout, id)) {
+            let part = self.in_copy(&graph, layout, id);
+            let copy = part.and_then(|(page, start)| Some((self.copy(&mut rewrite.new, layout, page)?.1, start)));
+            if let (Some(op), Some((copy, start))) = (node.op(), copy) {
                 let (x, weight) = (rewrite.value(node.inputs[0]), node.inputs[1]);
                 let view = Slice { start, shape: graph.ty(weight).shape.clone() };
                 let name = format!("{}.half", graph.node(weight.node).name);
-                let copy =
-                    self.copy(&mut rewrite.new, layout, page).map(|(_, copy)| copy).into_iter().collect::<Vec<_>>();
-                let half = rewrite.new.apply_named(Arc::new(view), &copy, name)?[0];
+                let half = rewrite.new.apply_named(Arc::new(view), &[copy], name)?[0];
                 let outputs = rewrite.new.apply_named(op.clone(), &[x, half], node.name.clone())?;
                 rewrite.set(id, &outputs);
             } else if matches!(node.kind, Kind::State) {
