@@ -276,8 +276,7 @@ fn kernels_translate_for_every_vendor() {
         let wider = Limits { max_subgroup: 64, ..wide.clone() };
         // As NVIDIA's, with room for every candidate, and as Qualcomm's, whose subgroups are the largest.
         let most = Limits { max_invocations: 1024, ..wide.clone() };
-        let (max_shared_bytes, cooperative) = (32 << 10, Vec::new());
-        let widest = Limits { min_subgroup: 64, max_subgroup: 128, max_shared_bytes, cooperative, ..most.clone() };
+        let widest = Limits { min_subgroup: 64, max_subgroup: 128, max_shared_bytes: 32 << 10, ..most.clone() };
         for limits in [both(&Limits::default()), both(&eight), [wide, wider], [most, widest]].concat() {
             let all = kernels(case, &limits);
             if case.op.name() == "matmul" {
