@@ -29,13 +29,16 @@ pub(super) fn view(graph: &Graph, node: &Node) -> Option<View> {
 
 /// The value behind a chain of whole-tensor views.
 pub(super) fn root(graph: &Graph, value: Value) -> Value {
-    let node = graph.node(value.node);
-    match view(graph, node) {
-        Some(View::Slice(0)) if graph.ty(node.inputs[0]).bytes() == graph.ty(value).bytes() => {
-            root(graph, node.inputs[0])
-        }
-        _ => value,
-    }
+    behind(graph, value).last().expect("the value itself, at least")
+}
+
+/// A value, what it is a whole-tensor view of, and so on.
+fn behind(graph: &Graph, value: Value) -> impl Iterator<Item = Value> {
+    std::iter::successors(Some(value), |&value| {
+        let node = graph.node(value.node);
+        let is_whole = |&before: &Value| graph.ty(before).bytes() == graph.ty(value).bytes();
+        matches!(view(graph, node), Some(View::Slice(0))).then(|| node.inputs[0]).filter(is_whole)
+    })
 }
 
 /// Inserts copies where a member of a concatenation cannot be written in place: a source, a part of something else, or
@@ -53,7 +56,7 @@ pub(super) fn own_members(graph: &Graph) -> Result<Graph> {
         for &input in &node.inputs {
             let root = root(graph, input);
             let source = graph.node(root.node);
-            let alone = uses[&root] == 1 && uses[&input] == 1;
+            let alone = behind(graph, input).all(|value| uses[&value] == 1);
             let movable = matches!(source.kind, Kind::Op(_)) && !matches!(view(graph, source), Some(View::Slice(_)));
             let mut value = rewrite.value(input);
             if !(alone && movable) {
@@ -111,4 +114,27 @@ pub(super) fn storage_bytes(graph: &Graph, storage: Storage) -> u64 {
 /// True where the storage is scratch memory of the plan, not an input, state or constant.
 pub(super) fn is_transient(graph: &Graph, id: NodeId) -> bool {
     matches!(graph.node(id).kind, Kind::Op(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Limits, TensorType};
+    use crate::compile::{First, compile};
+    use crate::graph::{Concat, Map, Slice};
+
+    /// What a value that lies in a concatenation is seen through has another user, whose result lies in it too.
+    #[test]
+    fn what_is_read_through_a_view_between_is_no_part_of_the_concatenation() {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([8, 64]));
+        let a = g.apply1(Map::scale(2.0), &[x]).unwrap();
+        let between = g.reshape(a, [512]).unwrap();
+        let whole = g.reshape(between, [8, 64]).unwrap();
+        let part = g.apply1(Slice { start: 64, shape: [1, 64].into() }, &[between]).unwrap();
+        let all = g.apply1(Concat { starts: vec![0, 512], elements: 576 }, &[whole, part]).unwrap();
+        g.output("all", all);
+        let plan = compile(&g, &Limits::default(), &mut First).unwrap();
+        assert_eq!(plan.steps.len(), 3, "a scale and two copies\n{plan}");
+    }
 }
