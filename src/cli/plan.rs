@@ -70,8 +70,8 @@ pub struct PlanArgs {
     /// `f32`, or `mixed`, as of `danlu train`.
     #[arg(long, value_name = "f32|mixed")]
     precision: Option<Precision>,
-    /// With mixed precision: whether weights are kept in f16 as well, two bytes a parameter [default: true].
-    #[arg(long, value_name = "true|false")]
+    /// With mixed precision: whether weights are kept in f16 as well, two bytes a parameter [default: true]; ranks of --nodes keep none.
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true", conflicts_with = "nodes")]
     weight_copies: Option<bool>,
     /// Room at other ranks' experts, as of `danlu train` [default: for all that may come].
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true, conflicts_with_all = ["measure", "nodes"])]

@@ -74,7 +74,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "f32|mixed")]
     precision: Option<Precision>,
     /// With mixed precision: whether weights are kept in f16 as well, as products read them, two bytes a parameter [default: true].
-    #[arg(long, value_name = "true|false")]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     weight_copies: Option<bool>,
     /// How parameters follow from gradients [default: adamw].
     #[arg(long, value_name = "adamw|adamw8bit|muon|sgd")]

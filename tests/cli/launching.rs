@@ -399,7 +399,10 @@ fn what_fails_again_and_again_is_given_up() {
     let told = launch(&place, "--with threads --ranks 3", "never").assert().failure();
     let told = stderr(&told);
     assert!(told.contains("batch is 4, which 3 ranks cannot share in equal parts"), "{told}");
-    assert!(told.contains("failed with exit code 1 before there was anything in never to take up"), "{told}");
+    assert!(
+        told.contains("before there was anything in never to take up, the ranks failed with exit code 1"),
+        "{told}"
+    );
     let mut launched = start(&place, &launch(&place, "--with threads --ranks 2 --restarts 1", "often"));
     while launched.try_wait().unwrap().is_none() {
         if place.path("often/recipe.toml").exists() {

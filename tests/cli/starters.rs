@@ -40,7 +40,7 @@ fn a_launcher_whose_ranks_failed_is_not_believed() {
     assert_eq!(weights(&place, "m"), weights(&place, "calm"));
     srun(&place, "exit 0");
     let told = stderr(&with("", "never").assert().failure());
-    assert!(told.contains(&format!("{how} before there was anything in never to take up")), "{told}");
+    assert!(told.contains(&format!("before there was anything in never to take up, {how};")), "{told}");
     // Nor does the end of a run stand for that of what goes on with it.
     let mut further = place.danlu("launch --with srun --ranks 1 --restarts 0 -- train --resume m --steps 40");
     let told = stderr(&further.env("PATH", &path).assert().failure());
@@ -48,4 +48,9 @@ fn a_launcher_whose_ranks_failed_is_not_believed() {
     // What is no run has no end.
     srun(&place, "exec \"$@\"");
     assert!(stdout(&with("", "none --print-recipe").assert().success()).contains("steps = 40"));
+    // And where the run came to its end, what its launcher leaves with changes nothing.
+    srun(&place, "\"$@\"; exit 7");
+    let told = stderr(&with("", "late").assert().success());
+    assert!(told.contains("the ranks failed with exit code 7, but the run in late came to its end"), "{told}");
+    assert_eq!(weights(&place, "late"), weights(&place, "calm"));
 }

@@ -184,10 +184,19 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>, is_done: &d
         if let Some(signal) = asked {
             return Ok(128 + signal);
         }
-        let how = match ended.success() {
-            true if is_done() => return Ok(0),
-            true => "ended before the run did, though exit code 0 says that all went well".into(),
-            false => said(ended),
+        let how = match (ended.success(), is_done()) {
+            (true, true) => return Ok(0),
+            (false, true) => {
+                // An MPI that fails as it ends, say: there is nothing to take up.
+                tell!(
+                    "danlu launch: the ranks {}, but the run in {} came to its end",
+                    said(ended),
+                    attempts.out.display()
+                );
+                return Ok(0);
+            }
+            (true, false) => "ended before the run did, though exit code 0 says that all went well".into(),
+            (false, false) => said(ended),
         };
         failures += 1;
         if let Some(signal) = free_again(&attempts.out, watch.first(), &told)? {
@@ -195,7 +204,7 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>, is_done: &d
         }
         let Some(done) = attempts.done() else {
             bail!(Error::Invalid(format!(
-                "the ranks {how} before there was anything in {} to take up; their words stand above",
+                "before there was anything in {} to take up, the ranks {how}; what they said stands above",
                 attempts.out.display()
             )));
         };
