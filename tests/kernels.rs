@@ -158,7 +158,8 @@ fn too_much_memory_and_a_lost_device_are_errors() {
 #[test]
 fn pipelines_are_made_on_several_threads_and_shared() {
     let gpu = common::gpu();
-    let source = |n: u32| danlu::shader::assemble("sum_rows", &[("WORKGROUP", n), ("LOADS", 4)], &[]).unwrap();
+    let source =
+        |n: u32| danlu::shader::assemble("sum_rows", &[("COLUMNS", n), ("SHARES", 1), ("LOADS", 4)], &[]).unwrap();
     let make = &|n: u32| {
         let source = source(n);
         block_on(gpu.pipeline("sum_rows", &source.text, &source.layout())).unwrap()

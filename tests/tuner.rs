@@ -92,7 +92,7 @@ fn lack_of_memory_bars_no_kernel() {
     assert_eq!(full.measured(), 0);
     drop(full);
     // Others have left a part of it: a smaller version is measured, and that is evidence.
-    let mut later = tuner(TuneMode::Full, folder.path());
+    let mut later = tuner(TuneMode::Full, folder.path()).with_budget(Duration::MAX);
     assert_eq!(choose(&mut later, &Hungry { enough: 4 << 20 }, &x), "fast");
     let (row, barred) = (&later.records().rows[0], &later.records().barred);
     assert!(row.is_measured() && row.seconds.iter().all(Option::is_some), "{row:?}");
