@@ -28,8 +28,9 @@ put_back() {
     done
 }
 mkdir -p target/release target/mpi-kept
+# Kept already: a run of this was killed before it put them back, and what lies there now is of an MPI.
 for program in danlu demo; do
-    [ ! -e "target/release/$program" ] || mv "target/release/$program" target/mpi-kept/
+    [ -e "target/mpi-kept/$program" ] || [ ! -e "target/release/$program" ] || mv "target/release/$program" target/mpi-kept/
 done
 trap put_back EXIT
 trap 'exit 130' INT TERM

@@ -103,7 +103,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var d = 0u; d < 4u; d++) {
 #if TAIL
             let w = weight4(base_b + min(k + d, params.k - 1u) * params.row_b, column, params.n);
-            let v = select(vec4<f32>(), operand4(w), k + d < params.k);
+            let v = select(vec4<f32>(), weight_operand4(w), k + d < params.k);
 #else
             let v = weight_operand4(weight4(base_b + (k + d) * params.row_b, column, params.n));
 #endif
