@@ -179,6 +179,8 @@ impl Op for AttentionGrad {
         };
         let mut parts = first(QUERY, z.t * z.group(), &[("dq", Operand::Output(0))]);
         let keys = first(KEY_VALUE, z.s, &[("dk", Operand::Output(1)), ("dv", Operand::Output(2))]);
+        // The tuner knows a kernel by its first stage: one of queries alone is another.
+        parts.variant = format!("parts_{}_{}", parts.variant, keys.variant);
         parts.then = Some(Box::new(keys));
         let passes = Passes::of(io, limits, kind, 2).map(|passes| passes.gradient());
         [parts].into_iter().chain(passes).collect()

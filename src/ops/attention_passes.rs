@@ -104,7 +104,8 @@ impl<'a> Passes<'a> {
         (4 * self.entries * self.matrices * self.slot()) as u64
     }
 
-    /// o and lse from q, k, v and position.
+    /// o and lse from q, k, v and position. The tuner knows a kernel by its first stage, which has the same text as the gradient's:
+    /// so they are named apart.
     pub fn forward(&self) -> Kernel {
         let [q, k, v, position] = [0, 1, 2, 3].map(Operand::Input);
         let [o, lse] = [0, 1].map(Operand::Output);
@@ -116,7 +117,7 @@ impl<'a> Passes<'a> {
                 self.product(Product::OfQueries, b, [self.scores(0, b), self.keys(v, b), self.queries(o, b)])
             };
             vec![
-                (self.products("scores", Product::Scores), blocks.iter().map(scores).collect()),
+                (self.products("passes", Product::Scores), blocks.iter().map(scores).collect()),
                 (self.kernel("attention_softmax", "softmax"), blocks.iter().map(softmax).collect()),
                 (self.products("values", Product::OfQueries), blocks.iter().map(values).collect()),
             ]
@@ -153,7 +154,7 @@ impl<'a> Passes<'a> {
                 (0..group).flat_map(of_head).collect::<Vec<_>>()
             };
             vec![
-                (self.products("scores", Product::Scores), blocks.iter().flat_map(scores).collect()),
+                (self.products("passes_grad", Product::Scores), blocks.iter().flat_map(scores).collect()),
                 (self.kernel("attention_softmax_grad", "softmax"), blocks.iter().map(softmax).collect()),
                 (self.products("queries", Product::OfQueries), blocks.iter().map(of_queries).collect()),
                 (self.products("keys", Product::OfKeys), blocks.iter().flat_map(of_keys).collect()),
@@ -178,8 +179,7 @@ impl<'a> Passes<'a> {
         let stages: Vec<Kernel> = stages.collect();
         let chain = |next: Kernel, stage: Kernel| Kernel { then: Some(Box::new(next)), ..stage };
         let first = stages.into_iter().rev().reduce(chain).expect("there is a query");
-        let half = if self.kind.operands.are_half() { "_half" } else { "" };
-        Kernel { variant: format!("passes{half}"), scratch: self.bytes(), ..first }
+        Kernel { scratch: self.bytes(), ..first }
     }
 
     /// Operations of one head's product for these queries, with the keys that they see as far as the shapes tell.
@@ -207,7 +207,8 @@ impl<'a> Passes<'a> {
     }
 
     fn products(&self, name: &str, product: Product) -> Kernel {
-        let kernel = Kernel::new("matmul_own", name)
+        let half = if self.kind.operands.are_half() { "_half" } else { "" };
+        let kernel = Kernel::new("matmul_own", format!("{name}{half}"))
             .constant("TA", usize::from(product == Product::OfKeys))
             .constant("TB", usize::from(product == Product::Scores));
         let kernel = if self.kind.operands.are_half() { kernel.constant("HALF", 1) } else { kernel };
