@@ -200,6 +200,10 @@ impl Op for AttentionGrad {
         z.c + z.s.max(z.t * z.group())
     }
 
+    fn integers(&self, _input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        documents(ty)
+    }
+
     fn tolerance(&self, io: &Io) -> Tolerance {
         self.operands.tolerance(self.reduction(io))
     }
