@@ -178,10 +178,15 @@ impl Op for AttentionGrad {
             z.kernels(shaders, io, limits, kind, rows, &names).swap_remove(0)
         };
         let mut parts = first(QUERY, z.t * z.group(), &[("dq", Operand::Output(0))]);
-        let keys = first(KEY_VALUE, z.s, &[("dk", Operand::Output(1)), ("dv", Operand::Output(2))]);
+        let mut keys = first(KEY_VALUE, z.s, &[("dk", Operand::Output(1)), ("dv", Operand::Output(2))]);
+        let each = z.c as u64 * z.pairs();
+        (parts.flops, keys.flops) = (6 * each, 8 * each);
+        // Each reads all inputs.
+        let [dq, dk, dv] = [0, 1, 2].map(|i| io.outputs[i].bytes());
+        (parts.bytes, keys.bytes) = (io.bytes() - dk - dv, io.bytes() - dq);
         // The tuner knows a kernel by its first stage: one of queries alone is another.
         parts.variant = format!("parts_{}_{}", parts.variant, keys.variant);
-        parts.then = Some(Box::new(keys));
+        parts.then = vec![keys];
         let passes = Passes::of(io, limits, kind, 2).map(|passes| passes.gradient());
         [parts].into_iter().chain(passes).collect()
     }

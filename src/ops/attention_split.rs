@@ -61,7 +61,7 @@ fn split(mut kernel: Kernel, z: &Sizes, limits: &Limits) -> Option<Kernel> {
     }
     kernel.variant += &format!("_split_{parts}");
     kernel.scratch = 2 * each;
-    kernel.then = Some(Box::new(sums(parts, elements(z), &[0, each], limits)));
+    kernel.then = vec![sums(parts, elements(z), &[0, each], limits)];
     Some(kernel.constant("PARTS", parts))
 }
 

@@ -61,7 +61,7 @@ impl Split {
         (output.operand, output.bytes) = (Operand::Scratch, self.bytes(s));
         kernel.variant += "_split";
         kernel.scratch = self.bytes(s);
-        kernel.then = Some(Box::new(sums(self.slices, s.m * s.n, &[0], limits)));
+        kernel.then = vec![sums(self.slices, s.m * s.n, &[0], limits)];
         Some(kernel.constant("SPLIT", 1))
     }
 }
