@@ -4,9 +4,9 @@
 
 use super::attention_passes::Passes;
 use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, documents, scores};
-use super::attention_split;
 use super::attention_tiles::Staging;
 use super::mask::Mask;
+use super::matmul_split;
 use super::operands::Operands;
 use crate::base::{Array, DType, Limits, TensorType, Tolerance};
 use crate::error::Result;
@@ -192,7 +192,8 @@ impl Op for AttentionGrad {
     }
 
     fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
-        Passes::of(io, limits, self.kind(), 2).map_or(0, |passes| passes.bytes())
+        let passes = Passes::of(io, limits, self.kind(), 2).filter(|_| self.whole);
+        passes.map_or(0, |passes| passes.bytes())
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -275,7 +276,7 @@ impl Op for AttentionGradKeyValue {
     }
 
     fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
-        attention_split::scratch(&Sizes::of_io(io), limits)
+        matmul_split::scratch(self, io, limits)
     }
 
     fn cost(&self, io: &Io) -> Cost {
