@@ -2,12 +2,14 @@
 //! adapter, so that none may come back unseen.
 
 use danlu::base::{DType, Limits, TensorType};
-use danlu::compile::{First, Plan, compile};
+use danlu::compile::{Chooser, First, Plan, compile};
+use danlu::graph::{Io, Kernel, Op};
 use danlu::infer::{Options, decode_graph};
 use danlu::model::{Llama, ModelConfig, find_config};
 use danlu::nn::Frozen;
 use danlu::optim::Optimizer;
 use danlu::train::train_plan;
+use std::sync::Arc;
 
 /// The preset with fewer layers.
 fn config(layers: usize) -> ModelConfig {
@@ -65,6 +67,15 @@ fn a_layer_of_decoding() {
     }
 }
 
+/// Attention in passes, which comes last, and of all else the first.
+struct Passes;
+
+impl Chooser for Passes {
+    fn choose(&mut self, op: &Arc<dyn Op>, _: &Io, kernels: &[Kernel]) -> usize {
+        if op.name().starts_with("attention") { kernels.len() - 1 } else { 0 }
+    }
+}
+
 #[test]
 fn a_layer_of_a_training_step() {
     for limits in adapters() {
@@ -77,5 +88,18 @@ fn a_layer_of_a_training_step() {
             // On a GPU the product that gives the gradient of SwiGLU's result stores those of gate and up.
             assert_eq!(of_a_layer(plan), [9, if limits.is_cpu { 17 } else { 16 }]);
         }
+    }
+}
+
+/// What a CPU's tuner may take: three dispatches forward for each block of queries, and backward ten.
+#[test]
+fn a_layer_of_a_training_step_in_passes() {
+    let [_, limits] = adapters();
+    for (batch, seq, blocks) in [(1, 128, 1), (8, 1024, 64)] {
+        let plan = |layers| {
+            let optimizer = Optimizer::default();
+            train_plan(&config(layers), batch, seq, &optimizer, &limits, &mut Passes).expect("a plan")
+        };
+        assert_eq!(of_a_layer(plan), [9 - 1 + 3 * blocks, 17 - 2 + 10 * blocks]);
     }
 }

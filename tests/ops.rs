@@ -279,7 +279,7 @@ fn kernels_translate_for_every_vendor() {
         let widest = Limits { min_subgroup: 64, max_subgroup: 128, max_shared_bytes: 32 << 10, ..most.clone() };
         for limits in [both(&Limits::default()), both(&eight), [wide, wider], [most, widest]].concat() {
             let all = kernels(case, &limits);
-            if case.op.name() == "matmul" {
+            if case.op.name() == "matmul" || case.op.name().starts_with("attention") {
                 let wanted = all.iter().map(|kernel| kernel.scratch).max().unwrap_or(0);
                 assert_eq!(case.op.scratch(&case.io().unwrap(), &limits), wanted, "{}: scratch", case.label);
             }

@@ -142,7 +142,7 @@ fn node_steps(
     let picked = if kernels.len() == 1 { 0 } else { chooser.choose(op, &io, &kernels) };
     let kernel = kernels.swap_remove(picked.min(kernels.len() - 1));
     let in_place = op.writes();
-    let flops = shares(&kernel, cost.flops);
+    let (flops, bytes) = (kernel.shares(cost.flops), kernel.traffic(cost.bytes));
     let resolve = |b: &crate::graph::Bind, stage: usize| {
         let ((buffer, offset), written) = match b.operand {
             Operand::Input(i) => (at(node.inputs[i]), in_place.contains(&i)),
@@ -172,18 +172,9 @@ fn node_steps(
             .collect(),
         meeting: None,
         flops: flops[i],
-        bytes: if i == 0 { cost.bytes } else { kernel.scratch },
+        bytes: bytes[i],
     };
     Ok(kernel.stages().enumerate().map(step).collect())
-}
-
-/// What each stage has of a node's operations: as many as it says in proportion, and the first what is left.
-fn shares(kernel: &Kernel, flops: u64) -> Vec<u64> {
-    let all: u64 = kernel.stages().map(|stage| stage.flops).sum();
-    let share = |stage: &Kernel| (u128::from(flops) * u128::from(stage.flops) / u128::from(all.max(1))) as u64;
-    let mut shares: Vec<u64> = kernel.stages().map(share).collect();
-    shares[0] = flops - shares[1..].iter().sum::<u64>();
-    shares
 }
 
 /// A collective with its ranges resolved.

@@ -92,10 +92,12 @@ pub struct Kernel {
     /// Floating-point operations of this stage, with those of tiles that stand over the edges; 0 where they are the operator's cost,
     /// or, beside stages that say theirs, hardly any.
     pub flops: u64,
+    /// Bytes that this stage reads and writes; 0 where they are the operator's cost, and of scratch memory all.
+    pub bytes: u64,
     /// Bytes of [`Operand::Scratch`] for it and what follows; no more than its operator says ([`crate::graph::Op::scratch`]).
     pub scratch: u64,
-    /// What runs after it, by another shader, to complete its work.
-    pub then: Option<Box<Kernel>>,
+    /// What runs after it, in order, by other shaders, to complete its work: stages, which nothing follows.
+    pub then: Vec<Kernel>,
 }
 
 impl Kernel {
@@ -108,22 +110,41 @@ impl Kernel {
             hooks: Vec::new(),
             dispatches: Vec::new(),
             flops: 0,
+            bytes: 0,
             scratch: 0,
-            then: None,
+            then: Vec::new(),
         }
     }
 
     /// It and what runs after it.
     pub fn stages(&self) -> impl Iterator<Item = &Kernel> {
-        std::iter::successors(Some(self), |kernel| kernel.then.as_deref())
+        std::iter::once(self).chain(&self.then)
+    }
+
+    /// What each stage has of this many operations: as many as it says in proportion, and the first what is left.
+    pub fn shares(&self, flops: u64) -> Vec<u64> {
+        let all: u64 = self.stages().map(|stage| stage.flops).sum();
+        let share = |stage: &Kernel| (u128::from(flops) * u128::from(stage.flops) / u128::from(all.max(1))) as u64;
+        let mut shares: Vec<u64> = self.stages().map(share).collect();
+        shares[0] = flops - shares[1..].iter().sum::<u64>();
+        shares
+    }
+
+    /// Bytes that each stage moves of an operator that costs so many: those that it says; else the first has the operator's, and
+    /// each hands on by all of the scratch memory, or takes from it.
+    pub fn traffic(&self, bytes: u64) -> Vec<u64> {
+        let handed = if self.then.is_empty() { 0 } else { self.scratch };
+        let own = |(i, stage): (usize, &Kernel)| match (stage.bytes, i) {
+            (0, 0) => bytes + handed,
+            (0, _) => handed,
+            (own, _) => own,
+        };
+        self.stages().enumerate().map(own).collect()
     }
 
     /// The last of its stages, which writes the outputs.
     pub fn last_mut(&mut self) -> &mut Kernel {
-        match self.then {
-            None => self,
-            Some(ref mut next) => next.last_mut(),
-        }
+        if self.then.is_empty() { self } else { self.then.last_mut().expect("it is not empty") }
     }
 
     /// Adds a header constant.

@@ -4,8 +4,8 @@
 use super::attention::FORWARD;
 use super::attention_grad::{KEY_VALUE, QUERY, check_inputs, gradients, names};
 use super::attention_sizes::{Kind, Sizes, check_starts, documents, is_packed, scores};
-use super::attention_split;
 use super::mask::Mask;
+use super::matmul_split;
 use super::operands::Operands;
 use crate::base::{Array, DType, Limits, TensorType, Tolerance};
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand};
@@ -284,7 +284,7 @@ impl Op for AttentionBlockGradKeyValue {
     }
 
     fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
-        attention_split::scratch(&Sizes::of_io(io), limits)
+        matmul_split::scratch(self, io, limits)
     }
 
     fn cost(&self, io: &Io) -> Cost {

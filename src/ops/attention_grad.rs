@@ -4,9 +4,9 @@
 
 use super::attention_passes::Passes;
 use super::attention_sizes::{Kind, Shaders, Sizes, check_starts, documents, scores};
-use super::attention_split;
 use super::attention_tiles::Staging;
 use super::mask::Mask;
+use super::matmul_split;
 use super::operands::Operands;
 use crate::base::{Array, DType, Limits, TensorType, Tolerance};
 use crate::error::Result;
@@ -178,14 +178,22 @@ impl Op for AttentionGrad {
             z.kernels(shaders, io, limits, kind, rows, &names).swap_remove(0)
         };
         let mut parts = first(QUERY, z.t * z.group(), &[("dq", Operand::Output(0))]);
-        let keys = first(KEY_VALUE, z.s, &[("dk", Operand::Output(1)), ("dv", Operand::Output(2))]);
-        parts.then = Some(Box::new(keys));
+        let mut keys = first(KEY_VALUE, z.s, &[("dk", Operand::Output(1)), ("dv", Operand::Output(2))]);
+        let each = z.c as u64 * z.pairs();
+        (parts.flops, keys.flops) = (6 * each, 8 * each);
+        // Each reads all inputs.
+        let [dq, dk, dv] = [0, 1, 2].map(|i| io.outputs[i].bytes());
+        (parts.bytes, keys.bytes) = (io.bytes() - dk - dv, io.bytes() - dq);
+        // The tuner knows a kernel by its first stage: one of queries alone is another.
+        parts.variant = format!("parts_{}_{}", parts.variant, keys.variant);
+        parts.then = vec![keys];
         let passes = Passes::of(io, limits, kind, 2).map(|passes| passes.gradient());
         [parts].into_iter().chain(passes).collect()
     }
 
     fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
-        Passes::of(io, limits, self.kind(), 2).map_or(0, |passes| passes.bytes())
+        let passes = Passes::of(io, limits, self.kind(), 2).filter(|_| self.whole);
+        passes.map_or(0, |passes| passes.bytes())
     }
 
     fn cost(&self, io: &Io) -> Cost {
@@ -196,6 +204,10 @@ impl Op for AttentionGrad {
     fn reduction(&self, io: &Io) -> usize {
         let z = Sizes::of_io(io);
         z.c + z.s.max(z.t * z.group())
+    }
+
+    fn integers(&self, _input: usize, ty: &TensorType) -> Option<Vec<u32>> {
+        documents(ty)
     }
 
     fn tolerance(&self, io: &Io) -> Tolerance {
@@ -264,7 +276,7 @@ impl Op for AttentionGradKeyValue {
     }
 
     fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
-        attention_split::scratch(&Sizes::of_io(io), limits)
+        matmul_split::scratch(self, io, limits)
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -16,7 +16,7 @@ const TILE: usize = 64;
 const BLOCKS: [usize; 3] = [4 * TILE, 2 * TILE, TILE];
 /// Bytes that the scores of a block are to take at most.
 const BYTES: usize = 8 << 20;
-/// The most blocks: a kernel is a chain of their stages.
+/// The most blocks: each has stages of its own.
 const MOST: usize = 1024;
 /// Narrower heads leave most lanes of a product without work.
 const WIDTH: usize = 32;
@@ -104,7 +104,8 @@ impl<'a> Passes<'a> {
         (4 * self.entries * self.matrices * self.slot()) as u64
     }
 
-    /// o and lse from q, k, v and position.
+    /// o and lse from q, k, v and position. The tuner knows a kernel by its first stage, which has the same text as the gradient's:
+    /// so they are named apart.
     pub fn forward(&self) -> Kernel {
         let [q, k, v, position] = [0, 1, 2, 3].map(Operand::Input);
         let [o, lse] = [0, 1].map(Operand::Output);
@@ -116,7 +117,7 @@ impl<'a> Passes<'a> {
                 self.product(Product::OfQueries, b, [self.scores(0, b), self.keys(v, b), self.queries(o, b)])
             };
             vec![
-                (self.products("scores", Product::Scores), blocks.iter().map(scores).collect()),
+                (self.products("passes", Product::Scores), blocks.iter().map(scores).collect()),
                 (self.kernel("attention_softmax", "softmax"), blocks.iter().map(softmax).collect()),
                 (self.products("values", Product::OfQueries), blocks.iter().map(values).collect()),
             ]
@@ -153,7 +154,7 @@ impl<'a> Passes<'a> {
                 (0..group).flat_map(of_head).collect::<Vec<_>>()
             };
             vec![
-                (self.products("scores", Product::Scores), blocks.iter().flat_map(scores).collect()),
+                (self.products("passes_grad", Product::Scores), blocks.iter().flat_map(scores).collect()),
                 (self.kernel("attention_softmax_grad", "softmax"), blocks.iter().map(softmax).collect()),
                 (self.products("queries", Product::OfQueries), blocks.iter().map(of_queries).collect()),
                 (self.products("keys", Product::OfKeys), blocks.iter().flat_map(of_keys).collect()),
@@ -165,27 +166,33 @@ impl<'a> Passes<'a> {
     fn stages(&self, position: Operand, of: impl Fn(&[Block]) -> Vec<(Kernel, Vec<Dispatch>)>) -> Kernel {
         let Operand::Input(i) = position else { unreachable!("positions are an input") };
         let told = |d: Dispatch| d.bind("position", position, 0, self.io.inputs[i].bytes());
-        let stage = |flops: u64, (kernel, dispatches): (Kernel, Vec<Dispatch>)| {
-            // A product has a matrix for each of its workgroups along z; a softmax's operations hardly count.
-            let matrices: u64 = dispatches.iter().map(|d| u64::from(d.workgroups[2])).sum();
-            let flops = if kernel.shader == "matmul_own" { matrices * flops } else { 0 };
-            Kernel { flops, dispatches: dispatches.into_iter().map(told).collect(), ..kernel }
+        let stage = |queries: &Range<usize>, (kernel, dispatches): (Kernel, Vec<Dispatch>)| {
+            let (scores, keys) = self.seen(queries);
+            let (c, rows) = (self.z.c as u64, queries.len() as u64);
+            // A product has a head for each of its workgroups along z, a softmax, whose operations hardly count, along y.
+            let heads = |axis: usize| dispatches.iter().map(|d| u64::from(d.workgroups[axis])).sum::<u64>();
+            let (flops, bytes) = match kernel.shader {
+                "matmul_own" => (2 * heads(2) * scores * c, 4 * heads(2) * (scores + (rows + keys) * c)),
+                // Reads scores and writes others in their place.
+                _ => (0, 4 * heads(1) * 2 * self.matrices as u64 * scores),
+            };
+            Kernel { flops, bytes, dispatches: dispatches.into_iter().map(told).collect(), ..kernel }
         };
-        let stages = self.blocks().into_iter().flat_map(|blocks| {
-            let flops = self.flops(&blocks[0].queries);
-            of(&blocks).into_iter().map(move |made| stage(flops, made))
+        let made = self.blocks().into_iter().flat_map(|blocks| {
+            let queries = blocks[0].queries.clone();
+            of(&blocks).into_iter().map(move |made| stage(&queries, made))
         });
-        let stages: Vec<Kernel> = stages.collect();
-        let chain = |next: Kernel, stage: Kernel| Kernel { then: Some(Box::new(next)), ..stage };
-        let first = stages.into_iter().rev().reduce(chain).expect("there is a query");
-        let half = if self.kind.operands.are_half() { "_half" } else { "" };
-        Kernel { variant: format!("passes{half}"), scratch: self.bytes(), ..first }
+        let mut stages: Vec<Kernel> = made.collect();
+        let first = stages.remove(0);
+        Kernel { scratch: self.bytes(), then: stages, ..first }
     }
 
-    /// Operations of one head's product for these queries, with the keys that they see as far as the shapes tell.
-    fn flops(&self, queries: &Range<usize>) -> u64 {
-        let last = (self.z.s.saturating_sub(self.z.t) + queries.end).next_multiple_of(TILE);
-        (2 * queries.len().next_multiple_of(TILE) * last.min(self.z.s) * self.z.c) as u64
+    /// Scores of one head in the tiles of these queries, and the keys in these, as far as the shapes tell.
+    fn seen(&self, queries: &Range<usize>) -> (u64, u64) {
+        let position = self.z.s.saturating_sub(self.z.t);
+        let keys = |row: usize| (position + row + TILE).next_multiple_of(TILE).min(self.z.s);
+        let tiles = queries.clone().step_by(TILE);
+        tiles.fold((0, 0), |(scores, _), row| (scores + (TILE * keys(row)) as u64, keys(row) as u64))
     }
 
     /// What is taken at a time, in order.
@@ -207,7 +214,8 @@ impl<'a> Passes<'a> {
     }
 
     fn products(&self, name: &str, product: Product) -> Kernel {
-        let kernel = Kernel::new("matmul_own", name)
+        let half = if self.kind.operands.are_half() { "_half" } else { "" };
+        let kernel = Kernel::new("matmul_own", format!("{name}{half}"))
             .constant("TA", usize::from(product == Product::OfKeys))
             .constant("TB", usize::from(product == Product::Scores));
         let kernel = if self.kind.operands.are_half() { kernel.constant("HALF", 1) } else { kernel };
@@ -335,6 +343,42 @@ mod tests {
             assert!(seen.iter().all(|&times| times == 1), "{sizes:?}");
             assert!(passes.bytes() <= 2 * BYTES as u64, "{sizes:?}: {} bytes", passes.bytes());
         }
+    }
+
+    /// Of a block as much as the tiles that its queries see, and all together hardly more than the operator costs.
+    #[test]
+    fn stages_say_what_they_compute_and_move() {
+        let io = io([1, 1024, 9, 3, 64]);
+        let passes = Passes::of(&io, &limits(), KIND, 1).expect("it is suited");
+        let kernel = passes.forward();
+        let softmax: Vec<u64> = kernel.stages().filter(|s| s.shader == "attention_softmax").map(|s| s.bytes).collect();
+        // Blocks of two tiles, of which the first see one and two tiles of keys, and the last 15 and 16; read and written.
+        let of_heads = 2 * 4 * 9 * (TILE * TILE) as u64;
+        assert_eq!((softmax.len(), softmax[0], softmax[7]), (8, 3 * of_heads, 31 * of_heads));
+        let cost = 4 * 64 * passes.z.pairs();
+        let told: u64 = kernel.stages().map(|stage| stage.flops).sum();
+        assert!(told >= cost && told < cost * 11 / 10, "{told} operations, and {cost} without the edges of tiles");
+        let shares = kernel.shares(cost);
+        assert_eq!(shares.iter().sum::<u64>(), cost);
+        assert!(shares[0] < shares[shares.len() - 3], "the first block sees the fewest keys: {shares:?}");
+        // The rest is in products: a block's scores are written by one and read by another.
+        let moved: u64 = kernel.traffic(io.bytes()).iter().sum();
+        let scores = softmax.iter().sum::<u64>();
+        assert!(moved > 2 * scores && moved < 3 * scores, "{moved} bytes, {scores} by the softmax");
+    }
+
+    #[test]
+    fn the_most_blocks_need_no_deep_stack() {
+        let made = || {
+            let mut io = io([1, MOST * TILE, 1, 1, 32]);
+            // dy and stats.
+            io.inputs.insert(3, io.outputs[0].clone());
+            io.inputs.insert(4, TensorType::f32([1, 1, MOST * TILE, 2]));
+            let kernel = Passes::of(&io, &limits(), KIND, 2).expect("it is suited").gradient();
+            assert_eq!(kernel.stages().count(), 4 * MOST);
+            assert!(kernel.clone() == kernel && !format!("{kernel:?}").is_empty());
+        };
+        std::thread::Builder::new().stack_size(2 << 20).spawn(made).unwrap().join().unwrap();
     }
 
     #[test]

@@ -11,8 +11,7 @@ use crate::graph::{Kernel, Operand};
 const WORKGROUPS: usize = 256;
 /// The most parts: beyond, the second stage costs what the first one saves.
 const MOST: usize = 8;
-/// Rows of queries that a part has at least: those of a tile. Keys of the largest tile are as many, and of cooperative matrices
-/// twice as many.
+/// Rows of queries that a part has at least: those of a tile.
 const ROWS: usize = 64;
 
 /// Parts of the queries of each of so many tiles of keys.
@@ -28,13 +27,6 @@ fn elements(z: &Sizes) -> usize {
 /// Bytes of scratch for so many parts of dk, or of dv.
 fn bytes(z: &Sizes, parts: usize, limits: &Limits) -> u64 {
     ((4 * elements(z) * parts) as u64).next_multiple_of(limits.binding_alignment.max(4))
-}
-
-/// The most scratch memory that a kernel of [`best`] wants: that of the fewest tiles.
-pub(super) fn scratch(z: &Sizes, limits: &Limits) -> u64 {
-    let keys = if limits.cooperative.is_empty() { ROWS } else { 2 * ROWS };
-    let parts = parts(z, z.s.div_ceil(keys) * z.k * z.b);
-    if limits.is_cpu || parts < 2 { 0 } else { 2 * bytes(z, parts, limits) }
 }
 
 /// Of tiles, the largest first, with their sums split: the first that makes half as many workgroups as are aimed at, or the last.
@@ -61,7 +53,7 @@ fn split(mut kernel: Kernel, z: &Sizes, limits: &Limits) -> Option<Kernel> {
     }
     kernel.variant += &format!("_split_{parts}");
     kernel.scratch = 2 * each;
-    kernel.then = Some(Box::new(sums(parts, elements(z), &[0, each], limits)));
+    kernel.then = vec![sums(parts, elements(z), &[0, each], limits)];
     Some(kernel.constant("PARTS", parts))
 }
 
@@ -79,10 +71,7 @@ mod tests {
         };
         let split = |z: &Sizes| {
             let best = best([64, 32, 16, 8].map(|rows| kernel(rows, z)).into_iter(), z, &limits);
-            best.map(|kernel| {
-                assert!(kernel.scratch <= scratch(z, &limits), "{z:?}: {} bytes of scratch", kernel.scratch);
-                (kernel.variant, kernel.dispatches[0].workgroups)
-            })
+            best.map(|kernel| (kernel.variant, kernel.dispatches[0].workgroups))
         };
         let sizes = |b, t, k| Sizes { b, t, s: t, h: 3 * k, k, c: 64 };
         // SmolLM2's rows of 1,024 and 128 tokens, a full device, and too few queries.
@@ -90,6 +79,5 @@ mod tests {
         assert_eq!(split(&sizes(1, 128, 3)), Some(("16_split_6".into(), [48, 3, 1])));
         assert_eq!(split(&sizes(4, 1024, 3)), None);
         assert_eq!(split(&sizes(1, 40, 1)), None);
-        assert_eq!(scratch(&sizes(4, 1024, 3), &limits), 0);
     }
 }

@@ -1,6 +1,6 @@
 //! Matrix multiplication. M rows, N columns, K the dim that is summed.
 
-use super::{Operands, weight};
+use super::{Operands, matmul_split, weight};
 use crate::base::{Array, DType, Limits, Shape, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Graph, Io, Kernel, Op, OpNode, Value};
@@ -130,9 +130,7 @@ impl Op for MatMul {
     }
 
     fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
-        // A CPU's sums are never split.
-        let kernels = if limits.is_cpu { Vec::new() } else { self.kernels(io, limits) };
-        kernels.iter().map(|kernel| kernel.scratch).max().unwrap_or(0)
+        matmul_split::scratch(self, io, limits)
     }
 
     fn cost(&self, io: &Io) -> Cost {

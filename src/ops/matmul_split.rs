@@ -4,7 +4,7 @@
 
 use super::matmul::Sizes;
 use crate::base::Limits;
-use crate::graph::{Dispatch, Kernel, Operand, spread};
+use crate::graph::{Dispatch, Io, Kernel, Op, Operand, spread};
 
 /// Workgroups that a product is split for, if it has less than half as many.
 const WORKGROUPS: usize = 256;
@@ -61,9 +61,15 @@ impl Split {
         (output.operand, output.bytes) = (Operand::Scratch, self.bytes(s));
         kernel.variant += "_split";
         kernel.scratch = self.bytes(s);
-        kernel.then = Some(Box::new(sums(self.slices, s.m * s.n, &[0], limits)));
+        kernel.then = vec![sums(self.slices, s.m * s.n, &[0], limits)];
         Some(kernel.constant("SPLIT", 1))
     }
+}
+
+/// The most scratch memory that a kernel of an operator wants whose sums may be split: those of a CPU never are.
+pub(super) fn scratch(op: &dyn Op, io: &Io, limits: &Limits) -> u64 {
+    let kernels = if limits.is_cpu { Vec::new() } else { op.kernels(io, limits) };
+    kernels.iter().map(|kernel| kernel.scratch).max().unwrap_or(0)
 }
 
 /// The second stage: adds up so many slices of each output, of `count` elements; they begin in scratch memory at these places.

@@ -28,16 +28,20 @@ impl Forecast {
     /// Of a candidate for a node that costs this much.
     pub fn of(kernel: &Kernel, cost: Cost, machine: &Machine) -> Forecast {
         let groups = |w: &[u32; 3]| w.iter().map(|&n| f64::from(n)).product::<f64>();
-        let all: f64 = kernel.dispatches.iter().map(|d| groups(&d.workgroups)).sum();
-        // A dispatch of fewer workgroups than the machine computes at a time leaves the rest of it idle.
-        let paid: f64 = kernel.dispatches.iter().map(|d| groups(&d.workgroups).max(machine.workgroups)).sum();
-        let class = Class::of(kernel.shader, &kernel.constants);
-        // Operands of f16 may be widened and then cost what f32 does; of matrices nothing is known before they are measured.
-        let rate = machine.rate(class).or_else(|| machine.rate(Class::F32).filter(|_| class == Class::F16));
-        let flops = kernel.flops.max(cost.flops) as f64;
+        let arithmetic = |(stage, flops): (&Kernel, u64)| {
+            let all: f64 = stage.dispatches.iter().map(|d| groups(&d.workgroups)).sum();
+            // A dispatch of fewer workgroups than the machine computes at a time leaves the rest of it idle.
+            let paid: f64 = stage.dispatches.iter().map(|d| groups(&d.workgroups).max(machine.workgroups)).sum();
+            let class = Class::of(stage.shader, &stage.constants);
+            // Operands of f16 may be widened and then cost what f32 does; of matrices nothing is known before they are measured.
+            let rate = machine.rate(class).or_else(|| machine.rate(Class::F32).filter(|_| class == Class::F16));
+            rate.map_or(0.0, |rate| flops as f64 / rate * paid / all.max(1.0))
+        };
+        let told: u64 = kernel.stages().map(|stage| stage.flops).sum();
+        let shares = kernel.shares(told.max(cost.flops));
         Forecast {
-            arithmetic: rate.map_or(0.0, |rate| flops / rate * paid / all.max(1.0)),
-            traffic: (cost.bytes + 2 * kernel.scratch) as f64 / machine.bytes_per_second,
+            arithmetic: kernel.stages().zip(shares).map(arithmetic).sum(),
+            traffic: kernel.traffic(cost.bytes).iter().sum::<u64>() as f64 / machine.bytes_per_second,
             launches: machine.dispatch_seconds * kernel.stages().map(|s| s.dispatches.len()).sum::<usize>() as f64,
         }
     }

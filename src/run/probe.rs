@@ -167,8 +167,10 @@ fn draw(op: &dyn Op, io: &Io, positive: bool) -> Vec<Array> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Attention, MatMul, Operands};
+    use crate::ops::table::table;
+    use crate::ops::{MatMul, Operands};
     use crate::run::forecast::tests::{limits, machine};
+    use std::collections::BTreeSet;
 
     /// A product of n×n matrices, and what is measured of it on a made-up device.
     fn product(n: usize, operands: Operands, machine: &Machine, limits: &Limits) -> (MatMul, Cost, Io) {
@@ -215,15 +217,29 @@ mod tests {
     /// No kernel need be right where a document begins behind its tokens, or before an earlier one.
     #[test]
     fn documents_begin_where_they_may() {
-        let qkv = TensorType::f32([2, 100, 3, 16]);
-        let inputs = vec![qkv.clone(), qkv.clone(), qkv, TensorType::u32([2, 100])];
-        let op = Attention::default();
-        let io = Io { outputs: op.infer(&inputs.iter().collect::<Vec<_>>()).unwrap(), inputs };
-        let starts = draw(&op, &io, false).remove(3);
-        for row in starts.data.chunks(100) {
-            assert!(row.is_sorted() && row.iter().enumerate().all(|(t, &start)| start <= t as f64), "{row:?}");
-            assert!(row[0] == 0.0 && row[99] > 0.0);
+        let mut seen = BTreeSet::new();
+        let attention = table().into_iter().filter(|case| case.op.name().starts_with("attention"));
+        for case in attention.filter(|case| case.label.contains("documents")) {
+            let io = case.io().unwrap_or_else(|e| panic!("{}: {e}", case.label));
+            let place = io.inputs.iter().position(|ty| ty.dtype == DType::U32 && ty.shape.rank() == 2);
+            // A ring's kernels are those that it expands to.
+            let Some(i) = place.filter(|_| !case.op.kernels(&io, &limits()).is_empty()) else { continue };
+            let length = io.inputs[i].shape.last();
+            for row in draw(&*case.op, &io, false).swap_remove(i).data.chunks(length) {
+                let begins = row.iter().enumerate().all(|(t, &start)| start <= t as f64);
+                assert!(begins && row.is_sorted() && row[0] == 0.0, "{}: {row:?}", case.label);
+                if row[length - 1] > 0.0 {
+                    seen.insert(case.op.name());
+                }
+            }
         }
+        // Each operator that takes them was seen with rows of several.
+        let forward = ["attention", "attention_block"];
+        let parts = ["attention_grad_key_value", "attention_grad_query"];
+        let blocks = ["attention_block_grad_key_value", "attention_block_grad_query"];
+        let all = [&forward[..], &["attention_grad"], &parts, &blocks].concat();
+        let missing: Vec<_> = all.into_iter().filter(|name| !seen.contains(name)).collect();
+        assert!(missing.is_empty(), "no rows of documents: {missing:?}");
     }
 
     #[test]

@@ -25,7 +25,8 @@ pub struct KernelId {
 }
 
 impl KernelId {
-    /// The identity of a kernel. Fused expressions do not count: they change neither the order of speeds nor the tiling.
+    /// The identity of a kernel: that of its first stage, which kernels whose later stages differ name apart. Fused expressions
+    /// do not count: they change neither the order of speeds nor the tiling.
     pub fn of(kernel: &Kernel) -> Self {
         let constants: Vec<String> = kernel.constants.iter().map(|(name, value)| format!("{name}={value}")).collect();
         KernelId { kernel: format!("{}:{}", kernel.shader, kernel.variant), constants: constants.join(" ") }
@@ -328,4 +329,35 @@ pub fn build() -> String {
         .flat_map(str::bytes)
         .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     format!("{} {hash:016x}", env!("CARGO_PKG_VERSION"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Limits;
+    use crate::ops::table::table;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    /// What is proved, or barred, of one candidate is believed of all with its identity.
+    #[test]
+    fn candidates_of_one_identity_have_the_same_stages() {
+        let cpu = Limits { is_cpu: true, min_subgroup: 8, max_subgroup: 8, ..Limits::default() };
+        let gpu = Limits { max_invocations: 1024, ..crate::run::forecast::tests::limits() };
+        for limits in [Limits::default(), cpu, gpu] {
+            let mut known: BTreeMap<_, (String, BTreeSet<_>)> = BTreeMap::new();
+            for case in table() {
+                for kernel in case.kernels(&limits).unwrap_or_else(|e| panic!("{}: {e}", case.label)) {
+                    let id = KernelId::of(&kernel);
+                    // Of a chain's blocks each has the same.
+                    let stages = kernel.stages().map(|stage| (stage.shader, format!("{:?}", stage.constants)));
+                    let stages: BTreeSet<_> = stages.collect();
+                    let (label, before) = known
+                        .entry((id.kernel.clone(), id.constants.clone()))
+                        .or_insert_with(|| (case.label.clone(), stages.clone()));
+                    assert_eq!(*before, stages, "{id:?} of {label} and of {}", case.label);
+                }
+            }
+            assert!(known.values().any(|(_, stages)| stages.len() > 1), "no candidate has several stages");
+        }
+    }
 }

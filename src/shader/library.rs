@@ -76,6 +76,7 @@ const TABLE: &[(&str, &str)] = table![
     "lib/query",
     "lib/reduce",
     "lib/row",
+    "lib/scores",
     "lib/seen",
     "lib/update",
     "lib/weight",
