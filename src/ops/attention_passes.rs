@@ -14,7 +14,7 @@ use std::ops::Range;
 const TILE: usize = 64;
 /// Queries of a block, the most first.
 const BLOCKS: [usize; 3] = [4 * TILE, 2 * TILE, TILE];
-/// Bytes that the scores of a block are to take at most.
+/// Bytes that the scores of a block are to take at most, whatever the operands.
 const BYTES: usize = 8 << 20;
 /// The most blocks: each has stages of its own.
 const MOST: usize = 1024;
@@ -89,9 +89,12 @@ impl<'a> Passes<'a> {
             return None;
         }
         let bytes = |heads: usize, block| 4 * heads * z.group() * rows(&z, block) * z.s;
-        let block = BLOCKS.into_iter().find(|&block| bytes(z.k, block) <= BYTES).unwrap_or(TILE);
-        let heads = (BYTES / bytes(1, block)).clamp(1, z.k);
-        let entries = if heads == z.k { (BYTES / bytes(z.k, block)).clamp(1, z.b) } else { 1 };
+        // What is little itself is not to be held up by what is much.
+        let whole: u64 = io.inputs.iter().chain(&io.outputs).map(|ty| ty.bytes()).sum();
+        let most = BYTES.min(whole as usize / matrices);
+        let block = BLOCKS.into_iter().find(|&block| bytes(z.k, block) <= most).unwrap_or(TILE);
+        let heads = (most / bytes(1, block)).clamp(1, z.k);
+        let entries = if heads == z.k { (most / bytes(z.k, block)).clamp(1, z.b) } else { 1 };
         let passes = Passes { z, kind, io, matrices, entries, heads, block };
         let scores = (4 * matrices * passes.slot()) as u64;
         let largest = io.inputs.iter().chain(&io.outputs).map(|ty| ty.bytes()).fold(scores, u64::max);
