@@ -1,6 +1,7 @@
 // rms_norm_grad: dx = r gain dy - x r^3 mean(gain dy x) over rows of `columns` items; and of the gain's gradient its parts, each
 // the sum of dy x r over rows_per_part rows. A workgroup has a part, of whose rows it takes TOGETHER at a time, LANES lanes
 // a row and SUMS items of it a lane, of which only the last may stand beyond it. ITEMS: x and dy of a row are loaded once.
+// Without PARTS nobody wants the gain's gradient.
 struct Params { rows: u32, columns: u32, rows_per_part: u32, skip: u32, skip_rows: u32, skip_parts: u32, whole: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<Item>;
@@ -8,13 +9,17 @@ struct Params { rows: u32, columns: u32, rows_per_part: u32, skip: u32, skip_row
 @group(0) @binding(3) var<storage, read> inverse_rms: array<f32>;
 @group(0) @binding(4) var<storage, read> dy: array<Item>;
 @group(0) @binding(5) var<storage, read_write> dx: array<Item>;
+#if PARTS
 @group(0) @binding(6) var<storage, read_write> parts: array<Item>;
+#endif
 #import lib/item.wgsl
 #import lib/reduce.wgsl
 #hook epilogue
 
 const TOGETHER = WORKGROUP / LANES;
+#if PARTS
 var<workgroup> shares: array<Item, WORKGROUP>;
+#endif
 
 // Item i of what is bound, as it is stored.
 fn stored(v: Item, i: u32) -> Item {
@@ -34,7 +39,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let skip_rows = params.skip_rows;
     let first = group.x * params.rows_per_part;
     let end = min(first + params.rows_per_part, params.rows);
+#if PARTS
     var sums: array<Item, SUMS>;
+#endif
 #if ITEMS
     var g: array<Item, SUMS>;
     for (var i = 0u; i < SUMS; i++) {
@@ -67,7 +74,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if own < end {
 #if ITEMS
             for (var i = 0u; i < SUMS; i++) {
+#if PARTS
                 sums[i] += d[i] * v[i] * r;
+#endif
                 v[i] = stored(r * g[i] * d[i] - v[i] * factor, at + min(along + i * LANES, columns - 1u));
             }
             for (var i = 0u; i < SUMS; i++) {
@@ -81,13 +90,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 if column < columns {
                     let v = x[at + column];
                     let d = dy[at + column];
+#if PARTS
                     sums[i] += d * v * r;
+#endif
                     dx[at + column] = stored(r * gain[column] * d - v * factor, at + column);
                 }
             }
 #endif
         }
     }
+#if PARTS
     let to = params.skip_parts + group.x * columns;
     for (var i = 0u; i < SUMS; i++) {
         var sum = sums[i];
@@ -103,4 +115,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             parts[to + along + i * LANES] = sum;
         }
     }
+#endif
 }

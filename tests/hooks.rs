@@ -4,10 +4,11 @@
 mod common;
 
 use common::candidates::{both, gpu, is_barred};
-use danlu::base::{Array, Limits, Rng, TensorType};
+use danlu::base::{DType, Limits, TensorType};
 use danlu::compile::optimise;
 use danlu::error::Result;
 use danlu::graph::{Graph, Io, Kernel, Kind, Map, Node, Op, OpNode, Value};
+use danlu::ops::table::{Case, Draw};
 use danlu::ops::{MatMul, Operands, RmsNormGrad};
 use danlu::run::run_kernel;
 use pollster::block_on;
@@ -38,12 +39,18 @@ fn scaled(g: &mut Graph, y: Value) -> Result<Value> {
     g.apply1(Map::scale(1024.0), &[y])
 }
 
-/// The product of two inputs, the first halved where `is_halved` says so.
-fn product(g: &mut Graph, op: MatMul, [m, n, k]: [usize; 3], is_halved: bool) -> Result<Value> {
+/// The product of two inputs, the second of this dtype, the first halved where `is_halved` says so.
+fn product(g: &mut Graph, op: MatMul, [m, n, k]: [usize; 3], dtype: DType, is_halved: bool) -> Result<Value> {
     let matrix = |on: bool, r, c| TensorType::f32(if on { [c, r] } else { [r, c] });
-    let (a, b) = (g.input("a", matrix(op.transpose_a, m, k)), g.input("b", matrix(op.transpose_b, k, n)));
+    let (a, b) = (g.input("a", matrix(op.transpose_a, m, k)), TensorType { dtype, ..matrix(op.transpose_b, k, n) });
+    let b = g.input("b", b);
     let a = if is_halved { g.apply1(Map::scale(0.5), &[a])? } else { a };
     g.apply1(op, &[a, b])
+}
+
+/// What a row's label says of its product's second operand.
+fn of_b(label: &str) -> DType {
+    if label.starts_with("f16") { DType::F16 } else { DType::F32 }
 }
 
 fn all(limits: &Limits) -> Vec<Limits> {
@@ -80,11 +87,8 @@ fn check(label: &str, limits: fn(&Limits) -> Vec<Limits>, make: impl Fn(&mut Gra
     for limits in limits(gpu.limits()) {
         let (step, io) = step(&graph, &limits);
         let op = step.op().expect("a step has an operator");
-        let draw = |(i, ty): (usize, &TensorType)| {
-            let mut rng = Rng::new(5, i as u64);
-            Array::new(ty.clone(), (0..ty.shape.elements()).map(|_| f64::from(rng.normal() as f32)).collect())
-        };
-        let inputs: Vec<Array> = io.inputs.iter().enumerate().map(draw).collect();
+        let drawn: Vec<_> = io.inputs.iter().map(|ty| (ty.clone(), Draw::Normal)).collect();
+        let inputs = Case::new(label, Map::scale(1.0), &drawn).draw(5);
         let expected = op.reference(&inputs);
         for kernel in op.kernels(&io, &limits) {
             if done.contains(&kernel) || is_barred(&gpu, &kernel) || is_large(&kernel) && gpu.limits().is_cpu {
@@ -108,19 +112,23 @@ fn check(label: &str, limits: fn(&Limits) -> Vec<Limits>, make: impl Fn(&mut Gra
 fn every_candidate_of_a_product_has_its_hooks() {
     let half = |ta, tb| MatMul::new(ta, tb).with(Operands::F16);
     let strict = MatMul::new;
-    // Odd sizes, and more than one of the larger tiles with sums that are split.
-    let rows: [(&str, MatMul, [usize; 3], bool, Then); 6] = [
+    // Odd sizes, and more than one of the larger tiles with sums that are split; weights as they are and as mixed precision copies them.
+    let rows: [(&str, MatMul, [usize; 3], bool, Then); 10] = [
         ("bias", half(false, true), [67, 70, 131], false, bias),
         ("gate", half(false, true), [132, 140, 136], false, gated),
         ("scale", half(true, false), [68, 72, 68], false, scaled),
         ("halved across, residual", half(true, true), [67, 70, 131], true, residual),
+        ("f16, bias", half(false, true), [132, 140, 136], false, bias),
+        ("f16, bias, odd", half(false, true), [67, 70, 134], false, bias),
+        ("f16, gate", half(false, true), [132, 140, 136], false, gated),
+        ("f16, gate, odd", half(false, true), [67, 70, 134], false, gated),
         ("strict, halved, residual", strict(true, false), [68, 140, 136], true, residual),
         ("strict, bias, few rows", strict(false, true), [3, 70, 132], false, bias),
     ];
     for (label, op, sizes, is_halved, then) in rows {
         let hooks: &[&str] = if is_halved { &["epilogue", "prologue"] } else { &["epilogue"] };
         let make = |g: &mut Graph| {
-            let y = product(g, op.clone(), sizes, is_halved)?;
+            let y = product(g, op.clone(), sizes, of_b(label), is_halved)?;
             let made = then(g, y)?;
             g.output("made", made);
             Ok(())
@@ -136,12 +144,14 @@ fn every_candidate_of_a_product_stores_two_results() {
     let rows = [
         ("halves", half(false, false), [132, 140, 136]),
         ("halves, odd", half(false, false), [67, 70, 131]),
+        ("f16", half(false, false), [132, 140, 136]),
+        ("f16, odd", half(false, false), [67, 70, 131]),
         ("strict", MatMul::new(false, false), [132, 140, 136]),
         ("strict, odd", MatMul::new(false, true), [67, 70, 131]),
     ];
     for (label, op, sizes) in rows {
         let make = |g: &mut Graph| {
-            let dy = product(g, op.clone(), sizes, false)?;
+            let dy = product(g, op.clone(), sizes, of_b(label), false)?;
             let [gate, up] = ["gate", "up"].map(|name| g.input(name, g.ty(dy).clone()));
             let y = g.apply(Map::swiglu(), &[gate, up])?;
             let node = OpNode { inputs: vec![gate, up], outputs: y };
@@ -156,24 +166,27 @@ fn every_candidate_of_a_product_stores_two_results() {
     }
 }
 
-/// It stands where the norm's gradient does, though the gain's parts, the other result, may be wanted before the sum.
+/// It stands where the norm's gradient does, though the gain's parts, the other result, may be wanted before the sum; or not at all,
+/// where the gain is frozen.
 #[test]
 fn every_candidate_of_a_norm_s_gradient_adds_the_residual() {
     if std::env::var_os(common::candidates::COOPERATIVE).is_some() {
         return;
     }
-    for (rows, d) in [(19, 68), (5, 33)] {
+    for (rows, d, is_frozen) in [(19, 68, false), (5, 33, false), (19, 68, true), (5, 33, true)] {
         let make = |g: &mut Graph| {
             let x = TensorType::f32([rows, d]);
             let residual = g.input("residual", x.clone());
             let [x, dy] = ["x", "dy"].map(|name| g.input(name, x.clone()));
             let (gain, r) = (g.input("gain", TensorType::f32([d])), g.input("r", TensorType::f32([rows])));
-            let grads = g.apply(RmsNormGrad { rows_per_part: 8 }, &[x, gain, r, dy])?;
-            g.output("parts", grads[1]);
+            let grads = g.apply(RmsNormGrad { rows_per_part: 8, parts: true }, &[x, gain, r, dy])?;
+            if !is_frozen {
+                g.output("parts", grads[1]);
+            }
             let dx = g.add(grads[0], residual)?;
             g.output("dx", dx);
             Ok(())
         };
-        check(&format!("{rows} x {d}"), all, make, &["epilogue"]);
+        check(&format!("{rows} x {d}, frozen: {is_frozen}"), all, make, &["epilogue"]);
     }
 }

@@ -166,7 +166,9 @@ fn reads_no_other_document(op: &dyn Op, name: &str, inputs: &[TensorType], poiso
     let arrays: Vec<Array> = inputs.iter().enumerate().map(array).collect();
     let limits = [false, true].map(|is_cpu| Limits { is_cpu, ..gpu.limits().clone() });
     let kernels = limits.iter().flat_map(|limits| op.kernels(&io, limits));
+    let mut tried = 0;
     for kernel in kernels.filter(|kernel| kernel.variant.starts_with(name)) {
+        tried += 1;
         let results = block_on(run_kernel(&gpu, &kernel, &io, &arrays, &[])).unwrap();
         // Of the forward pass the second output lies otherwise, and depends on what the first does.
         let results = if op.name() == "attention" { &results[..1] } else { &results[..] };
@@ -179,6 +181,8 @@ fn reads_no_other_document(op: &dyn Op, name: &str, inputs: &[TensorType], poiso
             assert!(other.iter().any(|x| !x.is_finite()), "{label}: the test poisons nothing");
         }
     }
+    let is_asked = name.is_empty() || common::candidates::passes_are_tried(&gpu);
+    assert!(tried > 0 || !is_asked, "{}: no candidate {name} was tried", op.name());
 }
 
 /// A block of keys that no query of a block sees costs nothing, and the other way round: it is not even read.

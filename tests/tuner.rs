@@ -24,8 +24,11 @@ fn io(op: &dyn Op, inputs: &[TensorType]) -> Io {
 }
 
 fn choose(tuner: &mut Tuner, op: &(impl Op + Clone), inputs: &[TensorType]) -> String {
-    let io = io(op, inputs);
-    let op: Arc<dyn Op> = Arc::new(op.clone());
+    choose_of(tuner, Arc::new(op.clone()), inputs)
+}
+
+fn choose_of(tuner: &mut Tuner, op: Arc<dyn Op>, inputs: &[TensorType]) -> String {
+    let io = io(&*op, inputs);
     let kernels = op.kernels(&io, gpu().limits());
     let i = block_on(settle(tuner, |chooser| Ok(chooser.choose(&op, &io, &kernels)))).unwrap();
     kernels[i].variant.clone()
@@ -357,7 +360,7 @@ fn measuring_a_large_product_is_short() {
 }
 
 #[test]
-fn the_table_that_ships_is_readable_and_covers_products() {
+fn the_table_that_ships_is_readable_and_covers_products_and_attention() {
     let gpu = gpu();
     if let Some(table) = Records::shipped(&gpu.report().id()) {
         let mut tuner = Tuner::new(gpu, TuneMode::Full, None);
@@ -365,9 +368,20 @@ fn the_table_that_ships_is_readable_and_covers_products() {
             let op = MatMul::new(ta, tb);
             choose(&mut tuner, &op, &[TensorType::f32([576, 576]), TensorType::f32([576, 576])]);
         }
+        attention([256, 9, 3, 64]).into_iter().for_each(|(op, inputs)| drop(choose_of(&mut tuner, op, &inputs)));
         let hint = "candidates changed: run `cargo test --release --test tuner write_table -- --ignored`";
         assert!(tuner.measured() == 0 && !table.rows.is_empty(), "{hint}");
     }
+}
+
+/// Attention, forward and all of its gradient, of so many tokens, heads of queries and of keys, and their width.
+fn attention([t, h, k, c]: [usize; 4]) -> [(Arc<dyn Op>, Vec<TensorType>); 2] {
+    let (q, keys) = (TensorType::f32([1, t, h, c]), TensorType::f32([1, t, k, c]));
+    let (stats, position) = (TensorType::f32([1, h, t, 2]), TensorType::u32([1]));
+    let forward = vec![q.clone(), keys.clone(), keys.clone(), position.clone()];
+    let gradient = AttentionGrad { whole: true, ..AttentionGrad::default() };
+    let backward = vec![q.clone(), keys.clone(), keys, q, stats, position];
+    [(Arc::new(Attention::default()), forward), (Arc::new(gradient), backward)]
 }
 
 /// Without the adapters: the candidates in the table are those that they are offered.
@@ -383,6 +397,15 @@ fn tables_ship_for_the_software_adapters_and_are_of_today() {
             let io = io(&op, &[TensorType::f32([576, 576]), TensorType::f32([576, 576])]);
             let key = Key::of(&op, &io, &op.kernels(&io, &limits));
             assert!(table.nearest(&key).is_some(), "{name}: write it anew, as CONTRIBUTING.md says: {key:?}");
+        }
+        for (op, inputs) in attention([256, 9, 3, 64]) {
+            let io = io(&*op, &inputs);
+            let kernels = op.kernels(&io, &limits);
+            let key = Key::of(&*op, &io, &kernels);
+            // Lanes that hand nothing on to each other have one way, and nothing to choose.
+            assert_eq!(kernels.len() > 1, lanes >= 8, "{name}: {key:?}");
+            let is_known = kernels.len() == 1 || table.nearest(&key).is_some();
+            assert!(is_known, "{name}: write it anew, as CONTRIBUTING.md says: {key:?}");
         }
         assert!(Records::shipped(&AdapterId { backend: "gl".into(), ..id }).is_none());
     }
@@ -461,14 +484,10 @@ fn write_table() {
             }
         }
     }
-    for [t, h, k, c] in
+    for sizes in
         [[128, 9, 3, 64], [256, 9, 3, 64], [1024, 9, 3, 64], [1024, 9, 9, 64], [128, 4, 4, 32], [256, 4, 4, 32]]
     {
-        let (q, keys) = (TensorType::f32([1, t, h, c]), TensorType::f32([1, t, k, c]));
-        let (stats, position) = (TensorType::f32([1, h, t, 2]), TensorType::u32([1]));
-        choose(&mut tuner, &Attention::default(), &[q.clone(), keys.clone(), keys.clone(), position.clone()]);
-        let gradient = AttentionGrad { whole: true, ..AttentionGrad::default() };
-        choose(&mut tuner, &gradient, &[q.clone(), keys.clone(), keys, q, stats, position]);
+        attention(sizes).into_iter().for_each(|(op, inputs)| drop(choose_of(&mut tuner, op, &inputs)));
     }
     let name = id.name.split(" (").next().unwrap_or_default().to_string();
     let mut records = Records { proved: Vec::new(), ..tuner.records().clone() };

@@ -220,6 +220,11 @@ pub trait Op: Any + Debug + Send + Sync {
         None
     }
 
+    /// The operator that makes output 0 alone, where that is less: what compiling puts in its place where nobody reads the others.
+    fn alone(&self) -> Option<Arc<dyn Op>> {
+        None
+    }
+
     /// The input on whose elements a fused expression may be applied as they are loaded, if the kernels have that hook.
     fn prologue(&self) -> Option<usize> {
         None

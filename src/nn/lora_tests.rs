@@ -92,12 +92,13 @@ fn bases_are_held_as_asked() {
 }
 
 /// The backward pass holds nothing but what leads to the adapters: no product makes the gradient of a frozen weight,
-/// whatever its dtype, and none what nobody below reads.
+/// whatever its dtype, none what nobody below reads, and no norm the parts of its gain's.
 #[test]
 fn nothing_is_computed_for_frozen_weights() {
     for dtype in [DType::F32, DType::BF16, DType::Q8_0] {
         let weight = |name: &str| (name.to_string(), TensorType { shape: [32, 32].into(), dtype });
-        let base = Frozen::new(vec![weight("low_proj.weight"), weight("high_proj.weight")]);
+        let norm = ("norm.weight".to_string(), TensorType::f32([32]));
+        let base = Frozen::new(vec![weight("low_proj.weight"), norm, weight("high_proj.weight")]);
         let specs: Vec<ParamSpec> = base
             .params()
             .iter()
@@ -109,7 +110,8 @@ fn nothing_is_computed_for_frozen_weights() {
         let params = adapted.declare(&mut g).unwrap();
         let x = g.input("x", TensorType::f32([8, 32]));
         let low = params.linear("low_proj", false).unwrap().apply(&mut g, x).unwrap();
-        let high = params.linear("high_proj", false).unwrap().apply(&mut g, low).unwrap();
+        let normed = crate::nn::rms_norm(&mut g, low, params.get("norm.weight").unwrap(), 1e-5).unwrap();
+        let high = params.linear("high_proj", false).unwrap().apply(&mut g, normed).unwrap();
         let loss = g.sum_to(high, &TensorType::f32([1])).unwrap();
         let gradients = gradients(&mut g, loss, &params.views).unwrap();
         for (i, gradient) in gradients.into_iter().enumerate() {
@@ -120,5 +122,7 @@ fn nothing_is_computed_for_frozen_weights() {
             plan.nodes().iter().filter(|n| n.op_name() == "matmul").map(|n| n.name.as_str()).collect();
         let shapes = |n: &crate::graph::Node| n.outputs[0].shape.dims() == [32, 32];
         assert!(!plan.nodes().iter().any(|n| n.op_name() == "matmul" && shapes(n)), "{dtype}: {products:?}");
+        let norms: Vec<&crate::graph::Node> = plan.nodes().iter().filter(|n| n.op_name() == "rms_norm_grad").collect();
+        assert!(norms.len() == 1 && norms[0].outputs.len() == 1, "{dtype}: {norms:?}");
     }
 }

@@ -51,7 +51,7 @@ impl Op for RmsNorm {
         let Some(dy) = dy[0] else { return Ok(vec![None, None]) };
         let (x, gain, inverse) = (node.inputs[0], node.inputs[1], node.outputs[1]);
         let (shape, ty) = (&g.ty(x).shape, g.ty(gain).clone());
-        let grads = RmsNormGrad { rows_per_part: rows_per_part(shape.rows()) };
+        let grads = RmsNormGrad { rows_per_part: rows_per_part(shape.rows()), parts: true };
         let grads = g.apply(grads, &[x, gain, inverse, dy])?;
         Ok(vec![Some(grads[0]), Some(g.sum_to(grads[1], &ty)?)])
     }

@@ -1,18 +1,22 @@
-//! The backward pass of RMS normalisation: towards x, and towards the gain in parts that `sum_rows` then adds.
+//! The backward pass of RMS normalisation: towards x, and towards the gain in parts that `sum_rows` then adds, where the gain is not
+//! frozen.
 
 use super::rms_norm::{check, row_type};
 use super::windows::{RowLanes, Window, item, ranges, rows_per_binding};
 use crate::base::{Array, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand};
+use std::sync::Arc;
 
 /// Gradient of [`super::RmsNorm`], r the inverse root mean square: towards x, dx = r · gain · dy − x · r³ · mean(gain · dy · x),
 /// and towards the gain in parts, the sums of dy · x · r over `rows_per_part` rows each. Inputs: x `[.., D]`, gain `[D]`,
-/// r `[..]`, dy `[.., D]`. Outputs: dx `[.., D]`, parts `[parts, D]`.
+/// r `[..]`, dy `[.., D]`. Outputs: dx `[.., D]`, and with `parts` those, `[parts, D]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RmsNormGrad {
     /// Rows of one part.
     pub rows_per_part: usize,
+    /// Whether the parts are wanted: compiling drops them where nobody reads them.
+    pub parts: bool,
 }
 
 /// Parts aimed at: so many workgroups keep a large adapter busy, and one dispatch adds up what they give.
@@ -39,7 +43,8 @@ impl Op for RmsNormGrad {
         if self.rows_per_part == 0 {
             return Err("a part must have at least one row".into());
         }
-        Ok(vec![x.clone(), TensorType::f32([x.shape.rows().div_ceil(self.rows_per_part), x.shape.last()])])
+        let parts = TensorType::f32([x.shape.rows().div_ceil(self.rows_per_part), x.shape.last()]);
+        Ok([Some(x.clone()), self.parts.then_some(parts)].into_iter().flatten().collect())
     }
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
@@ -50,7 +55,8 @@ impl Op for RmsNormGrad {
         let fit = if fit >= rows { parts } else { (fit / self.rows_per_part).max(1) };
         let build = |shape: RowLanes| {
             let sums = (d / item).div_ceil(shape.lanes);
-            let kernel = shape.kernel("rms_norm_grad", item).constant("SUMS", sums);
+            let kernel = shape.kernel("rms_norm_grad", item);
+            let kernel = kernel.constant("SUMS", sums).constant("PARTS", usize::from(self.parts));
             ranges(parts, fit.min(limits.max_workgroups as usize)).fold(kernel, |kernel, p| {
                 let r = p.start * self.rows_per_part..(p.end * self.rows_per_part).min(rows);
                 let wide = Window::new(r.start * d..r.end * d, limits);
@@ -69,14 +75,17 @@ impl Op for RmsNormGrad {
                 dispatch = thin.bind(dispatch, "inverse_rms", Operand::Input(2));
                 dispatch = wide.bind(dispatch, "dy", Operand::Input(3));
                 dispatch = wide.bind(dispatch, "dx", Operand::Output(0));
-                kernel.dispatch(part.bind(dispatch, "parts", Operand::Output(1)))
+                if self.parts {
+                    dispatch = part.bind(dispatch, "parts", Operand::Output(1));
+                }
+                kernel.dispatch(dispatch)
             })
         };
         RowLanes::together(d / item, limits).into_iter().map(build).collect()
     }
 
     fn cost(&self, io: &Io) -> Cost {
-        Cost { flops: 11 * io.elements(), bytes: io.bytes() }
+        Cost { flops: if self.parts { 11 } else { 8 } * io.elements(), bytes: io.bytes() }
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
@@ -92,7 +101,11 @@ impl Op for RmsNormGrad {
                 parts.data[row / self.rows_per_part * d + i] += dy.data[at + i] * x.data[at + i] * r;
             }
         }
-        vec![dx, parts]
+        [Some(dx), self.parts.then_some(parts)].into_iter().flatten().collect()
+    }
+
+    fn alone(&self) -> Option<Arc<dyn Op>> {
+        self.parts.then(|| Arc::new(RmsNormGrad { parts: false, ..self.clone() }) as _)
     }
 
     /// The residual stream's gradient is added here.
@@ -101,6 +114,6 @@ impl Op for RmsNormGrad {
     }
 
     fn reduction(&self, io: &Io) -> usize {
-        io.inputs[0].shape.last().max(self.rows_per_part)
+        io.inputs[0].shape.last().max(if self.parts { self.rows_per_part } else { 1 })
     }
 }

@@ -238,10 +238,11 @@ fn panels() -> Vec<Case> {
 fn norm() -> Vec<Case> {
     let eps = 1e-5;
     let to_panels = NormMatMul { eps, widths: vec![64, 128] };
-    let grad = |note, rows_per_part, rows, d| {
+    let grad_of = |note, parts, rows_per_part, rows, d| {
         let inputs = [normal([rows, d]), normal([d]), positive([rows]), normal([rows, d])];
-        Case::new(note, RmsNormGrad { rows_per_part }, &inputs)
+        Case::new(note, RmsNormGrad { rows_per_part, parts }, &inputs)
     };
+    let grad = |note, rows_per_part, rows, d| grad_of(note, true, rows_per_part, rows, d);
     vec![
         Case::new("", RmsNorm { eps }, &[normal([2, 3, 17]), normal([17])]).wrt(&[0, 1]),
         Case::new("narrow", RmsNorm { eps }, &[normal([7, 48]), normal([48])]),
@@ -258,6 +259,8 @@ fn norm() -> Vec<Case> {
         grad("wide", 8, 69, 576),
         grad("wider", 4, 39, 959),
         grad("one part", 80, 9, 100),
+        grad_of("frozen", false, 8, 69, 48),
+        grad_of("frozen wider", false, 4, 39, 959),
     ]
 }
 

@@ -47,3 +47,9 @@ pub fn is_barred(gpu: &Gpu, kernel: &Kernel) -> bool {
     std::env::var_os(COOPERATIVE).is_some() && is_other
         || kernel.constants.contains(&("NATIVE", 1)) && !rounds_natively(gpu)
 }
+
+/// Whether attention in passes must be among what is tried: where lanes are a CPU's, and of subgroups that hand on from lane to lane.
+pub fn passes_are_tried(gpu: &Gpu) -> bool {
+    let limits = gpu.limits();
+    limits.is_cpu && limits.min_subgroup >= 8 && std::env::var_os(COOPERATIVE).is_none()
+}
