@@ -131,8 +131,7 @@ impl Op for MatMul {
 
     fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
         // A CPU's sums are never split.
-        let kernels = if limits.is_cpu { Vec::new() } else { self.kernels(io, limits) };
-        kernels.iter().map(|kernel| kernel.scratch).max().unwrap_or(0)
+        if limits.is_cpu { 0 } else { self.split_bytes(io, limits) }
     }
 
     fn cost(&self, io: &Io) -> Cost {
