@@ -5,7 +5,8 @@ mod common;
 
 use common::tiny_run::{begin, recipe};
 use danlu::model::{Llama, ModelConfig};
-use danlu::optim::{Optimizer, Rule, Update};
+use danlu::optim::{Optimizer, Rule, Settings, Shard, Update};
+use danlu::parallel::Mesh;
 use danlu::train::{GroupOptions, Precision, Recipe, StepResult, Trainer, optimizer};
 use half::f16;
 use pollster::block_on;
@@ -118,6 +119,15 @@ fn what_products_do_not_round_has_no_copy() {
         copied(&Optimizer { copies: false, ..kept.clone() }, &llama(r#", "vocab_size": 300, "hidden_size": 64"#)),
         [None]
     );
+    // One between those that are rounded, where settings of their own bring tables together: a copy ends before it, or begins after
+    // it where there is more.
+    let own = |params: &str| Settings { params: params.into(), rate: 1.0, weight_decay: None };
+    let apart = Optimizer { settings: vec![own("embed_tokens.weight"), own("lm_head.weight")], ..kept.clone() };
+    assert_eq!(copied(&apart, &llama(r#", "vocab_size": 300, "hidden_size": 64"#)), both(query, down));
+    assert_eq!(copied(&apart, &llama(r#", "vocab_size": 3000, "hidden_size": 64"#)), both(head, head));
+    // A small one lies between.
+    let apart = Optimizer { settings: vec![own("embed_tokens.weight"), own("model.layers.0.mlp.*")], ..kept.clone() };
+    assert_eq!(copied(&apart, &llama(r#", "vocab_size": 100, "hidden_size": 64"#)), both(query, down));
     let by_layers = copied(
         &Optimizer { update: Update::Layer, ..kept.clone() },
         &llama(r#", "vocab_size": 300, "hidden_size": 64"#),
@@ -127,6 +137,15 @@ fn what_products_do_not_round_has_no_copy() {
     let eight = Optimizer { rule: Rule::AdamW8bit, ..kept.clone() };
     assert_eq!(copied(&eight, &llama(r#", "vocab_size": 300, "hidden_size": 64"#)), both(query, head));
     assert_eq!(copied(&eight, &llama(r#", "vocab_size": 300, "head_dim": 8, "hidden_size": 32"#)), [None]);
+
+    // Of a page that ranks share out each changes a part.
+    let config = llama(r#", "vocab_size": 300, "hidden_size": 64"#);
+    let layout = || kept.layout(Llama::new(config.clone()).param_specs(), 1 << 30).unwrap();
+    for (data, are_some) in [(1, true), (2, false)] {
+        let shared = kept.shared(layout(), 1 << 30, Shard::Optimizer, Mesh { data, ..Mesh::ONE }, 0);
+        let some = (0..shared.pages().len()).any(|page| kept.copied(&shared, page).is_some());
+        assert_eq!(some, are_some, "{data} ranks");
+    }
 
     let mixtral = model(
         r#"{"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "vocab_size": 300,

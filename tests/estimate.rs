@@ -14,7 +14,9 @@ use danlu::model::{DpoConfig, find_config};
 use danlu::nn::{BaseDtype, LoraConfig};
 use danlu::optim::Shard;
 use danlu::run::{Executor, Machine, States, TuneMode, Tuner};
-use danlu::train::{Event, Prepared, Recipe, Trainer, World, fill, flops_per_token, optimizer, prepare, run};
+use danlu::train::{
+    Event, Precision, Prepared, Recipe, Trainer, World, fill, flops_per_token, optimizer, prepare, run,
+};
 use pollster::block_on;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -443,6 +445,15 @@ fn what_does_not_fit_is_told_what_would() {
         said.contains(": --optimizer adamw8bit --update layer --accumulate 1 at the sizes asked for; or"),
         "{said}"
     );
+    // Of what keeps copies of weights both together.
+    let mut mixed = short.clone();
+    mixed.recipe.precision = Precision::Mixed;
+    let both = least(&mixed, &|r| {
+        r.optimizer = danlu::optim::Rule::AdamW8bit;
+        r.weight_copies = false;
+    });
+    let said = of(&mixed, both, None).unwrap();
+    assert!(said.ends_with(": --optimizer adamw8bit --weight-copies false at the sizes asked for"), "{said}");
     let said = of(&short, 1000, Some("a model")).unwrap();
     assert!(said.starts_with("nothing fits 1000 B: one sequence of 64 tokens, --base-dtype nf4, adapters"), "{said}");
     let said = of(&short, 1000, None).unwrap();

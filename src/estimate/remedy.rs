@@ -69,14 +69,19 @@ fn smaller(recipe: &Recipe) -> Vec<Recipe> {
 /// Flags, and the recipe with them.
 fn ways(recipe: &Recipe) -> Vec<(&'static str, Recipe)> {
     let mut all = Vec::new();
-    if optimizer(recipe).copies {
+    let has_copies = optimizer(recipe).copies;
+    if has_copies {
         all.push(("--weight-copies false", Recipe { weight_copies: false, ..recipe.clone() }));
     }
     if recipe.lora.is_none() {
         let eight = Recipe { optimizer: Rule::AdamW8bit, ..recipe.clone() };
         let layer = Recipe { update: Update::Layer, accumulate: 1, ..eight.clone() };
         if recipe.optimizer == Rule::AdamW {
-            all.push(("--optimizer adamw8bit", eight));
+            all.push(("--optimizer adamw8bit", eight.clone()));
+            if has_copies {
+                let without = Recipe { weight_copies: false, ..eight };
+                all.push(("--optimizer adamw8bit --weight-copies false", without));
+            }
         }
         if recipe.update == Update::Step {
             all.push(("--optimizer adamw8bit --update layer --accumulate 1", layer));

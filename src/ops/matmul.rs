@@ -1,6 +1,6 @@
 //! Matrix multiplication. M rows, N columns, K the dim that is summed.
 
-use super::{Operands, matmul_split, weight};
+use super::{Operands, weight};
 use crate::base::{Array, DType, Limits, Shape, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Graph, Io, Kernel, Op, OpNode, Value};
@@ -130,7 +130,8 @@ impl Op for MatMul {
     }
 
     fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
-        matmul_split::scratch(self, io, limits)
+        // A CPU's sums are never split.
+        if limits.is_cpu { 0 } else { self.split_bytes(io, limits) }
     }
 
     fn cost(&self, io: &Io) -> Cost {

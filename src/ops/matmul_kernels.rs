@@ -267,9 +267,18 @@ impl MatMul {
         }
     }
 
-    /// The dispatches that cover the product, each within the limits.
-    pub(super) fn dispatches(&self, tier: Tier, io: &Io, limits: &Limits) -> Kernel {
+    /// The most bytes of scratch that a candidate takes, found without its dispatches: planning asks it of every node many times.
+    pub(super) fn split_bytes(&self, io: &Io, limits: &Limits) -> u64 {
         let p = Product::of(self, io);
+        let s = p.sizes;
+        // Only a product of one dispatch is split.
+        let is_whole = |tier: &Tier| self.steps(&p, tier, limits) == [s.batch, s.m, s.n, s.k];
+        let bytes = |tier: Tier| tier.split.filter(|_| is_whole(&tier)).map(|split| split.bytes(s));
+        self.tiers(io, limits).into_iter().filter_map(bytes).max().unwrap_or(0)
+    }
+
+    /// How many matrices, rows, columns and elements of the sum a dispatch has at most, to be within the limits.
+    fn steps(&self, p: &Product, tier: &Tier, limits: &Limits) -> [usize; 4] {
         let s = p.sizes;
         let max = limits.max_workgroups as usize;
         // Operands are bound by stored rows: those of A are M or K, those of B K or N, those of C M.
@@ -301,6 +310,14 @@ impl MatMul {
         let matrix = (p.a[0] * p.a[1]).max(p.b[0] * p.b[1]).max(s.m * s.n);
         let together = (step_m, step_n, step_k) == (s.m, s.n, s.k);
         let step_batch = if together { rows_per_binding(s.batch, matrix, limits).min(max) } else { 1 };
+        [step_batch, step_m, step_n, step_k]
+    }
+
+    /// The dispatches that cover the product, each within the limits.
+    pub(super) fn dispatches(&self, tier: Tier, io: &Io, limits: &Limits) -> Kernel {
+        let p = Product::of(self, io);
+        let s = p.sizes;
+        let [step_batch, step_m, step_n, step_k] = self.steps(&p, &tier, limits);
         let mut kernel = tier.kernel;
         for batch in ranges(s.batch, step_batch) {
             for m in ranges(s.m, step_m) {

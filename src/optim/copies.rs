@@ -2,8 +2,10 @@
 //! changes these, in the same dispatch, and read by the products in their place, which then load half the bytes and have nothing
 //! to round.
 //!
-//! A copy is what its page rounds to, always: no checkpoint holds it, and no number depends on whether there is one, but that the
-//! kernel which is chosen for a weight in f16 may be another, which sums in another order.
+//! A copy is what its page rounds to, always: no checkpoint holds it. With the same kernels no product depends on whether there is
+//! one, where an adapter reads small f16 as they are; but the kernel which is chosen for a weight in f16 may be another, which sums in
+//! another order. So does the norm of what an update changed in a page with padding, which is for people to read. A parameter that
+//! is no number is infinite in its copy (`lib/halves.wgsl`).
 
 use super::{Optimizer, Rule, Update};
 use crate::base::{Axis, DType, Limits, TensorType};
@@ -22,13 +24,17 @@ use std::sync::Arc;
 const HALVES: &str = "half";
 
 impl Optimizer {
-    /// Which elements of a page of parameters are there in f16 as well: from its first matrix that products round to the end of the
-    /// last. None of experts, whose products are strict; none of a page where such a matrix has rows of no pairs, or begins where
-    /// no binding of two bytes an element can; and with moments of eight bits none of one with padding, whose table has the binding
-    /// that a copy would want.
+    /// Which elements of a page of parameters are there in f16 as well: from one matrix that products round to the end of another
+    /// or the same, so that as many more are of such matrices than between them as can be. One that is copied saves four bytes a batch
+    /// and costs two a step; what lies between, such as a table that is only looked up, costs as much and saves nothing. None of
+    /// experts, whose products are strict; none of a page that ranks share out, who each change a part of it; none of one where such a
+    /// matrix has rows of no pairs, or begins where no binding of two bytes an element can; and with moments of eight bits none of one
+    /// with padding, whose table has the binding that a copy would want.
     pub fn copied(&self, layout: &ParamLayout, page: usize) -> Option<Range<usize>> {
         let (place, specs) = (layout.pages().get(page)?, layout.specs());
-        if !self.copies || self.update == Update::Layer || self.rule == Rule::AdamW8bit && !place.gaps.is_empty() {
+        let is_shared = layout.sharers_of(page).along.ranks > 1;
+        let has_no_binding = self.rule == Rule::AdamW8bit && !place.gaps.is_empty();
+        if !self.copies || self.update == Update::Layer || is_shared || has_no_binding {
             return None;
         }
         // A table that is the output as well is multiplied where the last layers are.
@@ -42,16 +48,23 @@ impl Optimizer {
             let is_matrix = spec.decay && spec.shape.rank() == 2 && !spec.is_expert();
             is_matrix && (spec.name != EMBEDDING || is_tied)
         };
-        let mut copied: Option<Range<usize>> = None;
+        // The best that ends with this matrix, and the best of all, each with how many more elements are rounded than not.
+        let (mut last, mut best) = ((0, 0..0), (0, 0..0));
         for (spec, &start) in specs[place.params.clone()].iter().zip(&place.starts).filter(|(spec, _)| is_rounded(spec))
         {
             if !start.is_multiple_of(COPIES) || !spec.shape.last().is_multiple_of(2) {
                 return None;
             }
             let end = (start + spec.shape.elements()).next_multiple_of(4);
-            copied = Some(copied.map_or(start, |range| range.start)..end);
+            let (more, range) = last;
+            let between = start - range.end;
+            let (more, first) = if more > between { (more - between, range.start) } else { (0, start) };
+            last = (more + end - start, first..end);
+            if last.0 > best.0 {
+                best = last.clone();
+            }
         }
-        copied
+        (best.0 > 0).then_some(best.1)
     }
 
     /// Whether a state of the optimizer's graphs is a copy, which follows from the parameters.

@@ -120,6 +120,7 @@ pub struct About {
     /// On what it ran.
     pub adapter: AdapterId,
     /// The recipe, with what it leaves open filled in.
+    #[serde(deserialize_with = "Recipe::of_run")]
     pub recipe: Recipe,
     /// What it is trained on.
     pub content: Content,

@@ -62,7 +62,7 @@ impl TrainedRun {
                 format!("is neither a run of danlu train, which holds a {RECIPE}, nor one of its checkpoints");
             return Err(Error::file(path, message));
         }
-        let recipe = Recipe::open(&file)?;
+        let recipe = Recipe::open_run(&file)?;
         let written = if recipe.lora.is_some() { ADAPTER_CONFIG } else { "config.json" };
         if !path.join(written).is_file() {
             let message = "holds a run that wrote no model yet; go on with it by danlu train --resume, or name one of its \

@@ -154,7 +154,7 @@ impl Neighbours {
 /// # Errors
 /// As [`Neighbours::put_back`].
 pub fn put_back(folder: &Path, note: &mut dyn FnMut(String)) -> Result<()> {
-    let Ok(recipe) = Recipe::open(folder.join(RECIPE)) else { return Ok(()) };
+    let Ok(recipe) = Recipe::open_run(folder.join(RECIPE)) else { return Ok(()) };
     let recipe = Recipe { out: folder.into(), ..recipe };
     let Some(run) = RunId::read(folder) else {
         unclaimed(&recipe).into_iter().for_each(note);

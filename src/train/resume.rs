@@ -2,9 +2,11 @@
 
 use super::log::RECIPE;
 use super::{About, Prepared, Recipe, Trainer, schedule};
+use crate::base::read_given_text;
 use crate::error::{Error, Result};
 use crate::store::ADAPTER_CONFIG;
 use crate::store::snapshot::{Series, Snapshot};
+use serde::{Deserialize, Deserializer, de};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -29,6 +31,30 @@ const FREE: [&str; 17] = [
     "checkpoint.",
     "recovery.",
 ];
+
+/// A key of runs that began before there was it, which went without what it says.
+const LATER: &str = "weight_copies";
+
+impl Recipe {
+    /// Reads the recipe in a run's folder. It says all keys that there were when the run began: one that came later is not what is
+    /// the default now, but what the run did.
+    ///
+    /// # Errors
+    /// As [`Recipe::open`].
+    pub fn open_run(path: impl AsRef<Path>) -> Result<Recipe> {
+        let path = path.as_ref();
+        let recipe = Recipe::open(path)?;
+        let keys: toml::Table = read_given_text(path)?.parse().unwrap_or_default();
+        Ok(Recipe { weight_copies: recipe.weight_copies && keys.contains_key(LATER), ..recipe })
+    }
+
+    /// The same of a recipe that a checkpoint holds.
+    pub(super) fn of_run<'de, D: Deserializer<'de>>(from: D) -> Result<Recipe, D::Error> {
+        let mut keys = serde_json::Map::<String, serde_json::Value>::deserialize(from)?;
+        keys.entry(LATER).or_insert(false.into());
+        serde_json::from_value(keys.into()).map_err(de::Error::custom)
+    }
+}
 
 /// A run that can be taken up.
 #[derive(Debug)]
@@ -73,7 +99,7 @@ impl Resumption {
             let message = format!("holds no run that could be taken up: neither a checkpoint nor {RECIPE}");
             return Err(Error::file(folder, message));
         }
-        Ok(Resumption { recipe: Recipe { out, ..Recipe::open(&recipe)? }, from: None })
+        Ok(Resumption { recipe: Recipe { out, ..Recipe::open_run(&recipe)? }, from: None })
     }
 
     /// Steps done.
@@ -177,7 +203,48 @@ pub fn occupied(folder: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::AdapterId;
+    use crate::train::{Content, Precision, Progress};
     use std::fs;
+
+    /// Whether there are copies of weights chooses kernels and takes memory: a run that began without goes on without.
+    #[test]
+    fn a_run_of_before_copies_goes_on_without() {
+        let place = tempfile::tempdir().unwrap();
+        let recipe = Recipe { precision: Precision::Mixed, out: place.path().into(), ..Recipe::default() };
+        let text = recipe.to_toml();
+        let file = place.path().join(RECIPE);
+        let found = || Resumption::find(place.path(), &mut |text| panic!("{text}")).unwrap();
+        fs::write(&file, &text).unwrap();
+        assert_eq!(found().recipe, recipe);
+        let before = text.replace("weight_copies = true\n", "");
+        assert!(before.len() < text.len());
+        fs::write(&file, before).unwrap();
+        let without = Recipe { weight_copies: false, ..recipe.clone() };
+        let mut resumption = found();
+        assert_eq!(resumption.recipe, without);
+        resumption.change(without.clone()).unwrap();
+        let refused = resumption.change(recipe.clone()).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("weight_copies is false in the run that is taken up, and would be true: "),
+            "{refused}"
+        );
+        // A recipe of a run that begins has the default.
+        assert!(Recipe::open(&file).unwrap().weight_copies);
+
+        let about = About {
+            build: String::new(),
+            adapter: AdapterId { name: String::new(), driver: String::new(), backend: String::new() },
+            recipe,
+            content: Content { tokenizer: String::new(), tokens: String::new(), model: None },
+            kernels: Vec::new(),
+            progress: Progress::default(),
+        };
+        let mut value = serde_json::to_value(&about).unwrap();
+        assert_eq!(serde_json::from_value::<About>(value.clone()).unwrap(), about);
+        assert!(value["recipe"].as_object_mut().unwrap().remove(LATER).is_some());
+        assert_eq!(serde_json::from_value::<About>(value).unwrap().recipe, without);
+    }
 
     #[test]
     fn what_is_of_worth_occupies_a_folder() {

@@ -4,7 +4,7 @@ use super::graphs::REWARDS;
 use super::load::Load;
 use super::preferring::Rewards;
 use super::{ExpertLoad, GroupOptions, Precision, Recipe};
-use crate::optim::{JUDGE, LossScaling, Optimizer, Schedule, Settings, Shard, UPDATE_NORM, Update};
+use crate::optim::{JUDGE, LossScaling, Optimizer, Schedule, Settings, UPDATE_NORM, Update};
 use crate::run::Results;
 
 /// What a step reports.
@@ -84,11 +84,10 @@ pub fn optimizer(recipe: &Recipe) -> Optimizer {
 }
 
 /// Whether a run keeps copies in f16 of its weights: not of adapters, which are small; not where parameters change layer by layer,
-/// which is to save memory; nor where ranks share pages out, and others than its own are changed elsewhere.
+/// which is to save memory.
 fn copies(recipe: &Recipe) -> bool {
     let mixed = recipe.precision == Precision::Mixed && recipe.weight_copies;
-    let shares = recipe.shards() > 1 && recipe.shard != Shard::None;
-    mixed && recipe.lora.is_none() && recipe.update == Update::Step && !shares
+    mixed && recipe.lora.is_none() && recipe.update == Update::Step
 }
 
 /// The schedule of a recipe.
