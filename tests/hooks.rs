@@ -91,7 +91,7 @@ fn check(label: &str, limits: fn(&Limits) -> Vec<Limits>, make: impl Fn(&mut Gra
         let inputs = Case::new(label, Map::scale(1.0), &drawn).draw(5);
         let expected = op.reference(&inputs);
         for kernel in op.kernels(&io, &limits) {
-            if done.contains(&kernel) || is_barred(&gpu, &kernel) || is_large(&kernel) && gpu.limits().is_cpu {
+            if done.contains(&kernel) || is_barred(gpu, &kernel) || is_large(&kernel) && gpu.limits().is_cpu {
                 continue;
             }
             let label = format!("{label}, {} {}", kernel.shader, kernel.variant);
@@ -99,7 +99,7 @@ fn check(label: &str, limits: fn(&Limits) -> Vec<Limits>, make: impl Fn(&mut Gra
             filled.sort_unstable();
             assert_eq!(filled, hooks, "{label}");
             println!("{label}");
-            let got = block_on(run_kernel(&gpu, &kernel, &io, &inputs, &[])).unwrap_or_else(|e| panic!("{label}: {e}"));
+            let got = block_on(run_kernel(gpu, &kernel, &io, &inputs, &[])).unwrap_or_else(|e| panic!("{label}: {e}"));
             for (i, (y, r)) in got.iter().zip(&expected).enumerate() {
                 op.tolerance(&io).check(y, r).unwrap_or_else(|e| panic!("{label}, result {i}: {e}"));
             }

@@ -398,14 +398,11 @@ fn tables_ship_for_the_software_adapters_and_are_of_today() {
             let key = Key::of(&op, &io, &op.kernels(&io, &limits));
             assert!(table.nearest(&key).is_some(), "{name}: write it anew, as CONTRIBUTING.md says: {key:?}");
         }
-        for (op, inputs) in attention([256, 9, 3, 64]) {
+        // It has rows of attention where that has passes: lanes that hand nothing on to each other have none.
+        for (op, inputs) in attention([256, 9, 3, 64]).into_iter().filter(|_| lanes >= 8) {
             let io = io(&*op, &inputs);
-            let kernels = op.kernels(&io, &limits);
-            let key = Key::of(&*op, &io, &kernels);
-            // Lanes that hand nothing on to each other have one way, and nothing to choose.
-            assert_eq!(kernels.len() > 1, lanes >= 8, "{name}: {key:?}");
-            let is_known = kernels.len() == 1 || table.nearest(&key).is_some();
-            assert!(is_known, "{name}: write it anew, as CONTRIBUTING.md says: {key:?}");
+            let key = Key::of(&*op, &io, &op.kernels(&io, &limits));
+            assert!(table.nearest(&key).is_some(), "{name}: write it anew, as CONTRIBUTING.md says: {key:?}");
         }
         assert!(Records::shipped(&AdapterId { backend: "gl".into(), ..id }).is_none());
     }
