@@ -148,6 +148,12 @@ struct Side<'a> {
     found: Found,
 }
 
+/// With three significant digits: a million tokens are cents of one machine and a fortune of another.
+fn significant(value: f64) -> String {
+    let digits = if value == 0.0 { 0.0 } else { 2.0 - value.abs().log10().floor() };
+    format!("{value:.*}", digits.max(0.0) as usize)
+}
+
 /// A row for each machine; and what an hour of the others must cost for their tokens to cost as much as the first's, and a
 /// sixth of that.
 fn side_by_side(sides: &[Side], config: &ModelConfig, run: &Run) -> String {
@@ -165,16 +171,16 @@ fn side_by_side(sides: &[Side], config: &ModelConfig, run: &Run) -> String {
             text += &format!("{:<46} {:>15} fits in no way that was tried\n", side.machine.name, side.ranks);
             continue;
         };
-        let known = |value: Option<f64>, digits: usize| value.map_or("?".into(), |v| format!("{v:.digits$}"));
+        let known = |value: Option<f64>| value.map_or("?".into(), significant);
         let paid = price(side, p);
         let cells = [
             side.ranks.to_string(),
             format!("{:.1}", p.tokens_per_rank),
             format!("{:.3e}", p.tokens_per_rank * side.ranks as f64 * 86_400.0),
             format!("{:.1}", 100.0 * p.mfu),
-            known(run.watts.or(side.machine.watts).map(|watts| watts * hours(p) / 1000.0), 4),
-            known(paid, 4),
-            known(paid.zip(first).map(|(paid, first)| paid / first), 2),
+            known(run.watts.or(side.machine.watts).map(|watts| watts * hours(p) / 1000.0)),
+            known(paid),
+            known(paid.zip(first).map(|(paid, first)| paid / first)),
         ];
         text += &format!("{:<46}", side.machine.name);
         text += &cells.map(|cell| format!(" {cell:>15}")).concat();
@@ -256,8 +262,8 @@ fn prediction(p: &Prediction, machine: &MachineFile, run: &Run) -> String {
     let (watts, price) = (run.watts.or(machine.watts), run.price.or(machine.price));
     let hours = |tokens: f64| tokens / per_second / 3600.0 * ranks;
     let mut sums = |what: &str, tokens: f64| {
-        let money = price.map(|price| format!("{:.4} to pay", price * hours(tokens)));
-        let energy = watts.map(|watts| format!("{:.4} kWh", watts * hours(tokens) / 1000.0));
+        let money = price.map(|price| format!("{} to pay", significant(price * hours(tokens))));
+        let energy = watts.map(|watts| format!("{} kWh", significant(watts * hours(tokens) / 1000.0)));
         let both: Vec<String> = money.into_iter().chain(energy).collect();
         if !both.is_empty() {
             text += &format!("{what}: {}\n", both.join(", "));

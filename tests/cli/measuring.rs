@@ -115,12 +115,14 @@ fn steps_are_profiled() {
     {
         assert!(text.contains(part), "{part}: {text}");
     }
-    let plan = json(&stdout(&place.danlu("plan --config tiny.json --batch 2 --seq 16 --json").assert().success()));
+    let report = json(&stdout(&place.danlu(&format!("{line} --json")).assert().success()));
+    // The plan for this adapter: another's may have other steps.
+    let mut plan = place.danlu("plan --config tiny.json --batch 2 --seq 16 --json --adapter");
+    let plan = json(&stdout(&plan.arg(report["adapter"]["name"].as_str().unwrap()).assert().success()));
     let steps = plan["totals"]["steps"].as_u64().unwrap() as usize;
     let (host, device) = trace(&place, "t.json");
     // Each run's upload, encode, submit, wait and readback; each run's steps, and the run around them.
     assert!(host >= 10 && device == 2 * (steps + 1), "{host} {device} {steps}");
-    let report = json(&stdout(&place.danlu(&format!("{line} --json")).assert().success()));
     let rows = report["profiles"][0]["rows"].as_array().unwrap();
     let sum = |key: &str| rows.iter().map(|r| r[key].as_f64().unwrap()).sum::<f64>();
     assert_eq!(sum("steps") as usize, steps);
