@@ -94,7 +94,10 @@ impl Case {
             let Some(ty) = ty.filter(|_| matches!(node.kind, Kind::State) && states.contains(&node.name)) else {
                 continue;
             };
-            if !node.name.starts_with("adam_") && node.name != JUDGE {
+            if node.name == JUDGE {
+                // A loss scaled by zero would have every update left out.
+                states.write(JUDGE, 0, bytemuck::bytes_of(&1.0_f32)).await?;
+            } else if !node.name.starts_with("adam_") {
                 fill_state(states, &node.name, ty).await?;
             }
         }

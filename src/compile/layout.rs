@@ -38,6 +38,12 @@ pub(super) fn scratch(node: NodeId) -> Storage {
     Value { node, output: u32::MAX }
 }
 
+/// Bytes that the kernels of a node may take besides what they read and write.
+pub(super) fn scratch_bytes(graph: &Graph, id: NodeId, limits: &Limits) -> u64 {
+    let node = graph.node(id);
+    node.op().map_or(0, |op| op.scratch(&place::io(graph, node), limits))
+}
+
 /// The nodes that do something, in program order.
 pub(super) fn steps(graph: &Graph) -> Vec<NodeId> {
     ids(graph).filter(|&id| is_transient(graph, id) && place::view(graph, graph.node(id)).is_none()).collect()
@@ -50,7 +56,8 @@ pub(super) fn order(graph: &Graph, places: &Places) -> Vec<NodeId> {
 
 pub(super) fn layout(graph: &Graph, places: &Places, limits: &Limits) -> Result<Layout> {
     let mut layout = sources(graph, limits)?;
-    let Lifetimes { storages, blocks, apart } = lifetimes(graph, places, &order(graph, places), limits)?;
+    let Lifetimes { storages, blocks, apart } =
+        lifetimes(graph, places, &order(graph, places), &|id| scratch_bytes(graph, id, limits))?;
     let (regions, sizes) = pack(&blocks, &apart, limits.binding_alignment, limits.max_buffer_bytes).map_err(|i| {
         let name = &graph.node(storages[i].node).name;
         fits(name, blocks[i].bytes, limits).expect_err("a block that fits can always be placed")
@@ -131,7 +138,13 @@ struct Use {
 }
 
 /// Lifetimes of everything transient: each part of a storage lives while it is used.
-pub(super) fn lifetimes(graph: &Graph, places: &Places, steps: &[NodeId], limits: &Limits) -> Result<Lifetimes> {
+/// `scratch_of` tells the bytes of a node's scratch memory, which to find out takes as long as all the rest.
+pub(super) fn lifetimes(
+    graph: &Graph,
+    places: &Places,
+    steps: &[NodeId],
+    scratch_of: &dyn Fn(NodeId) -> u64,
+) -> Result<Lifetimes> {
     let mut index: HashMap<Storage, usize> = HashMap::new();
     let mut storages: Vec<Storage> = Vec::new();
     let mut uses: Vec<Vec<Use>> = Vec::new();
@@ -159,8 +172,7 @@ pub(super) fn lifetimes(graph: &Graph, places: &Places, steps: &[NodeId], limits
             }
         }
         // A stage writes what the next one reads, beside all that the node reads and writes.
-        let (node, storage) = (graph.node(id), scratch(id));
-        let bytes = node.op().map_or(0, |op| op.scratch(&place::io(graph, node), limits));
+        let (bytes, storage) = (scratch_of(id), scratch(id));
         if bytes > 0 {
             let i = storages.len();
             apart.extend(reads.iter().chain(&writes).map(|v| (index[&places[v].storage], i)));

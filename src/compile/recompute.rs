@@ -4,7 +4,8 @@
 //! It works on the graph whose nodes are the plan's steps, after fusion, so a copy is the same kernel on the same bytes:
 //! no number changes. It chooses greedily. Each round looks at the step where most is alive, and among what waits there
 //! takes the value with most bytes a flop of its copy and of what that needs; a choice that does not lower the peak is
-//! taken back. Only what the memory plan then says, to the byte, counts as reached.
+//! taken back. Layers are alike, so what is worth the same is taken together, as many values as leave no other peak and as the
+//! budget asks for. Only what the memory plan then says, to the byte, counts as reached.
 
 mod copies;
 
@@ -15,7 +16,7 @@ use crate::error::Result;
 use crate::graph::{Graph, NodeId};
 use copies::{Base, Chosen, Draft};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 /// What recomputation trades: memory for operations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -56,48 +57,96 @@ impl Trade {
 /// # Errors
 /// If a tensor fits no buffer of the adapter.
 pub fn recompute(graph: &Graph, limits: &Limits, budget: u64) -> Result<(Graph, Trade)> {
-    let base = Base::new(graph);
+    let base = Base::new(graph, limits);
     let bytes = |graph: &Graph| Ok(layout::layout(graph, &place::place(graph)?, limits)?.bytes());
     let before = bytes(graph)?;
     let mut trade = Trade { budget, before, reached: before, again: Vec::new() };
-    let mut chosen = Chosen::new();
-    let mut draft = base.draft(&chosen)?;
     if before <= budget {
         return Ok((graph.clone(), trade));
     }
+    let mut search = Search::new(&base, limits)?;
     // The smallest so far, and with how many of the choices.
     let mut best = (graph.clone(), 0);
-    let mut load = Load::of(&draft, limits)?;
-    // Sources, and what the packing adds to the bytes alive at one time, as a first guess.
+    // Sources: what the packing adds to the bytes alive at one time is not known before.
     let beside = layout::sources(graph, limits)?.bytes();
-    let mut useless = BTreeSet::new();
     loop {
-        let choice = choose(&base, &draft, &chosen, &load, &useless);
-        let last = choice.is_none();
-        if let Some(choice) = choice {
-            let mut next = chosen.clone();
-            next.extend(choice.nodes.iter().copied());
-            let tried = base.draft(&next)?;
-            let tried_load = Load::of(&tried, limits)?;
-            if (tried_load.peak, tried_load.steps) >= (load.peak, load.steps) {
-                useless.insert(choice.node);
-                continue;
-            }
-            let name = graph.node(choice.node).name.clone();
-            let (saved, flops, copies) = (choice.bytes, choice.flops, choice.nodes.len());
-            trade.again.push(Again { name, saved, flops, copies });
-            (chosen, draft, load) = (next, tried, tried_load);
-        }
-        if last || beside + load.peak <= budget {
-            let reached = bytes(&draft.graph)?;
+        let taken = search.round(budget.saturating_sub(beside))?;
+        let last = taken.is_empty();
+        trade.again.extend(taken.iter().map(|choice| choice.again(graph)));
+        if last || beside + search.load.peak <= budget {
+            let found = &search.draft.graph;
+            let reached = bytes(found)?;
             if reached < trade.reached || reached <= budget {
-                (trade.reached, best) = (reached, (draft.graph.clone(), trade.again.len()));
+                (trade.reached, best) = (reached, (found.clone(), trade.again.len()));
             }
             if last || reached <= budget {
                 trade.again.truncate(best.1);
                 return Ok((best.0, trade));
             }
         }
+    }
+}
+
+/// What is chosen so far, and what that makes.
+struct Search<'a> {
+    base: &'a Base<'a>,
+    limits: &'a Limits,
+    chosen: Chosen,
+    draft: Draft,
+    load: Load,
+    /// What does not lower the peak.
+    useless: BTreeSet<NodeId>,
+    /// What comes next, one after another.
+    pending: VecDeque<Choice>,
+}
+
+impl<'a> Search<'a> {
+    fn new(base: &'a Base<'a>, limits: &'a Limits) -> Result<Self> {
+        let chosen = Chosen::new();
+        let draft = base.draft(&chosen)?;
+        let load = Load::of(base, &draft, limits)?;
+        Ok(Search { base, limits, chosen, draft, load, useless: BTreeSet::new(), pending: VecDeque::new() })
+    }
+
+    /// Takes the best choices of equal worth, no more than leave the peak where it is: there each counts by itself. Of those
+    /// that bring it down to `enough` the ones that are surely wanted, and in later rounds one at a time, so that what is chosen
+    /// in what order does not depend on that. Gives none if nothing lowers the peak any more.
+    fn round(&mut self, enough: u64) -> Result<Vec<Choice>> {
+        if let Some(choice) = self.pending.pop_front() {
+            let (chosen, draft, load) = self.with(std::slice::from_ref(&choice))?;
+            (self.chosen, self.draft, self.load) = (chosen, draft, load);
+            return Ok(vec![choice]);
+        }
+        let mut together = usize::MAX;
+        loop {
+            let mut choices = choose(self);
+            let Some(first) = choices.first() else { return Ok(choices) };
+            let wanted = self.load.peak.saturating_sub(enough) / first.bytes.max(1);
+            choices.truncate(together);
+            let (mut chosen, mut draft, mut load) = self.with(&choices)?;
+            let peak = |draft: &Draft, load: &Load| draft.at[load.node.0 as usize];
+            if choices.len() > 1 && peak(&draft, &load) != peak(&self.draft, &self.load) {
+                together = choices.len() / 2;
+            } else if (load.peak, load.steps) >= (self.load.peak, self.load.steps) {
+                self.useless.extend(choices.iter().map(|choice| choice.node));
+            } else {
+                if load.peak <= enough && choices.len() > 1 {
+                    self.pending = choices.split_off(choices.len().min((wanted as usize).max(1))).into();
+                    (chosen, draft, load) = self.with(&choices)?;
+                }
+                (self.chosen, self.draft, self.load) = (chosen, draft, load);
+                return Ok(choices);
+            }
+        }
+    }
+
+    /// What there would be with these choices, too.
+    fn with(&self, choices: &[Choice]) -> Result<(Chosen, Draft, Load)> {
+        let mut chosen = self.chosen.clone();
+        chosen.extend(choices.iter().flat_map(|choice| choice.nodes.iter().copied()));
+        let draft = self.base.draft(&chosen)?;
+        let load = Load::of(self.base, &draft, self.limits)?;
+        Ok((chosen, draft, load))
     }
 }
 
@@ -111,10 +160,10 @@ struct Load {
 }
 
 impl Load {
-    fn of(draft: &Draft, limits: &Limits) -> Result<Load> {
+    fn of(base: &Base, draft: &Draft, limits: &Limits) -> Result<Load> {
         let places = place::place(&draft.graph)?;
         let steps = layout::order(&draft.graph, &places);
-        let Lifetimes { blocks, .. } = layout::lifetimes(&draft.graph, &places, &steps, limits)?;
+        let Lifetimes { blocks, .. } = layout::lifetimes(&draft.graph, &places, &steps, &|id| draft.scratch(base, id))?;
         let mut change = vec![0i64; steps.len() + 2];
         for span in blocks.iter().flat_map(|block| &block.spans) {
             let bytes = span.aligned(limits.binding_alignment);
@@ -155,13 +204,24 @@ impl Choice {
         let (mine, theirs) = (rate(self, other), rate(other, self));
         mine > theirs || mine == theirs && (self.traffic, self.node) < (other.traffic, other.node)
     }
+
+    fn is_alike(&self, other: &Choice) -> bool {
+        (self.bytes, self.flops, self.traffic) == (other.bytes, other.flops, other.traffic)
+    }
+
+    fn again(&self, graph: &Graph) -> Again {
+        let name = graph.node(self.node).name.clone();
+        Again { name, saved: self.bytes, flops: self.flops, copies: self.nodes.len() }
+    }
 }
 
-/// The best of what is alive at the peak and idle around it.
-fn choose(base: &Base, draft: &Draft, chosen: &Chosen, load: &Load, useless: &BTreeSet<NodeId>) -> Option<Choice> {
+/// The best of what is alive at the peak and idle around it, and others of the same worth whose copies need none of its copies:
+/// the earlier one first.
+fn choose(search: &Search) -> Vec<Choice> {
+    let Search { base, draft, chosen, load, useless, .. } = search;
     let peak = draft.at[load.node.0 as usize];
     let uses = draft.uses(base);
-    let mut best: Option<Choice> = None;
+    let mut choices: Vec<Choice> = Vec::new();
     for node in (0..peak).map(NodeId) {
         let used = &uses[node.0 as usize];
         if used.is_empty() || chosen.contains_key(&node) || useless.contains(&node) {
@@ -186,9 +246,17 @@ fn choose(base: &Base, draft: &Draft, chosen: &Chosen, load: &Load, useless: &BT
             (flops, traffic) = (flops + cost.flops, traffic + cost.bytes);
         }
         let choice = Choice { node, bytes, flops, traffic, nodes };
-        if best.as_ref().is_none_or(|b| choice.beats(b)) {
-            best = Some(choice);
+        // Only the best so far are kept.
+        match choices.first() {
+            Some(best) if choice.is_alike(best) => {
+                let taken = |(node, _): &(NodeId, u32)| choices.iter().any(|c| c.nodes.iter().any(|(n, _)| n == node));
+                if !choice.nodes.iter().any(taken) {
+                    choices.push(choice);
+                }
+            }
+            Some(best) if !choice.beats(best) => {}
+            _ => choices = vec![choice],
         }
     }
-    best
+    choices
 }

@@ -1,7 +1,8 @@
 //! The graph with some of its nodes computed again: where copies stand, who reads them, and what a copy would need.
 
-use crate::compile::place;
+use crate::base::Limits;
 use crate::compile::rewrite::{Rewrite, ids};
+use crate::compile::{layout, place};
 use crate::error::Result;
 use crate::graph::{Cost, Graph, Kind, NodeId, Value, View};
 use std::collections::{BTreeMap, HashMap};
@@ -25,11 +26,14 @@ pub(super) struct Base<'a> {
     /// True for operators that may be computed twice: they neither write a state nor are memory of others, and no other rank
     /// takes part.
     pure: Vec<bool>,
+    /// Bytes of each node's scratch memory.
+    scratch: Vec<u64>,
 }
 
 impl<'a> Base<'a> {
-    pub(super) fn new(graph: &'a Graph) -> Self {
-        let mut base = Base { graph, roots: Vec::new(), written: HashMap::new(), pure: Vec::new() };
+    pub(super) fn new(graph: &'a Graph, limits: &Limits) -> Self {
+        let scratch = ids(graph).map(|id| layout::scratch_bytes(graph, id, limits)).collect();
+        let mut base = Base { graph, roots: Vec::new(), written: HashMap::new(), pure: Vec::new(), scratch };
         for (i, node) in graph.nodes().iter().enumerate() {
             let view = place::view(graph, node);
             let root = matches!(view, Some(View::Slice(_))).then(|| base.root(node.inputs[0]));
@@ -89,13 +93,12 @@ impl<'a> Base<'a> {
     /// The graph with these nodes computed again, each just before the first that wants it after the original's last use.
     pub(super) fn draft(&self, chosen: &Chosen) -> Result<Draft> {
         let rewrite = Rewrite::new(self.graph);
-        let mut writer =
-            Writer { base: self, chosen, rewrite, copies: HashMap::new(), at: Vec::new(), originals: Vec::new() };
+        let mut writer = Writer { base: self, chosen, rewrite, copies: HashMap::new(), at: Vec::new(), of: Vec::new() };
         for id in ids(self.graph) {
             writer.node(id)?;
         }
-        let Writer { rewrite, at, originals, .. } = writer;
-        Ok(Draft { graph: rewrite.finish(), at, originals })
+        let Writer { rewrite, at, of, .. } = writer;
+        Ok(Draft { graph: rewrite.finish(), at, of })
     }
 }
 
@@ -104,11 +107,16 @@ pub(super) struct Draft {
     pub(super) graph: Graph,
     /// For each node, the node of the base that it is, or just before which it stands.
     pub(super) at: Vec<u32>,
-    /// For each node, the node of the base that it is; `None` for copies.
-    originals: Vec<Option<NodeId>>,
+    /// For each node, the node of the base that it is or is a copy of.
+    of: Vec<NodeId>,
 }
 
 impl Draft {
+    /// Bytes of a node's scratch memory: a copy has the same operands.
+    pub(super) fn scratch(&self, base: &Base, node: NodeId) -> u64 {
+        base.scratch[self.of[node.0 as usize].0 as usize]
+    }
+
     /// Who reads the originals.
     pub(super) fn uses(&self, base: &Base) -> Uses {
         let mut uses: Uses = vec![Vec::new(); base.graph.nodes().len()];
@@ -134,7 +142,9 @@ impl Draft {
     }
 
     fn note(&self, value: Value, at: u32, uses: &mut Uses) {
-        if let Some(node) = self.originals[value.node.0 as usize] {
+        let (place, node) = (self.at[value.node.0 as usize], self.of[value.node.0 as usize]);
+        // A copy stands before another.
+        if place == node.0 {
             uses[node.0 as usize].push((at, value.output));
         }
     }
@@ -147,7 +157,7 @@ struct Writer<'a> {
     rewrite: Rewrite<'a>,
     copies: HashMap<Value, Value>,
     at: Vec<u32>,
-    originals: Vec<Option<NodeId>>,
+    of: Vec<NodeId>,
 }
 
 impl Writer<'_> {
@@ -163,7 +173,7 @@ impl Writer<'_> {
             _ => self.rewrite.copy(id)?,
         }
         self.at.push(id.0);
-        self.originals.push(Some(id));
+        self.of.push(id);
         Ok(())
     }
 
@@ -185,7 +195,7 @@ impl Writer<'_> {
             self.copies.insert(Value { node: value.node, output: output as u32 }, copy);
         }
         self.at.push(at.0);
-        self.originals.push(None);
+        self.of.push(value.node);
         Ok(self.copies[&value])
     }
 }
