@@ -1,6 +1,6 @@
-// embedding_grad: y[v] += the rows of dy whose token is v, in order; a row has `columns` items. With `fill` it writes
-// zeros, one lane an item; then one workgroup a position, of which the first with its token does the work, so that no
-// two write the same row.
+// embedding_grad: y[v] += the sum of the rows of dy whose token is v, in order; a row has `columns` items. With `fill` it writes
+// zeros, or with BASE base[v], one lane an item; then one workgroup a position, of which the first with its token does the
+// work, so that no two write the same row.
 struct Params {
     fill: u32, columns: u32, first_row: u32, end_row: u32, first_token: u32, end_token: u32, skip_dy: u32, skip_y: u32,
 }
@@ -8,6 +8,9 @@ struct Params {
 @group(0) @binding(1) var<storage, read> dy: array<Item>;
 @group(0) @binding(2) var<storage, read> tokens: array<u32>;
 @group(0) @binding(3) var<storage, read_write> y: array<Item>;
+#if BASE
+@group(0) @binding(4) var<storage, read> base: array<Item>;
+#endif
 #import lib/item.wgsl
 
 @compute @workgroup_size(WORKGROUP)
@@ -17,7 +20,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     if params.fill != 0u {
         let i = index * WORKGROUP + lane;
         if i < (params.end_token - params.first_token) * params.columns {
+#if BASE
+            y[params.skip_y + i] = base[params.skip_y + i];
+#else
             y[params.skip_y + i] = Item();
+#endif
         }
         return;
     }
@@ -35,12 +42,28 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
     }
     let to = params.skip_y + (token - params.first_token) * params.columns;
-    for (var row = first; row < params.end_row; row++) {
-        if tokens[row] == token {
-            let from_dy = params.skip_dy + (row - params.first_row) * params.columns;
-            for (var i = lane; i < params.columns; i += WORKGROUP) {
-                y[to + i] += dy[from_dy + i];
+    let columns = params.columns;
+    let end = params.end_row;
+    for (var begin = lane; begin < columns; begin += HELD * WORKGROUP) {
+        var sums: array<Item, HELD>;
+        for (var row = first; row < end; row++) {
+            if tokens[row] == token {
+                let from_dy = params.skip_dy + (row - params.first_row) * columns;
+                for (var c = 0u; c < HELD; c++) {
+                    let i = begin + c * WORKGROUP;
+                    if i < columns {
+                        sums[c] += dy[from_dy + i];
+                    }
+                }
+            }
+        }
+        for (var c = 0u; c < HELD; c++) {
+            let i = begin + c * WORKGROUP;
+            if i < columns {
+                y[to + i] += sums[c];
             }
         }
     }
 }
+// Items of a row that a lane adds up at a time.
+const HELD = 4u;

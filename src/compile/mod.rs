@@ -10,6 +10,7 @@ mod join_grad;
 mod layout;
 mod lower;
 mod memory;
+mod onto;
 mod pair;
 mod place;
 mod plan;
@@ -56,6 +57,7 @@ pub fn optimise(graph: &Graph, limits: &Limits) -> Result<Graph> {
     let graph = join_grad::join_gradients(&graph, limits)?;
     let graph = prune::prune(&graph)?;
     let graph = fuse::fuse(&graph, limits)?;
+    let graph = onto::add_onto(&graph, limits)?;
     let graph = prune::prune(&graph)?;
     let graph = pair::pair(&graph, limits)?;
     let graph = fuse::fuse_pairs(&graph, limits)?;

@@ -303,6 +303,16 @@ fn embedding() -> Vec<Case> {
         Case::new("", EmbeddingGrad { vocab: 5, first: 0 }, &[normal([2, 9, 7]), below([2, 9], 5)]),
         Case::new("wide, out of range", EmbeddingGrad { vocab: 40, first: 0 }, &[normal([33, 200]), below([33], 48)]),
         Case::new("rows", EmbeddingGrad { vocab: 20, first: 13 }, &[normal([33, 200]), below([33], 48)]),
+        Case::new(
+            "onto",
+            EmbeddingGrad { vocab: 20, first: 13 },
+            &[normal([33, 201]), below([33], 48), normal([20, 201])],
+        ),
+        Case::new(
+            "onto, wide",
+            EmbeddingGrad { vocab: 7, first: 0 },
+            &[normal([33, 1100]), below([33], 7), normal([7, 1100])],
+        ),
         Case::new("", EmbeddingPart { first: 7 }, &[normal([9, 10]), below([4, 11], 30)]).wrt(&[0]),
     ]
 }
