@@ -13,6 +13,9 @@ With --danlu a fresh cache is filled by one start of training, and a second star
 --meganeura is meganeura's own example of a training step of SmolLM2-135M, built by hand in a checkout of its repository:
 `cargo build --release --example smollm2_train_bench`; it takes its own choice of adapter.
 
+--check only asks whether both compute on the same device, before anything is measured: where Danlu finds a CPU alone and PyTorch a
+GPU, nothing can be compared, and a sentence says what to do.
+
 The exit code is 1 where something that is to be reached is not, or Danlu has no figure, and a sentence says what.
 """
 
@@ -36,6 +39,52 @@ except ImportError as error:
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cuda" if torch and torch.cuda.is_available() else "cpu"
+
+
+NO_DRIVER = """Danlu takes {mine}, a CPU, and PyTorch {theirs}: no Vulkan driver of that GPU is visible here, or another adapter is asked for.
+ - A container gets NVIDIA's by NVIDIA_DRIVER_CAPABILITIES=all (or graphics,compute,utility) where it is started, as in
+   `docker run --gpus all -e NVIDIA_DRIVER_CAPABILITIES=all`, and wants the loader: `apt-get install libvulkan1`; AMD's and Intel's
+   are `apt-get install mesa-vulkan-drivers`, with /dev/dri handed in.
+ - The driver's manifest, nvidia_icd.json or radeon_icd.x86_64.json, lies in /usr/share/vulkan/icd.d or /etc/vulkan/icd.d;
+   VK_DRIVER_FILES=FILE names one that lies elsewhere.
+ - `danlu doctor` lists what is found; DANLU_ADAPTER=NAME (--adapter) takes another. To compare on the CPU, set CUDA_VISIBLE_DEVICES= to
+   nothing."""
+TWO_DEVICES = """PyTorch takes {theirs}, and Danlu {mine}: if these are two devices, so are the ratios'. CUDA_VISIBLE_DEVICES=N chooses
+   PyTorch's, and DANLU_ADAPTER=NAME or NUMBER (--adapter) Danlu's, of those that `danlu doctor` lists."""
+NO_CUDA = "PyTorch computes on the CPU, and Danlu on {mine}: the ratios are of two devices; install a PyTorch of CUDA or ROCm."
+
+
+def apart(mine, is_cpu, theirs):
+    """Whether nothing can be compared, and a sentence, where Danlu's adapter is not PyTorch's device, which is None for a CPU."""
+    plain = lambda name: re.sub(r"\(r\)|\(tm\)|[^a-z0-9]", "", name.lower())
+    if theirs is None:
+        return False, None if is_cpu else NO_CUDA.format(mine=mine)
+    if is_cpu:
+        return True, NO_DRIVER.format(mine=mine, theirs=theirs)
+    return False, None if plain(theirs) in plain(mine) else TWO_DEVICES.format(mine=mine, theirs=theirs)
+
+
+def check(mine, is_cpu):
+    """Says the sentence, if there is one, and ends where nothing can be compared."""
+    if torch is None:
+        return
+    is_wrong, text = apart(mine, is_cpu, torch.cuda.get_device_name() if DEVICE == "cuda" else None)
+    if is_wrong:
+        sys.exit(text)
+    if text:
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def is_on_cpu(name):
+    return bool(re.search("llvmpipe|swiftshader", name, re.IGNORECASE))
+
+
+def adapter_of(danlu, adapter):
+    """The name of the adapter that the program takes."""
+    done = subprocess.run([danlu, "doctor", "--tuning", "--json", *adapter], stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit("there is no adapter to measure")
+    return json.loads(done.stdout)["here"]["adapter"]["name"]
 
 
 def sync():
@@ -282,7 +331,8 @@ def compare(entries, is_cpu, quick, eager_only, danlu, adapter, peer, other):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reports", type=Path, nargs="+", help="what `danlu bench --json` said, in one file or in several")
+    parser.add_argument("reports", type=Path, nargs="*", help="what `danlu bench --json` said, in one file or in several")
+    parser.add_argument("--check", action="store_true", help="only ask whether both compute on the same device; wants --danlu")
     parser.add_argument("--quick", action="store_true", help="the sizes of `danlu bench --quick`")
     parser.add_argument("--eager", action="store_true", help="leave out what PyTorch compiles")
     parser.add_argument("--danlu", help="the program, whose second start is timed")
@@ -290,6 +340,13 @@ def main():
     parser.add_argument("--adapter", help="the adapter that it takes")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    adapter = ["--adapter", args.adapter] if args.adapter else []
+    if args.check:
+        if not args.danlu:
+            parser.error("--check asks the program that --danlu names")
+        name = adapter_of(args.danlu, adapter)
+        check(name, is_on_cpu(name))
+        return
     reports = []
     for path in args.reports:
         try:
@@ -307,14 +364,16 @@ def main():
         theirs = f"PyTorch is not installed here ({missing}), so its column is empty: pip install torch transformers"
     entries = {e["name"]: e for report in reports for e in report["entries"]}
     name = reports[0]["adapter"]["name"]
-    is_cpu = bool(re.search("llvmpipe|swiftshader", name, re.IGNORECASE))
-    adapter = ["--adapter", args.adapter] if args.adapter else []
+    is_cpu = reports[0]["is_cpu"]
+    check(name, is_cpu)
     other = None
     if args.meganeura and not args.quick:
         other = lambda seq: tried_meganeura(args.meganeura, seq)
     else:
         why = "its model is not among the small ones" if args.meganeura else "no MEGANEURA=FILE names its smollm2_train_bench"
         print(f"left out: meganeura ({why})")
+    if is_cpu:
+        print(f"left out: sizes for GPUs and what is to be reached there ({name} computes on the CPU)")
     table = compare(entries, is_cpu, args.quick, args.eager, args.danlu, adapter, tried, other)
     print(f"Danlu on {name}; {theirs}")
     table.print()
