@@ -8,7 +8,8 @@ its column stays empty. f32 is f32: TF32 is off. Mixed is autocast to f16 with a
 faster, or, of memory, that it takes less. "Of roof" is what Danlu reaches of the device's own limit, measured in the same run:
 of its bandwidth where one token is decoded. "Reach" is what docs/benchmarks.md wants. Times are medians.
 
-With --danlu a fresh cache is filled by one start of training, and a second start is timed up to its first step.
+With --danlu a fresh cache is filled by one start of training, and a second start is timed up to its first step, without the seconds
+in which weights are drawn and written to the device, and without those of a step.
 
 --meganeura is meganeura's own example of a training step of SmolLM2-135M, built by hand in a checkout of its repository:
 `cargo build --release --example smollm2_train_bench`; it takes its own choice of adapter.
@@ -207,23 +208,25 @@ def meganeura(program, seq):
     return float(found[1]) / 1e3
 
 
-def first_step(danlu, adapter, preset, folder, out):
-    """Seconds from the start of training to the end of its first step, and those of the third step alone, with nothing between."""
+def start(danlu, adapter, preset, folder, steps, until):
+    """What a training run of so many steps tells, that it is ready and what `until` of them came to, with the seconds since its start."""
     # fmt: off
-    command = [danlu, "train", "--config", preset, "--batch", "1", "--seq", "128", "--steps", "4", "--eval-every", "100",
-               "--log-format", "json", "--out", str(Path(folder) / out), *adapter]
+    command = [danlu, "train", "--config", preset, "--batch", "1", "--seq", "128", "--steps", str(steps), "--eval-every", "100",
+               "--log-format", "json", "--out", str(Path(folder) / f"{steps} steps"), *adapter]
     # fmt: on
     environment = os.environ | {"DANLU_CACHE": str(Path(folder) / "cache")}
-    start, times = time.perf_counter(), []
+    began, told, done = time.perf_counter(), [], 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout:
-            if json.loads(line).get("event") == "step":
-                times.append(time.perf_counter() - start)
-            if len(times) == 3:
+            event = json.loads(line)
+            if event["event"] in ("ready", "step"):
+                told.append((time.perf_counter() - began, event))
+                done += event["event"] == "step"
+            if done == until:
                 process.kill()
-    if len(times) < 3:
-        raise RuntimeError(f"{' '.join(command)} took no three steps (exit code {process.returncode})")
-    return times[0], times[2] - times[1]
+    if done < until:
+        raise RuntimeError(f"{' '.join(command)} did not take {until} steps (exit code {process.returncode})")
+    return told
 
 
 def tried_meganeura(program, seq):
@@ -236,11 +239,12 @@ def tried_meganeura(program, seq):
 
 
 def second_start(danlu, adapter, preset):
-    """Seconds of a second start to its first step, less that step."""
+    """Seconds of a second start to the end of its first step, less those spent on weights, and less a step as it is later on."""
     with tempfile.TemporaryDirectory() as folder:
-        first_step(danlu, adapter, preset, folder, "first")
-        begin, step = first_step(danlu, adapter, preset, folder, "second")
-        return max(begin - step, 0.0)
+        # The last of a run is told at once after the one before it.
+        *_, (before, _), (after, _) = start(danlu, adapter, preset, folder, 4, 3)
+        (_, ready), (end, _) = start(danlu, adapter, preset, folder, 1, 1)
+        return max(end - ready["weights_seconds"] - (after - before), 0.0)
 
 
 class Table:
