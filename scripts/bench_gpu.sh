@@ -10,7 +10,8 @@ set -u
 quick="${1:-}"
 case "$quick" in "" | --quick) ;; *) echo "usage: $0 [--quick]" >&2; exit 2 ;; esac
 cd "$(dirname "$0")/.." || exit 1
-adapter="${DANLU_ADAPTER:+--adapter=$DANLU_ADAPTER}"
+# A name may have spaces.
+set -- ${DANLU_ADAPTER:+"--adapter=$DANLU_ADAPTER"}
 folder=target/bench-gpu
 failed=""
 
@@ -20,11 +21,13 @@ if [ -z "$danlu" ]; then
     danlu="${CARGO_TARGET_DIR:-target}/release/danlu"
 fi
 rm -rf "$folder" && mkdir -p "$folder" || exit 1
+# Minutes are saved where PyTorch would be measured on a device that Danlu does not see.
+! command -v python3 >/dev/null 2>&1 || python3 scripts/bench_peers.py --check --danlu "$danlu" "$@" || exit 1
 
 echo "== every kernel against its f64 reference"
-"$danlu" doctor $adapter || failed="$failed; danlu doctor: some kernel is wrong, or there is no adapter"
+"$danlu" doctor "$@" || failed="$failed; danlu doctor: some kernel is wrong, or there is no adapter"
 if [ -z "$quick" ] && [ -z "${DANLU:-}" ]; then
-    for test in ops training tuner generation adapters; do
+    for test in ops hooks training optimizers copies steady tuner generation adapters; do
         cargo test --release --locked --test "$test" || failed="$failed; cargo test --release --test $test"
     done
 fi
@@ -36,14 +39,14 @@ for part in "cube:" "attention:" "attention mixed:" "train step" "decode story" 
     # Not all sizes have all of them.
     case "$quick$part" in "--quickdecode smollm2" | "--quickdecode llama" | "decode story") continue ;; esac
     n=$((n + 1))
-    "$danlu" bench $quick "$part" --json $adapter >"$folder/part-$n.json" ||
+    "$danlu" bench $quick "$part" --json "$@" >"$folder/part-$n.json" ||
         failed="$failed; danlu bench \"$part\""
 done
-python3 scripts/bench_peers.py $quick ${PEERS:-} --danlu "$danlu" ${MEGANEURA:+--meganeura "$MEGANEURA"} $adapter "$folder"/part-*.json ||
+python3 scripts/bench_peers.py $quick ${PEERS:-} --danlu "$danlu" ${MEGANEURA:+--meganeura "$MEGANEURA"} "$@" "$folder"/part-*.json ||
     failed="$failed; scripts/bench_peers.py: figures are missing, or something is not reached"
 
 if [ -z "$quick" ]; then
     echo "== kernels and whole steps against the roofline"
-    "$danlu" bench $adapter --kept "$folder" --keep --svg "$folder/roofline.svg" || failed="$failed; danlu bench"
+    "$danlu" bench "$@" --kept "$folder" --keep --svg "$folder/roofline.svg" || failed="$failed; danlu bench"
 fi
 [ -z "$failed" ] || { echo "failed: ${failed#; }" >&2; exit 1; }

@@ -8,10 +8,14 @@ its column stays empty. f32 is f32: TF32 is off. Mixed is autocast to f16 with a
 faster, or, of memory, that it takes less. "Of roof" is what Danlu reaches of the device's own limit, measured in the same run:
 of its bandwidth where one token is decoded. "Reach" is what docs/benchmarks.md wants. Times are medians.
 
-With --danlu a fresh cache is filled by one start of training, and a second start is timed up to its first step.
+With --danlu a fresh cache is filled by one start of training, and a second start is timed up to its first step, without the seconds
+in which weights are drawn and written to the device, and without those of a step.
 
 --meganeura is meganeura's own example of a training step of SmolLM2-135M, built by hand in a checkout of its repository:
 `cargo build --release --example smollm2_train_bench`; it takes its own choice of adapter.
+
+--check only asks whether both compute on the same device, before anything is measured: where Danlu finds a CPU alone and PyTorch a
+GPU, nothing can be compared, and a sentence says what to do.
 
 The exit code is 1 where something that is to be reached is not, or Danlu has no figure, and a sentence says what.
 """
@@ -36,6 +40,52 @@ except ImportError as error:
 
 ROOT = Path(__file__).resolve().parent.parent
 DEVICE = "cuda" if torch and torch.cuda.is_available() else "cpu"
+
+
+NO_DRIVER = """Danlu takes {mine}, a CPU, and PyTorch {theirs}: no Vulkan driver of that GPU is visible here, or another adapter is asked for.
+ - A container gets NVIDIA's by NVIDIA_DRIVER_CAPABILITIES=all (or graphics,compute,utility) where it is started, as in
+   `docker run --gpus all -e NVIDIA_DRIVER_CAPABILITIES=all`, and wants the loader: `apt-get install libvulkan1`; AMD's and Intel's
+   are `apt-get install mesa-vulkan-drivers`, with /dev/dri handed in.
+ - The driver's manifest, nvidia_icd.json or radeon_icd.x86_64.json, lies in /usr/share/vulkan/icd.d or /etc/vulkan/icd.d;
+   VK_DRIVER_FILES=FILE names one that lies elsewhere.
+ - `danlu doctor` lists what is found; DANLU_ADAPTER=NAME (--adapter) takes another. To compare on the CPU, set CUDA_VISIBLE_DEVICES= to
+   nothing."""
+TWO_DEVICES = """PyTorch takes {theirs}, and Danlu {mine}: if these are two devices, so are the ratios'. CUDA_VISIBLE_DEVICES=N chooses
+   PyTorch's, and DANLU_ADAPTER=NAME or NUMBER (--adapter) Danlu's, of those that `danlu doctor` lists."""
+NO_CUDA = "PyTorch computes on the CPU, and Danlu on {mine}: the ratios are of two devices; install a PyTorch of CUDA or ROCm."
+
+
+def apart(mine, is_cpu, theirs):
+    """Whether nothing can be compared, and a sentence, where Danlu's adapter is not PyTorch's device, which is None for a CPU."""
+    plain = lambda name: re.sub(r"\(r\)|\(tm\)|[^a-z0-9]", "", name.lower())
+    if theirs is None:
+        return False, None if is_cpu else NO_CUDA.format(mine=mine)
+    if is_cpu:
+        return True, NO_DRIVER.format(mine=mine, theirs=theirs)
+    return False, None if plain(theirs) in plain(mine) else TWO_DEVICES.format(mine=mine, theirs=theirs)
+
+
+def check(mine, is_cpu):
+    """Says the sentence, if there is one, and ends where nothing can be compared."""
+    if torch is None:
+        return
+    is_wrong, text = apart(mine, is_cpu, torch.cuda.get_device_name() if DEVICE == "cuda" else None)
+    if is_wrong:
+        sys.exit(text)
+    if text:
+        print(f"warning: {text}", file=sys.stderr)
+
+
+def is_on_cpu(name):
+    return bool(re.search("llvmpipe|swiftshader", name, re.IGNORECASE))
+
+
+def adapter_of(danlu, adapter):
+    """The name of the adapter that the program takes."""
+    done = subprocess.run([danlu, "doctor", "--tuning", "--json", *adapter], stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit("there is no adapter to measure")
+    return json.loads(done.stdout)["here"]["adapter"]["name"]
 
 
 def sync():
@@ -158,23 +208,32 @@ def meganeura(program, seq):
     return float(found[1]) / 1e3
 
 
-def first_step(danlu, adapter, preset, folder, out):
-    """Seconds from the start of training to the end of its first step, and those of the third step alone, with nothing between."""
+def planned_bytes(danlu, preset, batch, seq, is_mixed):
+    """Bytes of a step that updates each layer as soon as its gradients are there, by its plan; None and a line where there is none."""
+    command = [danlu, "plan", "--config", preset, "--batch", str(batch), "--seq", str(seq), "--update", "layer", "--json"]
+    done = subprocess.run([*command, *(["--precision", "mixed"] if is_mixed else [])], stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)["answer"]["step_bytes"] if done.returncode == 0 else None
+
+
+def start(danlu, adapter, preset, folder, steps, until):
+    """What a training run of so many steps tells, that it is ready and what `until` of them came to, with the seconds since its start."""
     # fmt: off
-    command = [danlu, "train", "--config", preset, "--batch", "1", "--seq", "128", "--steps", "4", "--eval-every", "100",
-               "--log-format", "json", "--out", str(Path(folder) / out), *adapter]
+    command = [danlu, "train", "--config", preset, "--batch", "1", "--seq", "128", "--steps", str(steps), "--eval-every", "100",
+               "--log-format", "json", "--out", str(Path(folder) / f"{steps} steps"), *adapter]
     # fmt: on
     environment = os.environ | {"DANLU_CACHE": str(Path(folder) / "cache")}
-    start, times = time.perf_counter(), []
+    began, told, done = time.perf_counter(), [], 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout:
-            if json.loads(line).get("event") == "step":
-                times.append(time.perf_counter() - start)
-            if len(times) == 3:
+            event = json.loads(line)
+            if event["event"] in ("ready", "step"):
+                told.append((time.perf_counter() - began, event))
+                done += event["event"] == "step"
+            if done == until:
                 process.kill()
-    if len(times) < 3:
-        raise RuntimeError(f"{' '.join(command)} took no three steps (exit code {process.returncode})")
-    return times[0], times[2] - times[1]
+    if done < until:
+        raise RuntimeError(f"{' '.join(command)} did not take {until} steps (exit code {process.returncode})")
+    return told
 
 
 def tried_meganeura(program, seq):
@@ -187,11 +246,12 @@ def tried_meganeura(program, seq):
 
 
 def second_start(danlu, adapter, preset):
-    """Seconds of a second start to its first step, less that step."""
+    """Seconds of a second start to the end of its first step, less those spent on weights, and less a step as it is later on."""
     with tempfile.TemporaryDirectory() as folder:
-        first_step(danlu, adapter, preset, folder, "first")
-        begin, step = first_step(danlu, adapter, preset, folder, "second")
-        return max(begin - step, 0.0)
+        # The last of a run is told at once after the one before it.
+        *_, (before, _), (after, _) = start(danlu, adapter, preset, folder, 4, 3)
+        (_, ready), (end, _) = start(danlu, adapter, preset, folder, 1, 1)
+        return max(end - ready["weights_seconds"] - (after - before), 0.0)
 
 
 class Table:
@@ -241,7 +301,11 @@ def compare(entries, is_cpu, quick, eager_only, danlu, adapter, peer, other):
             table.add(f"matmul {dtype} {n}³", mine, theirs, None if small else least, fraction)
     seq = 128 if quick else 1024
     for case, dtype in [("attention", "float32"), ("attention mixed", "float16")]:
-        parts = [e["seconds"]["median"] for name, e in entries.items() if name.startswith(f"{case}: attention")]
+        found = [e for name, e in entries.items() if name.startswith(f"{case}: attention")]
+        if any(":passes" in e["kernel"] for e in found):
+            print(f"left out: {case}, whose kernels on a CPU are each of one block of many; `danlu bench \"attention step\"` has the whole")
+            continue
+        parts = [e["seconds"]["median"] for e in found]
         theirs = None if slow and dtype == "float16" else peer(attention, seq, dtype)
         table.add(f"attention {dtype} forward and backward, T {seq}", sum(parts) or None, theirs)
     preset = "story-1m" if quick else "smollm2-135m"
@@ -258,7 +322,11 @@ def compare(entries, is_cpu, quick, eager_only, danlu, adapter, peer, other):
             if other and (batch, seq, is_mixed) == (1, 128, False):
                 table.add(f"{name}, meganeura", mine, other(seq), None if small else 1.0, fraction)
             held = table.entries.get(name, {}).get("device_bytes")
-            table.add(f"{name}, bytes", held, eager and eager[1], 1.25, None, "MiB", 2**-20)
+            table.add(f"{name}, bytes", held, eager and eager[1], None if batch == 1 else 1.25, None, "MiB", 2**-20)
+            if batch == 1 and danlu and not quick:
+                # Parameters and moments alone are 0.9 of PyTorch's bytes where there are few activations.
+                least = planned_bytes(danlu, preset, batch, seq, is_mixed)
+                table.add(f"{name}, bytes, --update layer", least, eager and eager[1], 1.25, None, "MiB", 2**-20)
     decodes = [("story-1m", "f32", 512)] if quick else [("smollm2-135m", t, 1024) for t in ("f32", "bf16")]
     decodes += [] if small else [("llama-3.2-1b", "bf16", 1024)]
     for preset_, dtype, context in decodes:
@@ -282,7 +350,8 @@ def compare(entries, is_cpu, quick, eager_only, danlu, adapter, peer, other):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reports", type=Path, nargs="+", help="what `danlu bench --json` said, in one file or in several")
+    parser.add_argument("reports", type=Path, nargs="*", help="what `danlu bench --json` said, in one file or in several")
+    parser.add_argument("--check", action="store_true", help="only ask whether both compute on the same device; wants --danlu")
     parser.add_argument("--quick", action="store_true", help="the sizes of `danlu bench --quick`")
     parser.add_argument("--eager", action="store_true", help="leave out what PyTorch compiles")
     parser.add_argument("--danlu", help="the program, whose second start is timed")
@@ -290,6 +359,13 @@ def main():
     parser.add_argument("--adapter", help="the adapter that it takes")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    adapter = ["--adapter", args.adapter] if args.adapter else []
+    if args.check:
+        if not args.danlu:
+            parser.error("--check asks the program that --danlu names")
+        name = adapter_of(args.danlu, adapter)
+        check(name, is_on_cpu(name))
+        return
     reports = []
     for path in args.reports:
         try:
@@ -307,14 +383,16 @@ def main():
         theirs = f"PyTorch is not installed here ({missing}), so its column is empty: pip install torch transformers"
     entries = {e["name"]: e for report in reports for e in report["entries"]}
     name = reports[0]["adapter"]["name"]
-    is_cpu = bool(re.search("llvmpipe|swiftshader", name, re.IGNORECASE))
-    adapter = ["--adapter", args.adapter] if args.adapter else []
+    is_cpu = reports[0]["is_cpu"]
+    check(name, is_cpu)
     other = None
     if args.meganeura and not args.quick:
         other = lambda seq: tried_meganeura(args.meganeura, seq)
     else:
         why = "its model is not among the small ones" if args.meganeura else "no MEGANEURA=FILE names its smollm2_train_bench"
         print(f"left out: meganeura ({why})")
+    if is_cpu:
+        print(f"left out: sizes for GPUs and what is to be reached there ({name} computes on the CPU)")
     table = compare(entries, is_cpu, args.quick, args.eager, args.danlu, adapter, tried, other)
     print(f"Danlu on {name}; {theirs}")
     table.print()

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The most bytes of tensors that PyTorch holds at a time in a training step, without the device that would hold them.
 
-    python3 scripts/torch_memory.py smollm2-135m 1x128 8x1024
+    python3 scripts/torch_memory.py [--mixed] smollm2-135m 1x128 8x1024
 
-The step of scripts/bench_peers.py (f32, eager, fused AdamW, clipping) runs on tensors without contents (`FakeTensorMode`) under
+The step of scripts/bench_peers.py (eager, fused AdamW, clipping; f32, or autocast to f16 of a scaled loss) runs on tensors without contents (`FakeTensorMode`) under
 PyTorch's own `MemTracker`, which hears of every storage when an operator makes it and when the last reference goes. What
 `torch.cuda.max_memory_allocated` would count beside that is missing: the work space of cuBLAS, kernels' scratch, and rounding of
 every block to 512 bytes. So the figure is PyTorch's at the least.
@@ -21,7 +21,7 @@ warnings.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def peak(preset, batch, seq):
+def peak(preset, batch, seq, is_mixed):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(ROOT / "models" / preset)
@@ -37,8 +37,10 @@ def peak(preset, batch, seq):
             for step in range(2):
                 tracker.reset_mod_stats()
                 optimizer.zero_grad(set_to_none=True)
-                loss = net(input_ids=tokens, labels=tokens).loss
-                loss.backward()
+                with torch.autocast("cpu", torch.float16, enabled=is_mixed):
+                    loss = net(input_ids=tokens, labels=tokens).loss
+                # What GradScaler keeps beside is a handful of numbers.
+                (loss * 65536.0 if is_mixed else loss).backward()
                 torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                 optimizer.step()
                 del loss
@@ -46,8 +48,10 @@ def peak(preset, batch, seq):
 
 
 if __name__ == "__main__":
-    for shape in sys.argv[2:]:
+    is_mixed = "--mixed" in sys.argv[1:]
+    preset, *shapes = [word for word in sys.argv[1:] if word != "--mixed"]
+    for shape in shapes:
         batch, seq = map(int, shape.split("x"))
-        parts = peak(sys.argv[1], batch, seq)
+        parts = peak(preset, batch, seq, is_mixed)
         text = ", ".join(f"{k.split('.')[-1].lower()} {v / 2**20:.0f}" for k, v in parts.items() if v)
-        print(f"{sys.argv[1]} {shape}: {parts['Total']} bytes at the peak; MiB: {text}")
+        print(f"{preset} {shape}{' mixed' if is_mixed else ''}: {parts['Total']} bytes at the peak; MiB: {text}")

@@ -132,8 +132,18 @@ impl Terminal {
     }
 
     fn ready(&mut self, event: &Event) {
-        let Event::Ready { adapter, parameters, trained, held, train_tokens, val_tokens, totals, step_limit, steps } =
-            event
+        let Event::Ready {
+            adapter,
+            parameters,
+            trained,
+            held,
+            train_tokens,
+            val_tokens,
+            totals,
+            step_limit,
+            steps,
+            ..
+        } = event
         else {
             return;
         };

@@ -56,6 +56,8 @@ pub enum Event {
         step_limit: Option<f64>,
         /// All steps.
         steps: u64,
+        /// Seconds in which the weights were drawn, or read, and written to the device.
+        weights_seconds: f64,
     },
     /// A step is done.
     Step {

@@ -2,7 +2,7 @@
 //! read, and a thread writes from there to the disk.
 //!
 //! Training waits for nothing but those copies, which stand in the device's queue before the next step, and go into memory that
-//! was made, and written to once, before the first; and where the states are so large that the host has not the memory for a
+//! was made, and written to once, before the first of them; and where the states are so large that the host has not the memory for a
 //! whole copy, for as much as the slots do not hold.
 
 use super::{CheckpointOptions, Neighbours, Trainer, World};
@@ -65,6 +65,7 @@ pub struct Keeper {
     loads: Vec<Vec<Part>>,
     slot_bytes: u64,
     most: usize,
+    is_prepared: bool,
     /// Slots that have not been used yet.
     fresh: Vec<Readback>,
     free: Receiver<Readback>,
@@ -108,6 +109,7 @@ impl Keeper {
             loads,
             slot_bytes,
             most,
+            is_prepared: false,
             fresh: Vec::new(),
             free,
             told,
@@ -118,11 +120,14 @@ impl Keeper {
     }
 
     /// Makes the slots, and has the device write to them once: a system gives memory when it is first written to, which takes
-    /// longer than the copies. To be called before the first is taken.
+    /// longer than the copies. To be called before the first is taken; again, where a run went back, it has nothing to do.
     ///
     /// # Errors
     /// If there is no memory for them, or the device fails.
     pub async fn prepare(&mut self, trainer: &Trainer) -> Result<()> {
+        if std::mem::replace(&mut self.is_prepared, true) {
+            return Ok(());
+        }
         while self.fresh.len() < self.most {
             let mut submission = self.gpu.submission();
             for at in self.fresh.len()..self.most.min(self.fresh.len() + BATCH) {

@@ -83,6 +83,8 @@ struct Session<'a> {
     earlier: f64,
     val_batches: u64,
     look: Look,
+    /// The step that this process began after.
+    begun: u64,
     /// The step whose checkpoint was taken last.
     taken: u64,
     /// The step of the checkpoint that training went back to last.
@@ -135,6 +137,7 @@ impl<'a> Session<'a> {
             earlier: trainer.progress.seconds,
             val_batches: trainer.val_batches(recipe.val_sequences),
             look: Look::new(recipe)?,
+            begun: step,
             taken: step,
             back_at: None,
             failed: None,
@@ -183,7 +186,12 @@ impl<'a> Session<'a> {
 
     /// Whether there is something to do after a step that no other may be under way for.
     fn is_boundary(&self, step: u64) -> bool {
-        self.is_evaluated(step) || self.is_kept(step) || self.is_compared(step)
+        self.is_first(step) || self.is_evaluated(step) || self.is_kept(step) || self.is_compared(step)
+    }
+
+    /// Whether memory for checkpoints is made after this step: the first, which would wait for it otherwise.
+    fn is_first(&self, step: u64) -> bool {
+        step == self.begun + 1 && self.recipe.checkpoint_interval().is_some()
     }
 
     /// Whether validation has not become better for as long as the recipe allows.
@@ -200,9 +208,6 @@ impl<'a> Session<'a> {
         }
         let notes = std::mem::take(&mut self.trainer.notes);
         notes.into_iter().for_each(|text| self.note(text));
-        if let Some(keeper) = &mut self.keeper {
-            keeper.prepare(self.trainer).await?;
-        }
         // A run that was killed after its end was due does not go on.
         let mut early = self.is_enough();
         while self.done() < self.recipe.steps && !early {
@@ -315,6 +320,11 @@ impl<'a> Session<'a> {
 
     /// Validation, a sample, a checkpoint; true if the run is to end early.
     async fn rest(&mut self) -> Result<bool> {
+        if self.is_first(self.done())
+            && let Some(keeper) = &mut self.keeper
+        {
+            keeper.prepare(self.trainer).await?;
+        }
         let (step, mut began) = (self.done(), Instant::now());
         let (mut validation, mut is_best) = (None, false);
         if self.is_evaluated(step) {

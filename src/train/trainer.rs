@@ -46,6 +46,8 @@ pub struct Trainer {
     pub fit: Option<Fit>,
     /// The kernels that were chosen.
     pub kernels: Vec<Choice>,
+    /// Seconds in which the weights were drawn, or read, and written to the device.
+    pub weights_seconds: f64,
     /// What the host knows of the run: changed by [`super::run`], and by [`Trainer::restore`].
     pub progress: Progress,
     /// Bytes that this host has for checkpoints and a whole model, where that is known: all that are free, unless this is changed.
@@ -197,7 +199,9 @@ impl Trainer {
             runs.push(Run { seq, train, eval });
         }
         runs.push(Run { seq: prepared.loader.longest(), train, eval });
+        let began = Instant::now();
         begin(&mut states, &subject, base, recipe.seed, loaded).await?;
+        let weights_seconds = began.elapsed().as_secs_f64();
         make_copies(&mut states, &optimizer, &subject.layout).await?;
         for i in (0..subject.layout.pages().len()).filter(|_| averages) {
             let (page, average) = (states.read(&format!("{PARAMETERS}.{i}")).await?, format!("{EMA}.{i}"));
@@ -227,6 +231,7 @@ impl Trainer {
             states,
             fit,
             kernels,
+            weights_seconds,
             progress: Progress::default(),
             host_memory,
             optimizer,

@@ -177,6 +177,7 @@ fn tasks_and_several_samples_are_told_on_the_way() {
     let said = stdout(&place.train(line).assert().success());
     let events: Vec<serde_json::Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let of = |kind: &str| events.iter().filter(|e| e["event"] == kind).collect::<Vec<_>>();
+    assert!(of("ready")[0]["weights_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{said}");
     let tasks = of("task");
     assert_eq!(tasks.len(), 2, "{said}");
     assert!(tasks[1]["step"] == 2 && tasks[1]["task"] == "words" && tasks[1]["items"] == 2, "{said}");

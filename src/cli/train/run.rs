@@ -204,6 +204,7 @@ impl Run {
             totals: plan.totals(),
             step_limit: limit.map(|limit| limit.step_seconds),
             steps: recipe.steps,
+            weights_seconds: trainer.weights_seconds,
         });
         if let Some(resumption) = resumption {
             observer.event(&Event::Resumed { step: resumption.step(), folder: recipe.out.clone() });
