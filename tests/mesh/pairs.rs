@@ -6,7 +6,7 @@ use super::common::spread::Spread;
 use danlu::base::{Axis, Bytes, Limits};
 use danlu::compile::First;
 use danlu::model::Llama;
-use danlu::nn::ParamLayout;
+use danlu::nn::{ParamLayout, ParamSpec};
 use danlu::optim::{Shape, Update};
 use danlu::parallel::Mesh;
 use danlu::train::{ExpertLoad, Precision, Recipe, Subject, Trainer, plans_of_rank, read_metrics};
@@ -258,25 +258,26 @@ fn each_axis_of_a_pair_sends_what_the_textbook_says() {
     let (limits, d) = (Limits::default(), config.hidden_size as u64);
     for mesh in PAIRS {
         let mesh: Mesh = mesh.parse().unwrap();
-        let (batch, accumulate, clip) = (4, 2, 0.0);
+        // Micro-batches of a pipeline are one plan, and so is one batch.
+        let (batch, accumulate, clip) = (4, mesh.pipeline as u32, 0.0);
         let recipe = Recipe { mesh, batch, accumulate, clip, ..base.clone() };
         for rank in 0..mesh.ranks() {
             let plans = plans_of_rank(rank, &config, &recipe, None, &limits, &mut First).unwrap();
             let runs = u64::from(accumulate);
             let mut sent: BTreeMap<Axis, u64> = BTreeMap::new();
-            for (plan, times) in
-                [(&plans.train, u64::from(recipe.runs()))].into_iter().chain(plans.apply.iter().map(|plan| (plan, 1)))
-            {
-                plan.sent().into_iter().for_each(|(axis, own)| *sent.entry(axis).or_default() += times * own.bytes);
+            for plan in [&plans.train].into_iter().chain(&plans.apply) {
+                plan.sent().into_iter().for_each(|(axis, own)| *sent.entry(axis).or_default() += own.bytes);
             }
             // What is this rank's of rows, tokens, layers, and which ends of the model.
             let (rows, tokens) = ((batch / mesh.data) as u64, (recipe.seq / mesh.sequence) as u64);
-            let (layers, stage) = (4 / mesh.pipeline as u64, mesh.place(rank, Axis::Pipeline));
+            let layout = Subject::of_rank(rank, &Llama::new(config.clone()), &recipe, None, &limits).unwrap().layout;
+            let is_layer = |spec: &&ParamSpec| spec.name.ends_with("input_layernorm.weight");
+            let layers = layout.specs().iter().filter(is_layer).count() as u64;
+            let stage = mesh.place(rank, Axis::Pipeline);
             let ends = [stage == 0, stage + 1 == mesh.pipeline];
             let [first, last] = ends.map(u64::from);
             let stream = 4 * rows * tokens * d;
             let sum = |bytes: u64, ranks: usize| 2 * bytes * (ranks as u64 - 1) / ranks as u64;
-            let layout = Subject::of_rank(rank, &Llama::new(config.clone()), &recipe, None, &limits).unwrap().layout;
             let padded: usize = layout.pages().iter().map(|page| page.elements).sum();
             let gradients = |elements: u64| sum(4 * elements, mesh.replicas());
             let hops = mesh.sequence as u64 - 1;

@@ -91,7 +91,8 @@ fn what_is_shared_out_takes_its_part_and_changes_no_number() {
 }
 
 /// Of a published model, whose plan alone is looked at: with parameters shared out a rank has one part in N of its state, of each
-/// page at most what fills it up beside, and while it computes the two neighbouring pages that are there at a time.
+/// page at most what fills it up beside, and while it computes the two neighbouring pages that are there at a time and the gradient of
+/// one until it is scattered. The largest page is the table of words.
 #[test]
 fn smollm2_takes_one_part_in_n_of_its_state_and_a_layer() {
     let config = find_config("smollm2-135m").unwrap();
@@ -111,10 +112,10 @@ fn smollm2_takes_one_part_in_n_of_its_state_and_a_layer() {
         let least = whole / ranks as u64;
         assert!((least..=least + padding).contains(&has), "{ranks} ranks: {has} bytes of state, {least} are a part");
         let pages: Vec<u64> = layout.pages().iter().map(|page| 4 * page.elements as u64).collect();
-        let two = pages.windows(2).map(|two| two[0] + two[1]).max().unwrap();
+        let most = pages.windows(2).map(|two| two[0] + two[1]).max().unwrap() + pages.iter().max().unwrap();
         let more = train.totals().arena_bytes.saturating_sub(plain.totals().arena_bytes);
-        println!("{ranks} ranks: {has} bytes of {whole}, and {more} beside a step's own, of {two}");
-        assert!(more <= two, "{ranks} ranks: {more} bytes beside a step's own where two pages are {two}");
+        println!("{ranks} ranks: {has} bytes of {whole}, and {more} beside a step's own, of {most} at most");
+        assert!(more <= most, "{ranks} ranks: {more} bytes beside a step's own where {most} will do");
     }
 }
 
