@@ -284,14 +284,11 @@ fn each_axis_of_a_pair_sends_what_the_textbook_says() {
             let keys = 2 * 4 * rows * tokens * (config.num_key_value_heads * config.head_dim / mesh.tensor) as u64;
             let end = 12 * rows * tokens * (mesh.tensor as u64 - 1);
             // With the gains of norms, where each has a part of the tokens.
-            let gains = (2 * layers + last) * sum(4 * d, mesh.tensor);
+            let sums =
+                (4 * layers + first + last) * sum(stream, mesh.tensor) + (2 * layers + last) * sum(4 * d, mesh.tensor);
             let wanted = [
                 (Axis::Data, gradients(layout.parameters()), gradients(padded as u64)),
-                (
-                    Axis::Tensor,
-                    runs * ((4 * layers + first + last) * sum(stream, mesh.tensor) + last * end),
-                    runs * gains,
-                ),
+                (Axis::Tensor, runs * (sums + last * end), 0),
                 (Axis::Pipeline, runs * (2 - first - last) * stream / mesh.tensor as u64, 0),
                 (Axis::Sequence, runs * layers * 3 * hops * keys, 0),
             ];
@@ -299,11 +296,11 @@ fn each_axis_of_a_pair_sends_what_the_textbook_says() {
             // Gradients of rows and of tokens are summed at once.
             let along = Some(Axis::Data).filter(|_| mesh.replicas() > 1);
             assert_eq!(met, axes(mesh).into_iter().chain(along).collect(), "{mesh}");
+            // What fills up pages is summed with them.
             for (axis, least, more) in wanted.into_iter().filter(|(axis, ..)| met.contains(axis)) {
-                let most = if axis == Axis::Data { more } else { least + more };
+                let most = least.max(more);
                 // And some words of norms, losses and counts.
                 let is_least = (least..=most + 64).contains(&sent[&axis]);
-                println!("{mesh}, rank {rank}, {axis}: {} bytes, {least} at least, {most} at most", sent[&axis]);
                 assert!(is_least, "{mesh}, rank {rank}, {axis}: {} bytes, and {least} will do", sent[&axis]);
             }
         }
