@@ -24,6 +24,11 @@ use pollster::block_on;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+/// A mixture whose heads, feed-forward layers, experts and layers ranks can share in twos and threes.
+const SIX: &str = r#"{"model_type": "mixtral", "vocab_size": 300, "hidden_size": 24, "intermediate_size": 12,
+    "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 6, "max_position_embeddings": 64,
+    "num_local_experts": 6, "num_experts_per_tok": 2, "tie_word_embeddings": true}"#;
+
 /// One device, and two ranks, and four, and two of two batches each: losses of twenty steps and the parameters after them within
 /// the bar that is drawn from the roundings of twenty steps; and each of them twice, the same bits.
 #[test]
@@ -219,6 +224,52 @@ fn a_rank_with_other_parameters_ends_the_run_by_its_name() {
         rank(recipe, &prepared, world).unwrap_err().to_string()
     });
     assert_eq!(told, vec!["ranks: rank 2 has a recipe other than most of the 3".to_string(); 3]);
+}
+
+/// What ranks hold alike is compared along every axis, and whoever differs is named by its number among all: gains of those who
+/// have parts of matrices, whether or not the ranks of a batch share parameters out; experts where all have the same, of others
+/// `what_is_alike_is_compared_whoever_has_which_experts`; and the table at both ends of a pipeline.
+#[test]
+fn what_is_alike_along_any_axis_is_compared_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (gain, words) = ("model.norm.weight", "model.embed_tokens.weight");
+    let experts = "model.layers.0.mlp.experts.down_proj.weight";
+    let odd =
+        |rank: usize, what: &str, ranks: usize| format!("ranks: rank {rank} has {what} other than most of the {ranks}");
+    let (all, alike, ends) =
+        ("parameters", "parameters that are alike along tensor", "a table of both ends of the pipeline");
+    for (mesh, shard, name, harmed, says) in [
+        ("tensor=2", Shard::None, gain, 1, odd(1, alike, 2)),
+        ("data=2,tensor=2", Shard::None, gain, 3, odd(3, all, 2)),
+        ("data=2,tensor=3", Shard::Parameters, gain, 4, odd(4, alike, 3)),
+        ("data=2", Shard::None, experts, 1, odd(1, all, 2)),
+        ("pipeline=2", Shard::None, words, 1, odd(1, ends, 2)),
+    ] {
+        let mesh: Mesh = mesh.parse().unwrap();
+        let accumulate = mesh.pipeline as u32;
+        let recipe = Recipe { mesh, shard, batch: 6, accumulate, ..recipe(folder.path(), "ranks") };
+        std::fs::write(folder.path().join("config.json"), SIX).unwrap();
+        let prepared = prepared(&recipe, folder.path());
+        let told = ranks(&recipe, |world| {
+            let gpu = common::gpu();
+            let (trainer, ..) =
+                block_on(Trainer::among(&gpu, &recipe, &prepared, &mut First, world, &mut |_| {})).unwrap();
+            block_on(trainer.compare_peers()).unwrap();
+            // Its last element, of which one bit flips.
+            let (page, start) = trainer.layout().place(name).unwrap();
+            let spec = trainer.layout().specs().iter().find(|spec| spec.name == name).unwrap();
+            let (kept, last) = (trainer.layout().kept(page), start + spec.shape.elements() - 1);
+            if world.rank() == harmed {
+                assert!(kept.contains(&last), "{name} is elsewhere");
+                let (state, at) = (format!("param.{page}"), 4 * (last - kept.start));
+                let mut value = block_on(trainer.states.read(&state)).unwrap()[at..at + 4].to_vec();
+                value[0] ^= 1;
+                block_on(trainer.states.write(&state, at as u64, &value)).unwrap();
+            }
+            block_on(trainer.compare_peers()).unwrap_err().to_string()
+        });
+        assert_eq!(told, vec![says; mesh.ranks()], "{mesh}");
+    }
 }
 
 /// Every rank writes its own moments; a run that stopped on four ranks goes on there as if nothing had happened, and on two,

@@ -7,6 +7,7 @@ use crate::comm::{Communicator, Element, LocalComm};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::fmt;
+use std::ops::Range;
 use std::time::Instant;
 
 /// Bytes that a rank gives, from what measures latency to what measures bandwidth.
@@ -21,7 +22,7 @@ pub struct CommFigure {
     pub bytes: usize,
     /// Seconds of a call: the median.
     pub seconds: f64,
-    /// Bytes that each rank must send at least, a second.
+    /// Bytes that a rank must send at least, on average, a second.
     pub bandwidth: f64,
 }
 
@@ -40,13 +41,15 @@ pub struct CommReport {
 }
 
 /// What is measured: its name, what it does with the bytes that a rank gives and those that it gets, and which part of the
-/// former a rank must send at least, for N ranks.
-type Case = (&'static str, fn(&dyn Communicator, &mut [u8], &mut [u8]) -> Result<()>, fn(f64) -> f64);
+/// former ranks must send at least, on average, for N of them.
+type Case = (&'static str, fn(&dyn Communicator, &mut [u8], &mut Vec<u8>) -> Result<()>, fn(f64) -> f64);
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 10] = [
     ("barrier", |comm, _, _| comm.barrier(), |_| 0.0),
     ("broadcast", |comm, mine, _| comm.broadcast(0, mine), |_| 1.0),
     ("all_reduce", |comm, mine, _| comm.all_reduce(mine, Element::F32), |n| 2.0 * (n - 1.0) / n),
+    ("all_reduce f16", |comm, mine, _| comm.all_reduce(mine, Element::F16), |n| 2.0 * (n - 1.0) / n),
+    ("all_reduce bf16", |comm, mine, _| comm.all_reduce(mine, Element::Bf16), |n| 2.0 * (n - 1.0) / n),
     (
         "reduce_scatter",
         |comm, mine, other| {
@@ -71,7 +74,41 @@ const CASES: [Case; 6] = [
         },
         |n| (n - 1.0) / n,
     ),
+    // Unequal parts, as experts have them: half to the first rank, half of the rest to the next, and so on.
+    (
+        "all_to_all_v",
+        |comm, mine, other| {
+            let to = halves(mine.len(), comm.size());
+            let own = to[comm.rank()].len();
+            let from: Vec<Range<usize>> = (0..comm.size()).map(|rank| rank * own..(rank + 1) * own).collect();
+            other.resize(own * comm.size(), 0);
+            comm.all_to_all_v(mine, &to, other, &from)
+        },
+        |n| (n - 1.0) / n,
+    ),
+    // To the next, from the one before.
+    (
+        "send, receive",
+        |comm, mine, other| {
+            let (rank, size) = (comm.rank(), comm.size());
+            comm.send((rank + 1) % size, mine)?;
+            comm.receive((rank + size - 1) % size, &mut other[..mine.len()])
+        },
+        |_| 1.0,
+    ),
 ];
+
+/// Each half of what is left, and to the last two equally much.
+fn halves(bytes: usize, ranks: usize) -> Vec<Range<usize>> {
+    let mut start = 0;
+    let part = |rank| {
+        let left = bytes - start;
+        let count = if rank + 1 == ranks { left } else { left / 2 };
+        start += count;
+        start - count..start
+    };
+    (0..ranks).map(part).collect()
+}
 
 /// Measures collectives among so many threads.
 ///

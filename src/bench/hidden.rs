@@ -1,6 +1,6 @@
 //! How much of the time in which ranks talk about gradients is hidden behind the backward pass.
 
-use crate::comm::LocalComm;
+use crate::comm::{Communicator, LocalComm};
 use crate::compile::First;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -8,17 +8,17 @@ use crate::model::ModelConfig;
 use crate::optim::KEEP;
 use crate::parallel::Mesh;
 use crate::run::{Executor, States, Watch, overlap};
-use crate::train::{Recipe, fill, optimizer, plans};
+use crate::train::{Recipe, World, fill, optimizer, plans};
 use pollster::block_on;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// What was measured, of the rank that hid least.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Hidden {
-    /// Ranks, as threads with a device handle each.
+    /// Ranks, with a device handle each.
     pub ranks: usize,
     /// Sequences of each, and tokens of a sequence.
     pub batch: [usize; 2],
@@ -39,12 +39,12 @@ impl Hidden {
     }
 }
 
-/// Measures steps of a model's shape on these devices, each of which computes `batch` sequences of so many tokens.
+/// Measures steps of a model's shape on these devices, each of which computes `batch` sequences of so many tokens: ranks as threads.
 ///
 /// # Errors
 /// If a device has no room, or fails.
 pub fn measure_hidden(gpus: &[Gpu], config: &ModelConfig, batch: [usize; 2], steps: usize) -> Result<Hidden> {
-    let rank = |(gpu, comm): (&Gpu, LocalComm)| block_on(rank(gpu, comm, config, batch, steps));
+    let rank = |(gpu, comm): (&Gpu, LocalComm)| measure_hidden_among(gpu, Arc::new(comm), config, batch, steps);
     let told: Vec<Result<Hidden>> = std::thread::scope(|scope| {
         let start = |of| scope.spawn(move || rank(of));
         let threads: Vec<_> = gpus.iter().zip(LocalComm::group(gpus.len(), None)).map(start).collect();
@@ -52,17 +52,42 @@ pub fn measure_hidden(gpus: &[Gpu], config: &ModelConfig, batch: [usize; 2], ste
         joined.map(|told| told.unwrap_or_else(|_| Err(Error::Rank("a rank panicked".into())))).collect()
     });
     let all = told.into_iter().collect::<Result<Vec<_>>>()?;
-    all.into_iter().min_by(|a, b| a.share().total_cmp(&b.share())).ok_or_else(|| Error::Invalid("no ranks".into()))
+    all.into_iter().next().ok_or_else(|| Error::Invalid("no ranks".into()))
 }
 
-async fn rank(gpu: &Gpu, comm: LocalComm, config: &ModelConfig, batch: [usize; 2], steps: usize) -> Result<Hidden> {
-    let ranks = crate::comm::Communicator::size(&comm);
+/// The same as one of the ranks of any engine, on its device; all of them call this, and are told of the one that hid least.
+///
+/// # Errors
+/// As [`measure_hidden`]; those of the communicator.
+pub fn measure_hidden_among(
+    gpu: &Gpu,
+    comm: Arc<dyn Communicator>,
+    config: &ModelConfig,
+    batch: [usize; 2],
+    steps: usize,
+) -> Result<Hidden> {
+    // What is said of the figures is no part of them.
+    let world = World::of(Arc::from(comm.split(0, comm.rank() as u32)?));
+    let own = block_on(rank(gpu, comm, config, batch, steps))?;
+    let shares = world.gather(own.share().to_bits())?.into_iter().map(f64::from_bits);
+    let least = shares.enumerate().min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(rank, _)| rank);
+    world.told_by(least, (world.rank() == least).then_some(Ok(own)))
+}
+
+async fn rank(
+    gpu: &Gpu,
+    comm: Arc<dyn Communicator>,
+    config: &ModelConfig,
+    batch: [usize; 2],
+    steps: usize,
+) -> Result<Hidden> {
+    let ranks = comm.size();
     let mesh = Mesh { data: ranks, ..Mesh::ONE };
     let recipe = Recipe { mesh, batch: ranks * batch[0], seq: batch[1], ..Recipe::default() };
     let plan = plans(config, &recipe, None, gpu.limits(), &mut First)?.train;
     let mut states = States::new(gpu);
     let mut executor = Executor::new(gpu, &plan, &mut states).await?;
-    executor.join(Arc::new(comm)).await?;
+    executor.join(comm).await?;
     fill(config, &optimizer(&recipe), &mut executor, &mut states).await?;
     executor.set(KEEP, &[0.0f32])?;
     // The first run makes room.

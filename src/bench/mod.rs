@@ -19,7 +19,7 @@ pub use case::{Case, Scope};
 pub use comm::measure_mpi;
 pub use comm::{CommFigure, CommReport, measure_comm};
 pub use compare::{Comparison, Move, Verdict, compare};
-pub use hidden::{Hidden, measure_hidden};
+pub use hidden::{Hidden, measure_hidden, measure_hidden_among};
 pub use measure::{Settings, measure, probe};
 pub use profile::{HostRow, Profile, ProfileRow};
 pub use report::{Entry, Report, kept_path};

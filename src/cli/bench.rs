@@ -1,24 +1,30 @@
 //! `danlu bench`.
 
+#[cfg(feature = "mpi")]
+use super::mpi::Process;
 use super::mpi::among;
 use super::ranks::Patience;
 use super::{AdapterArgs, paths};
-#[cfg(feature = "mpi")]
-use crate::bench::measure_mpi;
 use crate::bench::{
     CommReport, Hidden, Report, Settings, compare, kept_path, measure, measure_comm, measure_hidden, roofline_svg,
     suite,
 };
+#[cfg(feature = "mpi")]
+use crate::bench::{measure_hidden_among, measure_mpi};
 use crate::error::Error;
 use crate::gpu::{Gpu, Selector, list};
-use crate::model::find_config;
+use crate::model::{ModelConfig, find_config};
 use crate::run::{TuneMode, Tuner};
 use crate::store::atomic::{create_folder, write_file};
 use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::ProgressBar;
+use pollster::block_on;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Steps of which one is told, when it is measured how much is hidden.
+const STEPS: usize = 3;
 
 /// Flags of `danlu bench`.
 #[derive(Debug, Args)]
@@ -59,13 +65,7 @@ fn part(text: &str) -> Result<f64, String> {
 /// Measures, prints and compares.
 pub async fn bench(args: BenchArgs) -> Result<()> {
     if args.filter.as_deref() == Some("comm") {
-        let Some(mut report) = comm(&args)? else { return Ok(()) };
-        if report.engine.starts_with("threads") {
-            match hidden(&args).await {
-                Ok(hidden) => report.hidden = Some(hidden),
-                Err(error) => tell!("how much is hidden was not measured: {error}"),
-            }
-        }
+        let Some(report) = comm(&args)? else { return Ok(()) };
         if args.json {
             say!("{}", serde_json::to_string(&report)?);
         } else {
@@ -115,25 +115,61 @@ pub async fn bench(args: BenchArgs) -> Result<()> {
     conclude(&args, &report, before.as_ref(), kept.as_deref())
 }
 
-/// What ranks exchange: the processes that a launcher started, or threads. Nothing on ranks that are not to speak.
+/// What ranks exchange, and how much of it they hide: the processes that a launcher started, or threads. Nothing on ranks that are
+/// not to speak.
 fn comm(args: &BenchArgs) -> Result<Option<CommReport>> {
     among(Patience::default(), |process| match process {
-        None => Ok(Some(measure_comm(args.ranks, args.quick)?)),
+        None => {
+            let mut report = measure_comm(args.ranks, args.quick)?;
+            report.hidden = told(block_on(hidden(args)));
+            Ok(Some(report))
+        }
         #[cfg(feature = "mpi")]
-        Some(process) => Ok(Some(measure_mpi(process.mpi(), args.quick)?).filter(|_| process.rank() == 0)),
+        Some(process) => {
+            let mut report = measure_mpi(process.mpi(), args.quick)?;
+            report.hidden = hidden_among(args, process)?;
+            Ok(Some(report).filter(|_| process.rank() == 0))
+        }
         #[cfg(not(feature = "mpi"))]
         Some(process) => match *process {},
     })
 }
 
-/// How much of the talk of two ranks about gradients their devices hide, for SmolLM2's shape or a small one.
+/// The model and the rows of each rank by which what is hidden is measured: SmolLM2's shape, or a small one.
+fn measured(args: &BenchArgs) -> Result<(ModelConfig, [usize; 2])> {
+    let (model, batch) = if args.quick { ("story-4m", [4, 128]) } else { ("smollm2-135m", [1, 128]) };
+    Ok((find_config(model)?, batch))
+}
+
+/// What was found, or why it was not.
+fn told<T>(found: Result<T>) -> Option<T> {
+    found.inspect_err(|error| tell!("how much is hidden was not measured: {error}")).ok()
+}
+
+/// How much of the talk of two ranks about gradients their devices hide.
 async fn hidden(args: &BenchArgs) -> Result<Hidden> {
     let mut gpus = Vec::new();
     for number in args.adapter.selector().spread(&list().await, 2, true)? {
         gpus.push(Gpu::open(&Selector::Number(number)).await?);
     }
-    let (model, batch) = if args.quick { ("story-4m", [4, 128]) } else { ("smollm2-135m", [1, 128]) };
-    Ok(measure_hidden(&gpus, &find_config(model)?, batch, 3)?)
+    let (config, batch) = measured(args)?;
+    Ok(measure_hidden(&gpus, &config, batch, STEPS)?)
+}
+
+/// The same of all processes, each on an adapter of its machine; where one has none, nobody measures.
+#[cfg(feature = "mpi")]
+fn hidden_among(args: &BenchArgs, process: &Process) -> Result<Option<Hidden>> {
+    let open = || -> Result<Gpu> {
+        let (place, near) = process.local();
+        let numbers = args.adapter.selector().spread(&block_on(list()), near, true)?;
+        Ok(block_on(Gpu::open(&Selector::Number(numbers[place])))?)
+    };
+    let gpu = told(open());
+    let world = process.world();
+    let (Some(comm), false) = (world.comm().cloned(), world.any(gpu.is_none())?) else { return Ok(None) };
+    let (config, batch) = measured(args)?;
+    let gpu = gpu.expect("all have one");
+    Ok(Some(measure_hidden_among(&gpu, comm, &config, batch, STEPS)?))
 }
 
 /// Says what moved, keeps what is to be kept, and fails if something got slower.

@@ -100,9 +100,9 @@ impl Page {
         self.groups.first().is_some_and(|(group, _)| group.kind == EXPERTS)
     }
 
-    /// Where a parameter of this group would begin.
-    fn start_of(&self, group: Group) -> usize {
-        let goes_on = self.groups.last().is_none_or(|(last, _)| *last == group);
+    /// Where a parameter of this group would begin, which ranks hold as they do the one before it, or not.
+    fn start_of(&self, group: Group, is_alike: bool) -> usize {
+        let goes_on = self.groups.last().is_none_or(|(last, _)| *last == group && is_alike);
         if goes_on { self.elements } else { self.elements.next_multiple_of(GROUP_ALIGN) }
     }
 
@@ -122,8 +122,8 @@ impl Page {
         Page { elements: elements.len(), groups, gaps: self.gaps_in(elements), ..Page::default() }
     }
 
-    fn push(&mut self, group: Group, size: usize, padded: usize) {
-        let (before, start) = (self.elements, self.start_of(group));
+    fn push(&mut self, group: Group, start: usize, size: usize, padded: usize) {
+        let before = self.elements;
         if start > before {
             match self.gaps.last_mut() {
                 Some((_, end)) if *end == before => *end = start,
@@ -218,17 +218,24 @@ impl ParamLayout {
     /// # Panics
     /// If two parameters share a name, or one is empty.
     pub fn new(specs: Vec<ParamSpec>, page_bytes: u64) -> Self {
-        ParamLayout::grouped(specs, page_bytes, Group::of)
+        ParamLayout::grouped(specs, page_bytes, None, Group::of)
     }
 
-    /// [`ParamLayout::new`] with other groups, in their order.
+    /// [`ParamLayout::new`] with other groups, in their order; of a rank's parts of a model's parameters, where these are such
+    /// ([`Parts::specs`]). No block of 256 elements is of parameters that lie otherwise over the ranks: what they hold alike they also
+    /// update alike, by moments that have a scale a block.
     ///
     /// # Panics
     /// As [`ParamLayout::new`].
-    pub fn grouped(specs: Vec<ParamSpec>, page_bytes: u64, group: impl Fn(&ParamSpec) -> Group) -> Self {
+    pub fn grouped(
+        specs: Vec<ParamSpec>,
+        page_bytes: u64,
+        parts: Option<Arc<Parts>>,
+        group: impl Fn(&ParamSpec) -> Group,
+    ) -> Self {
         let mut ordered = specs;
         ordered.sort_by_key(&group);
-        ParamLayout::in_order(ordered, page_bytes, group, |_, _, _| true)
+        ParamLayout::in_order(ordered, page_bytes, parts, group, |_, _, _| true)
     }
 
     /// [`ParamLayout::grouped`] by block: no page holds parameters of two layers, nor of both attention and MLP of one; a
@@ -236,7 +243,12 @@ impl ParamLayout {
     ///
     /// # Panics
     /// As [`ParamLayout::new`].
-    pub fn by_block(specs: Vec<ParamSpec>, page_bytes: u64, group: impl Fn(&ParamSpec) -> Group) -> Self {
+    pub fn by_block(
+        specs: Vec<ParamSpec>,
+        page_bytes: u64,
+        parts: Option<Arc<Parts>>,
+        group: impl Fn(&ParamSpec) -> Group,
+    ) -> Self {
         let mut blocks: HashMap<String, usize> = HashMap::new();
         for spec in &specs {
             let next = blocks.len();
@@ -244,12 +256,13 @@ impl ParamLayout {
         }
         let mut ordered = specs;
         ordered.sort_by_key(|spec| (blocks[block(&spec.name)], group(spec)));
-        ParamLayout::in_order(ordered, page_bytes, group, |_, last, next| block(&last.name) == block(&next.name))
+        ParamLayout::in_order(ordered, page_bytes, parts, group, |_, last, next| block(&last.name) == block(&next.name))
     }
 
     pub(super) fn in_order(
         ordered: Vec<ParamSpec>,
         page_bytes: u64,
+        parts: Option<Arc<Parts>>,
         group: impl Fn(&ParamSpec) -> Group,
         together: impl Fn(&Page, &ParamSpec, &ParamSpec) -> bool,
     ) -> Self {
@@ -260,22 +273,28 @@ impl ParamLayout {
             assert!(size > 0, "parameter {} is empty", spec.name);
             let padded = size.next_multiple_of(ALIGN);
             let group = group(spec);
+            let start = |page: &Page| {
+                let last = ordered[..i].last().map_or(&spec.name, |last| &last.name);
+                page.start_of(group, parts.as_ref().is_none_or(|parts| parts.lie_alike(last, &spec.name)))
+            };
             let fits = |page: &Page| {
                 together(page, &ordered[page.params.end - 1], spec)
-                    && page.start_of(group) + padded <= limit
+                    && start(page) + padded <= limit
                     && page.groups.iter().all(|(other, _)| other.kind == group.kind)
             };
             if !pages.last().is_some_and(fits) {
                 pages.push(Page { params: i..i, ..Page::default() });
             }
-            pages.last_mut().expect("pushed above").push(group, size, padded);
+            let page = pages.last_mut().expect("pushed above");
+            let first = start(page);
+            page.push(group, first, size, padded);
         }
         let place = |(p, page): (usize, &Page)| -> Vec<(String, (usize, usize))> {
             page.params.clone().zip(&page.starts).map(|(i, &start)| (ordered[i].name.clone(), (p, start))).collect()
         };
         let places: HashMap<_, _> = pages.iter().enumerate().flat_map(place).collect();
         assert_eq!(places.len(), ordered.len(), "two parameters share a name");
-        ParamLayout { specs: ordered, pages, places, parts: None, shared: None }
+        ParamLayout { specs: ordered, pages, places, parts, shared: None }
     }
 
     /// The same layout, of a rank's parts of a model's parameters: its specs are [`Parts::specs`].

@@ -1,6 +1,8 @@
 //! The layout's promises, on drawn shapes.
 
 use super::*;
+use crate::base::Axis;
+use crate::nn::Held;
 use proptest::prelude::*;
 
 fn specs(shapes: &[(usize, usize, bool)]) -> Vec<ParamSpec> {
@@ -99,7 +101,7 @@ fn kinds_share_no_page_and_groups_adjoin() {
         let i: usize = spec.name[1..].parse().unwrap();
         Group { kind: (i % 2) as u8, settings: u16::from(i == 4), ..Group::of(spec) }
     };
-    let layout = ParamLayout::grouped(specs(&shapes), 1 << 20, group);
+    let layout = ParamLayout::grouped(specs(&shapes), 1 << 20, None, group);
     let names: Vec<_> = layout.specs().iter().map(|s| s.name.as_str()).collect();
     assert_eq!(names, ["p0", "p2", "p4", "p3", "p1"]);
     let groups: Vec<Vec<_>> = layout.pages().iter().map(|p| p.groups.clone()).collect();
@@ -108,4 +110,40 @@ fn kinds_share_no_page_and_groups_adjoin() {
         groups,
         [vec![(of(0, 0, 0), 64 + 960), (of(0, 0, 1), 64 + 960 + 64)], vec![(of(1, 0, 0), 256), (of(1, 1, 0), 320)]]
     );
+}
+
+/// Moments of a block have one scale: what ranks hold alike shares none with what they do not.
+#[test]
+fn no_block_is_of_parameters_that_lie_otherwise_over_the_ranks() {
+    let names = ["table", "router", "q", "q.bias", "gain", "k.bias", "gate", "last"];
+    let spec = |name: &&str| ParamSpec {
+        name: name.to_string(),
+        shape: if name.contains('.') || name.starts_with("gain") { [10].into() } else { [10, 7].into() },
+        decay: !name.contains('.') && !name.starts_with("gain"),
+        init: Init::Zeros,
+    };
+    let held = |spec: &ParamSpec| match spec.name.as_str() {
+        "router" | "gain" => Held::default().at([1]),
+        "table" => Held::default().split(0, Axis::Tensor).at([0, 1]),
+        _ => Held::default().split(0, Axis::Tensor).at([1]),
+    };
+    let mesh = "tensor=2,pipeline=2".parse().unwrap();
+    let parts = Arc::new(Parts::new(names.iter().map(spec).collect(), mesh, 3, held));
+    let layout = ParamLayout::grouped(parts.specs(), 1 << 20, Some(parts.clone()), Group::of);
+    let blocks = |spec: &ParamSpec| {
+        let (page, start) = layout.place(&spec.name).unwrap();
+        (page, start / GROUP_ALIGN..(start + spec.shape.elements()).div_ceil(GROUP_ALIGN))
+    };
+    let mut shared = 0;
+    for (i, a) in layout.specs().iter().enumerate() {
+        for b in &layout.specs()[..i] {
+            let ((page, a_has), (other, b_has)) = (blocks(a), blocks(b));
+            if page == other && a_has.start < b_has.end && b_has.start < a_has.end {
+                shared += 1;
+                assert!(parts.lie_alike(&a.name, &b.name), "{} and {} share a block", a.name, b.name);
+            }
+        }
+    }
+    // The three matrices that lie alike, one after another, need not be apart.
+    assert_eq!(shared, 3);
 }

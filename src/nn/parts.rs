@@ -188,6 +188,15 @@ impl Parts {
         self.held.get(name)
     }
 
+    /// Whether the same ranks hold the same of both parameters.
+    ///
+    /// # Panics
+    /// If the model has none of these names.
+    pub fn lie_alike(&self, a: &str, b: &str) -> bool {
+        let [a, b] = [a, b].map(|name| self.held(name));
+        a.stages == b.stages && a.axes(self.mesh) == b.axes(self.mesh)
+    }
+
     /// Whether this rank has anything of a parameter.
     pub fn has(&self, name: &str) -> bool {
         self.held[name].is_on(self.mesh, self.rank)

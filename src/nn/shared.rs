@@ -26,7 +26,7 @@ impl ParamLayout {
             let ends = was != is || page.elements.is_multiple_of(GROUP_ALIGN);
             was.decays() == is.decays() && (!is.decays() || block(&last.name) == block(&next.name) || !ends)
         };
-        ParamLayout { parts, ..ParamLayout::in_order(ordered, page_bytes, &group, together) }
+        ParamLayout::in_order(ordered, page_bytes, parts, &group, together)
     }
 
     /// The same places in pages that are filled up to a multiple of so many elements, itself one of 256, so that ranks can share

@@ -12,6 +12,7 @@ use crate::nn::{Group, PARAMETERS, Page, ParamLayout, ParamSpec, Params, Parts, 
 use crate::ops::{Accumulate, AdamW, AdamW8, Ema, GatherState, GlobalNorm, Part, Sgd, gap_table};
 use crate::parallel::Peers;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Name of the graph's input that holds [`Optimizer::hyper`].
 pub const HYPER: &str = "hyper";
@@ -113,13 +114,13 @@ impl Optimizer {
     /// As [`ParamLayout::new`].
     pub fn layout(&self, specs: Vec<ParamSpec>, page_bytes: u64) -> Result<ParamLayout> {
         self.check_settings(&specs)?;
-        Ok(self.lay_out(specs, page_bytes))
+        Ok(self.lay_out(specs, page_bytes, None))
     }
 
-    fn lay_out(&self, specs: Vec<ParamSpec>, page_bytes: u64) -> ParamLayout {
+    fn lay_out(&self, specs: Vec<ParamSpec>, page_bytes: u64, parts: Option<Arc<Parts>>) -> ParamLayout {
         match self.update {
-            Update::Step => ParamLayout::grouped(specs, page_bytes, |spec| self.group(spec)),
-            Update::Layer => ParamLayout::by_block(specs, page_bytes, |spec| self.group(spec)),
+            Update::Step => ParamLayout::grouped(specs, page_bytes, parts, |spec| self.group(spec)),
+            Update::Layer => ParamLayout::by_block(specs, page_bytes, parts, |spec| self.group(spec)),
         }
     }
 
@@ -129,7 +130,7 @@ impl Optimizer {
     /// If settings fit no parameter of the model.
     pub fn layout_of(&self, parts: Parts, page_bytes: u64) -> Result<ParamLayout> {
         self.check_settings(parts.whole())?;
-        Ok(self.lay_out(parts.specs(), page_bytes).of_parts(parts))
+        Ok(self.lay_out(parts.specs(), page_bytes, Some(Arc::new(parts))))
     }
 
     /// Refuses settings that are of no parameter.

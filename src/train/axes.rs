@@ -26,9 +26,6 @@ pub(super) struct Axes {
     groups: Groups,
     /// How long messages of other stages were waited for, where there are any.
     waited: Option<Waited>,
-    /// The ranks that hold the same parameters but experts, this one among them, and those that hold the same experts, too, where
-    /// not all do.
-    pub(super) peers: [World; 2],
 }
 
 impl Axes {
@@ -39,15 +36,13 @@ impl Axes {
             Some(comm) if mesh.ranks() == mesh.data && mesh.expert == 1 => Groups::of(Axis::Data, comm.clone()),
             Some(comm) => Groups::split(comm.as_ref(), mesh)?,
         };
-        let those = |axis| groups.along(axis).map_or_else(World::alone, |comm| World::of(comm.clone()));
-        let peers = [Axis::Data, Axis::Replica].map(those);
         let mut waited = None;
         if let Some(stages) = groups.along(Axis::Pipeline).cloned() {
             let (comm, clock) = Waiting::new(stages);
             groups.put(Axis::Pipeline, Arc::new(comm));
             waited = Some(clock);
         }
-        Ok(Axes { mesh, waited, world: world.clone(), groups, peers })
+        Ok(Axes { mesh, waited, world: world.clone(), groups })
     }
 
     /// Which part of a batch is this rank's.

@@ -6,6 +6,7 @@ use super::folder::{RUN, RunId};
 use super::log::RECIPE;
 use super::{About, Recipe, Resumption, World};
 use crate::comm::Communicator;
+use crate::compile::human_bytes;
 use crate::error::{Error, Result};
 use crate::store::snapshot::{Series, Snapshot};
 use crate::store::staged_folder::{StagedFolder, discard};
@@ -14,6 +15,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Bytes that are sent at a time.
 const PIECE: u64 = 8 << 20;
@@ -130,8 +132,10 @@ impl Neighbours {
                     }
                     continue;
                 }
-                let staged = create(&place)?;
-                for (name, bytes) in list(snapshot.folder())? {
+                let began = Instant::now();
+                let (staged, files) = (create(&place)?, list(snapshot.folder())?);
+                let all = human_bytes(files.iter().map(|(_, bytes)| bytes).sum());
+                for (name, bytes) in files {
                     staged.act(&name, bytes, |path| {
                         fs::copy(copy.join(&name), path)?;
                         File::open(path)?.sync_all()
@@ -139,8 +143,10 @@ impl Neighbours {
                 }
                 staged.commit()?;
                 note(format!(
-                    "rank {rank}'s part of the checkpoint of step {step} was lost or damaged, and is put back from the copy in {}",
-                    copy.display()
+                    "rank {rank}'s part of the checkpoint of step {step} was lost or damaged, and is put back from the copy in {}: \
+                     {all} in {:.2} s",
+                    copy.display(),
+                    began.elapsed().as_secs_f64()
                 ));
             }
         }

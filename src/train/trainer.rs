@@ -7,7 +7,7 @@ use super::load::{LOAD, Load};
 use super::preferring::{References, Rewards};
 use super::{Base, Fit, Plans, Prepared, Progress, Recipe, StepResult, Subject, World, optimizer, schedule};
 use crate::compile::{Chooser, First, Plan, settle};
-use crate::data::{Batch, LoaderState, Prefetch, hash::Hasher};
+use crate::data::{Batch, LoaderState, Prefetch};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, host_memory};
 use crate::model::{Llama, ModelConfig};
@@ -21,6 +21,7 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 mod begin;
+mod compare;
 mod restore;
 mod whole;
 
@@ -444,35 +445,6 @@ impl Trainer {
     /// The ranks of which this is one.
     pub fn world(&self) -> &World {
         &self.world
-    }
-
-    /// Compares with the others who hold the same what is trained, and how the last step was judged: experts with those who
-    /// have the same ones, all else with all who have it. All that was submitted is done then.
-    ///
-    /// # Errors
-    /// If the device failed; a rank that has something else than most, by its name.
-    pub async fn compare_peers(&self) -> Result<()> {
-        for (peers, of_experts) in self.axes.peers.iter().zip([false, true]).filter(|(peers, _)| peers.size() > 1) {
-            peers.compare(&[("parameters", self.checksum(of_experts).await?)])?;
-        }
-        Ok(())
-    }
-
-    /// A hash of the pages of experts, or of the others and of how the last step was judged.
-    async fn checksum(&self, of_experts: bool) -> Result<u64> {
-        let mut hasher = Hasher::new();
-        // What each has a part of is another on each.
-        let pages = self.layout().pages().iter().enumerate().filter(|_| !self.layout().keeps_parts());
-        let pages =
-            pages.filter(|(_, page)| page.is_of_experts() == of_experts).map(|(i, _)| format!("{PARAMETERS}.{i}"));
-        for name in pages.chain((!of_experts).then(|| JUDGE.to_string())) {
-            let buffer = self.states.get(&name)?;
-            for start in (0..buffer.bytes()).step_by(HASHED as usize) {
-                let bytes = HASHED.min(buffer.bytes() - start);
-                hasher.update(&self.states.gpu().read(buffer.range(start, bytes)).await?);
-            }
-        }
-        Ok(hasher.finish())
     }
 }
 

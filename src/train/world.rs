@@ -152,24 +152,38 @@ impl World {
     /// # Errors
     /// [`Error::Rank`], the same on all, with the ranks that have another than most.
     pub fn compare(&self, all: &[(&str, u64)]) -> Result<()> {
-        for (what, mine) in all {
-            let theirs = self.gather(*mine)?;
-            let count = |value: &u64| theirs.iter().filter(|other| *other == value).count();
-            // Of equally many the first rank's.
-            let Some(usual) = theirs.iter().rev().max_by_key(|value| count(value)) else { continue };
-            let others = theirs.iter().enumerate().filter(|(_, value)| *value != usual);
-            let others: Vec<String> = others.map(|(rank, _)| rank.to_string()).collect();
-            if !others.is_empty() {
-                let (ranks, has) = if others.len() == 1 { ("rank", "has") } else { ("ranks", "have") };
-                let others = others.join(", ");
-                return Err(Error::Rank(format!(
-                    "{ranks} {others} {has} {what} other than most of the {}",
-                    self.size()
-                )));
-            }
-        }
-        Ok(())
+        let everyone: Vec<usize> = (0..self.size()).collect();
+        all.iter().try_for_each(|(what, mine)| same(what, &everyone, &self.gather(*mine)?))
     }
+
+    /// The same of what ranks hold alike in groups, each within its own; who has nothing of it differs from nobody. All ranks call
+    /// this together, with the same groups.
+    ///
+    /// # Errors
+    /// As [`World::compare`]: the first group that has such ranks.
+    pub fn compare_groups(&self, what: &str, mine: Option<u64>, groups: &[Vec<usize>]) -> Result<()> {
+        let has = self.gather(mine.is_some().into())?;
+        let theirs = self.gather(mine.unwrap_or_default())?;
+        groups.iter().try_for_each(|group| {
+            let those: Vec<usize> = group.iter().copied().filter(|rank| has[*rank] == 1).collect();
+            same(what, &those, &theirs)
+        })
+    }
+}
+
+/// Refuses ranks, of these, that have another hash than most.
+fn same(what: &str, ranks: &[usize], hashes: &[u64]) -> Result<()> {
+    let count = |rank: &usize| ranks.iter().filter(|other| hashes[**other] == hashes[*rank]).count();
+    // Of equally many the first rank's.
+    let Some(usual) = ranks.iter().rev().max_by_key(|rank| count(rank)) else { return Ok(()) };
+    let others: Vec<String> =
+        ranks.iter().filter(|rank| hashes[**rank] != hashes[*usual]).map(usize::to_string).collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    let (word, has) = if others.len() == 1 { ("rank", "has") } else { ("ranks", "have") };
+    let (others, size) = (others.join(", "), ranks.len());
+    Err(Error::Rank(format!("{word} {others} {has} {what} other than most of the {size}")))
 }
 
 #[cfg(test)]

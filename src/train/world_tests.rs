@@ -48,6 +48,24 @@ fn ranks_with_something_else_are_named() {
     assert_eq!(compare(4, |rank| u64::from(rank == 2)), vec![Err(text); 4]);
     let text = "ranks: ranks 2, 3 have weights other than most of the 4".to_string();
     assert_eq!(compare(4, |rank| rank as u64 / 2), vec![Err(text); 4], "of equally many the first rank's count");
+    let in_groups = |odd: fn(usize) -> Option<u64>| {
+        on(4, |world| {
+            let groups = [vec![0, 2], vec![1, 3]];
+            world.compare_groups("gains", odd(world.rank()), &groups).map_err(|e| e.to_string())
+        })
+    };
+    assert_eq!(in_groups(|rank| Some(rank as u64 % 2)), vec![Ok(()); 4], "groups need not be alike");
+    assert_eq!(
+        in_groups(|rank| (rank < 2).then_some(rank as u64)),
+        vec![Ok(()); 4],
+        "who has nothing differs from nobody"
+    );
+    let text = "ranks: rank 3 has gains other than most of the 2".to_string();
+    assert_eq!(
+        in_groups(|rank| Some(u64::from(rank == 3))),
+        vec![Err(text); 4],
+        "told on all, by the number among all"
+    );
 }
 
 #[test]

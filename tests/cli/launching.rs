@@ -1,10 +1,6 @@
 //! Runs of many ranks that are started, killed, told to end, and taken up by `danlu launch`.
 
-#[cfg(feature = "mpi")]
-use super::resuming::losses;
-use super::resuming::weights;
-#[cfg(feature = "mpi")]
-use super::{EXPERTS, TINY};
+use super::resuming::{losses, weights};
 use super::{Place, has_adapter, stderr, stdout};
 use danlu::base::Rng;
 use danlu::train::RunLock;
@@ -13,6 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 pub const TRAIN: &str = "--batch 4 --steps 40 --checkpoint-every 3 --log-format json";
+
+/// What [`running`] asks for beside.
+const STEADY: &str = "--recipe steady.toml --schedule constant";
 
 /// The words of `danlu launch` for a run of the tiny model.
 pub fn launch(place: &Place, flags: &str, run: &str) -> assert_cmd::Command {
@@ -61,7 +60,9 @@ fn ranks_of(process: u32) -> Vec<u32> {
 
 /// A run of so many steps that it does not end by itself, once it has a checkpoint; and its ranks.
 fn running(place: &Place, flags: &str, run: &str) -> (Child, Vec<u32>) {
-    let train = format!("--batch 4 --steps 100000 --checkpoint-every 3 --quiet --out {run}");
+    // However many steps there are, the rate of each is one.
+    place.write("steady.toml", "warmup = 1\n");
+    let train = format!("{STEADY} --batch 4 --steps 100000 --checkpoint-every 3 --quiet --out {run}");
     let launched = start(place, &launch_of(place, flags, &train));
     let until = Instant::now() + Duration::from_secs(60);
     let has_one = || {
@@ -79,7 +80,7 @@ fn running(place: &Place, flags: &str, run: &str) -> (Child, Vec<u32>) {
 
 /// Kills ranks at moments of every kind of a run's life until it has been so often that it was disturbed; whatever it was
 /// when it ended, the bytes are those of the calm run. Ranks share out what `shard` says.
-fn killed(place: &Place, flags: &str, run: &str, shard: &str, kills: usize) {
+pub fn killed(place: &Place, flags: &str, run: &str, shard: &str, kills: usize) {
     let start_as = |flags: &str, run: &str| launch(place, flags, &format!("{run} --shard {shard}"));
     let seed = Rng::named(std::process::id().into(), run).next_u64();
     eprintln!("seed {seed}");
@@ -123,106 +124,8 @@ fn ranks_that_are_killed_are_taken_up_and_change_no_byte() {
     killed(&place, "--with threads --ranks 2", "threads", "none", 3);
 }
 
-/// One of four processes at a time; `DANLU_KILLS` says how often.
-#[test]
-#[cfg(feature = "mpi")]
-fn one_of_four_processes_that_is_killed_changes_no_byte() {
-    if !has_adapter() || !has_mpirun() {
-        return;
-    }
-    let place = Place::new();
-    place.train(&format!("{TRAIN} --mesh data=4 --shard parameters --out calm")).assert().success();
-    let kills = std::env::var("DANLU_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
-    killed(&place, "--ranks 4", "processes", "parameters", kills);
-}
-
-/// Processes that stop on four, go on with two, three and one: the losses of an undisturbed run within the roundings of eight
-/// steps, for which the bar of twenty is drawn in tests/mesh.rs.
-#[test]
-#[cfg(feature = "mpi")]
-fn other_numbers_of_processes_go_on_and_those_that_differ_are_refused() {
-    if !has_adapter() || !has_mpirun() {
-        return;
-    }
-    let place = Place::new();
-    let train = "--schedule constant --batch 12 --checkpoint-every 2 --quiet";
-    place.train(&format!("{train} --steps 8 --mesh data=4 --out calm")).assert().success();
-    let begun = place.train(&format!("{train} --steps 2 --out m"));
-    let words: Vec<&str> = begun.get_args().map(|word| word.to_str().unwrap()).collect();
-    place.danlu(&format!("launch --ranks 4 -- {}", words.join(" "))).assert().success();
-    for (steps, ranks) in [(4, 2), (6, 3), (8, 1)] {
-        let line = format!("launch --ranks {ranks} -- train --resume m --steps {steps} --tune off --quiet");
-        place.danlu(&line).assert().success();
-    }
-    let (all, calm) = (losses(&place, "m"), losses(&place, "calm"));
-    assert_eq!(all.len(), 8);
-    for (got, expected) in all.iter().zip(&calm) {
-        assert!(got.0 == expected.0 && (got.1 - expected.1).abs() <= 2e-5 * expected.1, "{got:?} for {expected:?}");
-    }
-    // One rank's rate is another.
-    let mut mpirun = Command::new("mpirun");
-    for (i, rate) in ["1e-3", "2e-3"].iter().enumerate() {
-        let odd = place.train(&format!("--batch 2 --steps 2 --out odd --lr {rate}"));
-        // Open MPI's mpirun takes `--tune off` for its own.
-        let words: Vec<&str> = odd.get_args().map(|word| word.to_str().unwrap()).collect();
-        let words = words.join(" ").replace("--tune off", "--tune=off");
-        let line = format!("{}-n 1 {} {words}", if i > 0 { ": " } else { "" }, env!("CARGO_BIN_EXE_danlu"));
-        mpirun.args(line.split_whitespace());
-    }
-    let said = mpirun.current_dir(place.path(".")).env("DANLU_CACHE", place.path("cache")).output().unwrap();
-    let told = String::from_utf8_lossy(&said.stderr);
-    assert!(!said.status.success() && told.contains("has a recipe other than most of the 2"), "{told}");
-}
-
-/// Ranks with parts of matrices, of the layers, of the tokens, and of the experts: what processes make is what threads make, each
-/// byte of it.
-#[test]
-#[cfg(feature = "mpi")]
-fn processes_make_the_bytes_of_threads_on_each_axis() {
-    if !has_adapter() || !has_mpirun() {
-        return;
-    }
-    let place = Place::new();
-    let two = [("_hidden_layers\": 1", "_hidden_layers\": 2"), ("_value_heads\": 1", "_value_heads\": 2")];
-    let two = two.iter().fold(TINY.to_string(), |config, (from, to)| {
-        assert!(config.contains(from));
-        config.replace(from, to)
-    });
-    place.write("two.json", two);
-    place.write("experts.json", EXPERTS);
-    let mut made = Vec::new();
-    for (axis, flags) in [
-        ("tensor", "--config two.json --mesh tensor=2"),
-        ("pipeline", "--config two.json --mesh pipeline=2 --accumulate 2"),
-        ("sequence", "--config two.json --mesh sequence=2"),
-        ("expert", "--config experts.json --mesh data=2,expert=2"),
-    ] {
-        let line = |out: &str| place.train(&format!("{flags} --steps 4 --quiet --out {axis}-{out}"));
-        line("threads").assert().success();
-        let processes = line("processes");
-        let words: Vec<&str> = processes.get_args().map(|word| word.to_str().unwrap()).collect();
-        let launched = place.danlu(&format!("launch --ranks 2 --restarts 0 -- {}", words.join(" "))).assert().success();
-        // Ranks by themselves would leave no log of a second one.
-        assert!(place.path(&format!("{axis}-processes/ranks/rank-1.jsonl")).exists(), "{}", stderr(&launched));
-        let [threads, processes] = ["threads", "processes"].map(|out| weights(&place, &format!("{axis}-{out}")));
-        assert!(threads == processes, "{axis}: processes make another model than threads");
-        made.push(threads);
-    }
-    assert!(made[0] != made[1], "other batches make the same model");
-}
-
-/// Whether there is an mpirun, which root may use.
-#[cfg(feature = "mpi")]
-fn has_mpirun() -> bool {
-    let has = Command::new("mpirun").arg("--version").output().is_ok();
-    if !has {
-        eprintln!("skipped: there is no mpirun here");
-    }
-    has
-}
-
 /// A process that is stopped is missed, and the run taken up.
-fn stopped(place: &Place, flags: &str, run: &str, says: &str) {
+pub fn stopped(place: &Place, flags: &str, run: &str, says: &str) {
     let mut launched =
         start(place, &launch(place, &format!("{flags} --restarts 2"), &format!("{run} --beat-timeout 3")));
     let mut stopped = None;
@@ -252,40 +155,60 @@ fn a_process_that_is_stopped_is_missed_and_the_run_taken_up() {
     stopped(&place, "--with threads --ranks 2", "stopped", says);
 }
 
-/// One of two processes.
-#[test]
-#[cfg(feature = "mpi")]
-fn one_of_the_processes_that_is_stopped_is_missed_by_the_others() {
-    if !has_adapter() || !has_mpirun() {
-        return;
-    }
+/// Two ranks that are told to end by who started them, and go on with the bytes of those that were not.
+pub fn told_to_end(flags: &str) {
     let place = Place::new();
     place.train(&format!("{TRAIN} --mesh data=2 --out calm")).assert().success();
-    stopped(
-        &place,
-        "--ranks 2",
-        "stopped",
-        "has given no sign of life for 3 s: its process is stopped, or its machine",
-    );
+    let (said, code) = place.signalled(&launch(&place, flags, "told"), "-TERM");
+    assert_eq!(code, Some(143), "{said}");
+    assert!(said.contains("\"interrupted\":true"), "{said}");
+    place.danlu(&format!("launch {flags} -- train --resume told --log-format json")).assert().success();
+    assert_eq!(weights(&place, "told"), weights(&place, "calm"));
 }
 
 #[test]
 fn what_is_told_to_end_saves_and_leaves_with_its_code() {
+    if has_adapter() {
+        told_to_end("--with threads --ranks 2");
+    }
+}
+
+/// Four ranks of which one fails go on as two, the next number that deals the batch in equal parts: to the bit as far as they were
+/// four, and then within the roundings of eight steps, for which the bar of twenty is drawn in tests/mesh.rs.
+#[test]
+fn a_run_that_goes_on_with_fewer_ranks_trains_the_same() {
     if !has_adapter() {
         return;
     }
     let place = Place::new();
-    place.train(&format!("{TRAIN} --mesh data=2 --out calm")).assert().success();
-    let (said, code) = place.signalled(&launch(&place, "--with threads --ranks 2", "told"), "-TERM");
-    assert_eq!(code, Some(143), "{said}");
-    assert!(said.contains("\"interrupted\":true"), "{said}");
-    place.danlu("launch --with threads --ranks 2 -- train --resume told --log-format json").assert().success();
-    assert_eq!(weights(&place, "told"), weights(&place, "calm"));
+    let (launched, ranks) = running(&place, "--with threads --ranks 4 --fewer --restarts 1", "fewer");
+    ranks.into_iter().for_each(|rank| signal("-KILL", rank));
+    let count = || fs::read_to_string(place.path("fewer/metrics.jsonl")).unwrap().matches("\"loss\":").count();
+    // What is taken up is cut back to its checkpoint first.
+    let (before, until) = (count(), Instant::now() + Duration::from_secs(120));
+    while count() < before + 8 {
+        assert!(Instant::now() < until, "it does not go on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal("-TERM", launched.id());
+    let ended = launched.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(143), "{told}");
+    let done = told.split_once("taken up after step ").and_then(|(_, rest)| rest.split_once(" by 2 threads (0 more"));
+    let done: u64 = done.expect(&told).0.parse().unwrap();
+    let calm = format!("{STEADY} --batch 4 --steps {} --mesh data=4 --quiet --out calm", done + 8);
+    place.train(&calm).assert().success();
+    let (all, calm) = (losses(&place, "fewer"), losses(&place, "calm"));
+    assert_eq!(all[..done as usize], calm[..done as usize]);
+    for (got, expected) in all.iter().zip(&calm).skip(done as usize) {
+        assert!(got.0 == expected.0 && (got.1 - expected.1).abs() <= 2e-5 * expected.1, "{got:?} for {expected:?}");
+    }
+    assert_eq!(calm.len() as u64, done + 8);
 }
 
 /// Kills what started ranks: they do not live on without it.
 #[cfg(unix)]
-fn orphaned(place: &Place, flags: &str, run: &str, count: usize) {
+pub fn orphaned(place: &Place, flags: &str, run: &str, count: usize) {
     let (mut launched, ranks) = running(place, flags, run);
     assert_eq!(ranks.len(), count);
     signal("-KILL", launched.id());
@@ -313,15 +236,6 @@ fn ranks_do_not_outlive_what_started_them() {
         return;
     }
     orphaned(&Place::new(), "--with threads --ranks 2", "orphans", 1);
-}
-
-#[test]
-#[cfg(all(unix, feature = "mpi"))]
-fn processes_do_not_outlive_what_started_them() {
-    if !has_adapter() || !has_mpirun() {
-        return;
-    }
-    orphaned(&Place::new(), "--ranks 2", "orphans", 2);
 }
 
 /// A run that fails, and whose folder another one has meanwhile, is no more tried.

@@ -15,6 +15,8 @@ mod launching;
 mod measuring;
 mod meshes;
 mod preferring;
+#[cfg(all(unix, feature = "mpi"))]
+mod processes;
 mod refused;
 mod resuming;
 mod runs;

@@ -212,7 +212,9 @@ fn what_ranks_exchange_is_measured() {
     let report: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(report["ranks"], 3);
     let figures = report["figures"].as_array().unwrap();
-    for name in ["barrier", "broadcast", "all_reduce", "reduce_scatter", "all_gather", "all_to_all"] {
+    let sums = ["all_reduce", "all_reduce f16", "all_reduce bf16", "reduce_scatter"];
+    let moves = ["barrier", "broadcast", "all_gather", "all_to_all", "all_to_all_v", "send, receive"];
+    for name in sums.into_iter().chain(moves) {
         let of = figures.iter().filter(|f| f["collective"] == name);
         assert_eq!(of.clone().count(), if name == "barrier" { 1 } else { 3 }, "{said}");
         assert!(of.clone().all(|f| f["seconds"].as_f64().unwrap() > 0.0), "{said}");

@@ -248,8 +248,8 @@ fn adapters_of_stages_are_read_by_any_mesh() {
     assert!(exported == written, "the checkpoint holds another adapter");
 }
 
-/// Adapters, batches that are added up and products in f16 where each rank has a part of every row; moments of eight bits there
-/// with matrices in parts, and beside experts in parts.
+/// Adapters, Muon, batches that are added up and products in f16 where each rank has a part of every row; moments of eight bits there
+/// with matrices and biases in parts, beside gains that stay alike, and beside experts in parts.
 #[test]
 fn rings_and_eight_bits_go_with_the_rest() {
     let folder = tempfile::tempdir().unwrap();
@@ -266,16 +266,22 @@ fn rings_and_eight_bits_go_with_the_rest() {
             ("adapters", "data=2,sequence=2", 2, adapters()),
             ("magnitudes", "sequence=2", 1, magnitudes()),
             ("with tensor", "tensor=2,sequence=2", 1, adapters()),
+            ("muon", "sequence=2", 1, Recipe { optimizer: Rule::Muon, ..of("") }),
         ],
     );
     // Sums of at most 24 products of factors that f16 rounds, each by 2^-11: what a token's loss may move by. Codes of eight bits
     // turn a rounding into a step of their own, a hundredth of a moment.
     let (f16, codes) = (24.0 * 2f64.powi(-11), 1e-3);
     let mixed = Recipe { precision: Precision::Mixed, accumulate: 2, batch: 2, ..adapters() };
-    let eight = |recipe: Recipe| Recipe { optimizer: Rule::AdamW8bit, steps: 6, eval_every: Some(6), ..recipe };
+    let eight = |recipe: Recipe| {
+        let (optimizer, steps, eval_every, compare_every) = (Rule::AdamW8bit, 6, Some(6), 2);
+        Recipe { optimizer, steps, eval_every, compare_every, ..recipe }
+    };
+    let biases = [("\"llama\"", "\"qwen2\""), ("_value_heads\": 1", "_value_heads\": 2")];
+    let biases = || changed(folder.path(), "", "biases.json", &biases);
     for (name, mesh, bar, recipe) in [
         ("f16", "sequence=2", f16, mixed),
-        ("eight bits", "tensor=2,sequence=2", codes, eight(of(""))),
+        ("eight bits", "tensor=2,sequence=2", codes, eight(biases())),
         ("eight bits of experts", "data=2,expert=2", codes, eight(experts(folder.path(), ""))),
     ] {
         let of = |name: &str, mesh: &str| {

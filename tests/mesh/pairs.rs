@@ -1,16 +1,17 @@
 //! Every axis of a mesh at two, and every two of them together: one model with experts on all of them.
 
 use super::common;
-use super::common::ranks::{Seen, go_on, layout_of, prepared, ranks, recipe, spread, train};
+use super::common::ranks::{STEPS, Seen, go_on, layout_of, prepared, ranks, recipe, spread, train};
 use super::common::spread::Spread;
 use danlu::base::{Axis, Bytes, Limits};
 use danlu::compile::First;
-use danlu::nn::ParamLayout;
+use danlu::model::Llama;
+use danlu::nn::{ParamLayout, ParamSpec};
 use danlu::optim::{Shape, Update};
 use danlu::parallel::Mesh;
-use danlu::train::{ExpertLoad, Precision, Recipe, Trainer, plans_of_rank, read_metrics};
+use danlu::train::{ExpertLoad, Precision, Recipe, Subject, Trainer, plans_of_rank, read_metrics};
 use pollster::block_on;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Two layers and two heads, of which each axis can have a part, with the losses of routers.
@@ -46,7 +47,16 @@ fn check(seen: &Seen, of_one: &Seen, spread: &mut Spread, layout: &ParamLayout) 
     }
 }
 
-/// Twenty steps on each: losses and final parameters within the roundings of one device's, and the second time the same bits.
+/// Where the last step's slots fell, layer by layer.
+fn routed(recipe: &Recipe) -> Vec<Vec<f32>> {
+    let lines = read_metrics(&recipe.out).unwrap();
+    let last = lines.iter().rfind(|line| line.expert_shares.is_some()).unwrap();
+    assert_eq!(last.step, STEPS, "told with the last validation");
+    last.expert_shares.clone().unwrap()
+}
+
+/// Twenty steps on each: losses and final parameters within the roundings of one device's, every slot at the same expert in the
+/// end, and the second time the same bits.
 fn train_what_one_device_trains(meshes: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let one = of(folder.path(), "one", "data=1");
@@ -55,15 +65,18 @@ fn train_what_one_device_trains(meshes: &[&str]) {
     let mut spread = spread(&one, &prepared, &layout);
     // The balance of two batches is not that of both: pipelines are compared with two batches of one device.
     let mut several = None;
+    train(&one, folder.path());
     for mesh in meshes {
         let recipe = of(folder.path(), mesh, mesh);
         let seen = train(&recipe, folder.path());
+        let alone = Recipe { batch: 2, accumulate: 2, ..of(folder.path(), "several", "data=1") };
         if recipe.mesh.pipeline == 1 {
             seen.check(&mut spread, &layout);
+            assert_eq!(routed(&recipe), routed(&one), "{mesh}: slots fall on other experts");
         } else {
-            let alone = Recipe { batch: 2, accumulate: 2, ..of(folder.path(), "several", "data=1") };
             let several = several.get_or_insert_with(|| train(&alone, folder.path()));
             check(&seen, several, &mut spread, &layout);
+            assert_eq!(routed(&recipe), routed(&alone), "{mesh}: slots fall on other experts");
         }
         let again = Recipe { out: folder.path().join("again"), ..recipe };
         assert!(train(&again, folder.path()) == seen, "{mesh}: another run gives other bits");
@@ -142,7 +155,8 @@ fn loads_of_experts_are_told_on_every_mesh() {
     }
 }
 
-/// Slots that found no room are told on pipelines, of the same rows as without one, and where ranks have tokens of their own.
+/// Slots that found no room are told on pipelines and where matrices are in parts, of the same rows as without, and where ranks have
+/// tokens of their own.
 #[test]
 fn slots_without_room_are_told_on_every_mesh() {
     let folder = tempfile::tempdir().unwrap();
@@ -154,9 +168,10 @@ fn slots_without_room_are_told_on_every_mesh() {
     let (flat, _) = told(&narrow("flat", "data=2,expert=2"), folder.path());
     let (piped, _) = told(&narrow("piped", "data=2,pipeline=2,expert=2"), folder.path());
     let (rings, _) = told(&narrow("rings", "data=2,expert=2,sequence=2"), folder.path());
+    let (parts, _) = told(&narrow("parts", "data=2,tensor=2,expert=2"), folder.path());
     assert!(flat.dropped > 0 && rings.dropped > 0, "{flat:?}, {rings:?}");
     // The first layer's slots are the same; the second's follow from what the first has dropped.
-    assert_eq!(piped, flat);
+    assert_eq!([piped, parts], [flat; 2]);
 }
 
 /// Ranks that share rows or tokens sum each layer's gradients before it changes, those that hold parts do so with theirs: with
@@ -224,5 +239,70 @@ fn whatever_else_a_recipe_asks_for_goes_with_experts_and_tokens_in_parts() {
         // Sums of at most 16 products of factors that f16 rounds, each by 2^-11: what a token's loss may move by.
         let bar = 16.0 * 2f64.powi(-11) * expected;
         assert!((got - expected).abs() <= bar, "step {step}: {got} where one device has {expected}");
+    }
+}
+
+/// Of two axes together each sends what it sends alone, of what the other leaves a rank: the textbooks' bytes, read from plans. Along
+/// data (and sequences) sums of the gradients that a rank has; along tensor sums of the residual stream of its rows and layers, and
+/// three numbers a row at the end; over a boundary that stream, once each way; around a ring keys and values of its heads and layers.
+#[test]
+fn each_axis_of_a_pair_sends_what_the_textbook_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = recipe(folder.path(), "sent");
+    let config = super::common::ranks::CONFIG
+        .replace("_layers\": 1", "_layers\": 4")
+        .replace("_value_heads\": 1", "_value_heads\": 2")
+        .replace("embeddings\": true", "embeddings\": false");
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let config = prepared(&base, folder.path()).config;
+    let (limits, d) = (Limits::default(), config.hidden_size as u64);
+    for mesh in PAIRS {
+        let mesh: Mesh = mesh.parse().unwrap();
+        // Micro-batches of a pipeline are one plan, and so is one batch.
+        let (batch, accumulate, clip) = (4, mesh.pipeline as u32, 0.0);
+        let recipe = Recipe { mesh, batch, accumulate, clip, ..base.clone() };
+        for rank in 0..mesh.ranks() {
+            let plans = plans_of_rank(rank, &config, &recipe, None, &limits, &mut First).unwrap();
+            let runs = u64::from(accumulate);
+            let mut sent: BTreeMap<Axis, u64> = BTreeMap::new();
+            for plan in [&plans.train].into_iter().chain(&plans.apply) {
+                plan.sent().into_iter().for_each(|(axis, own)| *sent.entry(axis).or_default() += own.bytes);
+            }
+            // What is this rank's of rows, tokens, layers, and which ends of the model.
+            let (rows, tokens) = ((batch / mesh.data) as u64, (recipe.seq / mesh.sequence) as u64);
+            let layout = Subject::of_rank(rank, &Llama::new(config.clone()), &recipe, None, &limits).unwrap().layout;
+            let is_layer = |spec: &&ParamSpec| spec.name.ends_with("input_layernorm.weight");
+            let layers = layout.specs().iter().filter(is_layer).count() as u64;
+            let stage = mesh.place(rank, Axis::Pipeline);
+            let ends = [stage == 0, stage + 1 == mesh.pipeline];
+            let [first, last] = ends.map(u64::from);
+            let stream = 4 * rows * tokens * d;
+            let sum = |bytes: u64, ranks: usize| 2 * bytes * (ranks as u64 - 1) / ranks as u64;
+            let padded: usize = layout.pages().iter().map(|page| page.elements).sum();
+            let gradients = |elements: u64| sum(4 * elements, mesh.replicas());
+            let hops = mesh.sequence as u64 - 1;
+            let keys = 2 * 4 * rows * tokens * (config.num_key_value_heads * config.head_dim / mesh.tensor) as u64;
+            let end = 12 * rows * tokens * (mesh.tensor as u64 - 1);
+            // With the gains of norms, where each has a part of the tokens.
+            let sums =
+                (4 * layers + first + last) * sum(stream, mesh.tensor) + (2 * layers + last) * sum(4 * d, mesh.tensor);
+            let wanted = [
+                (Axis::Data, gradients(layout.parameters()), gradients(padded as u64)),
+                (Axis::Tensor, runs * (sums + last * end), 0),
+                (Axis::Pipeline, runs * (2 - first - last) * stream / mesh.tensor as u64, 0),
+                (Axis::Sequence, runs * layers * 3 * hops * keys, 0),
+            ];
+            let met: BTreeSet<Axis> = sent.keys().copied().collect();
+            // Gradients of rows and of tokens are summed at once.
+            let along = Some(Axis::Data).filter(|_| mesh.replicas() > 1);
+            assert_eq!(met, axes(mesh).into_iter().chain(along).collect(), "{mesh}");
+            // What fills up pages is summed with them.
+            for (axis, least, more) in wanted.into_iter().filter(|(axis, ..)| met.contains(axis)) {
+                let most = least.max(more);
+                // And some words of norms, losses and counts.
+                let is_least = (least..=most + 64).contains(&sent[&axis]);
+                assert!(is_least, "{mesh}, rank {rank}, {axis}: {} bytes, and {least} will do", sent[&axis]);
+            }
+        }
     }
 }

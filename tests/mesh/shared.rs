@@ -2,10 +2,10 @@
 
 use super::common;
 use super::common::ranks::{mesh, prepared, ranks, recipe, train};
-use danlu::base::{Axis, Bytes};
+use danlu::base::{Axis, Bytes, Limits};
 use danlu::bench::measure_hidden;
 use danlu::compile::{Binding, BufferKind, BufferSpec, First, Meeting, Phase, Plan, Step};
-use danlu::model::{Llama, ModelConfig};
+use danlu::model::{Llama, ModelConfig, find_config};
 use danlu::nn::ParamLayout;
 use danlu::optim::{Rule, Shard};
 use danlu::run::device_bytes;
@@ -87,6 +87,35 @@ fn what_is_shared_out_takes_its_part_and_changes_no_number() {
             let gradient = 4 * layout.pages().iter().map(|page| page.elements as u64).max().unwrap();
             assert!(arena <= plain + more + 2 * gradient, "{shard}: {arena} bytes where {plain} are a step's own");
         }
+    }
+}
+
+/// Of a published model, whose plan alone is looked at: with parameters shared out a rank has one part in N of its state, of each
+/// page at most what fills it up beside, and while it computes the two neighbouring pages that are there at a time and the gradient of
+/// one until it is scattered. The largest page is the table of words.
+#[test]
+fn smollm2_takes_one_part_in_n_of_its_state_and_a_layer() {
+    let config = find_config("smollm2-135m").unwrap();
+    let of = |ranks: usize, shard| {
+        let recipe = Recipe { batch: ranks, seq: 32, mesh: mesh(ranks), shard, ..Recipe::default() };
+        let plans = plans(&config, &recipe, None, &Limits::default(), &mut First).unwrap();
+        let layout = Subject::new(&Llama::new(config.clone()), &recipe, None, &Limits::default()).unwrap().layout;
+        (plans.train, plans.apply.unwrap(), layout)
+    };
+    let (plain, plain_apply, _) = of(2, Shard::None);
+    let state = |plan: &Plan| ["param", "grad", "adam"].map(|kind| bytes_of(plan, kind)).iter().sum::<u64>();
+    let whole = state(&plain_apply);
+    assert!(whole > 4 * 4 * 134_000_000, "{whole} bytes are not the whole state");
+    for ranks in [2, 4, 8] {
+        let (train, apply, layout) = of(ranks, Shard::Parameters);
+        let (has, padding) = (state(&apply), 4 * 4 * 256 * layout.pages().len() as u64);
+        let least = whole / ranks as u64;
+        assert!((least..=least + padding).contains(&has), "{ranks} ranks: {has} bytes of state, {least} are a part");
+        let pages: Vec<u64> = layout.pages().iter().map(|page| 4 * page.elements as u64).collect();
+        let most = pages.windows(2).map(|two| two[0] + two[1]).max().unwrap() + pages.iter().max().unwrap();
+        let more = train.totals().arena_bytes.saturating_sub(plain.totals().arena_bytes);
+        println!("{ranks} ranks: {has} bytes of {whole}, and {more} beside a step's own, of {most} at most");
+        assert!(more <= most, "{ranks} ranks: {more} bytes beside a step's own where {most} will do");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::common::ranks::{CONFIG, Seen, copy, go_on, layout_of, prepared, recipe, spread, train};
 use danlu::optim::{Rule, Shape};
-use danlu::train::{Precision, Recipe};
+use danlu::train::{Precision, Recipe, read_metrics};
 use std::path::Path;
 
 /// The model of so many layers, whose heads two ranks can share.
@@ -62,6 +62,15 @@ fn a_pipeline_gives_the_bits_of_its_micro_batches() {
         Recipe { mesh, precision, pack, clip, ema, batch: 2, accumulate: 3, steps: 4, eval_every: Some(4), ..recipe }
     };
     let [alone, piped] = [of("alone", "data=1"), of("piped", "pipeline=2")].map(|recipe| train(&recipe, folder.path()));
+    // The bubble is told with every step: a part of it, for which the first rank waits; without a pipeline there is none.
+    let idle = |name: &str| -> Vec<Option<f64>> {
+        let lines = read_metrics(&folder.path().join(name)).unwrap();
+        lines.iter().filter(|line| line.loss.is_some()).map(|line| line.idle).collect()
+    };
+    assert_eq!(idle("alone"), [None; 4]);
+    let waited = idle("piped");
+    let is_part = |idle: &Option<f64>| idle.is_some_and(|idle| 0.0 < idle && idle < 1.0);
+    assert!(waited.len() == 4 && waited.iter().all(is_part), "{waited:?}");
     let losses = |seen: &Seen| -> Vec<u32> { seen.steps.iter().map(|(loss, _)| *loss).collect() };
     assert_eq!(losses(&piped), losses(&alone));
     assert!(piped.pages == alone.pages, "parameters differ");
