@@ -106,6 +106,9 @@ fn examples_are_shown_as_the_model_sees_them() {
         assert!(plain.contains(part), "{part}: {plain}");
     }
     assert!(!plain.contains("example 3"));
+    // Every document is shorter than 32 tokens: one bar, as long as the longest is.
+    let bar = |n: usize, width: usize| format!(" {n:>9} {}\n", "█".repeat(width));
+    assert!(plain.contains(&format!("\n        0 to 31       {}", bar(40, 40))), "{plain}");
     let pair = "{\"prompt\": \"say cat\", \"chosen\": \"cat\", \"rejected\": \"dog mat\"}\n";
     place.write("pairs.jsonl", pair.repeat(3));
     let line_of_pairs = "data pairs.jsonl --tokenizer tokenizer --seq 64 --examples 1 --color never";
