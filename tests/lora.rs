@@ -15,10 +15,11 @@ use danlu::model::Llama;
 use danlu::nn::{Adapted, BaseDtype, Declare, Lora, LoraConfig, ParamLayout};
 use danlu::optim::{HYPER, JUDGE, Optimizer};
 use danlu::run::{Executor, States};
-use danlu::store::{Checkpoint, PeftAdapter, Tensors};
+use danlu::store::{Checkpoint, Loaded, PeftAdapter, Tensors, write_adapter};
 use danlu::train::{Recipe, plans};
 use pollster::block_on;
 use safetensors::SafeTensors;
+use serde_json::{Value, json};
 use std::path::Path;
 
 fn numbers(file: &Path, name: &str) -> Vec<f64> {
@@ -135,6 +136,71 @@ fn adapters_are_trained_as_by_peft() {
     }
 }
 
+/// What PEFT saved and Danlu writes again are the same tensors to the byte at the same places, and a configuration of the same settings,
+/// of which those that Danlu does not name stand at what PEFT takes where they are absent; read again, it is the same file once more.
+#[test]
+fn adapters_of_peft_are_written_as_peft_wrote_them() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/lora");
+    let specs = Llama::new(Golden::open("gqa").config.clone()).param_specs();
+    // Of PEFT's own version, of other kinds of adapters, and of how a model is made ready for Megatron.
+    let elsewhere = ["peft_version", "qalora_group_size", "megatron_core"];
+    let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
+    let few = || vec!["q_proj".to_string(), "v_proj".to_string()];
+    for (case, config) in [
+        ("rslora", LoraConfig { rank: 3, alpha: 2.0, rslora: true, targets: few(), ..lora.clone() }),
+        ("dora", LoraConfig { dora: true, ..lora.clone() }),
+        ("lora", lora),
+    ] {
+        let place = tempfile::tempdir().unwrap();
+        let trained = Lora::new(&config, &specs, 8 << 10).unwrap();
+        let mut from = folder.join(case);
+        for round in ["first", "second"] {
+            let tensors = Tensors::open_safetensors(&from.join("adapter_model.safetensors")).unwrap();
+            let mut pages = trained.layout().zeros();
+            for (spec, data) in trained.layout().tensors_mut(&mut pages) {
+                let tensor = tensors.get(&format!("base_model.model.{}", spec.name)).unwrap();
+                data.copy_from_slice(bytemuck::cast_slice(tensor.bytes));
+            }
+            let to = place.path().join(round);
+            write_adapter(&to, &trained, &config, "gqa", &pages, &[]).unwrap();
+            let file = |folder: &Path, name: &str| std::fs::read(folder.join(name)).unwrap();
+            // Length and header, whose keys PEFT and Danlu have in another order, and the tensors.
+            let parts = |folder: &Path| {
+                let bytes = file(folder, "adapter_model.safetensors");
+                let (length, rest) = bytes.split_at(8);
+                let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+                (serde_json::from_slice::<Value>(header).unwrap(), data.to_vec(), bytes)
+            };
+            let (theirs, ours) = (parts(&from), parts(&to));
+            assert_eq!(theirs.0, ours.0, "{case}: {round}");
+            assert!(theirs.1 == ours.1, "{case}: {round}");
+            assert!(round == "first" || theirs.2 == ours.2, "{case}: {round}");
+            let parse = |folder: &Path| -> serde_json::Map<String, Value> {
+                serde_json::from_slice(&file(folder, "adapter_config.json")).unwrap()
+            };
+            let (theirs, ours) = (parse(&from), parse(&to));
+            for (key, value) in &ours {
+                let sorted = |value: &Value| {
+                    let mut names: Vec<String> = value.as_array().unwrap().iter().map(Value::to_string).collect();
+                    names.sort();
+                    names
+                };
+                match key.as_str() {
+                    "target_modules" => assert_eq!(sorted(value), sorted(&theirs[key]), "{case}"),
+                    _ => assert_eq!(Some(value), theirs.get(key), "{case}: {key}"),
+                }
+            }
+            for (key, value) in theirs.iter().filter(|(key, _)| !ours.contains_key(*key)) {
+                let is_unset = matches!(value, Value::Null | Value::Bool(false)) || *value == json!({});
+                assert!(is_unset || elsewhere.contains(&key.as_str()), "{case}: {key} is {value}, and is not kept");
+            }
+            let read = |folder: &Path| PeftAdapter::open(folder, &specs).unwrap().modules().to_vec();
+            assert_eq!(read(&from), read(&to), "{case}");
+            from = to;
+        }
+    }
+}
+
 /// QLoRA of a Llama-3.2 of a billion parameters, one sequence of 512 tokens: what the plans of a step and of validation take
 /// together is within two gigabytes, by recomputation as far as the budget asks for it.
 #[test]
@@ -194,6 +260,35 @@ fn fresh_adapters_change_nothing_and_learn_on_the_device() {
         let bar = 3.0 * 28.0 * f64::from(f32::EPSILON) * unchanged;
         assert!((losses[0] - unchanged).abs() <= bar, "{case}: {} fresh, and {unchanged} without", losses[0]);
         assert!(losses[11] < 0.7 * losses[0], "{case}: {losses:?}");
+    }
+}
+
+/// Weights whose file is cut short while they load, before the first of them is read or after the last, are a sentence, and no
+/// signal; and no zeros where their ends were.
+#[test]
+#[cfg(unix)]
+fn weights_that_are_cut_short_end_loading_with_a_sentence() {
+    let gpu = common::gpu();
+    for (dtype, is_late, left) in [(BaseDtype::Keep, false, 2), (BaseDtype::Nf4, false, 2), (BaseDtype::Keep, true, 1)]
+    {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("model.safetensors");
+        for name in ["config.json", "model.safetensors"] {
+            let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny").join(name);
+            std::fs::copy(from, place.path().join(name)).unwrap();
+        }
+        let checkpoint = Checkpoint::open(place.path()).unwrap();
+        let base = checkpoint.frozen_as(dtype).unwrap();
+        let whole = file.metadata().unwrap().len();
+        let now = (whole - 1) / left;
+        let mut cut = |loaded: Loaded| {
+            if !is_late || loaded.done == loaded.total {
+                std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(now).unwrap();
+            }
+        };
+        let error = block_on(checkpoint.stream(&mut States::new(&gpu), &base, &mut cut)).unwrap_err().to_string();
+        let said = format!("was cut short while it was read: it had {whole} bytes, and has {now}; fetch it again");
+        assert_eq!(error, format!("{}: {said}", file.display()), "{dtype}");
     }
 }
 

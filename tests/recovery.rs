@@ -209,6 +209,28 @@ fn a_disk_that_takes_no_checkpoint_stops_nothing() {
     assert!(failures == 2 && saved.last() == Some(&12), "{notes:?}, {saved:?}");
 }
 
+/// Each checkpoint tells for how long the device worked on nothing else, which is part of the time until it is on disk; the run's
+/// metrics have the same.
+#[test]
+fn what_training_waits_for_at_a_checkpoint_is_told() {
+    let gpu = common::gpu();
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = Recipe { steps: 6, ..recipe(folder.path()) };
+    let mut made = begin(&gpu, &recipe, folder.path());
+    let mut told = Vec::new();
+    let (ending, notes) = go(&gpu, &recipe, &mut made, &mut |event| {
+        if let Event::Checkpoint { step, bytes, stall, seconds, .. } = event {
+            assert!(*bytes > 0 && *stall > 0.0 && stall <= seconds, "step {step}: {stall} of {seconds} s");
+            told.push((*step, *stall));
+        }
+    });
+    assert_eq!(ending.unwrap(), Ending::Complete, "{notes:?}");
+    assert_eq!(told.iter().map(|(step, _)| *step).collect::<Vec<_>>(), [3, 6], "{notes:?}");
+    let metrics = read_metrics(&recipe.out).unwrap();
+    let kept = metrics.iter().filter_map(|m| Some((m.step, m.checkpoint_stall?)));
+    assert_eq!(kept.collect::<Vec<_>>(), told);
+}
+
 /// A cache of tokens that somebody cuts short, or deletes, while it is read: no signal ends the process. What is only deleted is
 /// still there for who has it open; what is cut short is said, and the run goes on from its checkpoint with tokens made anew.
 #[test]

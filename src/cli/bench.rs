@@ -98,6 +98,10 @@ pub async fn bench(args: BenchArgs) -> Result<()> {
         }
     }
     bar.finish_and_clear();
+    if matches!(args.filter.as_deref(), None | Some("train")) {
+        // From some of the kernels alone nothing is learned of the others.
+        tuner.keep_learned(&report.machine);
+    }
     if args.json {
         say!("{}", report.to_json());
     } else {

@@ -255,3 +255,25 @@ fn rows(args: &DataArgs, shard: Shard) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::histogram;
+
+    /// The longest bar is forty wide, the others in proportion, and none is empty; what is shorter than 32 is one of them.
+    #[test]
+    fn lengths_have_bars_in_proportion() {
+        let lengths = [vec![100; 3], vec![3; 30], vec![41; 120], vec![1; 30], vec![5000]].concat();
+        let lines = [
+            format!("        0 to 31               60 {}", "█".repeat(20)),
+            format!("       32 to 63              120 {}", "█".repeat(40)),
+            format!("       64 to 127               3 {}", "█"),
+            format!("     4096 to 8191              1 {}", "█"),
+        ];
+        let said = histogram(&lengths);
+        let said: Vec<&str> = said.lines().collect();
+        assert_eq!(said[0], "10340 tokens in 184 documents; half have up to 41, 95 % up to 41, the longest 5000");
+        assert_eq!(said[1..], lines);
+        assert_eq!(histogram(&[]), "no documents");
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::finetune::LoraArgs;
 use super::hub;
+use super::paths;
 use super::profile::training_steps;
 use super::scale;
 use crate::base::{Bytes, Limits};
@@ -13,9 +14,9 @@ use crate::gpu::Gpu;
 use crate::model::{ModelConfig, find_config};
 use crate::optim::{Rule, Shard, Update};
 use crate::parallel::Mesh;
-use crate::run::{TuneMode, Tuner};
+use crate::run::{Records, TuneMode, Tuner};
 use crate::store::Checkpoint;
-use crate::train::{Base, Precision, Recipe, optimizer, train_plan};
+use crate::train::{Base, Precision, Recipe, optimizer, train_plan, unheard_copies};
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -81,7 +82,7 @@ pub struct PlanArgs {
     /// Preference pairs, as of `danlu dpo`: --batch counts pairs.
     #[arg(long, conflicts_with = "measure")]
     dpo: bool,
-    /// Time on this machine: h100, h100-500w, h200, a100, mi300x, sunway, cpu, a TOML file like those of machines/, or what `danlu bench --json` wrote. With --nodes several, separated by commas, side by side.
+    /// Time on this machine, and not on the adapter that --adapter names: h100, h100-500w, h200, a100, mi300x, sunway, cpu, a TOML file like those of machines/, or what `danlu bench --json` wrote. With --nodes several, separated by commas, side by side.
     #[arg(long, value_name = "NAME|FILE", value_delimiter = ',')]
     machine: Vec<String>,
     #[command(flatten)]
@@ -97,7 +98,8 @@ pub struct PlanArgs {
     /// Run the step on the adapter and print where its time goes, by operator.
     #[arg(long, conflicts_with_all = ["recipe", "model", "pack", "lora_rank", "base_dtype", "machine", "update"])]
     measure: bool,
-    /// Plan for this adapter, and not for the least that every adapter offers.
+    /// Plan for this adapter, and not for the least that every adapter offers: its limits, its memory and, where it was measured,
+    /// its time.
     #[command(flatten)]
     adapter: super::AdapterArgs,
 }
@@ -124,8 +126,9 @@ impl RunArgs {
         self.steps.map(Span::Steps).or(self.tokens.map(|tokens| Span::Tokens(tokens as u64)))
     }
 
-    /// Refuses what nothing would be said of: time is a machine's, and a price that of a run.
-    fn check(&self, has_machine: bool, has_nodes: bool) -> Result<()> {
+    /// Refuses what nothing would be said of: time is a machine's, or that of an adapter that was measured, and a price that of a
+    /// run.
+    fn check(&self, has_machine: bool, has_nodes: bool, adapter: Option<&str>) -> Result<()> {
         let given = [
             ("--steps", self.steps.is_some()),
             ("--tokens", self.tokens.is_some()),
@@ -138,8 +141,10 @@ impl RunArgs {
         }
         let given = |from: usize| given[from..].iter().find(|(_, given)| *given).map(|(flag, _)| flag);
         if let Some(flag) = given(0).filter(|_| !has_machine) {
+            let otherwise = adapter
+                .map_or("leave it out".into(), |name| format!("measure this one first, by {}", measured_by(name)));
             bail!(
-                "{flag} asks for the time of a run, which only a machine tells: add --machine, such as h100, or leave it out"
+                "{flag} asks for the time of a run, which only a machine tells: add --machine, such as h100, or {otherwise}"
             );
         }
         if let Some(flag) = given(2).filter(|_| !has_nodes && self.span().is_none()) {
@@ -228,7 +233,12 @@ fn model(recipe: &Recipe) -> Result<(ModelConfig, Option<Arc<Base>>)> {
 
 /// Says what a run takes. Without `--adapter` no device is touched.
 pub fn plan(args: PlanArgs) -> Result<()> {
-    args.run.check(!args.machine.is_empty(), !args.scale.nodes.is_empty())?;
+    let has_nodes = !args.scale.nodes.is_empty();
+    // The adapter that time is asked of; whether it was measured is known when it is opened.
+    let named = args.adapter.adapter.as_deref().filter(|_| args.machine.is_empty() && !has_nodes && !args.measure);
+    if named.is_none() {
+        args.run.check(!args.machine.is_empty(), has_nodes, None)?;
+    }
     let recipe = args.put(recipe(args.recipe.as_deref())?)?;
     recipe.check()?;
     let is_even = recipe.pack || recipe.mesh.ranks() > 1 || !args.scale.nodes.is_empty();
@@ -252,10 +262,18 @@ pub fn plan(args: PlanArgs) -> Result<()> {
     if machines.len() > 1 {
         bail!("--machine names {} machines; several are compared with --nodes only", machines.len());
     }
-    let machine = machines.pop();
+    let mut machine = machines.pop();
     let limits = match args.adapter.adapter {
         _ if args.measure => return pollster::block_on(measure(&args, &recipe, &config)),
-        Some(_) => pollster::block_on(Gpu::open(&args.adapter.selector()))?.limits().clone(),
+        Some(_) => {
+            let gpu = pollster::block_on(Gpu::open(&args.adapter.selector()))?;
+            if named.is_some() {
+                let records = Records::load(&paths::cache(), &gpu.report().id());
+                machine = MachineFile::remembered(&records, gpu.limits().is_cpu);
+                args.run.check(machine.is_some(), false, named)?;
+            }
+            gpu.limits().clone()
+        }
         // The largest buffers: whether the model fits a real adapter is then for the reader to see.
         None => Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() },
     };
@@ -265,6 +283,8 @@ pub fn plan(args: PlanArgs) -> Result<()> {
     let asked = recipe.memory;
     let job = Job { config, recipe, base, lengths: args.lengths.unwrap_or(1) };
     let plans = job.plans(&limits, &mut First).map_err(|error| of_one_rank(error, job.recipe.mesh))?;
+    let copies = unheard_copies(&job.recipe, &plans.train).filter(|_| args.weight_copies == Some(true));
+    copies.map_or(Ok(()), |text| Err(anyhow!(text)))?;
     let fits = memory.map(|memory| Fits::find(&job, &limits, memory, asked.is_some())).transpose()?;
     let mut answer = Answer::of(&job, &plans, fits, machine.as_ref())?;
     if let Some(span) = args.run.span() {
@@ -277,10 +297,28 @@ pub fn plan(args: PlanArgs) -> Result<()> {
             say!("{}\n", plans.train);
         }
         say!("{}", answer.to_string().trim_end());
+        named.and_then(|name| unlearned(name, machine.as_ref())).iter().for_each(|text| say!("\n{text}"));
         let traded = plans.trade.as_ref().filter(|trade| !trade.again.is_empty());
         traded.iter().for_each(|trade| say!("\n{}", table(trade, &plans)));
     }
     Ok(plans.check(asked)?)
+}
+
+/// The command that measures an adapter of that name.
+fn measured_by(adapter: &str) -> String {
+    format!("danlu bench train --adapter {adapter}")
+}
+
+/// What is not known of the time of a step on the adapter that was named, and how that is changed.
+fn unlearned(adapter: &str, machine: Option<&MachineFile>) -> Option<String> {
+    let measured = measured_by(adapter);
+    match machine {
+        None => Some(format!("how long a step takes there is not known yet: {measured} measures it")),
+        Some(machine) if !machine.is_learned() => Some(format!(
+            "this is the time at the roofline, which few kernels reach: {measured} learns how near those here come"
+        )),
+        Some(_) => None,
+    }
 }
 
 /// What one rank has no room for many together may have: the way to plan for those.

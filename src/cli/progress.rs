@@ -154,7 +154,7 @@ impl Terminal {
         let gflop = totals.flops as f64 / 1e9;
         let limit =
             step_limit.map_or(String::new(), |s| format!(", at least {:.0} ms by the measured roofline", s * 1e3));
-        let (dispatches, bytes) = (totals.dispatches, human_bytes(totals.device_bytes()));
+        let (dispatches, bytes) = (totals.dispatches, human_bytes(totals.device_bytes));
         tell!("step        {dispatches} dispatches, {gflop:.2} Gflop, {bytes} on the device{limit}");
         self.steps = *steps;
         self.bar = ProgressBar::new(*steps);

@@ -4,7 +4,7 @@ use super::network::Level;
 use crate::base::{Bytes, read_text};
 use crate::bench::Report;
 use crate::error::{Error, Result};
-use crate::run::{Ceiling, Class, Machine};
+use crate::run::{Ceiling, Class, Machine, Records};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -134,6 +134,35 @@ impl MachineFile {
             adapters: 1,
             levels: Vec::new(),
         }
+    }
+
+    /// An adapter by what is remembered of it: as a benchmark learned it, or else as if kernels reached its roofline, which
+    /// [`MachineFile::is_learned`] tells apart; `None` where neither is.
+    pub fn remembered(records: &Records, is_cpu: bool) -> Option<MachineFile> {
+        let machine = match (&records.learned, &records.roofline) {
+            (Some(machine), _) => machine.clone(),
+            (None, Some(roofline)) => {
+                let rates = [(Class::F32, roofline.flops_per_second), (Class::F16, roofline.half_flops_per_second)];
+                let measured = rates.into_iter().filter(|(_, matmul)| *matmul > 0.0);
+                Machine {
+                    bytes_per_second: roofline.bytes_per_second,
+                    ceilings: measured.map(|(class, matmul)| Ceiling { class, arithmetic: 0.0, matmul }).collect(),
+                    dispatch_seconds: records.machine.as_ref().map_or_else(dispatch, |m| m.dispatch_seconds),
+                    pass_seconds: 0.0,
+                    submission_seconds: submission(),
+                    workgroups: 0.0,
+                    reached: BTreeMap::new(),
+                    taken: BTreeMap::new(),
+                }
+            }
+            (None, None) => return None,
+        };
+        Some(MachineFile { shared: is_cpu, ..MachineFile::of(&records.adapter.name, &machine, None) })
+    }
+
+    /// Whether it is known what operators reach of the roofline.
+    pub fn is_learned(&self) -> bool {
+        !self.reached.is_empty() || !self.taken.is_empty()
     }
 
     fn check(&self) -> Result<(), String> {

@@ -144,6 +144,9 @@ pub struct Records {
     /// The limits that forecasts rest on.
     #[serde(default)]
     pub machine: Option<Machine>,
+    /// Limits with what kernels of a training step reach of them, as a benchmark learned it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<Machine>,
 }
 
 /// The file: one record an adapter.
@@ -157,7 +160,7 @@ impl Records {
     /// Nothing known yet.
     pub fn new(adapter: AdapterId) -> Self {
         let (rows, proved, barred) = (Vec::new(), Vec::new(), Vec::new());
-        Records { adapter, build: build(), rows, proved, barred, roofline: None, machine: None }
+        Records { adapter, build: build(), rows, proved, barred, roofline: None, machine: None, learned: None }
     }
 
     /// What a file in `folder` says of this adapter under this build; nothing if there is none. A file that cannot be
@@ -231,6 +234,7 @@ impl Records {
             (Some(a), Some(b)) => Some(a.best(&b)),
             (a, b) => a.or(b),
         };
+        self.learned = self.learned.take().or(other.learned);
     }
 
     /// What ships for this adapter, under whatever driver it was measured.

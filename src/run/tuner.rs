@@ -175,6 +175,14 @@ impl Tuner {
         Ok(roofline)
     }
 
+    /// Remembers what a benchmark learned, in the place of what an earlier one did; nothing where it timed no training step.
+    pub fn keep_learned(&mut self, machine: &Machine) {
+        if !machine.taken.is_empty() {
+            self.records.learned = Some(machine.clone());
+            self.changed = true;
+        }
+    }
+
     /// Writes what was learnt since the last time. Dropping the tuner does so too.
     ///
     /// # Errors

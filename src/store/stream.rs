@@ -74,8 +74,8 @@ struct Part {
 /// Puts weights where their places are, in order.
 ///
 /// # Errors
-/// If a weight is larger than the largest buffer or holds a number that its dtype there does not, or the device has no room or
-/// failed.
+/// If a weight is larger than the largest buffer or holds a number that its dtype there does not, its file was cut short since it
+/// was opened, or the device has no room or failed.
 pub(super) async fn stream(
     gpu: &Gpu,
     states: &mut States,
@@ -105,6 +105,7 @@ pub(super) async fn stream(
     for (i, (weight, place)) in weights.iter().zip(places).enumerate() {
         let count = weight.rows();
         let row = place.ty.bytes() as usize / count;
+        weight.check_whole()?;
         let narrow = Narrow::new(weight, place.ty.dtype)?;
         let mut next = 0;
         while next < count {
@@ -115,6 +116,7 @@ pub(super) async fn stream(
             let rows = next..count.min(next + fit);
             if !rows.is_empty() {
                 let bytes = rows.len() * row;
+                weight.check_whole()?;
                 narrow.write(rows.clone(), &mut staging.bytes[used..used + bytes])?;
                 let (to, kept) = (place.at + (rows.start * row) as u64, place.kept.clone());
                 parts.push(Part { weight: i, to, kept, rows, at: used, bytes });
@@ -129,6 +131,8 @@ pub(super) async fn stream(
     }
     staging.send(gpu, &buffers, &mut parts, &mut used, &mut loaded).await?;
     progress(loaded);
+    // What was cut off while a piece was read may have been read as zeros.
+    weights.iter().try_for_each(Weight::check_whole)?;
     gpu.finish().await
 }
 

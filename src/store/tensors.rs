@@ -83,9 +83,55 @@ pub struct Tensor<'a> {
     /// First of its bytes in the file.
     pub offset: usize,
     stored: &'a Stored,
+    mapped: &'a Mapped,
+}
+
+/// A file that is mapped.
+#[derive(Debug)]
+struct Mapped {
+    path: PathBuf,
+    file: File,
+    map: Mmap,
+}
+
+impl Mapped {
+    fn open(path: &Path) -> Result<Mapped> {
+        let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
+        let about = file.metadata().map_err(|e| Error::io("read", path, e))?;
+        if !about.is_file() {
+            return Err(Error::file(
+                path,
+                "is no regular file but a device, a pipe or a folder; give a file of weights",
+            ));
+        }
+        if about.len() == 0 {
+            return Err(Error::file(path, "is empty, it has 0 bytes: nothing of it has arrived; fetch it again"));
+        }
+        // SAFETY: the mapping is read-only; a file that others cut short while it is read ends the program, as with every
+        // reader that maps weights. Who loads them asks before each piece: see `check_whole`.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))?;
+        Ok(Mapped { path: path.into(), file, map })
+    }
+
+    /// Refuses a file that is shorter than it was when it was mapped: to read beyond its end is a signal, and up to the end of
+    /// its last page zeros.
+    fn check_whole(&self) -> Result<()> {
+        let now = self.file.metadata().map_err(|e| Error::io("read", &self.path, e))?.len();
+        if now >= self.map.len() as u64 {
+            return Ok(());
+        }
+        let before = self.map.len();
+        let message = format!("was cut short while it was read: it had {before} bytes, and has {now}; fetch it again");
+        Err(Error::file(&self.path, message))
+    }
 }
 
 impl Tensor<'_> {
+    /// Refuses a file that was cut short since it was opened.
+    pub(super) fn check_whole(&self) -> Result<()> {
+        self.mapped.check_whole()
+    }
+
     /// Its dtype, as the file names it.
     pub fn dtype_name(&self) -> &str {
         match &self.stored.dtype {
@@ -140,7 +186,7 @@ pub(super) fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) {
 pub struct Tensors {
     /// The file or index, for messages.
     path: PathBuf,
-    files: Vec<(PathBuf, Mmap)>,
+    files: Vec<Mapped>,
     entries: BTreeMap<String, (usize, Stored, Range<usize>)>,
 }
 
@@ -150,13 +196,13 @@ impl Tensors {
     /// # Errors
     /// With file, tensor or key, and offset, for whatever is wrong in it; if a part is missing or another model's.
     pub fn open_gguf(path: &Path) -> Result<(Tensors, gguf::Metadata)> {
-        let map = map(path)?;
-        let (metadata, entries) = gguf::read(path, &map)?;
+        let file = Mapped::open(path)?;
+        let (metadata, entries) = gguf::read(path, &file.map)?;
         if let Some(parts) = gguf::parts(path, &metadata)? {
             return Tensors::open_parts(&parts);
         }
         let mut tensors = Tensors { path: path.into(), files: Vec::new(), entries: BTreeMap::new() };
-        tensors.add(path.into(), map, entries)?;
+        tensors.add(file, entries)?;
         Ok((tensors, metadata))
     }
 
@@ -168,10 +214,10 @@ impl Tensors {
                 let message = format!("is not there: it is part {} of {} of a model; fetch it too", i + 1, parts.len());
                 return Err(Error::file(part, message));
             }
-            let map = map(part)?;
-            let (metadata, entries) = gguf::read(part, &map)?;
+            let file = Mapped::open(part)?;
+            let (metadata, entries) = gguf::read(part, &file.map)?;
             gguf::check_part(part, &metadata, i, parts.len())?;
-            tensors.add(part.clone(), map, entries)?;
+            tensors.add(file, entries)?;
             first.get_or_insert(metadata);
         }
         let metadata = first.expect("a model has parts");
@@ -204,9 +250,9 @@ impl Tensors {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 return Err(Error::file(file, format!("is not there: {name} names it; fetch it too")));
             }
-            let map = map(&file)?;
-            let entries = safetensors::read(&file, &map)?;
-            tensors.add(file, map, entries)?;
+            let file = Mapped::open(&file)?;
+            let entries = safetensors::read(&file.path, &file.map)?;
+            tensors.add(file, entries)?;
         }
         tensors.check_places(&places)?;
         Ok(tensors)
@@ -226,14 +272,14 @@ impl Tensors {
         Ok(())
     }
 
-    fn add(&mut self, path: PathBuf, map: Mmap, entries: Vec<Entry>) -> Result<()> {
+    fn add(&mut self, file: Mapped, entries: Vec<Entry>) -> Result<()> {
         for Entry { name, stored, bytes } in entries {
             if self.entries.insert(name.clone(), (self.files.len(), stored, bytes)).is_some() {
                 let message = format!("tensor {name} stands in two shards; download it again");
                 return Err(Error::file(&self.path, message));
             }
         }
-        self.files.push((path, map));
+        self.files.push(file);
         Ok(())
     }
 
@@ -244,7 +290,7 @@ impl Tensors {
 
     /// The files.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(|(path, _)| path.as_path())
+        self.files.iter().map(|file| file.path.as_path())
     }
 
     /// All tensors, by name.
@@ -259,24 +305,10 @@ impl Tensors {
 
     fn tensor<'a>(&'a self, name: &'a str, entry: &'a (usize, Stored, Range<usize>)) -> Tensor<'a> {
         let (file, stored, range) = entry;
-        let (path, map) = &self.files[*file];
-        let (bytes, offset) = (&map[range.clone()], range.start);
-        Tensor { name, shape: &stored.shape, bytes, file: path, offset, stored }
+        let mapped = &self.files[*file];
+        let (bytes, offset) = (&mapped.map[range.clone()], range.start);
+        Tensor { name, shape: &stored.shape, bytes, file: &mapped.path, offset, stored, mapped }
     }
-}
-
-fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
-    let about = file.metadata().map_err(|e| Error::io("read", path, e))?;
-    if !about.is_file() {
-        return Err(Error::file(path, "is no regular file but a device, a pipe or a folder; give a file of weights"));
-    }
-    if about.len() == 0 {
-        return Err(Error::file(path, "is empty, it has 0 bytes: nothing of it has arrived; fetch it again"));
-    }
-    // SAFETY: the mapping is read-only; a file that others cut short while it is read ends the program, as with every
-    // reader that maps weights.
-    unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, e))
 }
 
 /// What a folder without safetensors is told.

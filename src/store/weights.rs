@@ -208,6 +208,11 @@ impl Weight<'_> {
         self.pieces[0].tensor.file
     }
 
+    /// Refuses a file of it that was cut short since it was opened.
+    pub fn check_whole(&self) -> Result<()> {
+        self.pieces.iter().try_for_each(|piece| piece.tensor.check_whole())
+    }
+
     /// Some rows in the device's form of `dtype`: the weight's own, or f32. `out` has room for just these.
     pub fn write(&self, rows: Range<usize>, dtype: DType, out: &mut [u8]) {
         let bytes = out.len() / rows.len();

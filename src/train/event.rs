@@ -1,10 +1,37 @@
 //! What a training run tells while it goes.
 
 use super::{ExpertLoad, Rewards};
-use crate::compile::Totals;
+use crate::compile::Plan;
 use crate::eval::Metric;
 use serde::Serialize;
 use std::path::PathBuf;
+
+/// Sums over all that a step runs: each of its batches, and the update that follows several.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct StepTotals {
+    /// Dispatches.
+    pub dispatches: u64,
+    /// Floating-point operations.
+    pub flops: u64,
+    /// Bytes read and written.
+    pub traffic: u64,
+    /// Bytes on the device in all, validation's among them: what the run allocates.
+    pub device_bytes: u64,
+}
+
+impl StepTotals {
+    /// Of plans, each run so many times a step, and the bytes that they take together.
+    pub fn of<'a>(plans: impl IntoIterator<Item = (&'a Plan, u32)>, device_bytes: u64) -> StepTotals {
+        let mut all = StepTotals { device_bytes, ..StepTotals::default() };
+        for (plan, times) in plans {
+            let (one, times) = (plan.totals(), u64::from(times));
+            all.dispatches += one.dispatches as u64 * times;
+            all.flops += one.flops * times;
+            all.traffic += one.traffic * times;
+        }
+        all
+    }
+}
 
 /// Something that happened. Serialised, each is one line of JSON with its kind under `event`.
 #[derive(Debug, Clone, Serialize)]
@@ -50,8 +77,8 @@ pub enum Event {
         train_tokens: u64,
         /// Tokens held out.
         val_tokens: u64,
-        /// Sums over the plan of a step.
-        totals: Totals,
+        /// What a step comes to.
+        totals: StepTotals,
         /// Seconds that a step takes at least, by the measured roofline.
         step_limit: Option<f64>,
         /// All steps.

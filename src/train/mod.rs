@@ -35,7 +35,7 @@ mod world;
 
 pub use base::{Base, Subject};
 pub use checkpoints::{About, CheckpointOptions, Content, Progress};
-pub use event::{Event, Observer};
+pub use event::{Event, Observer, StepTotals};
 pub use export::TrainedRun;
 pub use fit::{Fit, Plans, plans, plans_of_lengths, plans_of_rank};
 pub use folder::{RunLock, give_up};
@@ -56,6 +56,6 @@ pub use resume::{Resumption, occupied};
 pub use runs::{RunSummary, find_runs};
 pub use save::{TRAINED, Trained, save, save_run};
 pub use session::{Ending, run};
-pub use step::{StepResult, optimizer, schedule};
+pub use step::{StepResult, optimizer, schedule, unheard_copies};
 pub use trainer::{Trainer, check_fits};
 pub use world::World;

@@ -4,6 +4,7 @@ use super::graphs::REWARDS;
 use super::load::Load;
 use super::preferring::Rewards;
 use super::{ExpertLoad, GroupOptions, Precision, Recipe};
+use crate::compile::{BufferKind, BufferSpec, Plan};
 use crate::optim::{JUDGE, LossScaling, Optimizer, Schedule, Settings, UPDATE_NORM, Update};
 use crate::run::Results;
 
@@ -83,11 +84,34 @@ pub fn optimizer(recipe: &Recipe) -> Optimizer {
     }
 }
 
-/// Whether a run keeps copies in f16 of its weights: not of adapters, which are small; not where parameters change layer by layer,
-/// which is to save memory.
+/// Whether a run keeps copies in f16 of its weights, where these lie so that it can.
 fn copies(recipe: &Recipe) -> bool {
-    let mixed = recipe.precision == Precision::Mixed && recipe.weight_copies;
-    mixed && recipe.lora.is_none() && recipe.update == Update::Step
+    recipe.weight_copies && without_copies(recipe).is_none()
+}
+
+/// Why a run has no copies in f16 of its weights whatever they are, and what would change that.
+fn without_copies(recipe: &Recipe) -> Option<[&'static str; 2]> {
+    match () {
+        () if recipe.lora.is_some() => Some(["adapters are trained, which are small", "train the whole model"]),
+        () if recipe.update == Update::Layer => Some(["update is layer, which is to save memory", "set --update step"]),
+        () if recipe.precision != Precision::Mixed => {
+            Some(["precision is f32, whose products read weights as they are", "set --precision mixed"])
+        }
+        () => None,
+    }
+}
+
+/// What is said to who asked for such copies, where the plan of the step has none: one sentence.
+pub fn unheard_copies(recipe: &Recipe, plan: &Plan) -> Option<String> {
+    let is_copy = |buffer: &BufferSpec| matches!(&buffer.kind, BufferKind::State(name) if Optimizer::is_copy(name));
+    if plan.buffers.iter().any(is_copy) {
+        return None;
+    }
+    let [why, way] = without_copies(recipe).unwrap_or_else(|| match recipe.shards() {
+        1 => ["no matrix lies in this model's pages where a copy could be bound", "take another model"],
+        _ => ["ranks share out what they update", "set --shard none"],
+    });
+    Some(format!("weight_copies comes to nothing: {why}, and no weight is kept in f16 as well; {way}, or leave it out"))
 }
 
 /// The schedule of a recipe.

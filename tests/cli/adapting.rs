@@ -1,12 +1,15 @@
 //! Adapters in PEFT's form beside a model, and as part of one.
 
 use super::runs::trained;
-use super::{Place, has_adapter, stderr, stdout};
+use super::{Place, chosen, has_adapter, stderr, stdout};
 use danlu::base::Rng;
+use danlu::gpu::{Gpu, Selector};
+use danlu::infer::Generator;
 use danlu::nn::{Lora, LoraConfig};
 use danlu::store::{Checkpoint, write_adapter};
 use serde_json::Value;
 use std::fs;
+use std::process::Command as Process;
 
 /// Writes an adapter of the model `m` whose every number is random.
 fn adapter(place: &Place, name: &str, config: &LoraConfig) {
@@ -48,6 +51,49 @@ fn an_adapter_beside_a_model_says_what_the_merged_one_says() {
             stdout(&place.danlu(&line).assert().success())
         };
         assert_eq!(text(&format!("m --lora {name}")), text(&format!("{name}-merged")));
+    }
+}
+
+/// PEFT opens what Danlu wrote, holds the same numbers, would write the same again, and computes the same of them: its own f32 is
+/// about as far from f64 as Danlu's.
+#[test]
+fn an_adapter_is_the_same_to_peft() {
+    let Some(place) = trained("m") else { return };
+    let gpu = pollster::block_on(Gpu::open(&Selector::Number(chosen()))).unwrap();
+    let kinds = [("lora", false, false), ("rslora", true, false), ("dora", false, true)];
+    for (name, rslora, dora) in kinds {
+        adapter(&place, name, &LoraConfig { rank: 4, alpha: 8.0, rslora, dora, ..LoraConfig::default() });
+    }
+    let tokens = [5, 60, 9, 120, 33, 71, 2, 40];
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/check_peft.py");
+    let ids = tokens.map(|id| id.to_string()).join(",");
+    let mut asked = Process::new("python3");
+    asked.args([script, "m", &ids]).args(kinds.map(|kind| kind.0)).current_dir(place.folder.path());
+    let run = match asked.output() {
+        Ok(run) if run.status.code() != Some(3) => run,
+        _ => {
+            // Past the test's own capture of what it prints.
+            let said =
+                "SKIPPED: python3 cannot import torch, transformers and peft here: no adapter is opened by PEFT\n";
+            return drop(std::io::Write::write_all(&mut std::io::stderr(), said.as_bytes()));
+        }
+    };
+    assert!(run.status.success(), "{run:?}");
+    let found: Value = serde_json::from_slice(&run.stdout).unwrap();
+    for (name, ..) in kinds {
+        let theirs = |key: &str| -> Vec<f64> {
+            found[name][key].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+        };
+        let (exact, single) = (theirs("exact"), theirs("logits"));
+        let checkpoint = Checkpoint::open(&place.path("m")).unwrap().adapt(&place.path(name)).unwrap();
+        let mut generator = pollster::block_on(Generator::load(&gpu, &checkpoint, tokens.len(), &mut |_| {})).unwrap();
+        let ours: Vec<f64> = pollster::block_on(generator.feed(&tokens)).unwrap().into_iter().map(f64::from).collect();
+        let distance = |a: &[f64]| a.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let largest = exact.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        // As far as theirs, in sums of another order, and a few dozen roundings of the largest (tests/lora.rs).
+        let bar = distance(&single) + 32.0 * f64::from(f32::EPSILON) * largest;
+        assert_eq!(ours.len(), exact.len(), "{name}");
+        assert!(distance(&ours) <= bar, "{name}: {} away, and PEFT in f32 {}", distance(&ours), distance(&single));
     }
 }
 

@@ -106,6 +106,19 @@ fn examples_are_shown_as_the_model_sees_them() {
         assert!(plain.contains(part), "{part}: {plain}");
     }
     assert!(!plain.contains("example 3"));
+    // Lengths below 32 and from there to 63, with bars in proportion.
+    let bar = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [from, "to", to, count, bar] = words[..] else { return None };
+        let ends = [from, to].map(|end| end.parse::<u64>());
+        let is_bar = ends.iter().all(Result::is_ok) && bar.chars().all(|c| c == '█');
+        is_bar.then(|| (ends.map(Result::unwrap), count.parse::<usize>().unwrap(), bar.chars().count()))
+    };
+    let bars: Vec<_> = plain.lines().filter_map(bar).collect();
+    assert_eq!(bars.iter().map(|(ends, ..)| *ends).collect::<Vec<_>>(), [[0, 31], [32, 63]], "{plain}");
+    assert_eq!(bars.iter().map(|(_, count, _)| count).sum::<usize>(), 40, "{plain}");
+    let most = bars.iter().map(|(_, count, _)| *count).max().unwrap();
+    assert!(bars.iter().all(|(_, count, width)| *width == (count * 40).div_ceil(most)), "{plain}");
     let pair = "{\"prompt\": \"say cat\", \"chosen\": \"cat\", \"rejected\": \"dog mat\"}\n";
     place.write("pairs.jsonl", pair.repeat(3));
     let line_of_pairs = "data pairs.jsonl --tokenizer tokenizer --seq 64 --examples 1 --color never";

@@ -28,6 +28,7 @@ mod tuning;
 
 use assert_cmd::Command;
 use assert_cmd::assert::Assert;
+use danlu::gpu::Selector;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
@@ -47,6 +48,12 @@ const EXPERTS: &str = r#"{"architectures": ["MixtralForCausalLM"], "model_type":
 fn has_adapter() -> bool {
     let allowed = std::env::var_os("DANLU_ALLOW_NO_ADAPTER").is_some();
     !allowed || !pollster::block_on(danlu::gpu::list()).is_empty()
+}
+
+/// The number of the adapter that commands compute on where none is named.
+fn chosen() -> usize {
+    let wanted = std::env::var("DANLU_ADAPTER").unwrap_or_default();
+    Selector::from(wanted.as_str()).choose(&pollster::block_on(danlu::gpu::list())).unwrap().0
 }
 
 /// A folder with a configuration, a text and a cache.

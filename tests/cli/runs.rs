@@ -273,6 +273,20 @@ fn flags_of_plans_that_come_to_nothing_are_refused() {
         ("--machine h100 --price 2", "--price is of a whole run: say how long that is, by --steps or --tokens"),
         ("--shard optimizer", "shard is optimizer, and mesh is data=1: nobody is there to share with"),
         ("--lengths 0", "lengths is 0; it must be at least 1"),
+        ("--precision mixed --weight-copies", "weight_copies comes to nothing: no matrix lies in this model's pages "),
+        ("--weight-copies", "weight_copies comes to nothing: precision is f32, "),
+        (
+            "--precision mixed --lora-rank 4 --weight-copies true",
+            "weight_copies comes to nothing: adapters are trained, ",
+        ),
+        (
+            "--precision mixed --update layer --clip 0 --weight-copies",
+            "weight_copies comes to nothing: update is layer, ",
+        ),
+        (
+            "--precision mixed --mesh data=2 --shard optimizer --weight-copies",
+            "weight_copies comes to nothing: ranks share out what they update",
+        ),
         (
             "--lengths 4 --pack",
             "--lengths is 4, and rows that are packed, or those of several ranks, all have --seq tokens",

@@ -1,7 +1,7 @@
 //! Commands around a run: a recipe by questions, the recipe that flags come to, lists and pictures of runs, and what
 //! shells and manuals know.
 
-use super::{Place, exists, has_adapter, stderr, stdout};
+use super::{Place, chosen, exists, has_adapter, stderr, stdout};
 use std::fs;
 
 #[test]
@@ -36,6 +36,52 @@ fn the_resolved_recipe_is_printed_and_kept() {
     let without_adapter =
         |text: &str| text.lines().filter(|l| !l.starts_with("adapter")).collect::<Vec<_>>().join("\n");
     assert_eq!(without_adapter(kept.trim_end()), without_adapter(printed.trim_end()));
+}
+
+/// What is told of a step is all of it: each of its batches, the update that follows them, and the bytes of the whole run.
+#[test]
+fn a_step_of_several_batches_is_told_whole() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let totals = |batches: u64| {
+        let line = format!("--accumulate {batches} --steps 1 --out m{batches} --log-format json");
+        let said = stdout(&place.train(&line).assert().success());
+        let ready = said.lines().find(|line| line.contains("\"event\":\"ready\"")).unwrap_or_else(|| panic!("{said}"));
+        serde_json::from_str::<serde_json::Value>(ready).unwrap()["totals"].clone()
+    };
+    let (two, three) = (totals(2), totals(3));
+    let line = format!("plan --config m2/config.json --batch 2 --seq 16 --accumulate 2 --json --adapter {}", chosen());
+    let plan: serde_json::Value = serde_json::from_str(&stdout(&place.danlu(&line).assert().success())).unwrap();
+    for key in ["dispatches", "flops", "traffic"] {
+        let of = |totals: &serde_json::Value| totals[key].as_u64().unwrap();
+        let batch = of(&plan["totals"]);
+        assert_eq!(of(&three) - of(&two), batch, "{key}");
+        assert!(batch > 0 && of(&two) > 2 * batch, "{key}: the update is missing in {two}");
+    }
+    assert_eq!(two["device_bytes"], plan["answer"]["device_bytes"]);
+    let said = stderr(&place.train("--accumulate 2 --steps 1 --out text").assert().success());
+    let told = format!("\nstep        {} dispatches, ", two["dispatches"]);
+    assert!(said.contains(&told), "{told}: {said}");
+}
+
+/// Copies of weights that are asked for and not kept; of those that nobody asked for nothing is said.
+#[test]
+fn copies_that_come_to_nothing_are_told() {
+    let place = Place::new();
+    let plan =
+        |flags: &str| stdout(&place.danlu(&format!("plan --config story-1m --seq 16 {flags}")).assert().success());
+    let with = plan("--precision mixed --weight-copies");
+    assert!(with == plan("--precision mixed") && with != plan("--precision mixed --weight-copies false"), "{with}");
+    plan("--weight-copies false");
+    if !has_adapter() {
+        return;
+    }
+    let told = |flags: &str| stderr(&place.train(&format!("--steps 1 --out m --force {flags}")).assert().success());
+    let said = told("--weight-copies");
+    assert_eq!(said.matches("\nnote        weight_copies comes to nothing: precision is f32, ").count(), 1, "{said}");
+    assert!(!told("").contains("weight_copies") && !told("--weight-copies false").contains("comes to nothing"));
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Runs that there is nothing to take up of: one that is complete, and one whose checkpoints are all damaged.
 
-use super::{Place, has_adapter, stderr};
+use super::{Place, chosen, has_adapter, stderr, stdout};
+use danlu::estimate::MachineFile;
+use danlu::run::{Machine, Records};
+use serde_json::Value;
 use std::fs;
 
 #[test]
@@ -94,7 +97,45 @@ fn damaged_runs_are_told() {
 fn plans_say_which_limit_binds() {
     let place = Place::new();
     let done = place.danlu("plan --config story-1m --machine h100").assert().success();
-    let said = super::stdout(&done);
+    let said = stdout(&done);
     assert!(said.contains("       256 tokens in each of 2 sequences\n"), "{said}");
     assert!(said.contains("the model's context of 256 tokens ends there, not the memory\n"), "{said}");
+}
+
+/// Of an adapter that is named the time is what is remembered of it: nothing at first, after a run its roofline, and after a
+/// benchmark what kernels reach of that.
+#[test]
+fn plans_take_an_adapter_s_time_from_what_was_measured() {
+    if !has_adapter() {
+        return;
+    }
+    let (place, adapter) = (Place::new(), chosen());
+    let line = format!("plan --config tiny.json --batch 2 --seq 16 --adapter {adapter}");
+    let said = stdout(&place.danlu(&line).assert().success().stderr(""));
+    let measure = format!("danlu bench train --adapter {adapter}");
+    assert!(said.contains(&format!("is not known yet: {measure} measures it")) && !said.contains("\non "), "{said}");
+    let said = stderr(&place.danlu(&format!("{line} --steps 10")).assert().code(1));
+    assert!(said.starts_with("danlu: --steps asks for the time of a run") && said.contains(&measure), "{said}");
+    let report = pollster::block_on(danlu::gpu::list()).swap_remove(adapter);
+    place.train("--out m --quiet").assert().success();
+    let said = stdout(&place.danlu(&line).assert().success().stderr(""));
+    assert!(said.contains(&format!("\non {}\n", report.name)) && said.contains(&measure), "{said}");
+    let answer = || -> Value {
+        let done = place.danlu(&format!("{line} --steps 10 --json")).assert().success().stderr("");
+        serde_json::from_str::<Value>(&stdout(&done)).unwrap()["answer"].clone()
+    };
+    let at_the_roofline = answer();
+    let seconds = |answer: &Value| answer["time"]["step"].as_f64().unwrap();
+    assert_eq!(at_the_roofline["cost"]["seconds"], 10.0 * seconds(&at_the_roofline));
+    // As a benchmark would learn it: kernels reach half of the roofline, and the way to the device takes what it did.
+    let mut records = Records::load(&place.path("cache"), &report.id());
+    let file = MachineFile::remembered(&records, report.limits.is_cpu).unwrap();
+    assert_eq!(file.shared, report.limits.is_cpu);
+    let machine = Machine { reached: [(Machine::REST.to_string(), 0.5)].into(), ..file.machine() };
+    let twice = 2.0 * seconds(&at_the_roofline) - machine.submission_seconds;
+    records.learned = Some(machine);
+    records.save(&place.path("cache")).unwrap();
+    let learned = answer();
+    assert!((seconds(&learned) / twice - 1.0).abs() < 1e-9, "{learned} after {at_the_roofline}");
+    assert!(!stdout(&place.danlu(&line).assert().success()).contains("danlu bench"));
 }

@@ -17,8 +17,8 @@ use crate::model::{ModelConfig, find_config};
 use crate::run::{Choice, Choices, Recorder, TuneMode, Tuner, compile_early};
 use crate::store::{ADAPTER_WEIGHTS, Loaded, check_room};
 use crate::train::{
-    Base, Ending, Event, Observer, Pace, Precision, Prepared, Recipe, Resumption, RunLock, Subject, Tasks, Trainer,
-    World, check_fits, plans, prepare_from, put_back, save, schedule,
+    Base, Ending, Event, Observer, Pace, Precision, Prepared, Recipe, Resumption, RunLock, StepTotals, Subject, Tasks,
+    Trainer, World, check_fits, plans, prepare_from, put_back, save, schedule, unheard_copies,
 };
 use anyhow::{Context, Result, anyhow};
 use std::io::Write;
@@ -174,7 +174,8 @@ impl Run {
         let fitted = trainer.fit.as_ref().and_then(|fit| fit.note());
         let validated = validated(recipe, &trainer, prepared);
         let notes = trainer.subject.note(&prepared.config).into_iter().chain(fitted).chain(validated);
-        notes.chain(recipe.unheard()).for_each(|text| {
+        let copies = unheard_copies(recipe, &plan).filter(|_| args.weight_copies == Some(true));
+        notes.chain(recipe.unheard()).chain(copies).for_each(|text| {
             observer.event(&Event::Note { text });
         });
         if world.is_first() {
@@ -193,7 +194,7 @@ impl Run {
             resumption.restore(&mut trainer, prepared).await?;
         }
         let plans = [(&plan, recipe.runs())].into_iter().chain(apply.iter().map(|plan| (plan, 1)));
-        let limit = roofline.as_ref().map(|roofline| Pace::of(roofline, plans));
+        let limit = roofline.as_ref().map(|roofline| Pace::of(roofline, plans.clone()));
         observer.event(&Event::Ready {
             adapter: gpu.report().line(),
             parameters,
@@ -201,7 +202,7 @@ impl Run {
             held: trainer.held(),
             train_tokens: prepared.loader.train_tokens(),
             val_tokens: prepared.loader.val_tokens(),
-            totals: plan.totals(),
+            totals: StepTotals::of(plans, trainer.device_bytes()),
             step_limit: limit.map(|limit| limit.step_seconds),
             steps: recipe.steps,
             weights_seconds: trainer.weights_seconds,
