@@ -4,10 +4,10 @@ mod script;
 mod starter;
 mod supervisor;
 
+use super::ranks::shared_by;
 use crate::error::Error;
 use crate::parallel::Mesh;
 use crate::store::atomic::{create_folder, write_file};
-use crate::train::Recipe;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use script::{Batch, TimeLimit};
@@ -196,12 +196,10 @@ pub fn launch(args: LaunchArgs) -> Result<u8> {
     }
     args.slurm.check()?;
     args.slurm.check_gpus(layout, train.shares_adapters())?;
-    // What the ranks would refuse after a wait in the queue: without a mesh of their own they share the batch.
-    let ranks = layout.ranks as usize;
-    let mesh = if recipe.mesh.ranks() == ranks { recipe.mesh } else { Mesh { data: ranks, ..Mesh::ONE } };
-    match (Recipe { mesh, ..recipe.clone() }).check() {
+    // What the ranks would refuse after a wait in the queue.
+    match shared_by(layout.ranks as usize, recipe.clone(), train.mesh().is_some()) {
         Err(error) if args.dry_run && !train.is_resumed() => tell!("the ranks would refuse this: {error}"),
-        Err(error) if with == With::Slurm && !train.is_resumed() => return Err(error.into()),
+        Err(error) if with == With::Slurm && !train.is_resumed() => return Err(error),
         // Ranks that start at once say it at once.
         _ => {}
     }

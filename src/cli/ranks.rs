@@ -1,9 +1,10 @@
-//! How ranks are waited for, and the ranks of a run as threads of this process.
+//! How ranks share a recipe and are waited for, and the ranks of a run as threads of this process.
 
 use crate::comm::LocalComm;
 use crate::error::Error;
-use crate::train::World;
-use anyhow::{Context, Result, anyhow};
+use crate::parallel::Mesh;
+use crate::train::{Recipe, World};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -45,6 +46,35 @@ impl RankArgs {
         let unless_never = |seconds: u64| (seconds > 0).then_some(Duration::from_secs(seconds));
         Patience { work: unless_never(self.rank_timeout), silence: unless_never(self.beat_timeout) }
     }
+}
+
+/// The recipe as so many processes share it: its mesh must be of their number, where a flag has `asked` for it; else they share the
+/// batch beside its other axes, by which the model is in as many parts as it was. What will be started is asked the same before it
+/// waits for anything.
+///
+/// # Errors
+/// A sentence, if they cannot share it, or what they would share is refused.
+pub fn shared_by(processes: usize, recipe: Recipe, asked: bool) -> Result<Recipe> {
+    recipe.check()?;
+    let mesh = recipe.mesh;
+    if mesh.ranks() == processes {
+        return Ok(recipe);
+    }
+    if asked {
+        bail!(Error::Invalid(format!(
+            "the mesh {mesh} is of {} ranks, and there are {processes} processes: let the two agree, or leave --mesh out",
+            mesh.ranks()
+        )));
+    }
+    let parts = mesh.ranks() / mesh.data;
+    if !processes.is_multiple_of(parts) {
+        bail!(Error::Invalid(format!(
+            "the mesh {mesh} splits the model into {parts} parts, and there are {processes} processes: start a multiple of {parts}"
+        )));
+    }
+    let recipe = Recipe { mesh: Mesh { data: processes / parts, ..mesh }, ..recipe };
+    recipe.check()?;
+    Ok(recipe)
 }
 
 /// Has so many ranks do something, and waits until all have done it; gives the first one's exit code. Where one fails, all end,

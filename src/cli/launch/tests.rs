@@ -3,6 +3,7 @@
 use super::starter::Starter;
 use super::*;
 use crate::parallel::Mesh;
+use crate::train::Recipe;
 use clap::Parser;
 
 #[derive(Parser)]
@@ -210,4 +211,45 @@ fn ranks_that_are_not_the_meshs_are_refused() {
         let told = said("data=2", Some("data=2,tensor=2"), true, with).unwrap_err();
         assert!(told.contains("the mesh data=2,tensor=2 of --mesh is of 4"), "{told}");
     }
+}
+
+/// What is refused before it waits in a queue is what its processes refuse, since both ask the same.
+#[test]
+fn what_waits_in_a_queue_is_what_its_processes_share() {
+    let recipe = |mesh: &str, batch| Recipe { mesh: mesh.parse().unwrap(), batch, ..Recipe::default() };
+    let said = |recipe: Recipe, ranks, asked| match shared_by(ranks, recipe, asked) {
+        Ok(recipe) => recipe.mesh.to_string(),
+        Err(error) => error.to_string(),
+    };
+    let halves = recipe("data=2,tensor=2", 4);
+    let of_experts = Recipe { expert_capacity: Some(1.25), ..recipe("data=2,expert=2", 8) };
+    let stages = Recipe { interleave: 2, accumulate: 4, ..recipe("pipeline=2", 4) };
+    for (recipe, ranks, wanted) in [
+        (recipe("data=1", 4), 4, "data=4"),
+        // Beside the axes that split the model.
+        (halves.clone(), 4, "data=2,tensor=2"),
+        (halves.clone(), 8, "data=4,tensor=2"),
+        (of_experts.clone(), 4, "data=4,expert=2"),
+        (stages, 8, "data=4,pipeline=2"),
+        (
+            halves.clone(),
+            3,
+            "the mesh data=2,tensor=2 splits the model into 2 parts, and there are 3 processes: start a multiple of 2",
+        ),
+        (
+            halves.clone(),
+            6,
+            "batch is 4, which 3 ranks cannot share in equal parts; choose a multiple of 3, or another mesh",
+        ),
+    ] {
+        assert_eq!(said(recipe, ranks, false), wanted);
+    }
+    assert!(
+        said(of_experts, 3, false).starts_with("mesh is data=3,expert=2, and experts are spread over the data axis")
+    );
+    let told = said(halves, 8, true);
+    assert!(
+        told.starts_with("the mesh data=2,tensor=2 is of 4 ranks, and there are 8 processes: let the two"),
+        "{told}"
+    );
 }

@@ -62,7 +62,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
     let (mut recipe, resumption) = found?;
     notes.extend(damage);
     if let Some(process) = process {
-        recipe = process.share(recipe, args.mesh.is_some())?;
+        recipe = ranks::shared_by(process.size(), recipe, args.mesh.is_some())?;
     }
     if args.print_recipe {
         if is_first {
