@@ -6,6 +6,7 @@ use crate::estimate::{
 };
 use crate::model::ModelConfig;
 use crate::optim::Shard;
+use crate::train::Recipe;
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
@@ -67,7 +68,7 @@ pub struct Run {
 pub fn plan(
     args: &ScaleArgs,
     config: &ModelConfig,
-    sizes: [usize; 2],
+    recipe: &Recipe,
     machines: &[MachineFile],
     run: &Run,
     as_json: bool,
@@ -79,7 +80,7 @@ pub fn plan(
     };
     let mut sides = Vec::new();
     for (machine, nodes) in machines.iter().zip(nodes) {
-        let (found, ranks) = find(args, config, sizes, machine, nodes)?;
+        let (found, ranks) = find(args, config, recipe, machine, nodes)?;
         sides.push(Side { machine, nodes, ranks, found });
     }
     match sides.as_slice() {
@@ -108,7 +109,7 @@ pub fn plan(
 fn find(
     args: &ScaleArgs,
     config: &ModelConfig,
-    [batch, seq]: [usize; 2],
+    recipe: &Recipe,
     machine: &MachineFile,
     nodes: usize,
 ) -> Result<(Found, usize)> {
@@ -128,8 +129,8 @@ fn find(
         interleave: args.interleave,
     };
     let setup = Setup {
-        batch,
-        seq,
+        batch: recipe.batch * recipe.accumulate as usize,
+        seq: recipe.seq,
         micro_batch: 1,
         interleave: 1,
         shard: Shard::None,
@@ -137,7 +138,7 @@ fn find(
         storage: args.storage,
         products: args.products,
     };
-    Ok((search(config, setup, asked, ranks, machine)?, ranks))
+    Ok((search(config, recipe, setup, asked, ranks, machine)?, ranks))
 }
 
 /// One machine among others.

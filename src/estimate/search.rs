@@ -9,6 +9,7 @@ use super::{Mesh, Usage};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::optim::Shard;
+use crate::train::Recipe;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
@@ -49,11 +50,19 @@ pub struct Found {
     pub tried: usize,
 }
 
-/// Predicts every way that is left open on so many ranks.
+/// Predicts every way that is left open on so many ranks, and that a run of `recipe` may go: what its ranks would refuse is not
+/// tried.
 ///
 /// # Errors
-/// If the one way that was asked for cannot be.
-pub fn search(config: &ModelConfig, setup: Setup, asked: Asked, ranks: usize, machine: &MachineFile) -> Result<Found> {
+/// If none may, or the one that was asked for may not.
+pub fn search(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    setup: Setup,
+    asked: Asked,
+    ranks: usize,
+    machine: &MachineFile,
+) -> Result<Found> {
     let memory = machine.memory.map_or(u64::MAX, |m| m.0);
     let mut parts: HashMap<[usize; 3], Option<Parts>> = HashMap::new();
     let mut best: BTreeMap<Mesh, Prediction> = BTreeMap::new();
@@ -62,6 +71,11 @@ pub fn search(config: &ModelConfig, setup: Setup, asked: Asked, ranks: usize, ma
     for mesh in asked.mesh.map_or_else(|| meshes(config, setup, ranks, machine), |mesh| vec![mesh]) {
         let params = Params::of(config, mesh);
         for setup in setups(config, mesh, setup, asked) {
+            let run = setup.over(recipe, mesh);
+            if let Err(e) = run.check().and_then(|()| run.check_split(config)) {
+                refused = Some(e);
+                continue;
+            }
             let key = [setup.micro_batch, mesh.sequence, mesh.tensor];
             let sizes = [setup.micro_batch, setup.seq / mesh.sequence, setup.seq];
             let own = *parts.entry(key).or_insert_with(|| match Parts::of(config, sizes, mesh.tensor) {
@@ -91,12 +105,17 @@ pub fn search(config: &ModelConfig, setup: Setup, asked: Asked, ranks: usize, ma
         }
     }
     if tried == 0 {
-        return Err(refused.unwrap_or_else(|| {
+        let of_all = |last: Option<Error>| {
+            let last = last.map_or(String::new(), |last| format!(" (of the last way that was tried: {last})"));
             Error::Invalid(format!(
-                "{ranks} ranks cannot share a step of {} sequences; choose another --batch",
-                setup.batch
+                "{ranks} ranks cannot share a step of {} sequences of {} tokens; choose another --batch{last}",
+                setup.batch, setup.seq
             ))
-        }));
+        };
+        return Err(match refused {
+            Some(own) if asked.mesh.is_some() => own,
+            last => of_all(last),
+        });
     }
     Ok(judge(best, &smallest, memory, tried))
 }
@@ -159,10 +178,7 @@ fn setups(config: &ModelConfig, mesh: Mesh, setup: Setup, asked: Asked) -> Vec<S
         (None, 1) => vec![1],
         (None, p) => [1, 2, 4].into_iter().filter(|v| v * p <= config.num_hidden_layers).collect(),
     };
-    // On a pipeline more than moments is not shared out: `danlu train` refuses it.
-    let most = if mesh.pipeline > 1 { Shard::Optimizer } else { Shard::Parameters };
-    let all = || Shard::ALL.map(|(_, shard)| shard).into_iter().filter(|shard| *shard <= most).collect();
-    let shards = asked.shard.map_or_else(all, |shard| vec![shard]);
+    let shards = asked.shard.map_or_else(|| Shard::ALL.map(|(_, shard)| shard).to_vec(), |shard| vec![shard]);
     let kept = asked.recompute.map_or_else(|| Recompute::ALL.to_vec(), |r| vec![r]);
     let mut found = Vec::new();
     for &micro_batch in &sizes {

@@ -83,6 +83,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         Some(base) => base.checkpoint.config().clone(),
         None => find_config(&recipe.config)?,
     };
+    recipe.check_split(&config)?;
     let wanted = selector(recipe.adapter.as_deref());
     // Of a process its place among those of its machine, whose adapters they share; threads of one share all of them.
     let (place, ranks) = process.map_or((0, recipe.mesh.ranks()), |process| process.local());
