@@ -216,7 +216,7 @@ fn recipe(file: Option<&Path>) -> Result<Recipe> {
 }
 
 /// The model that is trained, and what of it is there.
-fn model(recipe: &Recipe) -> Result<(ModelConfig, Option<Arc<Base>>)> {
+pub fn model(recipe: &Recipe) -> Result<(ModelConfig, Option<Arc<Base>>)> {
     let Some(name) = &recipe.model else { return Ok((find_config(&hub::resolve_config(&recipe.config)?)?, None)) };
     if !Path::new(name).exists() {
         return Ok((find_config(&hub::resolve_config(name)?)?, None));

@@ -1,5 +1,6 @@
 //! How ranks share a recipe and are waited for, and the ranks of a run as threads of this process.
 
+use super::text::count;
 use crate::comm::LocalComm;
 use crate::error::Error;
 use crate::parallel::Mesh;
@@ -21,6 +22,14 @@ pub struct RankArgs {
     /// Let several ranks share an adapter, also where that is a GPU.
     #[arg(long)]
     pub share_adapter: bool,
+    /// Ranks that --mesh auto finds a mesh for [default: the processes that a launcher started; without one, an adapter each].
+    #[arg(long = "ranks", id = "ranks", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub count: Option<u32>,
+    /// The machine that --mesh auto reckons with: h100, h100-500w, h200, a100, mi300x, sunway, cpu, a TOML file like those of
+    /// machines/, or what `danlu bench --json` wrote [default: what is remembered of the adapter, or measured, where it computes on
+    /// the CPU].
+    #[arg(long, value_name = "NAME|FILE")]
+    pub machine: Option<String>,
     /// A rank that the others wait for longer than this has failed, be its process alive; 0 for never, when only a process that
     /// gives no sign of life is missed.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
@@ -62,14 +71,14 @@ pub fn shared_by(processes: usize, recipe: Recipe, asked: bool) -> Result<Recipe
     }
     if asked {
         bail!(Error::Invalid(format!(
-            "the mesh {mesh} is of {} ranks, and there are {processes} processes: let the two agree, or leave --mesh out",
-            mesh.ranks()
+            "the mesh {mesh} is of {}, and processes there are {processes}: let the two agree, or leave --mesh out",
+            count(mesh.ranks(), "rank")
         )));
     }
     let parts = mesh.ranks() / mesh.data;
     if !processes.is_multiple_of(parts) {
         bail!(Error::Invalid(format!(
-            "the mesh {mesh} splits the model into {parts} parts, and there are {processes} processes: start a multiple of {parts}"
+            "the mesh {mesh} splits the model into {parts} parts, and processes there are {processes}: start a multiple of {parts}"
         )));
     }
     let recipe = Recipe { mesh: Mesh { data: processes / parts, ..mesh }, ..recipe };

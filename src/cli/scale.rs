@@ -1,5 +1,6 @@
 //! `danlu plan --nodes`: a step on many ranks.
 
+use super::text::count;
 use crate::compile::human_bytes;
 use crate::estimate::{
     Asked, Found, MachineFile, Mesh, Prediction, REACHED, Rate, Recompute, Setup, Storage, human_time, search,
@@ -119,13 +120,15 @@ fn find(
     let mesh = args.mesh()?;
     if let Some(mesh) = mesh.filter(|mesh| mesh.ranks() != ranks) {
         let (wanted, each) = (mesh.ranks(), machine.adapters);
-        bail!("mesh {mesh} has {wanted} ranks, and {nodes} nodes of {each} have {ranks}; choose others");
+        let (wanted, nodes) = (count(wanted, "rank"), count(nodes, "node"));
+        bail!("the mesh {mesh} is of {wanted}, and the ranks of {nodes} of {each} are {ranks}; choose others");
     }
     let asked = Asked {
         mesh,
         shard: args.shard,
         recompute: args.recompute,
         micro_batch: args.micro_batch,
+        batches: None,
         interleave: args.interleave,
     };
     let setup = Setup {
@@ -203,7 +206,8 @@ fn side_by_side(sides: &[Side], config: &ModelConfig, run: &Run) -> String {
 
 fn text(found: &Found, config: &ModelConfig, machine: &MachineFile, nodes: usize, run: &Run) -> String {
     let parameters = config.parameters();
-    let mut text = format!("{parameters} parameters on {nodes} nodes of {} x {}\n", machine.adapters, machine.name);
+    let mut text =
+        format!("{parameters} parameters on {} of {} x {}\n", count(nodes, "node"), machine.adapters, machine.name);
     if let Some(best) = &found.best {
         text += &prediction(best, machine, run);
     }

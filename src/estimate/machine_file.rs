@@ -1,10 +1,10 @@
 //! What is known of a machine that need not be here: a TOML file with its limits, or a report of `danlu bench`.
 
 use super::network::Level;
-use crate::base::{Bytes, read_text};
+use crate::base::{Bytes, Limits, read_text};
 use crate::bench::Report;
 use crate::error::{Error, Result};
-use crate::run::{Ceiling, Class, Machine};
+use crate::run::{Ceiling, Class, Machine, Roofline};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -131,6 +131,30 @@ impl MachineFile {
             watts: None,
             price: None,
             shared: false,
+            adapters: 1,
+            levels: Vec::new(),
+        }
+    }
+
+    /// An adapter of this machine by its roofline, all that is remembered of one that no `danlu bench` has measured.
+    pub fn of_roofline(name: &str, roofline: &Roofline, limits: &Limits) -> MachineFile {
+        let rates = [("f32", roofline.flops_per_second), ("f16", roofline.half_flops_per_second)];
+        MachineFile {
+            name: name.into(),
+            memory: limits.memory_bytes.map(Bytes),
+            bytes_per_second: roofline.bytes_per_second,
+            flops: rates
+                .into_iter()
+                .filter(|(_, rate)| *rate > 0.0)
+                .map(|(class, rate)| (class.into(), rate))
+                .collect(),
+            reached: BTreeMap::new(),
+            taken: BTreeMap::new(),
+            dispatch_seconds: dispatch(),
+            submission_seconds: submission(),
+            watts: None,
+            price: None,
+            shared: limits.is_cpu,
             adapters: 1,
             levels: Vec::new(),
         }

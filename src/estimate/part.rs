@@ -99,6 +99,8 @@ fn split(config: &ModelConfig, tensor: usize) -> Result<ModelConfig> {
         return Err(Error::Invalid(message));
     }
     let mut split = config.clone();
+    // Of a model of one layer another such layer is planned, too.
+    split.layers.extend_from_within(..usize::from(config.layers.len() == 1));
     split.num_attention_heads = config.num_attention_heads / tensor;
     split.num_key_value_heads = config.num_key_value_heads / tensor;
     split.intermediate_size = config.intermediate_size / tensor;

@@ -24,6 +24,8 @@ pub struct Asked {
     pub recompute: Option<Recompute>,
     /// Sequences at a time.
     pub micro_batch: Option<usize>,
+    /// Micro-batches of a step.
+    pub batches: Option<usize>,
     /// Stages of a pipeline rank.
     pub interleave: Option<usize>,
 }
@@ -69,13 +71,12 @@ pub fn search(
     let mut smallest: BTreeMap<Mesh, Usage> = BTreeMap::new();
     let (mut tried, mut refused) = (0, None);
     for mesh in asked.mesh.map_or_else(|| meshes(config, setup, ranks, machine), |mesh| vec![mesh]) {
+        let setups = setups(config, recipe, mesh, setup, asked, &mut refused);
+        if setups.is_empty() {
+            continue;
+        }
         let params = Params::of(config, mesh);
-        for setup in setups(config, mesh, setup, asked) {
-            let run = setup.over(recipe, mesh);
-            if let Err(e) = run.check().and_then(|()| run.check_split(config)) {
-                refused = Some(e);
-                continue;
-            }
+        for setup in setups {
             let key = [setup.micro_batch, mesh.sequence, mesh.tensor];
             let sizes = [setup.micro_batch, setup.seq / mesh.sequence, setup.seq];
             let own = *parts.entry(key).or_insert_with(|| match Parts::of(config, sizes, mesh.tensor) {
@@ -106,10 +107,10 @@ pub fn search(
     }
     if tried == 0 {
         let of_all = |last: Option<Error>| {
-            let last = last.map_or(String::new(), |last| format!(" (of the last way that was tried: {last})"));
+            let last = last.map_or(String::new(), |last| format!(" (the last that was tried: {last})"));
+            let Setup { batch, seq, .. } = setup;
             Error::Invalid(format!(
-                "{ranks} ranks cannot share a step of {} sequences of {} tokens; choose another --batch{last}",
-                setup.batch, setup.seq
+                "no mesh of {ranks} ranks goes with a step of {batch} x {seq} tokens; choose another --batch, or fewer ranks{last}"
             ))
         };
         return Err(match refused {
@@ -166,12 +167,20 @@ fn meshes(config: &ModelConfig, setup: Setup, ranks: usize, machine: &MachineFil
     found
 }
 
-/// Every setup that is left open on a mesh.
-fn setups(config: &ModelConfig, mesh: Mesh, setup: Setup, asked: Asked) -> Vec<Setup> {
+/// Every setup that is left open on a mesh, and that a run may have; why the last was `refused` that may not be.
+fn setups(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    mesh: Mesh,
+    setup: Setup,
+    asked: Asked,
+    refused: &mut Option<Error>,
+) -> Vec<Setup> {
     let each = setup.batch / mesh.data;
-    let sizes: Vec<usize> = match asked.micro_batch {
-        Some(n) => vec![n],
-        None => [1, 2, 4, 8, 16].into_iter().filter(|n| each.is_multiple_of(*n)).collect(),
+    let sizes: Vec<usize> = match (asked.micro_batch, asked.batches) {
+        (Some(n), _) => vec![n],
+        (None, Some(batches)) => (1..=each).filter(|n| n * batches == each).collect(),
+        (None, None) => [1, 2, 4, 8, 16].into_iter().filter(|n| each.is_multiple_of(*n)).collect(),
     };
     let interleaves: Vec<usize> = match (asked.interleave, mesh.pipeline) {
         (Some(n), _) => vec![n],
@@ -184,7 +193,12 @@ fn setups(config: &ModelConfig, mesh: Mesh, setup: Setup, asked: Asked) -> Vec<S
     for &micro_batch in &sizes {
         for &interleave in &interleaves {
             for &shard in &shards {
-                found.extend(kept.iter().map(|&r| Setup { micro_batch, interleave, shard, recompute: r, ..setup }));
+                let setup = Setup { micro_batch, interleave, shard, ..setup };
+                let run = setup.over(recipe, mesh);
+                match run.check().and_then(|()| run.check_split(config)) {
+                    Ok(()) => found.extend(kept.iter().map(|&recompute| Setup { recompute, ..setup })),
+                    Err(error) => *refused = Some(error),
+                }
             }
         }
     }

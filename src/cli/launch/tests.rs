@@ -25,6 +25,7 @@ fn attempts(starter: Starter, args: &LaunchArgs) -> Attempts {
         out: "runs/a b".into(),
         batch: 12,
         mesh: Mesh::ONE,
+        is_auto: false,
         restarts: args.restarts,
         fewer: args.fewer,
         silence: None,
@@ -99,6 +100,23 @@ fn other_axes_stay_as_they_are_with_fewer_processes() {
     }
     let line = of(Starter::Threads, "data=4,tensor=2").words(given.layout(Mesh::ONE).unwrap(), false).join(" ");
     assert!(line.ends_with("train --recipe r.toml --mesh data=4,tensor=2"), "{line}");
+}
+
+/// A mesh is chosen for as many ranks as there are, and stays that of the run as long as there are as many.
+#[test]
+fn a_mesh_is_chosen_once_for_each_number_of_ranks() {
+    let given = args("--ranks 4 --fewer -- train --mesh auto --machine=h100 --interleave 2 --out a");
+    let ends = |starter, ranks, resumed, end: &str| {
+        let attempts = Attempts { is_auto: true, ..attempts(starter, &given) };
+        let line = attempts.words(Layout { ranks, nodes: 1, per_node: ranks }, resumed).join(" ");
+        assert!(line.ends_with(&format!(" train {end}")), "{line}");
+    };
+    ends(Starter::Threads, 4, false, "--mesh auto --machine=h100 --interleave 2 --out a --ranks 4");
+    ends(Starter::Threads, 4, true, "--interleave 2 --out a --resume runs/a b");
+    ends(Starter::Threads, 3, true, "--mesh auto --machine=h100 --interleave 2 --out a --ranks 3 --resume runs/a b");
+    ends(Starter::OpenMpi, 4, false, "--mesh auto --machine=h100 --interleave 2 --out a");
+    ends(Starter::OpenMpi, 4, true, "--interleave 2 --out a --resume runs/a b");
+    ends(Starter::OpenMpi, 3, true, "--mesh auto --machine=h100 --interleave 2 --out a --resume runs/a b");
 }
 
 #[test]
@@ -234,7 +252,7 @@ fn what_waits_in_a_queue_is_what_its_processes_share() {
         (
             halves.clone(),
             3,
-            "the mesh data=2,tensor=2 splits the model into 2 parts, and there are 3 processes: start a multiple of 2",
+            "the mesh data=2,tensor=2 splits the model into 2 parts, and processes there are 3: start a multiple of 2",
         ),
         (
             halves.clone(),
@@ -249,7 +267,7 @@ fn what_waits_in_a_queue_is_what_its_processes_share() {
     );
     let told = said(halves, 8, true);
     assert!(
-        told.starts_with("the mesh data=2,tensor=2 is of 4 ranks, and there are 8 processes: let the two"),
+        told.starts_with("the mesh data=2,tensor=2 is of 4 ranks, and processes there are 8: let the two"),
         "{told}"
     );
 }
