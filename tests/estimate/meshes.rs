@@ -90,7 +90,7 @@ fn what_is_predicted_is_what_ranks_can_plan() {
         "over all heads at once",
         "the mesh has sequence=2, and the model's heads see distances by slopes of their own",
         "choose a multiple of 8 (--seq)",
-        "cannot be shared out over 8 stages",
+        "the model has 2 layers, which cannot be shared out over 4 stages",
         "take micro-batches in groups of",
         "shard is gradients, and mesh is",
         "muon",
