@@ -1,6 +1,8 @@
 //! What is answered before anything is loaded, against what a run then takes.
 
 mod common;
+#[path = "estimate/meshes.rs"]
+mod meshes;
 
 use danlu::base::{Bytes, Limits};
 use danlu::bench::{Case, Settings, measure, suite};
@@ -394,8 +396,8 @@ fn messages_are_those_of_the_textbook() {
 fn the_best_mesh_fits_and_nothing_that_fits_is_faster() {
     let config = find_config("mixtral-8x7b").unwrap();
     let machine = MachineFile::find("h200").unwrap();
-    let setup = SETUP;
-    let found = search(&config, setup, Asked::default(), 16, &machine).unwrap();
+    let (setup, recipe) = (SETUP, Recipe::default());
+    let found = search(&config, &recipe, setup, Asked::default(), 16, &machine).unwrap();
     let best = found.best.unwrap();
     assert!(best.mesh.ranks() == 16 && best.usage.total() <= machine.memory.unwrap().0, "{best:?}");
     let seconds = best.seconds.total();
@@ -403,13 +405,13 @@ fn the_best_mesh_fits_and_nothing_that_fits_is_faster() {
     assert!(found.losers.iter().any(|l| l.why.contains(" % slower, most of it ")));
     // On ranks with less memory than the state takes of each, meshes are out for that, and the reason says so.
     let small = MachineFile { memory: Some(Bytes(40_000_000_000)), ..machine.clone() };
-    let out = search(&config, setup, Asked::default(), 16, &small).unwrap().losers;
+    let out = search(&config, &recipe, setup, Asked::default(), 16, &small).unwrap().losers;
     assert!(out.iter().any(|l| l.seconds.is_none() && l.why.contains(" GB at least")), "{out:?}");
     let again = Asked { mesh: Some(best.mesh), shard: Some(best.setup.shard), ..Asked::default() };
-    assert_eq!(search(&config, setup, again, 16, &machine).unwrap().best.unwrap(), best);
+    assert_eq!(search(&config, &recipe, setup, again, 16, &machine).unwrap().best.unwrap(), best);
     let impossible = Asked { mesh: Some("tensor=3".parse().unwrap()), ..Asked::default() };
-    let said = search(&config, setup, impossible, 3, &machine).unwrap_err().to_string();
-    assert!(said.contains("cannot be split into 3 tensor parts"), "{said}");
+    let said = search(&config, &recipe, setup, impossible, 3, &machine).unwrap_err().to_string();
+    assert!(said.contains("the mesh has tensor=3, and the model has 32 query heads"), "{said}");
 }
 
 /// What is said to fit does: fewer sequences where activations take most, and where parameters do, ways that take less.

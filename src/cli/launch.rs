@@ -4,10 +4,11 @@ mod script;
 mod starter;
 mod supervisor;
 
+use super::ranks::shared_by;
+use super::text::count;
 use crate::error::Error;
 use crate::parallel::Mesh;
 use crate::store::atomic::{create_folder, write_file};
-use crate::train::Recipe;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use script::{Batch, TimeLimit};
@@ -110,7 +111,8 @@ impl LaunchArgs {
             (_, Some(per_node)) => per_node,
             (Some(ranks), None) if ranks.is_multiple_of(nodes) => ranks / nodes,
             (Some(ranks), None) => bail!(Error::Invalid(format!(
-                "{ranks} ranks{} cannot be dealt to {nodes} nodes in equal parts; {}",
+                "{}{} cannot be dealt to {nodes} nodes in equal parts; {}",
+                count(ranks as usize, "rank"),
                 if self.ranks.is_none() { format!(", those of the mesh {mesh},") } else { String::new() },
                 if ranks < nodes { "take fewer --nodes" } else { "say --ranks-per-node" }
             ))),
@@ -119,7 +121,9 @@ impl LaunchArgs {
         let ranks = ranks.unwrap_or(nodes * per_node);
         if ranks > nodes * per_node || ranks <= (nodes - 1) * per_node {
             bail!(Error::Invalid(format!(
-                "{ranks} ranks are not what {nodes} nodes of {per_node} hold; leave one of the three out"
+                "{} are not what {} of {per_node} hold; leave one of the three out",
+                count(ranks as usize, "rank"),
+                count(nodes as usize, "node")
             )));
         }
         Ok(Layout { ranks, nodes, per_node })
@@ -185,8 +189,16 @@ impl SlurmArgs {
 }
 
 /// Starts what is asked for; gives the exit code.
-pub fn launch(args: LaunchArgs) -> Result<u8> {
+pub fn launch(mut args: LaunchArgs) -> Result<u8> {
     let (train, kind) = super::training(&args.command)?;
+    if train.is_auto() {
+        args.ranks = args.ranks.or(train.ranks().filter(|_| args.ranks_per_node.is_none()));
+        if args.ranks.is_none() && args.ranks_per_node.is_none() {
+            bail!(Error::Invalid(
+                "--mesh auto chooses a mesh for the ranks that are started: say how many, by --ranks or --ranks-per-node".into()
+            ));
+        }
+    }
     let recipe = train.aim(&kind)?;
     let with = args.with.unwrap_or(if args.nodes > 1 { With::Slurm } else { With::Mpirun });
     let layout = args.layout(recipe.mesh)?;
@@ -196,12 +208,22 @@ pub fn launch(args: LaunchArgs) -> Result<u8> {
     }
     args.slurm.check()?;
     args.slurm.check_gpus(layout, train.shares_adapters())?;
-    // What the ranks would refuse after a wait in the queue: without a mesh of their own they share the batch.
     let ranks = layout.ranks as usize;
-    let mesh = if recipe.mesh.ranks() == ranks { recipe.mesh } else { Mesh { data: ranks, ..Mesh::ONE } };
-    match (Recipe { mesh, ..recipe.clone() }).check() {
+    if let Some(other) = train.ranks().filter(|&n| n != layout.ranks) {
+        bail!(Error::Invalid(format!(
+            "{} to be started, and --ranks behind the -- is {other}: leave one of the two out",
+            are(layout.ranks)
+        )));
+    }
+    // What the ranks would refuse after a wait in the queue.
+    let asked = match train.is_auto() {
+        true => train.foreseen(&recipe, ranks, layout.per_node as usize),
+        false => shared_by(ranks, recipe.clone(), train.mesh().is_some()).map(|_| None),
+    };
+    match asked {
+        Ok(Some(why)) if args.dry_run => tell!("{why}"),
         Err(error) if args.dry_run && !train.is_resumed() => tell!("the ranks would refuse this: {error}"),
-        Err(error) if with == With::Slurm && !train.is_resumed() => return Err(error.into()),
+        Err(error) if with == With::Slurm && !train.is_resumed() => return Err(error),
         // Ranks that start at once say it at once.
         _ => {}
     }
@@ -232,7 +254,8 @@ pub fn launch(args: LaunchArgs) -> Result<u8> {
         command: args.command.clone(),
         out: recipe.out.clone(),
         batch: recipe.batch as u32,
-        mesh: recipe.mesh,
+        mesh: if train.is_auto() { Mesh::ONE } else { recipe.mesh },
+        is_auto: train.is_auto(),
         restarts: args.restarts,
         fewer: args.fewer,
         silence: train.silence(),
@@ -244,6 +267,11 @@ pub fn launch(args: LaunchArgs) -> Result<u8> {
     supervise(&attempts, &|| train.make_free(&recipe), &|| train.is_done(&recipe.out))
 }
 
+/// `1 rank is`, `2 ranks are`.
+fn are(ranks: u32) -> String {
+    format!("{} {}", count(ranks as usize, "rank"), if ranks == 1 { "is" } else { "are" })
+}
+
 /// Refuses ranks that are not the mesh's: processes share the batch beside the axes of a recipe's mesh, but a flag says what it says,
 /// and threads have the mesh that a recipe gives. A run that is taken up goes on with any other.
 fn agree(layout: Layout, mesh: Mesh, flag: Option<Mesh>, is_resumed: bool, with: With) -> Result<()> {
@@ -251,8 +279,8 @@ fn agree(layout: Layout, mesh: Mesh, flag: Option<Mesh>, is_resumed: bool, with:
     match given.filter(|mesh| mesh.ranks() != layout.ranks as usize) {
         None => Ok(()),
         Some(mesh) => bail!(Error::Invalid(format!(
-            "{} ranks are to be started, and the mesh {mesh} {} is of {}: let the two agree, or leave one of them out",
-            layout.ranks,
+            "{} to be started, and the mesh {mesh} {} is of {}: let the two agree, or leave one of them out",
+            are(layout.ranks),
             if flag.is_some() { "of --mesh" } else { "of the recipe" },
             mesh.ranks()
         ))),

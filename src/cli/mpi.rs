@@ -3,8 +3,7 @@
 use super::progress::RankLog;
 use super::ranks::Patience;
 use crate::error::Error;
-use crate::parallel::Mesh;
-use crate::train::{Observer, Recipe, World};
+use crate::train::{Observer, World};
 use anyhow::{Result, bail};
 use std::path::Path;
 
@@ -90,30 +89,6 @@ impl Process {
 }
 
 impl Process {
-    /// The recipe for so many processes: its mesh must be of their number, if a flag asks for one; else they share the batch.
-    pub fn share(&self, recipe: Recipe, asked: bool) -> Result<Recipe> {
-        let (mesh, size) = (recipe.mesh, self.size());
-        if mesh.ranks() == size {
-            return Ok(recipe);
-        }
-        if asked {
-            bail!(Error::Invalid(format!(
-                "the mesh {mesh} is of {} ranks, and {size} processes were started: let the two agree, or leave --mesh out",
-                mesh.ranks()
-            )));
-        }
-        // The other axes split the model, whose parts are as many as they were.
-        let parts = mesh.ranks() / mesh.data;
-        if !size.is_multiple_of(parts) {
-            bail!(Error::Invalid(format!(
-                "{size} processes were started, and the mesh {mesh} splits the model into {parts} parts: start a multiple of that"
-            )));
-        }
-        let recipe = Recipe { mesh: Mesh { data: size / parts, ..mesh }, ..recipe };
-        recipe.check()?;
-        Ok(recipe)
-    }
-
     /// Who hears of the run on any rank but the first, which prints: a file of its own.
     pub fn log(&self, out: &Path) -> Result<Option<Box<dyn Observer + Send>>> {
         if self.rank() == 0 {

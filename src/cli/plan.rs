@@ -221,7 +221,7 @@ fn recipe(file: Option<&Path>) -> Result<Recipe> {
 }
 
 /// The model that is trained, and what of it is there.
-fn model(recipe: &Recipe) -> Result<(ModelConfig, Option<Arc<Base>>)> {
+pub fn model(recipe: &Recipe) -> Result<(ModelConfig, Option<Arc<Base>>)> {
     let Some(name) = &recipe.model else { return Ok((find_config(&hub::resolve_config(&recipe.config)?)?, None)) };
     if !Path::new(name).exists() {
         return Ok((find_config(&hub::resolve_config(name)?)?, None));
@@ -250,10 +250,10 @@ pub fn plan(args: PlanArgs) -> Result<()> {
     let mut machines = args.machine.iter().map(|name| MachineFile::find(name)).collect::<Result<Vec<_>, _>>()?;
     let (config, base) = model(&recipe)?;
     if !args.scale.nodes.is_empty() {
-        let of_steps = |steps: u64| steps as f64 * (recipe.batch * recipe.seq) as f64;
+        let of_steps = |steps: u64| steps as f64 * f64::from(recipe.accumulate) * (recipe.batch * recipe.seq) as f64;
         let tokens = args.run.tokens.or(args.run.steps.map(of_steps));
         let run = scale::Run { tokens, price: args.run.price, watts: args.run.watts };
-        return scale::plan(&args.scale, &config, [recipe.batch, recipe.seq], &machines, &run, args.json);
+        return scale::plan(&args.scale, &config, &recipe, &machines, &run, args.json);
     }
     let asked = args.scale.shard.is_some_and(|shard| shard != Shard::None);
     if let Some(text) = recipe.unheard().into_iter().next().filter(|_| asked) {

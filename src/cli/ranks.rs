@@ -1,9 +1,11 @@
-//! How ranks are waited for, and the ranks of a run as threads of this process.
+//! How ranks share a recipe and are waited for, and the ranks of a run as threads of this process.
 
+use super::text::count;
 use crate::comm::LocalComm;
 use crate::error::Error;
-use crate::train::World;
-use anyhow::{Context, Result, anyhow};
+use crate::parallel::Mesh;
+use crate::train::{Recipe, World};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,6 +22,14 @@ pub struct RankArgs {
     /// Let several ranks share an adapter, also where that is a GPU.
     #[arg(long)]
     pub share_adapter: bool,
+    /// Ranks that --mesh auto finds a mesh for [default: the processes that a launcher started; without one, an adapter each].
+    #[arg(long = "ranks", id = "ranks", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub count: Option<u32>,
+    /// The machine that --mesh auto reckons with: h100, h100-500w, h200, a100, mi300x, sunway, cpu, a TOML file like those of
+    /// machines/, or what `danlu bench --json` wrote [default: what is remembered of the adapter, or measured, where it computes on
+    /// the CPU].
+    #[arg(long, value_name = "NAME|FILE")]
+    pub machine: Option<String>,
     /// A rank that the others wait for longer than this has failed, be its process alive; 0 for never, when only a process that
     /// gives no sign of life is missed.
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
@@ -45,6 +55,35 @@ impl RankArgs {
         let unless_never = |seconds: u64| (seconds > 0).then_some(Duration::from_secs(seconds));
         Patience { work: unless_never(self.rank_timeout), silence: unless_never(self.beat_timeout) }
     }
+}
+
+/// The recipe as so many processes share it: its mesh must be of their number, where a flag has `asked` for it; else they share the
+/// batch beside its other axes, by which the model is in as many parts as it was. What will be started is asked the same before it
+/// waits for anything.
+///
+/// # Errors
+/// A sentence, if they cannot share it, or what they would share is refused.
+pub fn shared_by(processes: usize, recipe: Recipe, asked: bool) -> Result<Recipe> {
+    recipe.check()?;
+    let mesh = recipe.mesh;
+    if mesh.ranks() == processes {
+        return Ok(recipe);
+    }
+    if asked {
+        bail!(Error::Invalid(format!(
+            "the mesh {mesh} is of {}, and processes there are {processes}: let the two agree, or leave --mesh out",
+            count(mesh.ranks(), "rank")
+        )));
+    }
+    let parts = mesh.ranks() / mesh.data;
+    if !processes.is_multiple_of(parts) {
+        bail!(Error::Invalid(format!(
+            "the mesh {mesh} splits the model into {parts} parts, and processes there are {processes}: start a multiple of {parts}"
+        )));
+    }
+    let recipe = Recipe { mesh: Mesh { data: processes / parts, ..mesh }, ..recipe };
+    recipe.check()?;
+    Ok(recipe)
 }
 
 /// Has so many ranks do something, and waits until all have done it; gives the first one's exit code. Where one fails, all end,

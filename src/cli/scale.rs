@@ -1,11 +1,13 @@
 //! `danlu plan --nodes`: a step on many ranks.
 
+use super::text::count;
 use crate::compile::human_bytes;
 use crate::estimate::{
     Asked, Found, MachineFile, Mesh, Prediction, REACHED, Rate, Recompute, Setup, Storage, human_time, search,
 };
 use crate::model::ModelConfig;
 use crate::optim::Shard;
+use crate::train::Recipe;
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
@@ -67,7 +69,7 @@ pub struct Run {
 pub fn plan(
     args: &ScaleArgs,
     config: &ModelConfig,
-    sizes: [usize; 2],
+    recipe: &Recipe,
     machines: &[MachineFile],
     run: &Run,
     as_json: bool,
@@ -79,7 +81,7 @@ pub fn plan(
     };
     let mut sides = Vec::new();
     for (machine, nodes) in machines.iter().zip(nodes) {
-        let (found, ranks) = find(args, config, sizes, machine, nodes)?;
+        let (found, ranks) = find(args, config, recipe, machine, nodes)?;
         sides.push(Side { machine, nodes, ranks, found });
     }
     match sides.as_slice() {
@@ -108,7 +110,7 @@ pub fn plan(
 fn find(
     args: &ScaleArgs,
     config: &ModelConfig,
-    [batch, seq]: [usize; 2],
+    recipe: &Recipe,
     machine: &MachineFile,
     nodes: usize,
 ) -> Result<(Found, usize)> {
@@ -118,18 +120,20 @@ fn find(
     let mesh = args.mesh()?;
     if let Some(mesh) = mesh.filter(|mesh| mesh.ranks() != ranks) {
         let (wanted, each) = (mesh.ranks(), machine.adapters);
-        bail!("mesh {mesh} has {wanted} ranks, and {nodes} nodes of {each} have {ranks}; choose others");
+        let (wanted, nodes) = (count(wanted, "rank"), count(nodes, "node"));
+        bail!("the mesh {mesh} is of {wanted}, and the ranks of {nodes} of {each} are {ranks}; choose others");
     }
     let asked = Asked {
         mesh,
         shard: args.shard,
         recompute: args.recompute,
         micro_batch: args.micro_batch,
+        batches: None,
         interleave: args.interleave,
     };
     let setup = Setup {
-        batch,
-        seq,
+        batch: recipe.batch * recipe.accumulate as usize,
+        seq: recipe.seq,
         micro_batch: 1,
         interleave: 1,
         shard: Shard::None,
@@ -137,7 +141,7 @@ fn find(
         storage: args.storage,
         products: args.products,
     };
-    Ok((search(config, setup, asked, ranks, machine)?, ranks))
+    Ok((search(config, recipe, setup, asked, ranks, machine)?, ranks))
 }
 
 /// One machine among others.
@@ -202,7 +206,8 @@ fn side_by_side(sides: &[Side], config: &ModelConfig, run: &Run) -> String {
 
 fn text(found: &Found, config: &ModelConfig, machine: &MachineFile, nodes: usize, run: &Run) -> String {
     let parameters = config.parameters();
-    let mut text = format!("{parameters} parameters on {nodes} nodes of {} x {}\n", machine.adapters, machine.name);
+    let mut text =
+        format!("{parameters} parameters on {} of {} x {}\n", count(nodes, "node"), machine.adapters, machine.name);
     if let Some(best) = &found.best {
         text += &prediction(best, machine, run);
     }

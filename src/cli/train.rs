@@ -1,5 +1,6 @@
 //! `danlu train`: its flags, and the recipe that they make.
 
+mod auto;
 mod run;
 
 pub use run::run;
@@ -10,6 +11,7 @@ use super::ranks::RankArgs;
 use super::{AdapterArgs, hub};
 use crate::base::Bytes;
 use crate::data::{DataSource, DataSources, LossOn, Overlong};
+use crate::error::Error;
 use crate::optim::{Rule, Shape, Shard, Update};
 use crate::parallel::Mesh;
 use crate::run::TuneMode;
@@ -18,6 +20,7 @@ use crate::train::{OnDivergence, Precision, Recipe, Resumption, RunLock, give_up
 use anyhow::{Result, bail};
 use clap::Args;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 /// Flags of `danlu train`; each overrides the recipe's key of the same name.
@@ -156,9 +159,9 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FILE")]
     profile: Option<PathBuf>,
     /// Axes along which ranks share the work, each with an adapter of its own, such as data=4 or data=2,tensor=2; there are data,
-    /// tensor, pipeline, expert and sequence [default: one rank].
-    #[arg(long, value_name = "AXIS=N,...")]
-    mesh: Option<Mesh>,
+    /// tensor, pipeline, expert and sequence. With `auto` the planner chooses them, and the run keeps them [default: one rank].
+    #[arg(long, value_name = "auto|AXIS=N,...")]
+    mesh: Option<Wanted>,
     /// With a pipeline=N in the mesh: stages of each rank; several interleave [default: 1].
     #[arg(long, value_name = "STAGES", allow_negative_numbers = true)]
     interleave: Option<usize>,
@@ -187,6 +190,23 @@ pub struct TrainArgs {
     adapter: AdapterArgs,
 }
 
+/// What --mesh says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// The planner is to choose.
+    Auto,
+    /// These axes.
+    Axes(Mesh),
+}
+
+impl FromStr for Wanted {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text == "auto" { Ok(Wanted::Auto) } else { text.parse().map(Wanted::Axes) }
+    }
+}
+
 impl TrainArgs {
     /// The recipe of a run that is to be started, or of that which is to be taken up.
     pub fn aim(&self, kind: &Kind) -> Result<Recipe> {
@@ -205,7 +225,25 @@ impl TrainArgs {
 
     /// The mesh that a flag gives.
     pub fn mesh(&self) -> Option<Mesh> {
-        self.mesh
+        match self.mesh {
+            Some(Wanted::Axes(mesh)) => Some(mesh),
+            Some(Wanted::Auto) | None => None,
+        }
+    }
+
+    /// Whether the planner is to choose the mesh.
+    pub fn is_auto(&self) -> bool {
+        self.mesh == Some(Wanted::Auto)
+    }
+
+    /// Ranks that it is to choose one for, where a flag says how many.
+    pub fn ranks(&self) -> Option<u32> {
+        self.ranks.count
+    }
+
+    /// What the planner will choose for so many ranks, so many of them on a machine, where a flag names that: a sentence.
+    pub fn foreseen(&self, recipe: &Recipe, ranks: usize, near: usize) -> Result<Option<String>> {
+        Ok(auto::foreseen(self, recipe, ranks, near)?.map(|chosen| chosen.why))
     }
 
     /// Whether ranks may share an adapter.
@@ -234,7 +272,7 @@ impl TrainArgs {
         self.check_free(&recipe.out)?;
         if self.resume.is_none() && !self.print_recipe {
             // Nothing is given up for a run that cannot be.
-            recipe.check()?;
+            self.check(recipe)?;
             give_up(&recipe.out, self.recipe.as_deref())?;
         }
         Ok(())
@@ -275,7 +313,7 @@ impl TrainArgs {
     /// A recipe with the flags in place of its keys, checked, and with names on the hub resolved.
     fn over(&self, recipe: Recipe) -> Result<Recipe> {
         let mut r = self.put(recipe);
-        r.check()?;
+        self.check(&r)?;
         let place = |path: &Path| path.canonicalize().ok();
         if r.model.as_ref().and_then(|model| place(Path::new(model))).is_some_and(|model| place(&r.out) == Some(model))
         {
@@ -292,6 +330,21 @@ impl TrainArgs {
         }
         r.tokenizer = r.tokenizer.map(|t| hub::resolve_part(&t, HubPart::Tokenizer)).transpose()?;
         Ok(r)
+    }
+
+    /// Refuses values that no run can use, and flags that are for a mesh that is chosen where none is; of one that is yet to be
+    /// chosen not what goes with it.
+    fn check(&self, recipe: &Recipe) -> Result<()> {
+        if !self.is_auto() {
+            let unheard = [("--ranks", self.ranks.count.is_some()), ("--machine", self.ranks.machine.is_some())];
+            if let Some((flag, _)) = unheard.into_iter().find(|(_, is_given)| *is_given) {
+                bail!("{flag} is for the mesh that --mesh auto chooses; add that, or leave {flag} out");
+            }
+            return Ok(recipe.check()?);
+        }
+        let alone =
+            Recipe { mesh: Mesh::ONE, interleave: 1, shard: Shard::None, expert_capacity: None, ..recipe.clone() };
+        Ok(alone.check()?)
     }
 
     /// A recipe with the flags in place of its keys.
@@ -337,14 +390,17 @@ impl TrainArgs {
         r.tokenizer = self.tokenizer.clone().or(r.tokenizer);
         r.adapter = self.adapter.adapter.clone().or(r.adapter);
         put(&self.tune, &mut r.tune);
-        put(&self.mesh, &mut r.mesh);
-        if self.mesh.is_some_and(|mesh| mesh.pipeline == 1) {
+        put(&self.mesh(), &mut r.mesh);
+        if self.is_auto() {
+            r.mesh = Mesh::ONE;
+        }
+        if self.mesh().is_some_and(|mesh| mesh.pipeline == 1) {
             // A run that is taken up without its pipeline.
             r.interleave = 1;
         }
         put(&self.interleave, &mut r.interleave);
         put(&self.shard, &mut r.shard);
-        if self.mesh.is_some_and(|mesh| mesh.expert == 1) {
+        if self.mesh().is_some_and(|mesh| mesh.expert == 1) {
             // The same, without other experts on other ranks.
             r.expert_capacity = None;
         }

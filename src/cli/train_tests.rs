@@ -15,7 +15,7 @@ struct Line {
 }
 
 /// Flags that say how this process goes about it, and nothing of the run.
-const OF_THE_PROCESS: [&str; 11] = [
+const OF_THE_PROCESS: [&str; 13] = [
     "recipe",
     "resume",
     "force",
@@ -25,6 +25,8 @@ const OF_THE_PROCESS: [&str; 11] = [
     "dump",
     "profile",
     "share_adapter",
+    "ranks",
+    "machine",
     "rank_timeout",
     "beat_timeout",
 ];

@@ -1,7 +1,7 @@
 //! What one layer, and all that is not a layer, costs a rank: read from plans of the model with one and with two layers,
 //! with heads, widths and words as a tensor-parallel rank has them.
 
-use super::Usage;
+use super::{Mesh, Usage};
 use crate::base::Limits;
 use crate::compile::{First, Plan, Step};
 use crate::error::{Error, Result};
@@ -91,16 +91,18 @@ fn unplanned(config: &ModelConfig) -> f64 {
 
 /// The model as one of `tensor` ranks has it: its share of heads, of widths and of words.
 fn split(config: &ModelConfig, tensor: usize) -> Result<ModelConfig> {
-    let heads = config.num_attention_heads;
-    if !heads.is_multiple_of(tensor) || !config.intermediate_size.is_multiple_of(4 * tensor) {
-        let width = config.intermediate_size;
-        let message = format!("{heads} heads and a width of {width} cannot be split into {tensor} tensor parts");
+    config.check_mesh(Mesh { tensor, ..Mesh::ONE }, 1)?;
+    let width = config.intermediate_size;
+    if !width.is_multiple_of(4 * tensor) {
+        let message =
+            format!("a width of {width} cannot be planned in {tensor} tensor parts, which are no multiples of 4");
         return Err(Error::Invalid(message));
     }
     let mut split = config.clone();
-    split.num_attention_heads = heads / tensor;
-    // Where there are fewer keys' heads than ranks, some have the same.
-    split.num_key_value_heads = (config.num_key_value_heads / tensor).max(1);
+    // Of a model of one layer another such layer is planned, too.
+    split.layers.extend_from_within(..usize::from(config.layers.len() == 1));
+    split.num_attention_heads = config.num_attention_heads / tensor;
+    split.num_key_value_heads = config.num_key_value_heads / tensor;
     split.intermediate_size = config.intermediate_size / tensor;
     split.vocab_size = config.vocab_size.div_ceil(tensor);
     if let Some(experts) = &mut split.experts {

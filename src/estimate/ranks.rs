@@ -3,7 +3,7 @@
 use super::MachineFile;
 use super::network::{Group, Level, Network};
 use super::scale::REACHED;
-use crate::base::Axis;
+use crate::base::{Axis, Bytes};
 use crate::compile::{Phase, Plan};
 use crate::graph::Collective;
 use crate::parallel::Mesh;
@@ -20,6 +20,26 @@ impl MachineFile {
             each.flops.values_mut().for_each(|rate| *rate /= n);
             each.dispatch_seconds *= n;
             each.submission_seconds *= n;
+        }
+        each
+    }
+
+    /// One adapter among so many ranks that work at the same time on one machine of this kind, joined as they are there: of adapters
+    /// that are one processor each has its part of the memory, too.
+    #[must_use]
+    pub fn among(&self, ranks: usize) -> MachineFile {
+        let (mut each, n) = (self.each_of(ranks), ranks.max(1));
+        let (levels, reached) = each.joined();
+        if each.levels.is_empty() {
+            let level = |l: Level| Level {
+                ranks: Some(n),
+                bytes_per_second: l.bytes_per_second * reached / REACHED.network,
+                ..l
+            };
+            each.levels = levels.into_iter().map(level).collect();
+        }
+        if each.shared {
+            each.memory = each.memory.map(|Bytes(bytes)| Bytes(bytes / n as u64));
         }
         each
     }

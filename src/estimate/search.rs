@@ -9,6 +9,7 @@ use super::{Mesh, Usage};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::optim::Shard;
+use crate::train::Recipe;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 
@@ -23,6 +24,8 @@ pub struct Asked {
     pub recompute: Option<Recompute>,
     /// Sequences at a time.
     pub micro_batch: Option<usize>,
+    /// Micro-batches of a step.
+    pub batches: Option<usize>,
     /// Stages of a pipeline rank.
     pub interleave: Option<usize>,
 }
@@ -49,19 +52,31 @@ pub struct Found {
     pub tried: usize,
 }
 
-/// Predicts every way that is left open on so many ranks.
+/// Predicts every way that is left open on so many ranks, and that a run of `recipe` may go: what its ranks would refuse is not
+/// tried.
 ///
 /// # Errors
-/// If the one way that was asked for cannot be.
-pub fn search(config: &ModelConfig, setup: Setup, asked: Asked, ranks: usize, machine: &MachineFile) -> Result<Found> {
+/// If none may, or the one that was asked for may not.
+pub fn search(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    setup: Setup,
+    asked: Asked,
+    ranks: usize,
+    machine: &MachineFile,
+) -> Result<Found> {
     let memory = machine.memory.map_or(u64::MAX, |m| m.0);
     let mut parts: HashMap<[usize; 3], Option<Parts>> = HashMap::new();
     let mut best: BTreeMap<Mesh, Prediction> = BTreeMap::new();
     let mut smallest: BTreeMap<Mesh, Usage> = BTreeMap::new();
     let (mut tried, mut refused) = (0, None);
     for mesh in asked.mesh.map_or_else(|| meshes(config, setup, ranks, machine), |mesh| vec![mesh]) {
+        let setups = setups(config, recipe, mesh, setup, asked, &mut refused);
+        if setups.is_empty() {
+            continue;
+        }
         let params = Params::of(config, mesh);
-        for setup in setups(config, mesh, setup, asked) {
+        for setup in setups {
             let key = [setup.micro_batch, mesh.sequence, mesh.tensor];
             let sizes = [setup.micro_batch, setup.seq / mesh.sequence, setup.seq];
             let own = *parts.entry(key).or_insert_with(|| match Parts::of(config, sizes, mesh.tensor) {
@@ -91,12 +106,17 @@ pub fn search(config: &ModelConfig, setup: Setup, asked: Asked, ranks: usize, ma
         }
     }
     if tried == 0 {
-        return Err(refused.unwrap_or_else(|| {
+        let of_all = |last: Option<Error>| {
+            let last = last.map_or(String::new(), |last| format!(" (the last that was tried: {last})"));
+            let Setup { batch, seq, .. } = setup;
             Error::Invalid(format!(
-                "{ranks} ranks cannot share a step of {} sequences; choose another --batch",
-                setup.batch
+                "no mesh of {ranks} ranks goes with a step of {batch} x {seq} tokens; choose another --batch, or fewer ranks{last}"
             ))
-        }));
+        };
+        return Err(match refused {
+            Some(own) if asked.mesh.is_some() => own,
+            last => of_all(last),
+        });
     }
     Ok(judge(best, &smallest, memory, tried))
 }
@@ -147,28 +167,38 @@ fn meshes(config: &ModelConfig, setup: Setup, ranks: usize, machine: &MachineFil
     found
 }
 
-/// Every setup that is left open on a mesh.
-fn setups(config: &ModelConfig, mesh: Mesh, setup: Setup, asked: Asked) -> Vec<Setup> {
+/// Every setup that is left open on a mesh, and that a run may have; why the last was `refused` that may not be.
+fn setups(
+    config: &ModelConfig,
+    recipe: &Recipe,
+    mesh: Mesh,
+    setup: Setup,
+    asked: Asked,
+    refused: &mut Option<Error>,
+) -> Vec<Setup> {
     let each = setup.batch / mesh.data;
-    let sizes: Vec<usize> = match asked.micro_batch {
-        Some(n) => vec![n],
-        None => [1, 2, 4, 8, 16].into_iter().filter(|n| each.is_multiple_of(*n)).collect(),
+    let sizes: Vec<usize> = match (asked.micro_batch, asked.batches) {
+        (Some(n), _) => vec![n],
+        (None, Some(batches)) => (1..=each).filter(|n| n * batches == each).collect(),
+        (None, None) => [1, 2, 4, 8, 16].into_iter().filter(|n| each.is_multiple_of(*n)).collect(),
     };
     let interleaves: Vec<usize> = match (asked.interleave, mesh.pipeline) {
         (Some(n), _) => vec![n],
         (None, 1) => vec![1],
         (None, p) => [1, 2, 4].into_iter().filter(|v| v * p <= config.num_hidden_layers).collect(),
     };
-    // On a pipeline more than moments is not shared out: `danlu train` refuses it.
-    let most = if mesh.pipeline > 1 { Shard::Optimizer } else { Shard::Parameters };
-    let all = || Shard::ALL.map(|(_, shard)| shard).into_iter().filter(|shard| *shard <= most).collect();
-    let shards = asked.shard.map_or_else(all, |shard| vec![shard]);
+    let shards = asked.shard.map_or_else(|| Shard::ALL.map(|(_, shard)| shard).to_vec(), |shard| vec![shard]);
     let kept = asked.recompute.map_or_else(|| Recompute::ALL.to_vec(), |r| vec![r]);
     let mut found = Vec::new();
     for &micro_batch in &sizes {
         for &interleave in &interleaves {
             for &shard in &shards {
-                found.extend(kept.iter().map(|&r| Setup { micro_batch, interleave, shard, recompute: r, ..setup }));
+                let setup = Setup { micro_batch, interleave, shard, ..setup };
+                let run = setup.over(recipe, mesh);
+                match run.check().and_then(|()| run.check_split(config)) {
+                    Ok(()) => found.extend(kept.iter().map(|&recompute| Setup { recompute, ..setup })),
+                    Err(error) => *refused = Some(error),
+                }
             }
         }
     }

@@ -1,6 +1,8 @@
 //! How a step is computed by many ranks, beside the mesh: what is sharded, what is computed again, in which formats.
 
+use super::Mesh;
 use crate::optim::Shard;
+use crate::train::Recipe;
 use serde::Serialize;
 use std::str::FromStr;
 
@@ -93,6 +95,23 @@ pub struct Setup {
     pub storage: Storage,
     /// The machine's rate for products with weights.
     pub products: Rate,
+}
+
+impl Setup {
+    /// The recipe of a run that does it so on a mesh, whose other keys are those of `recipe`: a micro-batch on every data rank is a
+    /// batch, and a step has as many as come to its sequences.
+    pub fn over(&self, recipe: &Recipe, mesh: Mesh) -> Recipe {
+        let batch = mesh.data * self.micro_batch;
+        Recipe {
+            mesh,
+            batch,
+            accumulate: (self.batch / batch.max(1)) as u32,
+            seq: self.seq,
+            interleave: self.interleave,
+            shard: self.shard,
+            ..recipe.clone()
+        }
+    }
 }
 
 /// The class of the products with weights; attention is f16 where they are narrower.

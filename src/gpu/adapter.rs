@@ -108,17 +108,8 @@ impl Selector {
     /// # Errors
     /// As [`Selector::choose`]; if there are fewer than ranks.
     pub fn spread(&self, adapters: &[AdapterReport], ranks: usize, share: bool) -> Result<Vec<usize>> {
-        let (first, _) = self.choose(adapters)?;
-        let is_alike = |a: &&AdapterReport| {
-            (&a.backend, &a.device_type) == (&adapters[first].backend, &adapters[first].device_type)
-        };
-        let fits = |a: &&AdapterReport| match self {
-            Selector::Automatic => true,
-            Selector::Number(n) => a.number == *n,
-            Selector::Name(part) => a.name.to_lowercase().contains(&part.to_lowercase()),
-        };
-        let all: Vec<&AdapterReport> = adapters.iter().filter(is_alike).filter(fits).collect();
-        if ranks > all.len() && !share && !adapters[first].limits.is_cpu {
+        let all = self.alike(adapters)?;
+        if ranks > all.len() && !share && !all[0].limits.is_cpu {
             let lines: Vec<String> = all.iter().map(|a| a.line()).collect();
             let has = if all.len() == 1 { "adapter fits" } else { "adapters fit" };
             return Err(Error::Adapter(format!(
@@ -129,6 +120,23 @@ impl Selector {
             )));
         }
         Ok((0..ranks).map(|rank| all[rank % all.len()].number).collect())
+    }
+
+    /// The adapters that ranks of one machine may have, at least one.
+    ///
+    /// # Errors
+    /// As [`Selector::choose`].
+    pub fn alike<'a>(&self, adapters: &'a [AdapterReport]) -> Result<Vec<&'a AdapterReport>> {
+        let (first, _) = self.choose(adapters)?;
+        let is_alike = |a: &&AdapterReport| {
+            (&a.backend, &a.device_type) == (&adapters[first].backend, &adapters[first].device_type)
+        };
+        let fits = |a: &&AdapterReport| match self {
+            Selector::Automatic => true,
+            Selector::Number(n) => a.number == *n,
+            Selector::Name(part) => a.name.to_lowercase().contains(&part.to_lowercase()),
+        };
+        Ok(adapters.iter().filter(is_alike).filter(fits).collect())
     }
 }
 

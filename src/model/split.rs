@@ -49,8 +49,7 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::parts`] and [`ModelConfig::stages`].
     pub fn interleaved_parts(&self, mesh: Mesh, each: usize, rank: usize) -> Result<Parts> {
-        self.check_tensor(mesh.tensor)?;
-        self.check_experts(mesh.expert)?;
+        self.check_mesh(mesh, each)?;
         let stages = (mesh.pipeline > 1).then(|| self.stages(mesh.pipeline * each)).transpose()?;
         let words = self.vocab_size.is_multiple_of(mesh.tensor);
         let held = |spec: &ParamSpec| {
@@ -66,6 +65,23 @@ impl ModelConfig {
             }
         };
         Ok(Parts::new(self.param_specs(), mesh, rank, held))
+    }
+
+    /// Refuses a mesh over which this model cannot be split, each rank of whose pipeline axis has so many stages. Without a list of
+    /// parameters: the planner asks of every mesh that it tries.
+    ///
+    /// # Errors
+    /// A sentence with the axis, and what cannot be divided.
+    pub fn check_mesh(&self, mesh: Mesh, each: usize) -> Result<()> {
+        self.check_tensor(mesh.tensor)?;
+        self.check_experts(mesh.expert)?;
+        if mesh.sequence > 1 && self.family.alibi {
+            return Err(Error::Invalid(format!(
+                "the mesh has sequence={}, and the model's heads see distances by slopes of their own (ALiBi); leave that axis out",
+                mesh.sequence
+            )));
+        }
+        if mesh.pipeline > 1 { self.check_stages(mesh.pipeline * each) } else { Ok(()) }
     }
 
     fn check_experts(&self, n: usize) -> Result<()> {

@@ -20,14 +20,8 @@ impl ModelConfig {
     /// # Errors
     /// If there are fewer layers than stages.
     pub fn stages(&self, count: usize) -> Result<Stages> {
+        self.check_stages(count)?;
         let layers = self.num_hidden_layers;
-        if count > layers {
-            let message = format!(
-                "the model has {layers} layers, which cannot be shared out over {count} stages; choose a smaller pipeline axis, or \
-                 leave interleave out"
-            );
-            return Err(Error::Invalid(message));
-        }
         let mut work = vec![0u128; layers];
         for spec in self.param_specs().iter().filter(|spec| spec.shape.rank() > 1) {
             if let Some(layer) = layer_of(&spec.name) {
@@ -36,6 +30,17 @@ impl ModelConfig {
         }
         work[layers - 1] += self.vocab_size as u128 * self.hidden_size as u128;
         Ok(Stages { ends: share(&work, count), tied: self.tie_word_embeddings })
+    }
+
+    pub(super) fn check_stages(&self, count: usize) -> Result<()> {
+        let layers = self.num_hidden_layers;
+        if count <= layers {
+            return Ok(());
+        }
+        Err(Error::Invalid(format!(
+            "the model has {layers} layers, which cannot be shared out over {count} stages; choose a smaller pipeline axis, or \
+             leave interleave out"
+        )))
     }
 
     /// Thousandths of a parameter's elements that work on a token.

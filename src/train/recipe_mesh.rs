@@ -2,8 +2,9 @@
 
 use super::Recipe;
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 use crate::optim::{Shard, Update};
-use crate::parallel::{Mesh, Pipeline};
+use crate::parallel::{Mesh, Pipeline, SequenceAxis};
 
 impl Recipe {
     /// Refuses meshes that nothing is split over, and what does not go with them.
@@ -68,6 +69,16 @@ impl Recipe {
             )));
         }
         Ok(())
+    }
+
+    /// Refuses a mesh over which a model, or rows of so many tokens, cannot be split. With [`Recipe::check`] this is all that a run's
+    /// ranks are asked beside their memory: before they start, and by the planner of every mesh that it tries.
+    ///
+    /// # Errors
+    /// A sentence with the axis, and what cannot be divided.
+    pub fn check_split(&self, config: &ModelConfig) -> Result<()> {
+        config.check_mesh(self.mesh, self.interleave)?;
+        SequenceAxis::of(self.mesh, 0).map_or(Ok(()), |axis| axis.tokens(self.seq).map(drop))
     }
 
     /// The pipeline that a step goes through, whose micro-batches are the step's batches; none where every rank has all layers.

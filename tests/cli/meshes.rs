@@ -1,7 +1,7 @@
 //! `danlu train --mesh`: ranks as threads of one process.
 
 use super::resuming::{losses, weights};
-use super::{EXPERTS, Place, has_adapter, stderr, stdout};
+use super::{EXPERTS, Place, TINY, has_adapter, stderr, stdout};
 
 /// The first rank alone prints and writes; what all of them make is what one makes of as many batches, and a run that stops on
 /// four goes on with any other number.
@@ -296,6 +296,73 @@ fn models_of_a_machine_are_not_planned_for_one_rank() {
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
+}
+
+/// The planner's mesh is the run's, which keeps it; what it reckons with is a machine that a flag names, or this one.
+#[test]
+fn a_mesh_that_is_chosen_is_recorded_and_kept() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    // Two layers are all of it that two ranks can share: one row of a batch, and one key head.
+    place.write("deep.json", TINY.replace("_hidden_layers\": 1", "_hidden_layers\": 2"));
+    let deep =
+        "train --config deep.json --data text.txt --seq 16 --batch 1 --accumulate 2 --steps 2 --schedule constant";
+    let flags = "--mesh auto --machine h100 --checkpoint-every 1 --tune off --out m";
+    let done =
+        place.danlu(&format!("launch --with threads --ranks 2 --restarts 0 -- {deep} {flags}")).assert().success();
+    let (said, told) = (stdout(&done), stderr(&done));
+    let why = "--mesh auto takes pipeline=2 for 2 ranks; no other goes with this run";
+    assert!(said.contains(why) || told.contains(why), "{said}{told}");
+    let mesh = |run: &str| {
+        let recipe = std::fs::read_to_string(place.path(run).join("recipe.toml")).unwrap();
+        recipe.lines().find(|line| line.starts_with("mesh")).unwrap().to_string()
+    };
+    assert_eq!(mesh("m"), "mesh = \"pipeline=2\"");
+    place.danlu("train --resume m --steps 3 --tune off --quiet").assert().success();
+    assert_eq!((mesh("m").as_str(), losses(&place, "m").len()), ("mesh = \"pipeline=2\"", 3));
+    // The tiny model has rows alone to share; and of adapters that are one processor it is known what messages cost.
+    let own = place.train("--mesh auto --ranks 2 --steps 1 --quiet --out own").assert();
+    if pollster::block_on(danlu::gpu::list())[0].limits.is_cpu {
+        own.success();
+        assert_eq!(mesh("own"), "mesh = \"data=2\"");
+        assert!(place.path("own/ranks/rank-1.jsonl").exists());
+    } else {
+        let said = stderr(&own.code(1));
+        assert!(said.contains("--mesh auto has to know what messages between adapters such as"), "{said}");
+    }
+    for (flags, part) in [
+        ("--mesh auto --ranks 2 --batch 1 --machine h100", "no mesh of 2 ranks goes with a step of 1 x 16 tokens"),
+        ("--mesh auto --ranks 2 --machine abacus", "\"abacus\" is neither a machine nor a file that describes one"),
+        ("--mesh auto --ranks 2 --machine h100 --memory 1kB", "of 2 ranks no mesh fits the memory of NVIDIA H100"),
+        (
+            "--mesh auto --ranks 2 --machine h100 --lora-rank 2",
+            "--mesh auto reckons with all parameters, and this run trains",
+        ),
+        ("--mesh auto --ranks 2 --machine h100 --interleave 2", "no mesh of 2 ranks goes with a step of 2 x 16 tokens"),
+        ("--mesh data=2 --ranks 2", "--ranks is for the mesh that --mesh auto chooses; add that, or leave --ranks out"),
+        ("--machine h100", "--machine is for the mesh that --mesh auto chooses; add that, or leave --machine out"),
+    ] {
+        let said = stderr(&place.train(&format!("{flags} --out o")).assert().code(1));
+        assert!(said.lines().count() == 1 && said.contains(part), "{part}: {said}");
+    }
+    assert!(!place.path("o").exists());
+    let launched = |flags: &str, own: &str| {
+        let line =
+            format!("launch --with threads --dry-run {flags} -- {deep} --mesh auto --machine h100 --out o {own}");
+        place.danlu(&line).assert()
+    };
+    let dry = launched("--ranks 2", "").success();
+    let said = stdout(&dry);
+    assert!(said.contains(" --mesh auto --machine h100 --out o ") && said.contains(" --ranks 2\n"), "{said}");
+    assert!(stderr(&dry).contains(why), "{}", stderr(&dry));
+    let said = stderr(&launched("", "").code(1));
+    assert!(said.contains("--mesh auto chooses a mesh for the ranks that are started: say how many"), "{said}");
+    let said = stderr(&launched("--ranks 4", "--ranks 2").code(1));
+    assert!(said.contains("4 ranks are to be started, and --ranks behind the -- is 2"), "{said}");
+    let dry = launched("--ranks 3", "").success();
+    assert!(stderr(&dry).contains("the ranks would refuse this: no mesh of 3 ranks goes with"), "{}", stderr(&dry));
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn a_launcher_whose_ranks_failed_is_not_believed() {
     // Nor does the end of a run stand for that of what goes on with it.
     let mut further = place.danlu("launch --with srun --ranks 1 --restarts 0 -- train --resume m --steps 40");
     let told = stderr(&further.env("PATH", &path).assert().failure());
-    assert!(told.contains(&format!("{how}, 1 times in all; the run in m has done 40 steps")), "{told}");
+    assert!(told.contains(&format!("{how}, 1 time in all; the run in m has done 40 steps")), "{told}");
     // What is no run has no end.
     srun(&place, "exec \"$@\"");
     assert!(stdout(&with("", "none --print-recipe").assert().success()).contains("steps = 40"));

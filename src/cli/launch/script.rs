@@ -1,5 +1,6 @@
 //! The batch script that Slurm is given.
 
+use super::super::text::count;
 use super::{Layout, SlurmArgs, quoted};
 use std::fmt::{self, Write};
 use std::path::Path;
@@ -103,6 +104,10 @@ impl Batch<'_> {
         ask("", format!("--output={}", quoted([log.as_str()])));
         sbatch.iter().for_each(|word| ask("", word.clone()));
         let restarts = self.restarts.to_string();
+        let again = match self.restarts {
+            0 => "and not again where a rank fails".to_string(),
+            n => format!("and again when a rank fails, up to {}", count(n as usize, "time")),
+        };
         let (n, p) = (ranks.to_string(), per_node.to_string());
         let nodes = nodes.to_string();
         let mut words = vec![program, "launch", "--with", "srun", "--mpi", mpi];
@@ -112,7 +117,7 @@ impl Batch<'_> {
         words.extend(command.iter().map(String::as_str));
         let _ = write!(
             text,
-            "\n# Takes the run up where there is one, and again when a rank fails, up to {restarts} times.\n\
+            "\n# Takes the run up where there is one, {again}.\n\
              {} &\nrun=$!\n\
              # Told to end: the ranks finish their step, save and leave.\n\
              trap 'kill -TERM \"$run\"' TERM\n\

@@ -1,5 +1,6 @@
 //! What starts the ranks of a job: the words of its command, each with its reason.
 
+use super::super::text::count;
 use super::Layout;
 use crate::error::Error;
 use anyhow::{Result, bail};
@@ -82,11 +83,12 @@ impl Starter {
         }
     }
 
-    /// What ranks are here.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Starter::Threads => "threads",
-            _ => "processes",
+    /// So many ranks, by what they are here.
+    pub fn counted(&self, ranks: u32) -> String {
+        match (self, ranks) {
+            (Starter::Threads, n) => count(n as usize, "thread"),
+            (_, 1) => "1 process".into(),
+            (_, n) => format!("{n} processes"),
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::super::alive::Watch;
 #[cfg(unix)]
 use super::super::signals::hears_hangup;
+use super::super::text::count;
 use super::Layout;
 use super::starter::{Starter, quoted};
 use crate::error::Error;
@@ -31,6 +32,8 @@ pub struct Attempts {
     pub batch: u32,
     /// The mesh of its recipe.
     pub mesh: Mesh,
+    /// Whether the ranks choose it: once for each number of them.
+    pub is_auto: bool,
     /// How often it is taken up.
     pub restarts: u32,
     /// Whether with fewer ranks.
@@ -51,17 +54,20 @@ impl Attempts {
     /// What a rank is told.
     fn command(&self, layout: Layout, resumed: bool) -> Vec<String> {
         let mut words = Vec::new();
+        let (is_other, is_threads) = (layout.ranks != self.layout.ranks, self.starter == Starter::Threads);
         let mut given = self.command.iter().peekable();
         while let Some(word) = given.next() {
             // A run that is taken up brings its recipe, and a mesh of another size is not what was asked for.
             let left_out = match word.split('=').next().unwrap_or_default() {
                 "--force" | "--resume" if resumed => true,
                 "--recipe" => resumed,
-                "--mesh" => layout.ranks != self.layout.ranks,
+                // The run has recorded what was chosen for as many ranks.
+                "--mesh" if self.is_auto => resumed && !is_other,
+                "--mesh" => is_other,
+                "--machine" if self.is_auto => resumed && !is_other,
+                "--ranks" => self.is_auto,
                 // Fewer threads are on the data axis alone.
-                "--interleave" | "--expert-capacity" => {
-                    layout.ranks != self.layout.ranks && self.starter == Starter::Threads
-                }
+                "--interleave" | "--expert-capacity" => is_other && is_threads && !self.is_auto,
                 _ => false,
             };
             // Open MPI's mpirun has a `--tune` of its own, which it also finds among the words of what it starts.
@@ -74,7 +80,12 @@ impl Attempts {
                 given.next_if(|next| !next.starts_with('-'));
             }
         }
-        if self.starter == Starter::Threads && !words.iter().any(|w| w.starts_with("--mesh")) {
+        if self.is_auto {
+            // Processes see how many they are.
+            if is_threads && (is_other || !resumed) {
+                words.extend(["--ranks".into(), layout.ranks.to_string()]);
+            }
+        } else if is_threads && !words.iter().any(|w| w.starts_with("--mesh")) {
             let of_recipe = self.mesh.ranks() == layout.ranks as usize;
             let mesh = if of_recipe { self.mesh } else { Mesh { data: layout.ranks as usize, ..Mesh::ONE } };
             words.extend(["--mesh".into(), mesh.to_string()]);
@@ -98,7 +109,10 @@ impl Attempts {
         let out = self.out.display();
         text.push_str(&match self.restarts {
             0 => "If it fails, it is not taken up.\n".to_string(),
-            n => format!("If it fails, it is taken up from its last checkpoint in {out}, {n} times at most{fewer}.\n"),
+            n => format!(
+                "If it fails, it is taken up from its last checkpoint in {out}, {} at most{fewer}.\n",
+                count(n as usize, "time")
+            ),
         });
         text.push_str("Told to end (SIGTERM, Ctrl-C), it saves first.\n");
         text
@@ -210,18 +224,20 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>, is_done: &d
         };
         if failures > attempts.restarts {
             bail!(Error::Invalid(format!(
-                "the ranks {how}, {failures} times in all; the run in {} has done {done} steps, and `--resume` takes it up",
-                attempts.out.display()
+                "the ranks {how}, {} in all; the run in {} has done {}, and `--resume` takes it up",
+                count(failures as usize, "time"),
+                attempts.out.display(),
+                count(done as usize, "step")
             )));
         }
         if attempts.fewer {
             layout = attempts.lower(layout);
         }
         resumed = true;
-        let (kind, left) = (attempts.starter.name(), attempts.restarts - failures);
+        let (ranks, left) = (attempts.starter.counted(layout.ranks), attempts.restarts - failures);
         tell!(
-            "danlu launch: the ranks {how}; taken up after step {done} by {} {kind} ({left} more times at most)",
-            layout.ranks
+            "danlu launch: the ranks {how}; taken up after step {done} by {ranks} ({} at most)",
+            count(left as usize, "more time")
         );
         std::thread::sleep(Duration::from_millis(500));
     }

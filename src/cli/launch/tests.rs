@@ -3,6 +3,7 @@
 use super::starter::Starter;
 use super::*;
 use crate::parallel::Mesh;
+use crate::train::Recipe;
 use clap::Parser;
 
 #[derive(Parser)]
@@ -24,6 +25,7 @@ fn attempts(starter: Starter, args: &LaunchArgs) -> Attempts {
         out: "runs/a b".into(),
         batch: 12,
         mesh: Mesh::ONE,
+        is_auto: false,
         restarts: args.restarts,
         fewer: args.fewer,
         silence: None,
@@ -98,6 +100,23 @@ fn other_axes_stay_as_they_are_with_fewer_processes() {
     }
     let line = of(Starter::Threads, "data=4,tensor=2").words(given.layout(Mesh::ONE).unwrap(), false).join(" ");
     assert!(line.ends_with("train --recipe r.toml --mesh data=4,tensor=2"), "{line}");
+}
+
+/// A mesh is chosen for as many ranks as there are, and stays that of the run as long as there are as many.
+#[test]
+fn a_mesh_is_chosen_once_for_each_number_of_ranks() {
+    let given = args("--ranks 4 --fewer -- train --mesh auto --machine=h100 --interleave 2 --out a");
+    let ends = |starter, ranks, resumed, end: &str| {
+        let attempts = Attempts { is_auto: true, ..attempts(starter, &given) };
+        let line = attempts.words(Layout { ranks, nodes: 1, per_node: ranks }, resumed).join(" ");
+        assert!(line.ends_with(&format!(" train {end}")), "{line}");
+    };
+    ends(Starter::Threads, 4, false, "--mesh auto --machine=h100 --interleave 2 --out a --ranks 4");
+    ends(Starter::Threads, 4, true, "--interleave 2 --out a --resume runs/a b");
+    ends(Starter::Threads, 3, true, "--mesh auto --machine=h100 --interleave 2 --out a --ranks 3 --resume runs/a b");
+    ends(Starter::OpenMpi, 4, false, "--mesh auto --machine=h100 --interleave 2 --out a");
+    ends(Starter::OpenMpi, 4, true, "--interleave 2 --out a --resume runs/a b");
+    ends(Starter::OpenMpi, 3, true, "--mesh auto --machine=h100 --interleave 2 --out a --resume runs/a b");
 }
 
 #[test]
@@ -210,4 +229,45 @@ fn ranks_that_are_not_the_meshs_are_refused() {
         let told = said("data=2", Some("data=2,tensor=2"), true, with).unwrap_err();
         assert!(told.contains("the mesh data=2,tensor=2 of --mesh is of 4"), "{told}");
     }
+}
+
+/// What is refused before it waits in a queue is what its processes refuse, since both ask the same.
+#[test]
+fn what_waits_in_a_queue_is_what_its_processes_share() {
+    let recipe = |mesh: &str, batch| Recipe { mesh: mesh.parse().unwrap(), batch, ..Recipe::default() };
+    let said = |recipe: Recipe, ranks, asked| match shared_by(ranks, recipe, asked) {
+        Ok(recipe) => recipe.mesh.to_string(),
+        Err(error) => error.to_string(),
+    };
+    let halves = recipe("data=2,tensor=2", 4);
+    let of_experts = Recipe { expert_capacity: Some(1.25), ..recipe("data=2,expert=2", 8) };
+    let stages = Recipe { interleave: 2, accumulate: 4, ..recipe("pipeline=2", 4) };
+    for (recipe, ranks, wanted) in [
+        (recipe("data=1", 4), 4, "data=4"),
+        // Beside the axes that split the model.
+        (halves.clone(), 4, "data=2,tensor=2"),
+        (halves.clone(), 8, "data=4,tensor=2"),
+        (of_experts.clone(), 4, "data=4,expert=2"),
+        (stages, 8, "data=4,pipeline=2"),
+        (
+            halves.clone(),
+            3,
+            "the mesh data=2,tensor=2 splits the model into 2 parts, and processes there are 3: start a multiple of 2",
+        ),
+        (
+            halves.clone(),
+            6,
+            "batch is 4, which 3 ranks cannot share in equal parts; choose a multiple of 3, or another mesh",
+        ),
+    ] {
+        assert_eq!(said(recipe, ranks, false), wanted);
+    }
+    assert!(
+        said(of_experts, 3, false).starts_with("mesh is data=3,expert=2, and experts are spread over the data axis")
+    );
+    let told = said(halves, 8, true);
+    assert!(
+        told.starts_with("the mesh data=2,tensor=2 is of 4 ranks, and processes there are 8: let the two"),
+        "{told}"
+    );
 }

@@ -7,6 +7,7 @@ use super::super::progress::{RankLog, observer};
 use super::super::signals::Stop;
 use super::super::{hub, paths, profile, ranks, selector};
 use super::TrainArgs;
+use super::auto::choose;
 use crate::base::{Bytes, Limits};
 use crate::compile::{Chooser, settle};
 use crate::data::{Batch, SMALLEST_VOCAB};
@@ -61,8 +62,12 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
     }
     let (mut recipe, resumption) = found?;
     notes.extend(damage);
-    if let Some(process) = process {
-        recipe = process.share(recipe, args.mesh.is_some())?;
+    if args.is_auto() {
+        let chosen = choose(&args, &recipe, process).await?;
+        recipe.mesh = chosen.mesh;
+        notes.push(chosen.why);
+    } else if let Some(process) = process {
+        recipe = ranks::shared_by(process.size(), recipe, args.mesh().is_some())?;
     }
     if args.print_recipe {
         if is_first {
@@ -83,6 +88,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         Some(base) => base.checkpoint.config().clone(),
         None => find_config(&recipe.config)?,
     };
+    recipe.check_split(&config)?;
     let wanted = selector(recipe.adapter.as_deref());
     // Of a process its place among those of its machine, whose adapters they share; threads of one share all of them.
     let (place, ranks) = process.map_or((0, recipe.mesh.ranks()), |process| process.local());
