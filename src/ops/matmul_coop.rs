@@ -46,7 +46,8 @@ impl Coop {
 }
 
 impl MatMul {
-    /// Cooperative matrices of the sizes that the adapter has; B of other dtypes than f32 and f16 is decoded on its way into shared memory. Their tiles are no larger than C, but for the smaller ones.
+    /// Cooperative matrices of the sizes that the adapter has; B of other dtypes than f32 and f16 is decoded on its way into shared
+    /// memory. Their tiles are no larger than C, but for the smaller ones.
     pub(super) fn cooperative(&self, s: Sizes, dtype: DType, limits: &Limits) -> impl Iterator<Item = Tier> {
         let is_decoded = !matches!(dtype, DType::F32 | DType::F16);
         let by_four = |row: usize| usize::from(row.is_multiple_of(4));
