@@ -83,7 +83,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: v
     end = min(begin + each, end);
 #endif
     let subgroup = lane / SUBGROUP;
-    let r = lane / ACROSS;
+    let r = row_of(lane);
     let part = lane % ACROSS;
     let key = j0 + r;
     let scale = params.scale;
@@ -166,25 +166,31 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: v
         stage_tile(&next_q, &next_dy, &next, lane);
     }
     let at = 4u * (of_part + vector_of_key(group, key));
-    for (var c = 0u; c < DEEP; c++) {
+    for (var c = 0u; c < SHARE; c++) {
         workgroupBarrier();
         show(&dkey, subgroup);
         workgroupBarrier();
-        for (var n = 0u; n < COLUMNS; n++) {
-            let column = part * COLUMNS + n;
-            if key < params.keys && c * SIZE + column < 4u * C4 {
-                dk[at + c * SIZE + column] = product[r * STEP_P + column];
+        if key < params.keys {
+            for (var n = 0u; n < COLUMNS; n++) {
+                let column = part * COLUMNS + n;
+                let to = column_shown(c, column);
+                if WIDTH == 4u * C4 || to < 4u * C4 {
+                    dk[at + to] = product[r * STEP_P + column];
+                }
             }
         }
     }
-    for (var c = 0u; c < DEEP; c++) {
+    for (var c = 0u; c < SHARE; c++) {
         workgroupBarrier();
         show(&dvalue, subgroup);
         workgroupBarrier();
-        for (var n = 0u; n < COLUMNS; n++) {
-            let column = part * COLUMNS + n;
-            if key < params.keys && c * SIZE + column < 4u * C4 {
-                dv[at + c * SIZE + column] = product[r * STEP_P + column];
+        if key < params.keys {
+            for (var n = 0u; n < COLUMNS; n++) {
+                let column = part * COLUMNS + n;
+                let to = column_shown(c, column);
+                if WIDTH == 4u * C4 || to < 4u * C4 {
+                    dv[at + to] = product[r * STEP_P + column];
+                }
             }
         }
     }

@@ -67,7 +67,7 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: v
     let all_from = first_seen(group.z, (end_row - 1u) / GROUP, end - 1u);
     let all_end = last_seen(group.z, row0 / GROUP) + 1u;
     let subgroup = lane / SUBGROUP;
-    let r = lane / ACROSS;
+    let r = row_of(lane);
     let part = lane % ACROSS;
     let row = row0 + r;
     let t = min(row, rows - 1u) / GROUP;
@@ -134,14 +134,17 @@ fn main(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) groups: v
         stage_tile(&next_k, &next_v, lane);
     }
     let at = 4u * vector_of_row(group, row);
-    for (var c = 0u; c < DEEP; c++) {
+    for (var c = 0u; c < SHARE; c++) {
         workgroupBarrier();
         show(&sums, subgroup);
         workgroupBarrier();
-        for (var n = 0u; n < COLUMNS; n++) {
-            let column = part * COLUMNS + n;
-            if row < rows && c * SIZE + column < 4u * C4 {
-                dq[at + c * SIZE + column] = product[r * STEP_P + column];
+        if row < rows {
+            for (var n = 0u; n < COLUMNS; n++) {
+                let column = part * COLUMNS + n;
+                let to = column_shown(c, column);
+                if WIDTH == 4u * C4 || to < 4u * C4 {
+                    dq[at + to] = product[r * STEP_P + column];
+                }
             }
         }
     }

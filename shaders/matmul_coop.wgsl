@@ -11,15 +11,7 @@ enable wgpu_cooperative_matrix;
 #else
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 #endif
-#if VECTOR_B
-@group(0) @binding(2) var<storage, read> b: array<FourB>;
-#else
-#if F16
-@group(0) @binding(2) var<storage, read> b: array<f16>;
-#else
-@group(0) @binding(2) var<storage, read> b: array<f32>;
-#endif
-#endif
+#import lib/coop_b.wgsl
 #import lib/operand.wgsl
 #import lib/matmul_store.wgsl
 #import lib/coop_tile.wgsl
@@ -45,8 +37,13 @@ const COUNT = DOWN * ALONG;
 const BESIDE = SIDE / ALONG;
 // Rows of tiles that are made one after the other, column by column: what they read is still in a cache then.
 const BAND = 8u;
-// A matrix of each subgroup on its way out.
+// A matrix of each subgroup on its way out; until the sum is there, the sixteen values of NF4, for which a tile of 128 has no room beside.
 var<workgroup> out: array<f32, 2u * BESIDE * SIZE * SIZE>;
+#if NF4
+fn value(quant: u32) -> f32 {
+    return out[quant];
+}
+#endif
 
 // Row and column of the tile that a workgroup makes.
 fn banded(id: vec2<u32>, count: vec2<u32>) -> vec2<u32> {
@@ -93,6 +90,12 @@ fn main(
     @builtin(num_workgroups) count: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
+#if NF4
+    if lane < 16u {
+        out[lane] = nf4[lane];
+    }
+    workgroupBarrier();
+#endif
     let tile = banded(id.xy, count.xy) * TILE;
     let ks = summed(id.z);
 #if PANELS_K

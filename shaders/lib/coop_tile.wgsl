@@ -14,16 +14,6 @@ const ACROSS_A = TA == 1u;
 const ACROSS_B = TB == 0u;
 const APART_A = select(TILE / 4u, 1u, ACROSS_A);
 const APART_B = select(TILE / 4u, 1u, ACROSS_B);
-// Four elements of b as they are stored. F16: as they are multiplied, so that nothing is rounded.
-#if F16
-alias FourB = vec4<f16>;
-const OF_WORD = 2u;
-fn half4_of_b(v: FourB) -> vec4<f16> { return v; }
-#else
-alias FourB = vec4<f32>;
-const OF_WORD = 1u;
-fn half4_of_b(v: FourB) -> vec4<f16> { return half4(v); }
-#endif
 alias BlockB = array<FourB, 4>;
 var<workgroup> tile_a: array<f16, 2u * BUFFER>;
 var<workgroup> tile_b: array<f16, 2u * BUFFER>;
@@ -70,17 +60,12 @@ fn load_a(rows: vec4<u32>, k: u32, m: u32) -> mat4x4<f32> {
     }
     return v;
 }
-fn load_b(rows: vec4<u32>, k: u32, n: u32) -> BlockB {
+fn load_b(rows: vec4<u32>, k: u32, n: u32) -> array<LoadedB, 4> {
     let column = select(k, n, ACROSS_B);
     let width = select(params.k, params.n, ACROSS_B);
-    var v: BlockB;
+    var v: array<LoadedB, 4>;
     for (var d = 0u; d < 4u; d++) {
-#if VECTOR_B
-        v[d] = b[(rows[d] + min(column, width - 4u)) / 4u];
-#else
-        let at = rows[d] + min(column + vec4(0u, 1u, 2u, 3u), vec4(width - 1u));
-        v[d] = FourB(b[at.x], b[at.y], b[at.z], b[at.w]);
-#endif
+        v[d] = load4(rows[d], column, width);
     }
     return v;
 }
@@ -107,13 +92,14 @@ fn turned(across: bool, block: mat4x4<f32>) -> mat4x4<f32> {
     }
     return block;
 }
-fn turned_b(block: BlockB) -> BlockB {
+fn turned_b(block: array<LoadedB, 4>) -> BlockB {
+    let four = BlockB(decoded(block[0]), decoded(block[1]), decoded(block[2]), decoded(block[3]));
     if !ACROSS_B {
-        return block;
+        return four;
     }
     var v: BlockB;
     for (var d = 0u; d < 4u; d++) {
-        v[d] = FourB(block[0][d], block[1][d], block[2][d], block[3][d]);
+        v[d] = FourB(four[0][d], four[1][d], four[2][d], four[3][d]);
     }
     return v;
 }
@@ -154,7 +140,7 @@ fn put_rows(a4: mat4x4<f32>, b4: BlockB, side: u32, at_a: vec2<u32>, at_b: vec2<
 }
 
 // Blocks as load_a and load_b gave them, into one of both buffers.
-fn put(block_a: mat4x4<f32>, block_b: BlockB, k: u32, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
+fn put(block_a: mat4x4<f32>, block_b: array<LoadedB, 4>, k: u32, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
     let a4 = turned(ACROSS_A, block_a);
     let b4 = turned_b(block_b);
     if k + TILE_K <= params.k {

@@ -83,9 +83,9 @@ impl Staging {
         let subgroup = limits.max_subgroup as usize;
         let sizes = limits.cooperative.iter().map(|&size| size as usize);
         let all = sizes.flat_map(|size| {
-            COOP_SIZES.map(|[subgroups, high, keys]| {
-                let of = |held| Coop { size, subgroup, subgroups, high, keys, held, native: false };
-                (0..=self.of_rows).rev().map(of).find(|coop| coop.kept(self, c)[1] <= KEPT).unwrap_or(of(0))
+            COOP_SIZES.map(|[subgroups, high, keys, spread]| {
+                let of = |held| Coop { size, subgroup, subgroups, high, keys, spread, held, native: false };
+                (0..=self.of_rows).rev().map(of).find(|coop| coop.keeps(self, c)).unwrap_or(of(0))
             })
         });
         let mut fitting: Vec<Coop> = all.filter(|coop| coop.fits(self, c, limits)).collect();
@@ -137,16 +137,32 @@ pub(super) struct Coop {
     subgroups: usize,
     high: usize,
     keys: usize,
+    /// Subgroups that share their rows, and the columns of a head out among themselves.
+    spread: usize,
     /// Tensors of own rows whose matrices a subgroup keeps; the others lie in shared memory.
     held: usize,
     /// Operands are rounded by the adapter's own conversion.
     native: bool,
 }
 
-/// Subgroups of a workgroup, rows of matrices of each, and keys of a tile: the more rows, the fewer loads feed each product. Of
-/// those of as many rows the first that fits is the best.
-const COOP_SIZES: [[usize; 3]; 8] =
-    [[4, 2, 32], [4, 1, 32], [2, 2, 32], [4, 1, 16], [2, 1, 32], [2, 1, 16], [1, 1, 32], [1, 1, 16]];
+/// Subgroups of a workgroup, rows of matrices of each, keys of a tile, and subgroups that share rows: the more rows, the fewer loads
+/// feed each product. Of those of as many rows the first that fits is the best: subgroups that share few rows have fewer sums each, and
+/// more of them are under way.
+const COOP_SIZES: [[usize; 4]; 13] = [
+    [4, 2, 32, 1],
+    [4, 1, 32, 1],
+    [2, 2, 32, 1],
+    [4, 1, 16, 1],
+    [4, 1, 32, 2],
+    [4, 1, 16, 2],
+    [2, 1, 32, 1],
+    [2, 1, 16, 1],
+    [4, 1, 32, 4],
+    [4, 1, 16, 4],
+    [4, 1, 8, 4],
+    [1, 1, 32, 1],
+    [1, 1, 16, 1],
+];
 /// Registers of a lane for sums and for own rows that are kept: with more, AMD's compiler spills some of what it works with.
 const KEPT: usize = 128;
 /// The same for sums and for what is loaded ahead.
@@ -160,7 +176,7 @@ impl Coop {
 
     /// Rows of a workgroup.
     pub fn rows(&self) -> usize {
-        self.subgroups * self.high * self.size
+        self.subgroups / self.spread * self.high * self.size
     }
 
     /// With operands rounded here, and by the adapter.
@@ -171,18 +187,25 @@ impl Coop {
     /// Its name among candidates.
     pub fn variant(&self) -> String {
         let high = if self.high > 1 { "_high" } else { "" };
+        let spread = if self.spread > 1 { "_spread" } else { "" };
         let native = if self.native { "_native" } else { "" };
-        format!("coop_{}_{}x{}{high}{native}", self.size, self.rows(), self.keys)
+        format!("coop_{}_{}x{}{high}{spread}{native}", self.size, self.rows(), self.keys)
     }
 
-    /// Lanes that share a row.
+    /// Lanes that share a row. Of subgroups that share rows there may be more than a row has vectors of scores: then several do the same.
     fn across(&self) -> usize {
-        self.subgroup / (self.high * self.size)
+        let lanes = self.spread * self.subgroup / (self.high * self.size);
+        if self.spread > 1 { lanes.min(self.keys / 4) } else { lanes }
+    }
+
+    /// A head's width as it is staged.
+    fn width(&self, c: usize) -> usize {
+        c.next_multiple_of(self.size)
     }
 
     /// Streamed rows next to each other of which a lane loads a vector each.
     fn height(&self, c: usize) -> usize {
-        let each = self.keys * c.next_multiple_of(self.size) / 4 / (self.subgroups * self.subgroup);
+        let each = self.keys * self.width(c) / 4 / (self.subgroups * self.subgroup);
         [4, 2].into_iter().find(|&height| height <= each).unwrap_or(1)
     }
 
@@ -196,6 +219,7 @@ impl Coop {
             .constant("SUBGROUP", self.subgroup)
             .constant("SUBGROUPS", self.subgroups)
             .constant("HIGH", self.high)
+            .constant("SPREAD", self.spread)
             .constant("HEIGHT", self.height(4 * c4))
             .constant("HELD", self.held)
             .constant("NATIVE", usize::from(self.native))
@@ -204,26 +228,33 @@ impl Coop {
     /// Registers of a lane for sums, and for what is held beside: as many as there are elements, but AMD, whose subgroups alone are
     /// larger than 32 lanes, has each row of a matrix of operands in every sixteen.
     fn kept(&self, staging: &Staging, c: usize) -> [usize; 2] {
-        let matrices = self.high * c.div_ceil(self.size);
+        let matrices = self.high * (self.width(c) / self.size).div_ceil(self.spread);
         let elements = self.size * self.size;
         let operand = if self.subgroup > 32 { self.size / 2 } else { (elements / 2).div_ceil(self.subgroup) };
         let sums = matrices * staging.scores * elements.div_ceil(self.subgroup);
         [sums, sums + matrices * self.held * operand]
     }
 
+    /// Whether there are registers for what is held. Subgroups of eight are those of a CPU, whose registers are memory.
+    fn keeps(&self, staging: &Staging, c: usize) -> bool {
+        self.kept(staging, c)[1] <= KEPT || self.spread > 1 && self.subgroup <= 8
+    }
+
     /// Elements that a lane has loaded and not yet staged.
     fn ahead(&self, staging: &Staging, c: usize) -> usize {
-        staging.streamed * self.keys * c.next_multiple_of(self.size) / (self.subgroups * self.subgroup)
+        staging.streamed * self.keys * self.width(c) / (self.subgroups * self.subgroup)
     }
 
     fn fits(&self, staging: &Staging, c: usize, limits: &Limits) -> bool {
         // A row has a lane, and each of its lanes whole vectors of scores and columns of a matrix. Two rows of matrices pay where
-        // one operand of both need not be loaded again. Subgroups of eight are those of a CPU, whose registers are memory.
+        // one operand of both need not be loaded again. Subgroups that share rows have as many columns each; forward there are none,
+        // for sums are scaled on the way, each by one lane.
         self.subgroup.is_multiple_of(self.high * self.size)
             && self.keys.is_multiple_of(self.size)
             && self.keys.is_multiple_of(4 * self.across())
-            && self.size.is_multiple_of(self.across())
+            && (self.spread * self.size).is_multiple_of(self.across())
             && (self.high == 1 || self.held > 0)
+            && (self.spread == 1 || staging.of_rows > 1 && self.width(c).is_multiple_of(self.spread * self.size))
             && (self.subgroup <= 8 || self.kept(staging, c)[0] + self.ahead(staging, c) <= USED)
             && self.bytes(staging, c) <= limits.max_shared_bytes as usize
             && self.subgroups * self.subgroup <= limits.max_invocations as usize
@@ -231,13 +262,13 @@ impl Coop {
 
     /// Shared memory of `lib/attention_coop.wgsl` and of the kernels, bytes.
     fn bytes(&self, staging: &Staging, c: usize) -> usize {
-        let (rows, width) = (self.rows(), c.next_multiple_of(self.size));
+        let (rows, width) = (self.rows(), self.width(c));
         let (own, streamed, turned) = (rows * (width + 8), self.keys * (width + 8), width * (self.keys + 8));
         let weights = rows * (self.keys + 8);
         let kept = staging.turned * turned + (staging.streamed - staging.spent) * streamed;
         let tiles = kept + weights.max(staging.spent * streamed);
         let staged = if self.held > 0 { tiles.max(own) } else { tiles };
-        let product = rows * (self.keys + 4 * self.across());
+        let product = rows * (self.spread * self.keys + 4 * self.across());
         // What lanes of a row tell each other and one word for all, or what is known of each streamed row.
         let told = if staging.hands_on { self.subgroups * self.subgroup + 4 } else { 4 * self.keys };
         2 * (staged + (staging.of_rows - self.held) * own) + 4 * (product + told)
@@ -336,8 +367,13 @@ mod tests {
         let of_8 = ["coop_8_64x32_high", "coop_8_32x32"];
         assert_eq!(forward(64, 5000, &limits), [&of_8[..], &["coop_16_128x32_high", "coop_16_64x32"]].concat());
         // More of both fits neither registers nor shared memory.
-        assert_eq!(backward(64, 5000, &limits), [&of_8[..], &["coop_16_64x32", "coop_16_32x32"]].concat());
-        assert_eq!(backward(256, 5000, &limits), [""; 0]);
+        assert_eq!(backward(64, 5000, &limits), [&of_8[..], &["coop_16_64x32", "coop_16_32x32_spread"]].concat());
+        // Wide heads are shared out among subgroups.
+        let wide = ["coop_8_16x16_spread", "coop_8_8x16_spread", "coop_16_16x16_spread"];
+        assert_eq!(backward(256, 5000, &limits), wide);
+        assert_eq!(backward(192, 5000, &limits)[2..], ["coop_16_16x16_spread"]);
+        // Unless columns of matrices are no multiple of subgroups.
+        assert_eq!(backward(80, 5000, &limits)[2..], ["coop_16_64x32", "coop_16_32x32"]);
         // Fewer rows than keep the device busy.
         let few = ["coop_8_16x32", "coop_8_8x32", "coop_16_32x32", "coop_16_16x32"];
         assert_eq!(forward(64, 400, &limits), few);
@@ -345,12 +381,12 @@ mod tests {
         let least = Limits { max_shared_bytes: 16 << 10, ..limits.clone() };
         let small = ["coop_8_32x16", "coop_8_16x32", "coop_16_64x16", "coop_16_32x16"];
         assert_eq!(forward(64, 5000, &least), small);
-        let small = ["coop_8_32x16", "coop_8_16x16", "coop_16_32x16", "coop_16_16x16"];
+        let small = ["coop_8_32x16", "coop_8_16x16_spread", "coop_16_32x16", "coop_16_16x16_spread"];
         assert_eq!(backward(64, 5000, &least), small);
         // Larger subgroups have more lanes a row, smaller ones fewer rows of matrices.
         let large = Limits { max_subgroup: 64, max_shared_bytes: 64 << 10, ..limits.clone() };
         assert_eq!(backward(64, 5000, &large)[2..], ["coop_16_128x32_high", "coop_16_64x32"]);
         let eight = Limits { min_subgroup: 8, max_subgroup: 8, ..limits };
-        assert_eq!(backward(64, 5000, &eight), ["coop_8_32x32", "coop_8_16x32"]);
+        assert_eq!(backward(64, 5000, &eight), ["coop_8_32x32", "coop_8_16x32_spread"]);
     }
 }

@@ -46,10 +46,13 @@ impl Coop {
 }
 
 impl MatMul {
-    /// Cooperative matrices of the sizes that the adapter has, for B of f32 or f16. Their tiles are no larger than C, but for the smaller ones.
+    /// Cooperative matrices of the sizes that the adapter has; B of other dtypes than f32 and f16 is decoded on its way into shared
+    /// memory. Their tiles are no larger than C, but for the smaller ones.
     pub(super) fn cooperative(&self, s: Sizes, dtype: DType, limits: &Limits) -> impl Iterator<Item = Tier> {
-        let vector = [if self.transpose_a { s.m } else { s.k }, if self.transpose_b { s.k } else { s.n }]
-            .map(|row| usize::from(row.is_multiple_of(4)));
+        let is_decoded = !matches!(dtype, DType::F32 | DType::F16);
+        let by_four = |row: usize| usize::from(row.is_multiple_of(4));
+        let vector_a = by_four(if self.transpose_a { s.m } else { s.k });
+        let vector_b = if is_decoded { 0 } else { by_four(if self.transpose_b { s.k } else { s.n }) };
         let fits = move |coop: &Coop| coop.side == Coop::SIDES[0] || coop.tile() <= s.m.min(s.n);
         let kinds = Coop::all(limits).into_iter().filter(fits).flat_map(|coop| [(coop, ""), (coop, "_native")]);
         kinds.map(move |(coop, native)| {
@@ -59,8 +62,10 @@ impl MatMul {
                 .constant("SIZE_16", usize::from(size == 16))
                 .constant("SIDE", coop.side)
                 .constant("SUBGROUP", coop.subgroup)
-                .constant("VECTOR_A", vector[0])
-                .constant("VECTOR_B", vector[1])
+                .constant("VECTOR_A", vector_a)
+                .constant("VECTOR_B", vector_b)
+                .constant("DECODED", usize::from(is_decoded))
+                .constant("TABLE_IN_OUT", usize::from(dtype == DType::Nf4))
                 .constant("NATIVE", usize::from(!native.is_empty()))
         })
     }

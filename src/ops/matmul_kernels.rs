@@ -124,7 +124,7 @@ impl MatMul {
         if !limits.is_cpu {
             tiers.extend(self.blocks(io));
         }
-        if half && matches!(dtype, DType::F32 | DType::F16) {
+        if half {
             tiers.extend(self.cooperative(s, dtype, limits));
         }
         let split = tiers.iter().filter_map(|tier| {

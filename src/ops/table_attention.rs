@@ -160,6 +160,8 @@ fn halves() -> Vec<Case> {
     all("halves, five fourths", Mask::default(), qkv([1, 7, 33, 1, 1, 80], &[26]));
     all("halves, many heads", Mask::default(), qkv(MANY_HEADS, &[0]));
     all("halves, wide", window(30), qkv([1, 7, 33, 1, 1, 128], &[26]));
+    // Of these a CPU tries no tiles, so there may be several of rows and of what streams by.
+    all("halves, widest", Mask::default(), qkv([1, 19, 19, 2, 1, 256], &[0]));
     cases
 }
 
@@ -213,6 +215,7 @@ fn attention_grad() -> Vec<Case> {
         ("long", [1, 65, 65, 3, 1, 32], 0),
         ("many heads", MANY_HEADS, 0),
         ("wide", [1, 7, 33, 1, 1, 80], 26),
+        ("widest", [1, 9, 9, 2, 1, 256], 0),
         ("prefill", [2, 7, 33, 3, 1, 8], 11),
     ] {
         both(note, Mask::default(), sizes, &[position]);

@@ -11,19 +11,21 @@ fn packed<const N: usize>(dtype: DType, dims: [usize; N]) -> (TensorType, Draw) 
     (TensorType { shape: dims.into(), dtype }, Draw::Normal)
 }
 
-/// One of each kind: elements of two bytes, blocks with a scale, super-blocks, and a table of values.
-const KINDS: [DType; 4] = [DType::BF16, DType::Q8_0, DType::Q4K, DType::Nf4];
-
 pub(super) fn rows() -> Vec<Case> {
-    let each = DType::WEIGHTS.into_iter().filter(|d| d.is_packed()).flat_map(of);
-    each.chain(KINDS.into_iter().map(half)).chain(halves()).chain(panels()).collect()
+    let each = DType::WEIGHTS.into_iter().filter(|d| d.is_packed());
+    let decoded = each.clone().filter(|&dtype| dtype != DType::F16);
+    each.flat_map(of).chain(decoded.flat_map(half)).chain(halves()).chain(panels()).collect()
 }
 
-/// An element is rounded once it is decoded, which is the same for all dtypes.
-fn half(dtype: DType) -> Case {
-    let (product, k) =
-        (MatMul::linear().with(Operands::F16), if dtype == DType::BF16 { 172 } else { 3 * dtype.block().elements });
-    Case::new(&format!("{dtype} half"), product, &[normal([19, k]), packed(dtype, [9, k])])
+/// What is rounded once it is decoded: a frozen layer of mixed precision, forward and back.
+fn half(dtype: DType) -> [Case; 2] {
+    let product = |transpose_b| MatMul::new(false, transpose_b).with(Operands::F16);
+    let (row, some) =
+        if dtype == DType::BF16 { (36, 172) } else { (dtype.block().elements, 3 * dtype.block().elements) };
+    [
+        Case::new(&format!("{dtype} half"), product(true), &[normal([35, some]), packed(dtype, [37, some])]),
+        Case::new(&format!("{dtype} half back"), product(false), &[normal([35, 45]), packed(dtype, [45, row])]),
+    ]
 }
 
 /// Copies in f16 of weights that products round, which kernels of every tier read: forward and back, odd and even, many rows and in

@@ -54,6 +54,7 @@ const TABLE: &[(&str, &str)] = table![
     "lib/attention_tile",
     "lib/block",
     "lib/cache",
+    "lib/coop_b",
     "lib/coop_tile",
     "lib/eight",
     "lib/expert_grad_params",
