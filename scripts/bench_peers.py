@@ -226,7 +226,8 @@ def start(danlu, adapter, preset, folder, steps, until):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         for line in process.stdout:
             event = json.loads(line)
-            if event["event"] in ("ready", "step"):
+            # What was told before it heard that it is killed does not count.
+            if done < until and event["event"] in ("ready", "step"):
                 told.append((time.perf_counter() - began, event))
                 done += event["event"] == "step"
             if done == until:

@@ -1,7 +1,8 @@
 // matmul_coop: c = op(a) op(b) by cooperative matrices of SIZE x SIZE, tier 4: operands rounded to f16, sums in f32. A workgroup
 // makes a tile of SIDE x SIDE matrices, of which each subgroup of SUBGROUP lanes makes SIDE/2 x SUBGROUP/SIZE; where a driver
 // makes subgroups smaller than that, several make the same. While one step of k is multiplied, what the next one needs is
-// on its way from storage. TA: a is [k,m]; TB: b is [n,k]. F16: b is f16. VECTOR_A, VECTOR_B: rows as stored divide by four.
+// on its way from storage. TA: a is [k,m]; TB: b is [n,k]. F16: b is f16; DECODED: it is
+// packed, and decoded on its way to shared memory (lib/coop_b.wgsl), where TABLE_IN_OUT has the values of NF4's codes lie. VECTOR_A, VECTOR_B: rows as stored divide by four.
 // No subgroup operations: with them a driver (NVIDIA 595) crashes on cooperative matrices.
 enable f16;
 enable wgpu_cooperative_matrix;

@@ -101,6 +101,23 @@ fn numbers_that_are_none_lead_back_to_the_last_checkpoint() {
         notes.iter().filter_map(|n| n.split("the checkpoint of step ").nth(1)?.split(',').next()).collect();
     assert!(back == ["9", "6"] && made.1.progress.rate_scale == 0.25, "{notes:?}");
 
+    // Taken up at step 6, and harmed at once and again: the checkpoint before is tried, and that of step 6 made anew.
+    let again = Recipe { out: folder.path().join("again"), steps: 6, ..recipe.clone() };
+    go(&gpu, &again, &mut begin(&gpu, &again, folder.path()), &mut |_| ()).0.unwrap();
+    let mut resumption = Resumption::find(&again.out, &mut |text| panic!("{text}")).unwrap();
+    resumption.recipe.steps = 12;
+    let mut made = begin(&gpu, &resumption.recipe, folder.path());
+    block_on(resumption.restore(&mut made.1, &made.0)).unwrap();
+    let states = made.1.states.clone();
+    spoil(&states);
+    let (ending, notes) = go(&gpu, &resumption.recipe, &mut made, &mut |event| {
+        if matches!(event, Event::Note { text } if text.contains("of step 6, and on with 0.5 ")) {
+            spoil(&states);
+        }
+    });
+    assert_eq!(ending.unwrap(), Ending::Complete, "{notes:?}");
+    assert_eq!((made.1.progress.rollbacks, made.1.progress.rate_scale), (2, 0.25), "{notes:?}");
+
     // Where no rate helps, there is an end; and where it is not wanted, at once.
     for (policy, rollbacks, said) in [
         (OnDivergence::Rollback, 4, "No model was written after 4 rollbacks."),

@@ -51,7 +51,12 @@ pub fn measure_hidden(gpus: &[Gpu], config: &ModelConfig, batch: [usize; 2], ste
         let joined = threads.into_iter().map(|thread| thread.join());
         joined.map(|told| told.unwrap_or_else(|_| Err(Error::Rank("a rank panicked".into())))).collect()
     });
-    let all = told.into_iter().collect::<Result<Vec<_>>>()?;
+    // What one of them failed of says more than that others found it gone.
+    let cause = told.iter().position(|told| matches!(told, Err(e) if !matches!(e, Error::Rank(_))));
+    let all = match cause {
+        Some(i) => return told.into_iter().nth(i).expect("it is there"),
+        None => told.into_iter().collect::<Result<Vec<_>>>()?,
+    };
     all.into_iter().next().ok_or_else(|| Error::Invalid("no ranks".into()))
 }
 

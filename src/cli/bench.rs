@@ -98,10 +98,6 @@ pub async fn bench(args: BenchArgs) -> Result<()> {
         }
     }
     bar.finish_and_clear();
-    if matches!(args.filter.as_deref(), None | Some("train")) {
-        // From some of the kernels alone nothing is learned of the others.
-        tuner.keep_learned(&report.machine);
-    }
     if args.json {
         say!("{}", report.to_json());
     } else {
@@ -115,6 +111,10 @@ pub async fn bench(args: BenchArgs) -> Result<()> {
             "could not be measured, so nothing is kept or compared: {}",
             report.failed.join("; ")
         )));
+    }
+    if matches!(args.filter.as_deref(), None | Some("train")) {
+        // From some of the kernels alone nothing is learned of the others.
+        tuner.keep_learned(&report.machine);
     }
     conclude(&args, &report, before.as_ref(), kept.as_deref())
 }

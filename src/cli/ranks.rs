@@ -22,7 +22,8 @@ pub struct RankArgs {
     /// Let several ranks share an adapter, also where that is a GPU.
     #[arg(long)]
     pub share_adapter: bool,
-    /// Ranks that --mesh auto finds a mesh for [default: the processes that a launcher started; without one, an adapter each].
+    /// Ranks that --mesh auto finds a mesh for [default: the processes that a launcher started; without one, as many as there are
+    /// adapters like the one that is chosen].
     #[arg(long = "ranks", id = "ranks", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub count: Option<u32>,
     /// The machine that --mesh auto reckons with: h100, h100-500w, h200, a100, mi300x, sunway, cpu, a TOML file like those of

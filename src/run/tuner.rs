@@ -74,6 +74,8 @@ pub struct Tuner {
     changed: bool,
     /// The device's limits were measured in this process.
     has_machine: bool,
+    /// Whether this process brought what a benchmark learned; else another's may be newer.
+    has_learned: bool,
     /// What [`rounding::run`] found, once it was asked.
     misrounds: Option<Option<String>>,
     /// What was asked for and not known.
@@ -107,6 +109,7 @@ impl Tuner {
             measured: 0,
             changed: false,
             has_machine: false,
+            has_learned: false,
             misrounds: None,
             asked: Vec::new(),
             decided: Vec::new(),
@@ -179,7 +182,7 @@ impl Tuner {
     pub fn keep_learned(&mut self, machine: &Machine) {
         if !machine.taken.is_empty() {
             self.records.learned = Some(machine.clone());
-            self.changed = true;
+            (self.has_learned, self.changed) = (true, true);
         }
     }
 
@@ -188,9 +191,9 @@ impl Tuner {
     /// # Errors
     /// If the folder cannot be written.
     pub fn save(&mut self) -> Result<()> {
-        match &self.folder {
-            Some(folder) if self.changed => self.records.save(folder)?,
-            _ => {}
+        if let Some(folder) = self.folder.as_ref().filter(|_| self.changed) {
+            let learned = self.records.learned.clone().filter(|_| self.has_learned);
+            Records { learned, ..self.records.clone() }.save(folder)?;
         }
         self.changed = false;
         Ok(())

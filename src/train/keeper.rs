@@ -120,7 +120,7 @@ impl Keeper {
     }
 
     /// Makes the slots, and has the device write to them once: a system gives memory when it is first written to, which takes
-    /// longer than the copies. To be called before the first is taken; again, where a run went back, it has nothing to do.
+    /// longer than the copies. To be called before the first is taken, which does it itself otherwise; again it has nothing to do.
     ///
     /// # Errors
     /// If there is no memory for them, or the device fails.
@@ -172,6 +172,8 @@ impl Keeper {
     /// # Errors
     /// If the device fails.
     pub async fn take(&mut self, trainer: &Trainer, manifest: Manifest, began: Instant) -> Result<()> {
+        // A run that is taken up and goes back before its first step is told comes here without slots.
+        self.prepare(trainer).await?;
         self.busy = true;
         self.send(Job::Begin(Box::new(manifest), began))?;
         let (mut at, mut copied, mut stall) = (0, Vec::new(), 0.0);

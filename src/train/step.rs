@@ -5,7 +5,7 @@ use super::load::Load;
 use super::preferring::Rewards;
 use super::{ExpertLoad, GroupOptions, Precision, Recipe};
 use crate::compile::{BufferKind, BufferSpec, Plan};
-use crate::optim::{JUDGE, LossScaling, Optimizer, Schedule, Settings, UPDATE_NORM, Update};
+use crate::optim::{JUDGE, LossScaling, Optimizer, Rule, Schedule, Settings, UPDATE_NORM, Update};
 use crate::run::Results;
 
 /// What a step reports.
@@ -108,6 +108,9 @@ pub fn unheard_copies(recipe: &Recipe, plan: &Plan) -> Option<String> {
         return None;
     }
     let [why, way] = without_copies(recipe).unwrap_or_else(|| match recipe.shards() {
+        1 if recipe.optimizer == Rule::AdamW8bit => {
+            ["moments of eight bits leave no binding for copies where a page has gaps", "set --optimizer adamw"]
+        }
         1 => ["no matrix lies in this model's pages where a copy could be bound", "take another model"],
         _ => ["ranks share out what they update", "set --shard none"],
     });

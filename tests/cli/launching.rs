@@ -201,7 +201,9 @@ fn a_run_that_goes_on_with_fewer_ranks_trains_the_same() {
     let (all, calm) = (losses(&place, "fewer"), losses(&place, "calm"));
     assert_eq!(all[..done as usize], calm[..done as usize]);
     for (got, expected) in all.iter().zip(&calm).skip(done as usize) {
-        assert!(got.0 == expected.0 && (got.1 - expected.1).abs() <= 2e-5 * expected.1, "{got:?} for {expected:?}");
+        // Where training went on for long before, the loss is small, and what roundings make of it is not.
+        let bar = 2e-5 * expected.1.max(1.0);
+        assert!(got.0 == expected.0 && (got.1 - expected.1).abs() <= bar, "{got:?} for {expected:?}");
     }
     assert_eq!(calm.len() as u64, done + 8);
 }

@@ -324,7 +324,7 @@ fn a_mesh_that_is_chosen_is_recorded_and_kept() {
     assert_eq!((mesh("m").as_str(), losses(&place, "m").len()), ("mesh = \"pipeline=2\"", 3));
     // The tiny model has rows alone to share; and of adapters that are one processor it is known what messages cost.
     let own = place.train("--mesh auto --ranks 2 --steps 1 --quiet --out own").assert();
-    if pollster::block_on(danlu::gpu::list())[0].limits.is_cpu {
+    if pollster::block_on(danlu::gpu::list())[super::chosen()].limits.is_cpu {
         own.success();
         assert_eq!(mesh("own"), "mesh = \"data=2\"");
         assert!(place.path("own/ranks/rank-1.jsonl").exists());

@@ -111,17 +111,17 @@ fn plans_take_an_adapter_s_time_from_what_was_measured() {
     }
     let (place, adapter) = (Place::new(), chosen());
     let line = format!("plan --config tiny.json --batch 2 --seq 16 --adapter {adapter}");
-    let said = stdout(&place.danlu(&line).assert().success().stderr(""));
+    let said = stdout(&place.danlu(&line).assert().success());
     let measure = format!("danlu bench train --adapter {adapter}");
     assert!(said.contains(&format!("is not known yet: {measure} measures it")) && !said.contains("\non "), "{said}");
     let said = stderr(&place.danlu(&format!("{line} --steps 10")).assert().code(1));
     assert!(said.starts_with("danlu: --steps asks for the time of a run") && said.contains(&measure), "{said}");
     let report = pollster::block_on(danlu::gpu::list()).swap_remove(adapter);
     place.train("--out m --quiet").assert().success();
-    let said = stdout(&place.danlu(&line).assert().success().stderr(""));
+    let said = stdout(&place.danlu(&line).assert().success());
     assert!(said.contains(&format!("\non {}\n", report.name)) && said.contains(&measure), "{said}");
     let answer = || -> Value {
-        let done = place.danlu(&format!("{line} --steps 10 --json")).assert().success().stderr("");
+        let done = place.danlu(&format!("{line} --steps 10 --json")).assert().success();
         serde_json::from_str::<Value>(&stdout(&done)).unwrap()["answer"].clone()
     };
     let at_the_roofline = answer();

@@ -45,7 +45,23 @@ pub async fn choose(args: &TrainArgs, recipe: &Recipe, process: Option<&Process>
 pub fn foreseen(args: &TrainArgs, recipe: &Recipe, ranks: usize, near: usize) -> Result<Option<Chosen>> {
     let config = config(recipe)?;
     let machine = args.ranks.machine.as_ref().map(|name| MachineFile::find(name)).transpose()?;
+    if let Some(machine) = &machine {
+        check_levels(machine, ranks, near)?;
+    }
     machine.map(|machine| best(&config, recipe, ranks, &machine.among(near))).transpose()
+}
+
+/// Refuses a machine of which it is not known what messages cost: that is known of ranks that are one processor only, unless its
+/// file says it.
+fn check_levels(machine: &MachineFile, ranks: usize, near: usize) -> Result<()> {
+    if ranks < 2 || !machine.levels.is_empty() || machine.shared && near == ranks {
+        return Ok(());
+    }
+    let between = if near == ranks { format!("adapters such as {}", machine.name) } else { "machines".into() };
+    bail!(
+        "--mesh auto has to know what messages between {between} cost: add --machine, such as h100, or a TOML file like those of \
+         machines/ with its [[levels]]; or write axes, such as --mesh data={ranks}"
+    );
 }
 
 /// The model that is trained.
@@ -54,6 +70,11 @@ fn config(recipe: &Recipe) -> Result<ModelConfig> {
         bail!(
             "--mesh auto reckons with all parameters, and this run trains adapters, for which ranks have little to say to each other: \
              write axes, such as --mesh data=4"
+        );
+    }
+    if recipe.dpo.is_some() {
+        bail!(
+            "--mesh auto reckons with one row of tokens at a time, and this run has pairs of them: write axes, such as --mesh data=4"
         );
     }
     Ok(plan::model(recipe)?.0)
@@ -78,17 +99,10 @@ async fn find(args: &TrainArgs, recipe: &Recipe, process: Option<&Process>) -> R
     best(&config(recipe)?, recipe, ranks, &machine.among(near))
 }
 
-/// This machine by what is remembered of its adapter, or measured: what messages cost is known of ranks that are one processor only.
+/// This machine by what is remembered of its adapter, or measured.
 async fn remembered(recipe: &Recipe, wanted: &Selector, ranks: usize, near: usize) -> Result<MachineFile> {
     let gpu = Gpu::open(wanted).await?;
     let name = gpu.report().name.clone();
-    if ranks > 1 && !(gpu.limits().is_cpu && near == ranks) {
-        let between = if near == ranks { format!("adapters such as {name}") } else { "machines".into() };
-        bail!(
-            "--mesh auto has to know what messages between {between} cost: add --machine, such as h100, or a TOML file like those of \
-             machines/ with its [[levels]]; or write axes, such as --mesh data={ranks}"
-        );
-    }
     let mut tuner = Tuner::new(&gpu, recipe.tune, Some(&paths::cache()));
     tuner.roofline(recipe.precision == Precision::Mixed).await?;
     // A cache that cannot be written costs the next start half a second; the run itself will say it.
@@ -96,6 +110,7 @@ async fn remembered(recipe: &Recipe, wanted: &Selector, ranks: usize, near: usiz
     let Some(machine) = MachineFile::remembered(tuner.records(), gpu.limits().is_cpu) else {
         bail!("{name} could not be measured: add --machine, or write axes, such as --mesh data={ranks}");
     };
+    check_levels(&machine, ranks, near)?;
     Ok(MachineFile { memory: gpu.limits().memory_bytes.map(Bytes), ..machine })
 }
 

@@ -24,13 +24,17 @@ impl Trainer {
         }
         // Where all ranks of a batch have the same experts, these are as all else.
         let apart = self.mesh.expert > 1;
-        let held = [
-            (Axis::Data, "parameters", self.pages_hash(|experts| !(experts && apart)).await?),
-            (Axis::Replica, "experts", self.pages_hash(|experts| experts && apart).await?),
-            (Axis::Tensor, "parameters that are alike along tensor", self.alike_hash(Axis::Tensor).await?),
-            (Axis::Pipeline, "a table of both ends of the pipeline", self.alike_hash(Axis::Pipeline).await?),
-        ];
-        for (axis, what, hash) in held.into_iter().filter(|(axis, ..)| self.mesh.group(0, *axis).0 > 1) {
+        // What nobody else has is not read from the device.
+        for axis in [Axis::Data, Axis::Replica, Axis::Tensor, Axis::Pipeline] {
+            if self.mesh.group(0, axis).0 < 2 {
+                continue;
+            }
+            let (what, hash) = match axis {
+                Axis::Data => ("parameters", self.pages_hash(|experts| !(experts && apart)).await?),
+                Axis::Replica => ("experts", self.pages_hash(|experts| experts && apart).await?),
+                Axis::Tensor => ("parameters that are alike along tensor", self.alike_hash(axis).await?),
+                _ => ("a table of both ends of the pipeline", self.alike_hash(axis).await?),
+            };
             self.world.compare_groups(what, hash, &groups(self.mesh, axis))?;
         }
         let mut judged = Hasher::new();
