@@ -103,7 +103,9 @@ impl MachineFile {
         if path.extension().is_some_and(|e| e == "json") {
             let report = Report::read(path)?;
             let file = MachineFile::of(&report.adapter.name, &report.machine, None);
-            return Ok(MachineFile { shared: report.is_cpu, ..file });
+            let file = MachineFile { shared: report.is_cpu, ..file };
+            file.check().map_err(|message| Error::file(path, message))?;
+            return Ok(file);
         }
         MachineFile::parse(&read_text(path, MOST)?, path)
     }

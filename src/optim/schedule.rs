@@ -63,7 +63,7 @@ impl Schedule {
         let after = total.saturating_sub(warmup);
         match () {
             () if warmup > total => Some(format!(
-                "the rate rises for {warmup} steps, of which there are {total}: it never reaches lr (--warmup)"
+                "the rate rises for {warmup} steps, of which there are {total}: it never reaches lr; set `warmup` in a recipe"
             )),
             () if shape == Shape::Wsd && decay > after => Some(format!(
                 "the rate falls for {decay} steps, and {after} are left after the warm-up: it begins below lr"

@@ -153,6 +153,11 @@ impl FromStr for Mesh {
     fn from_str(text: &str) -> Result<Mesh> {
         let wrong = |what: String| Error::Invalid(format!("mesh `{text}`: {what}; write axes as in data=4,tensor=2"));
         let (mut mesh, mut named) = (Mesh::ONE, Vec::new());
+        if text.trim() == "auto" {
+            return Err(Error::Invalid(
+                "a recipe's mesh is written as axes, as in data=4,tensor=2; --mesh auto has them chosen".into(),
+            ));
+        }
         for part in text.split(',') {
             let (axis, size) = part.split_once('=').ok_or_else(|| wrong(format!("`{part}` has no =")))?;
             let place = match axis.trim() {

@@ -70,7 +70,8 @@ impl Resumption {
     ///
     /// # Errors
     /// If it holds no run, one that this version cannot take up, or checkpoints of which none can be used: they may miss no more
-    /// than a disk that is not mounted, and a run that began anew would remove them.
+    /// than a disk that is not mounted, and a run that began anew would remove them. Nor is a model written over that was trained
+    /// without checkpoints.
     pub fn find(folder: &Path, note: &mut dyn FnMut(String)) -> Result<Resumption> {
         let mut newest = None;
         let mut passed = |step: u64, error: Error| {
@@ -97,6 +98,14 @@ impl Resumption {
         let recipe = folder.join(RECIPE);
         if !recipe.is_file() {
             let message = format!("holds no run that could be taken up: neither a checkpoint nor {RECIPE}");
+            return Err(Error::file(folder, message));
+        }
+        if holds_model(folder) {
+            let message = format!(
+                "holds the model of a run, which kept no checkpoint to go on from; begin anew beside it, or with --force over it: danlu \
+                 train --recipe {} --out FOLDER",
+                recipe.display()
+            );
             return Err(Error::file(folder, message));
         }
         Ok(Resumption { recipe: Recipe { out, ..Recipe::open_run(&recipe)? }, from: None })
@@ -181,9 +190,7 @@ pub fn occupied(folder: &Path) -> Option<String> {
         None if !all.is_empty() => return Some(begun("with checkpoints that cannot be read".into())),
         None => {}
     }
-    // Weights come before what says of which model they are: a run that was killed between the two leaves them alone.
-    let parts = ["model.safetensors", "config.json", "adapter_model.safetensors", ADAPTER_CONFIG];
-    if parts.iter().any(|name| folder.join(name).exists()) {
+    if holds_model(folder) {
         let run = if folder.join(RECIPE).exists() { "the model of a run, which kept no checkpoint" } else { "a model" };
         return Some(over(run));
     }
@@ -198,6 +205,13 @@ pub fn occupied(folder: &Path) -> Option<String> {
     Some(format!(
         "{out} holds {other}, which is no run's: choose another --out, or train there all the same with --force"
     ))
+}
+
+/// Whether a folder holds a model, or a part of one: weights come before what says of which model they are, and a run that was
+/// killed between the two leaves them alone.
+fn holds_model(folder: &Path) -> bool {
+    let parts = ["model.safetensors", "config.json", "adapter_model.safetensors", ADAPTER_CONFIG];
+    parts.iter().any(|name| folder.join(name).exists())
 }
 
 #[cfg(test)]
@@ -271,6 +285,9 @@ mod tests {
         for name in ["model.safetensors", "adapter_model.safetensors", ADAPTER_CONFIG] {
             fs::write(folder.join(name), "").unwrap();
             said("the model of a run, which kept no checkpoint");
+            fs::write(folder.join(RECIPE), Recipe::default().to_toml()).unwrap();
+            let error = Resumption::find(&folder, &mut |text| panic!("{text}")).unwrap_err().to_string();
+            assert!(error.contains("the model of a run, which kept no checkpoint to go on from"), "{error}");
             fs::remove_file(folder.join(name)).unwrap();
         }
         fs::write(folder.join(ADAPTER_CONFIG), "").unwrap();

@@ -83,6 +83,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
     Tasks::read(&recipe)?;
     writable(&recipe.out, "output folder", "choose another with --out")?;
     writable(&paths::cache(), "cache folder", "set DANLU_CACHE to another")?;
+    args.profile.as_deref().filter(|_| is_first).map_or(Ok(()), paths::try_file)?;
     let base = open_base(&recipe)?;
     let mut config = match &base {
         Some(base) => base.checkpoint.config().clone(),
