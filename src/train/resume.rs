@@ -102,8 +102,8 @@ impl Resumption {
         }
         if holds_model(folder) {
             let message = format!(
-                "holds the model of a run, which kept no checkpoint to go on from; begin anew beside it, or with --force over it: danlu \
-                 train --recipe {} --out FOLDER",
+                "holds the model of a run, which kept no checkpoint to go on from; begin anew by {} with another --out, or over it \
+                 with --force",
                 recipe.display()
             );
             return Err(Error::file(folder, message));

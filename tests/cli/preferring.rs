@@ -144,11 +144,16 @@ fn a_killed_run_of_pairs_ends_with_the_same_bytes() {
     }
     let said = stderr(&place.danlu("dpo --resume lora-hurt --beta 0.3").assert().failure());
     assert!(said.contains("dpo.beta is 0.1 in the run that is taken up, and would be 0.3"), "{said}");
+    place.train("--out examples --quiet --steps 1 --checkpoint-every 1").assert().success();
     // Flags that the run has no use for are not passed over.
     for (line, part) in [
         ("finetune --resume lora-hurt", "is one of preference pairs: go on with it by danlu dpo --resume"),
         ("dpo --full --resume lora-hurt", "trains adapters: leave --full out"),
-        ("dpo --resume m", "is one of examples, not pairs"),
+        ("dpo --resume examples", "is one of examples, not pairs"),
+        (
+            "dpo --resume m",
+            "m: holds the model of a run, which kept no checkpoint to go on from; begin anew by m/recipe.toml",
+        ),
     ] {
         let said = stderr(&place.danlu(line).assert().failure());
         assert!(said.lines().count() == 1 && said.contains(part), "{line}: {said}");
