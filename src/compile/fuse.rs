@@ -2,8 +2,7 @@
 //! becomes its epilogue or prologue; a norm goes into the products of its rows.
 
 use super::fused::{Attached, Fused};
-use super::join::operator;
-use super::rewrite::{Rewrite, ids, uses};
+use super::rewrite::{Rewrite, ids, operator, uses};
 use crate::base::Limits;
 use crate::error::Result;
 use crate::graph::{Expr, Graph, Io, Kind, Map, MapPair, Node, NodeId, Op, Value};

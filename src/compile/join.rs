@@ -3,12 +3,11 @@
 //! panels ([`PanelMatMul`]).
 
 use super::place;
-use super::rewrite::{Rewrite, ids};
+use super::rewrite::{Rewrite, ids, operator};
 use crate::base::Limits;
 use crate::error::Result;
 use crate::graph::{Graph, NodeId, Op, Slice, Value};
 use crate::ops::{MOST, MatMul, PANEL, PanelMatMul};
-use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -43,11 +42,6 @@ pub(super) fn weights(rewrite: &mut Rewrite, [first, last]: [&Part; 2], name: &s
     let view = Arc::new(Slice { start: first.slice.start, shape });
     let whole = rewrite.value(first.whole);
     Ok(rewrite.new.apply_named(view, &[whole], format!("{name}.weights"))?[0])
-}
-
-pub(super) fn operator<T: Op>(graph: &Graph, id: NodeId) -> Option<&T> {
-    let op: &dyn Any = graph.node(id).op()?.as_ref();
-    op.downcast_ref()
 }
 
 /// A product that could be a part of another, and its weight.

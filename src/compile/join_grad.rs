@@ -1,9 +1,9 @@
 //! Gradients of products of one input whose weights adjoin become one product each: the sum of dYᵢ·Wᵢ towards the input,
 //! and the dYᵢᵀ·X towards the weights. For that the dYᵢ lie one after the other, as panels of one matrix ([`PanelMatMul`]).
 
-use super::join::{Part, operator, weights};
+use super::join::{Part, weights};
 use super::place;
-use super::rewrite::{Rewrite, ids, uses};
+use super::rewrite::{Rewrite, ids, operator, uses};
 use crate::base::{Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Concat, Graph, Io, Kind, Map, NodeId, Op, Slice, Value, View};

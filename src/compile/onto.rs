@@ -1,9 +1,8 @@
 //! The gradient of an embedding is added to the table's other gradient by the kernel that makes it: of a table that is the
 //! output's, too, that is one tensor less, and fewer bytes than zeros, sums and their addition.
 
-use super::join::operator;
 use super::place::root;
-use super::rewrite::{Rewrite, ids, uses};
+use super::rewrite::{Rewrite, ids, operator, uses};
 use crate::base::Limits;
 use crate::error::Result;
 use crate::graph::{Graph, Kind, Map, NodeId, Value};

@@ -1,7 +1,8 @@
 //! Carries a graph over into a new one, node by node, so that each pass says only what it changes.
 
-use super::{Graph, Kind, Node, NodeId, Value};
+use super::{Graph, Kind, Node, NodeId, Op, Value};
 use crate::error::Result;
+use std::any::Any;
 use std::collections::HashMap;
 
 /// A graph being rebuilt: where each old value stands in the new graph.
@@ -57,6 +58,12 @@ impl<'a> Rewrite<'a> {
         }
         self.new
     }
+}
+
+/// The operator of a node, if it is one of this kind.
+pub(crate) fn operator<T: Op>(graph: &Graph, id: NodeId) -> Option<&T> {
+    let op: &dyn Any = graph.node(id).op()?.as_ref();
+    op.downcast_ref()
 }
 
 /// Ids of all nodes, in program order.

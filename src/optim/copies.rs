@@ -11,12 +11,11 @@ use super::{Optimizer, Rule, Update};
 use crate::base::{Axis, DType, Limits, TensorType};
 use crate::compile::expanded;
 use crate::error::Result;
-use crate::graph::rewrite::{Rewrite, ids};
-use crate::graph::{Graph, Kind, NodeId, Op, Slice, Value};
+use crate::graph::rewrite::{Rewrite, ids, operator};
+use crate::graph::{Graph, Kind, NodeId, Slice, Value};
 use crate::model::{EMBEDDING, OUTPUT};
 use crate::nn::{PARAMETERS, ParamLayout, ParamSpec, Parts};
 use crate::ops::{COPIES, Cast, MatMul};
-use std::any::Any;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -148,9 +147,4 @@ fn in_page(graph: &Graph, value: Value) -> Option<(usize, usize)> {
     let node = graph.node(value.node);
     let page = node.name.strip_prefix(PARAMETERS)?.strip_prefix('.')?.parse().ok()?;
     matches!(node.kind, Kind::State).then_some((page, 0))
-}
-
-fn operator<T: Op>(graph: &Graph, id: NodeId) -> Option<&T> {
-    let op: &dyn Any = graph.node(id).op()?.as_ref();
-    op.downcast_ref()
 }

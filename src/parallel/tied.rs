@@ -3,10 +3,9 @@
 //! back, and the few rows that changed since once more in the end.
 
 use crate::error::Result;
-use crate::graph::rewrite::{Rewrite, ids, uses};
-use crate::graph::{Graph, Kind, Map, NodeId, Op, Slice, Value};
+use crate::graph::rewrite::{Rewrite, ids, operator, uses};
+use crate::graph::{Graph, Kind, Map, NodeId, Slice, Value};
 use crate::ops::{Accumulate, AllGather, AllReduce, Along, EmbeddingGrad, EmbeddingPart, PutRows};
-use std::any::Any;
 use std::collections::HashMap;
 
 /// Part of a table's rows that is summed twice, at most: what is hidden so is never paid with much more talk.
@@ -75,11 +74,6 @@ fn tied(graph: &Graph, added: NodeId, summed: &dyn Fn(&str) -> bool) -> Option<T
     let is_both = is_sum && summed(&into.name) && graph.ty(head) == graph.ty(rows) && head.node < rows.node;
     let tokens = graph.node(rows.node).inputs[1];
     is_both.then_some(Tied { head, tokens, first, rows, sum, added, state, start, keep })
-}
-
-fn operator<T: Op>(graph: &Graph, id: NodeId) -> Option<&T> {
-    let op: &dyn Any = graph.node(id).op()?.as_ref();
-    op.downcast_ref()
 }
 
 /// Adds the output's term to the state; gives the tokens of all ranks, and what is there of their rows.

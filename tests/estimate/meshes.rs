@@ -2,21 +2,12 @@
 
 use danlu::base::Limits;
 use danlu::compile::First;
-use danlu::estimate::{Asked, MachineFile, Mesh, Rate, Recompute, Setup, Storage, search};
+use danlu::estimate::{Asked, MachineFile, Mesh, Recompute, Setup, Storage, search};
 use danlu::model::{ModelConfig, find_config};
 use danlu::optim::{Rule, Shard};
 use danlu::train::{Recipe, plans_of_rank};
 
-const SETUP: Setup = Setup {
-    batch: 64,
-    seq: 4096,
-    micro_batch: 1,
-    interleave: 1,
-    shard: Shard::None,
-    recompute: Recompute::None,
-    storage: Storage::F32,
-    products: Rate::F16,
-};
+const SETUP: Setup = Setup { storage: Storage::F32, ..super::SETUP };
 
 /// What the ranks of a run say, if they refuse: some of each kind plan their parts, as they do before they begin.
 fn refusal(config: &ModelConfig, run: &Recipe) -> Option<String> {
