@@ -6,7 +6,7 @@ struct Params { rows: u32, columns: u32, start: u32 }
 @group(0) @binding(1) var<storage, read> logits: array<Item>;
 @group(0) @binding(2) var<storage, read> targets: array<u32>;
 @group(0) @binding(3) var<storage, read> lse: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dlogits: array<Item>;
+@group(0) @binding(4) var<storage, read_write> dlogits: array<WrittenItem>;
 #if PER_ROW
 @group(0) @binding(5) var<storage, read> dy: array<f32>;
 #else
@@ -14,7 +14,7 @@ struct Params { rows: u32, columns: u32, start: u32 }
 @group(0) @binding(6) var<storage, read> dloss: array<f32>;
 #endif
 
-#import lib/item.wgsl
+#import lib/written_item.wgsl
 
 const IGNORE = 0xffffffffu;
 
@@ -48,10 +48,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
         }
         for (var j = 0u; j < LOADS; j++) {
             let at = i + j * WORKGROUP;
-            dlogits[base + at] = less_one(exp(x[j] - whole), at, target_word) * scale;
+            dlogits[base + at] = written_item(less_one(exp(x[j] - whole), at, target_word) * scale);
         }
     }
     for (; i < columns; i += WORKGROUP) {
-        dlogits[base + i] = less_one(exp(logits[base + i] - whole), i, target_word) * scale;
+        dlogits[base + i] = written_item(less_one(exp(logits[base + i] - whole), i, target_word) * scale);
     }
 }

@@ -1,8 +1,14 @@
 // matmul_block: c = op(a) op(b) for GPUs, tier 2 with vector loads. A lane makes 8 x 8 of a tile of TILE_M x TILE_N, from vectors
 // of four along either side, each pair of which serves 32 multiply-adds; meanwhile what the next step needs is on its way into
-// registers. Rows of a and b as stored divide by four. TA: a is [k,m]; TB: b is [n,k]. HALF: operands are rounded to f16.
+// registers. Rows of a and b as stored divide by four. TA: a is [k,m]; TB: b is [n,k]. HALF: operands are rounded to f16;
+// A_F16: a is stored so.
 #import lib/matmul_params.wgsl
+#if A_F16
+enable f16;
+@group(0) @binding(1) var<storage, read> a: array<vec4<f16>>;
+#else
 @group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
+#endif
 #import lib/four_b.wgsl
 #import lib/operand.wgsl
 #import lib/matmul_store.wgsl
@@ -54,7 +60,7 @@ fn place_a(lines: Lines, at: vec2<u32>, d: u32) -> u32 {
 fn load_a(lines: Lines, at: vec2<u32>) -> mat4x4<f32> {
     var stored: mat4x4<f32>;
     for (var d = 0u; d < 4u; d++) {
-        stored[d] = a[place_a(lines, at, d) / 4u];
+        stored[d] = vec4<f32>(a[place_a(lines, at, d) / 4u]);
     }
     return stored;
 }
@@ -79,7 +85,7 @@ fn ready_a(lines: Lines, at: vec2<u32>, stored: mat4x4<f32>) -> mat4x4<f32> {
     for (var d = 0u; d < 4u; d++) {
         let v = stored[d];
         let i = params.whole_a + place_a(lines, at, d);
-        m[d] = operand4(vec4(prologue(v.x, i), prologue(v.y, i + 1u), prologue(v.z, i + 2u), prologue(v.w, i + 3u)));
+        m[d] = operand_a4(vec4(prologue(v.x, i), prologue(v.y, i + 1u), prologue(v.z, i + 2u), prologue(v.w, i + 3u)));
     }
     return within(m, TA == 0u, at, params.m);
 }

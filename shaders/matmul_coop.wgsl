@@ -1,16 +1,23 @@
 // matmul_coop: c = op(a) op(b) by cooperative matrices of SIZE x SIZE, tier 4: operands rounded to f16, sums in f32. A workgroup
 // makes a tile of SIDE x SIDE matrices, of which each subgroup of SUBGROUP lanes makes SIDE/2 x SUBGROUP/SIZE; where a driver
 // makes subgroups smaller than that, several make the same. While one step of k is multiplied, what the next one needs is
-// on its way from storage. TA: a is [k,m]; TB: b is [n,k]. F16: b is f16; DECODED: it is
+// on its way from storage. TA: a is [k,m]; TB: b is [n,k]. A_F16, F16: a, b is f16; DECODED: b is
 // packed, and decoded on its way to shared memory (lib/coop_b.wgsl), where TABLE_IN_OUT has the values of NF4's codes lie. VECTOR_A, VECTOR_B: rows as stored divide by four.
 // No subgroup operations: with them a driver (NVIDIA 595) crashes on cooperative matrices.
 enable f16;
 enable wgpu_cooperative_matrix;
 #import lib/matmul_params.wgsl
-#if VECTOR_A
-@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
+#if A_F16
+alias OneA = f16;
+alias FourA = vec4<f16>;
 #else
-@group(0) @binding(1) var<storage, read> a: array<f32>;
+alias OneA = f32;
+alias FourA = vec4<f32>;
+#endif
+#if VECTOR_A
+@group(0) @binding(1) var<storage, read> a: array<FourA>;
+#else
+@group(0) @binding(1) var<storage, read> a: array<OneA>;
 #endif
 #import lib/coop_b.wgsl
 #import lib/operand.wgsl
@@ -144,11 +151,17 @@ fn main(
 #if epilogue
     is_direct = false;
 #endif
+#if WRITES_F16
+    is_direct = false;
+#endif
     for (var e = 0u; e < COUNT; e++) {
         let sum = sums[0];
         if is_direct {
+#if WRITES_F16
+#else
             let to = corner + (e / ALONG * step + e % ALONG) * SIZE;
             coopStoreT(sum, &c[to], step);
+#endif
         } else {
             let slot = subgroup * SIZE * SIZE;
             coopStoreT(sum, &out[slot], SIZE);

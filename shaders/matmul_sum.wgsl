@@ -7,12 +7,13 @@ struct Params {
 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> parts: array<f32>;
-@group(0) @binding(2) var<storage, read_write> c: array<f32>;
+@group(0) @binding(2) var<storage, read_write> c: array<Written>;
 #if second
-@group(0) @binding(3) var<storage, read_write> beside: array<f32>;
+@group(0) @binding(3) var<storage, read_write> beside: array<Written>;
 #hook second
 #endif
 #hook epilogue
+#import lib/written.wgsl
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -33,9 +34,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #if second
         let other = second(sum, i);
 #endif
-        c[i] = epilogue(sum, i);
+        c[i] = written(epilogue(sum, i));
 #if second
-        beside[i] = other;
+        beside[i] = written(other);
 #endif
     }
 }

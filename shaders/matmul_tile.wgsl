@@ -1,8 +1,13 @@
 // matmul_tile: c = op(a) op(b) for GPUs, tiers 1 and 2. A workgroup of 16 x 16 lanes makes a tile of TILE_M x TILE_N,
 // each lane TILE_M/16 x TILE_N/16 of it, in steps of TILE_K staged in shared memory. TA: a is [k,m]; TB: b is [n,k].
-// HALF: operands are rounded to f16, and STAGED as such.
+// HALF: operands are rounded to f16, and STAGED as such. A_F16: a is stored so.
 #import lib/matmul_params.wgsl
+#if A_F16
+enable f16;
+@group(0) @binding(1) var<storage, read> a: array<f16>;
+#else
 @group(0) @binding(1) var<storage, read> a: array<f32>;
+#endif
 #if PACKED
 @group(0) @binding(2) var<storage, read> b: array<u32>;
 fn word(at: u32) -> u32 {
@@ -64,7 +69,7 @@ fn word_a(lines: Lines, row: u32, k0: u32, e: u32) -> u32 {
 fn line_a(lines: Lines, row: u32, k0: u32, lane: u32) -> array<f32, LOADS_A> {
     var loaded: array<f32, LOADS_A>;
     for (var t = 0u; t < LOADS_A; t++) {
-        loaded[t] = a[word_a(lines, row, k0, lane + t * LANES)];
+        loaded[t] = f32(a[word_a(lines, row, k0, lane + t * LANES)]);
     }
     return loaded;
 }
@@ -133,7 +138,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let at = place_a(lane + t * LANES);
             let met = prologue(next_a[t], params.whole_a + word_a(a_lines, row, k, lane + t * LANES));
             let v = kept(met, vec2(row, k) + at, params.m);
-            tile_a[at.y * (TILE_M + 1u) + at.x] = Staged(operand(v));
+            tile_a[at.y * (TILE_M + 1u) + at.x] = Staged(operand_a4(vec4(v)).x);
         }
 #if PACKED
         for (var t = 0u; t < (QUADS + LANES - 1u) / LANES; t++) {

@@ -4,9 +4,9 @@ struct Params { rows: u32, columns: u32, skip: u32, skip_rows: u32, eps: f32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<Item>;
 @group(0) @binding(2) var<storage, read> gain: array<Item>;
-@group(0) @binding(3) var<storage, read_write> y: array<Item>;
+@group(0) @binding(3) var<storage, read_write> y: array<WrittenItem>;
 @group(0) @binding(4) var<storage, read_write> inverse_rms: array<f32>;
-#import lib/item.wgsl
+#import lib/written_item.wgsl
 #import lib/reduce.wgsl
 #import lib/row.wgsl
 
@@ -41,12 +41,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
 #if ITEMS
     for (var i = 0u; i < ITEMS; i++) {
         if i + 1u < ITEMS || row.along + i * LANES < columns {
-            y[row.at + row.along + i * LANES] = g[i] * v[i] * r;
+            y[row.at + row.along + i * LANES] = written_item(g[i] * v[i] * r);
         }
     }
 #else
     for (var i = row.along; i < columns; i += LANES) {
-        y[row.at + i] = gain[i] * x[row.at + i] * r;
+        y[row.at + i] = written_item(gain[i] * x[row.at + i] * r);
     }
 #endif
     if row.along == 0u {

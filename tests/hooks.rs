@@ -4,14 +4,16 @@
 mod common;
 
 use common::candidates::{both, gpu, is_barred};
-use danlu::base::{DType, Limits, TensorType};
+use danlu::base::{Array, DType, Limits, TensorType, to_half};
 use danlu::compile::optimise;
 use danlu::error::Result;
-use danlu::graph::{Graph, Io, Kernel, Kind, Map, Node, Op, OpNode, Value};
+use danlu::gpu::Gpu;
+use danlu::graph::{Graph, Halved, Io, Kernel, Kind, Map, Node, Op, OpNode, Value};
 use danlu::ops::table::{Case, Draw};
 use danlu::ops::{MatMul, Operands, RmsNormGrad};
 use danlu::run::run_kernel;
 use pollster::block_on;
+use std::sync::Arc;
 
 /// What follows a result: another value, from it and inputs of a graph that are made here.
 type Then = fn(&mut Graph, Value) -> Result<Value>;
@@ -90,7 +92,8 @@ fn check(label: &str, limits: fn(&Limits) -> Vec<Limits>, make: impl Fn(&mut Gra
         let drawn: Vec<_> = io.inputs.iter().map(|ty| (ty.clone(), Draw::Normal)).collect();
         let inputs = Case::new(label, Map::scale(1.0), &drawn).draw(5);
         let expected = op.reference(&inputs);
-        for kernel in op.kernels(&io, &limits) {
+        let halved = in_f16(op, &io, &limits);
+        for (i, kernel) in op.kernels(&io, &limits).into_iter().enumerate() {
             if done.contains(&kernel) || is_barred(gpu, &kernel) || is_large(&kernel) && gpu.limits().is_cpu {
                 continue;
             }
@@ -103,7 +106,31 @@ fn check(label: &str, limits: fn(&Limits) -> Vec<Limits>, make: impl Fn(&mut Gra
             for (i, (y, r)) in got.iter().zip(&expected).enumerate() {
                 op.tolerance(&io).check(y, r).unwrap_or_else(|e| panic!("{label}, result {i}: {e}"));
             }
+            if let Some((io, kernels)) = &halved {
+                check_rounded(gpu, &label, &kernels[i], io, &inputs, &got);
+            }
             done.push(kernel);
+        }
+    }
+}
+
+/// The same step with results stored in f16, where an adapter with these limits can: its types and candidates, in the same order.
+fn in_f16(op: &Arc<dyn Op>, io: &Io, limits: &Limits) -> Option<(Io, Vec<Kernel>)> {
+    let outputs = op.half_outputs(io, limits);
+    let halved = Halved { base: op.clone(), outputs: outputs.clone() };
+    let types = halved.infer(&io.inputs.iter().collect::<Vec<_>>()).ok()?;
+    let io = Io { inputs: io.inputs.clone(), outputs: types };
+    (!outputs.is_empty()).then(|| (io.clone(), halved.kernels(&io, limits)))
+}
+
+/// What such a candidate stores is what the other one stores in f32, rounded, to the bit; but that an adapter may take small f16 for
+/// zero.
+fn check_rounded(gpu: &Gpu, label: &str, kernel: &Kernel, io: &Io, inputs: &[Array], exact: &[Array]) {
+    let got = block_on(run_kernel(gpu, kernel, io, inputs, &[])).unwrap_or_else(|e| panic!("{label}, in f16: {e}"));
+    for (y, exact) in got.iter().zip(exact).filter(|(y, _)| y.ty.dtype == DType::F16) {
+        for (i, (&y, &x)) in y.data.iter().zip(&exact.data).enumerate() {
+            let flushed = y == 0.0 && x.abs() < f64::powi(2.0, -14);
+            assert!(y == to_half(x) || flushed, "{label}, in f16, element {i}: {y} of {x}");
         }
     }
 }

@@ -34,6 +34,11 @@ impl Candidate {
         self.constants.contains(&("COPY", 1))
     }
 
+    /// Whether it stores its result in f16.
+    fn writes_half(&self) -> bool {
+        self.constants.contains(&("WRITES_F16", 1))
+    }
+
     /// Whether it rounds to f16 anything at all: by its class, with numbers of that type, by packing them, or bit by bit as
     /// shaders/lib/operand.wgsl does. Unpacking what is stored so rounds nothing.
     fn rounds(&self) -> bool {
@@ -157,9 +162,13 @@ fn a_mixed_step_has_no_other_product_of_a_linear_layer_or_of_attention() {
     let product = |c: &Candidate| c.shader.starts_with("matmul");
     for c in training(&mixed) {
         assert_eq!(c.copies(), c.op == "adamw", "{} by {}", c.op, c.shader);
-        // What adds up the parts of a split sum is no product; an update rounds what it has computed in f32.
+        // What adds up the parts of a split sum is no product; an update rounds what it has computed in f32, and so does what
+        // makes something that products alone read.
         let multiplies = (product(&c) || attention(&c)) && c.shader != "matmul_sum" || c.copies();
-        assert_eq!(multiplies, c.rounds(), "{} by {} {}: {:?}", c.op, c.shader, c.variant, c.constants);
+        let stores = product(&c) || ["rms_norm", "map", "cross_entropy_grad"].contains(&c.op);
+        assert!(stores || !c.writes_half(), "{} by {} {}: {:?}", c.op, c.shader, c.variant, c.constants);
+        let rounds = multiplies || c.writes_half();
+        assert_eq!(rounds, c.rounds(), "{} by {} {}: {:?}", c.op, c.shader, c.variant, c.constants);
         assert_eq!(multiplies, c.is_half(), "{} by {} {}: {:?}", c.op, c.shader, c.variant, c.constants);
     }
 }
@@ -183,10 +192,11 @@ fn the_last_candidates_of_a_mixed_step_are_those_of_matrices() {
 }
 
 /// Products of f16 operands read the copy of every weight, forward and back, and nothing else does; without copies, and in strict
-/// f32, there is no tensor in f16 at all.
+/// f32, there is no tensor in f16 at all, where activations are not (tests/halves.rs).
 #[test]
 fn weights_are_read_in_half_their_bytes() {
-    let of = |recipe: &Recipe| train_plan(&config(), 2, 128, &optimizer(recipe), &limits(), &mut Every::default());
+    let limits = Limits { has_f16: false, cooperative: Vec::new(), ..limits() };
+    let of = |recipe: &Recipe| train_plan(&config(), 2, 128, &optimizer(recipe), &limits, &mut Every::default());
     let in_half = |s: &&Step| s.inputs.iter().any(|ty| ty.dtype == DType::F16);
     let mixed = Recipe { precision: Precision::Mixed, ..Recipe::default() };
     let plan = of(&mixed).unwrap();

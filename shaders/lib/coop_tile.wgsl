@@ -14,6 +14,7 @@ const ACROSS_A = TA == 1u;
 const ACROSS_B = TB == 0u;
 const APART_A = select(TILE / 4u, 1u, ACROSS_A);
 const APART_B = select(TILE / 4u, 1u, ACROSS_B);
+alias BlockA = array<FourA, 4>;
 alias BlockB = array<FourB, 4>;
 var<workgroup> tile_a: array<f16, 2u * BUFFER>;
 var<workgroup> tile_b: array<f16, 2u * BUFFER>;
@@ -46,16 +47,16 @@ fn rows_of_b(lines: Lines, near: vec4<u32>, k: u32, at: vec2<u32>) -> vec4<u32> 
 }
 
 // Blocks as they are stored, of these rows; beyond the edges of a matrix its last elements.
-fn load_a(rows: vec4<u32>, k: u32, m: u32) -> mat4x4<f32> {
+fn load_a(rows: vec4<u32>, k: u32, m: u32) -> BlockA {
     let column = select(k, m, ACROSS_A);
     let width = select(params.k, params.m, ACROSS_A);
-    var v: mat4x4<f32>;
+    var v: BlockA;
     for (var d = 0u; d < 4u; d++) {
 #if VECTOR_A
         v[d] = a[(rows[d] + min(column, width - 4u)) / 4u];
 #else
         let at = rows[d] + min(column + vec4(0u, 1u, 2u, 3u), vec4(width - 1u));
-        v[d] = vec4(a[at.x], a[at.y], a[at.z], a[at.w]);
+        v[d] = FourA(a[at.x], a[at.y], a[at.z], a[at.w]);
 #endif
     }
     return v;
@@ -71,7 +72,7 @@ fn load_b(rows: vec4<u32>, k: u32, n: u32) -> array<LoadedB, 4> {
 }
 
 // What load_a gave, as the fuser wants it.
-fn prologue_of(block: mat4x4<f32>, rows: vec4<u32>, k: u32, m: u32) -> mat4x4<f32> {
+fn prologue_of(block: BlockA, rows: vec4<u32>, k: u32, m: u32) -> BlockA {
     var v = block;
 #if prologue
     let column = select(k, m, ACROSS_A);
@@ -86,11 +87,15 @@ fn prologue_of(block: mat4x4<f32>, rows: vec4<u32>, k: u32, m: u32) -> mat4x4<f3
 }
 
 // A block with k along its rows.
-fn turned(across: bool, block: mat4x4<f32>) -> mat4x4<f32> {
-    if across {
-        return transpose(block);
+fn turned_a(block: BlockA) -> BlockA {
+    if !ACROSS_A {
+        return block;
     }
-    return block;
+    var v: BlockA;
+    for (var d = 0u; d < 4u; d++) {
+        v[d] = FourA(block[0][d], block[1][d], block[2][d], block[3][d]);
+    }
+    return v;
 }
 fn turned_b(block: array<LoadedB, 4>) -> BlockB {
     let four = BlockB(decoded(block[0]), decoded(block[1]), decoded(block[2]), decoded(block[3]));
@@ -105,11 +110,11 @@ fn turned_b(block: array<LoadedB, 4>) -> BlockB {
 }
 
 // The same blocks, with zeros beyond the end of k.
-fn cut(block: mat4x4<f32>, k: u32) -> mat4x4<f32> {
+fn cut_a(block: BlockA, k: u32) -> BlockA {
     let there = k + vec4(0u, 1u, 2u, 3u) < vec4(params.k);
     var v = block;
     for (var d = 0u; d < 4u; d++) {
-        v[d] = select(vec4<f32>(), v[d], there);
+        v[d] = select(FourA(), v[d], there);
     }
     return v;
 }
@@ -122,9 +127,18 @@ fn cut_b(block: BlockB, k: u32) -> BlockB {
     return v;
 }
 
-fn put_rows(a4: mat4x4<f32>, b4: BlockB, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
+// As they are multiplied: of what is stored in f16 nothing is left to round.
+fn half4_of_a(v: FourA) -> vec4<f16> {
+#if A_F16
+    return v;
+#else
+    return half4(v);
+#endif
+}
+
+fn put_rows(a4: BlockA, b4: BlockB, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
     for (var d = 0u; d < 4u; d++) {
-        let row = half4(a4[d]);
+        let row = half4_of_a(a4[d]);
         let to = side * BUFFER + (at_a.x + d * APART_A) * STEP + at_a.y;
         for (var e = 0u; e < 4u; e++) {
             tile_a[to + e] = row[e];
@@ -140,12 +154,12 @@ fn put_rows(a4: mat4x4<f32>, b4: BlockB, side: u32, at_a: vec2<u32>, at_b: vec2<
 }
 
 // Blocks as load_a and load_b gave them, into one of both buffers.
-fn put(block_a: mat4x4<f32>, block_b: array<LoadedB, 4>, k: u32, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
-    let a4 = turned(ACROSS_A, block_a);
+fn put(block_a: BlockA, block_b: array<LoadedB, 4>, k: u32, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
+    let a4 = turned_a(block_a);
     let b4 = turned_b(block_b);
     if k + TILE_K <= params.k {
         put_rows(a4, b4, side, at_a, at_b);
     } else {
-        put_rows(cut(a4, k + at_a.y), cut_b(b4, k + at_b.y), side, at_a, at_b);
+        put_rows(cut_a(a4, k + at_a.y), cut_b(b4, k + at_b.y), side, at_a, at_b);
     }
 }

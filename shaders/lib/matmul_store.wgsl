@@ -1,8 +1,9 @@
-// matmul_store: where a product's results go, and what is fused to them as they are stored. `second`: another expression of
+// matmul_store: where a product's results go, f32 or f16, and what is fused to them as they are stored. `second`: another expression of
 // them, whose results go beside. Both are evaluated before either is stored, so that what they read is read once.
-@group(0) @binding(3) var<storage, read_write> c: array<f32>;
+#import lib/written.wgsl
+@group(0) @binding(3) var<storage, read_write> c: array<Written>;
 #if second
-@group(0) @binding(4) var<storage, read_write> beside: array<f32>;
+@group(0) @binding(4) var<storage, read_write> beside: array<Written>;
 #hook second
 #endif
 #hook epilogue
@@ -11,7 +12,7 @@
 fn store1(at: u32, sum: f32) {
     var v = sum;
     if params.first == 0u {
-        v += c[at];
+        v += f32(c[at]);
     }
 #if second
     let other = second(v, params.whole_c + at);
@@ -20,9 +21,9 @@ fn store1(at: u32, sum: f32) {
         v = epilogue(v, params.whole_c + at);
     }
 #if second
-    beside[at] = other;
+    beside[at] = written(other);
 #endif
-    c[at] = v;
+    c[at] = written(v);
 }
 
 // Four sums of a row; what is added or fused to those beyond the edges is that of the nearest.
@@ -34,7 +35,7 @@ fn store4(lines: Lines, row: u32, column: u32, sums: vec4<f32>) {
         at[d] = start + min(column + d, params.n - 1u);
     }
     if params.first == 0u {
-        v += vec4(c[at.x], c[at.y], c[at.z], c[at.w]);
+        v += vec4<f32>(vec4(c[at.x], c[at.y], c[at.z], c[at.w]));
     }
 #if second
     var other = v;
@@ -46,11 +47,15 @@ fn store4(lines: Lines, row: u32, column: u32, sums: vec4<f32>) {
 #endif
         v = vec4(epilogue(v.x, i.x), epilogue(v.y, i.y), epilogue(v.z, i.z), epilogue(v.w, i.w));
     }
+    let four = written4(v);
+#if second
+    let four_beside = written4(other);
+#endif
     for (var d = 0u; d < 4u; d++) {
         if row < params.m && column + d < params.n {
-            c[at[d]] = v[d];
+            c[at[d]] = four[d];
 #if second
-            beside[at[d]] = other[d];
+            beside[at[d]] = four_beside[d];
 #endif
         }
     }

@@ -1,15 +1,8 @@
-// operand: an operand of a product as it is multiplied. HALF: rounded to the nearest f16, of two equally near ones the even
-// one, and beyond 65504 to infinity; else as it is. Not by a conversion, for these may round either way, flush small
-// numbers to zero, or be dropped by a compiler that finds them there and back.
+// operand: an operand of a product as it is multiplied. HALF: rounded to f16 (lib/rounded.wgsl); else as it is.
 #if HALF
+#import lib/rounded.wgsl
 fn operand4(four: vec4<f32>) -> vec4<f32> {
-    let bits = bitcast<vec4<u32>>(four);
-    // Of f16 with this exponent the last place is 2^-10 of its power of two; below 2^-14 all are multiples of 2^-24.
-    let exponent = max(bits & vec4(0x7f800000u), vec4(0x38800000u));
-    let places = bitcast<vec4<f32>>(vec4(0x84000000u) - exponent);
-    let rounded = round(four * places) * bitcast<vec4<f32>>(exponent - vec4(0x05000000u));
-    let infinity = bitcast<vec4<f32>>((bits & vec4(0x80000000u)) | vec4(0x7f800000u));
-    return select(rounded, infinity, abs(four) >= vec4(65520.0));
+    return rounded4(four);
 }
 #else
 fn operand4(four: vec4<f32>) -> vec4<f32> {
@@ -21,9 +14,16 @@ fn operand(one: f32) -> f32 {
     return operand4(vec4(one)).x;
 }
 
-// The same of a weight: of one that is stored in f16 nothing is left to round.
+// The same of what may be stored in f16 (F16, A_F16), of which nothing is left to round then.
 fn weight_operand4(four: vec4<f32>) -> vec4<f32> {
 #if F16
+    return four;
+#else
+    return operand4(four);
+#endif
+}
+fn operand_a4(four: vec4<f32>) -> vec4<f32> {
+#if A_F16
     return four;
 #else
     return operand4(four);

@@ -14,6 +14,12 @@ pub struct Array {
     bytes: Vec<u8>,
 }
 
+/// A number rounded to the nearest f16, of two equally near ones the even one; beyond 65,504 to infinity. By way of the f32 that a
+/// device holds: so no reference rounds a number that no kernel sees.
+pub fn to_half(x: f64) -> f64 {
+    f16::from_f32(x as f32).to_f64()
+}
+
 impl Array {
     /// Wraps `data`, whose length must be the shape's number of elements.
     pub fn new(ty: TensorType, data: Vec<f64>) -> Self {

@@ -17,7 +17,7 @@ mod rng;
 mod tensor_type;
 mod tolerance;
 
-pub use array::Array;
+pub use array::{Array, to_half};
 pub use axis::Axis;
 pub use bytes::Bytes;
 pub use files::{read_at, read_bytes, read_given_text, read_optional_text, read_text};

@@ -152,6 +152,21 @@ impl Op for Fused {
         outputs
     }
 
+    /// But for the one on whose elements something is done first.
+    fn half_inputs(&self, io: &Io, limits: &Limits) -> Vec<usize> {
+        let mut inputs = self.base.half_inputs(&self.base_io(io), limits);
+        inputs.retain(|&input| self.prologue.is_none() || self.base.prologue() != Some(input));
+        inputs
+    }
+
+    fn half_outputs(&self, io: &Io, limits: &Limits) -> Vec<usize> {
+        let mut outputs = self.base.half_outputs(&self.base_io(io), limits);
+        if self.second_expr().is_some() && outputs.contains(&0) {
+            outputs.push(io.outputs.len() - 1);
+        }
+        outputs
+    }
+
     fn epilogue(&self) -> bool {
         self.epilogue.is_none() && self.base.epilogue()
     }

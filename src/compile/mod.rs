@@ -5,6 +5,7 @@ mod expand;
 mod flight;
 mod fuse;
 mod fused;
+mod halve;
 mod join;
 mod join_grad;
 mod layout;
@@ -62,7 +63,7 @@ pub fn optimise(graph: &Graph, limits: &Limits) -> Result<Graph> {
     let graph = pair::pair(&graph, limits)?;
     let graph = fuse::fuse_pairs(&graph, limits)?;
     let graph = prune::prune(&graph)?;
-    place::own_members(&graph)
+    halve::halve(&place::own_members(&graph)?, limits)
 }
 
 /// A graph with the parts of composite operators in their place, which is where [`optimise`] begins.

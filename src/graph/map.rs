@@ -3,7 +3,7 @@
 
 use super::expr::{Binary, Expr, Unary};
 use super::{Cost, Dispatch, Graph, Hook, Io, Kernel, Op, OpNode, Operand, Value};
-use crate::base::{Array, Limits, Shape, TensorType};
+use crate::base::{Array, DType, Limits, Shape, TensorType};
 use crate::error::Result;
 
 /// An expression applied to every element. An input whose shape is a suffix of the result's shape (a bias, a scalar)
@@ -77,7 +77,12 @@ pub(super) fn kernel(exprs: &[Expr], io: &Io, limits: &Limits) -> Kernel {
         // The first says what both read.
         kernel.hooks.push(Hook { name, code, reads: std::mem::take(&mut reads) });
     }
-    let step = (limits.max_binding_bytes / 256 * 64) as usize;
+    // Outputs may have two bytes an element.
+    let step = (limits.max_binding_bytes / 512 * 128) as usize;
+    let out = io.outputs[0].dtype;
+    if out == DType::F16 {
+        kernel = kernel.constant("WRITES_F16", 1);
+    }
     for start in (0..n).step_by(step) {
         let count = step.min(n - start);
         let (at, bytes) = (start as u64 * 4, count as u64 * 4);
@@ -85,7 +90,7 @@ pub(super) fn kernel(exprs: &[Expr], io: &Io, limits: &Limits) -> Kernel {
             .param("start", start / lanes)
             .param("count", count / lanes);
         for (i, name) in ["y", "z"].into_iter().enumerate().take(exprs.len()) {
-            d = d.bind(name, Operand::Output(i), at, bytes);
+            d = d.bind(name, Operand::Output(i), out.size(start), out.size(count));
         }
         for (k, t) in io.inputs.iter().enumerate() {
             let whole = t.shape.elements() != n;
@@ -143,6 +148,10 @@ impl Op for Map {
         let at = |k: usize, i: usize| inputs[k].data[i % inputs[k].data.len()];
         let data = (0..ty.shape.elements()).map(|i| self.expr.eval(&|k| at(k, i))).collect();
         vec![Array::new(ty, data)]
+    }
+
+    fn half_outputs(&self, _io: &Io, _limits: &Limits) -> Vec<usize> {
+        vec![0]
     }
 
     fn expression(&self) -> Option<&Expr> {

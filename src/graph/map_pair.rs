@@ -26,6 +26,10 @@ impl Op for MapPair {
         vec![kernel(&self.exprs, io, limits)]
     }
 
+    fn half_outputs(&self, _io: &Io, _limits: &Limits) -> Vec<usize> {
+        vec![0, 1]
+    }
+
     fn cost(&self, io: &Io) -> Cost {
         Cost { flops: io.elements() * self.exprs.iter().map(Expr::flops).sum::<u64>(), bytes: io.bytes() }
     }

@@ -235,6 +235,19 @@ pub trait Op: Any + Debug + Send + Sync {
         false
     }
 
+    /// Inputs that are factors of products alone and rounded to f16 on their way there, where the kernels take them in f16 as well: what
+    /// stands there may be stored so, and no product differs by it.
+    fn half_inputs(&self, io: &Io, limits: &Limits) -> Vec<usize> {
+        let _ = (io, limits);
+        Vec::new()
+    }
+
+    /// Outputs that the kernels store in f16 where their types say so, all of them or none: rounded to the nearest, ties to even.
+    fn half_outputs(&self, io: &Io, limits: &Limits) -> Vec<usize> {
+        let _ = (io, limits);
+        Vec::new()
+    }
+
     /// True where the kernels can apply another fused expression to output 0 at the same time, to an output of its own.
     fn second(&self, io: &Io, limits: &Limits) -> bool {
         let _ = (io, limits);

@@ -4,7 +4,12 @@ use super::{Cost, Graph, Io, Op, OpNode, Value, View};
 use crate::base::{Array, DType, Shape, TensorType};
 use crate::error::Result;
 
-/// `shape.elements()` elements from element `start` on, seen under `shape`. With `start` 0 it is a reshape.
+/// Elements between those at which a binding may begin, wherever that is: 256 bytes, and no fewer than of 64 words.
+pub(crate) fn aligned(dtype: DType) -> usize {
+    if dtype == DType::F16 { 128 } else { 64 }
+}
+
+/// `shape.elements()` elements from element `start` on, a multiple of 64, or of 128 in f16, for there a binding may begin, seen under `shape`. With `start` 0 it is a reshape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Slice {
     /// First element.
@@ -21,8 +26,12 @@ impl Op for Slice {
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         let [x] = inputs else { return Err("takes one input".into()) };
         let (have, end) = (x.shape.elements(), self.start + self.shape.elements());
-        if end > have || !self.start.is_multiple_of(64) {
-            return Err(format!("elements {}..{end} of {have}: out of range, or not at a multiple of 64", self.start));
+        if end > have || !self.start.is_multiple_of(aligned(x.dtype)) {
+            let unit = aligned(x.dtype);
+            return Err(format!(
+                "elements {}..{end} of {have}: out of range, or not at a multiple of {unit}",
+                self.start
+            ));
         }
         Ok(vec![TensorType { shape: self.shape.clone(), dtype: x.dtype }])
     }
@@ -50,8 +59,8 @@ impl Op for Slice {
     }
 }
 
-/// f32 tensors placed in one flat tensor of `elements` elements, each at its own start (a multiple of 64). Gaps are
-/// undefined.
+/// Tensors of f32, or all of f16, placed in one flat tensor of `elements` elements, each at its own start, as a [`Slice`] may have.
+/// Gaps are undefined.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Concat {
     /// First element of each input.
@@ -67,8 +76,9 @@ impl Op for Concat {
 
     fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
         let mut end = 0;
+        let dtype = if inputs.iter().any(|x| x.dtype == DType::F16) { DType::F16 } else { DType::F32 };
         for (x, &start) in inputs.iter().zip(&self.starts) {
-            if start < end || start % 64 != 0 || x.dtype != DType::F32 {
+            if start < end || !start.is_multiple_of(aligned(dtype)) || x.dtype != dtype {
                 return Err(format!("{x} cannot lie at element {start}"));
             }
             end = start + x.shape.elements();
@@ -81,19 +91,20 @@ impl Op for Concat {
                 self.elements
             ));
         }
-        Ok(vec![TensorType::f32([self.elements])])
+        Ok(vec![TensorType { shape: [self.elements].into(), dtype }])
     }
 
     fn cost(&self, _io: &Io) -> Cost {
         Cost::default()
     }
 
-    fn view(&self, _io: &Io) -> Option<View> {
-        Some(View::Concat(self.starts.iter().map(|&s| s as u64 * 4).collect()))
+    fn view(&self, io: &Io) -> Option<View> {
+        Some(View::Concat(self.starts.iter().map(|&s| io.outputs[0].dtype.size(s)).collect()))
     }
 
     fn reference(&self, inputs: &[Array]) -> Vec<Array> {
         let mut y = Array::zeros([self.elements]);
+        y.ty.dtype = inputs[0].ty.dtype;
         for (x, &start) in inputs.iter().zip(&self.starts) {
             y.data[start..start + x.data.len()].copy_from_slice(&x.data);
         }

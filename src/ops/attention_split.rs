@@ -4,7 +4,7 @@
 
 use super::attention_sizes::Sizes;
 use super::matmul_split::sums;
-use crate::base::Limits;
+use crate::base::{Limits, TensorType};
 use crate::graph::{Kernel, Operand};
 
 /// Workgroups that sums are split for, if there are less than half as many.
@@ -53,7 +53,8 @@ fn split(mut kernel: Kernel, z: &Sizes, limits: &Limits) -> Option<Kernel> {
     }
     kernel.variant += &format!("_split_{parts}");
     kernel.scratch = 2 * each;
-    kernel.then = vec![sums(parts, elements(z), &[0, each], limits)];
+    let whole = TensorType::f32([elements(z)]);
+    kernel.then = vec![sums(parts, &[&whole, &whole], &[0, each], limits)];
     Some(kernel.constant("PARTS", parts))
 }
 

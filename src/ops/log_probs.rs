@@ -144,6 +144,10 @@ impl Op for LogProbsGrad {
         chunk_grad(io, limits, self.start)
     }
 
+    fn half_outputs(&self, _io: &Io, _limits: &Limits) -> Vec<usize> {
+        vec![0]
+    }
+
     fn cost(&self, io: &Io) -> Cost {
         Cost { flops: 10 * io.elements(), bytes: io.bytes() }
     }

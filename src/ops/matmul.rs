@@ -7,7 +7,8 @@ use crate::graph::{Cost, Graph, Io, Kernel, Op, OpNode, Value};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// C = op(A) · op(B) over the last two dims; A and C are f32, B has any dtype of weights. A is `[.., M,K]`, or `[.., K,M]` with `transpose_a`; B is `[.., K,N]`,
+/// C = op(A) · op(B) over the last two dims; A and C are f32, A of a product that rounds to f16 perhaps in f16 already, and B has any
+/// dtype of weights. A is `[.., M,K]`, or `[.., K,M]` with `transpose_a`; B is `[.., K,N]`,
 /// or `[.., N,K]` with `transpose_b`; C is `[.., M,N]`. Leading dims are equal and make a batch; but where B has two
 /// dims and A more, they fold into M: with `transpose_b` that is the linear layer, `[B,T,K]` by `[N,K]` to `[B,T,N]`.
 /// B's rows as stored are whole blocks of its dtype; no gradient flows into a B that is not f32.
@@ -46,13 +47,18 @@ impl MatMul {
         MatMul::new(false, true)
     }
 
+    /// A is f32, or in f16 where it would be rounded to that.
+    pub(super) fn takes_a(&self, dtype: DType) -> bool {
+        dtype == DType::F32 || dtype == DType::F16 && self.operands.are_half()
+    }
+
     fn folds(a: &Shape, b: &Shape) -> bool {
         b.rank() == 2 && a.rank() > 2
     }
 
     /// Sizes and the shape of C, or what is wrong.
     fn sizes(&self, a: &TensorType, b: &TensorType) -> Result<(Sizes, Vec<usize>), String> {
-        if a.dtype != DType::F32 || a.shape.rank() < 2 || b.shape.rank() < 2 {
+        if !self.takes_a(a.dtype) || a.shape.rank() < 2 || b.shape.rank() < 2 {
             return Err("a must be f32, and a and b have two dims or more".into());
         }
         weight::check("b", b)?;
@@ -165,6 +171,18 @@ impl Op for MatMul {
 
     fn epilogue(&self) -> bool {
         true
+    }
+
+    /// Of many rows, on a GPU that computes in f16: what a CPU has stored it reads from a cache, where decoding is what takes time.
+    fn half_inputs(&self, io: &Io, limits: &Limits) -> Vec<usize> {
+        let is_narrow = self.operands.are_half() && limits.has_f16 && !limits.is_cpu;
+        if is_narrow && self.few_rows(io, limits).is_empty() { vec![0, 1] } else { Vec::new() }
+    }
+
+    /// Where each sum is made by one dispatch, as it is if every operand fits a binding.
+    fn half_outputs(&self, io: &Io, limits: &Limits) -> Vec<usize> {
+        let fits = io.inputs.iter().all(|ty| ty.bytes() <= limits.max_binding_bytes);
+        if fits && !self.half_inputs(io, limits).is_empty() { vec![0] } else { Vec::new() }
     }
 
     /// For GPUs: what a CPU has stored it reads from a cache, and its kernels keep to one result.

@@ -3,7 +3,7 @@
 use super::matmul::{MatMul, Sizes};
 use super::matmul_split::Split;
 use super::weight;
-use super::windows::{Window, ranges, rows_per_binding};
+use super::windows::{Window, element, ranges, rows_per_binding, written};
 use crate::base::{DType, Limits};
 use crate::graph::{Dispatch, Io, Kernel, Operand};
 use std::ops::Range;
@@ -75,6 +75,9 @@ struct Product {
     sizes: Sizes,
     /// B's dtype.
     dtype: DType,
+    /// Bytes of an element of A and of C: f32, or f16 where nothing is lost by it.
+    element_a: u64,
+    element_c: u64,
     /// Stored rows of A and B, and the words of one.
     a: [usize; 2],
     b: [usize; 2],
@@ -85,7 +88,8 @@ impl Product {
         let (sizes, dtype) = (op.io_sizes(io), io.inputs[1].dtype);
         let a = if op.transpose_a { [sizes.k, sizes.m] } else { [sizes.m, sizes.k] };
         let (rows, row) = if op.transpose_b { (sizes.n, sizes.k) } else { (sizes.k, sizes.n) };
-        Product { sizes, dtype, a, b: [rows, weight::words(dtype, row)] }
+        let [element_a, element_c] = [&io.inputs[0], &io.outputs[0]].map(element);
+        Product { sizes, dtype, element_a, element_c, a, b: [rows, weight::words(dtype, row)] }
     }
 }
 
@@ -99,8 +103,13 @@ impl MatMul {
     pub(super) fn tiers(&self, io: &Io, limits: &Limits) -> Vec<Tier> {
         let (s, dtype) = (self.io_sizes(io), io.inputs[1].dtype);
         let half = self.operands.are_half();
-        let mut tiers = self.few_rows(io, limits);
-        if hands_on(limits) {
+        // A or C in f16: what tiles of many rows are made of, on adapters that compute in it.
+        let is_narrow = [&io.inputs[0], &io.outputs[0]].iter().any(|ty| ty.dtype == DType::F16);
+        if is_narrow && !limits.has_f16 {
+            return Vec::new();
+        }
+        let mut tiers = if is_narrow { Vec::new() } else { self.few_rows(io, limits) };
+        if hands_on(limits) && !is_narrow {
             let own = self.own(s, dtype);
             let has_own = own.is_some();
             tiers.extend(own);
@@ -256,14 +265,17 @@ impl MatMul {
     pub(super) fn kernel(&self, tier: Tier, io: &Io, limits: &Limits) -> Option<Kernel> {
         let (split, own) = (tier.split, tier.is_own().then_some(tier.tile[0]));
         let mut kernel = self.dispatches(tier, io, limits);
+        if io.inputs[0].dtype == DType::F16 {
+            kernel = kernel.constant("A_F16", 1);
+        }
         if let Some(rows) = own {
             for dispatch in &mut kernel.dispatches {
                 dispatch.params.push(("rows", rows.into()));
             }
         }
         match split {
-            None => Some(kernel),
-            Some(split) => split.apply(kernel, self.io_sizes(io), limits),
+            None => Some(written(kernel, &io.outputs[0])),
+            Some(split) => split.apply(kernel, self.io_sizes(io), &io.outputs[0], limits),
         }
     }
 
@@ -340,11 +352,11 @@ impl MatMul {
         let s = p.sizes;
         let (a_rows, a_cols) = if self.transpose_a { (k, m) } else { (m, k) };
         let (b_rows, b_cols) = if self.transpose_b { (n, k) } else { (k, n) };
-        let window = |rows: &Range<usize>, [all, row]: [usize; 2]| {
+        let window = |rows: &Range<usize>, [all, row]: [usize; 2], element: u64| {
             let last = (batch.end - 1) * all * row;
-            Window::new(batch.start * all * row + rows.start * row..last + rows.end * row, limits)
+            Window::of(batch.start * all * row + rows.start * row..last + rows.end * row, element, limits)
         };
-        let (a, b, c) = (window(a_rows, p.a), window(b_rows, p.b), window(m, [s.m, s.n]));
+        let (a, b, c) = (window(a_rows, p.a, p.element_a), window(b_rows, p.b, 4), window(m, [s.m, s.n], p.element_c));
         let groups = [n.len().div_ceil(tile[1]), m.len().div_ceil(tile[0]), batch.len()];
         let mut d = Dispatch::new(groups.map(|x| x as u32))
             .param("m", m.len())
@@ -363,8 +375,8 @@ impl MatMul {
             .param("whole_c", c.start)
             .param("first", usize::from(k.start == 0))
             .param("last", usize::from(k.end == s.k));
-        d = a.bind(d, "a", Operand::Input(0));
+        d = a.bind_as(d, "a", Operand::Input(0), p.element_a);
         d = b.bind(d, "b", Operand::Input(1));
-        c.bind(d, "c", Operand::Output(0))
+        c.bind_as(d, "c", Operand::Output(0), p.element_c)
     }
 }

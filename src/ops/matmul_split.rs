@@ -3,7 +3,8 @@
 //! enough to fill them.
 
 use super::matmul::Sizes;
-use crate::base::Limits;
+use super::windows::written;
+use crate::base::{Limits, TensorType};
 use crate::graph::{Dispatch, Io, Kernel, Op, Operand, spread};
 
 /// Workgroups that a product is split for, if it has less than half as many.
@@ -44,8 +45,8 @@ impl Split {
         (self.slices * s.m * s.n) as u64 * 4
     }
 
-    /// A kernel of one dispatch that makes all of C, with its sum cut.
-    pub(super) fn apply(&self, mut kernel: Kernel, s: Sizes, limits: &Limits) -> Option<Kernel> {
+    /// A kernel of one dispatch that makes all of C, with its sum cut; the type of C.
+    pub(super) fn apply(&self, mut kernel: Kernel, s: Sizes, c: &TensorType, limits: &Limits) -> Option<Kernel> {
         let [dispatch] = kernel.dispatches.as_mut_slice() else { return None };
         dispatch.workgroups[2] = u32::try_from(self.slices).ok()?;
         for (name, value) in &mut dispatch.params {
@@ -61,7 +62,7 @@ impl Split {
         (output.operand, output.bytes) = (Operand::Scratch, self.bytes(s));
         kernel.variant += "_split";
         kernel.scratch = self.bytes(s);
-        kernel.then = vec![sums(self.slices, s.m * s.n, &[0], limits)];
+        kernel.then = vec![written(sums(self.slices, &[c], &[0], limits), c)];
         Some(kernel.constant("SPLIT", 1))
     }
 }
@@ -72,17 +73,18 @@ pub(super) fn scratch(op: &dyn Op, io: &Io, limits: &Limits) -> u64 {
     kernels.iter().map(|kernel| kernel.scratch).max().unwrap_or(0)
 }
 
-/// The second stage: adds up so many slices of each output, of `count` elements; they begin in scratch memory at these places.
-pub(super) fn sums(slices: usize, count: usize, places: &[u64], limits: &Limits) -> Kernel {
+/// The second stage: adds up so many slices of each output, of one shape; they begin in scratch memory at these places.
+pub(super) fn sums(slices: usize, outputs: &[&TensorType], places: &[u64], limits: &Limits) -> Kernel {
+    let count = outputs[0].shape.elements();
     let groups = spread(count.div_ceil(WORKGROUP), limits);
     let kernel = Kernel::new("matmul_sum", "sum").constant("WORKGROUP", WORKGROUP);
-    places.iter().enumerate().fold(kernel, |kernel, (output, &place)| {
+    places.iter().zip(outputs).enumerate().fold(kernel, |kernel, (output, (&place, ty))| {
         let d = Dispatch::new(groups)
             .param("count", count)
             .param("slices", slices)
             .param("row", groups[0])
             .bind("parts", Operand::Scratch, place, 4 * (slices * count) as u64)
-            .bind("c", Operand::Output(output), 0, 4 * count as u64);
+            .bind("c", Operand::Output(output), 0, ty.bytes());
         kernel.dispatch(d)
     })
 }

@@ -56,6 +56,7 @@ mod softmax;
 mod sum_squares;
 pub mod table;
 mod table_experts;
+mod table_halves;
 mod table_attention;
 mod table_training;
 mod table_weights;

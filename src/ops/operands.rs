@@ -1,7 +1,6 @@
 //! How the operands of a product are rounded before they are multiplied. Sums are f32 whatever they are.
 
-use crate::base::{Array, Tolerance};
-use half::f16;
+use crate::base::{Array, Tolerance, to_half};
 use std::borrow::Cow;
 
 /// What the operands of a product are rounded to as they are loaded.
@@ -32,8 +31,7 @@ impl Operands {
     pub(super) fn round(self, x: f64) -> f64 {
         match self {
             Operands::F32 => x,
-            // By way of the f32 that the device holds: so no reference rounds a number that no kernel sees.
-            Operands::F16 => f16::from_f32(x as f32).to_f64(),
+            Operands::F16 => to_half(x),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use super::matmul::MatMul;
 use super::matmul_kernels::{Tier, hands_on};
-use crate::base::{Array, DType, Limits, TensorType};
+use crate::base::{Array, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Io, Kernel, Op};
 
@@ -22,7 +22,7 @@ pub enum Panelled {
 }
 
 /// [`MatMul`] with A or C stored in panels: blocks of the columns that it has as stored, one block after the other, each by
-/// rows. A matrix in panels is f32 and flat, `[rows · columns]`; the others are as [`MatMul`] says, and make no batch. A in
+/// rows. A matrix in panels is flat, `[rows · columns]`, and its dtype one that [`MatMul`] has there; the others are as [`MatMul`] says, and make no batch. A in
 /// panels is gradients of several linear layers, which by their weights give that of their input; transposed, by the input,
 /// those of the weights. C in panels is the layers' results. The compiler makes it where weights adjoin.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,17 +50,18 @@ impl PanelMatMul {
         let (columns, elements) = (self.columns(), a.shape.elements());
         match self.panelled {
             Panelled::C => Ok(a.clone()),
-            Panelled::A if a.dtype == DType::F32 && a.shape.rank() == 1 && elements.is_multiple_of(columns) => {
-                Ok(TensorType::f32([elements / columns, columns]))
+            Panelled::A if a.shape.rank() == 1 && elements.is_multiple_of(columns) => {
+                Ok(TensorType { shape: [elements / columns, columns].into(), dtype: a.dtype })
             }
-            Panelled::A => Err(format!("a must be flat, f32, and rows of {columns} columns")),
+            Panelled::A => Err(format!("a must be flat, and rows of {columns} columns")),
         }
     }
 
     /// The product's own inputs and outputs.
     pub(super) fn inner(&self, io: &Io) -> Io {
         let inputs = vec![self.a(&io.inputs[0]).expect("checked when the node was made"), io.inputs[1].clone()];
-        let outputs = self.product.infer(&[&inputs[0], &inputs[1]]).expect("checked when the node was made");
+        let mut outputs = self.product.infer(&[&inputs[0], &inputs[1]]).expect("checked when the node was made");
+        outputs[0].dtype = io.outputs[0].dtype;
         Io { inputs, outputs }
     }
 
@@ -164,6 +165,14 @@ impl Op for PanelMatMul {
             Panelled::A => vec![c],
             Panelled::C => vec![self.arranged(&c, TensorType::f32([c.data.len()]), true)],
         }
+    }
+
+    fn half_inputs(&self, io: &Io, limits: &Limits) -> Vec<usize> {
+        self.product.half_inputs(&self.inner(io), limits)
+    }
+
+    fn half_outputs(&self, io: &Io, limits: &Limits) -> Vec<usize> {
+        self.product.half_outputs(&self.inner(io), limits)
     }
 
     fn epilogue(&self) -> bool {

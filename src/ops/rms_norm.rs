@@ -1,7 +1,7 @@
 //! RMS normalisation. D width, rows: all other dims.
 
 use super::rms_norm_grad::{RmsNormGrad, rows_per_part};
-use super::windows::{RowLanes, Window, item, ranges, rows_per_binding};
+use super::windows::{RowLanes, Window, element, item, ranges, rows_per_binding, written};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
@@ -58,11 +58,11 @@ impl Op for RmsNorm {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let (rows, d) = (io.inputs[0].shape.rows(), io.inputs[0].shape.last());
-        let item = item(d);
+        let (item, y) = (item(d), &io.outputs[0]);
         let build = |shape: RowLanes| {
-            let kernel = shape.kernel("rms_norm", item);
+            let kernel = written(shape.kernel("rms_norm", item), y);
             ranges(rows, rows_per_binding(rows, d, limits)).fold(kernel, |kernel, r| {
-                let wide = Window::new(r.start * d..r.end * d, limits);
+                let wide = Window::of(r.start * d..r.end * d, element(y), limits);
                 let thin = Window::new(r.clone(), limits);
                 let mut dispatch = Dispatch::new(spread(r.len().div_ceil(shape.rows()), limits))
                     .bind("gain", Operand::Input(1), 0, io.inputs[1].bytes())
@@ -72,7 +72,7 @@ impl Op for RmsNorm {
                     .param("skip_rows", thin.skip)
                     .param("eps", self.eps);
                 dispatch = wide.bind(dispatch, "x", Operand::Input(0));
-                dispatch = wide.bind(dispatch, "y", Operand::Output(0));
+                dispatch = wide.bind_as(dispatch, "y", Operand::Output(0), element(y));
                 kernel.dispatch(thin.bind(dispatch, "inverse_rms", Operand::Output(1)))
             })
         };
@@ -95,6 +95,10 @@ impl Op for RmsNorm {
             }
         }
         vec![y, inverse]
+    }
+
+    fn half_outputs(&self, io: &Io, _limits: &Limits) -> Vec<usize> {
+        if item(io.inputs[0].shape.last()) == 4 { vec![0] } else { Vec::new() }
     }
 
     fn reduction(&self, io: &Io) -> usize {

@@ -5,7 +5,7 @@ use super::{
     Embedding, EmbeddingGrad, EmbeddingPart, MatMul, NormMatMul, Operands, PanelMatMul, Panelled, RmsNorm, RmsNormGrad,
     Rope,
 };
-use crate::base::{Array, Limits, Rng, TensorType, packed};
+use crate::base::{Array, DType, Limits, Rng, TensorType, packed};
 use crate::error::Result;
 use crate::graph::{Binary, Expr, Graph, Io, Kernel, Map, MapPair, Op, OpNode, SumRows, Value};
 use std::sync::Arc;
@@ -62,6 +62,17 @@ impl Case {
         let inputs: Vec<TensorType> = self.inputs.iter().map(|(ty, _)| ty.clone()).collect();
         let outputs = self.op.infer(&inputs.iter().collect::<Vec<_>>())?;
         Ok(Io { inputs, outputs })
+    }
+
+    /// True where nothing but an adapter that computes in f16 has kernels: activations or results are in it.
+    ///
+    /// # Errors
+    /// As for [`Case::io`].
+    pub fn wants_f16(&self) -> Result<bool, String> {
+        let io = self.io()?;
+        let in_f16 = |ty: Option<&TensorType>| ty.is_some_and(|ty| ty.dtype == DType::F16);
+        let is_product = ["matmul", "panel_matmul"].contains(&self.op.name());
+        Ok(is_product && in_f16(io.inputs.first()) || io.outputs.iter().any(|ty| in_f16(Some(ty))))
     }
 
     /// The kernels that compute it under these limits.
@@ -134,6 +145,7 @@ pub fn table() -> Vec<Case> {
     let own = [elementwise(), matmul(), panels(), norm(), position(), embedding()].concat();
     let others = [
         super::table_weights::rows(),
+        super::table_halves::rows(),
         super::table_training::rows(),
         super::table_experts::rows(),
         super::table_attention::rows(),

@@ -21,7 +21,7 @@ fn given<const N: usize>(dims: [usize; N], values: &[f64]) -> Input {
 }
 
 /// Targets below `n`, every third of them ignored.
-fn targets(rows: usize, n: usize) -> Input {
+pub(super) fn targets(rows: usize, n: usize) -> Input {
     let word = |i: usize| if i % 3 == 1 { f64::from(IGNORE) } else { ((i * 7919 + 13) % n) as f64 };
     (TensorType::u32([rows]), Draw::Given((0..rows).map(word).collect()))
 }

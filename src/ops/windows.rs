@@ -1,7 +1,7 @@
 //! Parts of tensors that fit a binding: what keeps kernels within the adapter's limits. All are counted in words of four
 //! bytes, which are elements where the dtype is f32 or u32.
 
-use crate::base::Limits;
+use crate::base::{DType, Limits, TensorType};
 use crate::graph::{Dispatch, Kernel, Operand};
 use std::ops::Range;
 
@@ -11,8 +11,8 @@ pub fn rows_per_binding(rows: usize, row_words: usize, limits: &Limits) -> usize
     if rows as u64 * row_bytes <= limits.max_binding_bytes {
         return rows.max(1);
     }
-    // Offsets are rounded down to the alignment, so that much of a binding may be lost.
-    ((limits.max_binding_bytes.saturating_sub(limits.binding_alignment) / row_bytes) as usize).max(1)
+    // Offsets are rounded down to the alignment, in elements of two bytes, so that twice as much of a binding may be lost.
+    ((limits.max_binding_bytes.saturating_sub(2 * limits.binding_alignment) / row_bytes) as usize).max(1)
 }
 
 /// `0..count` cut into ranges of at most `step`.
@@ -34,15 +34,35 @@ pub struct Window {
 impl Window {
     /// The binding that covers these words.
     pub fn new(words: Range<usize>, limits: &Limits) -> Self {
-        let align = (limits.binding_alignment / 4).max(1) as usize;
-        let start = words.start / align * align;
-        Window { start, skip: words.start - start, count: words.end - start }
+        Window::of(words, 4, limits)
+    }
+
+    /// The same of elements of so many bytes; right for larger ones as well.
+    pub fn of(elements: Range<usize>, bytes: u64, limits: &Limits) -> Self {
+        let align = (limits.binding_alignment / bytes).max(1) as usize;
+        let start = elements.start / align * align;
+        Window { start, skip: elements.start - start, count: elements.end - start }
     }
 
     /// Binds this part of an operand.
     pub fn bind(self, dispatch: Dispatch, name: &'static str, operand: Operand) -> Dispatch {
-        dispatch.bind(name, operand, self.start as u64 * 4, self.count as u64 * 4)
+        self.bind_as(dispatch, name, operand, 4)
     }
+
+    /// Binds this part of an operand whose elements have so many bytes.
+    pub fn bind_as(self, dispatch: Dispatch, name: &'static str, operand: Operand, bytes: u64) -> Dispatch {
+        dispatch.bind(name, operand, self.start as u64 * bytes, self.count as u64 * bytes)
+    }
+}
+
+/// Bytes of an element of a tensor in f32 or f16.
+pub fn element(ty: &TensorType) -> u64 {
+    if ty.dtype == DType::F16 { 2 } else { 4 }
+}
+
+/// The header that has the kernel store its output 0 in f16 where that is its type (`lib/written.wgsl`).
+pub fn written(kernel: Kernel, ty: &TensorType) -> Kernel {
+    if ty.dtype == DType::F16 { kernel.constant("WRITES_F16", 1) } else { kernel }
 }
 
 /// Elements that a lane takes at a time (`lib/item.wgsl`) where rows of `width` stand one after the other.

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 const GUARD: [u8; 4] = 0xDEAD_BEEF_u32.to_le_bytes();
 /// Bytes after which the numbers of an operand that is only timed repeat: more than any compressor looks at.
 const NOISE: u64 = 4 << 20;
-/// What outputs hold before: a NaN.
-const POISON: [u8; 4] = 0x7FC0_DEAD_u32.to_le_bytes();
+/// What outputs hold before: a NaN, and as two f16 two of them.
+const POISON: [u8; 4] = 0x7FC0_7FC0_u32.to_le_bytes();
 
 /// A kernel with its buffers, ready to be recorded.
 pub(super) struct Prepared {
@@ -136,7 +136,7 @@ pub async fn run_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, inputs: &[Array], w
         prepared.fill(gpu, buffer, &array.to_bytes()).await?;
     }
     for (buffer, ty) in prepared.outputs.iter().zip(&io.outputs) {
-        prepared.fill(gpu, buffer, &POISON.repeat(ty.shape.elements())).await?;
+        prepared.fill(gpu, buffer, &POISON.repeat(ty.bytes() as usize / POISON.len())).await?;
     }
     let scratch = TensorType::f32([(kernel.scratch / 4) as usize]);
     if let Some(buffer) = &prepared.scratch {
