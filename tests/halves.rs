@@ -120,7 +120,7 @@ fn a_mixed_step_takes_fewer_bytes() {
     let config = find_config("smollm2-135m").unwrap();
     let recipe = Recipe { precision: Precision::Mixed, ..Recipe::default() };
     let [with, without] = [true, false].map(|has_f16| {
-        let large = Limits { max_buffer_bytes: 4 << 30, max_binding_bytes: 2 << 30, ..Limits::default() };
+        let large = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
         let limits = limits(&large, has_f16);
         let graph = train_graph(&config, 8, 1024, &optimizer(&recipe), &limits).unwrap();
         compile(&graph, &limits, &mut First).unwrap().totals()
