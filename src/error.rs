@@ -58,6 +58,9 @@ pub enum Error {
     /// A rank failed, left, or does other than the others.
     #[error("ranks: {0}")]
     Rank(String),
+    /// What another rank found that all wanted to know, in its words.
+    #[error("{0}")]
+    Told(String),
     /// The operating system refused a file operation.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -85,6 +88,16 @@ impl Error {
     /// Wraps an operating-system error with what was tried and where.
     pub fn io(action: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
         Error::Io { action, path: path.as_ref().to_path_buf(), source }
+    }
+
+    /// Whether what was asked for is at fault, so that asking the same again is in vain: flags, a recipe, or files that are not
+    /// there or hold something else. What a device, another rank or a disk did may go well the next time.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Error::Operator { .. } | Error::Graph(_) | Error::File { .. } | Error::Invalid(_) => true,
+            Error::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        }
     }
 
     /// Says what is wrong inside a file.

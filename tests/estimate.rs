@@ -406,7 +406,7 @@ fn the_best_mesh_fits_and_nothing_that_fits_is_faster() {
     // On ranks with less memory than the state takes of each, meshes are out for that, and the reason says so.
     let small = MachineFile { memory: Some(Bytes(40_000_000_000)), ..machine.clone() };
     let out = search(&config, &recipe, setup, Asked::default(), 16, &small).unwrap().losers;
-    assert!(out.iter().any(|l| l.seconds.is_none() && l.why.contains(" GB at least")), "{out:?}");
+    assert!(out.iter().any(|l| l.seconds.is_none() && l.why.contains(" GiB at least, ")), "{out:?}");
     let again = Asked { mesh: Some(best.mesh), shard: Some(best.setup.shard), ..Asked::default() };
     assert_eq!(search(&config, &recipe, setup, again, 16, &machine).unwrap().best.unwrap(), best);
     let impossible = Asked { mesh: Some("tensor=3".parse().unwrap()), ..Asked::default() };

@@ -1,9 +1,11 @@
 //! Plans at work: what a run computes, keeps and reads back.
 
 use danlu::base::{Limits, TensorType};
+use danlu::bench::suite;
 use danlu::compile::{First, compile};
 use danlu::gpu::{Compile, Gpu, Selector};
 use danlu::graph::{Concat, Graph, Map};
+use danlu::optim::JUDGE;
 use danlu::run::{Executor, States, compile_early, f32s};
 use std::sync::atomic::AtomicBool;
 
@@ -72,5 +74,23 @@ fn compiling_early_changes_nothing_and_passes_over_what_does_not_compile() {
         assert_eq!(gpu.compile_early(&shaders, 2, &AtomicBool::new(false)), 1);
         assert!(gpu.allocations().is_none_or(|all| all.iter().all(|(name, _)| name != "nothing")));
         gpu.check().unwrap();
+    });
+}
+
+/// What a benchmark's training step in mixed precision begins with has it count: one that is left out is not what training costs.
+#[test]
+fn a_training_step_of_the_bench_counts() {
+    pollster::block_on(async {
+        let gpu = Gpu::open(&Selector::default()).await.unwrap();
+        let cases = suite(gpu.limits(), true).unwrap();
+        let case = cases.iter().find(|case| case.name.starts_with("train step story-1m mixed")).unwrap();
+        let graph = case.graph(gpu.limits()).unwrap();
+        let plan = compile(&graph, gpu.limits(), &mut First).unwrap();
+        let mut states = States::new(&gpu);
+        let mut run = Executor::new(&gpu, &plan, &mut states).await.unwrap();
+        case.fill(&graph, &states, &mut run).await.unwrap();
+        let judge = f32s(&run.run().await.unwrap(), JUDGE);
+        // Good steps since the scale changed, and how many were left out.
+        assert_eq!(judge[1..3], [1.0, 0.0], "{judge:?}");
     });
 }

@@ -52,7 +52,8 @@ fn product(g: &mut Graph, op: MatMul, [m, n, k]: [usize; 3], dtype: DType, is_ha
 
 /// What a row's label says of its product's second operand.
 fn of_b(label: &str) -> DType {
-    if label.starts_with("f16") { DType::F16 } else { DType::F32 }
+    let named = [("f16", DType::F16), ("bf16", DType::BF16), ("nf4", DType::Nf4)];
+    named.into_iter().find(|(name, _)| label.starts_with(name)).map_or(DType::F32, |(_, dtype)| dtype)
 }
 
 fn all(limits: &Limits) -> Vec<Limits> {
@@ -140,7 +141,7 @@ fn every_candidate_of_a_product_has_its_hooks() {
     let half = |ta, tb| MatMul::new(ta, tb).with(Operands::F16);
     let strict = MatMul::new;
     // Odd sizes, and more than one of the larger tiles with sums that are split; weights as they are and as mixed precision copies them.
-    let rows: [(&str, MatMul, [usize; 3], bool, Then); 10] = [
+    let rows: [(&str, MatMul, [usize; 3], bool, Then); 15] = [
         ("bias", half(false, true), [67, 70, 131], false, bias),
         ("gate", half(false, true), [132, 140, 136], false, gated),
         ("scale", half(true, false), [68, 72, 68], false, scaled),
@@ -149,6 +150,12 @@ fn every_candidate_of_a_product_has_its_hooks() {
         ("f16, bias, odd", half(false, true), [67, 70, 134], false, bias),
         ("f16, gate", half(false, true), [132, 140, 136], false, gated),
         ("f16, gate, odd", half(false, true), [67, 70, 134], false, gated),
+        // Of other dtypes B is decoded on its way: rows of whole blocks, which tiles cut off.
+        ("bf16, bias, odd", half(false, true), [67, 70, 134], false, bias),
+        ("bf16, back, gate", half(false, false), [132, 140, 136], false, gated),
+        ("nf4, bias, odd", half(false, true), [67, 70, 192], false, bias),
+        ("nf4, gate", half(false, true), [132, 140, 128], false, gated),
+        ("nf4, back, residual", half(false, false), [67, 192, 131], false, residual),
         ("strict, halved, residual", strict(true, false), [68, 140, 136], true, residual),
         ("strict, bias, few rows", strict(false, true), [3, 70, 132], false, bias),
     ];
@@ -173,6 +180,8 @@ fn every_candidate_of_a_product_stores_two_results() {
         ("halves, odd", half(false, false), [67, 70, 131]),
         ("f16", half(false, false), [132, 140, 136]),
         ("f16, odd", half(false, false), [67, 70, 131]),
+        ("bf16", half(false, false), [132, 140, 136]),
+        ("nf4, odd", half(false, false), [67, 192, 131]),
         ("strict", MatMul::new(false, false), [132, 140, 136]),
         ("strict, odd", MatMul::new(false, true), [67, 70, 131]),
     ];

@@ -5,6 +5,8 @@ mod common;
 mod adapters;
 #[path = "mesh/experts.rs"]
 mod experts;
+#[path = "mesh/older.rs"]
+mod older;
 #[path = "mesh/pairs.rs"]
 mod pairs;
 #[path = "mesh/shared.rs"]

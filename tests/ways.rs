@@ -13,6 +13,7 @@ use danlu::optim::{Rule, Update};
 use danlu::run::{Executor, States};
 use danlu::train::{Precision, Recipe, Trainer};
 use pollster::block_on;
+use std::collections::BTreeSet;
 
 fn job(base: Option<BaseDtype>) -> Job {
     let lora = base.map(|base_dtype| LoraConfig { rank: 4, base_dtype, ..LoraConfig::default() });
@@ -115,4 +116,23 @@ fn rows_of_several_lengths_keep_to_the_memory() {
     let (one, four) = (planned(1), planned(4));
     assert!(one.shorter == 0 && four.shorter > 0 && four.bytes() >= one.bytes() + four.shorter);
     assert!((one.bytes()..=four.bytes()).contains(&whole), "{whole} of {} to {}", one.bytes(), four.bytes());
+}
+
+/// The least that rows of several lengths take is one figure, whatever is allowed, and is enough.
+#[test]
+fn the_least_of_rows_of_several_lengths_is_one_figure() {
+    let (limits, mut plain) = (Limits { memory_bytes: None, ..Limits::default() }, job(None));
+    plain.config.num_hidden_layers = 2;
+    let within = |memory| Job { lengths: 2, ..plain.sized(4, 128, memory) }.plans(&limits, &mut First).unwrap();
+    let whole = within(None).bytes();
+    let refused = |percent: u64| within(Some(Bytes(whole * percent / 100))).check().err().map(|e| e.to_string());
+    let said: Vec<String> = [1, 60, 75, 83].into_iter().filter_map(refused).collect();
+    let figure =
+        |text: &String| text.split(['(', ')']).nth(1).unwrap().strip_suffix(" bytes").unwrap().parse().unwrap();
+    let least: BTreeSet<u64> = said.iter().map(figure).collect();
+    assert!(said.len() > 3 && least.len() == 1, "{said:#?}");
+    let least = *least.first().unwrap();
+    let plans = within(Some(Bytes(least)));
+    plans.check().unwrap();
+    assert!(plans.bytes() <= least && least < whole, "{} of {whole}", plans.bytes());
 }

@@ -16,6 +16,7 @@ pub mod quantise;
 mod rng;
 mod tensor_type;
 mod tolerance;
+mod words;
 
 pub use array::{Array, to_half};
 pub use axis::Axis;
@@ -25,3 +26,4 @@ pub use limits::{AdapterId, Limits};
 pub use rng::Rng;
 pub use tensor_type::{Block, DType, Shape, TensorType};
 pub use tolerance::Tolerance;
+pub use words::count;

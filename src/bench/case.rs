@@ -88,7 +88,10 @@ impl Case {
 
     /// Gives states small random numbers, which costs a GPU the power that real ones do, and inputs what they mean.
     /// Moments stay zero: a second moment is not negative.
-    pub(super) async fn fill(&self, graph: &Graph, states: &States, executor: &mut Executor) -> Result<()> {
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub async fn fill(&self, graph: &Graph, states: &States, executor: &mut Executor) -> Result<()> {
         for node in graph.nodes() {
             let ty = node.outputs.first();
             let Some(ty) = ty.filter(|_| matches!(node.kind, Kind::State) && states.contains(&node.name)) else {

@@ -5,7 +5,8 @@ mod results;
 
 use super::generate::{GenerateArgs, cut, load, read_text, tell_summary};
 use super::hub;
-use super::text::{self, Watch, count};
+use super::text::{self, Watch};
+use crate::base::count;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::gpu::Gpu;

@@ -5,8 +5,9 @@ mod input;
 
 use super::sampling::{Cache, CacheArgs, Full, SamplingArgs};
 use super::signals::Signals;
-use super::text::{self, count, whole};
+use super::text::{self, whole};
 use super::{AdapterArgs, generate, hub, paths};
+use crate::base::count;
 use crate::data::{ChatTemplate, Json, Message, RenderOptions};
 use crate::gpu::Gpu;
 use crate::infer::{Conversation, Finish, Sampling};
@@ -193,7 +194,9 @@ impl Chat {
         }
         self.dropped = answer.dropped;
         match answer.finish {
-            Finish::Length => tell!("danlu: the answer was cut at {} tokens; --tokens or /set tokens", answer.tokens),
+            Finish::Length => {
+                tell!("danlu: the answer was cut at {}; --tokens or /set tokens", count(answer.tokens, "token"));
+            }
             Finish::ContextFull => tell!("danlu: the answer was cut: the context is full"),
             Finish::Stopped if listens && answer.tokens == 0 => {
                 tell!("danlu: stopped before the first word; /retry asks again, /undo takes the question back");

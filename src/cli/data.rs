@@ -1,7 +1,7 @@
 //! `danlu data` and `danlu tokenize`: examples as a model will see them, and shards of tokens that runs can share.
 
-use super::text::count;
 use super::{hub, paths};
+use crate::base::count;
 use crate::compile::human_bytes;
 use crate::data::{
     Corpus, Encoder, Loader, LoaderOptions, LoaderSource, LossOn, MASKED, Overlong, RowLayout, SHARD_ENDING, Shard,

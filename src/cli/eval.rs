@@ -1,9 +1,9 @@
 //! `danlu eval`: perplexity of texts, and scores of multiple-choice and cloze items.
 
 use super::progress::loading;
-use super::text::{self, count};
+use super::text;
 use super::{AdapterArgs, hub};
-use crate::base::read_given_text;
+use crate::base::{count, read_given_text};
 use crate::eval::{Perplexity, Report, Task, Windows, evaluate, perplexity, read_items};
 use crate::gpu::Gpu;
 use crate::infer::Scorer;

@@ -3,8 +3,9 @@
 use super::progress::loading;
 use super::sampling::{CacheArgs, SamplingArgs};
 use super::signals::{INTERRUPTED, Signals};
-use super::text::{self, Watch, count, whole};
+use super::text::{self, Watch, whole};
 use super::{AdapterArgs, batch, hub};
+use crate::base::count;
 use crate::compile::human_bytes;
 use crate::error::Error;
 use crate::gpu::Gpu;

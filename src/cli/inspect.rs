@@ -1,6 +1,7 @@
 //! `danlu inspect`: what a model on disk is, without loading it.
 
 use super::hub;
+use crate::base::count;
 use crate::compile::human_bytes;
 use crate::store::gguf::{Array, Metadata, Value};
 use crate::store::{Checkpoint, Origin, Tensors};
@@ -64,8 +65,8 @@ fn parts(tensors: &Tensors) -> String {
     }
     let part = |file: &&Path| {
         let (name, held) = (file.file_name().unwrap_or_default(), tensors.iter().filter(|t| t.file == *file));
-        let (count, bytes) = held.fold((0, 0), |(n, b), t| (n + 1, b + t.bytes.len() as u64));
-        format!("  {}: {count} tensors, {}\n", name.to_string_lossy(), human_bytes(bytes))
+        let (tensors, bytes) = held.fold((0, 0), |(n, b), t| (n + 1, b + t.bytes.len() as u64));
+        format!("  {}: {}, {}\n", name.to_string_lossy(), count(tensors, "tensor"), human_bytes(bytes))
     };
     format!("in {} files\n{}", files.len(), files.iter().map(part).collect::<String>())
 }
@@ -85,11 +86,11 @@ fn config(checkpoint: &Checkpoint) -> String {
     let mut lines = vec![
         format!("{} parameters, family {} ({})", c.parameters(), c.family.name, c.family.models),
         format!(
-            "{} layers of width {}, {} query heads and {} key heads of {}, feed-forward {}",
-            c.num_hidden_layers,
+            "{} of width {}, {} and {} of {}, feed-forward {}",
+            count(c.num_hidden_layers, "layer"),
             c.hidden_size,
-            c.num_attention_heads,
-            c.num_key_value_heads,
+            count(c.num_attention_heads, "query head"),
+            count(c.num_key_value_heads, "key head"),
             c.head_dim,
             c.intermediate_size
         ),
@@ -129,11 +130,11 @@ fn table(tensors: &Tensors) -> String {
     for t in tensors.iter() {
         text += &format!("{:<width$}  {:<6} {:>14}  {}\n", t.name, t.dtype_name(), t.bytes.len(), t.shape);
     }
-    for (dtype, (count, bytes)) in sums(tensors) {
-        text += &format!("\n{count} tensors of {dtype}: {}", human_bytes(bytes));
+    for (dtype, (n, bytes)) in sums(tensors) {
+        text += &format!("\n{} of {dtype}: {}", count(n, "tensor"), human_bytes(bytes));
     }
-    let (count, bytes) = total(tensors);
-    text + &format!("\n{count} tensors in all: {} ({bytes} bytes)", human_bytes(bytes))
+    let (n, bytes) = total(tensors);
+    text + &format!("\n{} in all: {} ({bytes} bytes)", count(n, "tensor"), human_bytes(bytes))
 }
 
 fn sums(tensors: &Tensors) -> BTreeMap<String, (usize, u64)> {

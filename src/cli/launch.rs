@@ -5,7 +5,7 @@ mod starter;
 mod supervisor;
 
 use super::ranks::shared_by;
-use super::text::count;
+use crate::base::count;
 use crate::error::Error;
 use crate::parallel::Mesh;
 use crate::store::atomic::{create_folder, write_file};

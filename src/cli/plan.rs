@@ -298,10 +298,10 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         }
         say!("{}", answer.to_string().trim_end());
         named.and_then(|name| unlearned(name, machine.as_ref())).iter().for_each(|text| say!("\n{text}"));
-        let traded = plans.trade.as_ref().filter(|trade| !trade.again.is_empty());
+        let traded = plans.fit.as_ref().map(|fit| &fit.trade).filter(|trade| !trade.again.is_empty());
         traded.iter().for_each(|trade| say!("\n{}", table(trade, &plans)));
     }
-    Ok(plans.check(asked)?)
+    Ok(plans.check()?)
 }
 
 /// The command that measures an adapter of that name.
@@ -352,7 +352,7 @@ fn table(trade: &Trade, plans: &Planned) -> String {
         text += &format!("  {count:>4} x {name:<49} {:>12} less, {gflop:>9.3} Gflop more\n", human_bytes(saved));
     }
     let (reached, added) = (human_bytes(trade.reached), 100.0 * plans.added());
-    text + &format!("{:<58} {reached:>12}, {added:.1} % more operations", "reached")
+    text + &format!("{:<58} {reached:>12}, which adds {added:.1} % to a step's work", "reached")
 }
 
 /// The plan with its totals, the answer, and with the measured seconds of every step if there are any.
@@ -361,8 +361,8 @@ fn json(plan: &Plan, answered: Option<(&Answer, &Planned)>, seconds: Option<&[f6
     value["totals"] = serde_json::to_value(plan.totals())?;
     if let Some((answer, plans)) = answered {
         value["answer"] = serde_json::to_value(answer)?;
-        if let Some(trade) = &plans.trade {
-            value["trade"] = serde_json::to_value(trade)?;
+        if let Some(fit) = &plans.fit {
+            value["trade"] = serde_json::to_value(&fit.trade)?;
             value["trade"]["beside"] = plans.beside().into();
         }
     }

@@ -2,6 +2,7 @@
 
 use super::text::{self, Watch};
 use super::{AdapterArgs, hub, paths};
+use crate::base::count;
 use crate::bench::{Profile, trace_json};
 use crate::compile::{Plan, human_bytes, settle};
 use crate::error::Error;
@@ -133,14 +134,13 @@ async fn generation(gpu: &Gpu, tuner: &mut Tuner, checkpoint: &Checkpoint, args:
     let roofline = Roofline::measure(gpu, tuner).await?;
     let tokenizer = text::tokenizer(checkpoint)?;
     let prompt = tokenizer.encode_prompt(args.prompt.as_deref().unwrap_or_default())?;
-    let count = usize::try_from(args.tokens)?;
+    let wanted = usize::try_from(args.tokens)?;
     let most = checkpoint.config().max_context();
     if prompt.len() > most {
-        let message =
-            format!("the prompt has {} and the model holds {most}; shorten it", text::count(prompt.len(), "token"));
+        let message = format!("the prompt has {} and the model holds {most}; shorten it", count(prompt.len(), "token"));
         return Err(Error::Invalid(message).into());
     }
-    let context = prompt.len().saturating_add(count).min(most);
+    let context = prompt.len().saturating_add(wanted).min(most);
     let options = Options::from(context);
     options.check_prompt(&prompt, checkpoint.config())?;
     let mut generator = super::generate::load(gpu, checkpoint, options).await?;
@@ -159,14 +159,14 @@ async fn generation(gpu: &Gpu, tuner: &mut Tuner, checkpoint: &Checkpoint, args:
             written += 1;
             Ok(true)
         };
-        generator.generate(&prompt, count, &greedy, count_them).await?;
+        generator.generate(&prompt, wanted, &greedy, count_them).await?;
         if round == 1 {
             seconds = watch.seconds();
         }
     }
     let full =
-        if written < count { format!(", where the context of {context} tokens was full,") } else { String::new() };
-    let what = format!("prompt of {} and {written} more{full}", text::count(prompt.len(), "token"));
+        if written < wanted { format!(", where the context of {context} tokens was full,") } else { String::new() };
+    let what = format!("prompt of {} and {written} more{full}", count(prompt.len(), "token"));
     Ok(Recorded { runs: recorder.take(), roofline, undisturbed: (what, seconds) })
 }
 

@@ -1,5 +1,6 @@
 //! What a person, or a machine, sees of a training run.
 
+use crate::base::count;
 use crate::compile::human_bytes;
 use crate::store::Loaded;
 use crate::train::{Event, Observer, RECIPE, Recipe, Rewards};
@@ -96,13 +97,13 @@ fn summary(recipe: &Recipe) -> String {
 
 /// Parameters of a model; of these those that are trained, and those of them that this rank holds, where they are not all.
 fn counted([all, trained, held]: [u64; 3]) -> String {
-    let count = |n: u64| if n < 100_000 { n.to_string() } else { format!("{:.2} M", n as f64 / 1e6) };
-    let mut text = format!("{} parameters", count(all));
+    let short = |n: u64| if n < 100_000 { n.to_string() } else { format!("{:.2} M", n as f64 / 1e6) };
+    let mut text = format!("{} parameters", short(all));
     if trained != all {
-        text += &format!(", {} trained", count(trained));
+        text += &format!(", {} trained", short(trained));
     }
     if held != trained {
-        text += &format!(", of which this rank holds {}", count(held));
+        text += &format!(", of which this rank holds {}", short(held));
     }
     text
 }
@@ -256,13 +257,14 @@ impl Observer for Terminal {
             Event::Saved { step, folder, seconds, interrupted, base } => {
                 self.bar.finish_and_clear();
                 let how = if *interrupted { "stopped early" } else { "done" };
+                let steps = count(*step as usize, "step");
                 let (program, folder) = (shell(&program()), shell(&folder.display().to_string()));
                 if *interrupted {
                     tell!("go on with it by\n\n    {program} train --resume {folder}\n");
                 }
                 match (self.last.is_empty(), *interrupted) {
-                    (false, _) => tell!("{how} after {step} steps in {seconds:.0} s; last step: {}", self.last),
-                    (true, true) => tell!("{how} after {step} steps"),
+                    (false, _) => tell!("{how} after {steps} in {seconds:.0} s; last step: {}", self.last),
+                    (true, true) => tell!("{how} after {steps}"),
                     (true, false) => tell!("complete already: all {step} steps were done before, and none was added"),
                 }
                 let (what, model) = match base {

@@ -1,6 +1,6 @@
 //! `danlu plan --nodes`: a step on many ranks.
 
-use super::text::count;
+use crate::base::count;
 use crate::compile::human_bytes;
 use crate::estimate::{
     Asked, Found, MachineFile, Mesh, Prediction, REACHED, Rate, Recompute, Setup, Storage, human_time, search,
@@ -230,9 +230,15 @@ fn text(found: &Found, config: &ModelConfig, machine: &MachineFile, nodes: usize
 fn prediction(p: &Prediction, machine: &MachineFile, run: &Run) -> String {
     let (setup, ranks) = (&p.setup, p.mesh.ranks() as f64);
     let mut text = format!("\nmesh           {}\n", p.mesh);
+    let stages = match p.mesh.pipeline {
+        1 => String::new(),
+        _ => format!(", {} a pipeline rank", count(setup.interleave, "stage")),
+    };
     text += &format!(
-        "how            shared out: {}, recomputation {:?}, micro-batches of {}, {} stages a pipeline rank\n",
-        setup.shard, setup.recompute, setup.micro_batch, setup.interleave
+        "how            shared out: {}, recomputed: {}, micro-batches of {}{stages}\n",
+        setup.shard,
+        setup.recompute,
+        count(setup.micro_batch, "sequence")
     );
     text += "\nbytes of the rank with most\n";
     for (name, bytes) in p.usage.kinds().into_iter().filter(|(_, bytes)| *bytes > 0) {

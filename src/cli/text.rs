@@ -1,14 +1,10 @@
-//! What is said of texts: how fast they came, and how many there are.
+//! What is said of texts: how fast they came.
 
+use crate::base::count;
 use crate::data::Tokenizer;
 use crate::error::Error;
 use crate::store::Checkpoint;
 use std::time::Instant;
-
-/// `1 text`, `2 texts`.
-pub fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
 
 /// A model's tokenizer; what it has to say is told.
 ///

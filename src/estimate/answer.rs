@@ -2,7 +2,7 @@
 
 use super::ranks::{meetings, sent};
 use super::{Fits, Job, MachineFile, Mesh, Parameters, Planned, Usage};
-use crate::base::Axis;
+use crate::base::{Axis, count};
 use crate::compile::{Plan, human_bytes};
 use crate::error::Result;
 use crate::optim::Update;
@@ -108,7 +108,7 @@ impl Answer {
     /// As [`Job::parameters`].
     pub fn of(job: &Job, plans: &Planned, fits: Option<Fits>, machine: Option<&MachineFile>) -> Result<Answer> {
         let usage = Usage::of_step(&plans.train, plans.apply.as_ref());
-        let traded = plans.trade.as_ref().filter(|trade| !trade.again.is_empty());
+        let traded = plans.fit.as_ref().map(|fit| &fit.trade).filter(|trade| !trade.again.is_empty());
         Ok(Answer {
             parameters: job.parameters()?,
             batch: job.recipe.batch,
@@ -228,7 +228,7 @@ impl fmt::Display for Answer {
         }
         if let Some((saved, added)) = self.recomputed {
             let (saved, added) = (human_bytes(saved), added * 100.0);
-            writeln!(f, "without recomputation a step would take {saved} more, and {added:.1} % less work")?;
+            writeln!(f, "recomputation saves {saved} of a step, and adds {added:.1} % to its work")?;
         }
         if let Some(fits) = &self.fits {
             let (memory, batch, seq) = (human_bytes(fits.memory), self.batch, self.seq);
@@ -236,9 +236,10 @@ impl fmt::Display for Answer {
             writeln!(f, "\n{memory}{each} hold at most, validation with it")?;
             let again = |n: usize| format!(", with recomputation {n} or up to a sixteenth more");
             let (more, longer) = fits.recomputed.map_or_else(Default::default, |(b, t)| (again(b), again(t)));
-            let what = if self.pairs { "pairs" } else { "sequences" };
-            writeln!(f, "{:>10} {what} of {seq} tokens{more}", fits.batch)?;
-            writeln!(f, "{:>10} tokens in each of {batch} {what}{longer}", fits.seq)?;
+            let what = if self.pairs { "pair" } else { "sequence" };
+            let (several, all) = (if fits.batch == 1 { "" } else { "s" }, count(batch, what));
+            writeln!(f, "{:>10} {what}{several} of {seq} tokens{more}", fits.batch)?;
+            writeln!(f, "{:>10} tokens in each of {all}{longer}", fits.seq)?;
             if let Some(context) = fits.context {
                 writeln!(f, "{:>10} the model's context of {context} tokens ends there, not the memory", "")?;
             }
@@ -255,7 +256,8 @@ impl fmt::Display for Answer {
         }
         if let Some(cost) = &self.cost {
             let Cost { steps, tokens, .. } = cost;
-            writeln!(f, "the run        {}: {steps} steps, {tokens} tokens", human_time(cost.seconds))?;
+            let steps = count(*steps as usize, "step");
+            writeln!(f, "the run        {}: {steps}, {tokens} tokens", human_time(cost.seconds))?;
             let has_tokens = *tokens > 0;
             if let Some(money) = cost.money.filter(|_| has_tokens) {
                 let million = money / (*tokens as f64 / 1e6);

@@ -1,13 +1,13 @@
 //! What is to be trained, and how: everything that decides what a step computes.
 
 use crate::base::{Bytes, Limits};
-use crate::compile::{Chooser, First, Plan, Trade, human_bytes};
+use crate::compile::{Chooser, First, Plan};
 use crate::data::longest_lengths;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::nn::Lora;
 use crate::run::device_bytes;
-use crate::train::{Base, Plans, Recipe, plans_of_lengths};
+use crate::train::{Base, Fit, Plans, Recipe, plans_of_lengths};
 use std::sync::Arc;
 
 /// A model and the way it is trained.
@@ -43,7 +43,7 @@ pub struct Planned {
     /// Validation.
     pub eval: Plan,
     /// How the step keeps to the memory that is allowed, where that is said.
-    pub trade: Option<Trade>,
+    pub fit: Option<Fit>,
     /// Bytes that rows of other lengths take beside these.
     pub shorter: u64,
 }
@@ -61,25 +61,16 @@ impl Planned {
 
     /// Work that is done twice, as a share of what a step would be without.
     pub fn added(&self) -> f64 {
-        let again = self.trade.as_ref().map_or(0, Trade::flops);
+        let again = self.fit.as_ref().map_or(0, |fit| fit.trade.flops());
         again as f64 / (self.train.totals().flops - again).max(1) as f64
     }
 
     /// Refuses what takes more than is allowed.
     ///
     /// # Errors
-    /// A sentence with the smallest number of bytes that would do.
-    pub fn check(&self, memory: Option<Bytes>) -> Result<()> {
-        let (Some(Bytes(allowed)), least) = (memory, self.bytes()) else { return Ok(()) };
-        if least <= allowed {
-            return Ok(());
-        }
-        Err(Error::Invalid(format!(
-            "training takes at least {} ({least} bytes), with all activations recomputed where that helps, and {} \
-             ({allowed} bytes) are allowed; allow more, or choose a smaller model, --batch or --seq",
-            human_bytes(least),
-            human_bytes(allowed),
-        )))
+    /// As [`Fit::check`].
+    pub fn check(&self) -> Result<()> {
+        self.fit.as_ref().map_or(Ok(()), Fit::check)
     }
 }
 
@@ -115,7 +106,7 @@ impl Job {
         let plans = others.pop().expect("rows have a length");
         let shorter = others.iter().map(|other| other.beside(&plans)).sum();
         let Plans { train, apply, eval, fit } = plans;
-        Ok(Planned { train, apply, eval, trade: fit.map(|fit| fit.trade), shorter })
+        Ok(Planned { train, apply, eval, fit, shorter })
     }
 
     /// Bytes on the device of a step and of validation together; with memory that is allowed, activations are computed

@@ -8,7 +8,7 @@ use super::part::{Parts, Work};
 use super::setup::{Rate, Recompute, Setup};
 use super::shards::Params;
 use super::{Mesh, Usage};
-use crate::base::Axis;
+use crate::base::{Axis, count};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::optim::Shard;
@@ -223,7 +223,8 @@ fn check(config: &ModelConfig, mesh: Mesh, setup: Setup) -> Result<usize> {
     let (each, batch) = (mesh.data * setup.micro_batch, setup.batch);
     if batch == 0 || !batch.is_multiple_of(each) {
         return Err(Error::Invalid(format!(
-            "mesh {mesh}: {batch} sequences are no multiple of {each}, a micro-batch on every data rank"
+            "the mesh {mesh} wants a multiple of {} a step, a micro-batch on every data rank",
+            count(each, "sequence")
         )));
     }
     setup.over(&Recipe::default(), mesh).check_split(config)?;

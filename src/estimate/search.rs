@@ -6,12 +6,14 @@ use super::scale::{Prediction, predict};
 use super::setup::{Recompute, Setup};
 use super::shards::Params;
 use super::{Mesh, Usage};
+use crate::base::count;
+use crate::compile::human_bytes;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::optim::Shard;
 use crate::train::Recipe;
 use serde::Serialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// What is left open; nothing means that it is looked for.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,7 +48,7 @@ pub struct Loser {
 pub struct Found {
     /// The best; nothing where none fits.
     pub best: Option<Prediction>,
-    /// The others, the fastest first; of each mesh its best setup.
+    /// The others, the fastest first, and then those that do not fit, the smallest first; of each mesh its best setup.
     pub losers: Vec<Loser>,
     /// How many ways were predicted.
     pub tried: usize,
@@ -69,7 +71,7 @@ pub fn search(
     let mut parts: HashMap<[usize; 3], Option<Parts>> = HashMap::new();
     let mut best: BTreeMap<Mesh, Prediction> = BTreeMap::new();
     let mut smallest: BTreeMap<Mesh, Usage> = BTreeMap::new();
-    let (mut tried, mut refused) = (0, None);
+    let (mut tried, mut refused) = (0, Refused::default());
     for mesh in asked.mesh.map_or_else(|| meshes(config, setup, ranks, machine), |mesh| vec![mesh]) {
         let setups = setups(config, recipe, mesh, setup, asked, &mut refused);
         if setups.is_empty() {
@@ -82,7 +84,7 @@ pub fn search(
             let own = *parts.entry(key).or_insert_with(|| match Parts::of(config, sizes, mesh.tensor) {
                 Ok(parts) => Some(parts),
                 Err(e) => {
-                    refused = Some(e);
+                    refused.add(mesh, e);
                     None
                 }
             });
@@ -90,7 +92,7 @@ pub fn search(
             let predicted = match predict(config, &own, &params, mesh, setup, machine) {
                 Ok(predicted) => predicted,
                 Err(e) => {
-                    refused = Some(e);
+                    refused.add(mesh, e);
                     continue;
                 }
             };
@@ -106,19 +108,48 @@ pub fn search(
         }
     }
     if tried == 0 {
-        let of_all = |last: Option<Error>| {
-            let last = last.map_or(String::new(), |last| format!(" (the last that was tried: {last})"));
-            let Setup { batch, seq, .. } = setup;
+        let Setup { batch, seq, .. } = setup;
+        let (ranks, why) = (count(ranks, "rank"), refused.words());
+        return Err(refused.last.filter(|_| asked.mesh.is_some()).unwrap_or_else(|| {
             Error::Invalid(format!(
-                "no mesh of {ranks} ranks goes with a step of {batch} x {seq} tokens; choose another --batch, or fewer ranks{last}"
+                "no mesh of {ranks} goes with a step of {batch} x {seq} tokens; choose another --batch, or fewer ranks{why}"
             ))
-        };
-        return Err(match refused {
-            Some(own) if asked.mesh.is_some() => own,
-            last => of_all(last),
-        });
+        }));
     }
     Ok(judge(best, &smallest, memory, tried))
+}
+
+/// Why meshes may not be had.
+#[derive(Default)]
+struct Refused {
+    /// Of each kind of reason: its words without numbers, the first that was met, and whose it is.
+    kinds: Vec<(String, String, BTreeSet<Mesh>)>,
+    last: Option<Error>,
+}
+
+impl Refused {
+    fn add(&mut self, mesh: Mesh, error: Error) {
+        let text = error.to_string();
+        // Advice stands behind the reason.
+        let reason = text.split("; ").next().unwrap_or_default().to_string();
+        let is_word = |part: &&str| !part.contains(|c: char| c.is_ascii_digit());
+        let kind = reason.split(' ').filter(is_word).collect::<Vec<_>>().join(" ");
+        match self.kinds.iter_mut().find(|(known, ..)| *known == kind) {
+            Some((.., meshes)) => drop(meshes.insert(mesh)),
+            None => self.kinds.push((kind, reason, [mesh].into())),
+        }
+        self.last = Some(error);
+    }
+
+    /// Of each kind of reason one, and of how many other meshes it is.
+    fn words(&self) -> String {
+        let more = |n: usize| if n == 0 { String::new() } else { format!(" (so with {n} more)") };
+        let said = self.kinds.iter().map(|(_, reason, meshes)| format!("{reason}{}", more(meshes.len() - 1)));
+        match said.collect::<Vec<_>>() {
+            said if said.is_empty() => String::new(),
+            said => format!(": {}", said.join("; ")),
+        }
+    }
 }
 
 fn judge(all: BTreeMap<Mesh, Prediction>, smallest: &BTreeMap<Mesh, Usage>, memory: u64, tried: usize) -> Found {
@@ -134,11 +165,12 @@ fn judge(all: BTreeMap<Mesh, Prediction>, smallest: &BTreeMap<Mesh, Usage>, memo
         let why = format!("{share:.0} % slower, most of it {name}: {seconds:.3} s more");
         losers.push(Loser { mesh: other.mesh, seconds: Some(other.seconds.total()), why });
     }
-    for (mesh, usage) in smallest.iter().filter(|(mesh, _)| !all.iter().any(|p| p.mesh == **mesh)) {
+    let mut larger: Vec<_> = smallest.iter().filter(|(mesh, _)| !all.iter().any(|p| p.mesh == **mesh)).collect();
+    larger.sort_by_key(|(_, usage)| usage.total());
+    for (mesh, usage) in larger {
         let (name, bytes) = usage.kinds().into_iter().max_by_key(|(_, bytes)| *bytes).expect("there are kinds");
-        let gb = |bytes: u64| bytes as f64 / 1e9;
-        let (total, bytes, memory) = (gb(usage.total()), gb(bytes), gb(memory));
-        let why = format!("takes {total:.1} GB at least, {bytes:.1} of them {name}, and a rank has {memory:.0}");
+        let [total, bytes, memory] = [usage.total(), bytes, memory].map(human_bytes);
+        let why = format!("takes {total} at least, {bytes} of them {name}, and a rank has {memory}");
         losers.push(Loser { mesh: *mesh, seconds: None, why });
     }
     Found { best: all.into_iter().next(), losers, tried }
@@ -167,14 +199,14 @@ fn meshes(config: &ModelConfig, setup: Setup, ranks: usize, machine: &MachineFil
     found
 }
 
-/// Every setup that is left open on a mesh, and that a run may have; why the last was `refused` that may not be.
+/// Every setup that is left open on a mesh, and that a run may have; why others are `refused`.
 fn setups(
     config: &ModelConfig,
     recipe: &Recipe,
     mesh: Mesh,
     setup: Setup,
     asked: Asked,
-    refused: &mut Option<Error>,
+    refused: &mut Refused,
 ) -> Vec<Setup> {
     let each = setup.batch / mesh.data;
     let sizes: Vec<usize> = match (asked.micro_batch, asked.batches) {
@@ -197,7 +229,7 @@ fn setups(
                 let run = setup.over(recipe, mesh);
                 match run.check().and_then(|()| run.check_split(config)) {
                     Ok(()) => found.extend(kept.iter().map(|&recompute| Setup { recompute, ..setup })),
-                    Err(error) => *refused = Some(error),
+                    Err(error) => refused.add(mesh, error),
                 }
             }
         }

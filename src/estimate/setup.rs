@@ -4,6 +4,7 @@ use super::Mesh;
 use crate::optim::Shard;
 use crate::train::Recipe;
 use serde::Serialize;
+use std::fmt;
 use std::str::FromStr;
 
 /// What is computed again in the backward pass.
@@ -32,13 +33,18 @@ impl Recompute {
     }
 }
 
+impl fmt::Display for Recompute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(["none", "selective", "full"][*self as usize])
+    }
+}
+
 impl FromStr for Recompute {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let names = ["none", "selective", "full"];
-        let found = names.iter().position(|name| *name == text).map(|i| Recompute::ALL[i]);
-        found.ok_or_else(|| format!("`{text}` is none of {}", names.join(", ")))
+        let found = Recompute::ALL.into_iter().find(|recompute| recompute.to_string() == text);
+        found.ok_or_else(|| format!("`{text}` is none of {}", Recompute::ALL.map(|r| r.to_string()).join(", ")))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The model card of what was trained: README.md in Hugging Face's form. The same run gives the same bytes.
 
 use super::{Metrics, TrainedRun};
+use crate::base::count;
 use crate::model::PreferenceLoss;
 use crate::optim::Rule;
 use std::fmt::Write;
@@ -69,10 +70,10 @@ impl TrainedRun {
             Rule::Sgd => "SGD",
         };
         let mut text = format!(
-            "{step} {} steps of {} sequences of {} tokens{tokens}; {rule}, highest learning rate {:e}, seed {}.",
-            recipe.steps,
-            recipe.sequences() as u64 * u64::from(recipe.accumulate),
-            recipe.seq,
+            "{step} {} of {} of {}{tokens}; {rule}, highest learning rate {:e}, seed {}.",
+            count(recipe.steps as usize, "step"),
+            count(recipe.sequences() * recipe.accumulate as usize, "sequence"),
+            count(recipe.seq, "token"),
             recipe.lr,
             recipe.seed
         );

@@ -40,8 +40,6 @@ pub struct Fit {
     /// Operations of a step, without what is computed again.
     pub flops: u64,
     asked: bool,
-    /// Whether planning ended before it was known that nothing smaller can be.
-    is_open: bool,
 }
 
 impl Fit {
@@ -73,20 +71,21 @@ impl Fit {
     /// # Errors
     /// A sentence with the smallest number of bytes that would do.
     pub fn check(&self) -> Result<()> {
-        let least = self.trade.reached + self.beside;
-        if !self.asked || least <= self.allowed {
+        let (least, allowed) = (self.bytes(), self.allowed);
+        if !self.asked || least <= allowed {
             return Ok(());
         }
-        let found = match self.is_open {
-            false => format!("takes at least {} ({least} bytes)", human_bytes(least)),
-            true => format!("takes {} ({least} bytes) by the best of {TRIES} plans", human_bytes(least)),
-        };
         Err(Error::Invalid(format!(
-            "training {found}, with all activations recomputed where that helps, and {} ({} bytes) \
-             are allowed; allow more, or choose a smaller model, --batch or --seq",
-            human_bytes(self.allowed),
-            self.allowed
+            "training takes at least {} ({least} bytes), with all activations recomputed where that helps, and {} \
+             ({allowed} bytes) are allowed; allow more, or choose a smaller model, --batch or --seq",
+            human_bytes(least),
+            human_bytes(allowed),
         )))
+    }
+
+    /// Bytes that are taken in all.
+    fn bytes(&self) -> u64 {
+        self.trade.reached + self.beside
     }
 }
 
@@ -103,7 +102,7 @@ pub fn plans(
     limits: &Limits,
     chooser: &mut dyn Chooser,
 ) -> Result<Plans> {
-    plans_of(0, config, recipe, 0, base, limits, chooser)
+    plans_of_rank(0, config, recipe, base, limits, chooser)
 }
 
 /// Those of a rank of the recipe's mesh.
@@ -118,7 +117,8 @@ pub fn plans_of_rank(
     limits: &Limits,
     chooser: &mut dyn Chooser,
 ) -> Result<Plans> {
-    plans_of(rank, config, recipe, 0, base, limits, chooser)
+    let mut all = plans_of_lengths(rank, config, recipe, &[recipe.seq], base, limits, chooser)?;
+    Ok(all.pop().expect("rows have a length"))
 }
 
 /// Those of a rank of the recipe's mesh, for rows of several lengths, the longest last: what shorter rows take beside the longest,
@@ -135,15 +135,40 @@ pub fn plans_of_lengths(
     limits: &Limits,
     chooser: &mut dyn Chooser,
 ) -> Result<Vec<Plans>> {
+    let mut of = |recipe: &Recipe| together(rank, config, recipe, lengths, base, limits, chooser);
+    let all = of(recipe)?;
+    let fit = |all: &[Plans]| all.last().and_then(|last| last.fit.clone());
+    let Some(Fit { allowed, asked, trade, .. }) = fit(&all).filter(|fit| fit.bytes() > fit.allowed) else {
+        return Ok(all);
+    };
+    // What was found on the way to a budget depends on it; the least is that of the plans for none.
+    let mut least = of(&Recipe { memory: Some(Bytes(0)), ..recipe.clone() })?;
+    if let Some(fit) = least.last_mut().and_then(|last| last.fit.as_mut()) {
+        (fit.allowed, fit.asked, fit.trade.budget) = (allowed, asked, trade.budget);
+    }
+    Ok(least)
+}
+
+/// The same, as small as is found on the way to the memory.
+fn together(
+    rank: usize,
+    config: &ModelConfig,
+    recipe: &Recipe,
+    lengths: &[usize],
+    base: Option<&Base>,
+    limits: &Limits,
+    chooser: &mut dyn Chooser,
+) -> Result<Vec<Plans>> {
     let (&longest, shorter) = lengths.split_last().expect("rows have a length");
-    let mut of = |seq, memory: Option<Bytes>, beside| {
-        let recipe = Recipe { seq, memory: memory.or(recipe.memory), ..recipe.clone() };
+    let mut of = |seq, memory, beside| {
+        let recipe = Recipe { seq, memory, ..recipe.clone() };
         plans_of(rank, config, &recipe, beside, base, limits, chooser)
     };
+    // What short rows have room for is known once long ones are planned.
     let mut all = shorter.iter().map(|&seq| of(seq, None, 0)).collect::<Result<Vec<_>>>()?;
     // Of a plan beside itself: its inputs and constants.
     let beside = all.iter().map(|plans| plans.beside(plans)).sum();
-    let mut last = of(longest, None, beside)?;
+    let mut last = of(longest, recipe.memory, beside)?;
     if last.fit.is_some() {
         let step = Bytes(last.train.totals().device_bytes());
         for (plans, &seq) in all.iter_mut().zip(shorter) {
@@ -228,13 +253,13 @@ fn plans_of(
     let beside = beside + device_bytes([&eval].into_iter().chain(&apply), &shared);
     // What is computed again is chosen where all parameters are there, and of these not all will be.
     let (absent, budget) = (axis.absent(), allowed.saturating_sub(beside));
-    let (train, trade, is_open) = within(budget, absent, |room| {
+    let (train, trade) = within(budget, absent, |room| {
         let (fitted, trade) = recompute(&steps, limits, room)?;
         let train = compile_steps(&axis.gathered(&fitted)?, limits, chooser)?;
         Ok((train.totals().device_bytes(), train, trade))
     })?;
     let flops = train.totals().flops - trade.flops();
-    let fit = Some(Fit { allowed, beside, trade, flops, asked: asked == Some(allowed), is_open });
+    let fit = Some(Fit { allowed, beside, trade, flops, asked: asked == Some(allowed) });
     Ok(Plans { train, apply, eval, fit })
 }
 
@@ -242,18 +267,14 @@ fn plans_of(
 const TRIES: usize = 8;
 
 /// What comes of `plan`, given a room for a step whose parameters are all there, of which so many bytes will be `absent`: bytes that
-/// are taken, within the budget where that can be; and whether it is not known that nothing smaller can be.
-fn within<P>(
-    budget: u64,
-    absent: u64,
-    mut plan: impl FnMut(u64) -> Result<(u64, P, Trade)>,
-) -> Result<(P, Trade, bool)> {
-    let (mut room, mut best, mut is_open) = (budget + absent, None::<(P, Trade)>, true);
+/// are taken, within the budget where that can be.
+fn within<P>(budget: u64, absent: u64, mut plan: impl FnMut(u64) -> Result<(u64, P, Trade)>) -> Result<(P, Trade)> {
+    let (mut room, mut best) = (budget + absent, None::<(P, Trade)>);
     for _ in 0..TRIES {
         let (reached, made, trade) = plan(room)?;
         // Pages that come and go may leave holes between activations: then these must do with so much less.
         let next = trade.reached.saturating_sub(reached.saturating_sub(budget));
-        is_open = reached > budget && trade.reached <= room;
+        let is_open = reached > budget && trade.reached <= room;
         if best.as_ref().is_none_or(|(_, best)| reached < best.reached) {
             best = Some((made, Trade { budget, before: trade.before.saturating_sub(absent), reached, ..trade }));
         }
@@ -262,8 +283,7 @@ fn within<P>(
         }
         room = next;
     }
-    let (made, trade) = best.expect("one is made");
-    Ok((made, trade, is_open))
+    Ok(best.expect("one is made"))
 }
 
 #[cfg(test)]
@@ -271,32 +291,29 @@ mod tests {
     use super::*;
 
     /// What is planned takes `hole` bytes more than recomputation reckons with, which cannot go below `least`.
-    fn tried(budget: u64, hole: u64, least: u64) -> (Vec<u64>, u64, bool) {
+    fn tried(budget: u64, hole: u64, least: u64) -> (Vec<u64>, u64) {
         let mut rooms = Vec::new();
         let made = within(budget, 0, |room| {
             rooms.push(room);
             let reached = room.max(least);
             Ok((reached + hole, (), Trade { budget: room, before: 1000, reached, again: Vec::new() }))
         });
-        let ((), trade, is_open) = made.unwrap();
-        (rooms, trade.reached, is_open)
+        let ((), trade) = made.unwrap();
+        (rooms, trade.reached)
     }
 
     #[test]
     fn plans_are_made_again_until_they_fit_nothing_can_or_it_is_enough() {
-        assert_eq!(tried(100, 0, 50), (vec![100], 100, false));
-        assert_eq!(tried(100, 10, 50), (vec![100, 90], 100, false));
-        assert_eq!(tried(100, 10, 95), (vec![100, 90], 105, false), "nothing smaller can be");
+        assert_eq!(tried(100, 0, 50), (vec![100], 100));
+        assert_eq!(tried(100, 10, 50), (vec![100, 90], 100));
+        assert_eq!(tried(100, 10, 95), (vec![100, 90], 105), "nothing smaller can be");
         // Holes that grow as room shrinks.
         let mut tries = 0;
         let made = within(100, 0, |room| {
             tries += 1;
             Ok((101 + (100 - room) / 2, (), Trade { budget: room, before: 1000, reached: room, again: Vec::new() }))
         });
-        let ((), trade, is_open) = made.unwrap();
-        assert_eq!((tries, is_open), (TRIES, true));
-        let fit = Fit { allowed: 100, beside: 0, trade, flops: 1, asked: true, is_open };
-        let said = fit.check().unwrap_err().to_string();
-        assert!(said.starts_with("training takes 101 B (101 bytes) by the best of 8 plans, with all"), "{said}");
+        made.unwrap();
+        assert_eq!(tries, TRIES);
     }
 }

@@ -14,10 +14,12 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 /// What a run has locked while it writes; it holds the number of its process and its machine, of whom it says nothing once it is not
-/// locked, or [`ENDED`].
+/// locked, or [`ENDED`], or [`REFUSED`].
 const LOCK: &str = ".lock";
 /// What it holds of a run that came to its end.
 const ENDED: &str = "ended";
+/// What it holds of one that was refused before it began, where somebody waits for that word.
+const REFUSED: &str = "refused";
 /// Which run the folder is of.
 pub(super) const RUN: &str = ".run";
 /// For so long a run that was killed may still be leaving.
@@ -47,10 +49,8 @@ impl RunLock {
                 "{folder} lies on a file system without locks ({error}): take care that no other run writes there, too"
             )
         });
-        if note.is_none() {
-            // For who is refused; a disk that is full refuses nobody.
-            let _ = file.set_len(0).and_then(|()| writeln!(file, "{} {}", std::process::id(), machine()));
-        }
+        // For who is refused; a disk that is full refuses nobody.
+        let _ = file.set_len(0).and_then(|()| writeln!(file, "{} {}", std::process::id(), machine()));
         Ok(RunLock { file, note })
     }
 
@@ -63,20 +63,35 @@ impl RunLock {
 
     /// Whether the last run in a folder came to its end.
     pub fn has_ended(folder: &Path) -> bool {
-        std::fs::read_to_string(folder.join(LOCK)).is_ok_and(|text| text.trim() == ENDED)
+        word(folder).is_some_and(|word| word == ENDED)
     }
 
-    /// Has a folder say nothing of an end before: what is about to begin there may not come to take it.
+    /// Says of the run that is to be taken up in a folder that it is refused, to who started it and had the folder
+    /// [`RunLock::forget`] what was before: to start it again would be in vain.
+    pub fn refuse(folder: &Path) {
+        // Of a run that has begun there it says whose it is.
+        if word(folder).is_some_and(|word| word.is_empty()) && RunLock::check(folder).is_ok() {
+            // Where that cannot be written it is started again, and refused again.
+            let _ = std::fs::write(folder.join(LOCK), REFUSED);
+        }
+    }
+
+    /// Whether the last run that was to be taken up in a folder was refused before it began.
+    pub fn is_refused(folder: &Path) -> bool {
+        word(folder).is_some_and(|word| word == REFUSED)
+    }
+
+    /// Has a folder say nothing of a run before: what is about to begin there may not come to take it. Where another run has it
+    /// locked it says so still.
     ///
     /// # Errors
-    /// If it still says so.
-    pub fn forget_end(folder: &Path) -> Result<()> {
+    /// If it still says what became of one before.
+    pub fn forget(folder: &Path) -> Result<()> {
         let path = folder.join(LOCK);
-        if RunLock::has_ended(folder) {
-            std::fs::write(&path, "").map_err(|e| Error::io("write", &path, e))
-        } else {
-            Ok(())
+        if word(folder).is_none_or(|word| word.is_empty()) || RunLock::check(folder).is_err() {
+            return Ok(());
         }
+        std::fs::write(&path, "").map_err(|e| Error::io("write", &path, e))
     }
 
     /// Refuses a folder that another run has locked, and makes nothing there.
@@ -99,6 +114,11 @@ impl RunLock {
             .is_some_and(|(process, of)| of == machine() && own != Some(process) && ended(process) != Some(true));
         if is_another { Err(refusal) } else { Ok(Some(refusal)) }
     }
+}
+
+/// What a folder's lock says; nothing where there is none.
+fn word(folder: &Path) -> Option<String> {
+    Some(std::fs::read_to_string(folder.join(LOCK)).ok()?.trim().to_string())
 }
 
 /// Which run a folder is of, among all that were ever begun there.
@@ -154,7 +174,7 @@ pub fn give_up(folder: &Path, given: Option<&Path>) -> Result<()> {
 
 /// The process that has locked a folder, and its machine; nothing where the lock does not say them.
 fn holder(folder: &Path) -> Option<(u32, String)> {
-    let text = std::fs::read_to_string(folder.join(LOCK)).ok()?;
+    let text = word(folder)?;
     let mut words = text.split_whitespace();
     Some((words.next()?.parse().ok()?, words.next().unwrap_or_default().into()))
 }
@@ -229,9 +249,17 @@ mod tests {
         let again = RunLock::take(folder.path()).unwrap();
         assert!(!ended() && left(Some(own)).unwrap());
         again.end();
-        RunLock::forget_end(folder.path()).unwrap();
-        assert!(!ended());
-        RunLock::take(folder.path()).unwrap();
+        let refused = || {
+            RunLock::refuse(folder.path());
+            RunLock::is_refused(folder.path())
+        };
+        assert!(!refused(), "nobody waits for that word");
+        RunLock::forget(folder.path()).unwrap();
+        assert!(!ended() && refused() && !ended());
+        let begun = RunLock::take(folder.path()).unwrap();
+        assert!(!refused(), "it has begun");
+        drop(begun);
+        assert!(!refused(), "it had begun");
         // One that is about to leave is waited for.
         let leaving = RunLock::take(folder.path()).unwrap();
         let left = std::thread::spawn(move || {

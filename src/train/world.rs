@@ -143,7 +143,7 @@ impl World {
             Some(found) => found,
             None => serde_json::from_slice::<Result<T, String>>(&text)
                 .map_err(|e| Error::Rank(format!("what rank {rank} found cannot be read: {e}")))?
-                .map_err(Error::Invalid),
+                .map_err(Error::Told),
         }
     }
 

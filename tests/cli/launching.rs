@@ -334,6 +334,32 @@ fn what_fails_again_and_again_is_given_up() {
     assert!(told.contains("the ranks were ended by signal 9, 2 times in all; the run in often has done"), "{told}");
 }
 
+/// What ranks refuse before their first step they would refuse again; fewer of them may not.
+#[test]
+fn what_is_refused_is_not_tried_again() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    place.train("--batch 4 --schedule constant --checkpoint-every 1 --out m --quiet").assert().success();
+    let of =
+        |flags: &str| place.danlu(&format!("launch --with threads {flags} -- train --resume m --steps 4")).assert();
+    // Four rows, which three ranks cannot share.
+    let said = stderr(&of("--ranks 3").failure());
+    assert_eq!(said.matches("batch is 4, which 3 ranks cannot share in equal parts").count(), 1, "{said}");
+    assert!(said.contains("they would refuse it again: the run in m has done 3 steps"), "{said}");
+    let said = stderr(&of("--ranks 3 --fewer").success());
+    assert!(said.contains("taken up after step 3 by 2 threads"), "{said}");
+    let text = fs::read(place.path("text.txt")).unwrap();
+    fs::remove_file(place.path("text.txt")).unwrap();
+    let of =
+        |flags: &str| place.danlu(&format!("launch --with threads {flags} -- train --resume m --steps 5")).assert();
+    let said = stderr(&of("--ranks 2").failure());
+    assert!(!said.contains("taken up after step") && said.contains("they would refuse it again"), "{said}");
+    place.write("text.txt", text);
+    of("--ranks 2").success();
+}
+
 /// A run that fails before it has begun takes up nothing that was in its folder before, whether that was given up or never of worth;
 /// and what another process is at work on stays.
 #[test]

@@ -1,6 +1,6 @@
 //! What the planner chooses for many ranks, and what these would refuse.
 
-use danlu::base::Limits;
+use danlu::base::{Bytes, Limits};
 use danlu::compile::First;
 use danlu::estimate::{Asked, MachineFile, Mesh, Recompute, Setup, Storage, search};
 use danlu::model::{ModelConfig, find_config};
@@ -118,4 +118,25 @@ fn the_best_mesh_is_one_that_can_be_trained_on() {
         }
         println!("{name} on {}: {}", machine.name, best.mesh);
     }
+}
+
+/// Where no mesh may be had each kind of reason is told once; and where none has room, what the smallest takes, in bytes that say
+/// something of any memory.
+#[test]
+fn why_there_is_no_mesh_is_told() {
+    let (config, machine) = (find_config("models/tiny/config.json").unwrap(), MachineFile::find("h100").unwrap());
+    let setup = Setup { batch: 1, seq: 128, ..SETUP };
+    let asked = Asked { batches: Some(1), shard: Some(Shard::None), interleave: Some(1), ..Asked::default() };
+    let of = |ranks, machine: &MachineFile| search(&config, &Recipe::default(), setup, asked, ranks, machine);
+    assert_eq!(
+        of(16, &machine).unwrap_err().to_string(),
+        "no mesh of 16 ranks goes with a step of 1 x 128 tokens; choose another --batch, or fewer ranks: the mesh has tensor=4, and \
+         the model has 2 key and value heads, which 4 ranks cannot share in equal parts; the mesh has tensor=8, and the model has 4 \
+         query heads, which 8 ranks cannot share in equal parts (so with 1 more)"
+    );
+    let small = MachineFile { memory: Some(Bytes(1000)), ..machine };
+    let losers = of(4, &small).unwrap().losers;
+    let [first, second] = &losers[..] else { panic!("{losers:?}") };
+    assert_eq!([first.mesh, second.mesh].map(|mesh| mesh.to_string()), ["tensor=2,pipeline=2", "pipeline=4"]);
+    assert!(first.why.contains(" MiB at least, ") && first.why.ends_with(", and a rank has 1000 B"), "{}", first.why);
 }

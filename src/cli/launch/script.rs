@@ -1,7 +1,7 @@
 //! The batch script that Slurm is given.
 
-use super::super::text::count;
 use super::{Layout, SlurmArgs, quoted};
+use crate::base::count;
 use std::fmt::{self, Write};
 use std::path::Path;
 use std::str::FromStr;

@@ -1,7 +1,7 @@
 //! What starts the ranks of a job: the words of its command, each with its reason.
 
-use super::super::text::count;
 use super::Layout;
+use crate::base::count;
 use crate::error::Error;
 use anyhow::{Result, bail};
 use std::process::Command;

@@ -3,9 +3,9 @@
 use super::super::alive::Watch;
 #[cfg(unix)]
 use super::super::signals::hears_hangup;
-use super::super::text::count;
 use super::Layout;
 use super::starter::{Starter, quoted};
+use crate::base::count;
 use crate::error::Error;
 use crate::parallel::Mesh;
 use crate::train::{Resumption, RunLock};
@@ -192,7 +192,7 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>, is_done: &d
         // Processes miss each other first, and say which of them it is.
         let first = if attempts.starter == Starter::Threads { Duration::ZERO } else { 2 * GRACE };
         let mut watch = Watch::new(attempts.silence.map(|silence| silence + first));
-        RunLock::forget_end(&attempts.out)?;
+        RunLock::forget(&attempts.out)?;
         let mut child = attempts.start(layout, resumed, &watch)?;
         let (ended, asked) = wait(&mut child, &told, &mut watch)?;
         if let Some(signal) = asked {
@@ -222,6 +222,14 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>, is_done: &d
                 attempts.out.display()
             )));
         };
+        let next = if attempts.fewer { attempts.lower(layout) } else { layout };
+        if next == layout && RunLock::is_refused(&attempts.out) {
+            bail!(Error::Invalid(format!(
+                "what the ranks refuse stands above, and they would refuse it again: the run in {} has done {}, and is left as it is",
+                attempts.out.display(),
+                count(done as usize, "step")
+            )));
+        }
         if failures > attempts.restarts {
             bail!(Error::Invalid(format!(
                 "the ranks {how}, {} in all; the run in {} has done {}, and `--resume` takes it up",
@@ -230,10 +238,7 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>, is_done: &d
                 count(done as usize, "step")
             )));
         }
-        if attempts.fewer {
-            layout = attempts.lower(layout);
-        }
-        resumed = true;
+        (layout, resumed) = (next, true);
         let (ranks, left) = (attempts.starter.counted(layout.ranks), attempts.restarts - failures);
         tell!(
             "danlu launch: the ranks {how}; taken up after step {done} by {ranks} ({} at most)",

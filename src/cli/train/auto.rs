@@ -1,10 +1,9 @@
 //! `danlu train --mesh auto`: the planner's mesh for the ranks that there are.
 
 use super::super::mpi::Process;
-use super::super::text::count;
 use super::super::{paths, plan, selector, sentence};
 use super::TrainArgs;
-use crate::base::Bytes;
+use crate::base::{Bytes, count};
 use crate::error::Error;
 use crate::estimate::{Asked, Found, MachineFile, Rate, Recompute, Setup, Storage, search};
 use crate::gpu::{Gpu, Selector, list};
@@ -35,7 +34,7 @@ pub async fn choose(args: &TrainArgs, recipe: &Recipe, process: Option<&Process>
     if world.is_first() {
         let found = find(args, recipe, process).await;
         let told = found.map(|chosen| Told { mesh: chosen.mesh.to_string(), why: chosen.why });
-        mine = Some(told.map_err(|error| Error::Invalid(sentence(&error))));
+        mine = Some(told.map_err(|error| error.downcast().unwrap_or_else(|error| Error::Invalid(sentence(&error)))));
     }
     let Told { mesh, why } = world.first(mine)?;
     Ok(Chosen { mesh: mesh.parse()?, why })
@@ -138,7 +137,8 @@ fn best(config: &ModelConfig, recipe: &Recipe, ranks: usize, machine: &MachineFi
     let Some(best) = best else {
         let why = losers.first().map_or(String::new(), |loser| format!(": {} {}", loser.mesh, loser.why));
         bail!(
-            "of {ranks} ranks no mesh fits the memory of {}{why}; take more ranks, a smaller --batch or --seq, or --shard",
+            "of {} no mesh fits the memory of {}{why}; take more ranks, a smaller --batch or --seq, or --shard",
+            count(ranks, "rank"),
             machine.name
         );
     };

@@ -32,8 +32,16 @@ const PROFILED: std::ops::Range<usize> = 1..11;
 
 /// A training run of some kind, of one process or of all that a launcher started.
 pub async fn run(args: TrainArgs, kind: Kind) -> Result<u8> {
-    let patience = args.ranks.patience();
-    among(patience, |process| pollster::block_on(run_among(args, kind, process)))
+    let (patience, resumed) = (args.ranks.patience(), args.taken_up(&kind).ok().flatten());
+    among(patience, |process| {
+        let done = pollster::block_on(run_among(args, kind, process));
+        if let (Err(error), Some(folder)) = (&done, resumed)
+            && error.chain().any(|cause| cause.downcast_ref().is_some_and(Error::is_refusal))
+        {
+            RunLock::refuse(&folder);
+        }
+        done
+    })
 }
 
 async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Result<u8> {
@@ -264,9 +272,10 @@ fn advised(
         Error::Memory { had: 0, .. } => job.bytes(limits).ok().map(|bytes| Bytes(bytes / 2)),
         _ => known,
     };
-    match memory.and_then(|memory| remedy(&job, limits, memory)) {
-        Some(text) => anyhow!("{error}; {text}"),
-        None => error.into(),
+    match (memory.and_then(|memory| remedy(&job, limits, memory)), error) {
+        (Some(text), Error::Invalid(error)) => Error::Invalid(format!("{error}; {text}")).into(),
+        (Some(text), error) => anyhow!("{error}; {text}"),
+        (None, error) => error.into(),
     }
 }
 

@@ -1,0 +1,6 @@
+//! What is said of numbers.
+
+/// `1 text`, `2 texts`.
+pub fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
