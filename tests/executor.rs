@@ -64,7 +64,7 @@ fn compiling_early_changes_nothing_and_passes_over_what_does_not_compile() {
         let sum = g.sum_to(y, &TensorType::f32([64])).unwrap();
         g.output("sum", sum);
         let plan = compile(&g, gpu.limits(), &mut First).unwrap();
-        let early = |stop| compile_early(&gpu, &plan, &AtomicBool::new(stop));
+        let early = |stop| compile_early(&gpu, [&plan], &AtomicBool::new(stop));
         assert_eq!((early(true), early(false), early(false)), (0, plan.steps.len(), 0));
         let mut run = Executor::new(&gpu, &plan, &mut States::new(&gpu)).await.unwrap();
         run.set("x", &[1.5f32; 192]).unwrap();

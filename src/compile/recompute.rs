@@ -57,13 +57,13 @@ impl Trade {
 /// # Errors
 /// If a tensor fits no buffer of the adapter.
 pub fn recompute(graph: &Graph, limits: &Limits, budget: u64) -> Result<(Graph, Trade)> {
-    let base = Base::new(graph, limits);
     let bytes = |graph: &Graph| Ok(layout::layout(graph, &place::place(graph)?, limits)?.bytes());
     let before = bytes(graph)?;
     let mut trade = Trade { budget, before, reached: before, again: Vec::new() };
     if before <= budget {
         return Ok((graph.clone(), trade));
     }
+    let base = Base::new(graph, limits);
     let mut search = Search::new(&base, limits)?;
     // The smallest so far, and with how many of the choices.
     let mut best = (graph.clone(), 0);

@@ -3,6 +3,7 @@
 mod beside;
 mod export;
 mod gguf;
+mod kept;
 mod pre;
 mod vocabulary;
 
@@ -87,10 +88,13 @@ impl Tokenizer {
             .build()
             .map_err(|error| failed(error.into()))?;
         inner.with_post_processor(Some(template));
-        let mut config = Map::new();
-        config.insert("bos_token".into(), json!(END_OF_TEXT));
-        config.insert("eos_token".into(), json!(END_OF_TEXT));
-        Self::finish(inner, config).map_err(failed)
+        Self::of_trained(inner).map_err(failed)
+    }
+
+    /// A tokenizer trained here, whose one special token both begins and ends.
+    fn of_trained(inner: Inner) -> tokenizers::Result<Tokenizer> {
+        let named = |key: &str| (key.to_string(), json!(END_OF_TEXT));
+        Self::finish(inner, ["bos_token", "eos_token"].map(named).into_iter().collect())
     }
 
     /// Opens a `tokenizer.json`, or the folder it lies in, or a model's GGUF file. A `tokenizer_config.json` beside it names the special tokens;

@@ -4,6 +4,7 @@
 use super::{Access, Buffer, Gpu, Pipeline, Selector};
 use crate::error::Result;
 use pollster::block_on;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -24,33 +25,39 @@ pub struct Compile {
 
 /// Shaders that several threads share out among themselves.
 struct Queue<'a> {
-    shaders: Vec<&'a Compile>,
+    shaders: &'a [&'a Compile],
     next: AtomicUsize,
     done: AtomicUsize,
     stop: &'a AtomicBool,
 }
 
 impl Gpu {
-    /// Compiles those shaders that this device has not compiled yet, longest first, and gives the number of those that
-    /// went well. What fails here fails again, and is reported, where it is needed. Where the driver turns out to be
-    /// slow, up to `threads` threads share the work. Once `stop` is set, no further shader is begun.
+    /// Compiles those shaders that this device has not compiled yet, longest first, on up to `threads` threads, and gives the
+    /// number of those that went well. What fails here fails again, and is reported, where it is needed. Once `stop` is set, no
+    /// further shader is begun.
     ///
     /// Most drivers compile when a pipeline is made. Those that compute on the CPU compile at a pipeline's first
-    /// dispatch, in the one thread that serves a device's queue: there each thread has a device of its own, dispatches
-    /// nothing (no workgroups), and this device finds the result in the driver's cache on disk. Where that is switched
-    /// off, this device compiles the others' part again, as it would have without them.
+    /// dispatch, in the one thread that serves a device's queue: there a dispatch of nothing (no workgroups) follows, and as soon
+    /// as one turns out to be slow, threads with a device of their own share these, and this device finds the result in the
+    /// driver's cache on disk. Where that is switched off, this device compiles the others' part again, as it would have without
+    /// them.
     pub fn compile_early(&self, shaders: &[Compile], threads: usize, stop: &AtomicBool) -> usize {
         let mut new: Vec<&Compile> = shaders.iter().filter(|s| !self.pipelines().contains_key(&s.text)).collect();
         new.sort_by_key(|s| std::cmp::Reverse(s.text.len()));
         let mut helpers = threads.min(new.len()).saturating_sub(1);
-        let queue = Queue { shaders: new, next: AtomicUsize::new(0), done: AtomicUsize::new(0), stop };
+        let queue = Queue::new(&new, stop);
         std::thread::scope(|scope| {
-            queue.work(self, || {
+            (0..helpers).for_each(|_| _ = scope.spawn(|| queue.make(self)));
+            queue.make(self);
+        });
+        if !self.limits().is_cpu {
+            return queue.done.into_inner();
+        }
+        let queue = Queue::new(&new, stop);
+        std::thread::scope(|scope| {
+            queue.dispatch(self, || {
                 for _ in 0..std::mem::take(&mut helpers) {
-                    scope.spawn(|| match self.limits().is_cpu {
-                        true => self.sibling().into_iter().for_each(|gpu| queue.work(&gpu, || {})),
-                        false => queue.work(self, || {}),
-                    });
+                    scope.spawn(|| self.sibling().into_iter().for_each(|gpu| queue.dispatch(&gpu, || {})));
                 }
             });
         });
@@ -63,36 +70,51 @@ impl Gpu {
     }
 }
 
-impl Queue<'_> {
-    /// Compiles what nobody has taken yet; calls `slow` whenever the driver was.
-    fn work(&self, gpu: &Gpu, mut slow: impl FnMut()) {
+impl<'a> Queue<'a> {
+    fn new(shaders: &'a [&'a Compile], stop: &'a AtomicBool) -> Queue<'a> {
+        Queue { shaders, next: AtomicUsize::new(0), done: AtomicUsize::new(0), stop }
+    }
+
+    /// What nobody has taken yet, unless it is to end; a device that fails here says so at its next call.
+    fn take(&self, gpu: &Gpu) -> Option<&Compile> {
+        let is_over = self.stop.load(Ordering::Relaxed) || gpu.check().is_err();
+        self.shaders.get(self.next.fetch_add(1, Ordering::Relaxed)).copied().filter(|_| !is_over)
+    }
+
+    fn did(&self, result: &Result<()>) {
+        self.done.fetch_add(usize::from(result.is_ok()), Ordering::Relaxed);
+    }
+
+    /// Makes pipelines.
+    fn make(&self, gpu: &Gpu) {
+        while let Some(shader) = self.take(gpu) {
+            self.did(&block_on(pipeline(gpu, shader)).map(drop));
+        }
+    }
+
+    /// Makes pipelines where they are not there, and dispatches nothing with them; calls `slow` whenever that was.
+    fn dispatch(&self, gpu: &Gpu, mut slow: impl FnMut()) {
         let mut nothing = None;
-        while let Some(shader) = self.shaders.get(self.next.fetch_add(1, Ordering::Relaxed)) {
-            if self.stop.load(Ordering::Relaxed) {
-                break;
-            }
+        while let Some(shader) = self.take(gpu) {
             let started = Instant::now();
-            match block_on(compile(gpu, shader, &mut nothing)) {
-                Ok(()) => _ = self.done.fetch_add(1, Ordering::Relaxed),
-                Err(_) if gpu.check().is_err() => return,
-                Err(_) => {}
-            }
+            self.did(&block_on(dispatch(gpu, shader, &mut nothing)));
             if started.elapsed() > SLOW {
                 slow();
             }
         }
         if nothing.take().is_some() {
-            // Gives the buffers back; a device that fails here says so at its next call.
+            // Gives the buffers back.
             let _ = block_on(gpu.finish());
         }
     }
 }
 
-async fn compile(gpu: &Gpu, shader: &Compile, nothing: &mut Option<Nothing>) -> Result<()> {
-    let pipeline = gpu.pipeline(&shader.label, &shader.text, &shader.bindings).await?;
-    if !gpu.limits().is_cpu {
-        return Ok(());
-    }
+async fn pipeline(gpu: &Gpu, shader: &Compile) -> Result<Arc<Pipeline>> {
+    gpu.pipeline(&shader.label, &shader.text, &shader.bindings).await
+}
+
+async fn dispatch(gpu: &Gpu, shader: &Compile, nothing: &mut Option<Nothing>) -> Result<()> {
+    let pipeline = pipeline(gpu, shader).await?;
     if nothing.is_none() {
         *nothing = Some(Nothing::new(gpu).await?);
     }

@@ -454,10 +454,11 @@ async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<(Vec<Lau
     Ok((launches, meetings))
 }
 
-/// Compiles what a plan runs before it is needed; gives the number of shaders. A plan that differs from the later one
+/// Compiles what plans run before it is needed; gives the number of shaders. A plan that differs from the later one
 /// costs time and changes nothing; so does setting `stop`, after which no further shader is begun.
-pub fn compile_early(gpu: &Gpu, plan: &Plan, stop: &AtomicBool) -> usize {
-    let assembled = plan.steps.iter().filter_map(|s| assemble(s.shader, &s.constants, &s.hooks).ok());
+pub fn compile_early<'a>(gpu: &Gpu, plans: impl IntoIterator<Item = &'a Plan>, stop: &AtomicBool) -> usize {
+    let steps = plans.into_iter().flat_map(|plan| &plan.steps);
+    let assembled = steps.filter_map(|s| assemble(s.shader, &s.constants, &s.hooks).ok());
     compile_some(gpu, &assembled.collect::<Vec<_>>(), stop)
 }
 

@@ -30,8 +30,21 @@ pub fn assemble(shader: &str, constants: &[Constant], hooks: &[Hook]) -> Result<
         shader: shader.to_string(),
         message: "there is no such file under shaders/, or src/shader/library.rs does not list it".into(),
     })?;
-    assemble_text(shader, text, constants, hooks)
+    let passed = || PASSED.lock().unwrap_or_else(|e| e.into_inner());
+    let key = (shader.to_string(), constants.to_vec(), hooks.to_vec());
+    if let Some(found) = passed().get(&key) {
+        return Ok(found.clone());
+    }
+    let source = assemble_text(shader, text, constants, hooks)?;
+    passed().insert(key, source.clone());
+    Ok(source)
 }
+
+/// What a shader of the library is specialised by.
+type Special = (String, Vec<Constant>, Vec<Hook>);
+
+/// Specialised shaders that have passed the validator: a plan has a kernel once for each layer, and a process many plans.
+static PASSED: LazyLock<Mutex<HashMap<Special, Source>>> = LazyLock::new(Mutex::default);
 
 /// [`assemble`], of a text that is not in the library.
 pub(crate) fn assemble_text(shader: &str, text: &str, constants: &[Constant], hooks: &[Hook]) -> Result<Source> {
@@ -61,20 +74,11 @@ pub(crate) fn assemble_text(shader: &str, text: &str, constants: &[Constant], ho
     for line in &lines {
         writeln!(out, "{}", line.text).expect("writing to a string");
     }
-    let passed = || PASSED.lock().unwrap_or_else(|e| e.into_inner());
-    if let Some(found) = passed().get(&out) {
-        return Ok(Source { shader: shader.to_string(), ..found.clone() });
-    }
     // The validator counts lines of the result; the reader wants those of the file.
-    let source = reflect::reflect(shader, out, &|n| {
+    reflect::reflect(shader, out, &|n| {
         lines.get(n.saturating_sub(1)).map_or("header".into(), |l| format!("{}:{}", l.file, l.number))
-    })?;
-    passed().insert(source.text.clone(), source.clone());
-    Ok(source)
+    })
 }
-
-/// Texts that have passed the validator, with what was read off them: a plan has a kernel once for each layer, and a process many plans.
-static PASSED: LazyLock<Mutex<HashMap<String, Source>>> = LazyLock::new(Mutex::default);
 
 struct Line {
     text: String,

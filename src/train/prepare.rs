@@ -10,9 +10,6 @@ use crate::model::{ModelConfig, find_config};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A tokenizer is trained on at most this much of the data, spread over all of it.
-const TOKENIZER_SAMPLE: u64 = 16 << 20;
-
 /// What a run works on.
 pub struct Prepared {
     /// The model, with the tokenizer's vocabulary and special tokens.
@@ -87,9 +84,8 @@ fn fresh(recipe: &Recipe, cache: &Path, observer: &mut dyn Observer) -> Result<P
             tokenizer
         }
         None => {
-            let share = TOKENIZER_SAMPLE / opened.len() as u64;
-            let samples = opened.iter().map(|opened| opened.sample(share)).collect::<Result<Vec<_>>>()?;
-            Tokenizer::train(samples.into_iter().flatten(), config.vocab_size)?
+            let corpora = opened.iter().map(Opened::corpus).collect::<Result<Vec<_>>>()?;
+            Tokenizer::cached(cache, &corpora, config.vocab_size)?
         }
     };
     adapt(&mut config, &tokenizer, recipe, observer)?;
@@ -157,10 +153,10 @@ fn open(recipe: &Recipe) -> Result<Vec<Opened>> {
 }
 
 impl Opened {
-    /// Some of its text, for a tokenizer that is trained on it.
-    fn sample(&self, bytes: u64) -> Result<Vec<String>> {
+    /// Its text, for a tokenizer that is trained on it.
+    fn corpus(&self) -> Result<&Corpus> {
         match self {
-            Opened::Corpus(corpus) => corpus.sample(bytes),
+            Opened::Corpus(corpus) => Ok(corpus),
             Opened::Shard(path, _) => {
                 Err(Error::file(path, "is tokenised already; give --tokenizer, with which it was made"))
             }

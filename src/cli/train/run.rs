@@ -113,20 +113,21 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
     }
     // A process sees to its own part, and says which rank it is; threads of one have this one see to all that are unlike.
     let unlike = process.map_or_else(|| recipe.mesh.unlike(), |process| vec![process.rank()]);
-    fits(&gpu, &unlike, &recipe, &config, base.as_ref())?;
-    // A fresh driver compiles for seconds: meanwhile the stories are written.
+    let fits = |config: &ModelConfig| fits(&gpu, &unlike, &recipe, config, base.as_ref());
+    // A driver compiles for seconds, or takes its time with what it has kept: meanwhile it is seen whether all fits, and data are
+    // read.
     let refused = AtomicBool::new(false);
     let prepared = std::thread::scope(|scope| {
         scope.spawn(|| compile_step(&gpu, &recipe, base.as_deref(), &refused));
         let mut prepare = || Ok(prepare_from(&recipe, base.clone(), &paths::cache(), observer.as_mut())?);
-        let prepared = match process {
+        let prepared = fits(&config).and_then(|()| match process {
             Some(process) => process.in_turn(prepare),
             None => prepare(),
-        };
-        refused.store(prepared.is_err(), Ordering::Relaxed);
-        prepared
+        });
+        let fitting = prepared.and_then(|prepared| fits(&prepared.config).map(|()| prepared));
+        refused.store(fitting.is_err(), Ordering::Relaxed);
+        fitting
     })?;
-    fits(&gpu, &unlike, &recipe, &prepared.config, base.as_ref())?;
     let stop = Stop::listen()?;
     let patience = args.ranks.patience().work;
     let run = Run { args, recipe, resumption, prepared, stop };
@@ -304,8 +305,8 @@ fn keep_pipelines(gpu: &Gpu, observer: &mut dyn Observer) {
     }
 }
 
-/// Compiles what a training step will most probably run: whatever the tokenizer's vocabulary turns out to be, and without
-/// measuring, since the data are being read beside it.
+/// Compiles what training and validation will most probably run: whatever the tokenizer's vocabulary turns out to be, and
+/// without measuring, since the data are being read beside it.
 fn compile_step(gpu: &Gpu, recipe: &Recipe, base: Option<&Base>, stop: &AtomicBool) {
     let mut tuner = Tuner::new(gpu, recipe.tune.min(TuneMode::Cached), Some(&paths::cache()));
     let config = base.map_or_else(|| find_config(&recipe.config), |base| Ok(base.checkpoint.config().clone()));
@@ -315,7 +316,7 @@ fn compile_step(gpu: &Gpu, recipe: &Recipe, base: Option<&Base>, stop: &AtomicBo
     });
     // Whatever is wrong with the plan is said where it is run.
     if let Ok(plans) = plans {
-        compile_early(gpu, &plans.train, stop);
+        compile_early(gpu, [&plans.train, &plans.eval].into_iter().chain(&plans.apply), stop);
     }
 }
 
