@@ -1,12 +1,12 @@
 //! Writes every kernel that a GPU may be given as SPIR-V, as its driver would get it, so that a vendor's compiler can be asked
-//! what it makes of them where there is no such GPU: scripts/gpu_code.py asks Mesa's for AMD's.
+//! what it makes of them where there is no such GPU: scripts/gpu_code.py asks Mesa's for AMD's, Intel's and NVIDIA's.
 //!
-//!     cargo run --release --example gpu_code -- FOLDER [LIMITS.json]
+//!     cargo run --release --example gpu_code -- FOLDER [amd|intel|xe2|nvidia|LIMITS.json]
 //!
 //! Kernels are the candidates of all nodes of what `danlu bench` measures, and the steps of its plans with what is fused to
-//! them, each once. LIMITS.json is what the adapter can do (`danlu::base::Limits`); without it that of a discrete GPU with f16
-//! and cooperative matrices of 16×16. FOLDER/index.json lists for each file the kernel, the size of its workgroup, its bindings,
-//! and where it stands.
+//! them, each once, for the limits that the vendor's driver in Mesa tells (xe2: Intel since Lunar Lake), or those of LIMITS.json
+//! (`danlu::base::Limits`). FOLDER/index.json lists for each file the kernel, the size of its workgroup, its bindings, and where it
+//! stands.
 
 use danlu::base::Limits;
 use danlu::bench::suite;
@@ -84,19 +84,26 @@ impl Kernels {
     }
 }
 
-/// What a discrete GPU of today offers.
-fn discrete() -> Limits {
-    Limits {
+/// What a vendor's GPUs of today offer. Intel's matrices are 8×8×16 and 8×16×16, which WGSL has not.
+fn limits_of(vendor: &str) -> Option<Limits> {
+    let (shared, min_subgroup, max_subgroup, cooperative) = match vendor {
+        "amd" => (64, 32, 64, vec![16]),
+        "intel" => (48, 8, 32, Vec::new()),
+        "xe2" => (48, 16, 32, Vec::new()),
+        "nvidia" => (48, 32, 32, vec![16]),
+        _ => return None,
+    };
+    Some(Limits {
         max_binding_bytes: (2 << 30) - 4,
         max_buffer_bytes: 2 << 30,
         max_invocations: 1024,
-        max_shared_bytes: 64 << 10,
-        min_subgroup: 32,
-        max_subgroup: 64,
+        max_shared_bytes: shared << 10,
+        min_subgroup,
+        max_subgroup,
         has_f16: true,
-        cooperative: vec![16],
+        cooperative,
         ..Limits::default()
-    }
+    })
 }
 
 /// As the Vulkan backend translates what is trusted: without checks of indices, and loops that are known to end.
@@ -126,10 +133,11 @@ fn spirv(source: &Source) -> Result<Vec<u8>, Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let folder = PathBuf::from(args.next().ok_or("usage: gpu_code FOLDER [LIMITS.json]")?);
-    let limits = match args.next() {
-        Some(path) => serde_json::from_str(&std::fs::read_to_string(path)?)?,
-        None => discrete(),
+    let folder = PathBuf::from(args.next().ok_or("usage: gpu_code FOLDER [amd|intel|xe2|nvidia|LIMITS.json]")?);
+    let whose = args.next().unwrap_or_else(|| "amd".into());
+    let limits = match limits_of(&whose) {
+        Some(limits) => limits,
+        None => serde_json::from_str(&std::fs::read_to_string(whose)?)?,
     };
     std::fs::create_dir_all(&folder)?;
     let mut kernels = Kernels::default();

@@ -209,6 +209,23 @@ fn subgroups_may_be_smaller_than_the_largest() {
     assert!(tried > 0 && high > 0 || std::env::var_os(ROWS).is_some(), "{tried} such kernels, {high} of them high");
 }
 
+/// Where a lane has few registers, which no adapter here says, attention's tiles stream fewer of the others at a time: what they make is
+/// right as well.
+#[test]
+fn tiles_for_few_registers_match_the_reference() {
+    let Some(gpu) = gpu() else { return };
+    let limits = Limits { min_subgroup: 8, max_subgroup: 32, is_cpu: false, ..gpu.limits().clone() };
+    let of_sixteen = |kernel: &Kernel| kernel.shader.ends_with("_tile") && kernel.constants.contains(&("KEYS", 16));
+    let wanted = |case: &Case| ["long documents", "halves, five fourths"].iter().any(|row| case.label.ends_with(row));
+    let rows: Vec<Case> = rows().into_iter().filter(wanted).collect();
+    let tried = each(&rows, |case| {
+        let all = kernels(case, &limits);
+        let some = all.iter().filter(|kernel| of_sixteen(kernel)).take(1);
+        some.map(|kernel| Drawn::of(case, SEEDS[0]).check(gpu, case, kernel).unwrap_or_else(|e| panic!("{e}"))).count()
+    });
+    assert!(tried.iter().sum::<usize>() > 2 || std::env::var_os(ROWS).is_some(), "{tried:?} such kernels");
+}
+
 /// Every dispatch within the limits, every binding within its tensor.
 fn assert_within(case: &Case, kernel: &Kernel, limits: &Limits) {
     let io = case.io().expect("checked by the caller");

@@ -11,9 +11,9 @@ fn products(s: ptr<function, Scores>, next: ptr<function, Ahead>, pair: u32, pla
         stage_own(next, pair, chunk, lane);
 #endif
         for (var i = 0u; i < LOADS; i++) {
-            let e = lane + i * LANES;
-            if (i + 1u) * LANES <= KEYS * CHUNK || e < KEYS * CHUNK {
-                tile[e / CHUNK * STEP + e % CHUNK] = Staged(operand4((*next).streamed[i]));
+            if (i + 1u) * LANES <= KEYS * CHUNK || lane + i * LANES < KEYS * CHUNK {
+                let e = part(i, KEYS, CHUNK, lane);
+                tile[e.x * STEP + e.y] = Staged(operand4((*next).streamed[i]));
             }
         }
         workgroupBarrier();
@@ -59,7 +59,7 @@ fn weighted(sums: ptr<function, Sums>, w: ptr<function, Scores>, next: ptr<funct
         for (var i = 0u; i < SLAB_LOADS; i++) {
             let e = lane + i * LANES;
             if (i + 1u) * LANES <= SLAB * C4 || e < SLAB * C4 {
-                tile[e] = Staged(operand4((*next).slab[i]));
+                tile[e] = Staged(operand4((*next).streamed[i]));
             }
         }
         workgroupBarrier();

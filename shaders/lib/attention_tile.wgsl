@@ -54,12 +54,9 @@ const SLAB_OF = 2u;
 
 // Which rows a workgroup has: those of `row0` and so on, of a kv head's and a sequence's `group`; and the end of those streamed.
 struct Place { group: vec3<u32>, row0: u32, end: u32 }
-// What a lane has loaded and not yet staged.
-struct Ahead {
-    own: array<vec4<f32>, OWN_LOADS>,
-    streamed: array<vec4<f32>, LOADS>,
-    slab: array<vec4<f32>, SLAB_LOADS>,
-}
+// What a lane has loaded and not yet staged: of streamed rows a chunk's or a slab's, which are never both on their way, and would
+// hold registers all the way round the loops if they had places of their own.
+struct Ahead { own: array<vec4<f32>, OWN_LOADS>, streamed: array<vec4<f32>, max(LOADS, SLAB_LOADS)> }
 // Of a lane: scores by streamed row and own four, sums by own four and vector of the head.
 alias Scores = array<array<vec4<f32>, HIGH>, MINE>;
 alias Sums = array<array<array<vec4<f32>, 4>, COLUMNS>, HIGH>;
@@ -70,10 +67,20 @@ var<workgroup> tile: array<Staged, max(KEYS * STEP, SLAB * C4)>;
 // The weights of sixteen streamed rows.
 var<workgroup> weights: array<Staged, 16u * WEIGHTS>;
 
+// Row and column of the i-th of a lane's vectors in a block of `rows` by `columns`; beyond its end, some vector of it. Where lanes are
+// whole rows, a lane's column is one for all, and one register.
+fn part(i: u32, rows: u32, columns: u32, lane: u32) -> vec2<u32> {
+    if LANES % columns == 0u {
+        return vec2(min(lane / columns + i * (LANES / columns), rows - 1u), lane % columns);
+    }
+    let e = min(lane + i * LANES, rows * columns - 1u);
+    return vec2(e / columns, e % columns);
+}
+
 fn load_own(next: ptr<function, Ahead>, pair: u32, place: Place, chunk: u32, lane: u32) {
     for (var i = 0u; i < OWN_LOADS; i++) {
-        let e = min(lane + i * LANES, ROWS * OWN - 1u);
-        let at = own_at(place.group, place.row0 + e / OWN) + min(chunk * CHUNK + e % OWN, C4 - 1u);
+        let e = part(i, ROWS, OWN, lane);
+        let at = own_at(place.group, place.row0 + e.x) + min(chunk * CHUNK + e.y, C4 - 1u);
         (*next).own[i] = own_vector(pair, at);
     }
 }
@@ -81,11 +88,11 @@ fn load_own(next: ptr<function, Ahead>, pair: u32, place: Place, chunk: u32, lan
 // Beyond the head's width there are zeros.
 fn stage_own(next: ptr<function, Ahead>, pair: u32, chunk: u32, lane: u32) {
     for (var i = 0u; i < OWN_LOADS; i++) {
-        let e = lane + i * LANES;
-        if (i + 1u) * LANES <= ROWS * OWN || e < ROWS * OWN {
-            let inside = CHUNKS * CHUNK == C4 || chunk * CHUNK + e % OWN < C4;
+        if (i + 1u) * LANES <= ROWS * OWN || lane + i * LANES < ROWS * OWN {
+            let e = part(i, ROWS, OWN, lane);
+            let inside = CHUNKS * CHUNK == C4 || chunk * CHUNK + e.y < C4;
             let x = select(vec4<f32>(), operand4((*next).own[i]), inside);
-            tile_own[own_tile(pair) + e / OWN * OWN_STEP + e % OWN] = Staged(x);
+            tile_own[own_tile(pair) + e.x * OWN_STEP + e.y] = Staged(x);
         }
     }
 }
@@ -96,16 +103,16 @@ fn load_chunk(next: ptr<function, Ahead>, pair: u32, place: Place, row: u32, chu
     load_own(next, pair, place, chunk, lane);
 #endif
     for (var i = 0u; i < LOADS; i++) {
-        let e = min(lane + i * LANES, KEYS * CHUNK - 1u);
-        let at = streamed_at(place.group, row + e / CHUNK, place.end) + min(chunk * CHUNK + e % CHUNK, C4 - 1u);
+        let e = part(i, KEYS, CHUNK, lane);
+        let at = streamed_at(place.group, row + e.x, place.end) + min(chunk * CHUNK + e.y, C4 - 1u);
         (*next).streamed[i] = streamed_vector(pair, at);
     }
 }
 
 fn load_slab(next: ptr<function, Ahead>, pair: u32, place: Place, row: u32, lane: u32) {
     for (var i = 0u; i < SLAB_LOADS; i++) {
-        let e = min(lane + i * LANES, SLAB * C4 - 1u);
-        (*next).slab[i] = streamed_vector(pair, streamed_at(place.group, row + e / C4, place.end) + e % C4);
+        let e = part(i, SLAB, C4, lane);
+        (*next).streamed[i] = streamed_vector(pair, streamed_at(place.group, row + e.x, place.end) + e.y);
     }
 }
 

@@ -8,6 +8,10 @@ use crate::graph::Kernel;
 /// Rows of a workgroup, how many of the others it streams at a time, and fours of rows that sixteen lanes share, the best
 /// first, wherever there is work for many: the more sums a lane has, the fewer loads from shared memory feed each.
 const SIZES: [[usize; 3]; 5] = [[64, 64, 2], [64, 64, 1], [32, 64, 1], [16, 64, 1], [8, 32, 1]];
+/// The same where a lane has half the registers: with more than sixteen of the others, gradients' scores and what is loaded ahead do
+/// not fit.
+const SPARE_SIZES: [[usize; 3]; 8] =
+    [[64, 64, 1], [64, 16, 1], [32, 64, 1], [32, 16, 1], [16, 64, 1], [16, 16, 1], [8, 32, 1], [8, 16, 1]];
 /// Sizes that are tried on a device.
 const TRIED: usize = 2;
 /// Sizes that make fewer workgroups than this leave most of a large GPU idle, and are not tried while there are smaller ones.
@@ -60,7 +64,10 @@ impl Staging {
             let wholes = [true, false].into_iter().filter(|&whole| !whole || operands.are_half());
             wholes.map(tile).find(|tile| self.fits(tile, c4, limits))
         };
-        SIZES.into_iter().filter(move |size| c4 >= CHUNK && size[0] < 2 * all).filter_map(fitting)
+        // Intel's lanes have 128 registers: its subgroups alone may be smaller than the largest, of 32.
+        let spare = limits.min_subgroup < 32 && limits.max_subgroup == 32;
+        let sizes = if spare { &SPARE_SIZES[..] } else { &SIZES };
+        sizes.iter().copied().filter(move |size| c4 >= CHUNK && size[0] < 2 * all).filter_map(fitting)
     }
 
     /// Those that are worth a try for rows of so many heads and sequences.
@@ -338,6 +345,10 @@ mod tests {
         assert_eq!(tiles(backward, 16, 800, Operands::F32, &large), ["tile_32x64", "tile_16x64"]);
         assert_eq!(tiles(backward, 16, 7, Operands::F32, &large), ["tile_8x32"]);
         assert_eq!(tiles(backward, 16, 3, Operands::F32, &large), [""; 0]);
+        // Fewer registers.
+        let spare = Limits { min_subgroup: 8, max_subgroup: 32, ..large.clone() };
+        assert_eq!(tiles(backward, 16, 5000, Operands::F32, &spare), ["tile_64x64", "tile_64x16"]);
+        assert_eq!(tiles(backward, 16, 400, Operands::F32, &spare), ["tile_16x64", "tile_16x16"]);
         // What is offered first.
         assert_eq!(forward.portable(16, 5000, 8, Operands::F32).unwrap().variant(), "tile_32x64");
         assert_eq!(backward.portable(16, 5000, 8, Operands::F16).unwrap().variant(), "tile_64x64");
