@@ -11,7 +11,7 @@ use danlu::error::Error;
 use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Io, Op};
 use danlu::ops::{Attention, AttentionGrad, MatMul};
-use danlu::run::{Ceiling, Choice, Choices, Class, Key, Machine, Records, Roofline, TuneMode, Tuner};
+use danlu::run::{Choice, Choices, Key, Records, TuneMode, Tuner};
 use doubles::{Double, Hungry};
 use pollster::block_on;
 use std::path::Path;
@@ -424,20 +424,14 @@ fn roofline_is_remembered() {
     assert!(measured.bytes_per_second > 1e8 && measured.flops_per_second > 1e8, "{measured:?}");
     let start = Instant::now();
     assert_eq!(block_on(tuner(TuneMode::Cached, folder.path()).roofline(false)).unwrap(), measured);
-    // A later start takes it as it is.
+    // Measured again, it can only rise; that takes of the time for what else a later start has to measure.
     let mut later = tuner(TuneMode::Full, folder.path());
-    assert_eq!((block_on(later.roofline(false)).unwrap(), later.spent()), (measured, Duration::ZERO));
+    let again = block_on(later.roofline(false)).unwrap();
+    let spent = later.spent();
+    assert!(spent > Duration::ZERO);
+    assert_eq!((block_on(later.roofline(false)).unwrap(), later.spent()), (again, spent), "once a process");
+    assert!(again.bytes_per_second >= measured.bytes_per_second && again.flops_per_second >= measured.flops_per_second);
     println!("remembered: {:?}", start.elapsed());
-    // What was measured on a busy machine, a benchmark raises, each limit for itself.
-    let benched = Machine {
-        bytes_per_second: 2.0 * measured.bytes_per_second,
-        ceilings: vec![Ceiling { class: Class::F32, arithmetic: 1e15, matmul: 0.5 * measured.flops_per_second }],
-        ..block_on(Machine::bare(gpu())).unwrap()
-    };
-    later.keep_learned(&benched);
-    drop(later);
-    let raised = Roofline { bytes_per_second: 2.0 * measured.bytes_per_second, ..measured };
-    assert_eq!(block_on(tuner(TuneMode::Full, folder.path()).roofline(false)).unwrap(), raised);
 }
 
 #[test]

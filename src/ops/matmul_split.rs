@@ -4,7 +4,7 @@
 
 use super::matmul::Sizes;
 use super::windows::written;
-use crate::base::{Limits, TensorType};
+use crate::base::{DType, Limits, TensorType};
 use crate::graph::{Dispatch, Io, Kernel, Op, Operand, spread};
 
 /// Workgroups that a product is split for, if it has less than half as many.
@@ -60,7 +60,8 @@ impl Split {
         dispatch.params.push(("slice", self.length.into()));
         let output = dispatch.bindings.iter_mut().find(|b| b.operand == Operand::Output(0))?;
         (output.operand, output.bytes) = (Operand::Scratch, self.bytes(s));
-        kernel.variant += "_split";
+        // The tuner knows a kernel by its first stage.
+        kernel.variant += if c.dtype == DType::F16 { "_split_to_f16" } else { "_split" };
         kernel.scratch = self.bytes(s);
         kernel.then = vec![written(sums(self.slices, &[c], &[0], limits), c)];
         Some(kernel.constant("SPLIT", 1))

@@ -159,16 +159,6 @@ impl Machine {
         Roofline { bytes_per_second: self.bytes_per_second, flops_per_second, half_flops_per_second }
     }
 
-    /// The roof of the best products that we have: what a step of training is compared with.
-    pub(super) fn products(&self) -> Roofline {
-        let of = |is_half: bool| {
-            let class = self.ceilings.iter().filter(|c| (c.class != Class::F32) == is_half);
-            class.map(|c| c.matmul).fold(0.0, f64::max)
-        };
-        let (flops_per_second, half_flops_per_second) = (of(false), of(true));
-        Roofline { bytes_per_second: self.bytes_per_second, flops_per_second, half_flops_per_second }
-    }
-
     /// Seconds that a step takes if it reaches the roof and its dispatches cost what small ones do.
     pub fn predicted(&self, step: &Step) -> f64 {
         self.roofline().step_seconds(step).max(self.dispatch_seconds * step.dispatches.len() as f64)

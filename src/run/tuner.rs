@@ -148,38 +148,38 @@ impl Tuner {
         &self.records
     }
 
-    /// Bandwidth and rate of the device, the best ever seen: what is remembered, or measured where nothing is, which takes half a
-    /// second on a CPU and has a budget of its own, as choosing its products has. With `half` also of products of f16 operands.
+    /// Bandwidth and rate of the device, the best ever seen: measured where nothing is remembered, which takes half a second on a
+    /// CPU and has a budget of its own, as choosing its products has. In full mode what is remembered is measured again, unless
+    /// this process spent time on kernels already; then it counts as [`Tuner::spent`]. With `half` also of products of f16 operands.
     ///
     /// # Errors
     /// If the device fails.
     pub async fn roofline(&mut self, half: bool) -> Result<Roofline> {
         let known = self.records.roofline;
-        if let Some(known) = known.filter(|r| r.half_flops_per_second > 0.0 || !half) {
+        let enough = known.filter(|r| r.half_flops_per_second > 0.0 || !half);
+        let is_quick = self.mode != TuneMode::Full || !(self.spent + self.compiled).is_zero();
+        if let Some(known) = enough.filter(|_| is_quick) {
             return Ok(known);
         }
         let gpu = self.gpu.clone();
-        let before = (self.spent, self.compiled);
+        let start = Instant::now();
+        let before = (std::mem::take(&mut self.spent), std::mem::take(&mut self.compiled));
         let mut measured = Roofline::measure(&gpu, self).await?;
         if half {
             measured = measured.with_half(&gpu, self).await?;
         }
         (self.spent, self.compiled) = before;
-        Ok(self.saw(measured))
-    }
-
-    /// Keeps the better of what is remembered and what was measured now.
-    fn saw(&mut self, measured: Roofline) -> Roofline {
-        let best = self.records.roofline.map_or(measured, |known| known.max(measured));
-        self.records.roofline = Some(best);
+        if enough.is_some() {
+            self.spent += start.elapsed();
+        }
+        let roofline = known.map_or(measured, |known| known.max(measured));
+        self.records.roofline = Some(roofline);
         self.changed = true;
-        best
+        Ok(roofline)
     }
 
-    /// Remembers what a benchmark learned, in the place of what an earlier one did, or of its limits alone where it timed no training
-    /// step.
+    /// Remembers what a benchmark learned, in the place of what an earlier one did; nothing where it timed no training step.
     pub fn keep_learned(&mut self, machine: &Machine) {
-        self.saw(machine.products());
         if !machine.taken.is_empty() {
             self.records.learned = Some(machine.clone());
             (self.has_learned, self.changed) = (true, true);
