@@ -9,7 +9,7 @@ use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Seek, Write};
+use std::io::{Read, Seek, Write};
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -69,11 +69,8 @@ impl RunLock {
     /// Says of the run that is to be taken up in a folder that it is refused, to who started it and had the folder
     /// [`RunLock::forget`] what was before: to start it again would be in vain.
     pub fn refuse(folder: &Path) {
-        // Of a run that has begun there it says whose it is.
-        if word(folder).is_some_and(|word| word.is_empty()) && RunLock::check(folder).is_ok() {
-            // Where that cannot be written it is started again, and refused again.
-            let _ = std::fs::write(folder.join(LOCK), REFUSED);
-        }
+        // Of a run that has begun there it says whose it is. Where that cannot be written it is started again, and refused again.
+        let _ = say(folder, REFUSED, str::is_empty);
     }
 
     /// Whether the last run that was to be taken up in a folder was refused before it began.
@@ -87,11 +84,7 @@ impl RunLock {
     /// # Errors
     /// If it still says what became of one before.
     pub fn forget(folder: &Path) -> Result<()> {
-        let path = folder.join(LOCK);
-        if word(folder).is_none_or(|word| word.is_empty()) || RunLock::check(folder).is_err() {
-            return Ok(());
-        }
-        std::fs::write(&path, "").map_err(|e| Error::io("write", &path, e))
+        say(folder, "", |word| !word.is_empty())
     }
 
     /// Refuses a folder that another run has locked, and makes nothing there.
@@ -119,6 +112,25 @@ impl RunLock {
 /// What a folder's lock says; nothing where there is none.
 fn word(folder: &Path) -> Option<String> {
     Some(std::fs::read_to_string(folder.join(LOCK)).ok()?.trim().to_string())
+}
+
+/// Has a folder's lock say something else where what it says `is_due`, unless a run has it: nobody takes it meanwhile.
+fn say(folder: &Path, new: &str, is_due: impl Fn(&str) -> bool) -> Result<()> {
+    if !word(folder).is_some_and(|word| is_due(&word)) {
+        return Ok(());
+    }
+    let path = folder.join(LOCK);
+    let mut file = OpenOptions::new().read(true).write(true).open(&path).map_err(|e| Error::io("open", &path, e))?;
+    let Ok(unlocked) = wait(folder, || file.try_lock()) else { return Ok(()) };
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(|e| Error::io("read", &path, e))?;
+    // Without locks a run may be at work there, which says neither of these.
+    let is_free = unlocked.is_none() || [ENDED, REFUSED].contains(&text.trim());
+    if !is_free || !is_due(text.trim()) {
+        return Ok(());
+    }
+    let said = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(new.as_bytes()));
+    said.map_err(|e| Error::io("write", &path, e))
 }
 
 /// Which run a folder is of, among all that were ever begun there.
@@ -258,6 +270,8 @@ mod tests {
         assert!(!ended() && refused() && !ended());
         let begun = RunLock::take(folder.path()).unwrap();
         assert!(!refused(), "it has begun");
+        RunLock::forget(folder.path()).unwrap();
+        assert_eq!(holder(folder.path()), Some((own, machine().into())), "it is at work");
         drop(begun);
         assert!(!refused(), "it had begun");
         // One that is about to leave is waited for.
