@@ -47,7 +47,9 @@ impl Gpu {
         let mut helpers = threads.min(new.len()).saturating_sub(1);
         let queue = Queue::new(&new, stop);
         std::thread::scope(|scope| {
-            (0..helpers).for_each(|_| _ = scope.spawn(|| queue.make(self)));
+            // OpenGL has one context, which is locked while it compiles: who waits for that over some seconds panics.
+            let beside = if self.report().backend == "gl" { 0 } else { helpers };
+            (0..beside).for_each(|_| _ = scope.spawn(|| queue.make(self)));
             queue.make(self);
         });
         if !self.limits().is_cpu {
