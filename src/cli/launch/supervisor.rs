@@ -187,7 +187,7 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>, is_done: &d
     if !resumed {
         free()?;
     }
-    let mut failures = 0;
+    let (mut failures, mut refusals) = (0, 0);
     loop {
         // Processes miss each other first, and say which of them it is.
         let first = if attempts.starter == Starter::Threads { Duration::ZERO } else { 2 * GRACE };
@@ -223,9 +223,11 @@ pub fn supervise(attempts: &Attempts, free: &dyn Fn() -> Result<()>, is_done: &d
             )));
         };
         let next = if attempts.fewer { attempts.lower(layout) } else { layout };
-        if next == layout && RunLock::is_refused(&attempts.out) {
+        refusals = if next == layout && RunLock::is_refused(&attempts.out) { refusals + 1 } else { 0 };
+        // Once may be what a disk or a file server did.
+        if refusals == 2 {
             bail!(Error::Invalid(format!(
-                "what the ranks refuse stands above, and they would refuse it again: the run in {} has done {}, and is left as it is",
+                "what the ranks have refused twice stands above: the run in {} has done {}, and is left as it is",
                 attempts.out.display(),
                 count(done as usize, "step")
             )));
