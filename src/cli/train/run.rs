@@ -113,10 +113,10 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
     }
     // A process sees to its own part, and says which rank it is; threads of one have this one see to all that are unlike.
     let unlike = process.map_or_else(|| recipe.mesh.unlike(), |process| vec![process.rank()]);
-    let fits = |config: &ModelConfig| fits(&gpu, &unlike, &recipe, config, base.as_ref());
+    let refused = AtomicBool::new(false);
+    let fits = |config: &ModelConfig| fits(&gpu, &unlike, &recipe, config, base.as_ref(), &refused);
     // A driver compiles for seconds, or takes its time with what it has kept: meanwhile it is seen whether all fits, and data are
     // read.
-    let refused = AtomicBool::new(false);
     let prepared = std::thread::scope(|scope| {
         scope.spawn(|| compile_step(&gpu, &recipe, base.as_deref(), &refused));
         let mut prepare = || Ok(prepare_from(&recipe, base.clone(), &paths::cache(), observer.as_mut())?);
@@ -245,14 +245,22 @@ impl Run {
 }
 
 /// Refuses what takes more memory than there is on one of these ranks, and says what would fit; names the rank where not all say the
-/// same.
-fn fits(gpu: &Gpu, ranks: &[usize], recipe: &Recipe, config: &ModelConfig, base: Option<&Arc<Base>>) -> Result<()> {
+/// same. What is compiled beside it is `refused` before that is looked for.
+fn fits(
+    gpu: &Gpu,
+    ranks: &[usize],
+    recipe: &Recipe,
+    config: &ModelConfig,
+    base: Option<&Arc<Base>>,
+    refused: &AtomicBool,
+) -> Result<()> {
     let check = |&rank: &usize| Some((rank, check_fits(gpu, rank, recipe, config, base.map(|base| &**base)).err()?));
     let mut failed: Vec<_> = ranks.iter().filter_map(check).collect();
     let all_same = failed.len() == ranks.len() && failed.iter().all(|(_, e)| e.to_string() == failed[0].1.to_string());
     if failed.is_empty() {
         return Ok(());
     }
+    refused.store(true, Ordering::Relaxed);
     let (rank, error) = failed.swap_remove(0);
     let error = advised(error, gpu.limits(), recipe, config, base);
     Err(if all_same { error } else { error.context(format!("rank {rank}")) })
