@@ -28,9 +28,11 @@ impl Drop for Temporary {
 /// Writes the whole shard, header last, and gives it its name.
 pub(super) fn write(path: &Path, corpus: &Corpus, encoder: &Encoder, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
     let (partial, index) = (temporary(path)?, temporary(&path.with_extension("index"))?);
-    // What was killed while it tokenised left as much as a shard takes.
+    // What was killed while it tokenised left as much as a shard takes; kept tokenizers lie there, too.
     let same = |name: &str| path.file_name().is_some_and(|own| own == name);
-    sweep(folder_of(path), &|name| same(name) || [".tokens", ".index"].iter().any(|ending| name.ends_with(ending)));
+    sweep(folder_of(path), &|name| {
+        same(name) || [".tokens", ".index", ".tokenizer"].iter().any(|ending| name.ends_with(ending))
+    });
     let _temporary = Temporary(vec![partial.clone(), index.clone()]);
     let mut writer = Writer::new(&partial, &index, encoder)?;
     let mut units = corpus.units();

@@ -22,7 +22,7 @@ impl Tokenizer {
     /// it is unharmed.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::train`] and of the corpora; if the file cannot be written.
+    /// Those of [`Tokenizer::train`] and of the corpora.
     pub fn cached(folder: &Path, corpora: &[&Corpus], vocab_size: usize) -> Result<Tokenizer> {
         let mut hasher = Hasher::new();
         hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
@@ -37,8 +37,10 @@ impl Tokenizer {
         let share = SAMPLE / corpora.len().max(1) as u64;
         let samples = corpora.iter().map(|corpus| corpus.sample(share)).collect::<Result<Vec<_>>>()?;
         let trained = Tokenizer::train(samples.into_iter().flatten(), vocab_size)?;
-        std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e))?;
-        write_file(&path, &pack(&trained)?)?;
+        let made = std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, e));
+        if let Err(error) = made.and_then(|()| write_file(&path, &pack(&trained)?)) {
+            tracing::warn!("the tokenizer was not kept, and is trained again at the next start: {error}");
+        }
         Ok(trained)
     }
 }
@@ -91,5 +93,7 @@ mod tests {
             assert_eq!(said(&cached(&[&corpus], 600)), said(&trained), "byte {at}");
             assert_eq!(std::fs::read(path).unwrap(), whole);
         }
+        // Where nothing can be kept it is trained all the same.
+        assert_eq!(said(&Tokenizer::cached(path, &[&corpus], 600).unwrap()), said(&trained));
     }
 }
