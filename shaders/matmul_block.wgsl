@@ -1,4 +1,4 @@
-// matmul_block: c = op(a) op(b) for GPUs, tier 2 with vector loads. A lane makes 8 x 8 of a tile of TILE_M x TILE_N, from vectors
+// matmul_block: c = op(a) op(b) for GPUs, tier 2 with vector loads. A lane makes 8 x 8 (NARROW: 8 x 4) of a tile of TILE_M x TILE_N, from vectors
 // of four along either side, each pair of which serves 32 multiply-adds; meanwhile what the next step needs is on its way into
 // registers. Rows of a and b as stored divide by four. TA: a is [k,m]; TB: b is [n,k]. HALF: operands are rounded to f16;
 // A_F16: a is stored so.
@@ -15,7 +15,11 @@ enable f16;
 #hook prologue
 
 const LANES_M = TILE_M / 8u;
+#if NARROW
+const LANES_N = TILE_N / 4u;
+#else
 const LANES_N = TILE_N / 8u;
+#endif
 const LANES = LANES_M * LANES_N;
 // Vectors of one step of k, and of a tile.
 const ROW_A = TILE_M / 4u;
@@ -126,7 +130,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var next_b = load_b(base_b, 4u * at_b + vec2(column, ks.x));
     let i0 = lane / LANES_N;
     let j0 = lane % LANES_N;
-    var acc: array<vec4<f32>, 16>;
+    // Of each row the first four columns, and the other four.
+    var acc: array<vec4<f32>, 8>;
+#if NARROW
+#else
+    var acc_high: array<vec4<f32>, 8>;
+#endif
     for (var k = ks.x; k < ks.y; k += TILE_K) {
         let block_of_a = ready_a(a_lines, 4u * at_a + vec2(row, k), next_a);
         let block_of_b = ready_b(4u * at_b + vec2(column, k), next_b);
@@ -151,13 +160,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var d = 0u; d < 8u; d++) {
                 let kk = k0 + d;
                 let low = tile_b[kk * ROW_B + j0];
+#if NARROW
+#else
                 let high = tile_b[kk * ROW_B + j0 + LANES_N];
+#endif
                 for (var h = 0u; h < 2u; h++) {
                     let av = tile_a[kk * ROW_A + i0 + h * LANES_M];
                     for (var r = 0u; r < 4u; r++) {
-                        let i = 8u * h + 2u * r;
+                        let i = 4u * h + r;
                         acc[i] = fma(vec4(av[r]), low, acc[i]);
-                        acc[i + 1u] = fma(vec4(av[r]), high, acc[i + 1u]);
+#if NARROW
+#else
+                        acc_high[i] = fma(vec4(av[r]), high, acc_high[i]);
+#endif
                     }
                 }
             }
@@ -167,8 +182,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var h = 0u; h < 2u; h++) {
         for (var r = 0u; r < 4u; r++) {
             let at = vec2(row + h * (TILE_M / 2u) + 4u * i0 + r, column + 4u * j0);
-            store4(c_lines, at.x, at.y, acc[8u * h + 2u * r]);
-            store4(c_lines, at.x, at.y + TILE_N / 2u, acc[8u * h + 2u * r + 1u]);
+            store4(c_lines, at.x, at.y, acc[4u * h + r]);
+#if NARROW
+#else
+            store4(c_lines, at.x, at.y + TILE_N / 2u, acc_high[4u * h + r]);
+#endif
         }
     }
 }

@@ -158,6 +158,7 @@ fn main(
         let sum = sums[0];
         if is_direct {
 #if WRITES_F16
+            // Never: a matrix of f32 cannot go to f16.
 #else
             let to = corner + (e / ALONG * step + e % ALONG) * SIZE;
             coopStoreT(sum, &c[to], step);

@@ -215,15 +215,17 @@ fn subgroups_may_be_smaller_than_the_largest() {
 fn tiles_for_few_registers_match_the_reference() {
     let Some(gpu) = gpu() else { return };
     let limits = Limits { min_subgroup: 8, max_subgroup: 32, is_cpu: false, ..gpu.limits().clone() };
-    let of_sixteen = |kernel: &Kernel| kernel.shader.ends_with("_tile") && kernel.constants.contains(&("KEYS", 16));
-    let wanted = |case: &Case| ["long documents", "halves, five fourths"].iter().any(|row| case.label.ends_with(row));
+    let is_small =
+        |kernel: &Kernel| kernel.constants.iter().any(|constant| [("KEYS", 16), ("NARROW", 1)].contains(constant));
+    let labels = ["long documents", "halves, five fourths", "nt large", "weights, half", "of halves input"];
+    let wanted = |case: &Case| labels.iter().any(|row| case.label.ends_with(row));
     let rows: Vec<Case> = rows().into_iter().filter(wanted).collect();
     let tried = each(&rows, |case| {
         let all = kernels(case, &limits);
-        let some = all.iter().filter(|kernel| of_sixteen(kernel)).take(1);
+        let some = all.iter().filter(|kernel| is_small(kernel)).take(1);
         some.map(|kernel| Drawn::of(case, SEEDS[0]).check(gpu, case, kernel).unwrap_or_else(|e| panic!("{e}"))).count()
     });
-    assert!(tried.iter().sum::<usize>() > 2 || std::env::var_os(ROWS).is_some(), "{tried:?} such kernels");
+    assert!(tried.iter().sum::<usize>() > 5 || std::env::var_os(ROWS).is_some(), "{tried:?} such kernels");
 }
 
 /// Every dispatch within the limits, every binding within its tensor.

@@ -40,7 +40,7 @@ impl Candidate {
     }
 
     /// Whether it rounds to f16 anything at all: by its class, with numbers of that type, by packing them, or bit by bit as
-    /// shaders/lib/operand.wgsl does. Unpacking what is stored so rounds nothing.
+    /// shaders/lib/rounded.wgsl does. Unpacking what is stored so rounds nothing.
     fn rounds(&self) -> bool {
         let text = self.text.replace("unpack2x16float", "");
         let marks = ["f16", "pack2x16float", "quantizeToF16", "0xffffe000u"].iter().any(|mark| text.contains(mark));
@@ -192,7 +192,7 @@ fn the_last_candidates_of_a_mixed_step_are_those_of_matrices() {
 }
 
 /// Products of f16 operands read the copy of every weight, forward and back, and nothing else does; without copies, and in strict
-/// f32, there is no tensor in f16 at all, where activations are not (tests/halves.rs).
+/// f32, there is no tensor in f16 at all. On an adapter without f16, so that activations are none (tests/halves.rs has these).
 #[test]
 fn weights_are_read_in_half_their_bytes() {
     let limits = Limits { has_f16: false, cooperative: Vec::new(), ..limits() };

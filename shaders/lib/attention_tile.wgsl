@@ -67,8 +67,8 @@ var<workgroup> tile: array<Staged, max(KEYS * STEP, SLAB * C4)>;
 // The weights of sixteen streamed rows.
 var<workgroup> weights: array<Staged, 16u * WEIGHTS>;
 
-// Row and column of the i-th of a lane's vectors in a block of `rows` by `columns`; beyond its end, some vector of it. Where lanes are
-// whole rows, a lane's column is one for all, and one register.
+// Row and column of the i-th of a lane's vectors in a block of `rows` by `columns`; beyond its end, some vector of it. Where LANES is
+// a multiple of `columns`, a lane's column is the same in all, and one register.
 fn part(i: u32, rows: u32, columns: u32, lane: u32) -> vec2<u32> {
     if LANES % columns == 0u {
         return vec2(min(lane / columns + i * (LANES / columns), rows - 1u), lane % columns);

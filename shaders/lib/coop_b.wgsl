@@ -53,12 +53,3 @@ fn decoded(v: LoadedB) -> FourB {
     return v;
 }
 #endif
-
-// As they are multiplied: of what is stored in f16 nothing is left to round.
-fn half4_of_b(v: FourB) -> vec4<f16> {
-#if F16
-    return v;
-#else
-    return half4(v);
-#endif
-}

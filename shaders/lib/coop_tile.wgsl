@@ -15,7 +15,8 @@ const ACROSS_B = TB == 0u;
 const APART_A = select(TILE / 4u, 1u, ACROSS_A);
 const APART_B = select(TILE / 4u, 1u, ACROSS_B);
 alias BlockA = array<FourA, 4>;
-alias BlockB = array<FourB, 4>;
+alias BlockB = array<LoadedB, 4>;
+alias Block = array<vec4<f16>, 4>;
 var<workgroup> tile_a: array<f16, 2u * BUFFER>;
 var<workgroup> tile_b: array<f16, 2u * BUFFER>;
 
@@ -61,10 +62,10 @@ fn load_a(rows: vec4<u32>, k: u32, m: u32) -> BlockA {
     }
     return v;
 }
-fn load_b(rows: vec4<u32>, k: u32, n: u32) -> array<LoadedB, 4> {
+fn load_b(rows: vec4<u32>, k: u32, n: u32) -> BlockB {
     let column = select(k, n, ACROSS_B);
     let width = select(params.k, params.n, ACROSS_B);
-    var v: array<LoadedB, 4>;
+    var v: BlockB;
     for (var d = 0u; d < 4u; d++) {
         v[d] = load4(rows[d], column, width);
     }
@@ -86,80 +87,74 @@ fn prologue_of(block: BlockA, rows: vec4<u32>, k: u32, m: u32) -> BlockA {
     return v;
 }
 
+// Blocks as they are multiplied: of what is stored in f16 nothing is left to round.
+fn half_a(block: BlockA) -> Block {
+    var v: Block;
+    for (var d = 0u; d < 4u; d++) {
+#if A_F16
+        v[d] = block[d];
+#else
+        v[d] = half4(block[d]);
+#endif
+    }
+    return v;
+}
+fn half_b(block: BlockB) -> Block {
+    var v: Block;
+    for (var d = 0u; d < 4u; d++) {
+#if F16
+        v[d] = decoded(block[d]);
+#else
+        v[d] = half4(decoded(block[d]));
+#endif
+    }
+    return v;
+}
+
 // A block with k along its rows.
-fn turned_a(block: BlockA) -> BlockA {
-    if !ACROSS_A {
+fn turned(across: bool, block: Block) -> Block {
+    if !across {
         return block;
     }
-    var v: BlockA;
+    var v: Block;
     for (var d = 0u; d < 4u; d++) {
-        v[d] = FourA(block[0][d], block[1][d], block[2][d], block[3][d]);
-    }
-    return v;
-}
-fn turned_b(block: array<LoadedB, 4>) -> BlockB {
-    let four = BlockB(decoded(block[0]), decoded(block[1]), decoded(block[2]), decoded(block[3]));
-    if !ACROSS_B {
-        return four;
-    }
-    var v: BlockB;
-    for (var d = 0u; d < 4u; d++) {
-        v[d] = FourB(four[0][d], four[1][d], four[2][d], four[3][d]);
+        v[d] = vec4(block[0][d], block[1][d], block[2][d], block[3][d]);
     }
     return v;
 }
 
-// The same blocks, with zeros beyond the end of k.
-fn cut_a(block: BlockA, k: u32) -> BlockA {
+// The same block, with zeros beyond the end of k.
+fn cut(block: Block, k: u32) -> Block {
     let there = k + vec4(0u, 1u, 2u, 3u) < vec4(params.k);
-    var v = block;
+    var v: Block;
     for (var d = 0u; d < 4u; d++) {
-        v[d] = select(FourA(), v[d], there);
-    }
-    return v;
-}
-fn cut_b(block: BlockB, k: u32) -> BlockB {
-    let there = k + vec4(0u, 1u, 2u, 3u) < vec4(params.k);
-    var v = block;
-    for (var d = 0u; d < 4u; d++) {
-        v[d] = select(FourB(), v[d], there);
+        v[d] = select(vec4<f16>(), block[d], there);
     }
     return v;
 }
 
-// As they are multiplied: of what is stored in f16 nothing is left to round.
-fn half4_of_a(v: FourA) -> vec4<f16> {
-#if A_F16
-    return v;
-#else
-    return half4(v);
-#endif
-}
-
-fn put_rows(a4: BlockA, b4: BlockB, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
+fn put_rows(a4: Block, b4: Block, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
     for (var d = 0u; d < 4u; d++) {
-        let row = half4_of_a(a4[d]);
         let to = side * BUFFER + (at_a.x + d * APART_A) * STEP + at_a.y;
         for (var e = 0u; e < 4u; e++) {
-            tile_a[to + e] = row[e];
+            tile_a[to + e] = a4[d][e];
         }
     }
     for (var d = 0u; d < 4u; d++) {
-        let row = half4_of_b(b4[d]);
         let to = side * BUFFER + (at_b.x + d * APART_B) * STEP + at_b.y;
         for (var e = 0u; e < 4u; e++) {
-            tile_b[to + e] = row[e];
+            tile_b[to + e] = b4[d][e];
         }
     }
 }
 
 // Blocks as load_a and load_b gave them, into one of both buffers.
-fn put(block_a: BlockA, block_b: array<LoadedB, 4>, k: u32, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
-    let a4 = turned_a(block_a);
-    let b4 = turned_b(block_b);
+fn put(block_a: BlockA, block_b: BlockB, k: u32, side: u32, at_a: vec2<u32>, at_b: vec2<u32>) {
+    let a4 = turned(ACROSS_A, half_a(block_a));
+    let b4 = turned(ACROSS_B, half_b(block_b));
     if k + TILE_K <= params.k {
         put_rows(a4, b4, side, at_a, at_b);
     } else {
-        put_rows(cut_a(a4, k + at_a.y), cut_b(b4, k + at_b.y), side, at_a, at_b);
+        put_rows(cut(a4, k + at_a.y), cut(b4, k + at_b.y), side, at_a, at_b);
     }
 }

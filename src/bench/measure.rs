@@ -227,7 +227,9 @@ fn sizes(step: &Step) -> String {
         let (c, turned) = (&step.outputs[0].shape, flag("TA"));
         let k = if turned { a.shape.dims()[a.shape.rank() - 2] } else { a.shape.last() };
         let side = |on: bool| if on { 't' } else { 'n' };
-        let dtype = if b.dtype.is_packed() { format!(" {}", b.dtype) } else { String::new() };
+        // A that is not f32 as well.
+        let packed = [a, b].into_iter().filter(|ty| ty.dtype.is_packed());
+        let dtype: String = packed.map(|ty| format!(" {}", ty.dtype)).collect();
         let half = if flag("HALF") { " f16" } else { "" };
         return format!("{}×{}×{k} {}{}{dtype}{half}", c.rows(), c.last(), side(turned), side(flag("TB")));
     }

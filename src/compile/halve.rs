@@ -1,7 +1,7 @@
 //! What products alone read, and round to f16 as they do, is stored in f16: half the bytes, and no number differs by it.
 
 use super::place;
-use super::rewrite::{Rewrite, ids, operator};
+use super::rewrite::{Rewrite, ids, operator, uses};
 use crate::base::{DType, Limits};
 use crate::error::Result;
 use crate::graph::{Concat, Graph, Halved, NodeId, Slice, Value, aligned};
@@ -51,9 +51,8 @@ impl Ends {
         };
         if let Some(starts) = starts {
             let fits = starts.iter().all(|start| start.is_multiple_of(aligned(DType::F16)));
-            let inputs = if fits { (0..node.inputs.len()).collect() } else { Vec::new() };
-            let ends = Ends { inputs, outputs: vec![0], is_view: true };
-            return if fits { ends } else { Ends::default() };
+            let all = || (0..node.inputs.len()).collect();
+            return if fits { Ends { inputs: all(), outputs: vec![0], is_view: true } } else { Ends::default() };
         }
         let Some(op) = node.op() else { return Ends::default() };
         let io = place::io(graph, node);
@@ -65,12 +64,13 @@ impl Ends {
 /// not take it, and results that come with such.
 fn halved(graph: &Graph, limits: &Limits) -> HashSet<Value> {
     let ends: Vec<Ends> = ids(graph).map(|id| Ends::of(graph, id, limits)).collect();
-    let by_fours = |value: &Value| {
+    let uses = uses(graph);
+    let is_read_by_fours = |value: &Value| {
         let ty = graph.ty(*value);
-        ty.dtype == DType::F32 && ty.shape.last().is_multiple_of(4)
+        ty.dtype == DType::F32 && ty.shape.last().is_multiple_of(4) && uses.contains_key(value)
     };
     let stored = ids(graph).zip(&ends).flat_map(|(id, ends)| ends.outputs.iter().map(move |&i| output(id, i)));
-    let mut halved: HashSet<Value> = stored.filter(by_fours).collect();
+    let mut halved: HashSet<Value> = stored.filter(is_read_by_fours).collect();
     for (_, wanted) in graph.outputs() {
         halved.remove(wanted);
     }

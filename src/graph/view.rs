@@ -4,12 +4,14 @@ use super::{Cost, Graph, Io, Op, OpNode, Value, View};
 use crate::base::{Array, DType, Shape, TensorType};
 use crate::error::Result;
 
-/// Elements between those at which a binding may begin, wherever that is: 256 bytes, and no fewer than of 64 words.
-pub(crate) fn aligned(dtype: DType) -> usize {
-    if dtype == DType::F16 { 128 } else { 64 }
+/// Elements from one at which a view may begin to the next: 256 bytes of f32 and of f16, for there a binding may begin on every adapter.
+/// Of packed dtypes 64 are a whole number of words, and whoever makes their states sees to the bytes.
+pub(crate) const fn aligned(dtype: DType) -> usize {
+    if matches!(dtype, DType::F16) { 128 } else { 64 }
 }
 
-/// `shape.elements()` elements from element `start` on, a multiple of 64, or of 128 in f16, for there a binding may begin, seen under `shape`. With `start` 0 it is a reshape.
+/// `shape.elements()` elements from element `start` on, which is a multiple of 64, or of 128 in f16, seen under `shape`. With `start` 0 it
+/// is a reshape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Slice {
     /// First element.

@@ -64,9 +64,7 @@ impl Staging {
             let wholes = [true, false].into_iter().filter(|&whole| !whole || operands.are_half());
             wholes.map(tile).find(|tile| self.fits(tile, c4, limits))
         };
-        // Intel's lanes have 128 registers: its subgroups alone may be smaller than the largest, of 32.
-        let spare = limits.min_subgroup < 32 && limits.max_subgroup == 32;
-        let sizes = if spare { &SPARE_SIZES[..] } else { &SIZES };
+        let sizes = if limits.has_few_registers() { &SPARE_SIZES[..] } else { &SIZES };
         sizes.iter().copied().filter(move |size| c4 >= CHUNK && size[0] < 2 * all).filter_map(fitting)
     }
 

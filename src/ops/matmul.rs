@@ -173,10 +173,10 @@ impl Op for MatMul {
         true
     }
 
-    /// Of many rows, on a GPU that computes in f16: what a CPU has stored it reads from a cache, where decoding is what takes time.
-    fn half_inputs(&self, io: &Io, limits: &Limits) -> Vec<usize> {
-        let is_narrow = self.operands.are_half() && limits.has_f16 && !limits.is_cpu;
-        if is_narrow && self.few_rows(io, limits).is_empty() { vec![0, 1] } else { Vec::new() }
+    /// On a GPU that computes in f16: what a CPU has stored it reads from a cache, where decoding is what takes time.
+    fn half_inputs(&self, _io: &Io, limits: &Limits) -> Vec<usize> {
+        let takes = self.operands.are_half() && limits.has_f16 && !limits.is_cpu;
+        if takes { vec![0, 1] } else { Vec::new() }
     }
 
     /// Where each sum is made by one dispatch, as it is if every operand fits a binding.

@@ -57,6 +57,8 @@ impl Tier {
 const TILES: [[usize; 2]; 2] = [[64, 64], [32, 32]];
 /// Tiles of `matmul_block.wgsl`, and the steps of the sum: as long as a tile of each operand fits 16 KiB.
 const BLOCKS: [([usize; 2], usize); 2] = [([64, 64], 16), ([128, 128], 16)];
+/// One whose lanes have half as many sums, for those that have few registers.
+const NARROW: ([usize; 2], usize) = ([64, 64], 16);
 
 /// Workgroups of `matvec_groups.wgsl` that keep a large adapter busy.
 const GROUPS: usize = 512;
@@ -70,7 +72,7 @@ const OWN: [usize; 2] = [128, 64];
 const OWN_FLOPS: usize = 1 << 22;
 const OWN_ROWS: usize = 48;
 
-/// The product of one node, its operands counted in words.
+/// The product of one node: A and C counted in elements, B in words.
 struct Product {
     sizes: Sizes,
     /// B's dtype.
@@ -78,7 +80,7 @@ struct Product {
     /// Bytes of an element of A and of C: f32, or f16 where nothing is lost by it.
     element_a: u64,
     element_c: u64,
-    /// Stored rows of A and B, and the words of one.
+    /// Stored rows of A and B, and the elements or words of one.
     a: [usize; 2],
     b: [usize; 2],
 }
@@ -103,13 +105,13 @@ impl MatMul {
     pub(super) fn tiers(&self, io: &Io, limits: &Limits) -> Vec<Tier> {
         let (s, dtype) = (self.io_sizes(io), io.inputs[1].dtype);
         let half = self.operands.are_half();
-        // A or C in f16: what tiles of many rows are made of, on adapters that compute in it.
-        let is_narrow = [&io.inputs[0], &io.outputs[0]].iter().any(|ty| ty.dtype == DType::F16);
-        if is_narrow && !limits.has_f16 {
+        // Tiles alone read or store f16, on adapters that compute in it.
+        let is_in_f16 = [&io.inputs[0], &io.outputs[0]].iter().any(|ty| ty.dtype == DType::F16);
+        if is_in_f16 && !limits.has_f16 {
             return Vec::new();
         }
-        let mut tiers = if is_narrow { Vec::new() } else { self.few_rows(io, limits) };
-        if hands_on(limits) && !is_narrow {
+        let mut tiers = self.few_rows(io, limits);
+        if hands_on(limits) && !is_in_f16 {
             let own = self.own(s, dtype);
             let has_own = own.is_some();
             tiers.extend(own);
@@ -131,7 +133,7 @@ impl MatMul {
             tiers.extend(sizes.map(|size| tile(size, "_staged").constant("STAGED", 1)));
         }
         if !limits.is_cpu {
-            tiers.extend(self.blocks(io));
+            tiers.extend(self.blocks(io, limits));
         }
         if half {
             tiers.extend(self.cooperative(s, dtype, limits));
@@ -146,7 +148,7 @@ impl MatMul {
     }
 
     /// Larger tiles, where vectors of four lie along rows of both operands.
-    fn blocks(&self, io: &Io) -> Vec<Tier> {
+    fn blocks(&self, io: &Io, limits: &Limits) -> Vec<Tier> {
         let p = Product::of(self, io);
         let row_b = if self.transpose_b { p.sizes.k } else { p.sizes.n };
         if !p.a[1].is_multiple_of(4) || !row_b.is_multiple_of(4) {
@@ -154,11 +156,12 @@ impl MatMul {
         }
         // No larger than C, but one at least.
         let fits = |&([m, n], _): &([usize; 2], usize)| m <= 64 || m <= p.sizes.m && n <= p.sizes.n;
-        let block = |([m, n], k): ([usize; 2], usize)| {
-            let tier = self.tier("matmul_block", format!("block_{m}x{n}"), p.dtype, [m, n]);
+        let block = |kind: &str, ([m, n], k): ([usize; 2], usize)| {
+            let tier = self.tier("matmul_block", format!("block_{kind}{m}x{n}"), p.dtype, [m, n]);
             tier.constant("TILE_M", m).constant("TILE_N", n).constant("TILE_K", k).fours(p.dtype, row_b)
         };
-        BLOCKS.into_iter().filter(fits).map(block).collect()
+        let narrow = limits.has_few_registers().then(|| block("narrow_", NARROW).constant("NARROW", 1));
+        narrow.into_iter().chain(BLOCKS.into_iter().filter(fits).map(|size| block("", size))).collect()
     }
 
     /// Kernels that walk along rows of B, where A has so few that they are faster.

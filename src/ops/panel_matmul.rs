@@ -22,7 +22,7 @@ pub enum Panelled {
 }
 
 /// [`MatMul`] with A or C stored in panels: blocks of the columns that it has as stored, one block after the other, each by
-/// rows. A matrix in panels is flat, `[rows · columns]`, and its dtype one that [`MatMul`] has there; the others are as [`MatMul`] says, and make no batch. A in
+/// rows. A matrix in panels is flat, `[rows · columns]`; dtypes and the other matrices are as [`MatMul`] says, and make no batch. A in
 /// panels is gradients of several linear layers, which by their weights give that of their input; transposed, by the input,
 /// those of the weights. C in panels is the layers' results. The compiler makes it where weights adjoin.
 #[derive(Debug, Clone, PartialEq)]

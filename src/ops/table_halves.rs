@@ -3,6 +3,7 @@
 
 use super::table::{Case, Draw, normal, positive};
 use super::table_training::targets;
+use super::table_weights::packed;
 use super::{CrossEntropyGrad, LogProbsGrad, MatMul, Operands, PanelMatMul, Panelled, RmsNorm};
 use crate::base::{DType, TensorType};
 use crate::graph::{Halved, Map, MapPair, Op};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 /// Numbers in f16.
 fn half<const N: usize>(dims: [usize; N]) -> (TensorType, Draw) {
-    (TensorType { shape: dims.into(), dtype: DType::F16 }, Draw::Normal)
+    packed(DType::F16, dims)
 }
 
 /// The operator with these outputs in f16.
@@ -37,6 +38,9 @@ fn products() -> Vec<Case> {
         Case::new("of halves tt", op(true, true), &[half([130, 70]), normal([66, 130])]),
         Case::new("of halves many", op(false, false), &[half([132, 212]), half([212, 208])]),
         Case::new("of halves batch", op(false, true), &[half([2, 5, 38]), half([2, 9, 38])]),
+        Case::new("of halves, nf4", op(false, true), &[half([67, 192]), packed(DType::Nf4, [140, 192])]),
+        Case::new("of halves, nf4 back", op(false, false), &[half([67, 140]), packed(DType::Nf4, [140, 128])]),
+        Case::new("of halves, bf16", op(false, true), &[half([67, 172]), packed(DType::BF16, [70, 172])]),
         Case::new("of halves layers", layers, &[half([2, 35, 36]), normal([192, 36])]),
         Case::new("of halves input", in_a(false), &[half([70 * 192]), half([192, 96])]),
         Case::new("of halves weights", in_a(true), &[half([37 * 256]), half([37, 44])]),

@@ -7,7 +7,7 @@ use super::{
 use crate::base::{DType, TensorType};
 
 /// Random blocks.
-fn packed<const N: usize>(dtype: DType, dims: [usize; N]) -> (TensorType, Draw) {
+pub(super) fn packed<const N: usize>(dtype: DType, dims: [usize; N]) -> (TensorType, Draw) {
     (TensorType { shape: dims.into(), dtype }, Draw::Normal)
 }
 

@@ -4,7 +4,7 @@
 use super::windows::{item, ranges, reduce_lanes};
 use super::{Operands, gaps};
 use crate::base::{Array, DType, Limits, TensorType};
-use crate::graph::{Dispatch, Io, Kernel, Operand, spread};
+use crate::graph::{Dispatch, Io, Kernel, Operand, aligned, spread};
 use std::ops::Range;
 
 /// A part of a page whose parameters are updated alike: those before `end` that belong to no part before it.
@@ -62,8 +62,8 @@ pub(super) struct Given {
     pub(super) copied: Option<usize>,
 }
 
-/// Elements of a copy whose first may begin a binding: 256 bytes.
-pub const COPIES: usize = 128;
+/// Elements of a copy whose first may begin a binding.
+pub const COPIES: usize = aligned(DType::F16);
 
 impl Given {
     /// The first element of the page that an input of so many elements is of: 0 for a whole page.

@@ -1,5 +1,5 @@
 //! Parts of tensors that fit a binding: what keeps kernels within the adapter's limits. All are counted in words of four
-//! bytes, which are elements where the dtype is f32 or u32.
+//! bytes, which are elements where the dtype is f32 or u32, or in elements of a size that is told.
 
 use crate::base::{DType, Limits, TensorType};
 use crate::graph::{Dispatch, Kernel, Operand};
@@ -154,6 +154,12 @@ mod tests {
                 let w = Window::new(r.start * row..r.end * row, &limits);
                 assert!(
                     w.start.is_multiple_of(64) && w.start + w.skip == r.start * row && w.count * 4 <= 1024,
+                    "{w:?}"
+                );
+                // The same of two bytes an element, and where it binds elements of four as well.
+                let w = Window::of(r.start * row..r.end * row, 2, &limits);
+                assert!(
+                    w.start.is_multiple_of(128) && w.start + w.skip == r.start * row && w.count * 4 <= 1024,
                     "{w:?}"
                 );
                 next = r.end;

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{BindGroup, Buffer, Gpu, Pipeline, Submission};
 use crate::graph::{Io, Kernel, Operand};
 use crate::shader::assemble;
+use half::f16;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -178,24 +179,26 @@ pub(super) fn compile<'a>(gpu: &Gpu, kernels: impl IntoIterator<Item = &'a Kerne
     start.elapsed()
 }
 
-/// A kernel with buffers of numbers in (-0.5, 0.5); integer ones hold zeros. Large operands repeat the first [`NOISE`] bytes,
+/// A kernel with buffers of numbers in (-0.5, 0.5), in f32 and f16; others hold zeros. Large operands repeat the first [`NOISE`] bytes,
 /// which the device copies: the host would take longer than what is to be timed.
 pub(super) async fn filled(gpu: &Gpu, kernel: &Kernel, io: &Io) -> Result<Prepared> {
     let prepared = Prepared::new(gpu, kernel, io).await?;
-    let floats = || prepared.inputs.iter().zip(&io.inputs).filter(|(_, ty)| ty.dtype == DType::F32);
-    let most = floats().map(|(_, ty)| ty.bytes()).max().unwrap_or(0).min(NOISE);
-    if most == 0 {
-        return Ok(prepared);
-    }
-    let noise = gpu.storage("noise", most).await?;
-    gpu.write(&noise, 0, &small_numbers(most as usize / 4)).await?;
-    let mut submission = gpu.submission();
-    for (buffer, ty) in floats() {
-        for at in (0..ty.bytes()).step_by(NOISE as usize) {
-            submission.copy(noise.range(0, NOISE.min(ty.bytes() - at)), buffer, prepared.guard + at)?;
+    for dtype in [DType::F32, DType::F16] {
+        let floats = || prepared.inputs.iter().zip(&io.inputs).filter(|(_, ty)| ty.dtype == dtype);
+        let most = floats().map(|(_, ty)| ty.bytes()).max().unwrap_or(0).min(NOISE);
+        if most == 0 {
+            continue;
         }
+        let noise = gpu.storage("noise", most).await?;
+        gpu.write(&noise, 0, &small_numbers(dtype, most as usize)).await?;
+        let mut submission = gpu.submission();
+        for (buffer, ty) in floats() {
+            for at in (0..ty.bytes()).step_by(NOISE as usize) {
+                submission.copy(noise.range(0, NOISE.min(ty.bytes() - at)), buffer, prepared.guard + at)?;
+            }
+        }
+        submission.submit()?;
     }
-    submission.submit()?;
     Ok(prepared)
 }
 
@@ -230,7 +233,10 @@ pub async fn time_kernel(gpu: &Gpu, kernel: &Kernel, io: &Io, runs: usize) -> Re
 }
 
 /// Numbers in (-0.5, 0.5) without a pattern that a cache or a compressor could use.
-fn small_numbers(n: usize) -> Vec<u8> {
+fn small_numbers(dtype: DType, bytes: usize) -> Vec<u8> {
     let number = |i: usize| ((i as u32).wrapping_mul(0x9E37_79B9) >> 8) as f32 / (1 << 24) as f32 - 0.5;
-    (0..n).flat_map(|i| number(i).to_le_bytes()).collect()
+    match dtype {
+        DType::F16 => (0..bytes / 2).flat_map(|i| f16::from_f32(number(i)).to_le_bytes()).collect(),
+        _ => (0..bytes / 4).flat_map(|i| number(i).to_le_bytes()).collect(),
+    }
 }

@@ -104,7 +104,7 @@ fn with_half(op: &dyn Op, io: &Io, (d, ..): Place, touched: &dyn Fn(usize, usize
     let outputs = infer(&inputs)?;
     // Tensors that a fused expression reads beside output 0 follow it.
     for (ty, old) in inputs.iter_mut().zip(&io.inputs) {
-        if ty == old && old.shape == io.outputs[0].shape {
+        if ty == old && old.dtype == DType::F32 && old.shape == io.outputs[0].shape {
             ty.shape = outputs[0].shape.clone();
         }
     }
