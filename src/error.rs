@@ -91,7 +91,8 @@ impl Error {
     }
 
     /// Whether what was asked for is at fault, so that asking the same again is in vain: flags, a recipe, or files that are not
-    /// there or hold something else. What a device, another rank or a disk did may go well the next time.
+    /// there or hold something else. What a device or another rank did may go well the next
+    /// time; so may what a disk or a file server did, which can look the same: whoever acts on it wants it said twice.
     pub fn is_refusal(&self) -> bool {
         match self {
             Error::Operator { .. } | Error::Graph(_) | Error::File { .. } | Error::Invalid(_) => true,

@@ -1,4 +1,4 @@
-//! What is said of numbers.
+//! Numbers with what they count.
 
 /// `1 text`, `2 texts`.
 pub fn count(n: usize, what: &str) -> String {

@@ -1,5 +1,6 @@
 //! How an operator may be computed: shaders, specialisations and dispatches as plain data.
 
+use crate::base::{DType, TensorType};
 pub use crate::shader::{Constant, Hook};
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +152,11 @@ impl Kernel {
     pub fn constant(mut self, name: &'static str, value: usize) -> Self {
         self.constants.push((name, u32::try_from(value).expect("a shader constant beyond 32 bits")));
         self
+    }
+
+    /// Adds the header by which it stores in f16 what is of that type (`lib/written.wgsl`).
+    pub fn writing(self, ty: &TensorType) -> Self {
+        if ty.dtype == DType::F16 { self.constant("WRITES_F16", 1) } else { self }
     }
 
     /// Adds a dispatch.

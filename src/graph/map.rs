@@ -3,7 +3,7 @@
 
 use super::expr::{Binary, Expr, Unary};
 use super::{Cost, Dispatch, Graph, Hook, Io, Kernel, Op, OpNode, Operand, Value};
-use crate::base::{Array, DType, Limits, Shape, TensorType};
+use crate::base::{Array, Limits, Shape, TensorType};
 use crate::error::Result;
 
 /// An expression applied to every element. An input whose shape is a suffix of the result's shape (a bias, a scalar)
@@ -80,9 +80,7 @@ pub(super) fn kernel(exprs: &[Expr], io: &Io, limits: &Limits) -> Kernel {
     // Outputs may have two bytes an element.
     let step = (limits.max_binding_bytes / 512 * 128) as usize;
     let out = io.outputs[0].dtype;
-    if out == DType::F16 {
-        kernel = kernel.constant("WRITES_F16", 1);
-    }
+    kernel = kernel.writing(&io.outputs[0]);
     for start in (0..n).step_by(step) {
         let count = step.min(n - start);
         let (at, bytes) = (start as u64 * 4, count as u64 * 4);

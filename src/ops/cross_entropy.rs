@@ -3,7 +3,7 @@
 //!
 //! Legend: R rows (tokens), N words of a chunk.
 
-use super::windows::{item, loads, written};
+use super::windows::{item, loads};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
@@ -79,7 +79,7 @@ pub(super) fn chunk_grad(io: &Io, limits: &Limits, start: usize) -> Vec<Kernel> 
         .constant("PER_ROW", usize::from(per_row))
         .constant("LOADS", loads(limits))
         .constant("VECTOR", usize::from(by_fours(n, limits)));
-    kernel = written(kernel, &io.outputs[0]);
+    kernel = kernel.writing(&io.outputs[0]);
     for w in windows(r, n, limits) {
         let mut d = Dispatch::new(spread(w.1, limits)).param("rows", w.1).param("columns", n).param("start", start);
         for (i, name) in ["logits", "targets", "lse"].into_iter().enumerate() {

@@ -3,7 +3,7 @@
 use super::matmul::{MatMul, Sizes};
 use super::matmul_split::Split;
 use super::weight;
-use super::windows::{Window, element, ranges, rows_per_binding, written};
+use super::windows::{Window, element, ranges, rows_per_binding};
 use crate::base::{DType, Limits};
 use crate::graph::{Dispatch, Io, Kernel, Operand};
 use std::ops::Range;
@@ -277,7 +277,7 @@ impl MatMul {
             }
         }
         match split {
-            None => Some(written(kernel, &io.outputs[0])),
+            None => Some(kernel.writing(&io.outputs[0])),
             Some(split) => split.apply(kernel, self.io_sizes(io), &io.outputs[0], limits),
         }
     }

@@ -3,7 +3,6 @@
 //! enough to fill them.
 
 use super::matmul::Sizes;
-use super::windows::written;
 use crate::base::{DType, Limits, TensorType};
 use crate::graph::{Dispatch, Io, Kernel, Op, Operand, spread};
 
@@ -63,7 +62,7 @@ impl Split {
         // The tuner knows a kernel by its first stage.
         kernel.variant += if c.dtype == DType::F16 { "_split_to_f16" } else { "_split" };
         kernel.scratch = self.bytes(s);
-        kernel.then = vec![written(sums(self.slices, &[c], &[0], limits), c)];
+        kernel.then = vec![sums(self.slices, &[c], &[0], limits).writing(c)];
         Some(kernel.constant("SPLIT", 1))
     }
 }

@@ -1,7 +1,7 @@
 //! RMS normalisation. D width, rows: all other dims.
 
 use super::rms_norm_grad::{RmsNormGrad, rows_per_part};
-use super::windows::{RowLanes, Window, element, item, ranges, rows_per_binding, written};
+use super::windows::{RowLanes, Window, element, item, ranges, rows_per_binding};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::{Error, Result};
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
@@ -60,7 +60,7 @@ impl Op for RmsNorm {
         let (rows, d) = (io.inputs[0].shape.rows(), io.inputs[0].shape.last());
         let (item, y) = (item(d), &io.outputs[0]);
         let build = |shape: RowLanes| {
-            let kernel = written(shape.kernel("rms_norm", item), y);
+            let kernel = shape.kernel("rms_norm", item).writing(y);
             ranges(rows, rows_per_binding(rows, d, limits)).fold(kernel, |kernel, r| {
                 let wide = Window::of(r.start * d..r.end * d, element(y), limits);
                 let thin = Window::new(r.clone(), limits);

@@ -60,11 +60,6 @@ pub fn element(ty: &TensorType) -> u64 {
     if ty.dtype == DType::F16 { 2 } else { 4 }
 }
 
-/// The header that has the kernel store its output 0 in f16 where that is its type (`lib/written.wgsl`).
-pub fn written(kernel: Kernel, ty: &TensorType) -> Kernel {
-    if ty.dtype == DType::F16 { kernel.constant("WRITES_F16", 1) } else { kernel }
-}
-
 /// Elements that a lane takes at a time (`lib/item.wgsl`) where rows of `width` stand one after the other.
 pub fn item(width: usize) -> usize {
     if width.is_multiple_of(4) { 4 } else { 1 }
