@@ -37,7 +37,7 @@ impl Op for Halved {
     }
 
     fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
-        self.base.scratch(io, limits)
+        if limits.has_f16 { self.base.scratch(io, limits) } else { 0 }
     }
 
     fn cost(&self, io: &Io) -> Cost {

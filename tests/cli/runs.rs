@@ -396,7 +396,7 @@ fn every_command_explains_itself() {
             "plan --help",
             "--recipe --config --model --batch --seq --pack --memory --lora-rank --base-dtype --machine --price --json --adapter",
         ),
-        ("doctor --help", "--adapter --json"),
+        ("doctor --help", "--adapter --json --every"),
     ] {
         let said = help(line);
         parts.split(' ').for_each(|part| assert!(said.contains(part), "{part}: {said}"));
