@@ -27,7 +27,7 @@ rm -rf "$folder" && mkdir -p "$folder" || exit 1
 echo "== every kernel against its f64 reference"
 "$danlu" doctor --every "$@" || failed="$failed; danlu doctor: some kernel is wrong, or there is no adapter"
 if [ -z "$quick" ] && [ -z "${DANLU:-}" ]; then
-    for test in ops hooks training optimizers copies steady tuner generation adapters; do
+    for test in ops hooks halves training optimizers copies steady tuner generation adapters; do
         cargo test --release --locked --test "$test" || failed="$failed; cargo test --release --test $test"
     done
 fi

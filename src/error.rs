@@ -90,15 +90,16 @@ impl Error {
         Error::Io { action, path: path.as_ref().to_path_buf(), source }
     }
 
-    /// Whether what was asked for is at fault, so that asking the same again is in vain: flags, a recipe, or files that are not
-    /// there or hold something else. What a device or another rank did may go well the next
-    /// time; so may what a disk or a file server did, which can look the same: whoever acts on it wants it said twice.
+    /// Whether what was asked for is at fault, so that asking the same again is in vain: flags, or a recipe. What a device or another
+    /// rank did may go well the next time, and so may what a disk or a file server did, also where a file was not there or held
+    /// something else. Some of that is met as something that is missing: whoever acts on a refusal wants it said twice.
     pub fn is_refusal(&self) -> bool {
-        match self {
-            Error::Operator { .. } | Error::Graph(_) | Error::File { .. } | Error::Invalid(_) => true,
-            Error::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-            _ => false,
-        }
+        matches!(self, Error::Operator { .. } | Error::Graph(_) | Error::Shader { .. } | Error::Invalid(_))
+    }
+
+    /// Whether it is what others did, or have said of themselves: what one of them failed of says more.
+    pub fn is_heard(&self) -> bool {
+        matches!(self, Error::Rank(_) | Error::Told(_))
     }
 
     /// Says what is wrong inside a file.

@@ -39,8 +39,8 @@ impl Limits {
     /// Largest buffer that is ever used, whatever an adapter offers: kernels count elements in 32 bits.
     pub const COUNTABLE_BYTES: u64 = (1 << 34) - (1 << 16);
 
-    /// True where a lane of a GPU has 128 registers, half of what others have: Intel's, whose subgroups alone may be smaller than the
-    /// largest, of 32.
+    /// True where a lane of a GPU has 128 registers, half of what others have, as far as subgroups tell: Intel's are of 8 to 32, and none
+    /// else's known so far may be smaller than the largest, of 32.
     pub fn has_few_registers(&self) -> bool {
         !self.is_cpu && self.min_subgroup < 32 && self.max_subgroup == 32
     }

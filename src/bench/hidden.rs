@@ -52,7 +52,7 @@ pub fn measure_hidden(gpus: &[Gpu], config: &ModelConfig, batch: [usize; 2], ste
         joined.map(|told| told.unwrap_or_else(|_| Err(Error::Rank("a rank panicked".into())))).collect()
     });
     // What one of them failed of says more than that others found it gone.
-    let cause = told.iter().position(|told| matches!(told, Err(e) if !matches!(e, Error::Rank(_))));
+    let cause = told.iter().position(|told| told.as_ref().is_err_and(|e| !e.is_heard()));
     let all = match cause {
         Some(i) => return told.into_iter().nth(i).expect("it is there"),
         None => told.into_iter().collect::<Result<Vec<_>>>()?,

@@ -231,6 +231,10 @@ pub fn model(recipe: &Recipe) -> Result<(ModelConfig, Option<Arc<Base>>)> {
     Ok((base.checkpoint.config().clone(), Some(Arc::new(base))))
 }
 
+/// What a plan of mixed precision leaves open that is for no adapter in particular.
+const WITHOUT_F16: &str = "that is for adapters whose shaders have no f16: where they have, less is read, written and kept, which \
+                           --machine (such as h100) or --adapter plans with";
+
 /// Says what a run takes. Without `--adapter` no device is touched.
 pub fn plan(args: PlanArgs) -> Result<()> {
     let has_nodes = !args.scale.nodes.is_empty();
@@ -263,6 +267,7 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         bail!("--machine names {} machines; several are compared with --nodes only", machines.len());
     }
     let mut machine = machines.pop();
+    let is_known = machine.is_some() || args.adapter.adapter.is_some();
     let limits = match args.adapter.adapter {
         _ if args.measure => return pollster::block_on(measure(&args, &recipe, &config)),
         Some(_) => {
@@ -274,8 +279,7 @@ pub fn plan(args: PlanArgs) -> Result<()> {
             }
             gpu.limits().clone()
         }
-        // The largest buffers: whether the model fits a real adapter is then for the reader to see.
-        None => Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() },
+        None => MachineFile::limits(machine.as_ref()),
     };
     let memory = recipe.memory.or(limits.memory_bytes.map(Bytes)).or(machine.as_ref().and_then(|m| m.memory));
     // Only a budget is planned for: what an adapter happens to have free is not a property of the plan.
@@ -297,6 +301,9 @@ pub fn plan(args: PlanArgs) -> Result<()> {
             say!("{}\n", plans.train);
         }
         say!("{}", answer.to_string().trim_end());
+        if job.recipe.precision == Precision::Mixed && !is_known {
+            say!("\n{}", WITHOUT_F16);
+        }
         named.and_then(|name| unlearned(name, machine.as_ref())).iter().for_each(|text| say!("\n{text}"));
         let traded = plans.fit.as_ref().map(|fit| &fit.trade).filter(|trade| !trade.again.is_empty());
         traded.iter().for_each(|trade| say!("\n{}", table(trade, &plans)));

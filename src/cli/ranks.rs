@@ -150,7 +150,7 @@ pub(super) fn said(panic: &(dyn std::any::Any + Send)) -> String {
 
 /// Of what several ranks say the one that the others only heard of.
 fn cause(mut failed: Vec<(usize, anyhow::Error)>) -> Option<anyhow::Error> {
-    let heard = |error: &anyhow::Error| matches!(error.downcast_ref(), Some(Error::Rank(_) | Error::Told(_)));
+    let heard = |error: &anyhow::Error| error.downcast_ref().is_some_and(Error::is_heard);
     let own = failed.iter().position(|(_, error)| !heard(error));
     let all_same = failed.windows(2).all(|pair| pair[0].1.to_string() == pair[1].1.to_string());
     if failed.is_empty() {

@@ -59,10 +59,9 @@ impl Planned {
         self.bytes() - device_bytes([&self.train], &|_| false)
     }
 
-    /// Work that is done twice, as a share of what a step would be without.
+    /// As [`Fit::added`]; 0 where nothing is allowed for.
     pub fn added(&self) -> f64 {
-        let again = self.fit.as_ref().map_or(0, |fit| fit.trade.flops());
-        again as f64 / (self.train.totals().flops - again).max(1) as f64
+        self.fit.as_ref().map_or(0.0, Fit::added)
     }
 
     /// Refuses what takes more than is allowed.

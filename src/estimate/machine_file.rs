@@ -1,7 +1,7 @@
 //! What is known of a machine that need not be here: a TOML file with its limits, or a report of `danlu bench`.
 
 use super::network::Level;
-use crate::base::{Bytes, read_text};
+use crate::base::{Bytes, Limits, read_text};
 use crate::bench::Report;
 use crate::error::{Error, Result};
 use crate::run::{Ceiling, Class, Machine, Records};
@@ -24,6 +24,9 @@ pub struct MachineFile {
     pub bytes_per_second: f64,
     /// Floating-point operations per second of one adapter, by class: `f32`, and `f16` where it has such.
     pub flops: BTreeMap<String, f64>,
+    /// Whether shaders compute in f16 there, as GPUs' do: then mixed precision also stores in f16.
+    #[serde(default)]
+    pub has_f16: bool,
     /// Shares of the roofline that operators reach, by operator; `rest` for all others.
     #[serde(default)]
     pub reached: BTreeMap<String, f64>,
@@ -126,6 +129,7 @@ impl MachineFile {
             memory,
             bytes_per_second: machine.bytes_per_second,
             flops: machine.ceilings.iter().map(|c| (c.class.name().into(), c.arithmetic.max(c.matmul))).collect(),
+            has_f16: machine.ceilings.iter().any(|c| c.class == Class::F16),
             reached: machine.reached.clone(),
             taken: machine.taken.clone(),
             dispatch_seconds: machine.dispatch_seconds,
@@ -194,6 +198,13 @@ impl MachineFile {
             return Err("flops.f32 is missing: the floating-point operations per second of f32".into());
         }
         Ok(())
+    }
+
+    /// Limits that a plan for it has: those that WebGPU guarantees, with buffers of any size, for whether a model fits a real
+    /// adapter's is for the reader to see.
+    pub fn limits(machine: Option<&MachineFile>) -> Limits {
+        let has_f16 = machine.is_some_and(|machine| machine.has_f16 && !machine.shared);
+        Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, has_f16, ..Limits::default() }
     }
 
     /// One adapter of it, as the roofline sees it.

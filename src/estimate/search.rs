@@ -122,21 +122,30 @@ pub fn search(
 /// Why meshes may not be had.
 #[derive(Default)]
 struct Refused {
-    /// Of each kind of reason: its words without numbers, the first that was met, and whose it is.
-    kinds: Vec<(String, String, BTreeSet<Mesh>)>,
+    reasons: Vec<Reason>,
     last: Option<Error>,
+}
+
+/// One kind of reason.
+struct Reason {
+    /// Its words without numbers, by which the same is known again.
+    words: String,
+    /// The first of its kind that was met.
+    first: String,
+    /// Whose it is.
+    meshes: BTreeSet<Mesh>,
 }
 
 impl Refused {
     fn add(&mut self, mesh: Mesh, error: Error) {
         let text = error.to_string();
         // Advice stands behind the reason.
-        let reason = text.split("; ").next().unwrap_or_default().to_string();
+        let first = text.split("; ").next().unwrap_or_default().to_string();
         let is_word = |part: &&str| !part.contains(|c: char| c.is_ascii_digit());
-        let kind = reason.split(' ').filter(is_word).collect::<Vec<_>>().join(" ");
-        match self.kinds.iter_mut().find(|(known, ..)| *known == kind) {
-            Some((.., meshes)) => drop(meshes.insert(mesh)),
-            None => self.kinds.push((kind, reason, [mesh].into())),
+        let words = first.split(' ').filter(is_word).collect::<Vec<_>>().join(" ");
+        match self.reasons.iter_mut().find(|known| known.words == words) {
+            Some(known) => drop(known.meshes.insert(mesh)),
+            None => self.reasons.push(Reason { words, first, meshes: [mesh].into() }),
         }
         self.last = Some(error);
     }
@@ -144,7 +153,7 @@ impl Refused {
     /// Of each kind of reason one, and of how many other meshes it is.
     fn words(&self) -> String {
         let more = |n: usize| if n == 0 { String::new() } else { format!(" (so with {n} more)") };
-        let said = self.kinds.iter().map(|(_, reason, meshes)| format!("{reason}{}", more(meshes.len() - 1)));
+        let said = self.reasons.iter().map(|Reason { first, meshes, .. }| format!("{first}{}", more(meshes.len() - 1)));
         match said.collect::<Vec<_>>() {
             said if said.is_empty() => String::new(),
             said => format!(": {}", said.join("; ")),

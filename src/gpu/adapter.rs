@@ -112,7 +112,7 @@ impl Selector {
         if ranks > all.len() && !share && !all[0].limits.is_cpu {
             let lines: Vec<String> = all.iter().map(|a| a.line()).collect();
             let has = if all.len() == 1 { "adapter fits" } else { "adapters fit" };
-            return Err(Error::Adapter(format!(
+            return Err(Error::Invalid(format!(
                 "{ranks} ranks want an adapter each, and {} {has}: {}; choose a smaller mesh, or let several ranks share an \
                  adapter, with --share-adapter",
                 all.len(),

@@ -29,13 +29,18 @@ pub fn widen(text: &str) -> String {
 
 /// Names of storage variables that are arrays of `vec4<f32>`.
 fn vectors(text: &str) -> Vec<String> {
-    let alias = |l: &str| Some(l.trim().strip_prefix("alias ")?.strip_suffix(" = vec4<f32>;")?.to_string());
-    let mut elements: Vec<String> = text.lines().filter_map(alias).collect();
-    elements.push("vec4<f32>".into());
+    let mut elements = vec!["vec4<f32>"];
+    // An alias may be one of an alias.
+    for (name, of) in text.lines().filter_map(|l| l.trim().strip_prefix("alias ")?.strip_suffix(';')?.split_once(" = "))
+    {
+        if elements.contains(&of) {
+            elements.push(name);
+        }
+    }
     let variable = |line: &str| {
         let (name, ty) = line.split_once("var<storage")?.1.split_once('>')?.1.split_once(':')?;
         let element = ty.trim().strip_prefix("array<")?.strip_suffix(">;")?;
-        elements.iter().any(|e| e == element).then(|| name.trim().to_string())
+        elements.contains(&element).then(|| name.trim().to_string())
     };
     text.lines().filter_map(variable).filter(|name| has_one_meaning(text, name)).collect()
 }

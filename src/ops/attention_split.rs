@@ -53,8 +53,7 @@ fn split(mut kernel: Kernel, z: &Sizes, limits: &Limits) -> Option<Kernel> {
     }
     kernel.variant += &format!("_split_{parts}");
     kernel.scratch = 2 * each;
-    let whole = TensorType::f32([elements(z)]);
-    kernel.then = vec![sums(parts, &[&whole, &whole], &[0, each], limits)];
+    kernel.then = vec![sums(parts, &TensorType::f32([elements(z)]), &[0, each], limits)];
     Some(kernel.constant("PARTS", parts))
 }
 

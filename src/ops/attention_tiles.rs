@@ -118,7 +118,8 @@ impl Staging {
         let lanes = tile.lanes();
         let held = 4 * tile.high * (4 * self.scores * c4.div_ceil(16) + self.of_rows * tile.keys / 16);
         let own = if tile.whole { self.of_rows * (c4.next_multiple_of(CHUNK) + 1) } else { CHUNK + 1 };
-        let vectors = tile.rows * own + tile.keys * (CHUNK + 1) + 16 * (tile.rows / 4 + 1);
+        let streamed = (tile.keys * (CHUNK + 1)).max(tile.slab(c4) * c4);
+        let vectors = tile.rows * own + streamed + 16 * (tile.rows / 4 + 1);
         let handed = if self.hands_on && !tile.shuffle { lanes * BYTES } else { 0 };
         let vector = if tile.staged { BYTES / 2 } else { BYTES };
         vectors * vector + handed <= limits.max_shared_bytes as usize

@@ -62,7 +62,7 @@ impl Split {
         // The tuner knows a kernel by its first stage.
         kernel.variant += if c.dtype == DType::F16 { "_split_to_f16" } else { "_split" };
         kernel.scratch = self.bytes(s);
-        kernel.then = vec![sums(self.slices, &[c], &[0], limits).writing(c)];
+        kernel.then = vec![sums(self.slices, c, &[0], limits).writing(c)];
         Some(kernel.constant("SPLIT", 1))
     }
 }
@@ -73,12 +73,12 @@ pub(super) fn scratch(op: &dyn Op, io: &Io, limits: &Limits) -> u64 {
     kernels.iter().map(|kernel| kernel.scratch).max().unwrap_or(0)
 }
 
-/// The second stage: adds up so many slices of each output, of one shape; they begin in scratch memory at these places.
-pub(super) fn sums(slices: usize, outputs: &[&TensorType], places: &[u64], limits: &Limits) -> Kernel {
-    let count = outputs[0].shape.elements();
+/// The second stage: adds up so many slices of each output, all of one type; they begin in scratch memory at these places.
+pub(super) fn sums(slices: usize, ty: &TensorType, places: &[u64], limits: &Limits) -> Kernel {
+    let count = ty.shape.elements();
     let groups = spread(count.div_ceil(WORKGROUP), limits);
     let kernel = Kernel::new("matmul_sum", "sum").constant("WORKGROUP", WORKGROUP);
-    places.iter().zip(outputs).enumerate().fold(kernel, |kernel, (output, (&place, ty))| {
+    places.iter().enumerate().fold(kernel, |kernel, (output, &place)| {
         let d = Dispatch::new(groups)
             .param("count", count)
             .param("slices", slices)

@@ -76,13 +76,12 @@ impl Key {
         };
         let (a, b) = (sizes(&self.class), sizes(&other.class));
         let octaves: f64 = a.iter().zip(&b).map(|(x, y)| (x.0 - y.0).abs() + (x.1 - y.1).abs()).sum();
-        let headers: usize = self
-            .candidates
-            .iter()
-            .zip(&other.candidates)
-            .map(|(x, y)| x.constants.split(' ').zip(y.constants.split(' ')).filter(|(a, b)| a != b).count())
-            .max()
-            .unwrap_or(0);
+        let constants = |c: &KernelId| c.constants.split(' ').map(str::to_string).collect::<Vec<_>>();
+        let differ = |x: Vec<String>, y: Vec<String>| {
+            x.iter().zip(&y).filter(|(a, b)| a != b).count() + x.len().abs_diff(y.len())
+        };
+        let pairs = self.candidates.iter().zip(&other.candidates);
+        let headers = pairs.map(|(x, y)| differ(constants(x), constants(y))).max().unwrap_or(0);
         Some(octaves + 4.0 * headers as f64 + a.len().abs_diff(b.len()) as f64)
     }
 }

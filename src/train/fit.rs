@@ -52,18 +52,18 @@ impl Fit {
         let copies: usize = again.iter().map(|a| a.copies).sum();
         Some(format!(
             "with every activation kept, training would take {}, and {} {}: {copies} operations of the forward pass are \
-             repeated in the backward pass, which adds {} to a step's work and leaves {}",
+             repeated in the backward pass, which adds {:.1} % to a step's work and leaves {}",
             human_bytes(before + self.beside),
             human_bytes(self.allowed),
             if self.asked { "are allowed" } else { "are free" },
-            self.added(),
+            100.0 * self.added(),
             human_bytes(reached + self.beside),
         ))
     }
 
-    /// Work that is done twice as a share of a step's.
-    pub fn added(&self) -> String {
-        format!("{:.1} %", self.trade.flops() as f64 / self.flops.max(1) as f64 * 100.0)
+    /// Work that is done twice, as a share of what a step would be without.
+    pub fn added(&self) -> f64 {
+        self.trade.flops() as f64 / self.flops.max(1) as f64
     }
 
     /// Refuses what was asked for and cannot be. What the adapter has is checked where memory is allocated.

@@ -84,7 +84,14 @@ impl RunLock {
     /// # Errors
     /// If it still says what became of one before.
     pub fn forget(folder: &Path) -> Result<()> {
-        say(folder, "", |word| !word.is_empty())
+        say(folder, "", |word| !word.is_empty())?;
+        if RunLock::has_ended(folder) || RunLock::is_refused(folder) {
+            return Err(Error::file(
+                folder.join(LOCK),
+                "says what became of a run before, and is locked; try again in a minute",
+            ));
+        }
+        Ok(())
     }
 
     /// Refuses a folder that another run has locked, and makes nothing there.

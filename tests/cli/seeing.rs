@@ -84,6 +84,26 @@ fn copies_that_come_to_nothing_are_told() {
     assert!(!told("").contains("weight_copies") && !told("--weight-copies false").contains("comes to nothing"));
 }
 
+/// What a machine's shaders compute in decides what a mixed step stores; of no machine in particular that is said.
+#[test]
+fn mixed_plans_are_for_shaders_with_f16_where_the_machine_has_it() {
+    let place = Place::new();
+    let plan = |flags: &str| {
+        stdout(&place.danlu(&format!("plan --config story-1m --batch 4 --seq 64 {flags}")).assert().success())
+    };
+    let is_open = |said: &str| said.contains("that is for adapters whose shaders have no f16");
+    assert!(is_open(&plan("--precision mixed")) && !is_open(&plan("")) && !is_open(&plan("--machine h200")));
+    let bytes = |flags: &str| {
+        let said = plan(&format!("--json {flags}"));
+        let plan: serde_json::Value = serde_json::from_str(&said).unwrap();
+        assert!(!is_open(&said));
+        plan["totals"]["traffic"].as_u64().unwrap()
+    };
+    let (without, with) = (bytes("--precision mixed --machine cpu"), bytes("--precision mixed --machine h200"));
+    assert!(with < without && bytes("--precision mixed") == without, "{with} of {without} bytes");
+    assert_eq!(bytes("--machine cpu"), bytes("--machine h200"));
+}
+
 #[test]
 fn runs_are_listed_and_drawn() {
     let place = Place::new();
