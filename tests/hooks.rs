@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::candidates::{both, gpu, is_barred};
+use common::candidates::{both, each, gpu, is_barred};
 use danlu::base::{Array, DType, Limits, TensorType, to_half};
 use danlu::compile::optimise;
 use danlu::error::Result;
@@ -83,7 +83,7 @@ fn step(graph: &Graph, limits: &Limits) -> (Node, Io) {
 
 /// Every candidate of the step against its reference, whose kernel must have these hooks filled.
 fn check(label: &str, limits: fn(&Limits) -> Vec<Limits>, make: impl Fn(&mut Graph) -> Result<()>, hooks: &[&str]) {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     let mut graph = Graph::new();
     make(&mut graph).expect("a graph");
     let mut done: Vec<Kernel> = Vec::new();
@@ -159,16 +159,16 @@ fn every_candidate_of_a_product_has_its_hooks() {
         ("strict, halved, residual", strict(true, false), [68, 140, 136], true, residual),
         ("strict, bias, few rows", strict(false, true), [3, 70, 132], false, bias),
     ];
-    for (label, op, sizes, is_halved, then) in rows {
-        let hooks: &[&str] = if is_halved { &["epilogue", "prologue"] } else { &["epilogue"] };
+    each(&rows, |(label, op, sizes, is_halved, then)| {
+        let hooks: &[&str] = if *is_halved { &["epilogue", "prologue"] } else { &["epilogue"] };
         let make = |g: &mut Graph| {
-            let y = product(g, op.clone(), sizes, of_b(label), is_halved)?;
+            let y = product(g, op.clone(), *sizes, of_b(label), *is_halved)?;
             let made = then(g, y)?;
             g.output("made", made);
             Ok(())
         };
         check(label, all, make, hooks);
-    }
+    });
 }
 
 /// Both gradients of SwiGLU behind the product that gives that of its result, where lanes are not a CPU's.
@@ -185,9 +185,9 @@ fn every_candidate_of_a_product_stores_two_results() {
         ("strict", MatMul::new(false, false), [132, 140, 136]),
         ("strict, odd", MatMul::new(false, true), [67, 70, 131]),
     ];
-    for (label, op, sizes) in rows {
+    each(&rows, |(label, op, sizes)| {
         let make = |g: &mut Graph| {
-            let dy = product(g, op.clone(), sizes, of_b(label), false)?;
+            let dy = product(g, op.clone(), *sizes, of_b(label), false)?;
             let [gate, up] = ["gate", "up"].map(|name| g.input(name, g.ty(dy).clone()));
             let y = g.apply(Map::swiglu(), &[gate, up])?;
             let node = OpNode { inputs: vec![gate, up], outputs: y };
@@ -199,7 +199,7 @@ fn every_candidate_of_a_product_stores_two_results() {
         };
         let gpus = |limits: &Limits| vec![Limits { is_cpu: false, ..limits.clone() }];
         check(label, gpus, make, &["epilogue", "second"]);
-    }
+    });
 }
 
 /// It stands where the norm's gradient does, though the gain's parts, the other result, may be wanted before the sum; or not at all,
@@ -209,7 +209,7 @@ fn every_candidate_of_a_norm_s_gradient_adds_the_residual() {
     if std::env::var_os(common::candidates::COOPERATIVE).is_some() {
         return;
     }
-    for (rows, d, is_frozen) in [(19, 68, false), (5, 33, false), (19, 68, true), (5, 33, true)] {
+    each(&[(19, 68, false), (5, 33, false), (19, 68, true), (5, 33, true)], |&(rows, d, is_frozen)| {
         let make = |g: &mut Graph| {
             let x = TensorType::f32([rows, d]);
             let residual = g.input("residual", x.clone());
@@ -224,5 +224,5 @@ fn every_candidate_of_a_norm_s_gradient_adds_the_residual() {
             Ok(())
         };
         check(&format!("{rows} x {d}, frozen: {is_frozen}"), all, make, &["epilogue"]);
-    }
+    });
 }

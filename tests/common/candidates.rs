@@ -5,25 +5,47 @@ use danlu::gpu::Gpu;
 use danlu::graph::Kernel;
 use danlu::run::Class;
 use pollster::block_on;
-use std::sync::OnceLock;
+use std::cell::OnceCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 /// Set in the environment, it lets the tests of kernels pass where there is no adapter.
 const ALLOW_NO_ADAPTER: &str = "DANLU_ALLOW_NO_ADAPTER";
 /// Set in the environment, an adapter without cooperative matrices is a failure, and only kernels that use them are tried.
 pub const COOPERATIVE: &str = "DANLU_COOPERATIVE";
 
-/// One device for all tests of a program, many of which want the same pipelines: what one has had compiled the next one finds. None where
-/// that is allowed.
-pub fn gpu() -> Option<&'static Gpu> {
-    static ONE: OnceLock<super::Lent> = OnceLock::new();
+/// This thread's device: a CPU's driver compiles in one thread a device, and finds on disk what it has compiled for another. What one test
+/// has had compiled the next one that gets the device finds. None where that is allowed.
+pub fn gpu() -> Option<Gpu> {
+    thread_local!(static OWN: OnceCell<super::Lent> = const { OnceCell::new() });
     if std::env::var_os(ALLOW_NO_ADAPTER).is_some() && block_on(danlu::gpu::list()).is_empty() {
         println!("skipped: no adapter");
         return None;
     }
-    let gpu = &**ONE.get_or_init(super::gpu);
+    let gpu = OWN.with(|own| (**own.get_or_init(super::gpu)).clone());
     let has = !gpu.limits().cooperative.is_empty();
     assert!(has || std::env::var_os(COOPERATIVE).is_none(), "{} has no cooperative matrices", gpu.report().line());
     Some(gpu)
+}
+
+/// The most rows that are tried at a time.
+const AT_ONCE: usize = 4;
+
+/// What is made of each row, on all cores, in no order.
+pub fn each<R: Sync, T: Send>(rows: &[R], work: impl Fn(&R) -> T + Sync) -> Vec<T> {
+    let (next, made) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(AT_ONCE);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while let Some(row) = rows.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let one = work(row);
+                    made.lock().unwrap().push(one);
+                }
+            });
+        }
+    });
+    made.into_inner().unwrap()
 }
 
 /// Both orders of candidates: a CPU's and a GPU's.

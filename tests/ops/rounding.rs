@@ -12,7 +12,7 @@ use pollster::block_on;
 /// either operand. Where f16 itself is staged, an adapter may take numbers below the smallest normal one for zero.
 #[test]
 fn operands_are_rounded_to_the_nearest_f16() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = &gpu() else { return };
     // Of every exponent of f32, on, beside and far from where roundings turn, no numbers among them.
     let heads = [0, 1, 2, 0x155, 0x3fe, 0x3ff].map(|head| head << 13);
     let bits = (0..256 << 23).step_by(1 << 23).flat_map(|exponent| heads.map(|head| exponent | head));
