@@ -163,6 +163,13 @@ mod tests {
     }
 
     #[test]
+    fn an_alias_of_an_alias_is_what_that_is() {
+        let text = HEAD.replacen("\n", "\nalias Written = Item;\n", 1).replace("array<Item>", "array<Written>");
+        let told = body(&format!("{text}x[0] = x[1];\n"));
+        assert!(told.contains("array<vec2<u64>>;") && told.contains("x[0] = wide_store(wide_load(x[1]));"), "{told}");
+    }
+
+    #[test]
     fn what_is_not_plain_stays() {
         for text in ["x[i].y = 1.0;", "x[i].y += 1.0;", "let p = &x[i];", "let x = 1;", "fn f(x: u32) {}"] {
             assert_eq!(widen(&format!("{HEAD}{text}\n")), format!("{HEAD}{text}\n"), "{text}");
