@@ -99,7 +99,7 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Record where the time of training steps or of generation goes, on the device and on the host.
     Profile(profile::ProfileArgs),
-    /// List adapters, measure the chosen one, and test every kernel on it.
+    /// List adapters, measure the chosen one, and test its kernels.
     Doctor(doctor::DoctorArgs),
     /// Print what a shell needs to complete this command's words.
     Completions(shell::CompletionsArgs),

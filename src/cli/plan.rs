@@ -232,8 +232,8 @@ pub fn model(recipe: &Recipe) -> Result<(ModelConfig, Option<Arc<Base>>)> {
 }
 
 /// What a plan of mixed precision leaves open that is for no adapter in particular.
-const WITHOUT_F16: &str = "that is for adapters whose shaders have no f16: where they have, less is read, written and kept, which \
-                           --machine (such as h100) or --adapter plans with";
+const WITHOUT_F16: &str = "this plan is for an adapter whose shaders have no f16; one that has it keeps, reads and writes less: --adapter, \
+                           or --machine (h100, say), plans for that";
 
 /// Says what a run takes. Without `--adapter` no device is touched.
 pub fn plan(args: PlanArgs) -> Result<()> {

@@ -91,7 +91,7 @@ fn mixed_plans_are_for_shaders_with_f16_where_the_machine_has_it() {
     let plan = |flags: &str| {
         stdout(&place.danlu(&format!("plan --config story-1m --batch 4 --seq 64 {flags}")).assert().success())
     };
-    let is_open = |said: &str| said.contains("that is for adapters whose shaders have no f16");
+    let is_open = |said: &str| said.contains("this plan is for an adapter whose shaders have no f16");
     assert!(is_open(&plan("--precision mixed")) && !is_open(&plan("")) && !is_open(&plan("--machine h200")));
     let bytes = |flags: &str| {
         let said = plan(&format!("--json {flags}"));
