@@ -50,6 +50,20 @@ fn kernels(case: &Case, limits: &Limits) -> Vec<Kernel> {
 /// has nothing to do with how they are decoded, and each pipeline of the larger takes its driver seconds to compile.
 const EVERY_TILE: &[DType] = &[DType::F32, DType::BF16, DType::Q8_0, DType::Q4K];
 
+/// Rows of products of f16 operands for which a CPU tries the larger tiles, too, and cooperative matrices of either rounding: every
+/// transpose, panels, what is stored in f16 and what is decoded. Others try the smaller, whose text is the same but for constants.
+const LARGE_HALVES: [&str; 9] = [
+    "half nn odd",
+    "half nt tall",
+    "half tn batched",
+    "half tt many",
+    "input, half",
+    "weights, half",
+    "of halves many",
+    "of halves, nf4",
+    "of halves input",
+];
+
 /// The smallest tile of attention. Where there is a larger one, a CPU tries it only with its sums split: the two differ by
 /// constants, and each takes its driver seconds to compile.
 const SMALLEST_TILE: &str = "tile_8x32";
@@ -76,17 +90,21 @@ fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
     let limits = Limits { is_cpu: false, ..gpu.limits().clone() };
     let all = kernels(case, &limits);
     let first = all.first().map_or(String::new(), |kernel| kernel.variant.clone());
-    let is_large = kernel.shader.starts_with("matmul")
-        && ["tile_64x64", "block", "coop_8_64x64"].iter().any(|large| kernel.variant.starts_with(large))
-        && weights.is_packed()
-        && !EVERY_TILE.contains(&weights);
+    let row = case.label.split_once(' ').map_or("", |(_, row)| row);
+    let is_product = kernel.shader.starts_with("matmul");
+    let variant = kernel.variant.trim_start_matches("panels_");
+    let is_coop_product = is_product && variant.starts_with("coop");
+    let is_large = is_product
+        && ["tile_64x64", "block", "coop_8_64x64"].iter().any(|large| variant.starts_with(large))
+        && (weights.is_packed() && !EVERY_TILE.contains(&weights)
+            || (is_coop_product || variant.contains("half")) && !LARGE_HALVES.contains(&row));
+    let is_rounded_again = is_coop_product && kernel.constants.contains(&("NATIVE", 1)) && !LARGE_HALVES.contains(&row);
     let is_beside = kernel.variant.starts_with(SMALLEST_TILE)
         && !kernel.variant.contains("split")
         && first.starts_with("tile")
         && !first.starts_with(SMALLEST_TILE);
     let is_half_tile =
         kernel.shader.starts_with("attention") && kernel.shader.ends_with("_tile") && kernel.variant.contains("half");
-    let row = case.label.split_once(' ').map_or("", |(_, row)| row);
     let is_again = is_half_tile && !HALF_TILES.contains(&row);
     let is_other = PASSES.iter().any(|label| case.label.starts_with(label)) && !kernel.variant.starts_with("passes");
     let is_coop = |kernel: &Kernel| kernel.shader.starts_with("attention") && kernel.shader.ends_with("_coop");
@@ -94,7 +112,7 @@ fn is_tried(gpu: &Gpu, case: &Case, kernel: &Kernel) -> bool {
         && row != EVERY_COOPERATIVE
         && !(row == SPLIT_COOPERATIVE && kernel.variant.contains("split"))
         && all.iter().find(|kernel| is_coop(kernel)).is_some_and(|first| first != kernel);
-    !gpu.limits().is_cpu || !(is_large || is_beside || is_again || is_other || is_coop_again)
+    !gpu.limits().is_cpu || !(is_large || is_rounded_again || is_beside || is_again || is_other || is_coop_again)
 }
 
 /// A row's inputs, drawn, and what the reference makes of them.
