@@ -76,12 +76,11 @@ impl Key {
         };
         let (a, b) = (sizes(&self.class), sizes(&other.class));
         let octaves: f64 = a.iter().zip(&b).map(|(x, y)| (x.0 - y.0).abs() + (x.1 - y.1).abs()).sum();
-        let constants = |c: &KernelId| c.constants.split(' ').map(str::to_string).collect::<Vec<_>>();
-        let differ = |x: Vec<String>, y: Vec<String>| {
+        let differ = |(x, y): (&KernelId, &KernelId)| {
+            let [x, y] = [x, y].map(|kernel| kernel.constants.split(' ').collect::<Vec<_>>());
             x.iter().zip(&y).filter(|(a, b)| a != b).count() + x.len().abs_diff(y.len())
         };
-        let pairs = self.candidates.iter().zip(&other.candidates);
-        let headers = pairs.map(|(x, y)| differ(constants(x), constants(y))).max().unwrap_or(0);
+        let headers = self.candidates.iter().zip(&other.candidates).map(differ).max().unwrap_or(0);
         Some(octaves + 4.0 * headers as f64 + a.len().abs_diff(b.len()) as f64)
     }
 }
