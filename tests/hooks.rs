@@ -1,5 +1,5 @@
 //! Elementwise operators that the compiler fuses to others, in every candidate of these: a product's bias, residual, activation
-//! with its gate and loss scale, what scales its operand, and the residual of a norm's gradient.
+//! with its gate and loss scale, what scales its operand, and the residual of a norm's gradient; of every operator that says so.
 
 mod common;
 
@@ -9,7 +9,7 @@ use danlu::compile::optimise;
 use danlu::error::Result;
 use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Halved, Io, Kernel, Kind, Map, Node, Op, OpNode, Value};
-use danlu::ops::table::{Case, Draw};
+use danlu::ops::table::{Case, Draw, table};
 use danlu::ops::{MatMul, Operands, RmsNormGrad};
 use danlu::run::run_kernel;
 use pollster::block_on;
@@ -83,6 +83,17 @@ fn step(graph: &Graph, limits: &Limits) -> (Node, Io) {
 
 /// Every candidate of the step against its reference, whose kernel must have these hooks filled.
 fn check(label: &str, limits: fn(&Limits) -> Vec<Limits>, make: impl Fn(&mut Graph) -> Result<()>, hooks: &[&str]) {
+    check_of(label, &[], limits, make, hooks);
+}
+
+/// The same, where the step's first inputs are drawn so, others at random.
+fn check_of(
+    label: &str,
+    first: &[(TensorType, Draw)],
+    limits: fn(&Limits) -> Vec<Limits>,
+    make: impl Fn(&mut Graph) -> Result<()>,
+    hooks: &[&str],
+) {
     let Some(gpu) = &gpu() else { return };
     let mut graph = Graph::new();
     make(&mut graph).expect("a graph");
@@ -90,7 +101,9 @@ fn check(label: &str, limits: fn(&Limits) -> Vec<Limits>, make: impl Fn(&mut Gra
     for limits in limits(gpu.limits()) {
         let (step, io) = step(&graph, &limits);
         let op = step.op().expect("a step has an operator");
-        let drawn: Vec<_> = io.inputs.iter().map(|ty| (ty.clone(), Draw::Normal)).collect();
+        assert!(first.iter().zip(&io.inputs).all(|((drawn, _), ty)| drawn == ty), "{label}: {:?}", io.inputs);
+        let others = io.inputs.iter().skip(first.len()).map(|ty| (ty.clone(), Draw::Normal));
+        let drawn: Vec<_> = first.iter().cloned().chain(others).collect();
         let inputs = Case::new(label, Map::scale(1.0), &drawn).draw(5);
         let expected = op.reference(&inputs);
         let halved = in_f16(op, &io, &limits);
@@ -141,7 +154,7 @@ fn every_candidate_of_a_product_has_its_hooks() {
     let half = |ta, tb| MatMul::new(ta, tb).with(Operands::F16);
     let strict = MatMul::new;
     // Odd sizes, and more than one of the larger tiles with sums that are split; weights as they are and as mixed precision copies them.
-    let rows: [(&str, MatMul, [usize; 3], bool, Then); 15] = [
+    let rows: [(&str, MatMul, [usize; 3], bool, Then); 17] = [
         ("bias", half(false, true), [67, 70, 131], false, bias),
         ("gate", half(false, true), [132, 140, 136], false, gated),
         ("scale", half(true, false), [68, 72, 68], false, scaled),
@@ -158,6 +171,8 @@ fn every_candidate_of_a_product_has_its_hooks() {
         ("nf4, back, residual", half(false, false), [67, 192, 131], false, residual),
         ("strict, halved, residual", strict(true, false), [68, 140, 136], true, residual),
         ("strict, bias, few rows", strict(false, true), [3, 70, 132], false, bias),
+        ("strict, gate, two rows", strict(false, true), [2, 70, 132], false, gated),
+        ("strict, residual, one row", strict(false, true), [1, 70, 132], false, residual),
     ];
     each(&rows, |(label, op, sizes, is_halved, then)| {
         let hooks: &[&str] = if *is_halved { &["epilogue", "prologue"] } else { &["epilogue"] };
@@ -168,6 +183,34 @@ fn every_candidate_of_a_product_has_its_hooks() {
             Ok(())
         };
         check(label, all, make, hooks);
+    });
+}
+
+/// Operators that have a product's kernels, or one of their own, by rows of the table of tests/ops.rs.
+#[test]
+fn every_candidate_of_other_products_has_its_hooks() {
+    let rows: [(&str, Then); 8] = [
+        ("norm_matmul one row", gated),
+        ("norm_matmul rows", residual),
+        ("panel_matmul input", residual),
+        ("panel_matmul input, half", residual),
+        ("expert_linear few", gated),
+        ("expert_linear many", gated),
+        ("expert_linear wide", residual),
+        ("expert_linear back", residual),
+    ];
+    let table = table();
+    each(&rows, |(label, then)| {
+        let case = table.iter().find(|case| case.label == *label).unwrap_or_else(|| panic!("no row {label}"));
+        let make = |g: &mut Graph| {
+            let input = |(i, (ty, _)): (usize, &(TensorType, Draw))| g.input(&format!("input {i}"), ty.clone());
+            let inputs: Vec<Value> = case.inputs.iter().enumerate().map(input).collect();
+            let y = g.apply_arc(case.op.clone(), &inputs)?[0];
+            let made = then(g, y)?;
+            g.output("made", made);
+            Ok(())
+        };
+        check_of(label, &case.inputs, all, make, &["epilogue"]);
     });
 }
 

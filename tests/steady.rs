@@ -10,7 +10,7 @@ use danlu::infer::{Finish, Generator, Options, Request, Sampling};
 use danlu::model::Llama;
 use danlu::nn::ParamLayout;
 use danlu::run::States;
-use danlu::train::{Event, Recipe, Trainer, prepare};
+use danlu::train::{Event, Precision, Recipe, Trainer, prepare};
 use pollster::block_on;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -68,8 +68,10 @@ fn a_step_allocates_nothing() {
     let config = folder.path().join("config.json");
     std::fs::write(&config, CONFIG).unwrap();
     let config = config.to_str().unwrap().to_string();
-    for accumulate in [1, 3] {
-        let recipe = Recipe { config: config.clone(), stories: 80, batch: 3, seq: 40, accumulate, ..Recipe::default() };
+    // Mixed precision also follows its loss scale.
+    for (accumulate, precision) in [(1, Precision::F32), (3, Precision::F32), (1, Precision::Mixed)] {
+        let config = config.clone();
+        let recipe = Recipe { config, stories: 80, batch: 3, seq: 40, accumulate, precision, ..Recipe::default() };
         allocates_nothing(&gpu, &recipe, folder.path());
     }
 }

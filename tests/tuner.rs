@@ -12,7 +12,7 @@ use danlu::gpu::Gpu;
 use danlu::graph::{Graph, Io, Op};
 use danlu::ops::{Attention, AttentionGrad, MatMul};
 use danlu::run::{Choice, Choices, Key, Records, TuneMode, Tuner};
-use doubles::{Double, Hungry};
+use doubles::{Double, Hungry, Misled};
 use pollster::block_on;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -81,6 +81,22 @@ fn a_wrong_kernel_is_barred_and_the_choice_is_remembered() {
 fn a_wrong_kernel_keeps_no_other_out_of_the_race() {
     let mut tuner = Tuner::new(gpu(), TuneMode::Full, None).without_table();
     assert_eq!(choose(&mut tuner, &Double, &[TensorType::f32([1024])]), "fast", "{:?}", tuner.records());
+}
+
+/// It is what all others might be held against, and is not: it is barred, and they are not.
+#[test]
+fn a_wrong_first_kernel_is_barred_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let x = [TensorType::f32([SIZE])];
+    let mut full = tuner(TuneMode::Full, folder.path());
+    assert_eq!(choose(&mut full, &Misled, &x), "fast");
+    // Where there is no time to measure, and nothing to go by, it is the first that is right.
+    let mut hasty = Tuner::new(gpu(), TuneMode::Full, None).without_table().with_budget(Duration::ZERO);
+    assert_eq!(choose(&mut hasty, &Misled, &x), "slow");
+    for records in [full.records(), hasty.records()] {
+        let barred: Vec<&str> = records.barred.iter().map(|b| b.id.kernel.as_str()).collect();
+        assert_eq!(barred, ["map:wrong"]);
+    }
 }
 
 #[test]
@@ -206,7 +222,8 @@ fn the_budget_holds_and_the_nearest_class_decides() {
     let folder = tempfile::tempdir().unwrap();
     let mut none = tuner(TuneMode::Full, folder.path()).with_budget(Duration::ZERO);
     assert_eq!(choose(&mut none, &Double, &[TensorType::f32([SIZE])]), "slow");
-    assert_eq!((none.measured(), none.spent()), (0, Duration::ZERO));
+    // It was proved all the same, and nothing else was tried.
+    assert_eq!((none.measured(), none.records().proved.len(), none.records().barred.len()), (0, 1, 0));
     drop(none);
     let folder = tempfile::tempdir().unwrap();
     let mut full = tuner(TuneMode::Full, folder.path());

@@ -51,6 +51,8 @@ pub struct Profile {
     pub busy: f64,
     /// Seconds within a run, from its first step to its last, in which the device waited for work.
     pub idle: f64,
+    /// Seconds that the device waited for such a run, from the end of the one before it, of whatever plan; zero where none was.
+    pub between: f64,
 }
 
 impl Profile {
@@ -63,8 +65,13 @@ impl Profile {
             }
         }
         let of_plan = |plan: &str| {
-            let runs: Vec<&Run> = runs.iter().filter(|r| &*r.plan == plan).collect();
-            Profile::of_plan(plan, &runs, roofline)
+            let of_it: Vec<&Run> = runs.iter().filter(|r| &*r.plan == plan).collect();
+            let profile = Profile::of_plan(plan, &of_it, roofline);
+            let waits =
+                runs.windows(2).filter(|pair| &*pair[1].plan == plan && pair[0].device_clock == pair[1].device_clock);
+            let waits = waits.map(|pair| (ends(&pair[1]).0 - ends(&pair[0]).1).max(0.0));
+            let waits: Vec<f64> = waits.filter(|seconds| seconds.is_finite()).collect();
+            Profile { between: waits.iter().sum::<f64>() / waits.len().max(1) as f64, ..profile }
         };
         plans.into_iter().map(of_plan).collect()
     }
@@ -85,7 +92,8 @@ impl Profile {
                 }
             }
             busy += run.busy() * share;
-            idle += (span_of(run) - run.busy()).max(0.0) * share;
+            let (begin, end) = ends(run);
+            idle += (end - begin - run.busy()).max(0.0) * share;
             for span in &run.host {
                 host[span.doing as usize] += (span.end - span.begin) * share;
             }
@@ -105,15 +113,16 @@ impl Profile {
             host: Doing::ALL.iter().zip(host).map(|(&doing, seconds)| HostRow { doing, seconds }).collect(),
             busy,
             idle,
+            between: 0.0,
         }
     }
 }
 
-/// Seconds from the begin of a run's first step to the end of its last.
-fn span_of(run: &Run) -> f64 {
+/// When a run's first step begins, and its last one ends.
+fn ends(run: &Run) -> (f64, f64) {
     let begin = run.device.iter().map(|s| s.begin).fold(f64::INFINITY, f64::min);
     let end = run.device.iter().map(|s| s.end).fold(f64::NEG_INFINITY, f64::max);
-    (end - begin).max(0.0)
+    (begin, end)
 }
 
 impl fmt::Display for Profile {
@@ -137,8 +146,8 @@ impl fmt::Display for Profile {
                 r.steps
             )?;
         }
-        let (busy, idle) = (human_seconds(self.busy), human_seconds(self.idle));
-        writeln!(f, "device: {busy} at work, {idle} waiting within a run")?;
+        let [busy, idle, between] = [self.busy, self.idle, self.between].map(human_seconds);
+        writeln!(f, "device: {busy} at work, {idle} waiting within a run, {between} before it")?;
         let host: Vec<String> =
             self.host.iter().map(|r| format!("{} {}", r.doing.name(), human_seconds(r.seconds))).collect();
         writeln!(f, "host:   {}", host.join(", "))

@@ -132,7 +132,8 @@ mod tests {
         let rows: Vec<_> = profile.rows.iter().map(|r| (r.op.as_str(), r.steps, r.seconds, r.limit)).collect();
         // Equals stand by their names.
         assert_eq!(rows, [("map", 1, 1.0, 1e-3), ("matmul", 1, 1.0, 1.0)]);
-        assert_eq!((profile.busy, profile.idle), (2.0, 0.0));
+        // The first ends at 2, the second begins at 3.
+        assert_eq!((profile.busy, profile.idle, profile.between), (2.0, 0.0, 1.0));
         assert_eq!(profile.host[Doing::Encode as usize].seconds, 1.0);
         assert!(profile.to_string().contains("matmul s:v"), "{profile}");
     }

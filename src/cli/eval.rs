@@ -2,7 +2,7 @@
 
 use super::progress::loading;
 use super::text;
-use super::{AdapterArgs, hub};
+use super::{AdapterArgs, hub, pipelines};
 use crate::base::{count, read_given_text};
 use crate::eval::{Perplexity, Report, Task, Windows, evaluate, perplexity, read_items};
 use crate::gpu::Gpu;
@@ -97,6 +97,7 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
     }
     let tokenizer = text::tokenizer(&checkpoint)?;
     let gpu = Gpu::open(&args.adapter.selector()).await?;
+    pipelines::take(&gpu);
     let (bar, mut show) = loading();
     let scorer = Scorer::load(&gpu, &checkpoint, args.batch_tokens, &mut show).await;
     bar.finish_and_clear();
@@ -118,6 +119,7 @@ pub async fn eval(args: EvalArgs) -> Result<()> {
         let result = result?;
         args.print(file, started, &result, || say_report(file, &result));
     }
+    pipelines::leave(&gpu);
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use super::progress::loading;
 use super::sampling::{CacheArgs, SamplingArgs};
 use super::signals::{INTERRUPTED, Signals};
 use super::text::{self, Watch, whole};
-use super::{AdapterArgs, batch, hub};
+use super::{AdapterArgs, batch, hub, pipelines};
 use crate::base::count;
 use crate::compile::human_bytes;
 use crate::error::Error;
@@ -185,10 +185,13 @@ pub(super) fn tell_summary(generator: &Generator, summary: &str) {
 /// # Errors
 /// As [`Generator::load`].
 pub(super) async fn load(gpu: &Gpu, checkpoint: &Checkpoint, options: Options) -> Result<Generator> {
+    pipelines::take(gpu);
     let (bar, mut show) = loading();
     let generator = Generator::load(gpu, checkpoint, options, &mut show).await;
     bar.finish_and_clear();
-    Ok(generator?)
+    let generator = generator?;
+    pipelines::leave(gpu);
+    Ok(generator)
 }
 
 impl Source {

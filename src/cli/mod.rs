@@ -31,6 +31,7 @@ mod launch;
 mod mpi;
 mod out;
 mod paths;
+mod pipelines;
 mod plan;
 mod plot;
 mod profile;

@@ -305,6 +305,10 @@ pub fn plan(args: PlanArgs) -> Result<()> {
             say!("\n{}", WITHOUT_F16);
         }
         named.and_then(|name| unlearned(name, machine.as_ref())).iter().for_each(|text| say!("\n{text}"));
+        let ranks = job.recipe.mesh.ranks();
+        if let Some(machine) = machine.as_ref().filter(|machine| !machine.knows_messages(ranks, ranks)) {
+            say!("\nwhat its ranks send is not in this time: of {} it is not known what messages cost", machine.name);
+        }
         let traded = plans.fit.as_ref().map(|fit| &fit.trade).filter(|trade| !trade.again.is_empty());
         traded.iter().for_each(|trade| say!("\n{}", table(trade, &plans)));
     }

@@ -117,6 +117,16 @@ fn find(
     let Some(ranks) = nodes.checked_mul(machine.adapters).filter(|n| (1..=1 << 24).contains(n)) else {
         bail!("--nodes is {nodes}; it must be at least 1, and its adapters at most {}", 1 << 24);
     };
+    if !machine.knows_messages(ranks, machine.adapters) {
+        bail!(
+            "what messages between ranks of {} cost is not known: describe it in a TOML file with its [[levels]], like those of \
+             machines/, and add --machine FILE",
+            machine.name
+        );
+    }
+    if machine.memory.is_none() {
+        tell!("danlu: nothing is known of the memory of {}, so everything is taken to fit", machine.name);
+    }
     let mesh = args.mesh()?;
     if let Some(mesh) = mesh.filter(|mesh| mesh.ranks() != ranks) {
         let (wanted, each) = (mesh.ranks(), machine.adapters);
@@ -141,7 +151,9 @@ fn find(
         storage: args.storage,
         products: args.products,
     };
-    Ok((search(config, recipe, setup, asked, ranks, machine)?, ranks))
+    // Ranks of one processor share it.
+    let each = if machine.levels.is_empty() { machine.among(ranks) } else { machine.clone() };
+    Ok((search(config, recipe, setup, asked, ranks, &each)?, ranks))
 }
 
 /// One machine among others.

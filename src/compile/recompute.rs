@@ -29,6 +29,9 @@ pub struct Trade {
     pub reached: u64,
     /// What is computed again, in the order of choice.
     pub again: Vec<Again>,
+    /// Whether no smaller budget comes to less: the budget had no say in what was tried.
+    #[serde(skip)]
+    pub is_least: bool,
 }
 
 /// One choice: a value that is not kept.
@@ -59,7 +62,7 @@ impl Trade {
 pub fn recompute(graph: &Graph, limits: &Limits, budget: u64) -> Result<(Graph, Trade)> {
     let bytes = |graph: &Graph| Ok(layout::layout(graph, &place::place(graph)?, limits)?.bytes());
     let before = bytes(graph)?;
-    let mut trade = Trade { budget, before, reached: before, again: Vec::new() };
+    let mut trade = Trade { budget, before, reached: before, again: Vec::new(), is_least: before > budget };
     if before <= budget {
         return Ok((graph.clone(), trade));
     }
@@ -73,7 +76,9 @@ pub fn recompute(graph: &Graph, limits: &Limits, budget: u64) -> Result<(Graph, 
         let taken = search.round(budget.saturating_sub(beside))?;
         let last = taken.is_empty();
         trade.again.extend(taken.iter().map(|choice| choice.again(graph)));
-        if last || beside + search.load.peak <= budget {
+        let is_near = beside + search.load.peak <= budget;
+        trade.is_least &= !is_near;
+        if last || is_near {
             let found = &search.draft.graph;
             let reached = bytes(found)?;
             if reached < trade.reached || reached <= budget {

@@ -36,27 +36,29 @@ impl Fits {
     /// # Errors
     /// As [`Job::plans`].
     pub fn find(job: &Job, limits: &Limits, memory: Bytes, again: bool) -> Result<Fits> {
-        let longest = job.config.max_context().div_ceil(TOKENS).min(MOST / TOKENS);
+        // Ranks share a sequence in equal parts, two each.
+        let tokens = TOKENS * job.recipe.mesh.sequence;
+        let longest = job.config.max_context().div_ceil(tokens).min(MOST / tokens);
         // Ranks share a batch in equal parts.
         let ranks = job.recipe.mesh.data;
         let by_batch = |memory| move |n: usize| job.sized(n * ranks, job.recipe.seq, memory).bytes(limits);
-        let by_seq = |memory| move |n: usize| job.sized(job.recipe.batch, n * TOKENS, memory).bytes(limits);
+        let by_seq = |memory| move |n: usize| job.sized(job.recipe.batch, n * tokens, memory).bytes(limits);
         let batch = largest(MOST, 0, memory, usize::MAX, &by_batch(None))?;
         let seq = largest(longest, 0, memory, usize::MAX, &by_seq(None))?;
         let most = job.config.max_context();
         let mut fits = Fits {
             memory: memory.0,
             batch: batch * ranks,
-            seq: (seq * TOKENS).min(most),
+            seq: (seq * tokens).min(most),
             context: None,
             recomputed: None,
         };
         if again {
             let batch = largest(MOST, batch, memory, FINE, &by_batch(Some(memory)))?;
             let seq = largest(longest, seq, memory, FINE, &by_seq(Some(memory)))?;
-            fits.recomputed = Some((batch * ranks, (seq * TOKENS).min(most)));
+            fits.recomputed = Some((batch * ranks, (seq * tokens).min(most)));
         }
-        fits.context = (seq == longest && longest < MOST / TOKENS).then_some(most);
+        fits.context = (seq == longest && longest < MOST / tokens).then_some(most);
         Ok(fits)
     }
 }

@@ -171,6 +171,12 @@ impl MachineFile {
         !self.reached.is_empty() || !self.taken.is_empty()
     }
 
+    /// Whether it is known what messages between so many ranks cost, so many of them on one machine: its file says so, or they are one
+    /// processor.
+    pub fn knows_messages(&self, ranks: usize, near: usize) -> bool {
+        ranks < 2 || !self.levels.is_empty() || self.shared && near == ranks
+    }
+
     fn check(&self) -> Result<(), String> {
         let rates = [("bytes_per_second", Some(self.bytes_per_second)), ("watts", self.watts), ("price", self.price)];
         let mut rates: Vec<(String, f64)> =
@@ -185,6 +191,10 @@ impl MachineFile {
         }
         if let Some((name, rate)) = rates.iter().find(|(_, rate)| !(rate.is_finite() && *rate > 0.0)) {
             return Err(format!("{name} is {rate}; it must be a number above 0"));
+        }
+        let waits = [("dispatch_seconds", self.dispatch_seconds), ("submission_seconds", self.submission_seconds)];
+        if let Some((name, seconds)) = waits.iter().find(|(_, seconds)| !(seconds.is_finite() && *seconds >= 0.0)) {
+            return Err(format!("{name} is {seconds}; it must be a number, 0 or above"));
         }
         let levels = self.levels.iter().enumerate();
         if let Some((i, _)) = levels.clone().find(|(_, l)| !(l.bytes_per_second > 0.0 && l.seconds >= 0.0)) {

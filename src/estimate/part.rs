@@ -5,7 +5,7 @@ use super::{Mesh, Usage};
 use crate::base::Limits;
 use crate::compile::{First, Plan, Step};
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::model::{LayerConfig, ModelConfig};
 use crate::optim::Optimizer;
 use crate::train::train_plan;
 
@@ -40,7 +40,7 @@ pub struct Part {
 /// What a model is made of, as one rank computes it for one micro-batch; bytes are of f32.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Parts {
-    /// One layer.
+    /// One layer, the mean of all.
     pub layer: Part,
     /// Embedding, last norm, output and loss.
     pub ends: Part,
@@ -57,24 +57,42 @@ impl Parts {
         let limits = Limits { max_buffer_bytes: Limits::COUNTABLE_BYTES, ..Limits::default() };
         let limits = Limits { max_binding_bytes: limits.max_buffer_bytes, ..limits };
         let split = split(config, tensor)?;
-        let measured = |layers: usize| {
-            let config = ModelConfig { num_hidden_layers: layers, ..split.clone() };
+        let measured = |layers: &[LayerConfig]| -> Result<Part> {
+            let config = ModelConfig { num_hidden_layers: layers.len(), layers: layers.to_vec(), ..split.clone() };
             let plan = train_plan(&config, batch, seq, &Optimizer::default(), &limits, &mut First)?;
             Ok(part(&plan, (batch * seq * config.hidden_size) as u64))
         };
-        let (one, two): (Part, Part) = (measured(1)?, measured(2)?);
-        let mut layer = two.less(&one);
+        // Layers may be of several kinds, with experts and without: their mean counts.
+        let own = &config.layers[..config.num_hidden_layers];
+        let mut kinds: Vec<LayerConfig> = Vec::new();
+        for layer in own {
+            if !kinds.contains(layer) {
+                kinds.push(*layer);
+            }
+        }
+        let share = |is: &dyn Fn(&LayerConfig) -> bool| {
+            own.iter().filter(|&layer| is(layer)).count() as f64 / own.len().max(1) as f64
+        };
+        let (mut layer, mut ends) = (Part::default(), Part::default());
+        for (i, kind) in kinds.iter().enumerate() {
+            let (one, two) = (measured(&[*kind])?, measured(&[*kind; 2])?);
+            let this = two.less(&one);
+            if i == 0 {
+                ends = one.less(&this);
+            }
+            layer = layer.plus(&this, share(&|layer| layer == kind));
+        }
         // Whoever has a part of a sequence sees keys of all of it: causal halves make that the square of the parts.
         let longer = span as f64 / seq as f64;
         layer.forward.attention *= longer;
         layer.backward.attention *= longer;
-        let mut ends = one.less(&layer);
         for work in [&mut ends.forward, &mut ends.backward] {
             // Attention belongs to layers. In how many chunks words come is a choice of the engine, and so is what of
             // them is read twice: the output's products count by their operations.
             (work.attention, work.product_bytes) = (0.0, 0.0);
         }
-        let routed = unplanned(config) * (2 * batch * seq * config.hidden_size) as f64;
+        let router = (2 * batch * seq * config.hidden_size) as f64;
+        let routed = unplanned(config) * router * share(&|layer| layer.sparse);
         layer.forward.products += routed;
         layer.backward.products += 2.0 * routed;
         Ok(Parts { layer, ends, layers: config.num_hidden_layers })
@@ -99,8 +117,6 @@ fn split(config: &ModelConfig, tensor: usize) -> Result<ModelConfig> {
         return Err(Error::Invalid(message));
     }
     let mut split = config.clone();
-    // Of a model of one layer another such layer is planned, too.
-    split.layers.extend_from_within(..usize::from(config.layers.len() == 1));
     split.num_attention_heads = config.num_attention_heads / tensor;
     split.num_key_value_heads = config.num_key_value_heads / tensor;
     split.intermediate_size = config.intermediate_size / tensor;
@@ -142,6 +158,15 @@ fn add(work: &mut Work, step: &Step, wide: u64) {
 }
 
 impl Part {
+    fn plus(&self, other: &Part, times: f64) -> Part {
+        Part {
+            forward: self.forward.plus(&other.forward, times),
+            backward: self.backward.plus(&other.backward, times),
+            kept: self.kept + times * other.kept,
+            wide_kept: self.wide_kept + times * other.wide_kept,
+        }
+    }
+
     fn less(&self, other: &Part) -> Part {
         Part {
             forward: self.forward.less(&other.forward),
@@ -153,6 +178,16 @@ impl Part {
 }
 
 impl Work {
+    fn plus(&self, other: &Work, times: f64) -> Work {
+        Work {
+            products: self.products + times * other.products,
+            product_bytes: self.product_bytes + times * other.product_bytes,
+            attention: self.attention + times * other.attention,
+            bytes: self.bytes + times * other.bytes,
+            wide_bytes: self.wide_bytes + times * other.wide_bytes,
+        }
+    }
+
     fn less(&self, other: &Work) -> Work {
         let less = |a: f64, b: f64| (a - b).max(0.0);
         Work {

@@ -77,7 +77,10 @@ impl Selector {
         let Some(first) = adapters.first() else { return Err(Error::Adapter(NO_ADAPTER.into())) };
         let found = match self {
             Selector::Automatic => Some(first),
-            Selector::Number(n) => adapters.get(*n),
+            // Cards are known by numbers, too: 4090 is a part of a name where there are not so many adapters.
+            Selector::Number(n) => {
+                adapters.get(*n).or_else(|| adapters.iter().find(|a| a.name.contains(&n.to_string())))
+            }
             Selector::Name(part) => {
                 let part = part.to_lowercase();
                 adapters.iter().find(|a| a.name.to_lowercase().contains(&part))
@@ -133,6 +136,7 @@ impl Selector {
         };
         let fits = |a: &&AdapterReport| match self {
             Selector::Automatic => true,
+            Selector::Number(n) if *n >= adapters.len() => a.name.contains(&n.to_string()),
             Selector::Number(n) => a.number == *n,
             Selector::Name(part) => a.name.to_lowercase().contains(&part.to_lowercase()),
         };
@@ -203,11 +207,11 @@ pub(super) fn limits(adapter: &wgpu::Adapter, l: &wgpu::Limits, features: wgpu::
     let alignment = l.min_storage_buffer_offset_alignment.max(l.min_uniform_buffer_offset_alignment).max(16);
     let cooperative = if features.contains(COOPERATIVE) { cooperative(adapter) } else { Vec::new() };
     let [min_subgroup, max_subgroup] = subgroups(&info, &cooperative);
-    let max_binding_bytes = l.max_storage_buffer_binding_size.min(l.max_buffer_size);
+    // Windows over a tensor, and tensors in a buffer, start at multiples of the alignment, so their length is one too.
+    let whole = |bytes: u64| bytes / u64::from(alignment) * u64::from(alignment);
     Limits {
-        // Windows over a tensor start at multiples of the alignment, so their length is one too.
-        max_binding_bytes: max_binding_bytes / u64::from(alignment) * u64::from(alignment),
-        max_buffer_bytes: l.max_buffer_size.min(Limits::COUNTABLE_BYTES),
+        max_binding_bytes: whole(l.max_storage_buffer_binding_size.min(l.max_buffer_size)),
+        max_buffer_bytes: whole(l.max_buffer_size.min(Limits::COUNTABLE_BYTES)),
         binding_alignment: u64::from(alignment),
         max_storage_bindings: l.max_storage_buffers_per_shader_stage,
         max_workgroups: l.max_compute_workgroups_per_dimension,

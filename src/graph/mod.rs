@@ -26,5 +26,5 @@ pub use map_pair::MapPair;
 pub use node::{Kind, Node, NodeId, Value};
 pub use op::{Collective, Cost, Io, Meet, Op, OpNode, View};
 pub use sum::{SumRows, SumTo};
-pub(crate) use view::aligned;
+pub(crate) use view::{BINDING, aligned};
 pub use view::{Concat, Detach, Slice};

@@ -4,10 +4,13 @@ use super::{Cost, Graph, Io, Op, OpNode, Value, View};
 use crate::base::{Array, DType, Shape, TensorType};
 use crate::error::Result;
 
-/// Elements from one at which a view may begin to the next: 256 bytes of f32 and of f16, for there a binding may begin on every adapter.
-/// Of packed dtypes 64 are a whole number of words, and whoever makes their states sees to the bytes.
+/// Bytes from one at which a binding may begin on every adapter to the next.
+pub(crate) const BINDING: usize = 256;
+
+/// Elements from one at which a view may begin to the next: those of [`BINDING`] bytes of f32 and of f16. Of packed dtypes as many as of
+/// f32 are a whole number of words, and whoever makes their states sees to the bytes.
 pub(crate) const fn aligned(dtype: DType) -> usize {
-    if matches!(dtype, DType::F16) { 128 } else { 64 }
+    BINDING / if matches!(dtype, DType::F16) { 2 } else { 4 }
 }
 
 /// `shape.elements()` elements from element `start` on, which is a multiple of 64, or of 128 in f16, seen under `shape`. With `start` 0 it

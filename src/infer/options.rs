@@ -29,7 +29,7 @@ pub struct Options {
     pub cache: DType,
     /// What happens when a sequence is full.
     pub overflow: Overflow,
-    /// Where a [`crate::run::Tuner`] keeps what it measured: its choices of kernels are taken, and nothing is measured.
+    /// Where a [`crate::run::Tuner`] keeps what it measured ([`crate::run::Tuner::serving`]); without it what ships is taken.
     pub tuning: Option<PathBuf>,
 }
 

@@ -11,7 +11,7 @@ use crate::graph::Graph;
 use crate::model::Llama;
 use crate::nn::Declare;
 use crate::ops::TopK;
-use crate::run::{States, TuneMode, Tuner, device_bytes};
+use crate::run::{States, Tuner, device_bytes};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -51,7 +51,7 @@ pub(super) async fn plans(
     let (limits, there) = (gpu.limits(), |name: &str| states.contains(name));
     let adapter = &gpu.report().name;
     let planner = Planner { limits, adapter, model, params, bytes: states.bytes(), there: &there };
-    let mut tuner = Tuner::new(gpu, TuneMode::Cached, options.tuning.as_deref());
+    let mut tuner = Tuner::serving(gpu, options.tuning.as_deref());
     settle(&mut tuner, |chooser| planner.plans(options, chooser)).await
 }
 

@@ -69,14 +69,14 @@ pub struct Scorer {
 impl Scorer {
     /// A model whose parameters lie in `states`. `batch_tokens` tokens run at once, if single passages are not longer.
     pub fn new(gpu: &Gpu, model: &Llama, params: Arc<dyn Declare>, states: States, batch_tokens: usize) -> Scorer {
-        let tuner = Tuner::new(gpu, TuneMode::Cached, None);
+        let tuner = Tuner::serving(gpu, None);
         let (gpu, model) = (gpu.clone(), model.clone());
         Scorer { gpu, model, params, states, tuner, batch_tokens, run: None }
     }
 
-    /// Takes kernels as a tuner does that keeps its records in this folder; nothing is measured.
+    /// Takes kernels as a tuner does that keeps its records in this folder ([`Tuner::serving`]).
     pub fn tuned(self, folder: Option<&Path>) -> Scorer {
-        Scorer { tuner: Tuner::new(&self.gpu, TuneMode::Cached, folder), ..self }
+        Scorer { tuner: Tuner::serving(&self.gpu, folder), ..self }
     }
 
     /// A model on disk; `progress` hears how far its weights have come.

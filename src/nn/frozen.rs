@@ -3,7 +3,7 @@
 use super::{Held, ParamLayout, Params, Parts};
 use crate::base::{Axis, TensorType};
 use crate::error::Result;
-use crate::graph::{Graph, Slice};
+use crate::graph::{BINDING, Graph, Slice, aligned};
 use std::sync::Arc;
 
 /// Something that can declare a model's parameters in a graph: pages that are trained, or frozen weights.
@@ -76,8 +76,6 @@ pub struct Frozen {
 const TOGETHER: [[&str; 2]; 2] = [["q_proj.weight", "k_proj.weight"], ["k_proj.weight", "v_proj.weight"]];
 /// Bytes that one binding can hold on every adapter: a state of several parameters has no more.
 const LARGEST: u64 = 128 << 20;
-/// Bytes at which a binding may begin on every adapter, and elements at which a view may.
-const ALIGN: (u64, usize) = (256, 64);
 
 impl Frozen {
     /// These parameters.
@@ -151,8 +149,9 @@ fn follows(before: &str, name: &str) -> bool {
 fn adjoined(state: &TensorType, ty: &TensorType) -> Option<TensorType> {
     let (&[rows, k], &[more, width]) = (state.shape.dims(), ty.shape.dims()) else { return None };
     let whole = TensorType { shape: [rows + more, k].into(), dtype: ty.dtype };
-    let aligned = state.bytes().is_multiple_of(ALIGN.0) && state.shape.elements().is_multiple_of(ALIGN.1);
-    ((state.dtype, k) == (ty.dtype, width) && aligned && whole.bytes() <= LARGEST).then_some(whole)
+    let is_aligned =
+        state.bytes().is_multiple_of(BINDING as u64) && state.shape.elements().is_multiple_of(aligned(state.dtype));
+    ((state.dtype, k) == (ty.dtype, width) && is_aligned && whole.bytes() <= LARGEST).then_some(whole)
 }
 
 impl Declare for Frozen {

@@ -3,16 +3,16 @@
 
 use super::shared::Shared;
 use super::{Adapter, DROPOUT, Linear, Parts};
-use crate::base::{Rng, Shape, TensorType};
+use crate::base::{DType, Rng, Shape, TensorType};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Slice, Value};
+use crate::graph::{Graph, Slice, Value, aligned};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Parameters begin at multiples of this many elements: 256 bytes, the strictest alignment of a binding.
-const ALIGN: usize = 64;
+/// Parameters begin at multiples of this many elements, as views may.
+const ALIGN: usize = aligned(DType::F32);
 
 /// Groups begin at multiples of this many elements: no block of an optimizer's packed state (`ops::AdamW8`) is of two.
 pub(super) const GROUP_ALIGN: usize = 256;

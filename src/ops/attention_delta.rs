@@ -1,6 +1,7 @@
 //! What the backward pass of attention needs of each query: the softmax's denominator, and the inner product of the
 //! output and its gradient.
 
+use super::windows::entries;
 use crate::base::{Array, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
@@ -28,9 +29,8 @@ impl Op for AttentionDelta {
         let &[b, t, h, c] = io.inputs[0].shape.dims() else { unreachable!("checked when the node was made") };
         let workgroup = if limits.is_cpu { 8 } else { 64 };
         let mut kernel = Kernel::new("attention_delta", "rows").constant("WORKGROUP", workgroup);
-        // Steps of 64 entries keep offsets aligned whatever the sizes.
-        let fit = (limits.max_binding_bytes / (4 * t * h * c.max(2)) as u64).max(1) as usize;
-        let step = if fit >= b { b } else { (fit / 64 * 64).max(1) };
+        let bytes: Vec<u64> = io.inputs.iter().chain(&io.outputs).map(|ty| ty.bytes() / b as u64).collect();
+        let step = entries(b, &bytes, b, limits);
         for first in (0..b).step_by(step) {
             let count = step.min(b - first);
             let range = |ty: &TensorType| {

@@ -5,6 +5,7 @@
 use super::attention::Attention;
 use super::attention_sizes::{Sizes, cache_constants, check_position, each, scores};
 use super::mask::Mask;
+use super::windows::entries;
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, Operand, Value, spread};
@@ -86,7 +87,7 @@ impl Op for AttentionPart {
             .constant("PARTS", self.parts)
             .constant("C4", z.c / 4);
         kernel = cache_constants(io.inputs[1].dtype, each(self.mask.constants(kernel, z.h), io.inputs.last()));
-        let step = z.batches(limits, z.t * z.h * self.parts * z.c);
+        let step = z.batches(io, z.t, limits);
         for first in (0..z.b).step_by(step) {
             let count = step.min(z.b - first);
             let mut dispatch = z.dispatch(io, self.parts, first, count, &names);
@@ -157,10 +158,8 @@ impl Op for AttentionCombine {
         let workgroup = if limits.is_cpu { 8 } else { WORKGROUP };
         let mut kernel =
             Kernel::new("attention_combine", "vectors").constant("WORKGROUP", workgroup).constant("PARTS", p);
-        let entry = (4 * t * h * p * c.max(2)) as u64;
-        let fit = (limits.max_binding_bytes / entry).max(1) as usize;
-        // Steps of 64 entries keep offsets aligned whatever the sizes.
-        let step = if fit >= b { b } else { (fit / 64 * 64).max(1) };
+        let bytes = [&io.inputs[0], &io.inputs[1], &io.outputs[0]].map(|ty| ty.bytes() / b as u64);
+        let step = entries(b, &bytes, b, limits);
         for first in (0..b).step_by(step) {
             let n = step.min(b - first);
             let count = n * t * h * c / 4;

@@ -7,6 +7,7 @@ use super::attention_split;
 use super::attention_tiles::{Coop, Staging, Tile};
 use super::mask::Mask;
 use super::operands::Operands;
+use super::windows::entries;
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Operand};
@@ -122,13 +123,11 @@ impl Sizes {
         }
     }
 
-    /// Batch entries of one dispatch: as many as bindings allow, in steps that keep offsets aligned (one entry is a
-    /// multiple of 4 bytes, so that 64 entries always are of 256). `widest` is what the widest other operand has an entry.
-    pub fn batches(&self, limits: &Limits, widest: usize) -> usize {
-        let keys = 4 * self.c * self.s * self.k;
-        let entry = keys.max(4 * self.c * self.t * self.h).max(8 * self.h * self.t).max(4 * widest) as u64;
-        let fit = (limits.max_binding_bytes / entry).max(1) as usize;
-        if fit >= self.b { self.b } else { (fit / 64 * 64).max(1) }
+    /// Batch entries of one dispatch, each of which is so many workgroups along its axis.
+    pub fn batches(&self, io: &Io, workgroups: usize, limits: &Limits) -> usize {
+        let of_entries = io.inputs.iter().chain(&io.outputs).filter(|ty| ty.dtype != DType::U32);
+        let bytes: Vec<u64> = of_entries.map(|ty| ty.bytes() / self.b as u64).collect();
+        entries(self.b, &bytes, limits.max_workgroups as usize / workgroups, limits)
     }
 
     /// A dispatch for batch entries `first .. first + count`, with the sizes as params and each named operand bound to
@@ -231,7 +230,7 @@ impl Sizes {
         names: &[(&'static str, Operand)],
         (kind, width): (Kind, Option<usize>),
     ) -> Kernel {
-        let step = self.batches(limits, 0);
+        let step = self.batches(io, 1, limits);
         for first in (0..self.b).step_by(step) {
             let mut d = self.dispatch(io, groups, first, step.min(self.b - first), names);
             if let Some(width) = width {

@@ -2,6 +2,7 @@
 
 use super::attention_sizes::{cache_constants, check_cache, check_position, each};
 use super::rope::Rope;
+use super::windows::entries;
 use crate::base::{Array, DType, Limits, TensorType, Tolerance};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
@@ -61,8 +62,9 @@ impl Op for CacheWrite {
         let kernel = Kernel::new("cache_write", if h > 0 { "turned" } else { "cells" });
         let kernel = kernel.constant("WORKGROUP", WORKGROUP).constant("ROTARY", usize::from(h > 0));
         let mut kernel = cache_constants(dtype, each(kernel, Some(position)));
-        let fit = (limits.max_binding_bytes / (4 * c * (k * s.max(t)).max(h * t)) as u64).max(1) as usize;
-        let step = if fit >= b { b } else { (fit / 64 * 64).max(1) };
+        let of_entries = io.inputs[..4].iter().chain(io.inputs.get(6)).chain(&io.outputs);
+        let bytes: Vec<u64> = of_entries.map(|ty| ty.bytes() / b as u64).collect();
+        let step = entries(b, &bytes, b, limits);
         let row = k * c / dtype.block().elements;
         for first in (0..b).step_by(step) {
             let n = step.min(b - first);

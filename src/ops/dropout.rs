@@ -1,5 +1,6 @@
 //! Dropout (Srivastava et al., 2014) whose choice is a function of seed, step and position: computed again, it is the same.
 
+use super::windows::elements_per_binding;
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, OpNode, Operand, Value, spread};
@@ -55,7 +56,7 @@ impl Op for Dropout {
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let n = io.inputs[0].shape.elements();
         let mut kernel = Kernel::new("dropout", "elements").constant("WORKGROUP", WORKGROUP);
-        let step = (limits.max_binding_bytes / 256 * 64) as usize;
+        let step = elements_per_binding(limits);
         for start in (0..n).step_by(step) {
             let count = step.min(n - start);
             let (at, bytes) = (start as u64 * 4, count as u64 * 4);

@@ -1,8 +1,8 @@
 //! What operators share that work in place on one tensor's range of a flat page.
 
-use super::windows::item;
+use super::windows::{elements_per_binding, item};
 use crate::base::{DType, Limits, TensorType};
-use crate::graph::{Dispatch, Io, Kernel, Operand, spread};
+use crate::graph::{Dispatch, Io, Kernel, Operand, aligned, spread};
 
 /// Checks the inputs: a page, a tensor that lies in it from `start` on, and f32 `[told]`.
 pub(super) fn check(inputs: &[&TensorType], start: usize, told: usize) -> Result<(), String> {
@@ -11,8 +11,9 @@ pub(super) fn check(inputs: &[&TensorType], start: usize, told: usize) -> Result
     if page.dtype != DType::F32 || x.dtype != DType::F32 || page.shape.rank() != 1 || end > page.shape.elements() {
         return Err(format!("a tensor from element {start} on must lie in an f32 page"));
     }
-    if !start.is_multiple_of(64) || **rest != TensorType::f32([told]) {
-        return Err(format!("{start} must be a multiple of 64, and what it is told f32[{told}]"));
+    let unit = aligned(DType::F32);
+    if !start.is_multiple_of(unit) || **rest != TensorType::f32([told]) {
+        return Err(format!("{start} must be a multiple of {unit}, and what it is told f32[{told}]"));
     }
     Ok(())
 }
@@ -34,7 +35,7 @@ pub(super) fn kernel(
     let mut kernel = Kernel::new(shader, format!("lanes_{workgroup}"))
         .constant("WORKGROUP", workgroup)
         .constant("VECTOR", usize::from(item == 4));
-    let window = (limits.max_binding_bytes / 256 * 64) as usize;
+    let window = elements_per_binding(limits);
     for from in (0..n).step_by(window) {
         let count = window.min(n - from);
         let (at, bytes) = (from as u64 * 4, count as u64 * 4);

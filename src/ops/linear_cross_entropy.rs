@@ -75,7 +75,8 @@ impl LinearCrossEntropy {
     /// Words of one chunk for `rows` rows of `width` on an adapter with these limits: in steps of 64, at least 256.
     ///
     /// A chunk's logits are written once and read several times, which costs nothing where they stay in a cache; but every
-    /// chunk also reads x and adds to its gradient. On a CPU its logits take a MiB, as measured (docs/log.md).
+    /// chunk also reads x and adds to its gradient. On a CPU its logits take a MiB, which a core's cache holds
+    /// (docs/log.md).
     /// Elsewhere they are 6·D words, with which x and its gradient are an eighth of the traffic, but 16 to 64 MiB of logits.
     pub fn chunk_for(rows: usize, width: usize, limits: &Limits) -> usize {
         let words = |bytes: usize| bytes / (4 * rows.max(1));

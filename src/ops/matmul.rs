@@ -205,6 +205,27 @@ fn lines(matrix: &[f64], k: usize, crossed: bool) -> Cow<'_, [f64]> {
 mod tests {
     use super::*;
 
+    /// On a GPU no dispatch computes for seconds, whichever kernel makes it; together they make the whole product.
+    #[test]
+    fn long_products_are_cut() {
+        let limits = Limits { max_binding_bytes: 2 << 30, ..Limits::default() };
+        let cut = |[batch, m, n, k]: [usize; 4], limits: &Limits| {
+            let op = MatMul::new(false, true);
+            let inputs = vec![TensorType::f32([batch, m, k]), TensorType::f32([batch, n, k])];
+            let io = Io { outputs: op.infer(&[&inputs[0], &inputs[1]]).unwrap(), inputs };
+            let counts = op.kernels(&io, limits).into_iter().map(|kernel| {
+                assert!(kernel.flops >= op.cost(&io).flops, "{}: {}", kernel.variant, kernel.flops);
+                kernel.dispatches.len()
+            });
+            counts.collect::<Vec<_>>()
+        };
+        assert!(cut([1, 8192, 2048, 2048], &limits).iter().all(|&n| n == 1));
+        // 1.1 and 0.7 million million operations.
+        assert!(cut([1, 8192, 8192, 8192], &limits).iter().all(|&n| n >= 6));
+        assert!(cut([40, 2048, 2048, 2048], &limits).iter().all(|&n| n >= 4));
+        assert!(cut([1, 8192, 8192, 8192], &Limits { is_cpu: true, ..limits.clone() }).iter().all(|&n| n == 1));
+    }
+
     /// Rounding has no derivative, so its gradients are by definition: those of the product, by products of its own kind.
     #[test]
     fn gradients_of_a_product_of_halves_are_products_of_halves() {

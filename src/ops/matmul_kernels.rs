@@ -53,6 +53,9 @@ impl Tier {
     }
 }
 
+/// Operations of a dispatch at most, of which the slowest GPUs do some 200 thousand million a second: a display's watchdog ends what
+/// takes two.
+const MOST_FLOPS: usize = 200_000_000_000;
 /// Tiles of `matmul_tile.wgsl` on a GPU.
 const TILES: [[usize; 2]; 2] = [[64, 64], [32, 32]];
 /// Tiles of `matmul_block.wgsl`, and the steps of the sum: as long as a tile of each operand fits 16 KiB.
@@ -317,6 +320,12 @@ impl MatMul {
         let whole =
             |step: usize, all: usize, unit: usize| if step < all { (step / unit * unit).max(unit) } else { step };
         step_k = whole(step_k, s.k, if self.transpose_b { block } else { four });
+        // On a CPU nobody watches.
+        let most = if limits.is_cpu { usize::MAX } else { MOST_FLOPS };
+        let rows = most / (2 * step_n.max(1) * step_k.max(1));
+        if rows < step_m {
+            step_m = (rows / tier.tile[0] * tier.tile[0]).max(tier.tile[0]);
+        }
         step_m = whole(step_m, s.m, if self.transpose_a { four } else { 1 });
         // Vector stores run along rows of C.
         let along_n = if tier.is_own() { four } else { 1 };
@@ -324,7 +333,8 @@ impl MatMul {
         // A batch stays together where no matrix is cut; else one matrix at a time.
         let matrix = (p.a[0] * p.a[1]).max(p.b[0] * p.b[1]).max(s.m * s.n);
         let together = (step_m, step_n, step_k) == (s.m, s.n, s.k);
-        let step_batch = if together { rows_per_binding(s.batch, matrix, limits).min(max) } else { 1 };
+        let matrices = (most / (2 * s.m * s.n * s.k).max(1)).clamp(1, max);
+        let step_batch = if together { rows_per_binding(s.batch, matrix, limits).min(matrices) } else { 1 };
         [step_batch, step_m, step_n, step_k]
     }
 

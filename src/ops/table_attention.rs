@@ -58,6 +58,7 @@ fn attention() -> Vec<Case> {
         case("many heads", MANY_HEADS, 0),
         // So few rows that no tile is tall: with wide heads those take a CPU's driver a minute to compile.
         case("wide", [1, 7, 33, 4, 1, 80], 26),
+        case("of 128", [1, 7, 33, 2, 1, 128], 26),
         case("widest", [1, 9, 9, 2, 1, 256], 0),
         case("decoding", [2, 1, 65, 9, 3, 64], 40),
         case("decoding, full", [1, 1, 33, 4, 4, 8], 32),

@@ -10,7 +10,7 @@ use std::ops::Range;
 /// A part of a page whose parameters are updated alike: those before `end` that belong to no part before it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Part {
-    /// The first element after it; a multiple of 64, or the page's end.
+    /// The first element after it, from which a view may begin, or the page's end.
     pub end: usize,
     /// Times the learning rate.
     pub rate: f32,
@@ -62,7 +62,9 @@ pub(super) struct Given {
     pub(super) copied: Option<usize>,
 }
 
-/// Elements of a copy whose first may begin a binding.
+/// Elements of a page whose first may begin a binding.
+const STARTS: usize = aligned(DType::F32);
+/// The same of a copy.
 pub const COPIES: usize = aligned(DType::F16);
 
 impl Given {
@@ -140,16 +142,18 @@ pub(super) fn check(inputs: &[&TensorType], pages: usize, given: Given, parts: &
     }
     let (g, start) = (inputs[given.gradient], given.start);
     let n = start + g.shape.elements();
-    if g.dtype != DType::F32 || !start.is_multiple_of(64) || n > whole || g.shape.rank() != 1 {
-        return Err(format!("the gradient must be f32 of elements from {start}, a multiple of 64, to at most {whole}"));
+    if g.dtype != DType::F32 || !start.is_multiple_of(STARTS) || n > whole || g.shape.rank() != 1 {
+        return Err(format!(
+            "the gradient must be f32 of elements from {start}, a multiple of {STARTS}, to at most {whole}"
+        ));
     }
     if *inputs[pages] != TensorType::f32([4]) {
         return Err("what it is told must be f32[4]".into());
     }
-    let aligned = parts.windows(2).all(|w| w[0].end < w[1].end && w[0].end.is_multiple_of(64));
+    let aligned = parts.windows(2).all(|w| w[0].end < w[1].end && w[0].end.is_multiple_of(STARTS));
     let aligned = aligned && parts.first().is_some_and(|first| first.end > start);
     if parts.last().is_none_or(|last| last.end != n) || !aligned {
-        return Err(format!("the parts must ascend in steps of 64 elements up to {n}"));
+        return Err(format!("the parts must ascend in steps of {STARTS} elements up to {n}"));
     }
     copy.map_or(Ok(()), |copy| given.check_copy(inputs[copy], whole, parts))
 }

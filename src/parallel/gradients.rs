@@ -1,10 +1,10 @@
 //! Gradients of the data axis: the graph of a batch that adds its gradients to states → that of a rank, in which each stretch
 //! of them that is finished meets those of the other ranks at once, while the backward pass goes on.
 
-use crate::base::TensorType;
+use crate::base::{DType, TensorType};
 use crate::error::Result;
 use crate::graph::rewrite::{Rewrite, ids};
-use crate::graph::{Concat, Graph, Kind, NodeId, Slice, Value};
+use crate::graph::{Concat, Graph, Kind, NodeId, Slice, Value, aligned};
 use crate::ops::{Accumulate, Along, ReduceScatter, ScatterState, SumState};
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -163,11 +163,12 @@ impl Pass<'_> {
     }
 }
 
-/// Terms, ascending, that adjoin but for what fills them up to multiples of 64 elements.
+/// Terms, ascending, that adjoin but for what fills them up to where a view may begin.
 fn stretches(terms: Vec<Term>) -> Vec<Vec<Term>> {
     let mut all: Vec<Vec<Term>> = Vec::new();
     for term in terms {
-        let adjoins = |before: &Term| (before.start + before.elements).next_multiple_of(64) == term.start;
+        let adjoins =
+            |before: &Term| (before.start + before.elements).next_multiple_of(aligned(DType::F32)) == term.start;
         match all.last_mut().filter(|terms| terms.last().is_some_and(adjoins)) {
             Some(stretch) => stretch.push(term),
             None => all.push(vec![term]),

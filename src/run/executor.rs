@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 /// Runs in flight: the host prepares one while the device computes another, and reads results one late.
 const SLOTS: usize = 2;
 
-/// Work of one submission at most: display watchdogs kill what takes seconds, and slow adapters do 100 Gflop a second.
+/// Work of one submission at most, or one dispatch: display watchdogs kill what takes seconds, and slow adapters do 100 Gflop a second.
 const FLOPS_PER_SUBMISSION: u64 = 40_000_000_000;
 
 struct Launch {
@@ -276,7 +276,8 @@ impl Executor {
             }
             submission.dispatch(&launch.pipeline, &launch.group, launch.workgroups);
             let full = launch.ends && log.step(&mut submission, launch.step);
-            if launch.last || full {
+            // A step that is timed is one submission.
+            if full || launch.last && (launch.ends || self.recorder.is_none()) {
                 log.submit(submission, &self.gpu).await?;
                 submission = log.submission(&self.gpu).await?;
             }
@@ -429,14 +430,15 @@ async fn launches(gpu: &Gpu, plan: &Plan, buffers: &[Buffer]) -> Result<(Vec<Lau
         }
         let source = sources.next().expect("one source a kernel");
         let pipeline = gpu.pipeline(&step.name, &source.text, &source.layout()).await?;
-        flops += step.flops;
-        if flops > FLOPS_PER_SUBMISSION {
-            flops = step.flops;
-            if let Some(before) = launches.last_mut() {
-                before.last = true;
-            }
-        }
+        let of_each = step.flops / step.dispatches.len().max(1) as u64;
         for dispatch in &step.dispatches {
+            flops += of_each;
+            if flops > FLOPS_PER_SUBMISSION {
+                flops = of_each;
+                if let Some(before) = launches.last_mut() {
+                    before.last = true;
+                }
+            }
             let mut ranges = ranges(step, source, dispatch, buffers)?;
             let offset = offsets.next().expect("one offset a dispatch");
             if let Some(binding) = source.uniform() {

@@ -130,7 +130,7 @@ pub struct Records {
     pub build: String,
     /// The choices.
     pub rows: Vec<Row>,
-    /// Candidates that gave what the portable one gave.
+    /// Candidates that gave what the operator's reference gives.
     #[serde(default)]
     pub proved: Vec<KernelId>,
     /// Candidates that did not.

@@ -50,8 +50,8 @@ const BUDGET: Duration = Duration::from_secs(3);
 const LATER: Duration = Duration::from_millis(500);
 
 /// Chooses kernels by measurement. In this order it believes: what it measured on the adapter earlier, the table that ships,
-/// a measurement now, what it assumed earlier, the nearest class that it measured, the first candidate. A candidate other than
-/// the first is taken only after it gave the first one's results on this adapter, within the tests' tolerance.
+/// a measurement now, what it assumed earlier, the nearest class that it measured, the first candidate. Whatever it is, it is taken
+/// only after it gave the results of the operator's reference on this adapter, within the tests' tolerance; else the first that does.
 ///
 /// What was measured once stays chosen. What was only assumed, since a process had no time left, stays so until a process has
 /// the time to measure it; so runs repeat to the bit, as long as the file stays, once everything was measured, and a run that
@@ -114,6 +114,13 @@ impl Tuner {
             asked: Vec::new(),
             decided: Vec::new(),
         }
+    }
+
+    /// A tuner for who waits for text: on a GPU what is not known is measured once, where there is a folder to keep it; where the
+    /// host computes, each candidate takes seconds to compile, and a table ships.
+    pub fn serving(gpu: &Gpu, folder: Option<&Path>) -> Self {
+        let is_measured = folder.is_some() && !gpu.limits().is_cpu;
+        Self::new(gpu, if is_measured { TuneMode::Full } else { TuneMode::Cached }, folder)
     }
 
     /// Another budget than three seconds, also for what was only assumed; `Duration::MAX` for none.
@@ -233,10 +240,23 @@ impl Tuner {
         true
     }
 
+    /// The first candidate that may be taken; where none may, the very first, aloud.
+    async fn first_right(&mut self, op: &dyn Op, io: &Io, key: &Key) -> usize {
+        for i in 0..key.candidates.len() {
+            if self.trusted(op, io, key, i).await {
+                return i;
+            }
+        }
+        if (0..key.candidates.len()).all(|i| self.verdict(key, i) == Some(false)) {
+            tracing::warn!("no kernel of {} is right on this adapter: do not believe what it computes", key.op);
+        }
+        0
+    }
+
     /// What is wrong with candidate `i`, if anything.
     async fn prove(&mut self, op: &dyn Op, io: &Io, i: usize) -> Result<Option<String>> {
         let kernels = op.kernels(io, self.gpu.limits());
-        self.compiled += compile(&self.gpu, [&kernels[0]]) + compile(&self.gpu, [&kernels[i]]);
+        self.compiled += compile(&self.gpu, [&kernels[i]]);
         let start = Instant::now();
         let proof = probe::prove(&self.gpu, op, io, i).await;
         self.spent += start.elapsed();
@@ -283,7 +303,7 @@ impl Tuner {
                 continue;
             }
             let Race { mut seconds, notes, failed, .. } = race;
-            for i in failed.into_iter().filter(|&i| i > 0) {
+            for i in failed {
                 // A lost device says nothing about the kernel.
                 if gpu.check().is_ok() {
                     self.bar(&key.candidates[i], notes[i].clone().unwrap_or_default());
@@ -305,6 +325,9 @@ impl Tuner {
             let is_out = |(id, s): (&KernelId, &Option<f64>)| s.is_none() && !self.records.is_barred(id);
             if is_refused && key.candidates.iter().zip(&seconds).any(is_out) {
                 continue;
+            }
+            if is_refused && self.verdict(key, winner) == Some(false) {
+                winner = self.first_right(op, io, key).await;
             }
             let row = Row { key: key.clone(), seconds, forecasts, notes, winner };
             self.measured += usize::from(row.is_measured());
@@ -354,8 +377,8 @@ impl Tuner {
     /// Whether candidate `i` may be taken, where that was found out already.
     fn verdict(&self, key: &Key, i: usize) -> Option<bool> {
         let id = &key.candidates[i];
-        let known = i == 0 || self.records.proved.contains(id);
-        known.then_some(true).or_else(|| self.records.is_barred(id).then_some(false))
+        let is_proved = self.records.proved.contains(id);
+        is_proved.then_some(true).or_else(|| self.records.is_barred(id).then_some(false))
     }
 
     /// What was measured, ships, or was assumed and cannot be measured now.
@@ -371,7 +394,7 @@ impl Tuner {
             return Some(*i);
         }
         let i = self.remembered(key)?;
-        Some(if self.verdict(key, i)? { i } else { 0 })
+        (self.verdict(key, i)?).then_some(i)
     }
 
     /// Measures and proves what is wanted for one choice.
@@ -380,13 +403,14 @@ impl Tuner {
             return 0;
         }
         if let Some(winner) = self.remembered(key) {
-            return if self.trusted(op, io, key, winner).await { winner } else { 0 };
+            return if self.trusted(op, io, key, winner).await { winner } else { self.first_right(op, io, key).await };
         }
         let row = if self.has_time(key) {
             self.measure(op, io, key).await
         } else {
             let nearest = self.records.nearest(key).map_or(0, |row| row.winner);
-            let winner = if self.trusted(op, io, key, nearest).await { nearest } else { 0 };
+            let winner =
+                if self.trusted(op, io, key, nearest).await { nearest } else { self.first_right(op, io, key).await };
             Row { key: key.clone(), seconds: Vec::new(), forecasts: Vec::new(), notes: Vec::new(), winner }
         };
         if self.gpu.check().is_err() {

@@ -138,7 +138,8 @@ pub fn plans_of_lengths(
     let mut of = |recipe: &Recipe| together(rank, config, recipe, lengths, base, limits, chooser);
     let all = of(recipe)?;
     let fit = |all: &[Plans]| all.last().and_then(|last| last.fit.clone());
-    let Some(Fit { allowed, asked, trade, .. }) = fit(&all).filter(|fit| fit.bytes() > fit.allowed) else {
+    let is_beyond = |fit: &Fit| fit.bytes() > fit.allowed && !fit.trade.is_least;
+    let Some(Fit { allowed, asked, trade, .. }) = fit(&all).filter(is_beyond) else {
         return Ok(all);
     };
     // What was found on the way to a budget depends on it; the least is that of the plans for none.
@@ -289,6 +290,23 @@ fn within<P>(budget: u64, absent: u64, mut plan: impl FnMut(u64) -> Result<(u64,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::First;
+
+    /// Whatever was allowed, what no plan fits is told with one figure; also where the budget had a say in what was tried.
+    #[test]
+    fn the_least_is_the_same_for_every_budget() {
+        let config = crate::model::find_config("story-1m").unwrap();
+        let least = |memory| {
+            let recipe = Recipe { batch: 4, seq: 64, memory: Some(Bytes(memory)), ..Recipe::default() };
+            let fit = plans(&config, &recipe, None, &Limits::default(), &mut First).unwrap().fit.unwrap();
+            (fit.bytes(), fit.trade.again)
+        };
+        let none = least(0);
+        assert!(!none.1.is_empty());
+        for memory in [none.0 - 1, none.0 / 2] {
+            assert!(least(memory) == none, "{memory}");
+        }
+    }
 
     /// What is planned takes `hole` bytes more than recomputation reckons with, which cannot go below `least`.
     fn tried(budget: u64, hole: u64, least: u64) -> (Vec<u64>, u64) {
@@ -296,7 +314,7 @@ mod tests {
         let made = within(budget, 0, |room| {
             rooms.push(room);
             let reached = room.max(least);
-            Ok((reached + hole, (), Trade { budget: room, before: 1000, reached, again: Vec::new() }))
+            Ok((reached + hole, (), Trade { budget: room, before: 1000, reached, again: Vec::new(), is_least: false }))
         });
         let ((), trade) = made.unwrap();
         (rooms, trade.reached)
@@ -311,7 +329,11 @@ mod tests {
         let mut tries = 0;
         let made = within(100, 0, |room| {
             tries += 1;
-            Ok((101 + (100 - room) / 2, (), Trade { budget: room, before: 1000, reached: room, again: Vec::new() }))
+            Ok((
+                101 + (100 - room) / 2,
+                (),
+                Trade { budget: room, before: 1000, reached: room, again: Vec::new(), is_least: false },
+            ))
         });
         made.unwrap();
         assert_eq!(tries, TRIES);

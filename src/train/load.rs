@@ -2,9 +2,9 @@
 //! with the step. Legend: E experts, L layers with experts.
 
 use super::Recipe;
-use crate::base::TensorType;
+use crate::base::{DType, TensorType};
 use crate::error::Result;
-use crate::graph::{Graph, Kind, Map, NodeId, Value};
+use crate::graph::{Graph, Kind, Map, NodeId, Value, aligned};
 use crate::model::{ModelConfig, Said};
 use crate::ops::Accumulate;
 use crate::optim::{KEEP, Tally};
@@ -16,7 +16,7 @@ pub(super) const LOAD: &str = "sum.experts";
 /// The output of a step: the same.
 const OUTPUT: &str = "experts";
 /// Elements at whose multiples the state is written.
-const ALIGN: usize = 64;
+const ALIGN: usize = aligned(DType::F32);
 
 /// Of a model with experts: how its counts lie in [`LOAD`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

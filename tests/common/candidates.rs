@@ -13,6 +13,14 @@ use std::sync::{Mutex, OnceLock};
 const ALLOW_NO_ADAPTER: &str = "DANLU_ALLOW_NO_ADAPTER";
 /// Set in the environment, an adapter without cooperative matrices is a failure, and only kernels that use them are tried.
 pub const COOPERATIVE: &str = "DANLU_COOPERATIVE";
+/// A number of lanes in the environment: an adapter with smaller subgroups is a failure, and only kernels are tried whose lanes hand on
+/// to each other in steps that the subgroup's size decides.
+const SHUFFLES: &str = "DANLU_SHUFFLES";
+
+/// Whether some kernels alone are tried: then a row, or a test, may have none.
+pub fn are_some() -> bool {
+    [COOPERATIVE, SHUFFLES].iter().any(|name| std::env::var_os(name).is_some())
+}
 
 /// This thread's device: a CPU's driver compiles in one thread a device, and finds on disk what it has compiled for another. What one test
 /// has had compiled the next one that gets the device finds. None where that is allowed.
@@ -25,6 +33,8 @@ pub fn gpu() -> Option<Gpu> {
     let gpu = OWN.with(|own| (**own.get_or_init(super::gpu)).clone());
     let has = !gpu.limits().cooperative.is_empty();
     assert!(has || std::env::var_os(COOPERATIVE).is_none(), "{} has no cooperative matrices", gpu.report().line());
+    let wanted = std::env::var(SHUFFLES).map_or(0, |lanes| lanes.parse().expect("DANLU_SHUFFLES is a number of lanes"));
+    assert!(gpu.limits().min_subgroup >= wanted, "{} has smaller subgroups than {wanted}", gpu.report().line());
     Some(gpu)
 }
 
@@ -66,12 +76,14 @@ pub fn rounds_natively(gpu: &Gpu) -> bool {
 /// Whether a candidate is not asked for, or none that this adapter may be given.
 pub fn is_barred(gpu: &Gpu, kernel: &Kernel) -> bool {
     let is_other = Class::of(kernel.shader, &kernel.constants) != Class::Cooperative;
+    let hands_on = kernel.constants.iter().any(|&(name, value)| name == "SHUFFLE" && value > 0);
     std::env::var_os(COOPERATIVE).is_some() && is_other
+        || std::env::var_os(SHUFFLES).is_some() && !hands_on
         || kernel.constants.contains(&("NATIVE", 1)) && !rounds_natively(gpu)
 }
 
 /// Whether attention in passes must be among what is tried: where lanes are a CPU's, and of subgroups that hand on from lane to lane.
 pub fn passes_are_tried(gpu: &Gpu) -> bool {
     let limits = gpu.limits();
-    limits.is_cpu && limits.min_subgroup >= 8 && std::env::var_os(COOPERATIVE).is_none()
+    limits.is_cpu && limits.min_subgroup >= 8 && !are_some()
 }

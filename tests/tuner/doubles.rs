@@ -59,3 +59,27 @@ impl Op for Hungry {
         Double.reference(inputs)
     }
 }
+
+/// y = 2x by the same kernels, the wrong one first.
+#[derive(Debug, Clone)]
+pub struct Misled;
+
+impl Op for Misled {
+    fn name(&self) -> &'static str {
+        "misled"
+    }
+
+    fn infer(&self, inputs: &[&TensorType]) -> Result<Vec<TensorType>, String> {
+        Double.infer(inputs)
+    }
+
+    fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
+        let mut kernels = Double.kernels(io, limits);
+        kernels.swap(0, 1);
+        kernels
+    }
+
+    fn reference(&self, inputs: &[Array]) -> Vec<Array> {
+        Double.reference(inputs)
+    }
+}

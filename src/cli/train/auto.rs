@@ -53,7 +53,7 @@ pub fn foreseen(args: &TrainArgs, recipe: &Recipe, ranks: usize, near: usize) ->
 /// Refuses a machine of which it is not known what messages cost: that is known of ranks that are one processor only, unless its
 /// file says it.
 fn check_levels(machine: &MachineFile, ranks: usize, near: usize) -> Result<()> {
-    if ranks < 2 || !machine.levels.is_empty() || machine.shared && near == ranks {
+    if machine.knows_messages(ranks, near) {
         return Ok(());
     }
     let between = if near == ranks { format!("adapters such as {}", machine.name) } else { "machines".into() };
