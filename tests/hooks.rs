@@ -46,6 +46,7 @@ fn product(g: &mut Graph, op: MatMul, [m, n, k]: [usize; 3], dtype: DType, is_ha
     let matrix = |on: bool, r, c| TensorType::f32(if on { [c, r] } else { [r, c] });
     let (a, b) = (g.input("a", matrix(op.transpose_a, m, k)), TensorType { dtype, ..matrix(op.transpose_b, k, n) });
     let b = g.input("b", b);
+    // Halves of what a kernel has in f32 and the reference in f64 round to f16 alike; of other factors some would not.
     let a = if is_halved { g.apply1(Map::scale(0.5), &[a])? } else { a };
     g.apply1(op, &[a, b])
 }

@@ -170,7 +170,7 @@ fn describe(a: &AdapterReport, out: &mut impl Write) -> std::io::Result<()> {
 }
 
 /// Runs the first candidate of every row, which is what runs where nothing was measured, or `every` one, against the row's f64
-/// reference. The tuner proves what it takes, so that the first alone are not proved elsewhere.
+/// reference. The tuner proves what it takes where there is a choice; where there is none, nobody else does.
 async fn self_test(gpu: &Gpu, every: bool) -> anyhow::Result<SelfTest> {
     let start = std::time::Instant::now();
     let mut test = SelfTest::default();

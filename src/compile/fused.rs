@@ -152,6 +152,10 @@ impl Op for Fused {
         outputs
     }
 
+    fn bare(&self, io: &Io) -> Option<(Arc<dyn Op>, Io)> {
+        Some((self.base.clone(), self.base_io(io)))
+    }
+
     /// But for the one on whose elements something is done first.
     fn half_inputs(&self, io: &Io, limits: &Limits) -> Vec<usize> {
         let mut inputs = self.base.half_inputs(&self.base_io(io), limits);

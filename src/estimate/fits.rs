@@ -21,7 +21,8 @@ pub struct Fits {
     pub memory: u64,
     /// The most sequences of the asked length, of all ranks of the mesh, every activation kept; 0 if not even one fits on each.
     pub batch: usize,
-    /// The most tokens of the asked number of sequences, in steps of 64, every activation kept; 0 if not even 64 fit.
+    /// The most tokens of the asked number of sequences, in steps of 64, or of as many as ranks share evenly, every activation kept;
+    /// 0 if not even so many fit.
     pub seq: usize,
     /// The model's context, where sequences are as long as that has room for and memory would hold longer ones.
     pub context: Option<usize>,
@@ -37,7 +38,9 @@ impl Fits {
     /// As [`Job::plans`].
     pub fn find(job: &Job, limits: &Limits, memory: Bytes, again: bool) -> Result<Fits> {
         // Ranks share a sequence in equal parts, two each.
-        let tokens = TOKENS * job.recipe.mesh.sequence;
+        let parts = if job.recipe.mesh.sequence > 1 { 2 * job.recipe.mesh.sequence } else { 1 };
+        let tokens =
+            (TOKENS..).step_by(TOKENS).find(|tokens| tokens.is_multiple_of(parts)).expect("there is a common multiple");
         let longest = job.config.max_context().div_ceil(tokens).min(MOST / tokens);
         // Ranks share a batch in equal parts.
         let ranks = job.recipe.mesh.data;
@@ -45,7 +48,7 @@ impl Fits {
         let by_seq = |memory| move |n: usize| job.sized(job.recipe.batch, n * tokens, memory).bytes(limits);
         let batch = largest(MOST, 0, memory, usize::MAX, &by_batch(None))?;
         let seq = largest(longest, 0, memory, usize::MAX, &by_seq(None))?;
-        let most = job.config.max_context();
+        let most = job.config.max_context() / parts * parts;
         let mut fits = Fits {
             memory: memory.0,
             batch: batch * ranks,

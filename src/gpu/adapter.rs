@@ -64,6 +64,12 @@ impl From<&str> for Selector {
     }
 }
 
+/// Whether a number such as 4090 is a word of the adapter's name: cards are known by numbers, too, of three digits or more.
+fn is_called(adapter: &AdapterReport, number: usize) -> bool {
+    let is_word = |word: &str| word.parse() == Ok(number);
+    number > 99 && adapter.name.split(|c: char| !c.is_alphanumeric()).any(is_word)
+}
+
 const NO_ADAPTER: &str = "no GPU adapter was found, not even one that computes on the CPU. Install your GPU's Vulkan driver; for \
     an adapter on the CPU, on Debian or Ubuntu: `apt-get install mesa-vulkan-drivers`, on Fedora: `dnf install mesa-vulkan-drivers`, \
     on Arch: `pacman -S vulkan-swrast`";
@@ -77,10 +83,7 @@ impl Selector {
         let Some(first) = adapters.first() else { return Err(Error::Adapter(NO_ADAPTER.into())) };
         let found = match self {
             Selector::Automatic => Some(first),
-            // Cards are known by numbers, too: 4090 is a part of a name where there are not so many adapters.
-            Selector::Number(n) => {
-                adapters.get(*n).or_else(|| adapters.iter().find(|a| a.name.contains(&n.to_string())))
-            }
+            Selector::Number(n) => adapters.get(*n).or_else(|| adapters.iter().find(|a| is_called(a, *n))),
             Selector::Name(part) => {
                 let part = part.to_lowercase();
                 adapters.iter().find(|a| a.name.to_lowercase().contains(&part))
@@ -136,7 +139,7 @@ impl Selector {
         };
         let fits = |a: &&AdapterReport| match self {
             Selector::Automatic => true,
-            Selector::Number(n) if *n >= adapters.len() => a.name.contains(&n.to_string()),
+            Selector::Number(n) if *n >= adapters.len() => is_called(a, *n),
             Selector::Number(n) => a.number == *n,
             Selector::Name(part) => a.name.to_lowercase().contains(&part.to_lowercase()),
         };
@@ -346,6 +349,13 @@ mod tests {
         assert_eq!(Selector::from("auto").choose(&all).unwrap().0, 0);
         assert_eq!(Selector::from("1").choose(&all).unwrap().0, 1);
         assert_eq!(Selector::from("LLVM").choose(&all).unwrap().0, 1);
+        // A number that no adapter has is a word of a name where it is a card's, and nothing else.
+        let cards = [adapter(0, "NVIDIA GeForce RTX 4070"), adapter(1, "NVIDIA GeForce RTX 4090"), all[1].clone()];
+        assert_eq!(Selector::from("4090").choose(&cards).unwrap().0, 1);
+        assert_eq!(Selector::from("4090").spread(&cards, 1, false).unwrap(), [1]);
+        for number in ["3", "70", "407", "99"] {
+            assert!(Selector::from(number).choose(&cards).is_err(), "{number}");
+        }
         let none = Selector::from("geforce").choose(&all).unwrap_err().to_string();
         assert_eq!(
             none,

@@ -235,6 +235,12 @@ pub trait Op: Any + Debug + Send + Sync {
         false
     }
 
+    /// The operator without what was fused to it, and its inputs and outputs among these; none where nothing was.
+    fn bare(&self, io: &Io) -> Option<(Arc<dyn Op>, Io)> {
+        let _ = io;
+        None
+    }
+
     /// Inputs that are factors of products alone and rounded to f16 on their way there, where the kernels take them in f16 as well: what
     /// stands there may be stored so, and no product differs by it.
     fn half_inputs(&self, io: &Io, limits: &Limits) -> Vec<usize> {

@@ -1,5 +1,6 @@
 //! Matrix multiplication. M rows, N columns, K the dim that is summed.
 
+use super::matmul_kernels::most_flops;
 use super::{Operands, weight};
 use crate::base::{Array, DType, Limits, Shape, TensorType};
 use crate::error::Result;
@@ -132,7 +133,7 @@ impl Op for MatMul {
 
     fn kernels(&self, io: &Io, limits: &Limits) -> Vec<Kernel> {
         let tiers = self.tiers(io, limits);
-        tiers.into_iter().filter_map(|tier| self.kernel(tier, io, limits)).collect()
+        tiers.into_iter().filter_map(|tier| self.kernel(tier, io, limits, most_flops(limits))).collect()
     }
 
     fn scratch(&self, io: &Io, limits: &Limits) -> u64 {
@@ -221,8 +222,8 @@ mod tests {
         };
         assert!(cut([1, 8192, 2048, 2048], &limits).iter().all(|&n| n == 1));
         // 1.1 and 0.7 million million operations.
-        assert!(cut([1, 8192, 8192, 8192], &limits).iter().all(|&n| n >= 6));
-        assert!(cut([40, 2048, 2048, 2048], &limits).iter().all(|&n| n >= 4));
+        assert!(cut([1, 8192, 8192, 8192], &limits).iter().all(|&n| n >= 11));
+        assert!(cut([40, 2048, 2048, 2048], &limits).iter().all(|&n| n >= 7));
         assert!(cut([1, 8192, 8192, 8192], &Limits { is_cpu: true, ..limits.clone() }).iter().all(|&n| n == 1));
     }
 

@@ -53,9 +53,14 @@ impl Tier {
     }
 }
 
-/// Operations of a dispatch at most, of which the slowest GPUs do some 200 thousand million a second: a display's watchdog ends what
-/// takes two.
-const MOST_FLOPS: usize = 200_000_000_000;
+/// Operations of a dispatch at most, of which slow GPUs do as many in a second: a display's watchdog ends what takes two.
+const MOST_FLOPS: usize = 100_000_000_000;
+
+/// How many operations a dispatch of a product may have; on a CPU nobody watches.
+pub(super) fn most_flops(limits: &Limits) -> usize {
+    if limits.is_cpu { usize::MAX } else { MOST_FLOPS }
+}
+
 /// Tiles of `matmul_tile.wgsl` on a GPU.
 const TILES: [[usize; 2]; 2] = [[64, 64], [32, 32]];
 /// Tiles of `matmul_block.wgsl`, and the steps of the sum: as long as a tile of each operand fits 16 KiB.
@@ -267,10 +272,10 @@ impl MatMul {
         Tier { kernel, tile, split: None }
     }
 
-    /// One tier's kernel.
-    pub(super) fn kernel(&self, tier: Tier, io: &Io, limits: &Limits) -> Option<Kernel> {
+    /// One tier's kernel, of dispatches of about `most` operations.
+    pub(super) fn kernel(&self, tier: Tier, io: &Io, limits: &Limits, most: usize) -> Option<Kernel> {
         let (split, own) = (tier.split, tier.is_own().then_some(tier.tile[0]));
-        let mut kernel = self.dispatches(tier, io, limits);
+        let mut kernel = self.dispatches(tier, io, limits, most);
         if io.inputs[0].dtype == DType::F16 {
             kernel = kernel.constant("A_F16", 1);
         }
@@ -290,13 +295,14 @@ impl MatMul {
         let p = Product::of(self, io);
         let s = p.sizes;
         // Only a product of one dispatch is split.
-        let is_whole = |tier: &Tier| self.steps(&p, tier, limits) == [s.batch, s.m, s.n, s.k];
+        let is_whole = |tier: &Tier| self.steps(&p, tier, limits, usize::MAX) == [s.batch, s.m, s.n, s.k];
         let bytes = |tier: Tier| tier.split.filter(|_| is_whole(&tier)).map(|split| split.bytes(s));
         self.tiers(io, limits).into_iter().filter_map(bytes).max().unwrap_or(0)
     }
 
-    /// How many matrices, rows, columns and elements of the sum a dispatch has at most, to be within the limits.
-    fn steps(&self, p: &Product, tier: &Tier, limits: &Limits) -> [usize; 4] {
+    /// How many matrices, rows, columns and elements of the sum a dispatch has at most, to be within the limits and about so many
+    /// operations.
+    fn steps(&self, p: &Product, tier: &Tier, limits: &Limits, most: usize) -> [usize; 4] {
         let s = p.sizes;
         let max = limits.max_workgroups as usize;
         // Operands are bound by stored rows: those of A are M or K, those of B K or N, those of C M.
@@ -320,8 +326,6 @@ impl MatMul {
         let whole =
             |step: usize, all: usize, unit: usize| if step < all { (step / unit * unit).max(unit) } else { step };
         step_k = whole(step_k, s.k, if self.transpose_b { block } else { four });
-        // On a CPU nobody watches.
-        let most = if limits.is_cpu { usize::MAX } else { MOST_FLOPS };
         let rows = most / (2 * step_n.max(1) * step_k.max(1));
         if rows < step_m {
             step_m = (rows / tier.tile[0] * tier.tile[0]).max(tier.tile[0]);
@@ -338,11 +342,11 @@ impl MatMul {
         [step_batch, step_m, step_n, step_k]
     }
 
-    /// The dispatches that cover the product, each within the limits.
-    pub(super) fn dispatches(&self, tier: Tier, io: &Io, limits: &Limits) -> Kernel {
+    /// The dispatches that cover the product, each within the limits and about so many operations.
+    fn dispatches(&self, tier: Tier, io: &Io, limits: &Limits, most: usize) -> Kernel {
         let p = Product::of(self, io);
         let s = p.sizes;
-        let [step_batch, step_m, step_n, step_k] = self.steps(&p, &tier, limits);
+        let [step_batch, step_m, step_n, step_k] = self.steps(&p, &tier, limits, most);
         let mut kernel = tier.kernel;
         for batch in ranges(s.batch, step_batch) {
             for m in ranges(s.m, step_m) {

@@ -74,7 +74,7 @@ impl Op for NormMatMul {
         }
         let tiers = product.few_rows(&own, limits).into_iter();
         let kernels = tiers.filter_map(|tier| match &panels {
-            None => product.kernel(tier, &own, limits),
+            None => product.kernel(tier, &own, limits, usize::MAX),
             Some(panels) => panels.kernel(tier, &own, limits),
         });
         kernels.map(|kernel| self.normed(kernel, io)).collect()

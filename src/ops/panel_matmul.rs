@@ -81,7 +81,8 @@ impl PanelMatMul {
         if !self.widths.iter().all(|width| width.is_multiple_of(tile)) {
             return None;
         }
-        let mut kernel = self.product.kernel(tier, inner, limits)?;
+        // Layers are joined in one dispatch or not at all.
+        let mut kernel = self.product.kernel(tier, inner, limits, usize::MAX)?;
         let [dispatch] = kernel.dispatches.as_mut_slice() else { return None };
         let (first, second) = (self.widths[0], self.widths[0] + self.widths[1]);
         dispatch.params.extend([("panel_1", first.into()), ("panel_2", second.into())]);

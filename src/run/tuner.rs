@@ -43,15 +43,15 @@ impl std::str::FromStr for TuneMode {
     }
 }
 
-/// How long a process may measure kernels, and as long again compile them for that. Proofs count towards it and are made beyond
-/// it.
+/// How long a process may measure kernels, and as long again compile them for that. Proofs are made beside it.
 const BUDGET: Duration = Duration::from_secs(3);
 /// For both together of what an earlier process had no time for, and for limits known already: a second start is to be quick.
 const LATER: Duration = Duration::from_millis(500);
 
 /// Chooses kernels by measurement. In this order it believes: what it measured on the adapter earlier, the table that ships,
-/// a measurement now, what it assumed earlier, the nearest class that it measured, the first candidate. Whatever it is, it is taken
-/// only after it gave the results of the operator's reference on this adapter, within the tests' tolerance; else the first that does.
+/// a measurement now, what it assumed earlier, the nearest class that it measured, the first candidate. Where there is a
+/// choice, whatever it is is taken only after it gave the results of the operator's reference on this adapter, within the tests' tolerance; else
+/// the first that does.
 ///
 /// What was measured once stays chosen. What was only assumed, since a process had no time left, stays so until a process has
 /// the time to measure it; so runs repeat to the bit, as long as the file stays, once everything was measured, and a run that
@@ -135,7 +135,7 @@ impl Tuner {
         self
     }
 
-    /// Time spent on measuring and proving so far, without that of a first [`Tuner::roofline`].
+    /// Time spent on measuring so far, without that of a first [`Tuner::roofline`].
     pub fn spent(&self) -> Duration {
         self.spent
     }
@@ -257,10 +257,7 @@ impl Tuner {
     async fn prove(&mut self, op: &dyn Op, io: &Io, i: usize) -> Result<Option<String>> {
         let kernels = op.kernels(io, self.gpu.limits());
         self.compiled += compile(&self.gpu, [&kernels[i]]);
-        let start = Instant::now();
-        let proof = probe::prove(&self.gpu, op, io, i).await;
-        self.spent += start.elapsed();
-        match proof {
+        match probe::prove(&self.gpu, op, io, i).await {
             Ok(None) if rounding::is_native(&kernels[i]) => self.misrounds().await,
             proof => proof,
         }
@@ -273,9 +270,7 @@ impl Tuner {
         }
         let trials = rounding::trials(self.gpu.limits())?;
         self.compiled += compile(&self.gpu, trials.iter().flat_map(|trial| &trial.kernels));
-        let start = Instant::now();
         let wrong = rounding::run(&self.gpu, &trials).await;
-        self.spent += start.elapsed();
         Ok(self.misrounds.insert(wrong?).clone())
     }
 
