@@ -222,8 +222,8 @@ mod tests {
         };
         assert!(cut([1, 8192, 2048, 2048], &limits).iter().all(|&n| n == 1));
         // 1.1 and 0.7 million million operations.
-        assert!(cut([1, 8192, 8192, 8192], &limits).iter().all(|&n| n >= 11));
-        assert!(cut([40, 2048, 2048, 2048], &limits).iter().all(|&n| n >= 7));
+        assert!(cut([1, 8192, 8192, 8192], &limits).iter().all(|&n| n >= 6));
+        assert!(cut([40, 2048, 2048, 2048], &limits).iter().all(|&n| n >= 4));
         assert!(cut([1, 8192, 8192, 8192], &Limits { is_cpu: true, ..limits.clone() }).iter().all(|&n| n == 1));
     }
 

@@ -53,8 +53,9 @@ impl Tier {
     }
 }
 
-/// Operations of a dispatch at most, of which slow GPUs do as many in a second: a display's watchdog ends what takes two.
-const MOST_FLOPS: usize = 100_000_000_000;
+/// Operations of a dispatch at most: a slow GPU takes a second for them, and a display's watchdog ends what takes two. Fast ones would lose
+/// by less: between dispatches their cores run empty.
+const MOST_FLOPS: usize = 200_000_000_000;
 
 /// How many operations a dispatch of a product may have; on a CPU nobody watches.
 pub(super) fn most_flops(limits: &Limits) -> usize {
