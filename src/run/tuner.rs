@@ -50,8 +50,8 @@ const LATER: Duration = Duration::from_millis(500);
 
 /// Chooses kernels by measurement. In this order it believes: what it measured on the adapter earlier, the table that ships,
 /// a measurement now, what it assumed earlier, the nearest class that it measured, the first candidate. Where there is a
-/// choice, whatever it is is taken only after it gave the results of the operator's reference on this adapter, within the tests' tolerance; else
-/// the first that does.
+/// choice, a candidate is taken only after it gave the results of the operator's reference on this adapter, within the tests' tolerance; the
+/// first that does, where the one that was to be taken does not.
 ///
 /// What was measured once stays chosen. What was only assumed, since a process had no time left, stays so until a process has
 /// the time to measure it; so runs repeat to the bit, as long as the file stays, once everything was measured, and a run that
@@ -222,7 +222,7 @@ impl Tuner {
             return trusted;
         }
         let id = &key.candidates[i];
-        match self.prove(op, io, i).await {
+        match self.prove(op, io, id).await {
             Ok(None) => self.records.proved.push(id.clone()),
             Ok(Some(reason)) => {
                 self.bar(id, reason);
@@ -253,12 +253,16 @@ impl Tuner {
         0
     }
 
-    /// What is wrong with candidate `i`, if anything.
-    async fn prove(&mut self, op: &dyn Op, io: &Io, i: usize) -> Result<Option<String>> {
+    /// What is wrong with a candidate, if anything. What is fused to the operator has no part in its identity, nor in its proof.
+    async fn prove(&mut self, op: &dyn Op, io: &Io, id: &KernelId) -> Result<Option<String>> {
+        let bare = op.bare(io);
+        let (op, io) = bare.as_ref().map_or((op, io), |(op, io)| (&**op, io));
         let kernels = op.kernels(io, self.gpu.limits());
-        self.compiled += compile(&self.gpu, [&kernels[i]]);
-        match probe::prove(&self.gpu, op, io, i).await {
-            Ok(None) if rounding::is_native(&kernels[i]) => self.misrounds().await,
+        let kernel =
+            kernels.iter().find(|kernel| KernelId::of(kernel) == *id).expect("fusing leaves candidates as they are");
+        self.compiled += compile(&self.gpu, [kernel]);
+        match probe::prove(&self.gpu, op, io, id).await {
+            Ok(None) if rounding::is_native(kernel) => self.misrounds().await,
             proof => proof,
         }
     }
