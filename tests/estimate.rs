@@ -457,6 +457,15 @@ fn what_does_not_fit_is_told_what_would() {
     assert!(said.contains(": --batch 4 --seq 256 as it is"), "{said}");
     assert!(!of(&long, below(four), None).unwrap().contains("--batch 4"));
 
+    // Fewer sequences in the way that takes least, where neither alone is enough: as little as both take fits.
+    let small = |r: &mut Recipe| {
+        (r.optimizer, r.update) = (danlu::optim::Rule::AdamW8bit, danlu::optim::Update::Layer);
+        r.batch = 1;
+    };
+    let both = least(&long, &small);
+    let said = of(&long, both, None).unwrap();
+    assert!(said.contains(": --optimizer adamw8bit --update layer --accumulate 1 with --batch 1 --seq 256"), "{said}");
+
     let short = job("story-1m", 1, 64, None);
     let eight = least(&short, &|r| r.optimizer = danlu::optim::Rule::AdamW8bit);
     let said = of(&short, eight, Some("a model")).unwrap();

@@ -305,6 +305,9 @@ pub fn plan(args: PlanArgs) -> Result<()> {
             say!("\n{}", WITHOUT_F16);
         }
         named.and_then(|name| unlearned(name, machine.as_ref())).iter().for_each(|text| say!("\n{text}"));
+        if machine.as_ref().is_some_and(|machine| named.is_none() && !machine.is_learned()) {
+            say!("\n{}", AT_THE_ROOFLINE);
+        }
         let ranks = job.recipe.mesh.ranks();
         if let Some(machine) = machine.as_ref().filter(|machine| !machine.knows_messages(ranks, ranks)) {
             say!("\nwhat its ranks send is not in this time: of {} it is not known what messages cost", machine.name);
@@ -312,8 +315,16 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         let traded = plans.fit.as_ref().map(|fit| &fit.trade).filter(|trade| !trade.again.is_empty());
         traded.iter().for_each(|trade| say!("\n{}", table(trade, &plans)));
     }
-    Ok(plans.check()?)
+    plans.check().map_err(|error| match is_known {
+        true => error.into(),
+        false => anyhow!(
+            "{error}; so it is within what every adapter offers: --adapter NUMBER plans for one of those that are here"
+        ),
+    })
 }
+
+/// What is to be said of a machine of which nothing but its limits is known.
+const AT_THE_ROOFLINE: &str = "this is the time at the roofline, which few kernels reach";
 
 /// The command that measures an adapter of that name.
 fn measured_by(adapter: &str) -> String {
@@ -325,9 +336,9 @@ fn unlearned(adapter: &str, machine: Option<&MachineFile>) -> Option<String> {
     let measured = measured_by(adapter);
     match machine {
         None => Some(format!("how long a step takes there is not known yet: {measured} measures it")),
-        Some(machine) if !machine.is_learned() => Some(format!(
-            "this is the time at the roofline, which few kernels reach: {measured} learns how near those here come"
-        )),
+        Some(machine) if !machine.is_learned() => {
+            Some(format!("{AT_THE_ROOFLINE}: {measured} learns how near those here come"))
+        }
         Some(_) => None,
     }
 }

@@ -18,9 +18,9 @@ const SHOWN: usize = 12;
 /// Flags of `danlu plan` that ask for more than one adapter.
 #[derive(Debug, Args)]
 pub struct ScaleArgs {
-    /// Plan for so many nodes of --machine: which mesh is best, and what a step takes on it. Of several machines one count
-    /// for all, or one for each, separated by commas.
-    #[arg(long, value_name = "COUNT", value_delimiter = ',', requires = "machine", conflicts_with_all = ["measure", "list", "memory", "lora_rank"])]
+    /// Plan for so many nodes of --machine: which mesh is best, and what a step of AdamW takes on it, by --products and --storage. Of
+    /// several machines one count for all, or one for each, separated by commas.
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', requires = "machine", conflicts_with_all = ["measure", "list", "memory", "lora_rank", "base_dtype", "precision", "optimizer", "update", "clip", "ema", "pack", "lengths", "dpo", "adapter"])]
     pub nodes: Vec<usize>,
     /// Axes of the mesh, such as data=8,tensor=8,pipeline=2 (also expert, sequence). With --nodes `auto` looks for the best
     /// [the default]; without, the plan is that of one of its ranks, as `danlu train` runs it.
@@ -119,8 +119,7 @@ fn find(
     };
     if !machine.knows_messages(ranks, machine.adapters) {
         bail!(
-            "what messages between ranks of {} cost is not known: describe it in a TOML file with its [[levels]], like those of \
-             machines/, and add --machine FILE",
+            "what messages between ranks of {} cost is not known: its file has no [[levels]], which those of machines/ show",
             machine.name
         );
     }

@@ -118,7 +118,10 @@ impl RowCounts {
         let share = 100.0 * self.fill(seq);
         let advice =
             if matches!(layout, RowLayout::Padded(_)) && share < 80.0 { "; --pack would fill them" } else { "" };
-        notes.push(format!("{documents} {what} in {rows} rows of {seq} tokens, which are {share:.1} % full{advice}"));
+        let kept = if pairs && rows < all { format!("{} of ", rows / 2) } else { String::new() };
+        notes.push(format!(
+            "{kept}{documents} {what} in {rows} rows of {seq} tokens, which are {share:.1} % full{advice}"
+        ));
         notes
     }
 }
@@ -240,9 +243,14 @@ impl Rows {
         if train_rows == 0 || val_rows == 0 {
             let dropped = counts.unanswered + if overlong == Overlong::Drop { counts.overlong } else { 0 };
             let (all, what) = if pairs { (count * each, "answers") } else { (count, "examples") };
+            let left = match train_rows {
+                0 => "and none is left to train on or to hold out; use a larger --seq or more data",
+                _ => {
+                    "and of the others none is held out; use a larger --seq, more data, or a larger val_fraction in a recipe"
+                }
+            };
             return Err(Error::Invalid(format!(
-                "of {all} {what} {dropped} were left out, as too long for {seq} tokens or without an answer within them, \
-                 and none is left to train on or to hold out; use a larger --seq or more data"
+                "of {all} {what} {dropped} were left out, as too long for {seq} tokens or without an answer within them, {left}"
             )));
         }
         (counts.rows, counts.tokens) = (train_rows + val_rows, train_tokens + val_tokens);

@@ -243,6 +243,9 @@ impl fmt::Display for Answer {
             if let Some(context) = fits.context {
                 writeln!(f, "{:>10} the model's context of {context} tokens ends there, not the memory", "")?;
             }
+            if self.device_bytes > fits.memory {
+                writeln!(f, "this does not fit: --memory {memory} plans what would, computing activations again")?;
+            }
         }
         if let Some(time) = &self.time {
             let (step, least) = (human_time(time.step), human_time(time.least));

@@ -40,6 +40,12 @@ pub fn remedy(job: &Job, limits: &Limits, memory: Bytes) -> Option<String> {
         let way = ways.iter().find(|(_, recipe)| family == recipe.lora.is_some() && fits(recipe));
         said.extend(way.map(|(flags, _)| format!("{flags} at the sizes asked for")));
     }
+    // Both, where neither alone is enough.
+    if let (true, Some((flags, recipe))) = (said.is_empty(), ways.last()) {
+        let flags = flags.trim_end_matches(',');
+        let both = smaller(recipe).into_iter().find(fits);
+        said.extend(both.map(|Recipe { batch, seq, .. }| format!("{flags} with --batch {batch} --seq {seq}")));
+    }
     let all = human_bytes(memory.0);
     if !said.is_empty() {
         return Some(format!("what fits {all}: {}", said.join("; or ")));

@@ -67,7 +67,9 @@ impl From<&str> for Selector {
 /// Whether a number such as 4090 is a word of the adapter's name: cards are known by numbers, too, of three digits or more.
 fn is_called(adapter: &AdapterReport, number: usize) -> bool {
     let is_word = |word: &str| word.parse() == Ok(number);
-    number > 99 && adapter.name.split(|c: char| !c.is_alphanumeric()).any(is_word)
+    // What stands in brackets is about drivers.
+    let name = adapter.name.split('(').next().unwrap_or_default();
+    number > 99 && name.split(|c: char| !c.is_alphanumeric()).any(is_word)
 }
 
 const NO_ADAPTER: &str = "no GPU adapter was found, not even one that computes on the CPU. Install your GPU's Vulkan driver; for \
