@@ -206,8 +206,9 @@ fn a_hangup_that_is_ignored_ends_nothing() {
         (run.wait().unwrap().code(), losses(&place, out).len())
     };
     assert_eq!(hung_up("trap '' HUP; exec \"$@\"", "ignored", 200), (Some(0), 200));
+    // Tests that nohup has started ignore it as well, and with them what they start.
     let endless = 100_000_000;
-    let (code, steps) = hung_up("exec \"$@\"", "heard", endless);
+    let (code, steps) = hung_up("exec env --default-signal=HUP \"$@\"", "heard", endless);
     assert!(code == Some(129), "{code:?} after {steps} steps");
 }
 

@@ -41,7 +41,9 @@ pub(super) fn write(path: &Path, corpus: &Corpus, encoder: &Encoder, progress: &
         let batch = next_batch(&mut units)?;
         let Some(last) = batch.last() else { break };
         // Rayon keeps the order, so the file is that of one thread.
-        let encoded: Vec<Encoded> = batch.par_iter().map(|unit| encoder.encode(unit)).collect::<Result<_>>()?;
+        // Of several that are refused the first is told, whichever thread is the first to refuse one.
+        let encoded: Vec<Result<Encoded>> = batch.par_iter().map(|unit| encoder.encode(unit)).collect();
+        let encoded: Vec<Encoded> = encoded.into_iter().collect::<Result<_>>()?;
         encoded.iter().try_for_each(|unit| writer.push(unit))?;
         progress(last.bytes_done().min(corpus.bytes()), corpus.bytes());
     }
