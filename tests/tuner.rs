@@ -3,16 +3,18 @@
 mod common;
 #[path = "tuner/doubles.rs"]
 mod doubles;
+#[path = "tuner/proofs.rs"]
+mod proofs;
 
 use danlu::base::{AdapterId, Limits, TensorType};
 use danlu::bench::{Case, Scope, Settings, measure};
-use danlu::compile::{Chooser, optimise, settle};
+use danlu::compile::{Chooser, settle};
 use danlu::error::Error;
 use danlu::gpu::Gpu;
-use danlu::graph::{Graph, Io, Map, Op};
-use danlu::ops::{Attention, AttentionGrad, MatMul, Operands};
+use danlu::graph::{Graph, Io, Op};
+use danlu::ops::{Attention, AttentionGrad, MatMul};
 use danlu::run::{Choice, Choices, Key, Records, TuneMode, Tuner};
-use doubles::{Double, Hungry, Misled};
+use doubles::{Double, Hungry};
 use pollster::block_on;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -81,39 +83,6 @@ fn a_wrong_kernel_is_barred_and_the_choice_is_remembered() {
 fn a_wrong_kernel_keeps_no_other_out_of_the_race() {
     let mut tuner = Tuner::new(gpu(), TuneMode::Full, None).without_table();
     assert_eq!(choose(&mut tuner, &Double, &[TensorType::f32([1024])]), "fast", "{:?}", tuner.records());
-}
-
-/// It is what all others might be held against, and is not: it is barred, and they are not.
-#[test]
-fn a_wrong_first_kernel_is_barred_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    let x = [TensorType::f32([SIZE])];
-    let mut full = tuner(TuneMode::Full, folder.path());
-    assert_eq!(choose(&mut full, &Misled, &x), "fast");
-    // Where there is no time to measure, and nothing to go by, it is the first that is right.
-    let mut hasty = Tuner::new(gpu(), TuneMode::Full, None).without_table().with_budget(Duration::ZERO);
-    assert_eq!(choose(&mut hasty, &Misled, &x), "slow");
-    for records in [full.records(), hasty.records()] {
-        let barred: Vec<&str> = records.barred.iter().map(|b| b.id.kernel.as_str()).collect();
-        assert_eq!(barred, ["map:wrong"]);
-    }
-}
-
-/// What is computed of an operand before it is rounded to f16 may round to the neighbour of what the reference would have.
-#[test]
-fn what_is_fused_to_a_product_bars_none_of_its_kernels() {
-    let mut graph = Graph::new();
-    let (a, b) = (graph.input("a", TensorType::f32([1024, 576])), graph.input("b", TensorType::f32([576, 576])));
-    let a = graph.apply1(Map::scale(0.3), &[a]).unwrap();
-    let c = graph.apply1(MatMul::linear().with(Operands::F16), &[a, b]).unwrap();
-    graph.output("c", c);
-    let steps = optimise(&graph, gpu().limits()).unwrap();
-    let fused: Vec<_> = steps.nodes().iter().filter_map(|node| node.op().map(|op| (op.clone(), node))).collect();
-    let [(op, node)] = fused.as_slice() else { panic!("{fused:?}") };
-    let inputs: Vec<TensorType> = node.inputs.iter().map(|&value| steps.ty(value).clone()).collect();
-    let mut full = Tuner::new(gpu(), TuneMode::Full, None).without_table().with_budget(Duration::MAX);
-    choose_of(&mut full, op.clone(), &inputs);
-    assert!(!full.records().proved.is_empty() && full.records().barred.is_empty(), "{:?}", full.records().barred);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use danlu::base::{Bytes, Limits};
 use danlu::compile::First;
-use danlu::estimate::{Asked, MachineFile, Mesh, Recompute, Setup, Storage, search};
+use danlu::estimate::{Asked, MachineFile, Mesh, Parts, Recompute, Setup, Storage, search};
 use danlu::model::{ModelConfig, find_config};
 use danlu::optim::{Rule, Shard};
 use danlu::train::{Recipe, plans_of_rank};
@@ -139,4 +139,24 @@ fn why_there_is_no_mesh_is_told() {
     let [first, second] = &losers[..] else { panic!("{losers:?}") };
     assert_eq!([first.mesh, second.mesh].map(|mesh| mesh.to_string()), ["tensor=2,pipeline=2", "pipeline=4"]);
     assert!(first.why.contains(" MiB at least, ") && first.why.ends_with(", and a rank has 1000 B"), "{}", first.why);
+}
+
+/// Two layers with experts and two without are half of four with and half of four without.
+#[test]
+fn layers_of_several_kinds_count_by_their_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let products = |dense: &[usize]| {
+        let config = serde_json::json!({
+            "model_type": "qwen3_moe", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 384, "num_hidden_layers": 4,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_experts": 8, "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32, "mlp_only_layers": dense,
+        });
+        let file = folder.path().join("config.json");
+        std::fs::write(&file, config.to_string()).unwrap();
+        let parts = Parts::of(&find_config(file.to_str().unwrap()).unwrap(), [1, 128, 128], 1).unwrap();
+        parts.layer.forward.products
+    };
+    let (none, all, some) = (products(&[]), products(&[0, 1, 2, 3]), products(&[0, 1]));
+    assert!(all > 2.0 * none, "{all} {none}");
+    assert!((some / ((none + all) / 2.0) - 1.0).abs() < 1e-9, "{some} of {none} and {all}");
 }
