@@ -5,7 +5,7 @@ mod common;
 #[path = "ops/rounding.rs"]
 mod rounding;
 
-use common::candidates::{COOPERATIVE, both, each, gpu, is_barred, passes_are_tried, rounds_natively};
+use common::candidates::{COOPERATIVE, are_some, both, each, gpu, is_barred, passes_are_tried, rounds_natively};
 use common::interpret::Interpreter;
 use danlu::base::{Array, DType, Limits, TensorType};
 use danlu::bench::{fused_attention, unfused_attention};
@@ -171,7 +171,8 @@ fn kernels_match_the_reference() {
         if is_passes && done.is_empty() && passes_are_tried(gpu) {
             wrong.push(format!("{}: no kernel was tried", case.label));
         }
-        let is_listed = case.label.split_once(' ').is_some_and(|(_, row)| LARGE_HALVES.contains(&row));
+        // Of two of these rows cooperative matrices have no large tile.
+        let is_listed = case.label.split_once(' ').is_some_and(|(_, row)| LARGE_HALVES.contains(&row)) && !are_some();
         if is_listed && !done.is_empty() && !done.iter().any(is_large) {
             wrong.push(format!("{}: no large tile was tried", case.label));
         }
