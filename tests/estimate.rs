@@ -136,6 +136,17 @@ fn runs_cost_their_time() {
     close(Some(cost.seconds), 3600.0 * hours);
     close(cost.money, 2.0 * hours);
     close(cost.energy, 0.5 * hours);
+    // What is at work is paid for: two adapters, or one that two ranks share.
+    let two = Job { recipe: Recipe { mesh: "data=2".parse().unwrap(), ..job.recipe.clone() }, ..job };
+    let plans = two.plans(&limits, &mut First).unwrap();
+    for (shared, adapters) in [(false, 2.0), (true, 1.0)] {
+        let machine = MachineFile { shared, ..machine.clone() };
+        let answer = Answer::of(&two, &plans, None, Some(&machine)).unwrap();
+        let hours = adapters * 8.0 * answer.time.clone().unwrap().step / 3600.0;
+        let cost = answer.over(Span::Tokens(1000), prices).cost.unwrap();
+        close(cost.money, 2.0 * hours);
+        close(cost.energy, 0.5 * hours);
+    }
 }
 
 fn is_close(expected: f64, seconds: f64) -> bool {

@@ -213,7 +213,7 @@ fn a_folder_is_written_as_it_was_read() {
     each_row(|row, _| {
         let golden = open(row);
         let copy = tempfile::tempdir().unwrap();
-        save_folder(copy.path(), &golden.config, &golden.layout, &golden.pages, &[]).unwrap();
+        save_folder(copy.path(), &golden.config, &golden.layout, &golden.pages, &[], false).unwrap();
         assert_eq!(load_config(copy.path()).unwrap(), golden.config, "{row}");
         assert_eq!(load_folder(copy.path(), &golden.config, &golden.layout).unwrap(), golden.pages, "{row}");
         let [theirs, ours] =

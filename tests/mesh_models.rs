@@ -336,6 +336,24 @@ fn preferences_over_ranks_are_those_of_as_many_batches() {
     assert!(ended[0] != ended[1], "both losses train the same");
 }
 
+/// In a later epoch a rank gets pairs of which another found the reference: its own walk over the steps comes by them, too.
+#[test]
+fn pairs_have_references_in_every_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let pairs = pairs(folder.path(), recipe(folder.path(), "base"));
+    let word = |i: usize| ["cat", "dog", "mat", "red", "ran", "sat"][i];
+    let pair = |i: usize| {
+        let prompt = format!("{} {}:", word(i % 6), word(i / 6));
+        format!("{{\"prompt\": \"{prompt}\", \"chosen\": \"ran\", \"rejected\": \"to\"}}\n")
+    };
+    std::fs::write(folder.path().join("pairs.jsonl"), (0..9).map(pair).collect::<String>()).unwrap();
+    let lora = Some(LoraConfig { rank: 4, ..LoraConfig::default() });
+    let recipe = Recipe { steps: 6, eval_every: Some(6), batch: 4, mesh: on("data=2"), lora, ..pairs };
+    let epochs = recipe.steps * 8 / prepared(&recipe, folder.path()).loader.rows_per_epoch();
+    assert!(epochs >= 2, "{epochs}");
+    assert!(prefer(&recipe, folder.path()).iter().all(|(seen, _)| seen.len() == 6));
+}
+
 fn are_those_of_one(alone: &Preferred, all: &[Preferred]) {
     for (seen, pages) in all {
         assert!(*pages == alone.1, "ranks have other parameters than one device");

@@ -139,7 +139,7 @@ fn a_folder_from_elsewhere_is_read_and_written_to_the_bit() {
     let copy = tempfile::tempdir().unwrap();
     let out = copy.path().join("a/model");
     let extra = danlu::store::FolderFile { name: "tokenizer.json", content: b"{}" };
-    save_folder(&out, &config, &layout, &pages, &[extra]).unwrap();
+    save_folder(&out, &config, &layout, &pages, &[extra], false).unwrap();
     assert_eq!(load_config(&out).unwrap(), config);
     assert_eq!(load_folder(&out, &config, &layout).unwrap(), pages);
     let mut names: Vec<_> = std::fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name()).collect();

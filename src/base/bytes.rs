@@ -19,6 +19,10 @@ impl FromStr for Bytes {
             [1, 1, 1_000, 1_000_000, 1_000_000_000, 1_000_000_000_000, 1 << 10, 1 << 20, 1 << 30, 1 << 40];
         let scale = units.iter().zip(scales).find(|(name, _)| name.eq_ignore_ascii_case(unit.trim()));
         let number: Option<f64> = text[..text.len() - unit.len()].parse().ok();
+        // Who writes 5 does not mean five bytes.
+        if unit.is_empty() && number.is_some_and(|number| number < 1000.0) {
+            return Err(format!("{text} has no unit; give a size such as 5GB, 500MB or 2GiB"));
+        }
         let bytes = scale.zip(number).map(|((_, scale), number)| number * scale as f64);
         bytes
             .filter(|b| *b >= 1.0)
@@ -43,7 +47,7 @@ impl From<Bytes> for String {
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
+        write!(f, "{}{}", self.0, if self.0 < 1000 { "B" } else { "" })
     }
 }
 
@@ -58,8 +62,12 @@ mod tests {
             assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
             assert_eq!(Bytes(bytes).to_string().parse(), Ok(Bytes(bytes)));
         }
-        for text in ["", "GB", "5XB", "0", "-5GB", "5.5.5MB", "0.1"] {
+        for text in ["", "GB", "5XB", "-5GB", "5.5.5MB", "0.1B"] {
             assert_eq!(text.parse::<Bytes>(), Err("give a size such as 5GB, 500MB or 2GiB".into()), "{text}");
+        }
+        for text in ["0", "0.1", "5", "999"] {
+            let said = format!("{text} has no unit; give a size such as 5GB, 500MB or 2GiB");
+            assert_eq!(text.parse::<Bytes>(), Err(said), "{text}");
         }
     }
 }

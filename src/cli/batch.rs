@@ -5,6 +5,7 @@ mod results;
 
 use super::generate::{GenerateArgs, cut, load, read_text, tell_summary};
 use super::hub;
+use super::signals;
 use super::text::{self, Watch};
 use crate::base::count;
 use crate::data::Tokenizer;
@@ -12,7 +13,7 @@ use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::infer::{Generator, Growing, News, Request};
 use crate::store::Checkpoint;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use line::{Defaults, Entry, Line};
 use results::Results;
 use serde_json::{Value, json};
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Continues the prompts of a file.
 pub(super) async fn run(args: &GenerateArgs, file: &Path) -> Result<()> {
     if let Some(out) = &args.out {
-        results::check(out, file)?;
+        results::check(out, file, args.force)?;
     }
     let text = read_text(file)?;
     let name = if file == Path::new("-") { "standard input".to_string() } else { file.display().to_string() };
@@ -75,13 +76,12 @@ fn lock(results: &Mutex<Results>) -> MutexGuard<'_, Results> {
 /// Ctrl-C leaves what is finished, whole lines of it, and says where that is.
 fn leave_on_signal(results: &Arc<Mutex<Results>>) -> Result<()> {
     let results = results.clone();
-    ctrlc::set_handler(move || {
+    signals::listen(move |code| {
         // Held to the end: nothing more is written.
         let mut results = lock(&results);
         tell!("danlu: {}", results.stop());
-        std::process::exit(130);
+        std::process::exit(code);
     })
-    .context("cannot listen for Ctrl-C")
 }
 
 /// A line that failed is said at once, and stands among the results.

@@ -51,7 +51,7 @@ pub struct BenchArgs {
     #[arg(long, requires = "kept", value_name = "PART", default_value_t = 0.25, value_parser = part)]
     threshold: f64,
     /// With `comm`: ranks, as threads of this process; under `mpirun` (and built with MPI) its processes are the ranks.
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "filter")]
     ranks: usize,
     #[command(flatten)]
     adapter: AdapterArgs,
@@ -65,6 +65,11 @@ fn part(text: &str) -> Result<f64, String> {
 /// Measures, prints and compares.
 pub async fn bench(args: BenchArgs) -> Result<()> {
     if args.filter.as_deref() == Some("comm") {
+        if args.kept.is_some() || args.svg.is_some() {
+            bail!(
+                "--kept and --svg are of kernels and steps: `danlu bench comm` has no figures that are kept or drawn"
+            );
+        }
         let Some(report) = comm(&args)? else { return Ok(()) };
         if args.json {
             say!("{}", serde_json::to_string(&report)?);

@@ -229,6 +229,11 @@ impl Chat {
             },
             Command::System(Some(text)) => self.conversation.set_system(Some(&text)),
             Command::Save(file) => {
+                // A conversation is saved again and again; whatever else lies there is not one.
+                let there = std::fs::read_to_string(&file).ok();
+                if file.exists() && there.is_none_or(|text| serde_json::from_str::<Saved>(&text).is_err()) {
+                    bail!("{} is there already, and is no conversation: give another name", file.display());
+                }
                 let saved = Saved { messages: self.conversation.messages().to_vec() };
                 atomic::write_file(&file, serde_json::to_string_pretty(&saved)?.as_bytes())?;
                 say!("{} in {}", count(saved.messages.len(), "message"), file.display());

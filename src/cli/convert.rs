@@ -1,6 +1,6 @@
 //! `danlu convert`: GGUF ↔ Hugging Face folders, other dtypes, quantisation.
 
-use super::{hub, text};
+use super::{hub, signals, text};
 use crate::base::quantise::ENCODED;
 use crate::base::{Bytes, DType};
 use crate::compile::human_bytes;
@@ -8,7 +8,7 @@ use crate::data::{self, Tokenizer};
 use crate::error::Error;
 use crate::store::gguf::Metadata;
 use crate::store::{Checkpoint, FolderFile, Origin, SHARD_BYTES, TEMPLATES_FOLDER, TOKENIZER_FILES, atomic};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -85,7 +85,8 @@ pub(super) fn write(args: ConvertArgs, adapter: Option<&Path>, more: &[FolderFil
     if to_gguf && args.shard_size.is_some() {
         return Err(Error::Invalid("--shard-size is for folders: a GGUF file is written whole".into()).into());
     }
-    if let Some(taken) = taken(&args.to, to_gguf).filter(|_| !args.force) {
+    let more_taken = more.iter().map(|file| args.to.join(file.name)).find(|path| !to_gguf && path.exists());
+    if let Some(taken) = taken(&args.to, to_gguf).or(more_taken).filter(|_| !args.force) {
         return Err(Error::file(taken, "is there already; give another name, or --force to overwrite it").into());
     }
     let mut checkpoint = Checkpoint::open(&hub::resolve(&args.from)?)?;
@@ -136,16 +137,15 @@ fn taken(to: &Path, to_gguf: bool) -> Option<PathBuf> {
 /// Ctrl-C leaves nothing half-written.
 fn leave_on_signal(to: &Path) -> Result<()> {
     let (to, new) = (to.to_path_buf(), !to.exists());
-    let leave = move || {
+    signals::listen(move |code| {
         atomic::abandon();
         if new {
             // Goes where it is an empty folder.
             let _ = std::fs::remove_dir(&to);
         }
         tell!("danlu: stopped: nothing was written to {}", to.display());
-        std::process::exit(130);
-    };
-    ctrlc::set_handler(leave).context("cannot listen for Ctrl-C")
+        std::process::exit(code);
+    })
 }
 
 /// What is mapped must not be written over.

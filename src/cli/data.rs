@@ -67,7 +67,7 @@ enum Color {
 pub struct TokenizeArgs {
     #[command(flatten)]
     source: Source,
-    /// The shard's file, ending in .tokens [default: beside the data].
+    /// The shard's file, ending in .tokens [default: beside the data; of data on a hub here].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Overwrite what is there.
@@ -110,8 +110,11 @@ fn bar() -> impl FnMut(u64, u64) {
 /// Writes a shard.
 pub fn tokenize(args: TokenizeArgs) -> Result<()> {
     let out = args.out.unwrap_or_else(|| {
-        let name = args.source.data.file_name().unwrap_or_default().to_string_lossy();
-        args.source.data.with_file_name(format!("{name}.{SHARD_ENDING}"))
+        let data = &args.source.data;
+        let name = data.file_name().unwrap_or_default().to_string_lossy();
+        let file = format!("{}.{SHARD_ENDING}", name.replace(':', "-"));
+        // Of data on a hub nothing lies beside them here.
+        if hub::data_name(data).is_some() { PathBuf::from(file) } else { data.with_file_name(file) }
     });
     if out.extension().is_none_or(|ending| ending != SHARD_ENDING) {
         bail!("{}: a shard's name ends in .{SHARD_ENDING}, by which `danlu train --data` knows it", out.display());
@@ -119,6 +122,7 @@ pub fn tokenize(args: TokenizeArgs) -> Result<()> {
     if out.exists() && !args.force {
         bail!("{}: is there already; give another name by --out, or --force to overwrite it", out.display());
     }
+    paths::try_file(&out)?;
     let tokenizer = tokenizer(&args.source.tokenizer)?;
     let corpus = Corpus::open(hub::resolve_data(&args.source.data)?)?;
     let encoder = Encoder::new(&tokenizer, &corpus, args.source.loss_on.unwrap_or_default())?;
@@ -166,10 +170,10 @@ pub fn data(args: DataArgs) -> Result<()> {
     };
     let color = args.color.is_on();
     let pairs = shard.kind() == ShardKind::Pairs;
-    for index in 0..(args.examples * if pairs { 2 } else { 1 }).min(shard.documents()) {
+    for index in 0..args.examples.saturating_mul(if pairs { 2 } else { 1 }).min(shard.documents()) {
         let range = shard.document(index)?;
         // A book is not shown whole.
-        let len = (range.end - range.start).min(4 * args.seq as u64);
+        let len = (range.end - range.start).min((args.seq as u64).saturating_mul(4));
         let mut tokens = vec![0; len as usize];
         shard.read_marked(range.start, &mut tokens)?;
         let predicted = tokens.iter().filter(|token| **token & MASKED == 0).count();
@@ -241,6 +245,7 @@ fn rows(args: &DataArgs, shard: Shard) -> Result<()> {
         ShardKind::Pairs => &[("pairs: ", RowLayout::Pairs)],
         _ => &[("packed: ", RowLayout::Packed(overlong)), ("one a row: ", RowLayout::Padded(overlong))],
     };
+    let mut refused = Vec::new();
     for (name, layout) in layouts {
         let source = LoaderSource { shard: shard.clone(), layout: *layout, weight: 1.0 };
         let lengths = Recipe::default().lengths;
@@ -250,9 +255,14 @@ fn rows(args: &DataArgs, shard: Shard) -> Result<()> {
                 let told = loader.counts()[0].told(*layout, args.seq);
                 told.into_iter().chain(loader.told()).for_each(|text| say!("{name}{text}"));
             }
-            Err(error) => say!("{name}{error}"),
+            Err(error) => refused.push(format!("{name}{error}")),
         }
     }
+    // What one kind of rows cannot take the other may.
+    if refused.len() == layouts.len() {
+        bail!("{}", refused.join("; "));
+    }
+    refused.iter().for_each(|text| tell!("danlu: {text}"));
     Ok(())
 }
 

@@ -32,19 +32,19 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     items: Vec<PathBuf>,
     /// Texts: tokens of a window [default: the model's context, at most 2048].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "text")]
     context: Option<usize>,
     /// Texts: tokens by which the window moves [default: half the window].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "text")]
     stride: Option<usize>,
     /// Only the first N items of a file, the first N windows of a text.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Items: how many others stand before each, with their answers.
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "items")]
     shots: usize,
     /// Items: seed by which those are drawn.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, requires = "items")]
     seed: u64,
     /// Tokens that run at once.
     #[arg(long, default_value_t = 1024, value_name = "N")]

@@ -57,6 +57,9 @@ pub fn export(args: ExportArgs) -> Result<()> {
     if adapter && (args.dtype.is_some() || args.shard_size.is_some()) {
         bail!("--dtype and --shard-size are of whole models: add --merge for the model that the adapter makes");
     }
+    if is_gguf && args.licence.is_some() {
+        bail!("--licence is for the model card, which lies in a folder: a GGUF file has none");
+    }
     let base = match &run.recipe.model {
         Some(model) if has_adapters || run.snapshot.is_some() => {
             let path = hub::resolve(Path::new(model))?;

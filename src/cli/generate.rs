@@ -48,6 +48,9 @@ pub struct GenerateArgs {
     /// With --batch-file: where the results go, one JSON object a line [default: standard output].
     #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_file"])]
     pub out: Option<PathBuf>,
+    /// Write over the file of --out, if it is there.
+    #[arg(long, requires = "out")]
+    pub force: bool,
     /// With --batch-file: texts at a time.
     #[arg(long, default_value_t = 8, value_name = "N", conflicts_with_all = ["prompt", "prompt_file"],
         value_parser = RangedU64ValueParser::<usize>::new().range(1..))]

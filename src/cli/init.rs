@@ -1,6 +1,7 @@
 //! `danlu init`: a few questions, and a recipe that says what each key is for.
 
 use super::hub::data_name;
+use super::paths;
 use crate::model::find_config;
 use crate::store::HubName;
 use crate::store::atomic::write_file;
@@ -105,6 +106,8 @@ pub fn init(args: InitArgs) -> Result<()> {
     if args.file.exists() && !args.force {
         bail!("{} is there already; name another file, or write over it with --force", args.file.display());
     }
+    // What cannot be written is said before anything is asked.
+    paths::try_file(&args.file)?;
     let (purpose, recipe) = if args.yes {
         let purpose = args.purpose.unwrap_or(Purpose::Train);
         if purpose != Purpose::Train {

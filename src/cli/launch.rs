@@ -118,8 +118,9 @@ impl LaunchArgs {
             ))),
             (None, None) => 1,
         };
-        let ranks = ranks.unwrap_or(nodes * per_node);
-        if ranks > nodes * per_node || ranks <= (nodes - 1) * per_node {
+        let held = nodes.saturating_mul(per_node);
+        let ranks = ranks.unwrap_or(held);
+        if ranks > held || ranks <= (nodes - 1).saturating_mul(per_node) {
             bail!(Error::Invalid(format!(
                 "{} are not what {} of {per_node} hold; leave one of the three out",
                 count(ranks as usize, "rank"),

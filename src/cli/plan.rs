@@ -90,7 +90,7 @@ pub struct PlanArgs {
     #[command(flatten)]
     scale: scale::ScaleArgs,
     /// Print every step: its kernel, operations, bytes, and where it writes.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "measure")]
     list: bool,
     /// Print JSON, with every step.
     #[arg(long)]
@@ -254,6 +254,13 @@ pub fn plan(args: PlanArgs) -> Result<()> {
     let mut machines = args.machine.iter().map(|name| MachineFile::find(name)).collect::<Result<Vec<_>, _>>()?;
     let (config, base) = model(&recipe)?;
     if !args.scale.nodes.is_empty() {
+        let (lora, dpo) = (recipe.lora.is_some(), recipe.dpo.is_some());
+        if lora || dpo {
+            let what = if lora { "adapters (lora)" } else { "preference pairs (dpo)" };
+            bail!(
+                "--nodes plans steps that train the whole model on text, and this recipe has {what}: leave one of the two out"
+            );
+        }
         let of_steps = |steps: u64| steps as f64 * f64::from(recipe.accumulate) * (recipe.batch * recipe.seq) as f64;
         let tokens = args.run.tokens.or(args.run.steps.map(of_steps));
         let run = scale::Run { tokens, price: args.run.price, watts: args.run.watts };
@@ -397,6 +404,16 @@ fn json(plan: &Plan, answered: Option<(&Answer, &Planned)>, seconds: Option<&[f6
 /// Times every step of the plan on the device and sums up by operator and kernel. Each step runs the first candidate, as
 /// the printed plan says.
 async fn measure(args: &PlanArgs, recipe: &Recipe, config: &ModelConfig) -> Result<()> {
+    let of_more = [
+        ("several ranks (--mesh)", recipe.mesh.ranks() > 1),
+        ("several batches (--accumulate)", recipe.accumulate > 1),
+        ("adapters (--lora-rank and its like)", recipe.lora.is_some()),
+    ];
+    if let Some((what, _)) = of_more.into_iter().find(|(_, is)| *is) {
+        bail!(
+            "--measure times a step of one batch that trains the whole model on one adapter, and not of {what}: leave one of the two out"
+        );
+    }
     let gpu = Gpu::open(&args.adapter.selector()).await?;
     let optimizer = optimizer(recipe);
     let plan = train_plan(config, recipe.batch, recipe.seq, &optimizer, gpu.limits(), &mut First)?;

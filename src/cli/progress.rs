@@ -5,8 +5,11 @@ use crate::compile::human_bytes;
 use crate::store::Loaded;
 use crate::train::{Event, Observer, RECIPE, Recipe, Rewards};
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use std::fmt;
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How a run is reported.
@@ -19,8 +22,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// The observer that a choice of flags asks for.
-pub fn observer(format: LogFormat, quiet: bool, recipe: &Recipe) -> Box<dyn Observer + Send> {
+/// The observer that a choice of flags asks for. Once the run is `asked` to end, a bar says so: until the step is done nothing else does.
+pub fn observer(format: LogFormat, quiet: bool, recipe: &Recipe, asked: Arc<AtomicBool>) -> Box<dyn Observer + Send> {
     match format {
         LogFormat::Json => Box::new(Json),
         LogFormat::Text if quiet => Box::new(Quiet),
@@ -29,6 +32,7 @@ pub fn observer(format: LogFormat, quiet: bool, recipe: &Recipe) -> Box<dyn Obse
             recipe: summary(recipe),
             steps: recipe.steps,
             last: String::new(),
+            asked,
         }),
     }
 }
@@ -108,11 +112,15 @@ fn counted([all, trained, held]: [u64; 3]) -> String {
     text
 }
 
+/// Stands before the bar of a run that has been asked to end.
+const ENDING: &str = "ends and saves after this step; Ctrl-C again leaves at once, unsaved · ";
+
 struct Terminal {
     bar: ProgressBar,
     recipe: String,
     steps: u64,
     last: String,
+    asked: Arc<AtomicBool>,
 }
 
 impl Terminal {
@@ -159,8 +167,15 @@ impl Terminal {
         tell!("step        {dispatches} dispatches, {gflop:.2} Gflop, {bytes} on the device{limit}");
         self.steps = *steps;
         self.bar = ProgressBar::new(*steps);
-        let template = "{bar:24} {pos}/{len} {msg} eta {eta}";
-        self.bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+        let style = ProgressStyle::with_template("{asked}{bar:24} {pos}/{len} {msg} eta {eta}");
+        let asked = self.asked.clone();
+        let ending = move |_: &ProgressState, line: &mut dyn fmt::Write| {
+            if asked.load(Ordering::Relaxed) {
+                // What a line has no room for goes to nobody.
+                let _ = line.write_str(ENDING);
+            }
+        };
+        self.bar.set_style(style.expect("a valid template").with_key("asked", ending));
         self.bar.enable_steady_tick(Duration::from_millis(500));
     }
 
@@ -254,12 +269,14 @@ impl Observer for Terminal {
                 self.bar.set_position(*step);
                 self.bar.reset_eta();
             }
-            Event::Saved { step, folder, seconds, interrupted, base } => {
+            Event::Saved { step, folder, seconds, interrupted, resumable, base } => {
                 self.bar.finish_and_clear();
                 let how = if *interrupted { "stopped early" } else { "done" };
                 let steps = count(*step as usize, "step");
                 let (program, folder) = (shell(&program()), shell(&folder.display().to_string()));
-                if *interrupted {
+                if *interrupted && !resumable {
+                    tell!("there is no checkpoint of it, from which it could go on (--checkpoint-every)\n");
+                } else if *interrupted {
                     tell!("go on with it by\n\n    {program} train --resume {folder}\n");
                 }
                 match (self.last.is_empty(), *interrupted) {

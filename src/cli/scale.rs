@@ -126,6 +126,9 @@ fn find(
     if machine.memory.is_none() {
         tell!("danlu: nothing is known of the memory of {}, so everything is taken to fit", machine.name);
     }
+    if let Some(most) = args.micro_batch.filter(|&sequences| sequences > 1 << 24) {
+        bail!("--micro-batch is {most}; it must be at most {}", 1 << 24);
+    }
     let mesh = args.mesh()?;
     if let Some(mesh) = mesh.filter(|mesh| mesh.ranks() != ranks) {
         let (wanted, each) = (mesh.ranks(), machine.adapters);
@@ -282,7 +285,8 @@ fn prediction(p: &Prediction, machine: &MachineFile, run: &Run) -> String {
         100.0 * p.mfu
     );
     let (watts, price) = (run.watts.or(machine.watts), run.price.or(machine.price));
-    let hours = |tokens: f64| tokens / per_second / 3600.0 * ranks;
+    let adapters = machine.adapters_of(p.mesh.ranks()) as f64;
+    let hours = |tokens: f64| tokens / per_second / 3600.0 * adapters;
     let mut sums = |what: &str, tokens: f64| {
         let money = price.map(|price| format!("{} to pay", significant(price * hours(tokens))));
         let energy = watts.map(|watts| format!("{} kWh", significant(watts * hours(tokens) / 1000.0)));

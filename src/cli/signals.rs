@@ -1,4 +1,5 @@
-//! Ctrl-C while a text is made: the first one ends the text, a second one the program. And what asks a training run to end.
+//! What asks a program to end: Ctrl-C, and on Unix SIGTERM and SIGHUP. While a text is made the first Ctrl-C ends that; a training run
+//! saves before it ends.
 
 use anyhow::{Context, Result};
 use std::sync::Arc;
@@ -7,7 +8,24 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// The exit code of a program that Ctrl-C ended.
 pub(super) const INTERRUPTED: i32 = 130;
 
-/// Ctrl-C: during an answer it stops that, and a second one, or one while nothing is being said, ends the program.
+/// Has whatever asks this program to end told to `heard`, on a thread of its own, as the exit code by which shells know it: 128 and the
+/// signal's number. SIGHUP is left alone where it is ignored.
+pub(super) fn listen(mut heard: impl FnMut(i32) + Send + 'static) -> Result<()> {
+    #[cfg(unix)]
+    {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        let hangup = Some(SIGHUP).filter(|_| hears_hangup());
+        let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup));
+        let mut signals = signals.context("cannot listen for signals")?;
+        std::thread::spawn(move || signals.forever().for_each(|signal| heard(128 + signal)));
+        Ok(())
+    }
+    #[cfg(not(unix))]
+    ctrlc::set_handler(move || heard(INTERRUPTED)).context("cannot listen for Ctrl-C")
+}
+
+/// Ctrl-C: during an answer it stops that, and a second one, or one while nothing is being said, ends the program, as other signals
+/// always do.
 #[derive(Default)]
 pub(super) struct Signals {
     answering: AtomicBool,
@@ -19,16 +37,15 @@ impl Signals {
     pub(super) fn listen(idle: Option<&'static str>) -> Result<Arc<Signals>> {
         let signals = Arc::new(Signals::default());
         let heard = signals.clone();
-        ctrlc::set_handler(move || {
+        listen(move |code| {
             let answering = heard.answering.load(Ordering::Relaxed);
-            if !answering || heard.asked.swap(true, Ordering::Relaxed) {
+            if code != INTERRUPTED || !answering || heard.asked.swap(true, Ordering::Relaxed) {
                 if let Some(idle) = idle.filter(|_| !answering) {
                     tell!("danlu: {idle}");
                 }
-                std::process::exit(INTERRUPTED);
+                std::process::exit(code);
             }
-        })
-        .context("cannot listen for Ctrl-C")?;
+        })?;
         Ok(signals)
     }
 
@@ -59,9 +76,9 @@ pub(super) struct Stop {
 
 impl Stop {
     /// Listens from now on to Ctrl-C, and on Unix to SIGTERM, SIGUSR1 and, where it is to hear that, SIGHUP. A second Ctrl-C leaves at once.
-    pub(super) fn listen() -> Result<Stop> {
-        let (asked, code) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(INTERRUPTED as usize)));
-        let stop = Stop { asked, code };
+    /// `asked` is set by the first.
+    pub(super) fn listen(asked: Arc<AtomicBool>) -> Result<Stop> {
+        let stop = Stop { asked, code: Arc::new(AtomicUsize::new(INTERRUPTED as usize)) };
         stop.register().context("cannot listen for signals")?;
         Ok(stop)
     }
@@ -83,12 +100,12 @@ impl Stop {
     #[cfg(not(unix))]
     fn register(&self) -> Result<()> {
         let asked = self.asked.clone();
-        Ok(ctrlc::set_handler(move || {
+        listen(move |code| {
             if asked.swap(true, Ordering::Relaxed) {
                 crate::store::atomic::abandon();
-                std::process::exit(INTERRUPTED);
+                std::process::exit(code);
             }
-        })?)
+        })
     }
 
     /// Set once it is asked to end.

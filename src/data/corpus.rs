@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use check::check;
 pub use pieces::{Piece, Unit, Units};
 pub use records::Record;
-use records::{Layout, Packed, Reader, layout};
+use records::{Layout, Packed, Reader, are_records, layout};
 
 /// How a file is divided into documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl Corpus {
         }
     }
 
-    /// Opens a text file, a `.jsonl` file, a `.json` file that holds an array, either of them compressed (`.gz`, `.zst`), a
+    /// Opens a text file, a `.jsonl` file, a `.json` file that holds an array or objects one a line, any of them compressed (`.gz`, `.zst`), a
     /// `.parquet` file, or a folder: every `.txt`, `.md` and such file below it, in the order of paths. The form of a file's
     /// records is that of its first.
     ///
@@ -201,10 +201,12 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
             collect(&path, files)?;
         } else if path.is_file() {
             let usable = match layout(&path) {
-                // Folders of data hold .json files about the data as well: those are objects.
-                Some((Layout::Array, Packed::Plainly)) => begins_array(&path)?,
+                Some((Layout::Array, Packed::Plainly)) => are_records(&path)?,
                 Some(_) => true,
-                None => path.extension().and_then(|e| e.to_str()).is_some_and(|e| matches!(e, "txt" | "md")),
+                None => {
+                    let ending = path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
+                    ending.is_some_and(|e| matches!(&*e, "txt" | "md")) && !is_card(&path)?
+                }
             };
             if usable {
                 files.push(path);
@@ -214,19 +216,10 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-fn begins_array(path: &Path) -> Result<bool> {
-    let (mut passages, mut at) = (Passages::open(path)?, 0);
-    if passages.at(0, 3)? == b"\xEF\xBB\xBF" {
-        at = 3;
-    }
-    while at < passages.bytes() {
-        let bytes = passages.at(at, 1 << 10)?;
-        if let Some(first) = bytes.iter().find(|b| !b.is_ascii_whitespace()) {
-            return Ok(*first == b'[');
-        }
-        at += bytes.len() as u64;
-    }
-    Ok(false)
+/// Whether a file is the card of a data set, which hubs and their tools put beside the data: README.md with a head of YAML.
+fn is_card(path: &Path) -> Result<bool> {
+    let is_readme = path.file_name().is_some_and(|name| name.eq_ignore_ascii_case("README.md"));
+    Ok(is_readme && Passages::open(path)?.at(0, 4)? == b"---\n")
 }
 
 #[cfg(test)]

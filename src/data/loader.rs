@@ -93,7 +93,7 @@ impl Loader {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a source with less than one row of each part, for B, T or batches of a step of 0, an impossible
-    /// fraction or weight, and an odd B for pairs.
+    /// fraction or weight, pairs beside other examples, and an odd B for pairs.
     pub fn mixed(sources: Vec<LoaderSource>, options: LoaderOptions) -> Result<Loader> {
         let LoaderOptions { batch, seq, seed, val_fraction, lengths: most, accumulate } = options;
         if batch == 0 || seq == 0 || accumulate == 0 {
@@ -117,6 +117,10 @@ impl Loader {
                 hasher.finish()
             }
         };
+        let pairs = sources.iter().filter(|source| source.layout == RowLayout::Pairs).count();
+        if pairs > 0 && pairs < sources.len() {
+            return Err(Error::Invalid("preference pairs and other examples do not go into one batch".into()));
+        }
         let rows = sources.into_iter().map(|s| Rows::new(s.shard, s.layout, seq, seed, val_fraction));
         let sources = Arc::new(rows.collect::<Result<Vec<_>>>()?);
         let lengths = if most > 1 && sources.iter().all(Rows::is_padded) {
@@ -187,16 +191,17 @@ impl Loader {
 
     /// Which rows of which sources any batch holds.
     fn rows_of(&self, step: u64) -> Vec<(usize, u64)> {
-        let (rows, each, units) = (self.options.batch as u64, self.sources[0].each(), self.units());
+        let (each, units) = (self.sources[0].each(), self.units());
+        let rows = |(source, unit): (usize, u64)| (unit * each..(unit + 1) * each).map(move |row| (source, row));
         let Some(window) = self.window else {
-            return (0..rows).map(|b| self.mix.place(step * rows + b)).collect();
+            return (0..units).flat_map(|unit| rows(self.mix.place(step * units + unit))).collect();
         };
         // Batches of a step are parts of what is dealt to it, as those of ranks are.
         let (seed, batches) = (self.options.seed, self.options.accumulate as u64);
         let used = |unit| self.sources[0].used(unit * each);
         let all = lengths::deal(step / batches, units * batches, window, seed, used);
         let own = &all[(step % batches * units) as usize..][..units as usize];
-        own.iter().flat_map(|unit| (unit * each..(unit + 1) * each).map(|row| (0, row))).collect()
+        own.iter().flat_map(|unit| rows((0, *unit))).collect()
     }
 
     /// After so many batches every row of a single source has come.
@@ -310,13 +315,14 @@ impl Loader {
     pub fn val_batch(&self, index: u64, count: u64, batch: &mut Batch) -> Result<()> {
         let own = self.options.batch as u64;
         let rows = count.max(1) * own;
+        let each = self.sources[0].each();
         let place = |b: usize| {
             let row = index * own + b as u64;
-            let (source, number) = self.mix.held_out(row);
+            let (source, unit) = self.mix.held_out(row / each);
             let val = self.sources[source].val;
             // Neighbours of pairs must stay together.
-            let spread = self.sources.len() == 1 && rows <= val && !self.sources[source].has_pairs();
-            (source, if spread { row * val / rows } else { number })
+            let spread = self.sources.len() == 1 && rows <= val && each == 1;
+            (source, if spread { row * val / rows } else { unit * each + row % each })
         };
         let used =
             (0..self.options.batch).map(place).map(|(source, number)| self.sources[source].val_used(number)).max();

@@ -259,14 +259,9 @@ impl Rows {
         Ok(Rows { shard, seq, seed, kind, padded, train: train_rows, val: val_rows, train_tokens, val_tokens, counts })
     }
 
-    /// Whether rows come in pairs.
-    pub fn has_pairs(&self) -> bool {
-        matches!(self.kind, Kind::Documents { pairs: true, .. })
-    }
-
-    /// Rows that stay together.
+    /// Rows that stay together: those of a pair.
     pub fn each(&self) -> u64 {
-        if self.has_pairs() { 2 } else { 1 }
+        if matches!(self.kind, Kind::Documents { pairs: true, .. }) { 2 } else { 1 }
     }
 
     /// Whether a row holds one document, however short.

@@ -3,6 +3,9 @@
 use super::tokenizer::Tokenizer;
 use crate::error::Result;
 
+/// Tokens of a prompt that what comes after it is decoded with.
+const CONTEXT: usize = 16;
+
 /// Turns one token after another into pieces of text.
 ///
 /// A token may hold a part of a character, and some decoders treat the first token of a text in a special way. So each
@@ -18,7 +21,14 @@ pub struct StreamDecoder<'a> {
 impl<'a> StreamDecoder<'a> {
     /// Starts after a prompt (empty for none), whose text is not given out.
     pub fn new(tokenizer: &'a Tokenizer, prompt: &[u32]) -> Self {
-        let context = &prompt[prompt.len().saturating_sub(16)..];
+        // Bytes that are tokens are decoded by the run: one that begins within a character is none, however it goes on.
+        let is_torn = |from: &usize| {
+            let text = tokenizer.decode(&prompt[*from..]);
+            text.is_ok_and(|text| text.starts_with(char::REPLACEMENT_CHARACTER))
+        };
+        let from = prompt.len().saturating_sub(CONTEXT);
+        let from = (from.saturating_sub(CONTEXT)..=from).rev().find(|from| !is_torn(from)).unwrap_or(from);
+        let context = &prompt[from..];
         StreamDecoder { tokenizer, ids: context.to_vec(), given: context.len() }
     }
 

@@ -53,6 +53,22 @@ pub struct Tokenizer {
     hash: u64,
 }
 
+/// What puts tokens before and after a text; nothing where there are none.
+fn around_text(inner: &Inner, [before, after]: [Option<u32>; 2]) -> tokenizers::Result<Option<TemplateProcessing>> {
+    if before.or(after).is_none() {
+        return Ok(None);
+    }
+    let name = |id: u32| inner.id_to_token(id).unwrap_or_default();
+    let place = |id: Option<u32>| id.map(|id| json!({"SpecialToken": {"id": name(id), "type_id": 0}}));
+    let text = Some(json!({"Sequence": {"id": "A", "type_id": 0}}));
+    let single: Vec<Value> = [place(before), text, place(after)].into_iter().flatten().collect();
+    let token = |id: u32| (name(id), json!({"id": name(id), "ids": [id], "tokens": [name(id)]}));
+    let tokens: Map<String, Value> = before.into_iter().chain(after).map(token).collect();
+    // By way of its JSON: the builder parses its templates, and a token's name may look like part of one.
+    let template = json!({"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens});
+    Ok(Some(serde_json::from_value(template)?))
+}
+
 impl Tokenizer {
     /// Trains a byte-level BPE (Sennrich et al., 2016; over bytes as in GPT-2) of `vocab_size` tokens at most: fewer where
     /// the texts do not hold enough pairs. The same texts in the same order give the same tokenizer.
@@ -138,8 +154,19 @@ impl Tokenizer {
         let eos = named("eos_token").or_else(|| usual(&ENDS));
         let bos = named("bos_token").or_else(|| usual(&BOS_NAMES));
         let around = inner.encode("a", true)?;
-        let adds_bos = bos.is_some() && around.get_ids().first().copied() == bos;
-        let adds_eos = eos.is_some() && around.get_ids().last().copied() == eos;
+        let mut adds_bos = bos.is_some() && around.get_ids().first().copied() == bos;
+        let mut adds_eos = eos.is_some() && around.get_ids().last().copied() == eos;
+        // Either of these keys takes the place of what tokenizer.json says, as in `transformers`: what is not named is not added.
+        let said = ["add_bos_token", "add_eos_token"].map(|key| config.get(key).and_then(Value::as_bool));
+        if said != [None; 2] {
+            let [begins, ends] = said.map(|adds| adds == Some(true));
+            let added = [named("bos_token").filter(|_| begins), named("eos_token").filter(|_| ends)];
+            if added.map(|id| id.is_some()) != [adds_bos, adds_eos] {
+                let around = around_text(&inner, added)?;
+                inner.with_post_processor(around);
+                [adds_bos, adds_eos] = added.map(|id| id.is_some());
+            }
+        }
         let highest = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let mut hasher = Hasher::new();
         hasher.update(inner.to_string(false)?.as_bytes());

@@ -43,6 +43,8 @@ pub struct Time {
     pub tokens_per_second: f64,
     /// The part of the machine's arithmetic that the model's own operations take (model FLOPs utilisation).
     pub mfu: f64,
+    /// Adapters that are at work: one a rank, or one that all ranks share.
+    pub adapters: usize,
 }
 
 /// What a whole run takes.
@@ -142,7 +144,7 @@ impl Answer {
         };
         self.cost = self.time.as_ref().map(|time| {
             let seconds = time.step * steps as f64;
-            let hours = seconds / 3600.0;
+            let hours = time.adapters as f64 * seconds / 3600.0;
             Cost {
                 steps,
                 tokens: steps.saturating_mul(each),
@@ -178,6 +180,7 @@ fn time(job: &Job, plans: &Planned, file: &MachineFile) -> Time {
         least: of_step(&|plan| machine.predicted_plan(plan)),
         tokens_per_second: tokens / step,
         mfu: model / step / peak / mesh.ranks() as f64,
+        adapters: file.adapters_of(mesh.ranks()),
     }
 }
 

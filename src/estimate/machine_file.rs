@@ -177,6 +177,11 @@ impl MachineFile {
         ranks < 2 || !self.levels.is_empty() || self.shared && near == ranks
     }
 
+    /// On how many adapters so many ranks are.
+    pub fn adapters_of(&self, ranks: usize) -> usize {
+        if self.shared { 1 } else { ranks }
+    }
+
     fn check(&self) -> Result<(), String> {
         let rates = [("bytes_per_second", Some(self.bytes_per_second)), ("watts", self.watts), ("price", self.price)];
         let mut rates: Vec<(String, f64)> =
@@ -198,11 +203,18 @@ impl MachineFile {
         }
         let levels = self.levels.iter().enumerate();
         if let Some((i, _)) = levels.clone().find(|(_, l)| !(l.bytes_per_second > 0.0 && l.seconds >= 0.0)) {
-            return Err(format!("level {i}: bytes_per_second must be above 0, and seconds 0 or above"));
+            let which = i + 1;
+            return Err(format!("[[levels]] {which}: bytes_per_second must be above 0, and seconds 0 or above"));
         }
-        let mut sizes = self.levels.iter().map(|l| l.ranks.unwrap_or(usize::MAX));
-        if self.adapters == 0 || !sizes.by_ref().is_sorted() || self.levels.iter().any(|l| l.ranks == Some(0)) {
-            return Err("a node has at least one adapter, and each level joins more ranks than the one before".into());
+        if self.adapters == 0 {
+            return Err("adapters is 0; a node has at least one".into());
+        }
+        if let Some((i, _)) = levels.clone().find(|(_, l)| l.ranks == Some(0)) {
+            return Err(format!("[[levels]] {}: ranks is 0; a level joins at least one", i + 1));
+        }
+        let sizes: Vec<usize> = self.levels.iter().map(|l| l.ranks.unwrap_or(usize::MAX)).collect();
+        if let Some(i) = sizes.windows(2).position(|two| two[0] > two[1]) {
+            return Err(format!("[[levels]] {}: joins fewer ranks than the one before it", i + 2));
         }
         if !self.flops.contains_key("f32") {
             return Err("flops.f32 is missing: the floating-point operations per second of f32".into());

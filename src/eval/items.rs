@@ -130,7 +130,9 @@ fn item(form: Form, object: &Map<String, Value>) -> Result<Item, String> {
             item(query, endings, " ", number.ok_or("has no number under \"label\"")? as usize)
         }
         Form::Arc => {
-            let part = |key: &str| texts(object["choices"].get(key), &format!("choices.{key}"));
+            let part = |key: &str| {
+                texts(object.get("choices").and_then(|choices| choices.get(key)), &format!("choices.{key}"))
+            };
             let (choices, labels, key) = (part("text")?, part("label")?, text("answerKey")?);
             if labels.len() != choices.len() {
                 return Err(format!("has {} texts and {} labels under \"choices\"", choices.len(), labels.len()));

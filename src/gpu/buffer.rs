@@ -6,6 +6,7 @@ use super::driver::driver;
 use super::queue::Ticket;
 use super::wait::Promise;
 use crate::error::{Error, Result};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 /// Most bytes in flight between host and device in one step of a transfer.
@@ -96,8 +97,8 @@ impl Gpu {
         }
     }
 
-    /// Writes bytes (whole words) at an offset, before any later submission. Large data goes in pieces, each waited
-    /// for, so that staging memory stays bounded.
+    /// Writes bytes (whole words) at an offset, before any later submission. What was written since the last one is waited for
+    /// once that is much, so that staging memory stays bounded, in however many pieces it comes.
     ///
     /// # Errors
     /// [`Error::Device`] if the range does not fit, or the device is lost.
@@ -106,7 +107,8 @@ impl Gpu {
         buffer.check(offset, bytes.len() as u64)?;
         for (i, piece) in bytes.chunks(STAGING).enumerate() {
             self.queue().write_buffer(&buffer.raw, offset + (i * STAGING) as u64, piece);
-            if bytes.len() > STAGING {
+            if self.staged().fetch_add(piece.len(), Ordering::Relaxed) + piece.len() >= STAGING {
+                self.staged().store(0, Ordering::Relaxed);
                 self.queue().submit([]);
                 self.finish().await?;
             }

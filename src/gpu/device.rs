@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 #[derive(Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,
+    limits: Arc<Limits>,
 }
 
 struct Inner {
@@ -20,13 +21,14 @@ struct Inner {
     queue: wgpu::Queue,
     report: AdapterReport,
     chosen: String,
-    limits: Limits,
     /// The first error that no caller was there to receive; the device counts as lost from then on.
     fault: Arc<Mutex<Option<String>>>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     kept: OnceLock<Kept>,
     /// Threads that hand a submission over just now.
     handing_over: AtomicUsize,
+    /// Bytes that were written since the last submission, which wgpu holds until the next.
+    staged: AtomicUsize,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -115,16 +117,17 @@ impl Gpu {
         };
         let pipelines = Mutex::new(HashMap::new());
         Ok(Gpu {
+            limits: Arc::new(limits),
             inner: Arc::new(Inner {
                 device,
                 queue,
                 report,
                 chosen,
-                limits,
                 fault,
                 pipelines,
                 kept: OnceLock::new(),
                 handing_over: AtomicUsize::new(0),
+                staged: AtomicUsize::new(0),
             }),
         })
     }
@@ -141,7 +144,13 @@ impl Gpu {
 
     /// What plans and kernels may use on this device.
     pub fn limits(&self) -> &Limits {
-        &self.inner.limits
+        &self.limits
+    }
+
+    /// The same device for somebody who keeps to lower limits, as where several share its memory.
+    #[must_use]
+    pub fn within(&self, limits: Limits) -> Gpu {
+        Gpu { limits: Arc::new(limits), ..self.clone() }
     }
 
     /// True where the device can time itself.
@@ -189,6 +198,10 @@ impl Gpu {
 
     pub(super) fn queue(&self) -> &wgpu::Queue {
         &self.inner.queue
+    }
+
+    pub(super) fn staged(&self) -> &AtomicUsize {
+        &self.inner.staged
     }
 
     pub(super) fn threads_handing_over(&self) -> &AtomicUsize {

@@ -5,6 +5,7 @@ use super::driver::driver;
 use super::wait::Promise;
 use super::{BindGroup, Buffer, Gpu, Pipeline, Range, Readback, Upload};
 use crate::error::{Error, Result};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 /// A submission under way.
@@ -240,6 +241,7 @@ impl Submission {
         });
         self.gpu.check()?;
         let (gpu, encoder) = (self.gpu, self.encoder);
+        gpu.staged().store(0, Ordering::Relaxed);
         let index = gpu.handing_over(|| driver(|| gpu.queue().submit([encoder.finish()])));
         for cell in self.cells.iter() {
             *cell.lock().unwrap_or_else(|e| e.into_inner()) = Some(index.clone());

@@ -102,7 +102,7 @@ impl Conversation {
     }
 
     /// Lets the model answer, and keeps what it says as a message. `receive` hears the text as it comes, and an empty
-    /// one now and then while the model still reads, until it says to stop. Where the conversation does not fit into
+    /// one now and then while the model still reads and where a token shows nothing, until it says to stop. Where the conversation does not fit into
     /// the context, its oldest turns are left out, but for the system message.
     ///
     /// # Errors
@@ -164,7 +164,8 @@ impl Speech<'_> {
     fn show(&mut self, text: &str) -> bool {
         let text = if self.text.is_empty() { text.trim_start() } else { text };
         self.text.push_str(text);
-        text.is_empty() || (self.receive)(text)
+        // Also where there is nothing to show yet, and the receiver may want no more.
+        (self.receive)(text)
     }
 }
 

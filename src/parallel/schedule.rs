@@ -71,7 +71,7 @@ impl Pipeline {
             for own in 0..self.each {
                 let own = if pass == Pass::Forward { own } else { self.each - 1 - own };
                 let stage = own * self.ranks + rank;
-                turns.extend((first..first + group).map(|batch| Turn { pass, stage, batch }));
+                turns.extend((first..(first + group).min(self.batches)).map(|batch| Turn { pass, stage, batch }));
             }
         }
         turns
@@ -159,6 +159,16 @@ mod tests {
             // The first rank is the first to begin and the last to end.
             let bubble = (ends[0] - work) as f64 / work as f64;
             assert!((bubble - pipeline.bubble()).abs() < 1e-9, "{pipeline:?}: {bubble}");
+        }
+    }
+
+    /// Validation has one micro-batch, however many stages a rank has: each stage takes it once.
+    #[test]
+    fn one_micro_batch_is_one_turn_of_each_stage() {
+        let pipeline = Pipeline { ranks: 4, each: 2, batches: 1 };
+        for rank in 0..4 {
+            let turn = |stage| Turn { pass: Pass::Forward, stage, batch: 0 };
+            assert_eq!(pipeline.forward(rank), [turn(rank), turn(4 + rank)]);
         }
     }
 

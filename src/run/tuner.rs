@@ -407,7 +407,8 @@ impl Tuner {
         let row = if self.has_time(key) {
             self.measure(op, io, key).await
         } else {
-            let nearest = self.records.nearest(key).map_or(0, |row| row.winner);
+            let nearest = self.records.nearest(key).map(|row| row.winner);
+            let nearest = nearest.filter(|&i| i < key.candidates.len()).unwrap_or(0);
             let winner =
                 if self.trusted(op, io, key, nearest).await { nearest } else { self.first_right(op, io, key).await };
             Row { key: key.clone(), seconds: Vec::new(), forecasts: Vec::new(), notes: Vec::new(), winner }

@@ -198,6 +198,14 @@ fn read_config(file: &Path) -> Result<Said> {
     if let Some(key) = OTHERS.iter().find(|key| set(key)) {
         return Err(refuse(format!("sets {key}, which is not known here; merge the adapter with PEFT")));
     }
+    // With these PEFT changes the model itself before it adds the adapter.
+    let init = map.get("init_lora_weights").and_then(Value::as_str).unwrap_or("gaussian");
+    if !["gaussian", "eva", "orthogonal"].contains(&init) {
+        return Err(refuse(format!(
+            "says init_lora_weights {init:?}, by which the model itself is another than the one that is named; save the adapter with \
+             PEFT's path_initial_model_for_weight_conversion, or merge it there"
+        )));
+    }
     let bias = map.get("bias").and_then(Value::as_str).unwrap_or("none");
     if bias != "none" {
         return Err(refuse(format!(

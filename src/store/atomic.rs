@@ -50,6 +50,11 @@ impl Staged {
         Ok(staged)
     }
 
+    /// The name that it is to bear.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The name under which it lies until then.
     pub fn temporary(&self) -> &Path {
         &self.temporary
@@ -78,13 +83,24 @@ impl Staged {
 /// # Errors
 /// As [`Staged::commit`].
 pub fn commit_all(staged: Vec<Staged>) -> Result<()> {
-    if let [_, .., last] = &staged[..] {
+    commit_in_place_of(staged, &[])
+}
+
+/// As [`commit_all`], and before the last one gets its name those are removed that are `stale`: what made a whole with another of its name.
+///
+/// # Errors
+/// As [`Staged::commit`], and if one of them stays.
+pub fn commit_in_place_of(mut staged: Vec<Staged>, stale: &[PathBuf]) -> Result<()> {
+    let Some(last) = staged.pop() else { return Ok(()) };
+    if !staged.is_empty() {
         match fs::remove_file(&last.path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(explain(&last.path, last.bytes, e)),
             _ => sync_folder(folder_of(&last.path)),
         }
     }
-    staged.into_iter().try_for_each(Staged::commit)
+    staged.into_iter().try_for_each(Staged::commit)?;
+    stale.iter().try_for_each(|file| fs::remove_file(file).map_err(|e| Error::io("remove", file, e)))?;
+    last.commit()
 }
 
 impl Drop for Staged {

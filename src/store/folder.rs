@@ -2,15 +2,16 @@
 //! tokenizer wants beside them. `transformers` opens what is written here.
 
 use super::Checkpoint;
-use super::atomic::{Made, Staged, commit_all, create_folder, sweep};
+use super::atomic::{Made, Staged, commit_all, commit_in_place_of, create_folder, sweep};
 use super::safetensors::stage_safetensors;
+use super::shards::{INDEX, WEIGHTS, listed};
 use crate::base::{DType, Shape};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::nn::ParamLayout;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Files of a folder by which its tokenizer and templates are known, to us or to `transformers`.
 pub const TOKENIZER_FILES: [&str; 9] = [
@@ -37,8 +38,11 @@ pub struct FolderFile<'a> {
     pub content: &'a [u8],
 }
 
+/// What a folder says of generation.
+pub(super) const GENERATION: &str = "generation_config.json";
+
 /// Writes a model. No file bears its name before all are complete on disk, so that whatever fails while writing leaves
-/// the folder as it was.
+/// the folder as it was. Where it `replaces` another model, what of that would be read along with this one goes.
 ///
 /// # Errors
 /// If the folder cannot be written or the disk is full.
@@ -48,14 +52,15 @@ pub fn save_folder(
     layout: &ParamLayout,
     pages: &[Vec<f32>],
     files: &[FolderFile],
+    replaces: bool,
 ) -> Result<()> {
-    let texts = [("config.json", config.to_json()), ("generation_config.json", config.generation_json())];
-    write(folder, stored(config, layout, pages), &texts, files)
+    let texts = [("config.json", config.to_json()), (GENERATION, config.generation_json())];
+    write(folder, stored(config, layout, pages), &texts, files, replaces)
 }
 
 impl Checkpoint {
     /// Writes a model that was made of this one: its configuration with other weights, in f32. What a folder says of itself
-    /// is kept.
+    /// is kept. `replaces`: as of [`save_folder`].
     ///
     /// # Errors
     /// If the folder cannot be written or the disk is full.
@@ -65,11 +70,29 @@ impl Checkpoint {
         layout: &ParamLayout,
         pages: &[Vec<f32>],
         files: &[FolderFile],
+        replaces: bool,
     ) -> Result<()> {
         let mut texts = vec![("config.json", self.config_json(DType::F32)?)];
-        texts.extend(self.generation_json()?.map(|text| ("generation_config.json", text)));
-        write(folder, stored(self.config(), layout, pages), &texts, files)
+        texts.extend(self.generation_json()?.map(|text| (GENERATION, text)));
+        write(folder, stored(self.config(), layout, pages), &texts, files, replaces)
     }
+}
+
+/// Files of the model in a folder that are read along with its configuration: weights, tokenizer, templates, what it says of generation.
+fn beside_config(folder: &Path) -> Vec<PathBuf> {
+    let listed = listed(&folder.join(INDEX)).unwrap_or_default();
+    let names =
+        listed.into_iter().chain([WEIGHTS, INDEX, GENERATION].into_iter().chain(TOKENIZER_FILES).map(String::from));
+    let templates = std::fs::read_dir(folder.join(TEMPLATES_FOLDER)).into_iter().flatten().flatten();
+    let templates = templates.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "jinja"));
+    names.map(|name| folder.join(name)).chain(templates).filter(|file| file.is_file()).collect()
+}
+
+/// Gives files their names in the place of the model that lies there: what of that would be taken for the new one's goes.
+pub(super) fn replace(folder: &Path, staged: Vec<Staged>) -> Result<()> {
+    let mut stale = beside_config(folder);
+    stale.retain(|file| staged.iter().all(|staged| staged.path() != file));
+    commit_in_place_of(staged, &stale)
 }
 
 fn write(
@@ -77,11 +100,12 @@ fn write(
     stored: BTreeMap<String, (Shape, Cow<'_, [f32]>)>,
     texts: &[(&str, String)],
     files: &[FolderFile],
+    replaces: bool,
 ) -> Result<()> {
     let made = Made::folder(folder)?;
     sweep(folder, &|name| [".safetensors", ".json", ".jinja"].iter().any(|ending| name.ends_with(ending)));
     let tensors: Vec<_> = stored.iter().map(|(name, (shape, data))| (name.as_str(), shape, data.as_ref())).collect();
-    let mut staged = vec![stage_safetensors(&folder.join("model.safetensors"), &tensors)?];
+    let mut staged = vec![stage_safetensors(&folder.join(WEIGHTS), &tensors)?];
     // By config.json the folder is known: it comes last.
     let own = texts.iter().rev().map(|(name, text)| (*name, text.as_bytes()));
     for (name, content) in files.iter().map(|f| (f.name, f.content)).chain(own) {
@@ -89,7 +113,11 @@ fn write(
         path.parent().map_or(Ok(()), create_folder)?;
         staged.push(Staged::write(&path, content.len() as u64, |w| w.write_all(content))?);
     }
-    commit_all(staged)?;
+    if replaces {
+        replace(folder, staged)?
+    } else {
+        commit_all(staged)?
+    }
     made.keep();
     Ok(())
 }

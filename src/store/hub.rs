@@ -86,7 +86,13 @@ fn walk(root: &Path, folder: &Path, into: &mut Vec<String>) -> Result<()> {
 /// Of all files of a data set those to train on: of records those named for training, where any are; else what there is.
 fn training_files(files: &[String]) -> Vec<String> {
     let all: Vec<String> = files.iter().filter(|file| is_data(file) && !is_about(file)).cloned().collect();
-    let train: Vec<String> = all.iter().filter(|file| file.to_ascii_lowercase().contains("train")).cloned().collect();
+    // A word of its path: `constraints` is none.
+    let words = |file: &str| {
+        file.to_ascii_lowercase()
+            .split(|c: char| !c.is_ascii_alphabetic())
+            .any(|word| ["train", "training"].contains(&word))
+    };
+    let train: Vec<String> = all.iter().filter(|file| words(file)).cloned().collect();
     if train.is_empty() { all } else { train }
 }
 

@@ -3,6 +3,7 @@
 use super::{Prepared, Recipe};
 use crate::base::AdapterId;
 use crate::data::LoaderState;
+use crate::data::hash::hash;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::run::{Choice, build};
@@ -97,6 +98,9 @@ pub struct Content {
     /// Hash of the model that training began with, where it was not a fresh one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Hash of the model's configuration. Earlier versions did not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<String>,
 }
 
 impl Content {
@@ -107,6 +111,7 @@ impl Content {
             tokenizer: hex(prepared.tokenizer.content_hash()),
             tokens: hex(prepared.loader.checksum()),
             model: prepared.base.as_ref().map(|base| hex(base.hash)),
+            config: Some(hex(hash(prepared.config.to_json().as_bytes()))),
         }
     }
 }
@@ -164,6 +169,7 @@ impl About {
             () if now.model != self.content.model => "the model that training began with is",
             () if now.tokenizer != self.content.tokenizer => "the tokenizer is",
             () if now.tokens != self.content.tokens => "the data are",
+            () if self.content.config.is_some() && now.config != self.content.config => "the model's configuration is",
             () => return Ok(()),
         };
         Err(Error::Invalid(format!(

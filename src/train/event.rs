@@ -192,6 +192,8 @@ pub enum Event {
         seconds: f64,
         /// True if the run was asked to stop.
         interrupted: bool,
+        /// True if a checkpoint of it lies there, too, from which it can go on.
+        resumable: bool,
         /// Where adapters lie there: the model that they are of.
         #[serde(skip_serializing_if = "Option::is_none")]
         base: Option<String>,

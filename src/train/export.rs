@@ -103,7 +103,7 @@ impl TrainedRun {
                 return write_adapter(folder, lora, config, &base.name, &pages, &[]);
             }
             let files = base.tokenizer_files()?;
-            return base.checkpoint.write_trained(folder, &subject.layout, &pages, &borrowed(&files));
+            return base.checkpoint.write_trained(folder, &subject.layout, &pages, &borrowed(&files), false);
         }
         let (config, files) = if self.folder.join("config.json").is_file() {
             let run = Checkpoint::open(&self.folder)?;
@@ -115,7 +115,7 @@ impl TrainedRun {
             (prepared.config, files)
         };
         let layout = self.subject(&Llama::new(config.clone()), None)?.layout;
-        save_folder(folder, &config, &layout, &pages(snapshot, &layout)?, &borrowed(&files))
+        save_folder(folder, &config, &layout, &pages(snapshot, &layout)?, &borrowed(&files), false)
     }
 
     /// Refuses a base that is no longer what the run began with.

@@ -5,7 +5,7 @@
 //! was made, and written to once, before the first of them; and where the states are so large that the host has not the memory for a
 //! whole copy, for as much as the slots do not hold.
 
-use super::{CheckpointOptions, Neighbours, Trainer, World};
+use super::{Neighbours, Trainer, World};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Readback, Submission};
 use crate::store::snapshot::{Manifest, Part, SHARD_BYTES, Series, SnapshotWriter, StateSize, cut};
@@ -76,18 +76,17 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper of the states that a trainer's step writes, in a run's series; of which it lets `keep` stay, and the best. Where
+    /// A keeper of the states that a trainer's step writes, in a run's series; of which it lets the last `keep` stay, and the `best`. Where
     /// several `ranks` each keep their own, their threads talk by these: the first one's part gets its name once those of all
     /// others have theirs, and `copies` of them go to neighbours.
     pub fn new(
         gpu: &Gpu,
         trainer: &Trainer,
         series: Series,
-        options: &CheckpointOptions,
+        (keep, best): (usize, bool),
         ranks: World,
         copies: Option<Neighbours>,
     ) -> Keeper {
-        let CheckpointOptions { keep, best, .. } = *options;
         let sizes = trainer.kept_states();
         let bytes: u64 = sizes.iter().map(|s| s.bytes).sum();
         let slot_bytes = SLOT.min(bytes.max(4));

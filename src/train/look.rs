@@ -48,7 +48,7 @@ enum Seen {
     Nothing,
     /// This one, in these states.
     Model(Arc<dyn Declare>, States),
-    /// One that has no room on the first rank.
+    /// One that has no room on the first rank, or that cannot be looked at.
     TooLarge,
 }
 
@@ -72,6 +72,11 @@ impl Look {
         (!told).then(|| {
             "the whole model has no room in the first rank's host: there are no samples or tasks on the way".into()
         })
+    }
+
+    /// Nothing more is looked at, and what that took is given back.
+    pub(super) fn end(&mut self) {
+        (self.seen, self.scorer, self.sampler) = (Seen::TooLarge, None, None);
     }
 
     /// Takes the model as it is now: the trainer's own, or, where ranks have parts of it, the `whole` that was put together of

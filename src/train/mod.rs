@@ -21,6 +21,7 @@ mod plot;
 mod preferring;
 mod prepare;
 mod recipe;
+mod recipe_check;
 mod recipe_mesh;
 mod recipe_text;
 mod recovery;

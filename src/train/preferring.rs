@@ -36,6 +36,11 @@ impl Rewards {
         }))
     }
 
+    /// Whether all are numbers.
+    pub fn is_finite(&self) -> bool {
+        [self.chosen, self.rejected, self.margin, self.accuracy].iter().all(|x| x.is_finite())
+    }
+
     /// Their mean, each counting as much; none of none.
     pub(super) fn mean(of: impl IntoIterator<Item = Rewards>) -> Option<Rewards> {
         let (mut sum, mut count) = (Rewards::default(), 0.0);
@@ -193,11 +198,12 @@ impl Trainer {
         let (mut references, damaged) = References::open(folder, identity);
         damaged.into_iter().for_each(|text| observer.event(&Event::Note { text }));
         let loader = self.loader.loader().clone();
-        // One epoch has all pairs; of several sources each has its own.
-        let batches = recipe.steps * u64::from(recipe.accumulate);
-        let batches = if loader.counts().len() == 1 { batches.min(loader.batches_per_epoch()) } else { batches };
-        let (count, pairs) = (self.val_batches(recipe.val_sequences), recipe.batch as u64);
         let (mut batch, mut computed) = (loader.empty_batch(), 0);
+        // One epoch has all pairs; of several sources each has its own, and who fills a part of the batches gets others in the next.
+        let batches = recipe.steps * u64::from(recipe.accumulate);
+        let is_all = loader.counts().len() == 1 && batch.rows() == loader.options().batch;
+        let batches = if is_all { batches.min(loader.batches_per_epoch()) } else { batches };
+        let (count, pairs) = (self.val_batches(recipe.val_sequences), recipe.batch as u64);
         let (began, mut kept) = (Instant::now(), Instant::now());
         for index in 0..batches + count {
             if world.any(stop.load(Ordering::Relaxed))? {

@@ -1,7 +1,8 @@
 //! Where a run can be taken up, and what may be changed of it then.
 
-use super::log::RECIPE;
-use super::{About, Prepared, Recipe, Trainer, schedule};
+use super::folder::RunId;
+use super::log::{RECIPE, are_metrics, is_event_file};
+use super::{About, Prepared, Recipe, Trained, Trainer, schedule};
 use crate::base::read_given_text;
 use crate::error::{Error, Result};
 use crate::store::ADAPTER_CONFIG;
@@ -100,7 +101,7 @@ impl Resumption {
             let message = format!("holds no run that could be taken up: neither a checkpoint nor {RECIPE}");
             return Err(Error::file(folder, message));
         }
-        if holds_model(folder) {
+        if holds_model(folder) && !is_of_another_run(folder) {
             let message = format!(
                 "holds the model of a run, which kept no checkpoint to go on from; begin anew by {} with another --out, or over it \
                  with --force",
@@ -166,7 +167,8 @@ impl Resumption {
 }
 
 /// What of a run's folder is neither its checkpoints nor its model, beside files whose names begin with a dot.
-const BESIDE: [&str; 6] = [RECIPE, "metrics.jsonl", "metrics.csv", "checkpoints", "ranks", "job.sh"];
+const BESIDE: [&str; 4] = [RECIPE, "checkpoints", "ranks", "job.sh"];
+const METRICS_FILES: [&str; 2] = ["metrics.jsonl", "metrics.csv"];
 
 /// Why a run must not begin in a folder unless it is told to, with the ways on: what it would write over, or write among. Nothing
 /// of an empty folder, or of a run that came to neither a checkpoint nor a model.
@@ -198,8 +200,9 @@ pub fn occupied(folder: &Path) -> Option<String> {
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     let beside = |name: &String| {
-        let begins = [".", "events.out.tfevents.", "slurm-"].iter().any(|beginning| name.starts_with(beginning));
-        begins || name.ends_with(".tmp") || BESIDE.contains(&name.as_str())
+        let begins = [".", "slurm-"].iter().any(|beginning| name.starts_with(beginning));
+        let is_own = begins || name.ends_with(".tmp") || is_event_file(name) || BESIDE.contains(&name.as_str());
+        is_own || METRICS_FILES.contains(&name.as_str()) && are_metrics(folder, name)
     };
     let other = names.iter().find(|name| !beside(name))?;
     Some(format!(
@@ -212,6 +215,12 @@ pub fn occupied(folder: &Path) -> Option<String> {
 fn holds_model(folder: &Path) -> bool {
     let parts = ["model.safetensors", "config.json", "adapter_model.safetensors", ADAPTER_CONFIG];
     parts.iter().any(|name| folder.join(name).exists())
+}
+
+/// Whether the model in a folder says of itself that it is of another run than the last that was begun there, which wrote nothing yet.
+fn is_of_another_run(folder: &Path) -> bool {
+    let trained = Trained::read(folder).ok().flatten().and_then(|trained| trained.run);
+    trained.zip(RunId::read(folder)).is_some_and(|(of, now)| of != now)
 }
 
 #[cfg(test)]
@@ -250,7 +259,7 @@ mod tests {
             build: String::new(),
             adapter: AdapterId { name: String::new(), driver: String::new(), backend: String::new() },
             recipe,
-            content: Content { tokenizer: String::new(), tokens: String::new(), model: None },
+            content: Content { tokenizer: String::new(), tokens: String::new(), model: None, config: None },
             kernels: Vec::new(),
             progress: Progress::default(),
         };
@@ -280,6 +289,19 @@ mod tests {
             fs::write(folder.join(name), "").unwrap();
         }
         assert_eq!(occupied(&folder), None);
+        fs::write(folder.join("metrics.csv"), "step,loss,smoothed_loss\n1,2.0,\n").unwrap();
+        fs::write(folder.join("metrics.jsonl"), "{\"step\":1,\"wall\":1e9,\"loss\":2.0}\n").unwrap();
+        assert_eq!(occupied(&folder), None);
+        // Other programs' files are called so, too.
+        for (name, text) in [
+            ("metrics.csv", "epoch,step,train_loss\n"),
+            ("metrics.jsonl", "{\"train\": {\"loss\": 2.0}}\n"),
+            ("events.out.tfevents.1.host.7.0", ""),
+        ] {
+            fs::write(folder.join(name), text).unwrap();
+            said(&format!("{name}, which is no run's"));
+            fs::remove_file(folder.join(name)).unwrap();
+        }
         fs::write(folder.join("thesis.tex"), "").unwrap();
         said("thesis.tex, which is no run's");
         for name in ["model.safetensors", "adapter_model.safetensors", ADAPTER_CONFIG] {

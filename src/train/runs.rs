@@ -104,8 +104,10 @@ impl RunSummary {
         }))
     }
 
-    /// Keys of the recipes that are not the same in all runs, without those that every run has its own of.
+    /// Keys of the recipes that are not the same in all runs, without those that every run has its own of. Of a recipe that is damaged
+    /// it is not known in what it differs.
     pub fn differing(runs: &[RunSummary]) -> Vec<String> {
+        let runs: Vec<&RunSummary> = runs.iter().filter(|run| !run.recipe.is_empty()).collect();
         let mut keys: Vec<&String> = runs.iter().flat_map(|run| run.recipe.keys()).collect();
         keys.sort();
         keys.dedup();

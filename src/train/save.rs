@@ -1,5 +1,6 @@
 //! What a run leaves: the model as a Hugging Face folder, or its adapters in PEFT's form.
 
+use super::folder::RunId;
 use super::{About, Prepared, Recipe, Subject};
 use crate::base::read_text;
 use crate::error::{Error, Result};
@@ -20,6 +21,9 @@ pub struct Trained {
     pub step: u64,
     /// The run, as it stood when the model was written.
     pub about: About,
+    /// Which run that is, among all that were ever begun in the folder. Earlier versions did not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
 }
 
 impl Trained {
@@ -42,7 +46,7 @@ impl Trained {
 /// # Errors
 /// If the folder cannot be written.
 pub fn save(folder: &Path, recipe: &Recipe, prepared: &Prepared, subject: &Subject, pages: &[Vec<f32>]) -> Result<()> {
-    write(folder, recipe, prepared, (subject, pages), &[])
+    write(folder, recipe, prepared, (subject, pages), &[], false)
 }
 
 /// Writes what a run has trained to its folder, with what it is.
@@ -58,7 +62,10 @@ pub fn save_run(
 ) -> Result<()> {
     let text = serde_json::to_string(is).expect("plain data") + "\n";
     let more = [FolderFile { name: TRAINED, content: text.as_bytes() }];
-    write(&recipe.out, recipe, prepared, (subject, pages), &more)
+    // What lies beside a model of the same data and beginnings was put there for this one.
+    let before = Trained::read(&recipe.out).ok().flatten();
+    let replaces = before.is_none_or(|before| before.about.content != is.about.content);
+    write(&recipe.out, recipe, prepared, (subject, pages), &more, replaces)
 }
 
 fn write(
@@ -67,6 +74,7 @@ fn write(
     prepared: &Prepared,
     (subject, pages): (&Subject, &[Vec<f32>]),
     more: &[FolderFile],
+    replaces: bool,
 ) -> Result<()> {
     if let (Some(lora), Some(config), Some(base)) = (subject.lora(), &recipe.lora, &prepared.base) {
         return write_adapter(folder, lora, config, &base.name, pages, more);
@@ -75,7 +83,7 @@ fn write(
     let files = files.iter().map(|(name, content)| FolderFile { name, content });
     let files: Vec<FolderFile> = files.chain(more.iter().copied()).collect();
     match &prepared.base {
-        Some(base) => base.checkpoint.write_trained(folder, &subject.layout, pages, &files),
-        None => save_folder(folder, &prepared.config, &subject.layout, pages, &files),
+        Some(base) => base.checkpoint.write_trained(folder, &subject.layout, pages, &files, replaces),
+        None => save_folder(folder, &prepared.config, &subject.layout, pages, &files, replaces),
     }
 }

@@ -9,8 +9,8 @@ use super::log::RunLog;
 use super::look::Look;
 use super::pace::Speed;
 use super::{
-    About, Event, Neighbours, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Trainer, Verdict, World,
-    flops_per_token,
+    About, Event, Neighbours, Observer, OnDivergence, Pace, Prepared, Recipe, StepResult, Subject, Trainer, Verdict,
+    World, flops_per_token,
 };
 use crate::data::hash::hash as hash_of;
 use crate::error::{Error, Result};
@@ -122,11 +122,11 @@ impl<'a> Session<'a> {
         copies.iter().for_each(|copies| copies.forget_after(step));
         trainer.notes.extend(lock.iter().filter_map(|lock| lock.note.clone()));
         let series = Series::below(&recipe.out);
-        let options = &recipe.checkpoint;
+        let stay = (recipe.checkpoint.keep, recipe.keeps_best());
         let writers = if trainer.writers() > 1 { world.again()? } else { World::alone() };
         let writes = world.is_first() || writers.size() > 1;
         let keeper = recipe.checkpoint_interval().filter(|_| writes);
-        let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), options, writers, copies.clone()));
+        let keeper = keeper.map(|_| Keeper::new(gpu, trainer, series.clone(), stay, writers, copies.clone()));
         let flops = flops_per_token(&prepared.config, recipe);
         Ok(Session {
             about: About::new(gpu, recipe, prepared, &trainer.kernels),
@@ -358,9 +358,8 @@ impl<'a> Session<'a> {
         if self.is_compared(step) {
             self.compare(false).await?;
         }
-        // The best is there in the end, however slow the disk: where it stays, and where the run may go back to it.
-        let stays = self.recipe.checkpoint.best || self.recipe.patience > 0;
-        let is_wanted = is_best && stays && self.recipe.checkpoint_interval().is_some();
+        // The best is there in the end, however slow the disk.
+        let is_wanted = is_best && self.recipe.keeps_best() && self.recipe.checkpoint_interval().is_some();
         if self.is_kept(step) || is_wanted {
             let is_busy = self.keeper.as_ref().is_some_and(Keeper::is_busy) && !is_wanted;
             // Parts of several ranks are one checkpoint.
@@ -434,6 +433,7 @@ impl<'a> Session<'a> {
                 ("a tokenizer", hash(&content.tokenizer)),
                 ("data", hash(&content.tokens)),
                 ("a model to begin with", hash(content.model.as_deref().unwrap_or_default())),
+                ("a model's configuration", hash(content.config.as_deref().unwrap_or_default())),
                 ("a step to go on from", self.done()),
             ])?;
         }
@@ -453,6 +453,18 @@ impl<'a> Session<'a> {
         if !self.world.is_first() {
             return Ok(());
         }
+        // What is only looked at ends no run.
+        match self.show(whole).await {
+            Err(error @ (Error::Memory { .. } | Error::File { .. } | Error::Invalid(_))) => {
+                self.look.end();
+                self.note(format!("there are no samples or tasks from here on: {error}"));
+                Ok(())
+            }
+            shown => shown,
+        }
+    }
+
+    async fn show(&mut self, whole: Option<(Subject, Vec<Vec<f32>>)>) -> Result<()> {
         let (step, tokenizer) = (self.done(), &self.prepared.tokenizer);
         let base = self.prepared.base.as_deref();
         if let Some(text) = self.look.see(self.gpu, self.trainer, whole, base).await? {

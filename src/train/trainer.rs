@@ -143,6 +143,7 @@ impl Trainer {
             let message = format!("the mesh {mesh} has {ranks} ranks, and {has} were started; make them as many");
             return Err(Error::Invalid(message));
         }
+        let gpu = &gpu.within(world.least(gpu.limits())?);
         let model = Llama::new(prepared.config.clone());
         let base = prepared.base.as_deref();
         let (axes, rank) = (Axes::of(world, recipe.mesh)?, world.rank());
@@ -169,6 +170,7 @@ impl Trainer {
         }
         let mut shorter = planned?;
         let Plans { train: plan, apply, eval: eval_plan, fit } = shorter.pop().expect("rows have a length");
+        compare::plans([Some(&plan), apply.as_ref(), Some(&eval_plan)], recipe.mesh, world)?;
         fit.as_ref().map_or(Ok(()), Fit::check)?;
         let mut states = States::new(gpu);
         let own = device_bytes([&plan, &eval_plan].into_iter().chain(&apply), &|_| false);

@@ -1,6 +1,7 @@
 //! The ranks that a run is shared by, of which this is one. All of them go through the same steps and take the same decisions;
 //! what only one of them can know, the first says to all.
 
+use crate::base::Limits;
 use crate::comm::Communicator;
 use crate::error::{Error, Result};
 use serde::Serialize;
@@ -145,6 +146,22 @@ impl World {
                 .map_err(|e| Error::Rank(format!("what rank {rank} found cannot be read: {e}")))?
                 .map_err(Error::Told),
         }
+    }
+
+    /// The least of what all have of memory, and of what pages of parameters are cut by: what ranks exchange, and when, follows from
+    /// plans, which are made by these.
+    ///
+    /// # Errors
+    /// As [`World::gather`].
+    pub fn least(&self, limits: &Limits) -> Result<Limits> {
+        let least = |mine: u64| Ok::<_, Error>(self.gather(mine)?.into_iter().min().unwrap_or(mine));
+        let memory = least(limits.memory_bytes.unwrap_or(u64::MAX))?;
+        Ok(Limits {
+            memory_bytes: Some(memory).filter(|&bytes| bytes < u64::MAX),
+            max_buffer_bytes: least(limits.max_buffer_bytes)?,
+            max_binding_bytes: least(limits.max_binding_bytes)?,
+            ..limits.clone()
+        })
     }
 
     /// Refuses what differs from rank to rank and may not; each has a name, and a hash of what is there.

@@ -142,6 +142,11 @@ fn adapters_that_do_not_fit_are_refused() {
     for (from, to, part) in [
         ("\"LORA\"", "\"IA3\"", "says peft_type \"IA3\"; only \"LORA\" is known"),
         ("\"none\"", "\"all\"", "says bias \"all\": trained biases are not known here"),
+        (
+            "weights\": true",
+            "weights\": \"pissa\"",
+            "says init_lora_weights \"pissa\", by which the model itself is another",
+        ),
         ("\"use_dora\": false", "\"use_dora\": true", "lacks base_model.model."),
         ("\"modules_to_save\": null", "\"modules_to_save\": [\"lm_head\"]", "sets modules_to_save"),
     ] {

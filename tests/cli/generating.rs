@@ -211,6 +211,13 @@ fn a_batch_keeps_its_order_and_names_the_lines_that_fail() {
         assert!(said.lines().count() == 1 && said.contains(part), "{said}");
     }
     assert_eq!(fs::read(place.path("in.jsonl")).unwrap(), before);
+    // Hours of results are not written over by chance.
+    let again = "generate --model m --batch-file in.jsonl --out out.jsonl";
+    let said = stderr(&place.danlu(again).assert().code(1));
+    assert!(said.contains("out.jsonl: is there already"), "{said}");
+    assert_eq!(json(&fs::read_to_string(place.path("out.jsonl")).unwrap()), results);
+    place.danlu(&format!("{again} --force")).assert().code(1);
+    assert_eq!(json(&fs::read_to_string(place.path("out.jsonl")).unwrap()), results);
     let wrong = r#"{"prompt": "A", "stop": 3}"#;
     let said = stderr(&place.danlu("generate --model m --batch-file -").write_stdin(wrong).assert().code(1));
     let part = "standard input, line 1: \"stop\" is 3; it should be a text or a list of texts";

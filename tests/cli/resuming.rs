@@ -315,6 +315,13 @@ fn patience_ends_a_run_with_its_best_model() {
     assert!(best.ends_with("step-2") && last.ends_with("step-8"), "{kept:?}");
     let is_said = |step: u64| said.contains(&format!("the checkpoint of step {step} is left out"));
     assert!(kept.len() == 3 || kept.len() == 2 && [4, 6].into_iter().all(is_said), "{kept:?}: {said}");
+    // It stays also where the recipe lets the best go.
+    place.write(
+        "p.toml",
+        "lr = 1e-30\neval_every = 2\npatience = 3\nweight_decay = 0.0\n[checkpoint]\nbest = false\nkeep = 1\n",
+    );
+    let said = stderr(&place.train("--recipe p.toml --steps 40 --out p").assert().success());
+    assert!(said.contains("the model that is written is that of step 2"), "{said}");
     // The best stays where nothing but its loss asks for it.
     place.write("all.toml", "lr = 1e-30\neval_every = 2\nweight_decay = 0.0\n");
     place.train("--recipe all.toml --steps 12 --out b --checkpoint-every 5 --quiet").assert().success();

@@ -78,13 +78,17 @@ impl Results {
 /// Tries a place before anything is computed for it; leaves it as it is.
 ///
 /// # Errors
-/// If it cannot be written, or is what the batch is read from.
-pub(super) fn check(out: &Path, input: &Path) -> Result<()> {
+/// If it cannot be written, is what the batch is read from, or holds something that was not to be written over.
+pub(super) fn check(out: &Path, input: &Path, force: bool) -> Result<()> {
     if out.canonicalize().is_ok_and(|out| input.canonicalize().is_ok_and(|input| out == input)) {
         return Err(Error::Invalid(format!(
             "--out {} is the batch file itself, which it would overwrite; choose another",
             out.display()
         )));
+    }
+    // A pipe or a device holds nothing.
+    if !force && out.metadata().is_ok_and(|is| is.is_file() && is.len() > 0) {
+        return Err(Error::file(out, "is there already; give another name, or --force to overwrite it"));
     }
     try_file(out)
 }
@@ -117,14 +121,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (input, out) = (folder.path().join("in"), folder.path().join("out"));
         fs::write(&input, "x").unwrap();
-        check(&out, &input).unwrap();
+        check(&out, &input, false).unwrap();
         assert!(!out.exists());
+        fs::write(&out, "").unwrap();
+        check(&out, &input, false).unwrap();
         fs::write(&out, "kept").unwrap();
-        check(&out, &input).unwrap();
+        let said = check(&out, &input, false).unwrap_err().to_string();
+        assert!(said.contains("is there already") && said.contains("--force"), "{said}");
+        check(&out, &input, true).unwrap();
         assert_eq!(fs::read_to_string(&out).unwrap(), "kept");
-        let said = check(&input, &input).unwrap_err().to_string();
+        let said = check(&input, &input, true).unwrap_err().to_string();
         assert!(said.contains("is the batch file itself"), "{said}");
-        let said = check(&folder.path().join("gone/out"), &input).unwrap_err().to_string();
+        let said = check(&folder.path().join("gone/out"), &input, false).unwrap_err().to_string();
         assert!(said.contains("cannot write"), "{said}");
     }
 }

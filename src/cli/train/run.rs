@@ -84,8 +84,9 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         return Ok(0);
     }
     notes.extend(schedule(&recipe).doubt());
+    let asked = Arc::new(AtomicBool::new(false));
     let own = process.map(|process| process.log(&recipe.out)).transpose()?.flatten();
-    let mut observer = own.unwrap_or_else(|| observer(args.log_format, args.quiet, &recipe));
+    let mut observer = own.unwrap_or_else(|| observer(args.log_format, args.quiet, &recipe, asked.clone()));
     notes.into_iter().for_each(|text| observer.event(&Event::Note { text }));
     // What can be refused early is: before the data is read, and before anything is computed.
     Tasks::read(&recipe)?;
@@ -105,7 +106,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         1 => vec![wanted],
         _ => wanted.spread(&list().await, ranks, args.ranks.share_adapter)?.into_iter().map(Selector::Number).collect(),
     };
-    let gpu = Gpu::open(&adapters[place]).await?;
+    let gpu = open(&adapters, place).await?;
     keep_pipelines(&gpu, observer.as_mut());
     if base.is_none() {
         // How large the vocabulary will be is not known yet: what does not fit with the smallest never will.
@@ -128,7 +129,7 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
         refused.store(fitting.is_err(), Ordering::Relaxed);
         fitting
     })?;
-    let stop = Stop::listen()?;
+    let stop = Stop::listen(asked)?;
     let patience = args.ranks.patience().work;
     let run = Run { args, recipe, resumption, prepared, stop };
     if let Some(process) = process {
@@ -144,11 +145,19 @@ async fn run_among(args: TrainArgs, kind: Kind, process: Option<&Process>) -> Re
             Some(mine) => mine,
             None => {
                 let log: Box<dyn Observer + Send> = Box::new(RankLog::open(&run.recipe.out, world.rank())?);
-                (pollster::block_on(Gpu::open(&adapters[world.rank()]))?, log)
+                (pollster::block_on(open(&adapters, world.rank()))?, log)
             }
         };
         pollster::block_on(run.rank(&gpu, &world, observer.as_mut()))
     })
+}
+
+/// The adapter of one of the ranks of this machine. Those that have the same one share its memory.
+async fn open(adapters: &[Selector], place: usize) -> Result<Gpu> {
+    let gpu = Gpu::open(&adapters[place]).await?;
+    let sharers = adapters.iter().filter(|adapter| **adapter == adapters[place]).count() as u64;
+    let limits = gpu.limits();
+    Ok(gpu.within(Limits { memory_bytes: limits.memory_bytes.map(|all| all / sharers), ..limits.clone() }))
 }
 
 /// What all ranks of a run work on.

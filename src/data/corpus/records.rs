@@ -88,7 +88,7 @@ fn parse(bytes: &[u8]) -> Result<Json, (u64, String)> {
 pub(super) enum Layout {
     /// One a line.
     Lines,
-    /// The elements of one array.
+    /// The elements of one array; or one a line, where it begins with an object.
     Array,
 }
 
@@ -121,18 +121,32 @@ impl Packed {
 
 /// How the records of a file stand, by its name: nothing for text.
 pub(super) fn layout(path: &Path) -> Option<(Layout, Packed)> {
-    let name = path.file_name()?.to_str()?;
+    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
     let (name, packed) = match name.rsplit_once('.')? {
         (inner, "gz" | "gzip") => (inner, Packed::Gzip),
         (inner, "zst" | "zstd") => (inner, Packed::Zstd),
         (_, "parquet") => return Some((Layout::Lines, Packed::Columns)),
-        _ => (name, Packed::Plainly),
+        _ => (&*name, Packed::Plainly),
     };
     match name.rsplit_once('.')?.1 {
         "jsonl" | "ndjson" => Some((Layout::Lines, packed)),
         "json" => Some((Layout::Array, packed)),
         _ => None,
     }
+}
+
+/// Whether a `.json` file holds records: folders of data hold others as well, about the data. An array is taken for some whatever is in it.
+pub(super) fn are_records(path: &Path) -> Result<bool> {
+    let mut cutter = match Reader::open(&path.into(), Layout::Array, Packed::Plainly)? {
+        Reader::Text { cutter, .. } => cutter,
+        Reader::Table { .. } => return Ok(true),
+    };
+    cutter.skip_mark()?;
+    if cutter.peek()? == Some(b'[') {
+        return Ok(true);
+    }
+    let first = cutter.next().ok().flatten().and_then(|(_, bytes)| parse(&bytes).ok());
+    Ok(first.is_some_and(|json| Form::of(&json).is_ok()))
 }
 
 /// Counts what is read of a file.
@@ -233,6 +247,9 @@ impl<R: BufRead> Cutter<R> {
         if self.state == State::Start {
             self.skip_mark()?;
         }
+        if self.state == State::Start && self.peek()? == Some(b'{') {
+            (self.layout, self.state) = (Layout::Lines, State::Element);
+        }
         match self.layout {
             Layout::Lines => self.next_line(),
             Layout::Array => self.next_element(),
@@ -309,7 +326,7 @@ impl<R: BufRead> Cutter<R> {
             let complain = |what: &str| Err(at(&self.path, line, what));
             match (self.state, next) {
                 (State::Start, Some(b'[')) => self.state = State::First,
-                (State::Start, _) => return complain("is no JSON array; objects one a line belong in a .jsonl file"),
+                (State::Start, _) => return complain("is no JSON array, nor objects one a line"),
                 (State::First, Some(b']')) | (State::Comma, Some(b']')) => self.state = State::End,
                 (State::Comma, Some(b',')) => self.state = State::Element,
                 (State::End, None) => return Ok(None),

@@ -139,6 +139,28 @@ fn a_folder_is_read_in_the_order_of_paths() {
     assert_eq!(documents(&Corpus::open(dir.path()).unwrap()), ["first", "second", "é \n", "third"]);
 }
 
+/// As they come from hubs: records one a line under the name of JSON, names in capitals, and what is about the data and none of it.
+#[test]
+fn folders_of_hubs_are_read_for_their_data() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in [
+        ("a.json", "{\"text\": \"one\"}\n{\"text\": \"two\"}\n"),
+        ("b.json", "{\n \"splits\": {\"train\": 2}\n}\n"),
+        ("c.json", "{\"splits\": {\"train\": 2}}\n"),
+        ("D.JSONL", "{\"text\": \"three\"}\n"),
+        ("E.TXT", "four"),
+        ("README.md", "---\nlicense: mit\n---\nWhat these data are.\n"),
+    ] {
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    let mut all = documents(&Corpus::open(dir.path()).unwrap());
+    all.sort();
+    assert_eq!(all, ["four", "one", "three", "two"]);
+    // Somebody's own text may be called so.
+    fs::write(dir.path().join("README.md"), "five").unwrap();
+    assert!(documents(&Corpus::open(dir.path()).unwrap()).contains(&"five".to_string()));
+}
+
 #[test]
 fn long_documents_come_in_pieces_that_join_to_the_whole() {
     for unit in ["A line of text\n", "no end of line ", "火", "x", "a\n\n"] {
@@ -194,7 +216,8 @@ fn bad_examples_name_file_line_and_reason() {
         ("h.json", format!("[{good}\n{good}]"), "h.json:2: has no comma between two elements of its array".into()),
         ("i.json", format!("[{good},\n{{\"output\": "), "i.json:2: ends within an element of its array; the file is cut short".into()),
         ("j.json", format!("[{good}] x"), "j.json:1: goes on after the end of its array".into()),
-        ("k.json", good.to_string(), "k.json:1: is no JSON array; objects one a line belong in a .jsonl file".into()),
+        ("k.json", "7".into(), "k.json:1: is no JSON array, nor objects one a line".into()),
+        ("k.json", format!("{good}\n[{good}]"), "k.json:2: is a list and no object with fields".into()),
         ("l.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}".into(),
             "l.jsonl:1: holds no answer: no message is the assistant's".into()),
         ("m.jsonl", "{\"messages\": [{\"role\": \"user\"}]}".into(),

@@ -196,19 +196,64 @@ fn examples(batch: usize, lengths: usize) -> Loader {
 }
 
 fn examples_of(options: LoaderOptions) -> Loader {
-    let dir = tempfile::tempdir().unwrap();
     let line = |i: usize| {
         let answer =
             ["ab", "abcdefghijklmnopqrst", "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz"][i * i % 7 % 3];
         format!("{{\"prompt\": \"{i:03}\", \"completion\": \"{answer}\"}}\n")
     };
-    std::fs::write(dir.path().join("d.jsonl"), (0..300).map(line).collect::<String>()).unwrap();
+    let shard = shard_of(&(0..300).map(line).collect::<String>());
+    let source = LoaderSource { shard, layout: RowLayout::Padded(Default::default()), weight: 1.0 };
+    Loader::mixed(vec![source], options).unwrap()
+}
+
+/// Examples, a token a byte.
+fn shard_of(lines: &str) -> Arc<Shard> {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("d.jsonl"), lines).unwrap();
     let corpus = Corpus::open(dir.path().join("d.jsonl")).unwrap();
     let tokenizer = Tokenizer::train(["x"].into_iter(), 257).unwrap();
     let encoder = Encoder::new(&tokenizer, &corpus, LossOn::Assistant).unwrap();
-    let shard = Arc::new(Shard::build(dir.path().join("s"), &corpus, &encoder, &mut |_, _| {}).unwrap());
-    let source = LoaderSource { shard, layout: RowLayout::Padded(Default::default()), weight: 1.0 };
-    Loader::mixed(vec![source], options).unwrap()
+    Arc::new(Shard::build(dir.path().join("s"), &corpus, &encoder, &mut |_, _| {}).unwrap())
+}
+
+/// Of several sources, too, rows 2n and 2n + 1 of a batch are the better and the worse answer to one prompt, held out or not; with other
+/// examples pairs are not mixed.
+#[test]
+fn pairs_of_several_sources_stay_together() {
+    let pairs = |name: char| {
+        let line = |i: usize| format!("{{\"prompt\": \"{name}{i:02}\", \"chosen\": \"yes\", \"rejected\": \"no\"}}\n");
+        shard_of(&(0..40).map(line).collect::<String>())
+    };
+    let source = |shard, layout, weight| LoaderSource { shard, layout, weight };
+    let sources =
+        [('a', 0.5), ('b', 0.3), ('c', 0.2)].map(|(name, weight)| source(pairs(name), RowLayout::Pairs, weight));
+    let options = LoaderOptions { batch: 6, seq: 16, val_fraction: 0.2, lengths: 2, ..Default::default() };
+    let loader = Loader::mixed(sources.to_vec(), options.clone()).unwrap();
+    let mut batch = loader.empty_batch();
+    let mut seen = HashSet::new();
+    let mut check = |batch: &Batch| {
+        let rows: Vec<_> = batch.tokens.chunks(batch.seq).zip(batch.targets.chunks(batch.seq)).collect();
+        for two in rows.chunks(2) {
+            let [better, worse] = [two[0], two[1]]
+                .map(|(tokens, targets)| (&tokens[..3], targets.iter().filter(|&&t| t != IGNORE).count()));
+            // One more that is longer by a letter.
+            assert!(better.0 == worse.0 && better.1 == worse.1 + 1, "{better:?}, {worse:?}");
+            seen.insert(better.0[0]);
+        }
+    };
+    for step in 0..30 {
+        loader.batch(step, &mut batch).unwrap();
+        check(&batch);
+    }
+    for index in 0..4 {
+        loader.val_batch(index, 4, &mut batch).unwrap();
+        check(&batch);
+    }
+    assert_eq!(seen.len(), 3, "all sources");
+    let other =
+        source(shard_of("{\"prompt\": \"a\", \"completion\": \"b\"}\n"), RowLayout::Padded(Default::default()), 1.0);
+    let error = Loader::mixed(vec![sources[0].clone(), other], options).unwrap_err().to_string();
+    assert_eq!(error, "preference pairs and other examples do not go into one batch");
 }
 
 /// What the rows of some batches predict, sorted, and how many tokens they are.

@@ -91,6 +91,35 @@ fn save(tokenizer: &Tokenizer, folder: &std::path::Path, length: usize) {
     }
 }
 
+/// What tokenizer_config.json says of tokens around a text stands over tokenizer.json, as in `transformers` 5: what it does not name
+/// is not added.
+#[test]
+fn tokens_around_a_text_are_those_that_the_configuration_names() {
+    let dir = tempfile::tempdir().unwrap();
+    save(&trained(), dir.path(), 256);
+    let file = dir.path().join("tokenizer_config.json");
+    let said: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let plain = Tokenizer::open(dir.path()).unwrap();
+    let text = plain.encode("one").unwrap();
+    for (keys, before, after) in [
+        (json!({}), true, false),
+        (json!({"add_bos_token": true}), true, false),
+        (json!({"add_bos_token": false}), false, false),
+        (json!({"add_eos_token": true}), false, true),
+        (json!({"add_bos_token": true, "add_eos_token": true}), true, true),
+        (json!({"add_bos_token": true, "bos_token": null}), false, false),
+    ] {
+        let mut config = said.clone();
+        config.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        std::fs::write(&file, config.to_string()).unwrap();
+        let tokenizer = Tokenizer::open(dir.path()).unwrap();
+        let around = |is: bool| if is { vec![0] } else { vec![] };
+        let expected = [around(before), text.clone(), around(after)].concat();
+        assert_eq!(tokenizer.inner.encode("one", true).unwrap().get_ids(), expected, "{keys}");
+        assert_eq!((tokenizer.adds_bos, tokenizer.adds_eos), (before, after), "{keys}");
+    }
+}
+
 #[test]
 fn saved_files_open_again_and_are_what_transformers_reads() {
     let dir = tempfile::tempdir().unwrap();

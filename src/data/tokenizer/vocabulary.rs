@@ -13,11 +13,10 @@ use tokenizers::normalizers::prepend::Prepend;
 use tokenizers::normalizers::replace::Replace;
 use tokenizers::normalizers::utils::Sequence as Normalizers;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
-use super::Tokenizer;
 use super::pre::Pre;
+use super::{Tokenizer, around_text};
 use crate::error::{Error, Result};
 use crate::store::gguf::token_type::{CONTROL, UNKNOWN, USER_DEFINED};
 
@@ -256,18 +255,8 @@ fn assemble(v: &Vocabulary, pre: Option<&Pre>, merges: Merges) -> tokenizers::Re
     inner.add_tokens(v.added())?;
     let adds_bos = v.add_bos.unwrap_or(pre.is_none_or(|pre| pre.adds_bos));
     let around = [(adds_bos, v.bos), (v.add_eos.unwrap_or(false), v.eos)].map(|(adds, id)| id.filter(|_| adds));
-    if around.iter().any(Option::is_some) {
-        let named: HashMap<u32, String> =
-            around.iter().flatten().map(|&id| (id, v.tokens[id as usize].clone())).collect();
-        let place = |id: Option<u32>| id.map(|id| json!({"SpecialToken": {"id": named[&id], "type_id": 0}}));
-        let text = Some(json!({"Sequence": {"id": "A", "type_id": 0}}));
-        let single: Vec<Value> = [place(around[0]), text, place(around[1])].into_iter().flatten().collect();
-        let tokens: Map<String, Value> =
-            named.iter().map(|(id, name)| (name.clone(), json!({"id": name, "ids": [id], "tokens": [name]}))).collect();
-        // By way of its JSON: the builder parses its templates, and a token's name may look like part of one.
-        let template =
-            json!({"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens});
-        inner.with_post_processor(Some(serde_json::from_value::<TemplateProcessing>(template)?));
+    if let around @ Some(_) = around_text(&inner, around)? {
+        inner.with_post_processor(around);
     }
     Ok(Tokenizer { eot: v.eot, ..Tokenizer::finish(inner, v.config())? })
 }

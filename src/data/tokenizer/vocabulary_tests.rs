@@ -124,6 +124,22 @@ fn special_tokens_that_strip_take_the_line_end() {
     assert_eq!(strip(false), ["<|end|>", "Ċ", "the"]);
 }
 
+/// Bytes that are tokens are decoded by the run: after a prompt of characters of three bytes each, which no number of tokens to look back
+/// on divides, what follows is whole.
+#[test]
+fn bytes_after_a_prompt_of_bytes_are_whole() {
+    let tokenizer = Tokenizer::from_vocabulary(small_pieces()).unwrap();
+    let (prompt, more) = ("မြန်မာနိုင်ငံ", "သည်");
+    let (ids, all) = (tokenizer.encode(prompt).unwrap(), tokenizer.encode(&format!("{prompt}{more}")).unwrap());
+    assert!(all.len() == ids.len() + 9 && all.starts_with(&ids), "a token a byte");
+    for skipped in 0..3 {
+        let mut stream = crate::data::StreamDecoder::new(&tokenizer, &ids[skipped * 3..]);
+        let pieces = all[ids.len()..].iter().map(|&id| stream.push(id).unwrap());
+        let text: String = pieces.collect();
+        assert_eq!(text + &stream.finish().unwrap(), more);
+    }
+}
+
 #[test]
 fn what_is_no_vocabulary_is_refused_with_a_sentence() {
     let (pieces, bytes) = (small_pieces, small_bytes);

@@ -42,7 +42,7 @@ fn turns_without_questions_are_not_torn_apart() {
 fn an_answer_begins_with_a_word() {
     let mut heard = Vec::new();
     let mut receive = |text: &str| {
-        heard.push(text.to_string());
+        heard.extend(Some(text.to_string()).filter(|text| !text.is_empty()));
         text != "stop"
     };
     let mut speech = Speech { text: String::new(), receive: &mut receive };

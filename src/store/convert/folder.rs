@@ -1,13 +1,13 @@
 //! A checkpoint of any format as a Hugging Face folder: weights in one file or in several, with what a folder says beside
 //! them kept whole.
 
-use super::super::shards::{INDEX, WEIGHTS, cut, index, listed, shard_name};
+use super::super::shards::{INDEX, cut, index, shard_name};
 use super::{Converted, check, count, most};
 use crate::base::DType;
 use crate::error::{Error, Result};
 use crate::model::{MOST_CONFIG, config_text};
-use crate::store::atomic::{Made, Staged, commit_all, create_folder, sweep};
-use crate::store::folder::FolderFile;
+use crate::store::atomic::{Made, Staged, create_folder, sweep};
+use crate::store::folder::{FolderFile, GENERATION, replace};
 use crate::store::header::header;
 use crate::store::layout::{Target, targets};
 use crate::store::weights::Weight;
@@ -15,13 +15,12 @@ use crate::store::{Checkpoint, Origin};
 use serde_json::Value;
 use std::path::Path;
 
-const GENERATION: &str = "generation_config.json";
-
 impl Checkpoint {
     /// Writes a Hugging Face folder. Tensors get `dtype`: f32, f16 or bf16. Without one, matrices that have one of these
     /// keep it, quantised ones become f32, and vectors that lose nothing by it are as narrow as the matrices. Where they
     /// are more than `shard_bytes`, they lie in several files of at most that many (but a larger tensor in one of its
-    /// own). A folder's generation_config.json is kept as it is; `files` are those of the tokenizer.
+    /// own). A folder's generation_config.json is kept as it is; `files` are those of the tokenizer. What a model that lies there
+    /// already has beside them goes.
     ///
     /// # Errors
     /// As [`Checkpoint::write_gguf`].
@@ -42,7 +41,6 @@ impl Checkpoint {
         let targets = self.folder_targets(&weights, dtype);
         let made = Made::folder(folder)?;
         sweep(folder, &|name| [".safetensors", ".json", ".jinja"].iter().any(|ending| name.ends_with(ending)));
-        let stale = weights_of(folder);
         let (mut staged, names, bytes) = stage_weights(folder, &targets, &weights, shard_bytes)?;
         let mut stage = |name: &str, content: &[u8]| -> Result<()> {
             let path = folder.join(name);
@@ -57,12 +55,8 @@ impl Checkpoint {
             stage(GENERATION, generation.as_bytes())?;
         }
         stage("config.json", self.config_json(most(&targets))?.as_bytes())?;
-        commit_all(staged)?;
+        replace(folder, staged)?;
         made.keep();
-        // Weights of the model that stood here before would be taken for this one's.
-        for file in stale.into_iter().filter(|file| !names.contains(file)).map(|file| folder.join(file)) {
-            std::fs::remove_file(&file).map_err(|e| Error::io("remove", &file, e))?;
-        }
         let files = names.iter().filter(|name| *name != INDEX).count();
         Ok(Converted { bytes, files, dtypes: count(&targets), lost: Vec::new() })
     }
@@ -143,11 +137,4 @@ fn stage_weights(
         names.push(INDEX.into());
     }
     Ok((staged, names, bytes))
-}
-
-/// Files of weights that a folder holds.
-fn weights_of(folder: &Path) -> Vec<String> {
-    let listed = listed(&folder.join(INDEX)).unwrap_or_default();
-    let all = listed.into_iter().chain([WEIGHTS.into(), INDEX.into()]);
-    all.filter(|file| folder.join(file).is_file()).collect()
 }

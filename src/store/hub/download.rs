@@ -78,16 +78,25 @@ impl Download<'_> {
     }
 
     fn file(&self, a: &Announced, before: u64, total: u64, report: &mut HubReport) -> Result<(), Refusal> {
+        let disk = |e| Refusal::disk(a.file, a.bytes, e);
         let blob = Cache::new(self.hub.cache.clone()).repo(self.name.repo_at(self.commit)).blob_path(&a.etag);
+        let _lock = lock(a, &blob, report)?;
+        // Another process may have brought it meanwhile, or another commit have had the same.
+        if self.snapshot.join(a.file).is_file() {
+            return Ok(());
+        }
+        if blob.is_file() && check(&blob, a).is_ok() {
+            return self.place(a, &blob).map_err(disk);
+        }
         let part = blob.with_extension("part");
         if fs::metadata(&part).is_ok_and(|m| m.is_file() && m.len() >= a.bytes) {
             // Asked for the bytes after the last, no server gives any.
-            fs::remove_file(&part).map_err(|e| Refusal::disk(a.file, a.bytes, e))?;
+            fs::remove_file(&part).map_err(disk)?;
         }
         for attempt in 0..2 {
             self.transfer(a, &blob, before, total, report)?;
             match check(&blob, a) {
-                Ok(()) => return self.place(a, &blob).map_err(|e| Refusal::disk(a.file, a.bytes, e)),
+                Ok(()) => return self.place(a, &blob).map_err(disk),
                 Err(refusal) => {
                     // Nothing that is not what was announced stays where others would trust it.
                     let _ = fs::remove_file(&blob);
@@ -130,14 +139,6 @@ impl Download<'_> {
     /// Asks for what is missing of a file, writes it behind what is there, and gives the whole its name.
     fn request(&self, a: &Announced, blob: &Path, part: &Path, watch: &mut dyn FnMut(u64)) -> Result<(), Refusal> {
         let disk = |e| Refusal::disk(a.file, a.bytes, e);
-        fs::create_dir_all(blob.parent().unwrap_or(Path::new("."))).map_err(disk)?;
-        // Whoever uses hf-hub on this cache holds the same lock.
-        let lock = File::create(blob.with_extension("lock")).map_err(disk)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Refusal::Locked { file: a.file.into() }),
-            Err(TryLockError::Error(error)) => return Err(disk(error)),
-        }
         let mut out = File::options().create(true).append(true).open(part).map_err(disk)?;
         let mut done = out.metadata().map_err(disk)?.len();
         let mut request = self.agent.get(self.repo.url(a.file)).header("Range", format!("bytes={done}-"));
@@ -213,6 +214,23 @@ fn link(target: &Path, pointer: &Path) -> io::Result<()> {
 #[cfg(windows)]
 fn link(target: &Path, pointer: &Path) -> io::Result<()> {
     std::os::windows::fs::symlink_file(target, pointer)
+}
+
+/// Keeps other processes from the file while it is held; where one has it, such as another rank of the same run, waits for that.
+fn lock(a: &Announced, blob: &Path, report: &mut HubReport) -> Result<File, Refusal> {
+    let disk = |e| Refusal::disk(a.file, a.bytes, e);
+    fs::create_dir_all(blob.parent().unwrap_or(Path::new("."))).map_err(disk)?;
+    // Whoever uses hf-hub on this cache holds the same lock.
+    let lock = File::create(blob.with_extension("lock")).map_err(disk)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            report(HubEvent::Note(&format!("another process is downloading {}: waiting for it", a.file)));
+            lock.lock().map_err(disk)?;
+        }
+        Err(TryLockError::Error(error)) => return Err(disk(error)),
+    }
+    Ok(lock)
 }
 
 /// Holds a file to what was announced.

@@ -23,7 +23,8 @@ impl Csv {
         let values = METRICS.iter().map(|m| (m.get)(metrics));
         match &mut self.row {
             // A checkpoint is told of when it is on disk, some steps after its own: its stall is that step's row's.
-            Some((_, row)) if metrics.loss.is_none() => {
+            // By its loss a step is not known: one that is no number is none in a file that was read again.
+            Some((_, row)) if metrics.tokens.is_none() => {
                 row.iter_mut().zip(values).for_each(|(old, new)| *old = new.or(*old))
             }
             _ => {

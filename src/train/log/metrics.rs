@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::train::{Event, ExpertLoad, Rewards};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 
 /// What was measured after a step, in the order in which a run tells it: not every line has every number.
@@ -243,7 +244,7 @@ impl Metrics {
                 update_norm: update_norm.and_then(some),
                 loss_scale: loss_scale.and_then(some),
                 skipped: skipped.map(|n| n as f64),
-                rewards: *rewards,
+                rewards: rewards.filter(Rewards::is_finite),
                 experts: *experts,
                 tokens: Some(*tokens as f64),
                 tokens_per_second: Some(*tokens_per_second),
@@ -258,14 +259,16 @@ impl Metrics {
                 validation_loss: Some(*loss),
                 // The loss of pairs is none of tokens.
                 perplexity: rewards.is_none().then(|| loss.exp()),
-                validation_rewards: *rewards,
+                validation_rewards: rewards.filter(Rewards::is_finite),
                 ..Metrics::default()
             },
             Event::Experts { step, shares } => {
                 Metrics { step: *step, expert_shares: Some(shares.clone()), ..Metrics::default() }
             }
             Event::Task { step, task, metrics, .. } => {
-                let tasks = metrics.iter().map(|m| (format!("{task}.{}", m.name), m.value)).collect();
+                // What is no number JSON cannot say.
+                let figures = metrics.iter().filter(|m| m.value.is_finite());
+                let tasks = figures.map(|m| (format!("{task}.{}", m.name), m.value)).collect();
                 Metrics { step: *step, tasks, ..Metrics::default() }
             }
             Event::Sample { step, text } => Metrics { step: *step, sample: Some(text.clone()), ..Metrics::default() },
@@ -289,6 +292,22 @@ impl Metrics {
 /// If it cannot be read.
 pub fn read_metrics(folder: &Path) -> Result<Vec<Metrics>> {
     Ok(read_whole_metrics(folder)?.0)
+}
+
+/// Whether a folder's file of metrics, of either name, is a run's: other programs call theirs so, too. One with nothing in it is.
+pub fn are_metrics(folder: &Path, name: &str) -> bool {
+    let path = folder.join(name);
+    if std::fs::metadata(&path).is_ok_and(|about| about.len() == 0) {
+        return true;
+    }
+    match name {
+        JSONL => read_whole_metrics(folder).is_ok_and(|(lines, _)| lines.iter().any(|line| line.wall > 0.0)),
+        _ => {
+            let mut head = String::new();
+            let read = std::fs::File::open(&path).map(|file| file.take(64).read_to_string(&mut head));
+            read.is_ok() && head.starts_with(&format!("step,{},", METRICS[0].name))
+        }
+    }
 }
 
 /// The same, and the numbers of the lines that are none, from 1; but for a last one that has no end, in the midst of which the

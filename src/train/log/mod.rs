@@ -5,8 +5,8 @@ mod csv;
 mod metrics;
 mod tensorboard;
 
-pub use metrics::{METRICS, Metric, Metrics, read_metrics, read_whole_metrics};
-pub use tensorboard::{EventFile, crc32c, masked};
+pub use metrics::{METRICS, Metric, Metrics, are_metrics, read_metrics, read_whole_metrics};
+pub use tensorboard::{EventFile, crc32c, is_event_file, masked};
 
 use super::Event;
 use crate::error::{Error, Result};

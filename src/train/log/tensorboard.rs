@@ -11,6 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What every event file's name begins with.
 const PREFIX: &str = "events.out.tfevents.";
+/// And ours end.
+const ENDING: &str = ".danlu";
 
 /// CRC-32C (Castagnoli), bit by bit reversed, as RFC 3720 has it.
 pub fn crc32c(bytes: &[u8]) -> u32 {
@@ -72,21 +74,26 @@ impl Message {
 /// `DT_STRING` of tensorflow/core/framework/types.proto.
 const STRING: u64 = 7;
 
+/// Whether a file of this name is one of ours: other programs' begin alike.
+pub fn is_event_file(name: &str) -> bool {
+    name.starts_with(PREFIX) && name.ends_with(ENDING)
+}
+
 /// An event file.
 pub struct EventFile {
     file: File,
 }
 
 impl EventFile {
-    /// A new file in a run's folder, in place of those that are there.
+    /// A new file in a run's folder, in place of those of Danlu's that are there.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn create(folder: &Path) -> Result<EventFile> {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        let path = folder.join(format!("{PREFIX}{}.danlu", wall as u64));
+        let path = folder.join(format!("{PREFIX}{}{ENDING}", wall as u64));
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            if is_event_file(&entry.file_name().to_string_lossy()) {
                 std::fs::remove_file(entry.path()).map_err(|e| Error::io("remove", entry.path(), e))?;
             }
         }

@@ -3,7 +3,7 @@
 use super::{Ending, Session};
 use crate::error::Result;
 use crate::store::snapshot::Snapshot;
-use crate::train::folder::RunLock;
+use crate::train::folder::{RunId, RunLock};
 use crate::train::keeper::Keeper;
 use crate::train::{Event, Trained, save_run};
 use std::time::Instant;
@@ -39,13 +39,14 @@ impl Session<'_> {
         }
         let Some((subject, pages)) = self.trainer.whole_on_first().await? else { return Ok(true) };
         self.about.progress = self.trainer.progress.clone();
-        let is = Trained { step: of, about: self.about.clone() };
+        let is = Trained { step: of, about: self.about.clone(), run: RunId::read(&self.recipe.out) };
         save_run(self.recipe, self.prepared, &subject, &pages, &is)?;
         self.tell(Event::Saved {
             step,
             folder: self.recipe.out.clone(),
             seconds: self.trainer.progress.seconds,
             interrupted: ending == Ending::Interrupted,
+            resumable: self.taken == step && self.failed.is_none(),
             base: self.recipe.lora.as_ref().and(self.recipe.model.clone()),
         });
         // The model lies there; whoever counts on going on must know that nothing else does.

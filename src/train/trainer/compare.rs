@@ -3,11 +3,13 @@
 
 use super::{HASHED, Trainer};
 use crate::base::Axis;
+use crate::compile::Plan;
 use crate::data::hash::Hasher;
 use crate::error::Result;
 use crate::nn::PARAMETERS;
 use crate::optim::JUDGE;
 use crate::parallel::Mesh;
+use crate::train::World;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -87,6 +89,23 @@ impl Trainer {
         }
         Ok(())
     }
+}
+
+/// Refuses plans by which ranks would not meet alike: what is computed again, by memory, decides what is gathered when. Along a pipeline
+/// and a sequence neighbours do unlike things.
+pub(super) fn plans<'a>(plans: impl IntoIterator<Item = Option<&'a Plan>>, mesh: Mesh, world: &World) -> Result<()> {
+    let steps: Vec<_> = plans.into_iter().flatten().flat_map(|plan| &plan.steps).collect();
+    for axis in [Axis::Data, Axis::Replica, Axis::Expert, Axis::Tensor] {
+        if mesh.group(0, axis).0 < 2 {
+            continue;
+        }
+        let mut hasher = Hasher::new();
+        for meeting in steps.iter().filter_map(|step| step.meeting.as_ref()).filter(|meeting| meeting.axis == axis) {
+            hasher.update(format!("{:?} {:?} {}", meeting.what, meeting.phase, meeting.last).as_bytes());
+        }
+        world.compare_groups("a plan of what they exchange", Some(hasher.finish()), &groups(mesh, axis))?;
+    }
+    Ok(())
 }
 
 /// The ranks that meet along an axis, all such groups of a mesh.
