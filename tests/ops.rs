@@ -286,6 +286,7 @@ const SPLITTING: &[&str] = &[
     "route_grad",
     "softmax",
     "softmax_grad",
+    "sum_rows",
     "slot_sum",
     "slot_scale",
     "slot_dot",

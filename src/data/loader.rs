@@ -260,6 +260,11 @@ impl Loader {
         self.sources.iter().map(|rows| rows.counts).collect()
     }
 
+    /// Whether there are rows that hold one document, however short.
+    pub fn is_padded(&self) -> bool {
+        self.sources.iter().any(Rows::is_padded)
+    }
+
     /// How batches are drawn.
     pub fn options(&self) -> &LoaderOptions {
         &self.options

@@ -161,11 +161,13 @@ impl Tokenizer {
         if said != [None; 2] {
             let [begins, ends] = said.map(|adds| adds == Some(true));
             let added = [named("bos_token").filter(|_| begins), named("eos_token").filter(|_| ends)];
-            if added.map(|id| id.is_some()) != [adds_bos, adds_eos] {
+            let text = inner.encode("a", false)?;
+            let wanted = added[0].into_iter().chain(text.get_ids().iter().copied()).chain(added[1]);
+            if !wanted.eq(around.get_ids().iter().copied()) {
                 let around = around_text(&inner, added)?;
                 inner.with_post_processor(around);
-                [adds_bos, adds_eos] = added.map(|id| id.is_some());
             }
+            [adds_bos, adds_eos] = added.map(|id| id.is_some());
         }
         let highest = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let mut hasher = Hasher::new();

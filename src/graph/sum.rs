@@ -58,15 +58,23 @@ impl Op for SumRows {
         // A CPU's lanes have no use for shares, nor a short part; and it gains nothing by loads that are under way together.
         let shares = if limits.is_cpu { 1 } else { (self.rows_per_part / 4).next_power_of_two().clamp(1, 8) };
         let (columns, loads) = (if shares > 1 { 32 } else { 64 }, if limits.is_cpu { 1 } else { 4 });
-        let d = Dispatch::new([n.div_ceil(columns) as u32, parts as u32, 1])
-            .bind("x", Operand::Input(0), 0, io.inputs[0].bytes())
-            .bind("y", Operand::Output(0), 0, io.outputs[0].bytes())
-            .param("rows", rows)
-            .param("columns", n)
-            .param("rows_per_part", self.rows_per_part);
         let kernel = Kernel::new("sum_rows", format!("shares_{shares}"));
         let kernel = kernel.constant("COLUMNS", columns).constant("SHARES", shares).constant("LOADS", loads);
-        vec![kernel.dispatch(d)]
+        let row = 4 * n as u64;
+        // Parts that a dispatch takes: those whose rows a binding holds.
+        let step = limits.entries(parts, &[row * self.rows_per_part as u64, row], limits.max_workgroups as usize);
+        let dispatch = |part: usize| {
+            let count = step.min(parts - part);
+            let first = part * self.rows_per_part;
+            let own = (count * self.rows_per_part).min(rows - first);
+            Dispatch::new([n.div_ceil(columns) as u32, count as u32, 1])
+                .bind("x", Operand::Input(0), row * first as u64, row * own as u64)
+                .bind("y", Operand::Output(0), row * part as u64, row * count as u64)
+                .param("rows", own)
+                .param("columns", n)
+                .param("rows_per_part", self.rows_per_part)
+        };
+        vec![(0..parts).step_by(step).map(dispatch).fold(kernel, Kernel::dispatch)]
     }
 
     fn cost(&self, io: &Io) -> Cost {

@@ -141,6 +141,13 @@ impl ModelConfig {
         self.rope.frequencies(planned, self.max_position_embeddings)
     }
 
+    /// The same model with the rotary frequencies of texts of `length` tokens, however long those are that it sees: training has rows of
+    /// several lengths, of which each would otherwise train another function of the same weights.
+    #[must_use]
+    pub fn turned_for(&self, length: usize) -> ModelConfig {
+        ModelConfig { rope: self.rope.turned_for(length, self.max_position_embeddings), ..self.clone() }
+    }
+
     /// Tokens of the longest text that the model is meant for: `max_position_embeddings`, or what scaled positions make
     /// of it.
     pub fn max_context(&self) -> usize {

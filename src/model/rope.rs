@@ -93,13 +93,7 @@ impl RopeConfig {
         match &self.scaling {
             RopeScaling::Default => unscaled(inverse),
             RopeScaling::Linear { factor } => unscaled(inverse.iter().map(|f| f / factor).collect()),
-            RopeScaling::Dynamic { factor } => {
-                let (length, r) = (planned.max(trained) as f64, self.width as f64);
-                let stretch = factor * length / trained as f64 - (factor - 1.0);
-                // With one pair there is nothing to stretch: its frequency is 1 whatever the base.
-                let power = if self.width > 2 { r / (r - 2.0) } else { 1.0 };
-                unscaled(plain(self.theta * stretch.powf(power)))
-            }
+            RopeScaling::Dynamic { factor } => unscaled(plain(self.stretched(*factor, planned, trained))),
             &RopeScaling::Llama3 { factor, low, high, original } => {
                 let scale = |f: f64| {
                     let turns = original as f64 * f / TAU;
@@ -118,6 +112,31 @@ impl RopeConfig {
                 let inverse = inverse.iter().zip(divisors).map(|(f, d)| f / d).collect();
                 Frequencies { inverse, attention: *attention }
             }
+        }
+    }
+
+    /// The base that texts of up to `planned` tokens have with [`RopeScaling::Dynamic`].
+    fn stretched(&self, factor: f64, planned: usize, trained: usize) -> f64 {
+        let (length, r) = (planned.max(trained) as f64, self.width as f64);
+        let stretch = factor * length / trained as f64 - (factor - 1.0);
+        // With one pair there is nothing to stretch: its frequency is 1 whatever the base.
+        let power = if self.width > 2 { r / (r - 2.0) } else { 1.0 };
+        self.theta * stretch.powf(power)
+    }
+
+    /// What gives [`RopeConfig::frequencies`] of texts of `planned` tokens for any text.
+    pub fn turned_for(&self, planned: usize, trained: usize) -> RopeConfig {
+        match &self.scaling {
+            &RopeScaling::Dynamic { factor } => {
+                let theta = self.stretched(factor, planned, trained);
+                RopeConfig { theta, scaling: RopeScaling::Default, ..self.clone() }
+            }
+            RopeScaling::Long { short, long, original, attention } => {
+                let all = if planned > *original { long } else { short };
+                let (short, long, original, attention) = (all.clone(), all.clone(), *original, *attention);
+                RopeConfig { scaling: RopeScaling::Long { short, long, original, attention }, ..self.clone() }
+            }
+            _ => self.clone(),
         }
     }
 

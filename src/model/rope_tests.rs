@@ -23,6 +23,9 @@ fn frequencies_are_those_of_transformers() {
             assert!((a - b).abs() <= BAR * b, "{:?} for {planned}, pair {i}: {a}, transformers has {b}", config.rope);
         }
         assert!((got.attention - row["attention"].as_f64().unwrap()).abs() < 1e-12, "{:?}", config.rope);
+        // Training takes those of its longest rows for all of them.
+        let turned = config.turned_for(planned);
+        assert!([1, planned, 1 << 20].iter().all(|&length| turned.frequencies(length) == got), "{:?}", config.rope);
         // What is written reads the same.
         let again = ModelConfig::parse(&config.to_json(), Path::new("again.json")).unwrap();
         assert_eq!(again, config);

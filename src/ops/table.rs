@@ -167,6 +167,7 @@ fn elementwise() -> Vec<Case> {
             .wrt(&[0, 1, 2]),
         Case::new("", SumRows { shape: [9].into(), rows_per_part: 13 }, &[normal([13, 9])]).wrt(&[0]),
         Case::new("parts", SumRows { shape: [3, 70].into(), rows_per_part: 5 }, &[normal([13, 70])]),
+        Case::new("many parts", SumRows { shape: [40, 64].into(), rows_per_part: 8 }, &[normal([317, 64])]),
         Case::new("shares", SumRows { shape: [2, 41].into(), rows_per_part: 75 }, &[normal([137, 41])]),
     ]
 }

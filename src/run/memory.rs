@@ -1,7 +1,7 @@
 //! Device memory of plans that run beside each other.
 
 use super::States;
-use crate::compile::{BufferKind, BufferSpec, Plan, human_bytes};
+use crate::compile::{BufferKind, BufferSpec, Plan, Step, human_bytes};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 
@@ -24,11 +24,27 @@ pub fn bytes_beside(plan: &Plan, other: &Plan) -> u64 {
     more + plan.buffers.iter().filter(kept).map(|b| b.bytes).sum::<u64>()
 }
 
-/// Refuses plans that together, each state counted once, want more than the adapter's memory, where that is known.
+/// Refuses a plan of which a kernel reads or writes more at once than the adapter lets it see.
+fn check_bindings(gpu: &Gpu, plan: &Plan) -> Result<()> {
+    let most = gpu.limits().max_binding_bytes;
+    let binds = |step: &Step| step.dispatches.iter().flat_map(|d| &d.bindings).map(|b| b.bytes).max().unwrap_or(0);
+    let Some(step) = plan.steps.iter().find(|step| binds(step) > most) else { return Ok(()) };
+    let (adapter, wanted) = (&gpu.report().name, human_bytes(binds(step)));
+    Err(Error::Invalid(format!(
+        "{} at {} takes {wanted} at once, and {adapter} lets a kernel see {} of a buffer: choose a smaller --seq or --batch",
+        step.op,
+        step.name,
+        human_bytes(most)
+    )))
+}
+
+/// Refuses plans that together, each state counted once, want more than the adapter's memory, where that is known, and those of which a
+/// kernel wants to see more of a buffer than it may.
 ///
 /// # Errors
-/// [`Error::Memory`] with the bytes wanted and had.
+/// [`Error::Memory`] with the bytes wanted and had; [`Error::Invalid`] with the kernel and what it wants to see.
 pub fn check_memory(gpu: &Gpu, plans: &[&Plan], states: &States) -> Result<()> {
+    plans.iter().try_for_each(|plan| check_bindings(gpu, plan))?;
     let Some(memory) = gpu.limits().memory_bytes else { return Ok(()) };
     let wanted = device_bytes(plans.iter().copied(), &|name| states.contains(name));
     let had = memory.saturating_sub(states.bytes());

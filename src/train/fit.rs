@@ -226,7 +226,7 @@ fn plans_of(
     limits: &Limits,
     chooser: &mut dyn Chooser,
 ) -> Result<Plans> {
-    let model = Llama::new(config.clone());
+    let model = Llama::new(config.turned_for(recipe.seq));
     let subject = Subject::of_rank(rank, &model, recipe, base, limits)?;
     subject.check_pages(limits)?;
     let optimizer = optimizer(recipe);

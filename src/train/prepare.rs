@@ -68,8 +68,9 @@ pub fn prepare_from(
     let (config, tokenizer) = base.parts(recipe.seq)?;
     tokenizer.notes().iter().for_each(|note| observer.event(&Event::Note { text: note.clone() }));
     let mut config = config;
-    route(&mut config, recipe)?;
+    route(&mut config, recipe, observer)?;
     let loader = prepare_for(recipe, &config, &tokenizer, cache, observer)?;
+    tell_filled(&config, recipe, &loader, observer);
     Ok(Prepared { config, tokenizer, loader, base: Some(base) })
 }
 
@@ -89,8 +90,9 @@ fn fresh(recipe: &Recipe, cache: &Path, observer: &mut dyn Observer) -> Result<P
         }
     };
     adapt(&mut config, &tokenizer, recipe, observer)?;
-    route(&mut config, recipe)?;
+    route(&mut config, recipe, observer)?;
     let loader = load(recipe, opened, &tokenizer, cache, observer)?;
+    tell_filled(&config, recipe, &loader, observer);
     Ok(Prepared { config, tokenizer, loader, base: None })
 }
 
@@ -258,14 +260,28 @@ fn load(
     Ok(loader)
 }
 
+/// What fills rows up takes part in the losses of routers: says so where there are such rows.
+fn tell_filled(config: &ModelConfig, recipe: &Recipe, loader: &Loader, observer: &mut dyn Observer) {
+    let has_losses = config.experts.is_some_and(|experts| experts.balance > 0.0 || experts.z > 0.0);
+    if has_losses && loader.is_padded() && !recipe.pack {
+        let text = "rows are filled up, and what fills them counts in the losses of routers: packed rows (--pack) have little of it";
+        observer.event(&Event::Note { text: text.into() });
+    }
+}
+
 /// Puts a recipe's losses of routers in the place of the configuration's.
-fn route(config: &mut ModelConfig, recipe: &Recipe) -> Result<()> {
+fn route(config: &mut ModelConfig, recipe: &Recipe, observer: &mut dyn Observer) -> Result<()> {
     let keys = [("router_aux_loss", recipe.router_aux_loss), ("router_z_loss", recipe.router_z_loss)];
     let given = keys.iter().find_map(|(key, value)| Some((key, (*value)?)));
     match (&mut config.experts, given) {
         (Some(experts), _) => {
             experts.balance = recipe.router_aux_loss.unwrap_or(experts.balance);
             experts.z = recipe.router_z_loss.unwrap_or(experts.z);
+            if recipe.dpo.is_some() && (experts.balance > 0.0 || experts.z > 0.0) {
+                (experts.balance, experts.z) = (0.0, 0.0);
+                let text = "preference pairs are trained on without the losses of routers that the model's configuration names";
+                observer.event(&Event::Note { text: text.into() });
+            }
         }
         (None, Some((key, value))) => {
             let message = format!("{key} is {value}, and the model has no experts, so no router; leave it out");

@@ -90,12 +90,12 @@ impl Recipe {
                 return Err(Error::Invalid(format!("{key} is {value}; it must lie from 0 to {below}1")));
             }
         }
+        let routers = [("router_aux_loss", self.router_aux_loss), ("router_z_loss", self.router_z_loss)];
         let mut others = vec![("weight_decay", self.weight_decay), ("clip", self.clip)];
         for group in &self.groups {
             others.extend(group.lr.map(|lr| ("lr of a group", lr)));
             others.extend(group.weight_decay.map(|decay| ("weight_decay of a group", decay)));
         }
-        let routers = [("router_aux_loss", self.router_aux_loss), ("router_z_loss", self.router_z_loss)];
         others.extend(routers.into_iter().filter_map(|(key, value)| Some((key, value?))));
         for (key, value) in others {
             if !(value >= 0.0 && value.is_finite()) {
@@ -130,6 +130,15 @@ impl Recipe {
             return Err(Error::Invalid(
                 "overlong may only be \"truncate\" with preference pairs, which stay pairs; leave it out".into(),
             ));
+        }
+        if let Some((key, value)) =
+            routers.iter().find_map(|(key, value)| Some((key, value.filter(|&value| value > 0.0)?)))
+            && self.dpo.is_some()
+        {
+            let message = format!(
+                "{key} is {value}, and preference pairs are trained on without losses of routers; leave it out"
+            );
+            return Err(Error::Invalid(message));
         }
         if self.dpo.is_some() && self.loss_on == LossOn::All {
             return Err(Error::Invalid(
