@@ -103,7 +103,10 @@ fn adapters_are_trained_as_by_peft() {
         let llama = Llama::new(golden.config.clone());
         let specs = llama.param_specs();
         let lora = Lora::new(&config, &specs, 8 << 10).unwrap();
-        assert_eq!(PeftAdapter::open(&folder.join(case), &specs).unwrap().modules().len(), lora.modules().len());
+        assert_eq!(
+            PeftAdapter::open(&folder.join(case), &golden.config).unwrap().modules().len(),
+            lora.modules().len()
+        );
         let adapted = Adapted { base: BaseDtype::F32.frozen(&specs), lora: Some(lora.clone()) };
         let plain = sources(&golden, &adapted, &folder.join(case));
 
@@ -141,7 +144,8 @@ fn adapters_are_trained_as_by_peft() {
 #[test]
 fn adapters_of_peft_are_written_as_peft_wrote_them() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/lora");
-    let specs = Llama::new(Golden::open("gqa").config.clone()).param_specs();
+    let model = Golden::open("gqa").config.clone();
+    let specs = model.param_specs();
     // Of PEFT's own version, of other kinds of adapters, and of how a model is made ready for Megatron.
     let elsewhere = ["peft_version", "qalora_group_size", "megatron_core"];
     let lora = LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() };
@@ -162,7 +166,7 @@ fn adapters_of_peft_are_written_as_peft_wrote_them() {
                 data.copy_from_slice(bytemuck::cast_slice(tensor.bytes));
             }
             let to = place.path().join(round);
-            write_adapter(&to, &trained, &config, "gqa", &pages, &[]).unwrap();
+            write_adapter(&to, (&trained, &config), ("gqa", &model), &pages, &[]).unwrap();
             let file = |folder: &Path, name: &str| std::fs::read(folder.join(name)).unwrap();
             // Length and header, whose keys PEFT and Danlu have in another order, and the tensors.
             let parts = |folder: &Path| {
@@ -194,7 +198,7 @@ fn adapters_of_peft_are_written_as_peft_wrote_them() {
                 let is_unset = matches!(value, Value::Null | Value::Bool(false)) || *value == json!({});
                 assert!(is_unset || elsewhere.contains(&key.as_str()), "{case}: {key} is {value}, and is not kept");
             }
-            let read = |folder: &Path| PeftAdapter::open(folder, &specs).unwrap().modules().to_vec();
+            let read = |folder: &Path| PeftAdapter::open(folder, &model).unwrap().modules().to_vec();
             assert_eq!(read(&from), read(&to), "{case}");
             from = to;
         }

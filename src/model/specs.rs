@@ -3,6 +3,8 @@
 
 use super::{ExpertRule, Experts, ModelConfig, Norms, QkNorm, Source};
 use crate::nn::{Init, ParamSpec};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The embedding `[V,D]`.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -144,6 +146,21 @@ impl ModelConfig {
             "mlp.experts.down_proj.weight" => Some(vec![Source::whole(format!("{layer}mlp.experts.down_proj"))]),
             _ => None,
         }
+    }
+
+    /// The linear layers that this family's files pack into one, by its name: each part, in their order, with the rows that it is.
+    pub fn packed_layers(&self) -> BTreeMap<String, Vec<(String, Range<usize>)>> {
+        let mut layers: BTreeMap<String, Vec<(String, Range<usize>)>> = BTreeMap::new();
+        for spec in self.param_specs() {
+            let source = self.packed_source(&spec.name).filter(|_| spec.shape.rank() == 2);
+            let rows =
+                source.and_then(|source| Some((source.tensor.strip_suffix(".weight")?.to_string(), source.rows?)));
+            if let (Some((layer, rows)), Some(part)) = (rows, spec.name.strip_suffix(".weight")) {
+                layers.entry(layer).or_default().push((part.into(), rows));
+            }
+        }
+        layers.values_mut().for_each(|parts| parts.sort_by_key(|(_, rows)| rows.start));
+        layers
     }
 
     /// The rows of a packed tensor that are this parameter.

@@ -14,7 +14,7 @@ impl Checkpoint {
     /// # Errors
     /// As [`PeftAdapter::open`].
     pub fn adapt(mut self, folder: &Path) -> Result<Checkpoint> {
-        self.adapter = Some(PeftAdapter::open(folder, &self.model().param_specs())?);
+        self.adapter = Some(PeftAdapter::open(folder, self.config())?);
         Ok(self)
     }
 

@@ -1,6 +1,7 @@
 //! An adapter on disk in PEFT's form: adapter_config.json and adapter_model.safetensors.
 //! Legend: N rows and K columns of a layer's weight W, R rank; ΔW = s·B·A.
 
+use super::adapter_packed::{Held, Layer, Part, layers, unpack};
 use super::atomic::{Made, Staged, commit_all, sweep};
 use super::folder::FolderFile;
 use super::narrow::length;
@@ -9,8 +10,8 @@ use super::snapshot::MANIFEST;
 use super::tensors::{Tensors, widen};
 use crate::base::Shape;
 use crate::error::{Error, Result};
-use crate::model::MOST_CONFIG;
-use crate::nn::{Lora, LoraConfig, LoraModule, ParamSpec};
+use crate::model::{MOST_CONFIG, ModelConfig};
+use crate::nn::{Lora, LoraConfig, LoraModule};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -44,8 +45,8 @@ pub struct PeftAdapter {
     modules: Vec<LoraModule>,
     dora: bool,
     tensors: Tensors,
-    /// The file's names of A and B, and of magnitudes, by parameter.
-    names: BTreeMap<String, String>,
+    /// Where the file holds A and B, and magnitudes, by parameter.
+    names: BTreeMap<String, Held>,
 }
 
 /// What a configuration says.
@@ -57,11 +58,12 @@ struct Said {
 }
 
 impl PeftAdapter {
-    /// Opens the folder of an adapter for a model with these parameters; the numbers stay on disk.
+    /// Opens the folder of an adapter of a model; the numbers stay on disk.
     ///
     /// # Errors
     /// If it is no adapter, one of another kind, or of another model.
-    pub fn open(folder: &Path, specs: &[ParamSpec]) -> Result<PeftAdapter> {
+    pub fn open(folder: &Path, model: &ModelConfig) -> Result<PeftAdapter> {
+        let (specs, packed) = (model.param_specs(), model.packed_layers());
         let said = read_config(&folder.join(CONFIG))?;
         let file = folder.join(WEIGHTS);
         if !file.is_file() {
@@ -72,34 +74,41 @@ impl PeftAdapter {
         }
         let tensors = Tensors::open_safetensors(&file)?;
         let shapes: BTreeMap<&str, &Shape> = specs.iter().map(|s| (s.name.as_str(), &s.shape)).collect();
-        let mut names: BTreeMap<String, String> = BTreeMap::new();
+        let mut names: BTreeMap<String, Held> = BTreeMap::new();
         for tensor in tensors.iter() {
             tensor.dtype()?;
             let plain = tensor.name.strip_prefix(PREFIX).unwrap_or(tensor.name);
             // As newer and older files name magnitudes.
             let plain =
                 if plain.ends_with(".lora_magnitude_vector.weight") { &plain[..plain.len() - 7] } else { plain };
-            names.insert(plain.to_string(), tensor.name.to_string());
-        }
-        let mut modules: Vec<LoraModule> = Vec::new();
-        for (name, tensor) in &names {
-            let tensor = tensors.get(tensor).expect("it was listed");
-            let parts = [".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"];
-            let Some(layer) = parts.iter().find_map(|part| name.strip_suffix(part)) else {
+            let parts = ["lora_A.weight", "lora_B.weight", "lora_magnitude_vector"];
+            let found = parts.iter().find_map(|part| Some((plain.strip_suffix(part)?.strip_suffix('.')?, part)));
+            let Some((layer, part)) = found else {
                 return Err(tensor.fail("is no part of an adapter of linear layers"));
             };
+            names.extend(unpack(&packed, layer, part, tensor.name));
+        }
+        let mut modules: Vec<LoraModule> = Vec::new();
+        for (name, held) in &names {
+            let tensor = tensors.get(&held.tensor).expect("it was listed");
+            let layer = name.rfind(".lora_").map_or(name.as_str(), |end| &name[..end]);
             let Some(&[n, k]) = shapes.get(format!("{layer}.weight").as_str()).map(|s| s.dims()) else {
                 return Err(tensor.fail(format!("adds to {layer}, which is no linear layer of this model")));
             };
-            let a = names.get(&format!("{layer}.lora_A.weight")).and_then(|name| tensors.get(name));
+            let a = names.get(&format!("{layer}.lora_A.weight")).and_then(|held| tensors.get(&held.tensor));
             let rank = a.map_or(0, |a| a.shape.rows());
-            let scale = said.scale(layer, rank) as f32;
+            let scale = said.scale(&held.layer, rank) as f32;
             let module = LoraModule { name: layer.into(), shape: [n, k], rank, scale };
             let expected = module.names().into_iter().zip([Shape::from([rank, k]), [n, rank].into(), [n].into()]);
             let expected = expected.into_iter().find(|(own, _)| own == name).map(|(_, shape)| shape);
-            if rank == 0 || expected.as_ref().is_some_and(|shape| shape != tensor.shape) {
-                let shape = tensor.shape;
-                return Err(tensor.fail(format!("is {shape}, which fits no adapter of {layer}, which is [{n},{k}]")));
+            // Of a packed layer it has the rows of all parts.
+            let rows = held.rows.as_ref().map_or(n, |(_, all)| *all);
+            let all = |shape: Shape| {
+                if held.rows.is_some() { Shape::from([&[rows], &shape.dims()[1..]].concat()) } else { shape }
+            };
+            if rank == 0 || expected.map(all).as_ref().is_some_and(|shape| shape != tensor.shape) {
+                let (shape, layer) = (tensor.shape, &held.layer);
+                return Err(tensor.fail(format!("is {shape}, which fits no adapter of {layer}, which is [{rows},{k}]")));
             }
             if modules.last().is_none_or(|last| last.name != module.name) {
                 let wanted = if said.dora { 3 } else { 2 };
@@ -120,6 +129,11 @@ impl PeftAdapter {
         &self.modules
     }
 
+    /// What PEFT finds of a layer's adapter: the name that the file has for the layer.
+    pub fn stored(&self, module: &LoraModule) -> &str {
+        &self.names[&module.names()[0]].layer
+    }
+
     /// The adapters as they serve.
     pub fn lora(&self, page_bytes: u64) -> Lora {
         Lora::served(self.modules.clone(), self.dora, page_bytes)
@@ -135,10 +149,17 @@ impl PeftAdapter {
     }
 
     fn values(&self, name: &str) -> Vec<f32> {
-        let tensor = self.tensors.get(&self.names[name]).expect("checked as it was opened");
+        let held = &self.names[name];
+        let tensor = self.tensors.get(&held.tensor).expect("checked as it was opened");
         let mut values = vec![0.0; tensor.shape.elements()];
         widen(tensor.dtype().expect("checked as it was opened"), tensor.bytes, &mut values);
-        values
+        match &held.rows {
+            None => values,
+            Some((rows, all)) => {
+                let row = values.len() / all;
+                values[rows.start * row..rows.end * row].to_vec()
+            }
+        }
     }
 
     /// Magnitudes of a layer, where there are some.
@@ -252,29 +273,27 @@ impl Delta {
 }
 
 /// Writes trained adapters as PEFT would: `base` is the name or path of the model that they are of, `pages` are those of
-/// `lora`'s layout, `files` go beside them.
+/// `lora`'s layout, `files` go beside them. Layers that the model's family packs into one are one there.
 ///
 /// # Errors
 /// If the folder cannot be written or the disk is full.
 pub fn write_adapter(
     folder: &Path,
-    lora: &Lora,
-    config: &LoraConfig,
-    base: &str,
+    (lora, config): (&Lora, &LoraConfig),
+    (base, model): (&str, &ModelConfig),
     pages: &[Vec<f32>],
     files: &[FolderFile],
 ) -> Result<()> {
     let made = Made::folder(folder)?;
     sweep(folder, &|name| [WEIGHTS, CONFIG].contains(&name) || files.iter().any(|file| file.name == name));
-    let mut tensors: Vec<(String, &Shape, &[f32])> = lora
-        .layout()
-        .tensors(pages)
-        .map(|(spec, data)| (format!("{PREFIX}{}", spec.name), &spec.shape, data))
-        .collect();
+    let layers = layers(lora, config, &model.packed_layers());
+    let values: BTreeMap<&str, &[f32]> = lora.layout().tensors(pages).map(|(spec, data)| (&*spec.name, data)).collect();
+    let mut tensors: Vec<Part> = layers.iter().flat_map(|layer| layer.tensors(&values)).collect();
+    tensors.iter_mut().for_each(|(name, ..)| name.insert_str(0, PREFIX));
     tensors.sort_by(|a, b| a.0.cmp(&b.0));
-    let tensors: Vec<(&str, &Shape, &[f32])> = tensors.iter().map(|(n, s, d)| (n.as_str(), *s, *d)).collect();
+    let tensors: Vec<(&str, &Shape, &[f32])> = tensors.iter().map(|(n, s, d)| (n.as_str(), s, &**d)).collect();
     let mut staged = vec![stage_safetensors(&folder.join(WEIGHTS), &tensors)?];
-    let text = serde_json::to_string_pretty(&described(lora, config, base)).expect("JSON values serialise") + "\n";
+    let text = serde_json::to_string_pretty(&described(&layers, config, base)).expect("JSON values serialise") + "\n";
     for file in files.iter().chain([&FolderFile { name: CONFIG, content: text.as_bytes() }]) {
         let path: PathBuf = folder.join(file.name);
         staged.push(Staged::write(&path, file.content.len() as u64, |w| w.write_all(file.content))?);
@@ -284,16 +303,26 @@ pub fn write_adapter(
     Ok(())
 }
 
-fn described(lora: &Lora, config: &LoraConfig, base: &str) -> Value {
+fn described(layers: &[Layer], config: &LoraConfig, base: &str) -> Value {
     // PEFT takes whole names as well; where patterns chose, only these say what was chosen.
     let patterns = config.targets.iter().any(|t| t.contains('*') || t.contains('.'));
-    let mut targets: Vec<&str> = lora.modules().iter().map(|m| m.name.as_str()).collect();
+    let short =
+        |name: &str| if patterns { name.to_string() } else { name.rsplit('.').next().unwrap_or(name).to_string() };
+    let mut targets: Vec<String> = layers.iter().map(|layer| short(&layer.name)).collect();
     if !patterns {
-        targets.iter_mut().for_each(|name| *name = name.rsplit('.').next().unwrap_or(name));
         targets.sort_unstable();
         targets.dedup();
     }
-    let alpha = if config.alpha.fract() == 0.0 { json!(config.alpha as i64) } else { json!(config.alpha) };
+    let number = |value: f64| if value.fract() == 0.0 { json!(value as i64) } else { json!(value) };
+    let alpha = number(config.alpha);
+    // The rank of several parts, and what leaves their scale as it is.
+    let wide = layers.iter().filter(|layer| layer.times > 1);
+    let (mut ranks, mut alphas) = (Map::new(), Map::new());
+    for Layer { name, times, .. } in wide {
+        let times = *times as f64;
+        ranks.insert(short(name), number(config.rank as f64 * times));
+        alphas.insert(short(name), number(config.alpha * if config.rslora { times.sqrt() } else { times }));
+    }
     json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -309,7 +338,7 @@ fn described(lora: &Lora, config: &LoraConfig, base: &str) -> Value {
         "fan_in_fan_out": false,
         "init_lora_weights": true,
         "modules_to_save": null,
-        "rank_pattern": {},
-        "alpha_pattern": {},
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
     })
 }

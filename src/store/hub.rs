@@ -234,7 +234,19 @@ impl Hub {
 
     fn fetch_any(&self, name: &HubName, part: HubPart, report: &mut HubReport) -> Result<PathBuf> {
         let cached = self.cached(name, part);
+        // Other tools keep single files under the same name.
+        let told = |path: &Path, report: &mut HubReport| {
+            let mut files = Vec::new();
+            if part == HubPart::Data && name.file.is_none() && walk(path, path, &mut files).is_ok() {
+                let (held, one) = (training_files(&files).len(), "1 file".to_string());
+                let held = if held == 1 { one } else { format!("{held} files") };
+                report(HubEvent::Note(&format!(
+                    "of {name} the cache holds {held}; whether there are more only the hub says"
+                )));
+            }
+        };
         if self.options.offline {
+            cached.iter().for_each(|path| told(path, report));
             return cached.map_err(|missing| self.refuse(name, Refusal::Offline { missing }));
         }
         if cached.is_err() {
@@ -247,11 +259,13 @@ impl Hub {
             (Err(Refusal::Unreachable(reason)), Ok(path)) => {
                 let note = format!("cannot reach {} ({reason}); using {name} from the cache", self.options.endpoint);
                 report(HubEvent::Note(&note));
+                told(&path, report);
                 return Ok(path);
             }
             // The hub is there and has no time: what lies here is as good as it was.
             (Err(refusal), Ok(path)) if refusal.may_pass() => {
                 report(HubEvent::Note(&format!("{}; using {name} from the cache", self.refuse(name, refusal))));
+                told(&path, report);
                 return Ok(path);
             }
             (Err(refusal), _) => return Err(self.refuse(name, refusal)),

@@ -2,6 +2,7 @@
 //! checkpoint whose weights stream to the device, and snapshots of training.
 
 mod adapter;
+mod adapter_packed;
 mod adapted;
 pub mod atomic;
 mod checkpoint;

@@ -55,15 +55,19 @@ impl StagedFolder {
     /// If the system refuses the renaming.
     pub fn commit(mut self) -> Result<()> {
         sync_folder(&self.temporary);
-        // A folder cannot be put in the place of one that holds something: what was there goes first.
-        discard(&self.path);
+        // A folder cannot be put in the place of one that holds something: what was there steps aside, and goes when this one stands.
+        let before = aside(&self.path).filter(|aside| fs::rename(&self.path, aside).is_ok());
         {
             let mut standing = standing();
-            fs::rename(&self.temporary, &self.path).map_err(|e| explain(&self.path, 0, e))?;
+            if let Err(error) = fs::rename(&self.temporary, &self.path) {
+                before.iter().for_each(|before| drop(fs::rename(before, &self.path)));
+                return Err(explain(&self.path, 0, error));
+            }
             self.committed = true;
             standing.retain(|other| *other != self.temporary);
         }
         sync_folder(folder_of(&self.path));
+        before.iter().for_each(|before| remove(before));
         Ok(())
     }
 }
@@ -79,12 +83,17 @@ impl Drop for StagedFolder {
 
 /// Removes a folder so that no half of it ever stands under its name.
 pub fn discard(folder: &Path) {
-    let Some(name) = folder.file_name() else { return };
-    let Ok(aside) = temporary(&folder.with_file_name(format!("{}.gone", name.to_string_lossy()))) else { return };
-    remove(&aside);
-    if fs::rename(folder, &aside).is_ok() {
+    if let Some(aside) = aside(folder).filter(|aside| fs::rename(folder, aside).is_ok()) {
         remove(&aside);
     }
+}
+
+/// A name for what a folder held, free.
+fn aside(folder: &Path) -> Option<PathBuf> {
+    let name = folder.file_name()?.to_string_lossy().into_owned();
+    let aside = temporary(&folder.with_file_name(format!("{name}.gone"))).ok()?;
+    remove(&aside);
+    Some(aside)
 }
 
 #[cfg(test)]

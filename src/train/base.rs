@@ -56,18 +56,18 @@ impl Base {
         Ok((config, tokenizer))
     }
 
-    /// Refuses an adapter that PEFT would find no layers for: families whose own files pack several layers into one have no
-    /// modules of these names.
+    /// Refuses an adapter that PEFT would find no layers for: families whose own files pack several layers into one, or have other names
+    /// for them.
     ///
     /// # Errors
     /// A sentence with the first such layer, or as [`PeftAdapter::open`].
     pub fn check_peft(&self, adapter: &Path) -> Result<()> {
         let model = self.checkpoint.model();
-        let adapter = PeftAdapter::open(adapter, &model.param_specs())?;
+        let adapter = PeftAdapter::open(adapter, self.checkpoint.config())?;
         for module in adapter.modules() {
-            let weight = format!("{}.weight", module.name);
-            let sources = model.sources(&weight);
-            if let Some(other) = sources.iter().find(|s| s.tensor != weight) {
+            let sources = model.sources(&format!("{}.weight", module.name));
+            let stored = format!("{}.weight", adapter.stored(module));
+            if let Some(other) = sources.iter().find(|s| s.tensor != stored) {
                 return Err(Error::Invalid(format!(
                     "{} models keep {} as a part of {}, so that PEFT would find no layer for this adapter; write the model \
                      that it makes, with --merge, or a .gguf file",

@@ -77,7 +77,7 @@ fn write(
     replaces: bool,
 ) -> Result<()> {
     if let (Some(lora), Some(config), Some(base)) = (subject.lora(), &recipe.lora, &prepared.base) {
-        return write_adapter(folder, lora, config, &base.name, pages, more);
+        return write_adapter(folder, (lora, config), (&base.name, &prepared.config), pages, more);
     }
     let files = prepared.tokenizer_files()?;
     let files = files.iter().map(|(name, content)| FolderFile { name, content });

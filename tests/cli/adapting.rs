@@ -13,15 +13,15 @@ use std::process::Command as Process;
 
 /// Writes an adapter of the model `m` whose every number is random.
 fn adapter(place: &Place, name: &str, config: &LoraConfig) {
-    let specs = Checkpoint::open(&place.path("m")).unwrap().model().param_specs();
-    let lora = Lora::new(config, &specs, 1 << 20).unwrap();
+    let model = Checkpoint::open(&place.path("m")).unwrap().config().clone();
+    let lora = Lora::new(config, &model.param_specs(), 1 << 20).unwrap();
     let mut pages = lora.layout().init(3);
     let mut rng = Rng::new(4, 0);
     for (spec, data) in lora.layout().tensors_mut(&mut pages) {
         let large = if spec.name.ends_with("lora_magnitude_vector") { 0.3 } else { 0.0 };
         data.iter_mut().for_each(|x| *x = (*x * large) + 0.3 * rng.normal() as f32);
     }
-    write_adapter(&place.path(name), &lora, config, "m", &pages, &[]).unwrap();
+    write_adapter(&place.path(name), (&lora, config), ("m", &model), &pages, &[]).unwrap();
 }
 
 /// Of a token of the text.

@@ -227,29 +227,32 @@ fn pairs_of_several_sources_stay_together() {
     let source = |shard, layout, weight| LoaderSource { shard, layout, weight };
     let sources =
         [('a', 0.5), ('b', 0.3), ('c', 0.2)].map(|(name, weight)| source(pairs(name), RowLayout::Pairs, weight));
-    let options = LoaderOptions { batch: 6, seq: 16, val_fraction: 0.2, lengths: 2, ..Default::default() };
+    let options = LoaderOptions { batch: 6, seq: 64, val_fraction: 0.2, lengths: 2, ..Default::default() };
     let loader = Loader::mixed(sources.to_vec(), options.clone()).unwrap();
     let mut batch = loader.empty_batch();
-    let mut seen = HashSet::new();
-    let mut check = |batch: &Batch| {
-        let rows: Vec<_> = batch.tokens.chunks(batch.seq).zip(batch.targets.chunks(batch.seq)).collect();
+    // The prompt, and how many tokens of the answer are to be predicted.
+    let parts = |(tokens, targets): (&[u32], &[u32])| {
+        let first = targets.iter().position(|&target| target != IGNORE).unwrap();
+        (tokens[..=first].to_vec(), targets.iter().filter(|&&target| target != IGNORE).count())
+    };
+    let check = |batch: &Batch| {
+        let rows: Vec<_> = batch.tokens.chunks(batch.seq).zip(batch.targets.chunks(batch.seq)).map(parts).collect();
         for two in rows.chunks(2) {
-            let [better, worse] = [two[0], two[1]]
-                .map(|(tokens, targets)| (&tokens[..3], targets.iter().filter(|&&t| t != IGNORE).count()));
-            // One more that is longer by a letter.
-            assert!(better.0 == worse.0 && better.1 == worse.1 + 1, "{better:?}, {worse:?}");
-            seen.insert(better.0[0]);
+            // One answer is longer by a letter.
+            assert!(two[0].0 == two[1].0 && two[0].1 == two[1].1 + 1, "{two:?}");
         }
     };
+    let mut seen = HashSet::new();
     for step in 0..30 {
         loader.batch(step, &mut batch).unwrap();
         check(&batch);
+        seen.extend(loader.rows_of(step).into_iter().map(|(source, _)| source));
     }
+    assert_eq!(seen.len(), 3, "all sources");
     for index in 0..4 {
         loader.val_batch(index, 4, &mut batch).unwrap();
         check(&batch);
     }
-    assert_eq!(seen.len(), 3, "all sources");
     let other =
         source(shard_of("{\"prompt\": \"a\", \"completion\": \"b\"}\n"), RowLayout::Padded(Default::default()), 1.0);
     let error = Loader::mixed(vec![sources[0].clone(), other], options).unwrap_err().to_string();
