@@ -2,6 +2,7 @@
 //! `org/data[@revision][:file]`, downloaded through hf-hub into the cache that Hugging Face's tools share. What hf-hub 0.5 leaves out is in `hub/download.rs`; why 0.5, in
 //! docs/decisions/0005-hf-hub-0.5.md.
 
+mod data;
 mod download;
 mod refusal;
 
@@ -9,6 +10,7 @@ use super::folder::{TEMPLATES_FOLDER, TOKENIZER_FILES};
 use super::gguf::part_names;
 use super::shards::{INDEX, WEIGHTS, listed, weight_files};
 use crate::error::{Error, Result};
+use data::{is_about, is_data, training_files, walk};
 use download::{Download, is_safe};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
@@ -54,47 +56,6 @@ pub enum HubEvent<'a> {
 
 /// Receives what happens.
 pub type HubReport<'a> = dyn FnMut(HubEvent) + 'a;
-
-/// Endings of files of data, compressed or not.
-const DATA_ENDINGS: [&str; 6] = ["jsonl", "json", "parquet", "ndjson", "txt", "md"];
-
-/// Whether a file is one of data, by its name.
-fn is_data(file: &str) -> bool {
-    let lower = file.to_ascii_lowercase();
-    let plain = [".gz", ".zst"].iter().find_map(|packed| lower.strip_suffix(packed)).unwrap_or(&lower);
-    plain.rsplit_once('.').is_some_and(|(_, ending)| DATA_ENDINGS.contains(&ending))
-}
-
-/// Whether a file is about the data.
-fn is_about(file: &str) -> bool {
-    file.ends_with(".md") || file.to_ascii_lowercase().ends_with("dataset_infos.json")
-}
-
-/// The names of all files below a folder, as a hub would list them.
-fn walk(root: &Path, folder: &Path, into: &mut Vec<String>) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(|e| Error::io("list", folder, e))? {
-        let path = entry.map_err(|e| Error::io("list", folder, e))?.path();
-        if path.is_dir() {
-            walk(root, &path, into)?;
-        } else if let Ok(name) = path.strip_prefix(root) {
-            into.push(name.to_string_lossy().replace('\\', "/"));
-        }
-    }
-    Ok(())
-}
-
-/// Of all files of a data set those to train on: of records those named for training, where any are; else what there is.
-fn training_files(files: &[String]) -> Vec<String> {
-    let all: Vec<String> = files.iter().filter(|file| is_data(file) && !is_about(file)).cloned().collect();
-    // A word of its path: `constraints` is none.
-    let words = |file: &str| {
-        file.to_ascii_lowercase()
-            .split(|c: char| !c.is_ascii_alphabetic())
-            .any(|word| ["train", "training"].contains(&word))
-    };
-    let train: Vec<String> = all.iter().filter(|file| words(file)).cloned().collect();
-    if train.is_empty() { all } else { train }
-}
 
 /// A model's name on a hub, or a data set's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -476,10 +437,6 @@ mod tests {
         for text in ["data", "org/data:../x.jsonl", "org/data:x.gguf", "a/b/c"] {
             assert_eq!(HubName::parse_data(text), None, "{text}");
         }
-        let of = |files: &[&str]| training_files(&files.iter().map(|f| f.to_string()).collect::<Vec<_>>());
-        let split = ["README.md", "data/train-0.parquet", "data/train-1.parquet", "data/test-0.parquet", "x.py"];
-        assert_eq!(of(&split), ["data/train-0.parquet", "data/train-1.parquet"]);
-        assert_eq!(of(&["README.md", "dataset_infos.json", "all.jsonl.zst"]), ["all.jsonl.zst"]);
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl Look {
         (self.seen, self.scorer, self.sampler) = (Seen::TooLarge, None, None);
     }
 
+    /// Tasks are not asked any more.
+    pub(super) fn end_tasks(&mut self) {
+        (self.tasks, self.scorer) = (Tasks(Vec::new()), None);
+    }
+
     /// Takes the model as it is now: the trainer's own, or, where ranks have parts of it, the `whole` that was put together of
     /// them, which is kept on this rank's device beside its own part. Says so the first time that there is no room for it.
     ///

@@ -455,7 +455,7 @@ impl<'a> Session<'a> {
         }
         // What is only looked at ends no run.
         match self.show(whole).await {
-            Err(error @ (Error::Memory { .. } | Error::File { .. } | Error::Invalid(_))) => {
+            Err(error @ Error::Memory { .. }) => {
                 self.look.end();
                 self.note(format!("there are no samples or tasks from here on: {error}"));
                 Ok(())
@@ -470,7 +470,15 @@ impl<'a> Session<'a> {
         if let Some(text) = self.look.see(self.gpu, self.trainer, whole, base).await? {
             self.note(text);
         }
-        for (task, items, metrics) in self.look.tasks(self.gpu, self.trainer, tokenizer).await? {
+        let told = match self.look.tasks(self.gpu, self.trainer, tokenizer).await {
+            Err(error @ (Error::File { .. } | Error::Invalid(_))) => {
+                self.look.end_tasks();
+                self.note(format!("tasks are left out from here on: {error}"));
+                Vec::new()
+            }
+            told => told?,
+        };
+        for (task, items, metrics) in told {
             self.tell(Event::Task { step, task, items, metrics });
         }
         for text in self.look.samples(self.gpu, self.recipe, self.trainer, tokenizer).await? {

@@ -194,7 +194,7 @@ fn the_rank_whose_part_does_not_fit_is_named() {
         stderr(&place.danlu(&format!("{line} --memory {memory}")).assert().code(1))
     };
     // Until there is enough for the first stage, before and after the vocabulary is known, and not for that which has the loss.
-    let mut memory = "1".to_string();
+    let mut memory = "1KB".to_string();
     for _ in 0..3 {
         let text = said(&memory);
         if text.contains("rank 1: training takes at least") {

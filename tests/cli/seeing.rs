@@ -261,3 +261,18 @@ fn tasks_and_several_samples_are_told_on_the_way() {
     let (told, wanted) = (told.as_f64().unwrap(), wanted.as_f64().unwrap());
     assert!((told / wanted - 1.0).abs() < 1e-3, "{told} {wanted}");
 }
+
+/// Which only the first validation finds, after a tenth of the run.
+#[test]
+fn a_task_that_cannot_be_asked_ends_no_run() {
+    if !has_adapter() {
+        return;
+    }
+    let place = Place::new();
+    let long = "word ".repeat(200);
+    place.write("long.jsonl", serde_json::json!({"context": "The", "continuation": long}).to_string());
+    let said = stderr(&place.train("--eval-tasks long.jsonl --out m --steps 2 --eval-every 1").assert().success());
+    assert_eq!(said.matches("tasks are left out from here on: ").count(), 1, "{said}");
+    assert!(said.contains("long.jsonl: line 1: ") && said.contains("alone fills the model's context"), "{said}");
+    assert_eq!(said.matches("┌ sample").count(), 2, "{said}");
+}

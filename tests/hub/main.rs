@@ -2,6 +2,7 @@
 //! afterwards, and the sentence for everything that goes wrong.
 
 mod data_sets;
+mod once;
 mod stand_in;
 
 use danlu::store::{Hub, HubEvent, HubName, HubOptions, HubPart};
@@ -115,22 +116,6 @@ fn a_model_lies_in_the_cache_as_other_tools_expect_it() {
     assert_eq!(place.fetch("org/model").unwrap(), folder);
     let asked: Vec<String> = place.hub.requests().into_iter().map(|r| r.path).collect();
     assert_eq!(asked, ["/api/models/org/model/revision/main"]);
-}
-
-/// What another process is downloading is waited for, such as another rank of the same run; and what another commit had is not asked
-/// for again.
-#[test]
-fn nothing_comes_twice() {
-    let place = Place::new();
-    std::thread::scope(|scope| {
-        let all: Vec<_> = (0..4).map(|_| scope.spawn(|| place.fetch("org/model"))).collect();
-        all.into_iter().for_each(|one| drop(one.join().unwrap().unwrap()));
-    });
-    assert_eq!(place.ranges().len(), 1);
-    fs::remove_dir_all(place.repository().join("snapshots")).unwrap();
-    let folder = place.fetch("org/model").unwrap();
-    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights());
-    assert_eq!(place.ranges(), [""; 0]);
 }
 
 #[test]
