@@ -166,7 +166,7 @@ fn adapters_of_peft_are_written_as_peft_wrote_them() {
                 data.copy_from_slice(bytemuck::cast_slice(tensor.bytes));
             }
             let to = place.path().join(round);
-            write_adapter(&to, (&trained, &config), ("gqa", &model), &pages, &[]).unwrap();
+            write_adapter(&to, (&trained, &config), ("gqa", &model), &pages, &[], false).unwrap();
             let file = |folder: &Path, name: &str| std::fs::read(folder.join(name)).unwrap();
             // Length and header, whose keys PEFT and Danlu have in another order, and the tensors.
             let parts = |folder: &Path| {

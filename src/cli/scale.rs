@@ -285,8 +285,7 @@ fn prediction(p: &Prediction, machine: &MachineFile, run: &Run) -> String {
         100.0 * p.mfu
     );
     let (watts, price) = (run.watts.or(machine.watts), run.price.or(machine.price));
-    let adapters = machine.adapters_of(p.mesh.ranks()) as f64;
-    let hours = |tokens: f64| tokens / per_second / 3600.0 * adapters;
+    let hours = |tokens: f64| tokens / per_second / 3600.0 * ranks;
     let mut sums = |what: &str, tokens: f64| {
         let money = price.map(|price| format!("{} to pay", significant(price * hours(tokens))));
         let energy = watts.map(|watts| format!("{} kWh", significant(watts * hours(tokens) / 1000.0)));

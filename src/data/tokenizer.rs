@@ -160,7 +160,10 @@ impl Tokenizer {
         let said = ["add_bos_token", "add_eos_token"].map(|key| config.get(key).and_then(Value::as_bool));
         if said != [None; 2] {
             let [begins, ends] = said.map(|adds| adds == Some(true));
-            let added = [named("bos_token").filter(|_| begins), named("eos_token").filter(|_| ends)];
+            // Whoever names none means none; older folders name it elsewhere, or leave it to their class.
+            let meant =
+                |key: &str, usual: Option<u32>| if config.get(key).is_some_and(Value::is_null) { None } else { usual };
+            let added = [meant("bos_token", bos).filter(|_| begins), meant("eos_token", eos).filter(|_| ends)];
             let text = inner.encode("a", false)?;
             let wanted = added[0].into_iter().chain(text.get_ids().iter().copied()).chain(added[1]);
             if !wanted.eq(around.get_ids().iter().copied()) {

@@ -177,7 +177,7 @@ impl MachineFile {
         ranks < 2 || !self.levels.is_empty() || self.shared && near == ranks
     }
 
-    /// On how many adapters so many ranks are.
+    /// On how many adapters so many ranks of one machine are.
     pub fn adapters_of(&self, ranks: usize) -> usize {
         if self.shared { 1 } else { ranks }
     }

@@ -31,7 +31,7 @@ fn check_bindings(gpu: &Gpu, plan: &Plan) -> Result<()> {
     let Some(step) = plan.steps.iter().find(|step| binds(step) > most) else { return Ok(()) };
     let (adapter, wanted) = (&gpu.report().name, human_bytes(binds(step)));
     Err(Error::Invalid(format!(
-        "{} at {} takes {wanted} at once, and {adapter} lets a kernel see {} of a buffer: choose a smaller --seq or --batch",
+        "{} at {} takes {wanted} at once, and {adapter} lets a kernel see {} of a buffer: take fewer or shorter sequences at a time",
         step.op,
         step.name,
         human_bytes(most)

@@ -3,7 +3,7 @@
 
 use super::adapter_packed::{Held, Layer, Part, layers, unpack};
 use super::atomic::{Made, Staged, commit_all, sweep};
-use super::folder::FolderFile;
+use super::folder::{FolderFile, replace};
 use super::narrow::length;
 use super::safetensors::stage_safetensors;
 use super::snapshot::MANIFEST;
@@ -273,7 +273,8 @@ impl Delta {
 }
 
 /// Writes trained adapters as PEFT would: `base` is the name or path of the model that they are of, `pages` are those of
-/// `lora`'s layout, `files` go beside them. Layers that the model's family packs into one are one there.
+/// `lora`'s layout, `files` go beside them. Layers that the model's family packs into one are one there. Where they `replace` a model, or
+/// adapters of another one, what of that would be read along with them goes.
 ///
 /// # Errors
 /// If the folder cannot be written or the disk is full.
@@ -283,6 +284,7 @@ pub fn write_adapter(
     (base, model): (&str, &ModelConfig),
     pages: &[Vec<f32>],
     files: &[FolderFile],
+    replaces: bool,
 ) -> Result<()> {
     let made = Made::folder(folder)?;
     sweep(folder, &|name| [WEIGHTS, CONFIG].contains(&name) || files.iter().any(|file| file.name == name));
@@ -298,7 +300,11 @@ pub fn write_adapter(
         let path: PathBuf = folder.join(file.name);
         staged.push(Staged::write(&path, file.content.len() as u64, |w| w.write_all(file.content))?);
     }
-    commit_all(staged)?;
+    if replaces {
+        replace(folder, staged)?
+    } else {
+        commit_all(staged)?
+    }
     made.keep();
     Ok(())
 }

@@ -71,7 +71,7 @@ fn parts_of_packed_layers_are_one_layer_of_peft_s() {
         let mut rng = Rng::new(7, 0);
         pages.iter_mut().flatten().for_each(|x| *x = rng.normal() as f32);
         let folder = tempfile::tempdir().unwrap();
-        write_adapter(folder.path(), (&lora, &config), ("phi", &model), &pages, &[]).unwrap();
+        write_adapter(folder.path(), (&lora, &config), ("phi", &model), &pages, &[], false).unwrap();
         let values: BTreeMap<&str, &[f32]> = lora.layout().tensors(&pages).map(|(s, data)| (&*s.name, data)).collect();
         let trained = |module: &LoraModule| {
             let [a, b, m] = module.names();

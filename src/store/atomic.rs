@@ -99,8 +99,14 @@ pub fn commit_in_place_of(mut staged: Vec<Staged>, stale: &[PathBuf]) -> Result<
         }
     }
     staged.into_iter().try_for_each(Staged::commit)?;
-    stale.iter().try_for_each(|file| fs::remove_file(file).map_err(|e| Error::io("remove", file, e)))?;
-    last.commit()
+    let gone = |file: &PathBuf| match fs::remove_file(file) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", file, e)),
+        _ => Ok(()),
+    };
+    // One that stays is said, and no reason to leave the others without that by which they are known.
+    let removed: Result<Vec<()>> = stale.iter().map(gone).collect();
+    last.commit()?;
+    removed.map(drop)
 }
 
 impl Drop for Staged {

@@ -1,10 +1,10 @@
 //! A model as a Hugging Face folder: config.json, generation_config.json, model.safetensors, and whatever files the
 //! tokenizer wants beside them. `transformers` opens what is written here.
 
-use super::Checkpoint;
 use super::atomic::{Made, Staged, commit_all, commit_in_place_of, create_folder, sweep};
 use super::safetensors::stage_safetensors;
 use super::shards::{INDEX, WEIGHTS, listed};
+use super::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint};
 use crate::base::{DType, Shape};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
@@ -78,11 +78,16 @@ impl Checkpoint {
     }
 }
 
-/// Files of the model in a folder that are read along with its configuration: weights, tokenizer, templates, what it says of generation.
+/// Files of the model in a folder that are read along with its configuration: weights, adapters, tokenizer, templates, what it says of
+/// generation.
 fn beside_config(folder: &Path) -> Vec<PathBuf> {
     let listed = listed(&folder.join(INDEX)).unwrap_or_default();
-    let names =
-        listed.into_iter().chain([WEIGHTS, INDEX, GENERATION].into_iter().chain(TOKENIZER_FILES).map(String::from));
+    let names = listed.into_iter().chain(
+        [WEIGHTS, INDEX, ADAPTER_WEIGHTS, ADAPTER_CONFIG, GENERATION]
+            .into_iter()
+            .chain(TOKENIZER_FILES)
+            .map(String::from),
+    );
     let templates = std::fs::read_dir(folder.join(TEMPLATES_FOLDER)).into_iter().flatten().flatten();
     let templates = templates.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "jinja"));
     names.map(|name| folder.join(name)).chain(templates).filter(|file| file.is_file()).collect()
@@ -91,6 +96,8 @@ fn beside_config(folder: &Path) -> Vec<PathBuf> {
 /// Gives files their names in the place of the model that lies there: what of that would be taken for the new one's goes.
 pub(super) fn replace(folder: &Path, staged: Vec<Staged>) -> Result<()> {
     let mut stale = beside_config(folder);
+    // That of an adapter's folder, which has none.
+    stale.extend(Some(folder.join("config.json")).filter(|file| file.is_file()));
     stale.retain(|file| staged.iter().all(|staged| staged.path() != file));
     commit_in_place_of(staged, &stale)
 }

@@ -116,6 +116,14 @@ impl Content {
     }
 }
 
+impl Content {
+    /// Whether both are of the same, as far as both say it.
+    pub fn is_of(&self, other: &Content) -> bool {
+        let config = self.config.as_ref().zip(other.config.as_ref()).is_none_or(|(own, other)| own == other);
+        config && (&self.tokenizer, &self.tokens, &self.model) == (&other.tokenizer, &other.tokens, &other.model)
+    }
+}
+
 /// The part of a checkpoint's manifest that is training's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -100,7 +100,14 @@ impl TrainedRun {
             let subject = self.subject(base.checkpoint.model(), Some(base))?;
             let pages = pages(snapshot, &subject.layout)?;
             if let (Some(lora), Some(config)) = (subject.lora(), &recipe.lora) {
-                return write_adapter(folder, (lora, config), (&base.name, base.checkpoint.config()), &pages, &[]);
+                return write_adapter(
+                    folder,
+                    (lora, config),
+                    (&base.name, base.checkpoint.config()),
+                    &pages,
+                    &[],
+                    false,
+                );
             }
             let files = base.tokenizer_files()?;
             return base.checkpoint.write_trained(folder, &subject.layout, &pages, &borrowed(&files), false);

@@ -135,6 +135,8 @@ pub fn plans_of_lengths(
     limits: &Limits,
     chooser: &mut dyn Chooser,
 ) -> Result<Vec<Plans>> {
+    // Short rows train the function that long ones do.
+    let config = &config.turned_for(recipe.seq);
     let mut of = |recipe: &Recipe| together(rank, config, recipe, lengths, base, limits, chooser);
     let all = of(recipe)?;
     let fit = |all: &[Plans]| all.last().and_then(|last| last.fit.clone());
@@ -226,7 +228,7 @@ fn plans_of(
     limits: &Limits,
     chooser: &mut dyn Chooser,
 ) -> Result<Plans> {
-    let model = Llama::new(config.turned_for(recipe.seq));
+    let model = Llama::new(config.clone());
     let subject = Subject::of_rank(rank, &model, recipe, base, limits)?;
     subject.check_pages(limits)?;
     let optimizer = optimizer(recipe);
@@ -306,6 +308,34 @@ mod tests {
         for memory in [none.0 - 1, none.0 / 2] {
             assert!(least(memory) == none, "{memory}");
         }
+    }
+
+    /// Positions of short rows turn as those of long ones where frequencies depend on the length, in training and validation.
+    #[test]
+    fn rows_of_every_length_train_one_function() {
+        let map = serde_json::json!({
+            "model_type": "phi3", "vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "max_position_embeddings": 64, "original_max_position_embeddings": 16,
+            "rope_scaling": {"type": "longrope", "short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": [2.0, 3.0, 4.0, 5.0]}
+        });
+        let config = ModelConfig::parse(&map.to_string(), std::path::Path::new("c.json")).unwrap();
+        let recipe = Recipe { batch: 2, seq: 64, ..Recipe::default() };
+        let limits = Limits::default();
+        let plans = plans_of_lengths(0, &config, &recipe, &[8, 32], None, &limits, &mut First).unwrap();
+        let table = |plan: &Plan| {
+            let table = plan.constants.iter().find(|(name, _)| name.ends_with("rope.table"));
+            table.map(|(_, bytes)| bytes.clone()).unwrap()
+        };
+        let long = table(&plans[1].train);
+        assert_eq!(long.len(), 32 * 4 * 2 * 4);
+        for plan in [&plans[0].train, &plans[0].eval, &plans[1].eval] {
+            let own = table(plan);
+            assert!(long.starts_with(&own) && own.len() >= 8 * 4 * 2 * 4);
+        }
+        // Rows of up to the original context turn otherwise by themselves.
+        let short = Recipe { seq: 8, ..recipe };
+        let alone = plans_of_lengths(0, &config, &short, &[8], None, &limits, &mut First).unwrap();
+        assert!(!long.starts_with(&table(&alone[0].train)));
     }
 
     /// What is planned takes `hole` bytes more than recomputation reckons with, which cannot go below `least`.

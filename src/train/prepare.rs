@@ -279,7 +279,8 @@ fn route(config: &mut ModelConfig, recipe: &Recipe, observer: &mut dyn Observer)
             experts.z = recipe.router_z_loss.unwrap_or(experts.z);
             if recipe.dpo.is_some() && (experts.balance > 0.0 || experts.z > 0.0) {
                 (experts.balance, experts.z) = (0.0, 0.0);
-                let text = "preference pairs are trained on without the losses of routers that the model's configuration names";
+                let text =
+                    "preference pairs are trained on without losses of routers: those that are asked for are left out";
                 observer.event(&Event::Note { text: text.into() });
             }
         }

@@ -131,15 +131,6 @@ impl Recipe {
                 "overlong may only be \"truncate\" with preference pairs, which stay pairs; leave it out".into(),
             ));
         }
-        if let Some((key, value)) =
-            routers.iter().find_map(|(key, value)| Some((key, value.filter(|&value| value > 0.0)?)))
-            && self.dpo.is_some()
-        {
-            let message = format!(
-                "{key} is {value}, and preference pairs are trained on without losses of routers; leave it out"
-            );
-            return Err(Error::Invalid(message));
-        }
         if self.dpo.is_some() && self.loss_on == LossOn::All {
             return Err(Error::Invalid(
                 "loss_on is \"all\", and of preference pairs the answers are compared; leave it out".into(),

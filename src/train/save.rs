@@ -64,7 +64,7 @@ pub fn save_run(
     let more = [FolderFile { name: TRAINED, content: text.as_bytes() }];
     // What lies beside a model of the same data and beginnings was put there for this one.
     let before = Trained::read(&recipe.out).ok().flatten();
-    let replaces = before.is_none_or(|before| before.about.content != is.about.content);
+    let replaces = before.is_none_or(|before| !before.about.content.is_of(&is.about.content));
     write(&recipe.out, recipe, prepared, (subject, pages), &more, replaces)
 }
 
@@ -77,7 +77,7 @@ fn write(
     replaces: bool,
 ) -> Result<()> {
     if let (Some(lora), Some(config), Some(base)) = (subject.lora(), &recipe.lora, &prepared.base) {
-        return write_adapter(folder, (lora, config), (&base.name, &prepared.config), pages, more);
+        return write_adapter(folder, (lora, config), (&base.name, &prepared.config), pages, more, replaces);
     }
     let files = prepared.tokenizer_files()?;
     let files = files.iter().map(|(name, content)| FolderFile { name, content });

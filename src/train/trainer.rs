@@ -144,7 +144,7 @@ impl Trainer {
             return Err(Error::Invalid(message));
         }
         let gpu = &gpu.within(world.least(gpu.limits())?);
-        let model = Llama::new(prepared.config.turned_for(recipe.seq));
+        let model = Llama::new(prepared.config.clone());
         let base = prepared.base.as_deref();
         let (axes, rank) = (Axes::of(world, recipe.mesh)?, world.rank());
         let subject = Subject::of_rank(rank, &model, recipe, base, gpu.limits())?;

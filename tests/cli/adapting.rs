@@ -21,7 +21,7 @@ fn adapter(place: &Place, name: &str, config: &LoraConfig) {
         let large = if spec.name.ends_with("lora_magnitude_vector") { 0.3 } else { 0.0 };
         data.iter_mut().for_each(|x| *x = (*x * large) + 0.3 * rng.normal() as f32);
     }
-    write_adapter(&place.path(name), (&lora, config), ("m", &model), &pages, &[]).unwrap();
+    write_adapter(&place.path(name), (&lora, config), ("m", &model), &pages, &[], false).unwrap();
 }
 
 /// Of a token of the text.

@@ -216,6 +216,7 @@ fn a_batch_keeps_its_order_and_names_the_lines_that_fail() {
     let said = stderr(&place.danlu(again).assert().code(1));
     assert!(said.contains("out.jsonl: is there already"), "{said}");
     assert_eq!(json(&fs::read_to_string(place.path("out.jsonl")).unwrap()), results);
+    place.write("out.jsonl", "old");
     place.danlu(&format!("{again} --force")).assert().code(1);
     assert_eq!(json(&fs::read_to_string(place.path("out.jsonl")).unwrap()), results);
     let wrong = r#"{"prompt": "A", "stop": 3}"#;

@@ -110,7 +110,10 @@ async fn remembered(recipe: &Recipe, wanted: &Selector, ranks: usize, near: usiz
         bail!("{name} could not be measured: add --machine, or write axes, such as --mesh data={ranks}");
     };
     check_levels(&machine, ranks, near)?;
-    Ok(MachineFile { memory: gpu.limits().memory_bytes.map(Bytes), ..machine })
+    // Ranks of a CPU share it by the machine's own account.
+    let adapters = wanted.alike(&list().await).map_or(1, |all| all.len());
+    let sharers = if machine.shared { 1 } else { near.div_ceil(adapters) as u64 };
+    Ok(MachineFile { memory: gpu.limits().memory_bytes.map(|all| Bytes(all / sharers)), ..machine })
 }
 
 /// The best mesh for a recipe, which has the last word on all else.

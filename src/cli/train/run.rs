@@ -173,6 +173,8 @@ impl Run {
     /// What one rank does; gives the exit code.
     async fn rank(&self, gpu: &Gpu, world: &World, observer: &mut dyn Observer) -> Result<u8> {
         let Run { args, recipe, resumption, prepared, stop } = self;
+        // Kernels are measured for what plans are made by.
+        let gpu = &gpu.within(world.least(gpu.limits())?);
         // The others take the kernels that the first has chosen.
         let mode = if world.is_first() { recipe.tune } else { TuneMode::Off };
         let mut tuner = Tuner::new(gpu, mode, Some(&paths::cache()));

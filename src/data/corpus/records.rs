@@ -249,6 +249,13 @@ impl<R: BufRead> Cutter<R> {
         }
         if self.state == State::Start && self.peek()? == Some(b'{') {
             (self.layout, self.state) = (Layout::Lines, State::Element);
+            let first = self.next_line()?;
+            if let Some((line, bytes)) = &first
+                && serde_json::from_slice::<serde::de::IgnoredAny>(bytes).is_err()
+            {
+                return Err(at(&self.path, *line, "is no JSON array, nor objects one a line"));
+            }
+            return Ok(first);
         }
         match self.layout {
             Layout::Lines => self.next_line(),

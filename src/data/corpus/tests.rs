@@ -216,6 +216,7 @@ fn bad_examples_name_file_line_and_reason() {
         ("h.json", format!("[{good}\n{good}]"), "h.json:2: has no comma between two elements of its array".into()),
         ("i.json", format!("[{good},\n{{\"output\": "), "i.json:2: ends within an element of its array; the file is cut short".into()),
         ("j.json", format!("[{good}] x"), "j.json:1: goes on after the end of its array".into()),
+        ("k.json", format!("{{\n \"rows\": [{good}]\n}}"), "k.json:1: is no JSON array, nor objects one a line".into()),
         ("k.json", "7".into(), "k.json:1: is no JSON array, nor objects one a line".into()),
         ("k.json", format!("{good}\n[{good}]"), "k.json:2: is a list and no object with fields".into()),
         ("l.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}".into(),

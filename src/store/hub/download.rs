@@ -8,6 +8,7 @@ use hf_hub::api::sync::{Api, ApiError, ApiRepo};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Tries that bring nothing, one after the other, before we give up.
 const TRIES: u32 = 5;
@@ -80,7 +81,7 @@ impl Download<'_> {
     fn file(&self, a: &Announced, before: u64, total: u64, report: &mut HubReport) -> Result<(), Refusal> {
         let disk = |e| Refusal::disk(a.file, a.bytes, e);
         let blob = Cache::new(self.hub.cache.clone()).repo(self.name.repo_at(self.commit)).blob_path(&a.etag);
-        let _lock = lock(a, &blob, report)?;
+        let _lock = lock(a, &blob, self.hub.stall, report)?;
         // Another process may have brought it meanwhile, or another commit have had the same.
         if self.snapshot.join(a.file).is_file() {
             return Ok(());
@@ -218,7 +219,7 @@ fn link(target: &Path, pointer: &Path) -> io::Result<()> {
 }
 
 /// Keeps other processes from the file while it is held; where one has it, such as another rank of the same run, waits for that.
-fn lock(a: &Announced, blob: &Path, report: &mut HubReport) -> Result<File, Refusal> {
+fn lock(a: &Announced, blob: &Path, stall: Duration, report: &mut HubReport) -> Result<File, Refusal> {
     let disk = |e| Refusal::disk(a.file, a.bytes, e);
     fs::create_dir_all(blob.parent().unwrap_or(Path::new("."))).map_err(disk)?;
     // Whoever uses hf-hub on this cache holds the same lock.
@@ -227,11 +228,31 @@ fn lock(a: &Announced, blob: &Path, report: &mut HubReport) -> Result<File, Refu
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             report(HubEvent::Note(&format!("another process is downloading {}: waiting for it", a.file)));
-            lock.lock().map_err(disk)?;
+            wait(&lock, a, blob, stall)?;
         }
         Err(TryLockError::Error(error)) => return Err(disk(error)),
     }
     Ok(lock)
+}
+
+/// Until the other has left, or has brought nothing for longer than a download may.
+fn wait(lock: &File, a: &Announced, blob: &Path, stall: Duration) -> Result<(), Refusal> {
+    let size = || fs::metadata(blob.with_extension("part")).map_or(0, |m| m.len());
+    let (mut reached, mut since) = (size(), Instant::now());
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(100)),
+            Err(TryLockError::Error(error)) => return Err(Refusal::disk(a.file, a.bytes, error)),
+        }
+        if size() != reached {
+            (reached, since) = (size(), Instant::now());
+        }
+        // A digest of what has come takes its time, too.
+        if since.elapsed() > stall.max(Duration::from_secs(1)) * 10 {
+            return Err(Refusal::Locked { file: a.file.into() });
+        }
+    }
 }
 
 /// Holds a file to what was announced.
