@@ -164,6 +164,24 @@ fn the_commands_convert_inspect_and_refuse() {
         std::fs::remove_file(folder.join(name)).unwrap();
         assert_eq!(run(&["convert", golden, target]).0, Some(0), "a README.md is in nobody's way");
     }
+    // With --force nothing of the model that was there is read along with the new one.
+    let folder = out.path().join("over");
+    std::fs::create_dir_all(folder.join("additional_chat_templates")).unwrap();
+    let stale = [
+        "chat_template.jinja",
+        "additional_chat_templates/tools.jinja",
+        "added_tokens.json",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "trained.json",
+        "config.json",
+    ];
+    stale.iter().chain(&["README.md"]).for_each(|name| std::fs::write(folder.join(name), "mine").unwrap());
+    assert_eq!(run(&["convert", golden, "over", "--force"]).0, Some(0));
+    let is_there = |name: &&str| std::fs::read(folder.join(name)).is_ok_and(|bytes| bytes == b"mine");
+    assert_eq!(stale.iter().filter(|name| is_there(name)).count(), 0);
+    assert!(is_there(&"README.md"));
+    assert_eq!(run(&["inspect", "over"]).0, Some(0));
     let (code, _, text) = run(&["inspect", "folder/model.safetensors"]);
     assert!(
         code == Some(1) && text.contains("holds weights alone; give its folder, folder, which says what"),

@@ -125,6 +125,7 @@ pub async fn chat(args: ChatArgs) -> Result<()> {
 
 /// A conversation on disk, in the form in which data for instruction tuning comes.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Saved {
     messages: Vec<Message>,
 }

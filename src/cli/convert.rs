@@ -8,6 +8,7 @@ use crate::data::{self, Tokenizer};
 use crate::error::Error;
 use crate::store::gguf::Metadata;
 use crate::store::{Checkpoint, FolderFile, Origin, SHARD_BYTES, TEMPLATES_FOLDER, TOKENIZER_FILES, atomic};
+use crate::train::RunLock;
 use anyhow::Result;
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -94,6 +95,14 @@ pub(super) fn write(args: ConvertArgs, adapter: Option<&Path>, more: &[FolderFil
         checkpoint = checkpoint.merge(adapter)?;
     }
     refuse_itself(&checkpoint, &args.to)?;
+    if adapter.is_some_and(|adapter| {
+        adapter.canonicalize().is_ok_and(|adapter| args.to.canonicalize().is_ok_and(|to| to == adapter))
+    }) {
+        return Err(Error::file(&args.to, "is the adapter that is read; write to another place").into());
+    }
+    if !to_gguf {
+        RunLock::check(&args.to)?;
+    }
     leave_on_signal(&args.to)?;
     let written = if to_gguf {
         let vocabulary = vocabulary(&checkpoint)?;

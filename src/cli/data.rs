@@ -243,6 +243,7 @@ fn rows(args: &DataArgs, shard: Shard) -> Result<()> {
     let overlong = args.overlong;
     let layouts: &[(&str, RowLayout)] = match shard.kind() {
         ShardKind::Pairs => &[("pairs: ", RowLayout::Pairs)],
+        ShardKind::Text => &[("in windows: ", RowLayout::Windows), ("packed: ", RowLayout::Packed(overlong))],
         _ => &[("packed: ", RowLayout::Packed(overlong)), ("one a row: ", RowLayout::Padded(overlong))],
     };
     for (name, layout) in layouts {
@@ -251,7 +252,11 @@ fn rows(args: &DataArgs, shard: Shard) -> Result<()> {
         let options = LoaderOptions { batch: 2, seq: args.seq, lengths, ..LoaderOptions::default() };
         match Loader::mixed(vec![source], options) {
             Ok(loader) => {
-                let told = loader.counts()[0].told(*layout, args.seq);
+                let mut told = loader.counts()[0].told(*layout, args.seq);
+                if *layout == RowLayout::Windows {
+                    let (train, val) = (loader.rows_per_epoch(), loader.val_rows());
+                    told.push(format!("{train} of {} tokens to train on, {val} held out", args.seq));
+                }
                 told.into_iter().chain(loader.told()).for_each(|text| say!("{name}{text}"));
             }
             Err(error) => tell!("danlu: {name}{error}"),

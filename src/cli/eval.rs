@@ -32,19 +32,19 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE")]
     items: Vec<PathBuf>,
     /// Texts: tokens of a window [default: the model's context, at most 2048].
-    #[arg(long, value_name = "N", requires = "text")]
+    #[arg(long, value_name = "N")]
     context: Option<usize>,
     /// Texts: tokens by which the window moves [default: half the window].
-    #[arg(long, value_name = "N", requires = "text")]
+    #[arg(long, value_name = "N")]
     stride: Option<usize>,
     /// Only the first N items of a file, the first N windows of a text.
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Items: how many others stand before each, with their answers.
-    #[arg(long, default_value_t = 0, value_name = "N", requires = "items")]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     shots: usize,
     /// Items: seed by which those are drawn.
-    #[arg(long, default_value_t = 0, requires = "items")]
+    #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Tokens that run at once.
     #[arg(long, default_value_t = 1024, value_name = "N")]
@@ -71,6 +71,14 @@ struct Line<'a, R: serde::Serialize> {
 pub async fn eval(args: EvalArgs) -> Result<()> {
     if args.text.is_empty() && args.items.is_empty() {
         bail!("nothing to evaluate: give --text FILE for perplexity, or --items FILE for multiple choice and cloze");
+    }
+    if args.text.is_empty() && (args.context.is_some() || args.stride.is_some()) {
+        bail!(
+            "--context and --stride are of texts (--text): items are scored in the whole context of the model; leave them out"
+        );
+    }
+    if args.items.is_empty() && (args.shots > 0 || args.seed > 0) {
+        bail!("--shots and --seed are of items (--items): leave them out");
     }
     if args.limit == Some(0) {
         bail!("--limit 0 leaves nothing to evaluate; give 1 or more");

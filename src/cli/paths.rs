@@ -56,6 +56,10 @@ pub fn try_file(out: &Path) -> Result<()> {
         // Opening a pipe once is all that its reader waits for.
         return Ok(());
     }
+    if let Some(folder) = out.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+        let (out, folder) = (out.display(), folder.display());
+        return Err(Error::Invalid(format!("cannot write {out}: there is no folder {folder}; make it first")));
+    }
     OpenOptions::new().append(true).create(true).open(out).map_err(|e| Error::io("write", out, e))?;
     if !there {
         fs::remove_file(out).map_err(|e| Error::io("remove", out, e))?;

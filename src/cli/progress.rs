@@ -5,12 +5,12 @@ use crate::compile::human_bytes;
 use crate::store::Loaded;
 use crate::train::{Event, Observer, RECIPE, Recipe, Rewards};
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use std::fmt;
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How a run is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -33,6 +33,7 @@ pub fn observer(format: LogFormat, quiet: bool, recipe: &Recipe, asked: Arc<Atom
             steps: recipe.steps,
             last: String::new(),
             asked,
+            begun: Arc::new(Mutex::new((Instant::now(), 0))),
         }),
     }
 }
@@ -121,6 +122,8 @@ struct Terminal {
     steps: u64,
     last: String,
     asked: Arc<AtomicBool>,
+    /// When this process took its first step, and how many were done then.
+    begun: Arc<Mutex<(Instant, u64)>>,
 }
 
 impl Terminal {
@@ -167,7 +170,7 @@ impl Terminal {
         tell!("step        {dispatches} dispatches, {gflop:.2} Gflop, {bytes} on the device{limit}");
         self.steps = *steps;
         self.bar = ProgressBar::new(*steps);
-        let style = ProgressStyle::with_template("{asked}{bar:24} {pos}/{len} {msg} eta {eta}");
+        let style = ProgressStyle::with_template("{asked}{bar:24} {pos}/{len} {msg} eta {left}");
         let asked = self.asked.clone();
         let ending = move |_: &ProgressState, line: &mut dyn fmt::Write| {
             if asked.load(Ordering::Relaxed) {
@@ -175,7 +178,18 @@ impl Terminal {
                 let _ = line.write_str(ENDING);
             }
         };
-        self.bar.set_style(style.expect("a valid template").with_key("asked", ending));
+        let begun = self.begun.clone();
+        // By the steps of this process: those before it was taken up took none of its time.
+        let left = move |bar: &ProgressState, line: &mut dyn fmt::Write| {
+            let (since, first) = *begun.lock().unwrap_or_else(PoisonError::into_inner);
+            let (done, rest) = (bar.pos().saturating_sub(first), bar.len().unwrap_or(0).saturating_sub(bar.pos()));
+            let _ = match done {
+                0 => line.write_str("-"),
+                _ => write!(line, "{:#}", HumanDuration(since.elapsed().mul_f64(rest as f64 / done as f64))),
+            };
+        };
+        *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), 0);
+        self.bar.set_style(style.expect("a valid template").with_key("asked", ending).with_key("left", left));
         self.bar.enable_steady_tick(Duration::from_millis(500));
     }
 
@@ -266,8 +280,8 @@ impl Observer for Terminal {
                     0 => format!("resumed     {folder} has no checkpoint yet: it begins anew"),
                     _ => format!("resumed     {folder} after step {step}"),
                 });
+                *self.begun.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), *step);
                 self.bar.set_position(*step);
-                self.bar.reset_eta();
             }
             Event::Saved { step, folder, seconds, interrupted, resumable, base } => {
                 self.bar.finish_and_clear();

@@ -38,6 +38,8 @@ pub struct FolderFile<'a> {
     pub content: &'a [u8],
 }
 
+/// What says which step of a run the model in its folder is of.
+pub const TRAINED: &str = "trained.json";
 /// What a folder says of generation.
 pub(super) const GENERATION: &str = "generation_config.json";
 
@@ -83,7 +85,7 @@ impl Checkpoint {
 fn beside_config(folder: &Path) -> Vec<PathBuf> {
     let listed = listed(&folder.join(INDEX)).unwrap_or_default();
     let names = listed.into_iter().chain(
-        [WEIGHTS, INDEX, ADAPTER_WEIGHTS, ADAPTER_CONFIG, GENERATION]
+        [WEIGHTS, INDEX, ADAPTER_WEIGHTS, ADAPTER_CONFIG, GENERATION, TRAINED]
             .into_iter()
             .chain(TOKENIZER_FILES)
             .map(String::from),

@@ -324,8 +324,8 @@ impl Hub {
         let file = cache.join(format!("probe.{}.tmp", std::process::id()));
         let tried = fs::create_dir_all(cache).and_then(|()| fs::File::create(&file)).map(drop);
         let _ = fs::remove_file(&file);
-        for folder in absent {
-            // Fails where another program has put something there in the meantime, which is right.
+        // What can be written to will be, by other processes perhaps already.
+        for folder in absent.iter().filter(|_| tried.is_err()) {
             let _ = fs::remove_dir(folder);
         }
         tried

@@ -27,7 +27,7 @@ mod weights;
 pub use adapter::{CONFIG as ADAPTER_CONFIG, PeftAdapter, WEIGHTS as ADAPTER_WEIGHTS, write_adapter};
 pub use checkpoint::{Checkpoint, Origin};
 pub use convert::Converted;
-pub use folder::{FolderFile, TEMPLATES_FOLDER, TOKENIZER_FILES, load_config, load_folder, save_folder};
+pub use folder::{FolderFile, TEMPLATES_FOLDER, TOKENIZER_FILES, TRAINED, load_config, load_folder, save_folder};
 pub use hub::{Hub, HubEvent, HubName, HubOptions, HubPart, HubReport};
 pub use room::check_room;
 pub use safetensors::{stage_safetensors, write_safetensors};

@@ -2,7 +2,7 @@
 //! are.
 
 use super::log::RECIPE;
-use super::{About, Base, Metrics, Observer, Recipe, Resumption, Subject, TRAINED, Trained, prepare, read_metrics};
+use super::{About, Base, Metrics, Observer, Recipe, Resumption, Subject, Trained, prepare, read_metrics};
 use crate::base::Limits;
 use crate::data::tokenizer_files;
 use crate::error::{Error, Result};
@@ -11,7 +11,7 @@ use crate::nn::{PARAMETERS, ParamLayout, Runs};
 use crate::optim::{EMA, Shard};
 use crate::parallel::Mesh;
 use crate::store::snapshot::{Layout, MANIFEST, Series, Snapshot, Written};
-use crate::store::{ADAPTER_CONFIG, Checkpoint, FolderFile, save_folder, write_adapter};
+use crate::store::{ADAPTER_CONFIG, Checkpoint, FolderFile, TRAINED, save_folder, write_adapter};
 use std::path::{Path, PathBuf};
 
 /// A run that was trained here, as it stands on disk.

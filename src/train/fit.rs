@@ -323,7 +323,7 @@ mod tests {
         let limits = Limits::default();
         let plans = plans_of_lengths(0, &config, &recipe, &[8, 32], None, &limits, &mut First).unwrap();
         let table = |plan: &Plan| {
-            let table = plan.constants.iter().find(|(name, _)| name.ends_with("rope.table"));
+            let table = plan.constants.iter().find(|(wire, _)| wire.name.ends_with("rope.table"));
             table.map(|(_, bytes)| bytes.clone()).unwrap()
         };
         let long = table(&plans[1].train);

@@ -22,6 +22,8 @@ const ENDED: &str = "ended";
 const REFUSED: &str = "refused";
 /// Which run the folder is of.
 pub(super) const RUN: &str = ".run";
+/// A recipe as a person wrote it in the folder of its run.
+pub(super) const GIVEN: &str = "recipe.given.toml";
 /// For so long a run that was killed may still be leaving.
 const LEAVING: Duration = Duration::from_secs(3);
 
@@ -226,15 +228,34 @@ pub(super) fn begin(recipe: &Recipe, step: u64, device_bytes: u64) -> Result<(Ru
     let lock = RunLock::take(&recipe.out)?;
     let run = RunId::read(&recipe.out).filter(|_| step > 0).unwrap_or_else(RunId::new);
     write_file(&recipe.out.join(RUN), format!("{run}\n").as_bytes())?;
+    keep_comments(&recipe.out)?;
     write_file(&recipe.out.join(RECIPE), recipe.resolved().to_toml().as_bytes())?;
     // Those of a step that is still to come are damaged, or of another run.
     Series::of(&recipe.out).forget_after(step);
     Ok((RunLog::open(&recipe.out, step, device_bytes)?, lock, run))
 }
 
+/// A recipe that a person wrote where the run's own is to stand, as its comments show, stays beside it.
+fn keep_comments(folder: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(folder.join(RECIPE)).unwrap_or_default();
+    let is_commented = text.lines().any(|line| line.trim_start().starts_with('#'));
+    if is_commented { write_file(&folder.join(GIVEN), text.as_bytes()) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_person_s_recipe_stays_beside_the_run_s() {
+        let folder = tempfile::tempdir().unwrap();
+        let given = folder.path().join(GIVEN);
+        for (text, stays) in [("steps = 7\n", false), ("# mine\nsteps = 7\n", true)] {
+            write_file(&folder.path().join(RECIPE), text.as_bytes()).unwrap();
+            keep_comments(folder.path()).unwrap();
+            assert_eq!(std::fs::read_to_string(&given).ok(), stays.then(|| text.to_string()));
+        }
+    }
 
     #[test]
     fn one_run_at_a_time_has_a_folder() {

@@ -55,7 +55,7 @@ pub use recipe_text::{explain, nearest};
 pub use recovery::{OnDivergence, RecoveryOptions, Verdict};
 pub use resume::{Resumption, occupied};
 pub use runs::{RunSummary, find_runs};
-pub use save::{TRAINED, Trained, save, save_run};
+pub use save::{Trained, save, save_run};
 pub use session::{Ending, run};
 pub use step::{StepResult, optimizer, schedule, unheard_copies};
 pub use trainer::{Trainer, check_fits};

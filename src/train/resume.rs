@@ -1,6 +1,6 @@
 //! Where a run can be taken up, and what may be changed of it then.
 
-use super::folder::RunId;
+use super::folder::{GIVEN, RunId};
 use super::log::{RECIPE, are_metrics, is_event_file};
 use super::{About, Prepared, Recipe, Trained, Trainer, schedule};
 use crate::base::read_given_text;
@@ -167,7 +167,7 @@ impl Resumption {
 }
 
 /// What of a run's folder is neither its checkpoints nor its model, beside files whose names begin with a dot.
-const BESIDE: [&str; 4] = [RECIPE, "checkpoints", "ranks", "job.sh"];
+const BESIDE: [&str; 5] = [RECIPE, GIVEN, "checkpoints", "ranks", "job.sh"];
 const METRICS_FILES: [&str; 2] = ["metrics.jsonl", "metrics.csv"];
 
 /// Why a run must not begin in a folder unless it is told to, with the ways on: what it would write over, or write among. Nothing
@@ -202,6 +202,8 @@ pub fn occupied(folder: &Path) -> Option<String> {
     let beside = |name: &String| {
         let begins = [".", "slurm-"].iter().any(|beginning| name.starts_with(beginning));
         let is_own = begins || name.ends_with(".tmp") || is_event_file(name) || BESIDE.contains(&name.as_str());
+        // Recipes are other programs' as well.
+        let is_own = is_own && (name != RECIPE || Recipe::open_run(folder.join(RECIPE)).is_ok());
         is_own || METRICS_FILES.contains(&name.as_str()) && are_metrics(folder, name)
     };
     let other = names.iter().find(|name| !beside(name))?;
@@ -294,6 +296,7 @@ mod tests {
         assert_eq!(occupied(&folder), None);
         // Other programs' files are called so, too.
         for (name, text) in [
+            (RECIPE, "recipe = \"pasta\"\n"),
             ("metrics.csv", "epoch,step,train_loss\n"),
             ("metrics.jsonl", "{\"train\": {\"loss\": 2.0}}\n"),
             ("events.out.tfevents.1.host.7.0", ""),

@@ -4,12 +4,10 @@ use super::folder::RunId;
 use super::{About, Prepared, Recipe, Subject};
 use crate::base::read_text;
 use crate::error::{Error, Result};
-use crate::store::{FolderFile, save_folder, write_adapter};
+use crate::store::{FolderFile, TRAINED, save_folder, write_adapter};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The file beside a run's model that says what that is.
-pub const TRAINED: &str = "trained.json";
 /// Longest such file that is believed.
 const MOST: u64 = 64 << 20;
 
