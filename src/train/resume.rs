@@ -305,6 +305,7 @@ mod tests {
             said(&format!("{name}, which is no run's"));
             fs::remove_file(folder.join(name)).unwrap();
         }
+        fs::write(folder.join(RECIPE), "").unwrap();
         fs::write(folder.join("thesis.tex"), "").unwrap();
         said("thesis.tex, which is no run's");
         for name in ["model.safetensors", "adapter_model.safetensors", ADAPTER_CONFIG] {

@@ -241,50 +241,6 @@ fn a_broken_download_goes_on_where_it_broke() {
     assert_eq!(place.ranges(), ["bytes=0-", "bytes=500000-"]);
 }
 
-#[test]
-fn a_later_run_takes_up_what_an_earlier_one_left() {
-    let place = Place::new();
-    place.fetch("org/model").unwrap();
-    let (blob, folder) = (place.blob(&sha256(&weights())), place.repository().join("snapshots").join(COMMIT));
-    let part = blob.with_extension("part");
-    let left = |content: &[u8]| {
-        let _ = fs::remove_file(&blob);
-        fs::remove_file(folder.join("model.safetensors")).unwrap();
-        fs::write(&part, content).unwrap();
-        place.hub.requests();
-    };
-    let whole = || fs::read(place.fetch("org/model").unwrap().join("model.safetensors")).unwrap();
-
-    left(&weights()[..700_000]);
-    assert!(whole() == weights());
-    assert_eq!(place.ranges(), ["bytes=700000-"]);
-
-    // Cut again at once, after nothing.
-    left(&weights()[..700_000]);
-    place.hub.set(|b| b.cuts = (3, 0));
-    assert!(whole() == weights());
-    assert_eq!(place.ranges(), ["bytes=700000-"; 4]);
-
-    // Complete but for its name, and longer than complete.
-    for content in [weights(), [weights(), vec![0; 9]].concat()] {
-        left(&content);
-        assert!(whole() == weights());
-        assert_eq!(place.ranges(), ["bytes=0-"]);
-    }
-
-    // Of something else: its digest tells.
-    left(&vec![7; 700_000]);
-    assert!(whole() == weights());
-    assert_eq!(place.ranges(), ["bytes=700000-", "bytes=0-"]);
-
-    // A server that knows no ranges sends all of it again.
-    left(&weights()[..700_000]);
-    place.hub.set(|b| b.ignores_ranges = true);
-    let (found, notes) = place.fetch_noting("org/model");
-    assert!(fs::read(found.unwrap().join("model.safetensors")).unwrap() == weights());
-    assert_eq!(notes, [""; 0]);
-}
-
 /// A server that keeps the connection and sends nothing more.
 #[test]
 fn a_stalled_download_is_taken_up_again() {
@@ -455,9 +411,8 @@ fn a_hub_cannot_write_outside_its_cache() {
         let place = Place::with(&[SMALL[0], ("model.safetensors", &weights)]);
         place.hub.set(|b| change(b));
         let error = place.fetch("org/model").unwrap_err();
-        // The cache's own folder, which was tried, and nothing in it.
-        assert_eq!(names(place.cache.path()), ["hub"], "{error}");
-        assert_eq!(names(&place.cache.path().join("hub")), [""; 0], "{error}");
+        let [all, own] = ["", "hub"].map(|folder| names(&place.cache.path().join(folder)));
+        assert!(all == ["hub"] && own.is_empty(), "{error}: {all:?}, {own:?}");
         error
     };
     let etag = sly(&|b| b.etag = Some("../../../evil".into()));
