@@ -1,6 +1,7 @@
 // sum_rows: y[part, c] = sum over the part's rows r of x[r, c]. COLUMNS columns a workgroup, of each of which SHARES lanes walk
-// over a share of the rows in order, LOADS of them at once; then the shares are added in order.
-struct Params { rows: u32, columns: u32, rows_per_part: u32 }
+// over a share of the rows in order, LOADS of them at once; then the shares are added in order. Bindings begin x_skip and y_skip words
+// before the first row.
+struct Params { rows: u32, columns: u32, rows_per_part: u32, x_skip: u32, y_skip: u32 }
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
@@ -20,14 +21,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (; r + (LOADS - 1u) * SHARES < end; r += LOADS * SHARES) {
         var v: array<f32, LOADS>;
         for (var j = 0u; j < LOADS; j++) {
-            v[j] = x[(r + j * SHARES) * columns + column];
+            v[j] = x[params.x_skip + (r + j * SHARES) * columns + column];
         }
         for (var j = 0u; j < LOADS; j++) {
             sum += v[j];
         }
     }
     for (; r < end; r += SHARES) {
-        sum += x[r * columns + column];
+        sum += x[params.x_skip + r * columns + column];
     }
     if SHARES > 1u {
         shares[lane] = sum;
@@ -37,6 +38,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     if lane < COLUMNS && own < columns {
-        y[group.y * columns + column] = sum;
+        y[params.y_skip + group.y * columns + column] = sum;
     }
 }

@@ -61,18 +61,27 @@ impl Op for SumRows {
         let kernel = Kernel::new("sum_rows", format!("shares_{shares}"));
         let kernel = kernel.constant("COLUMNS", columns).constant("SHARES", shares).constant("LOADS", loads);
         let row = 4 * n as u64;
-        // Parts that a dispatch takes: those whose rows a binding holds.
-        let step = limits.entries(parts, &[row * self.rows_per_part as u64, row], limits.max_workgroups as usize);
+        // Parts that a dispatch takes: those whose rows a binding holds, wherever the first of them begins. A part is not cut.
+        let room = limits.max_binding_bytes.saturating_sub(limits.binding_alignment);
+        let fit = (room / (row * self.rows_per_part as u64).max(1)).max(1) as usize;
+        let step = if row * rows as u64 <= limits.max_binding_bytes { parts } else { fit };
+        let step = step.min(limits.max_workgroups as usize).max(1);
         let dispatch = |part: usize| {
             let count = step.min(parts - part);
             let first = part * self.rows_per_part;
             let own = (count * self.rows_per_part).min(rows - first);
-            Dispatch::new([n.div_ceil(columns) as u32, count as u32, 1])
-                .bind("x", Operand::Input(0), row * first as u64, row * own as u64)
-                .bind("y", Operand::Output(0), row * part as u64, row * count as u64)
+            let skip = |at: usize| row * at as u64 % limits.binding_alignment;
+            let bind = |d: Dispatch, name: &'static str, operand, at: usize, count: usize| {
+                d.bind(name, operand, row * at as u64 - skip(at), row * count as u64 + skip(at))
+            };
+            let d = Dispatch::new([n.div_ceil(columns) as u32, count as u32, 1]);
+            let d = bind(d, "x", Operand::Input(0), first, own);
+            bind(d, "y", Operand::Output(0), part, count)
                 .param("rows", own)
                 .param("columns", n)
                 .param("rows_per_part", self.rows_per_part)
+                .param("x_skip", (skip(first) / 4) as usize)
+                .param("y_skip", (skip(part) / 4) as usize)
         };
         vec![(0..parts).step_by(step).map(dispatch).fold(kernel, Kernel::dispatch)]
     }
