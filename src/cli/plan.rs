@@ -252,7 +252,11 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         );
     }
     let mut machines = args.machine.iter().map(|name| MachineFile::find(name)).collect::<Result<Vec<_>, _>>()?;
-    let (config, base) = model(&recipe)?;
+    let (mut config, base) = model(&recipe)?;
+    // As training does with a model that begins from nothing.
+    let positions = config.max_position_embeddings;
+    let is_raised = recipe.model.is_none() && recipe.seq > positions;
+    config.max_position_embeddings = if is_raised { recipe.seq } else { positions };
     if !args.scale.nodes.is_empty() {
         let (lora, dpo) = (recipe.lora.is_some(), recipe.dpo.is_some());
         if lora || dpo {
@@ -314,6 +318,12 @@ pub fn plan(args: PlanArgs) -> Result<()> {
         named.and_then(|name| unlearned(name, machine.as_ref())).iter().for_each(|text| say!("\n{text}"));
         if machine.as_ref().is_some_and(|machine| named.is_none() && !machine.is_learned()) {
             say!("\n{}", AT_THE_ROOFLINE);
+        }
+        if is_raised {
+            say!(
+                "\nsequences of {} tokens exceed the configuration's {positions} positions: training raises them",
+                job.recipe.seq
+            );
         }
         let ranks = job.recipe.mesh.ranks();
         if let Some(machine) = machine.as_ref().filter(|machine| !machine.knows_messages(ranks, ranks)) {

@@ -4,6 +4,7 @@ use crate::base::count;
 use crate::compile::human_bytes;
 use crate::estimate::{
     Asked, Found, MachineFile, Mesh, Prediction, REACHED, Rate, Recompute, Setup, Storage, human_time, search,
+    significant,
 };
 use crate::model::ModelConfig;
 use crate::optim::Shard;
@@ -164,12 +165,6 @@ struct Side<'a> {
     nodes: usize,
     ranks: usize,
     found: Found,
-}
-
-/// With three significant digits: a million tokens are cents of one machine and a fortune of another.
-fn significant(value: f64) -> String {
-    let digits = if value == 0.0 { 0.0 } else { 2.0 - value.abs().log10().floor() };
-    format!("{value:.*}", digits.max(0.0) as usize)
 }
 
 /// A row for each machine; and what an hour of the others must cost for their tokens to cost as much as the first's, and a

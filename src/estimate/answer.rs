@@ -184,6 +184,12 @@ fn time(job: &Job, plans: &Planned, file: &MachineFile) -> Time {
     }
 }
 
+/// With three significant digits: a million tokens are cents of one machine and a fortune of another.
+pub fn significant(value: f64) -> String {
+    let digits = if value == 0.0 { 0.0 } else { 2.0 - value.abs().log10().floor() };
+    format!("{value:.*}", digits.max(0.0) as usize)
+}
+
 /// Seconds as a person reads them, up to years.
 pub fn human_time(seconds: f64) -> String {
     match seconds {
@@ -267,11 +273,11 @@ impl fmt::Display for Answer {
             let has_tokens = *tokens > 0;
             if let Some(money) = cost.money.filter(|_| has_tokens) {
                 let million = money / (*tokens as f64 / 1e6);
-                writeln!(f, "price          {money:.2}, {million:.4} a million tokens")?;
+                writeln!(f, "price          {}, {} a million tokens", significant(money), significant(million))?;
             }
             if let Some(energy) = cost.energy.filter(|_| has_tokens) {
                 let million = energy / (*tokens as f64 / 1e6);
-                writeln!(f, "energy         {energy:.2} kWh, {million:.4} a million tokens")?;
+                writeln!(f, "energy         {} kWh, {} a million tokens", significant(energy), significant(million))?;
             }
         }
         Ok(())

@@ -15,7 +15,7 @@ mod shards;
 mod usage;
 
 pub use crate::parallel::Mesh;
-pub use answer::{Answer, Cost, Prices, Span, Time, human_time};
+pub use answer::{Answer, Cost, Prices, Span, Time, human_time, significant};
 pub use fits::Fits;
 pub use job::{Job, Parameters, Planned};
 pub use machine_file::MachineFile;
