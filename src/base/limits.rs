@@ -44,17 +44,6 @@ impl Limits {
     pub fn has_few_registers(&self) -> bool {
         !self.is_cpu && self.min_subgroup < 32 && self.max_subgroup == 32
     }
-
-    /// How many of `count` entries a dispatch takes that cannot take all: as many as a binding holds of the widest operand, at most `most`,
-    /// in steps at which every operand's offset is aligned. `bytes` are those of an entry of each.
-    pub fn entries(&self, count: usize, bytes: &[u64], most: usize) -> usize {
-        let widest = bytes.iter().copied().max().unwrap_or(0).max(1);
-        let fit = ((self.max_binding_bytes / widest) as usize).min(most).max(1);
-        let align = self.binding_alignment; // a power of two
-        let step = |bytes: &u64| align >> bytes.trailing_zeros().min(align.trailing_zeros());
-        let unit = bytes.iter().map(step).max().unwrap_or(1) as usize;
-        if fit >= count { count } else { (fit / unit * unit).max(1) }
-    }
 }
 
 impl Default for Limits {
@@ -86,27 +75,4 @@ pub struct AdapterId {
     pub driver: String,
     /// `vulkan`, `metal`, `dx12` or `gl`.
     pub backend: String,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entries_are_cut_where_all_operands_are_aligned() {
-        let limits = Limits { max_binding_bytes: 40_000, binding_alignment: 32, ..Limits::default() };
-        let step = |bytes: &[u64], most| {
-            let step = limits.entries(1000, bytes, most);
-            assert!(
-                step == 1000 || bytes.iter().all(|bytes| (step as u64 * bytes).is_multiple_of(32)),
-                "{bytes:?}: {step}"
-            );
-            step
-        };
-        assert_eq!(step(&[40, 12], 5000), 1000, "all fit");
-        assert_eq!(step(&[40, 12], 999), 992, "one workgroup too many");
-        assert_eq!(step(&[400, 36], 1000), 96, "of 100, eights alone are aligned in both");
-        assert_eq!(step(&[2304, 0], 1000), 17, "aligned wherever they are cut");
-        assert_eq!(limits.entries(7, &[1 << 20], 7), 1, "what no binding holds is refused elsewhere");
-    }
 }

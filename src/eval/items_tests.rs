@@ -63,6 +63,10 @@ fn what_is_wrong_with_a_line() {
             "line 2: has fewer than two words under \"text\", as LAMBADA items have it",
         ),
         (
+            "{\"question\": \"q\", \"choices\": {\"text\": [\"a\"], \"label\": [\"A\"]}, \"answerKey\": \"A\"}\n{\"text\": \"a b\"}",
+            "line 2: has no list of texts under \"choices.text\", as ARC items have it",
+        ),
+        (
             r#"{"question": "", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "B"}"#,
             "line 1: has no choice labelled \"B\", as ARC items have it",
         ),

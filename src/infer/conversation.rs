@@ -102,8 +102,8 @@ impl Conversation {
     }
 
     /// Lets the model answer, and keeps what it says as a message. `receive` hears the text as it comes, and an empty
-    /// one now and then while the model still reads and where a token shows nothing, until it says to stop. Where the conversation does not fit into
-    /// the context, its oldest turns are left out, but for the system message.
+    /// one now and then while the model still reads and where a token shows nothing, until it says to stop. Where the
+    /// conversation does not fit into the context, its oldest turns are left out, but for the system message.
     ///
     /// # Errors
     /// If the template refuses the conversation, its last message alone is too long, or the device fails. The messages stay

@@ -1,6 +1,7 @@
 //! What the backward pass of attention needs of each query: the softmax's denominator, and the inner product of the
 //! output and its gradient.
 
+use super::windows::entries;
 use crate::base::{Array, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
@@ -29,7 +30,7 @@ impl Op for AttentionDelta {
         let workgroup = if limits.is_cpu { 8 } else { 64 };
         let mut kernel = Kernel::new("attention_delta", "rows").constant("WORKGROUP", workgroup);
         let bytes: Vec<u64> = io.inputs.iter().chain(&io.outputs).map(|ty| ty.bytes() / b as u64).collect();
-        let step = limits.entries(b, &bytes, b);
+        let step = entries(b, &bytes, b, limits);
         for first in (0..b).step_by(step) {
             let count = step.min(b - first);
             let range = |ty: &TensorType| {

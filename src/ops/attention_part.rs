@@ -5,6 +5,7 @@
 use super::attention::Attention;
 use super::attention_sizes::{Sizes, cache_constants, check_position, each, scores};
 use super::mask::Mask;
+use super::windows::entries;
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Graph, Io, Kernel, Op, Operand, Value, spread};
@@ -158,7 +159,7 @@ impl Op for AttentionCombine {
         let mut kernel =
             Kernel::new("attention_combine", "vectors").constant("WORKGROUP", workgroup).constant("PARTS", p);
         let bytes = [&io.inputs[0], &io.inputs[1], &io.outputs[0]].map(|ty| ty.bytes() / b as u64);
-        let step = limits.entries(b, &bytes, b);
+        let step = entries(b, &bytes, b, limits);
         for first in (0..b).step_by(step) {
             let n = step.min(b - first);
             let count = n * t * h * c / 4;

@@ -7,6 +7,7 @@ use super::attention_split;
 use super::attention_tiles::{Coop, Staging, Tile};
 use super::mask::Mask;
 use super::operands::Operands;
+use super::windows::entries;
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Operand};
@@ -126,7 +127,7 @@ impl Sizes {
     pub fn batches(&self, io: &Io, workgroups: usize, limits: &Limits) -> usize {
         let of_entries = io.inputs.iter().chain(&io.outputs).filter(|ty| ty.dtype != DType::U32);
         let bytes: Vec<u64> = of_entries.map(|ty| ty.bytes() / self.b as u64).collect();
-        limits.entries(self.b, &bytes, limits.max_workgroups as usize / workgroups)
+        entries(self.b, &bytes, limits.max_workgroups as usize / workgroups, limits)
     }
 
     /// A dispatch for batch entries `first .. first + count`, with the sizes as params and each named operand bound to

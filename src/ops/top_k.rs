@@ -1,7 +1,7 @@
 //! The largest elements of each row: what a sampler needs of the logits, so that they need not all be read back.
 //! N rows, V columns.
 
-use super::windows::{item, loads};
+use super::windows::{entries, item, loads};
 use crate::base::{Array, DType, Limits, TensorType};
 use crate::error::Result;
 use crate::graph::{Cost, Dispatch, Io, Kernel, Op, Operand, spread};
@@ -43,7 +43,7 @@ impl Op for TopK {
             .constant("VECTOR", usize::from(!limits.is_cpu && item(v) == 4))
             .constant("LOADS", 2 * loads(limits))
             .constant("K", self.k);
-        let step = limits.entries(n, &[v, self.k].map(|row| 4 * row as u64), n);
+        let step = entries(n, &[v, self.k].map(|row| 4 * row as u64), n, limits);
         for first in (0..n).step_by(step) {
             let rows = step.min(n - first);
             let range = |row: usize| (4 * (first * row) as u64, 4 * (rows * row) as u64);

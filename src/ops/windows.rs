@@ -21,6 +21,17 @@ pub fn elements_per_binding(limits: &Limits) -> usize {
     limits.max_binding_bytes as usize / 4 / unit * unit
 }
 
+/// How many of `count` entries a dispatch takes that cannot take all: as many as a binding holds of the widest operand, at most `most`,
+/// in steps at which every operand's offset is aligned. `bytes` are those of an entry of each.
+pub fn entries(count: usize, bytes: &[u64], most: usize, limits: &Limits) -> usize {
+    let widest = bytes.iter().copied().max().unwrap_or(0).max(1);
+    let fit = ((limits.max_binding_bytes / widest) as usize).min(most).max(1);
+    let align = limits.binding_alignment; // a power of two
+    let step = |bytes: &u64| align >> bytes.trailing_zeros().min(align.trailing_zeros());
+    let unit = bytes.iter().map(step).max().unwrap_or(1) as usize;
+    if fit >= count { count } else { (fit / unit * unit).max(1) }
+}
+
 /// `0..count` cut into ranges of at most `step`.
 pub fn ranges(count: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
     (0..count).step_by(step.max(1)).map(move |start| start..count.min(start + step))
@@ -143,6 +154,24 @@ pub fn loads(limits: &Limits) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_are_cut_where_all_operands_are_aligned() {
+        let limits = Limits { max_binding_bytes: 40_000, binding_alignment: 32, ..Limits::default() };
+        let step = |bytes: &[u64], most| {
+            let step = entries(1000, bytes, most, &limits);
+            assert!(
+                step == 1000 || bytes.iter().all(|bytes| (step as u64 * bytes).is_multiple_of(32)),
+                "{bytes:?}: {step}"
+            );
+            step
+        };
+        assert_eq!(step(&[40, 12], 5000), 1000, "all fit");
+        assert_eq!(step(&[40, 12], 999), 992, "one workgroup too many");
+        assert_eq!(step(&[400, 36], 1000), 96, "of 100, eights alone are aligned in both");
+        assert_eq!(step(&[2304, 0], 1000), 17, "aligned wherever they are cut");
+        assert_eq!(entries(7, &[1 << 20], 7, &limits), 1, "what no binding holds is refused elsewhere");
+    }
 
     #[test]
     fn windows_are_aligned_and_fit() {

@@ -2,8 +2,8 @@
 //! Legend: N rows and K columns of a layer's weight W, R rank; ΔW = s·B·A.
 
 use super::adapter_packed::{Held, Layer, Part, layers, unpack};
-use super::atomic::{Made, Staged, commit_all, sweep};
-use super::folder::{FolderFile, replace};
+use super::atomic::{Made, Staged, sweep};
+use super::folder::{FolderFile, commit};
 use super::narrow::length;
 use super::safetensors::stage_safetensors;
 use super::snapshot::MANIFEST;
@@ -273,7 +273,7 @@ impl Delta {
 }
 
 /// Writes trained adapters as PEFT would: `base` is the name or path of the model that they are of, `pages` are those of
-/// `lora`'s layout, `files` go beside them. Layers that the model's family packs into one are one there. Where they `replace` a model, or
+/// `lora`'s layout, `files` go beside them. Layers that the model's family packs into one are one there. Where it `replaces` a model, or
 /// adapters of another one, what of that would be read along with them goes.
 ///
 /// # Errors
@@ -300,11 +300,7 @@ pub fn write_adapter(
         let path: PathBuf = folder.join(file.name);
         staged.push(Staged::write(&path, file.content.len() as u64, |w| w.write_all(file.content))?);
     }
-    if replaces {
-        replace(folder, staged)?
-    } else {
-        commit_all(staged)?
-    }
+    commit(folder, staged, replaces)?;
     made.keep();
     Ok(())
 }
@@ -322,10 +318,10 @@ fn described(layers: &[Layer], config: &LoraConfig, base: &str) -> Value {
     let number = |value: f64| if value.fract() == 0.0 { json!(value as i64) } else { json!(value) };
     let alpha = number(config.alpha);
     // The rank of several parts, and what leaves their scale as it is.
-    let wide = layers.iter().filter(|layer| layer.times > 1);
+    let wide = layers.iter().filter(|layer| layer.times() > 1);
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
-    for Layer { name, times, .. } in wide {
-        let times = *times as f64;
+    for layer in wide {
+        let (name, times) = (&layer.name, layer.times() as f64);
         ranks.insert(short(name), number(config.rank as f64 * times));
         alphas.insert(short(name), number(config.alpha * if config.rslora { times.sqrt() } else { times }));
     }

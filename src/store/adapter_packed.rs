@@ -5,7 +5,6 @@
 
 use crate::base::Shape;
 use crate::nn::{Lora, LoraConfig, LoraModule};
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -13,7 +12,7 @@ use std::ops::Range;
 pub type PackedLayers = BTreeMap<String, Vec<(String, Range<usize>)>>;
 
 /// One of PEFT's tensors.
-pub(super) type Part<'a> = (String, Shape, Cow<'a, [f32]>);
+pub(super) type Part = (String, Shape, Vec<f32>);
 
 /// What an adapter's file holds of a layer, or of a part of one.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,53 +39,45 @@ pub(super) fn unpack(packed: &PackedLayers, layer: &str, part: &str, tensor: &st
 pub(super) struct Layer<'a> {
     /// The family's name for it.
     pub name: String,
-    /// How many parts of it have an adapter: its rank is so many times as large.
-    pub times: usize,
+    /// Its parts that have an adapter, in their order, with the rows that they are; of how many.
     parts: Vec<(&'a LoraModule, Range<usize>)>,
     rows: usize,
 }
 
-/// The layers that PEFT adapts, in the adapters' order. Where magnitudes are trained, and not of all parts, nobody knows what those of the
+/// The layers that PEFT adapts. Where magnitudes are trained, and not of all parts, nobody knows what those of the
 /// others are: such parts stand alone.
 pub(super) fn layers<'a>(lora: &'a Lora, config: &LoraConfig, packed: &PackedLayers) -> Vec<Layer<'a>> {
-    let mut all: Vec<Layer<'a>> = Vec::new();
-    for module in lora.modules() {
-        let found = packed.iter().find_map(|(name, parts)| {
-            let (_, rows) = parts.iter().find(|(part, _)| *part == module.name)?;
-            let is_there = |part: &str| lora.modules().iter().any(|module| module.name == part);
-            let is_whole = parts.iter().all(|(part, _)| is_there(part));
-            (is_whole || !config.dora)
-                .then(|| (name.clone(), rows.clone(), parts.last().map_or(0, |(_, rows)| rows.end)))
-        });
-        let (name, own, rows) = found.unwrap_or_else(|| (module.name.clone(), 0..module.shape[0], module.shape[0]));
-        match all.iter_mut().find(|layer| layer.name == name) {
-            Some(layer) => {
-                layer.parts.push((module, own));
-                layer.times += 1;
-            }
-            None => all.push(Layer { name, times: 1, parts: vec![(module, own)], rows }),
+    let mut left: BTreeMap<&str, &LoraModule> = lora.modules().iter().map(|m| (m.name.as_str(), m)).collect();
+    let mut all = Vec::new();
+    for (name, parts) in packed {
+        let there: Vec<_> = parts.iter().filter(|(part, _)| left.contains_key(part.as_str())).collect();
+        if !there.is_empty() && (there.len() == parts.len() || !config.dora) {
+            let taken = there.into_iter().filter_map(|(part, rows)| Some((left.remove(part.as_str())?, rows.clone())));
+            let rows = parts.last().map_or(0, |(_, rows)| rows.end);
+            all.push(Layer { name: name.clone(), parts: taken.collect(), rows });
         }
     }
+    let alone = |module: &'a LoraModule| {
+        let rows = module.shape[0];
+        Layer { name: module.name.clone(), parts: vec![(module, 0..rows)], rows }
+    };
+    all.extend(left.into_values().map(alone));
     all
 }
 
 impl Layer<'_> {
+    /// How many times as large its rank is as that of a part.
+    pub(super) fn times(&self) -> usize {
+        self.parts.len()
+    }
+
     /// Its A, B and, where they are trained, magnitudes, of those of its parts.
-    pub(super) fn tensors<'v>(&self, values: &BTreeMap<&str, &'v [f32]>) -> Vec<Part<'v>> {
+    pub(super) fn tensors(&self, values: &BTreeMap<&str, &[f32]>) -> Vec<Part> {
         let names = LoraModule { name: self.name.clone(), ..self.parts[0].0.clone() }.names();
         let [rank, columns] = [self.parts[0].0.rank, self.parts[0].0.shape[1]];
-        if self.parts.len() == 1 && self.parts[0].1.len() == self.rows {
-            let shapes = [Shape::from([rank, columns]), [self.rows, rank].into(), [self.rows].into()];
-            let all = names.into_iter().zip(shapes);
-            return all
-                .filter_map(|(name, shape)| Some((name.clone(), shape, Cow::Borrowed(*values.get(&*name)?))))
-                .collect();
-        }
-        let wide = rank * self.times;
+        let wide = rank * self.times();
         let (mut a, mut b, mut magnitudes) = (Vec::new(), vec![0.0; self.rows * wide], Vec::new());
-        let mut parts: Vec<_> = self.parts.iter().collect();
-        parts.sort_by_key(|(_, rows)| rows.start);
-        for (block, (module, rows)) in parts.into_iter().enumerate() {
+        for (block, (module, rows)) in self.parts.iter().enumerate() {
             let [own_a, own_b, own_m] = module.names();
             a.extend_from_slice(values[&*own_a]);
             for (row, own) in rows.clone().zip(values[&*own_b].chunks_exact(rank)) {
@@ -95,10 +86,9 @@ impl Layer<'_> {
             magnitudes.extend(values.get(&*own_m).into_iter().copied().flatten());
         }
         let [name_a, name_b, name_m] = names;
-        let mut tensors: Vec<Part<'v>> =
-            vec![(name_a, [wide, columns].into(), a.into()), (name_b, [self.rows, wide].into(), b.into())];
+        let mut tensors = vec![(name_a, [wide, columns].into(), a), (name_b, [self.rows, wide].into(), b)];
         if !magnitudes.is_empty() {
-            tensors.push((name_m, [self.rows].into(), magnitudes.into()));
+            tensors.push((name_m, [self.rows].into(), magnitudes));
         }
         tensors
     }

@@ -95,8 +95,12 @@ fn beside_config(folder: &Path) -> Vec<PathBuf> {
     names.map(|name| folder.join(name)).chain(templates).filter(|file| file.is_file()).collect()
 }
 
-/// Gives files their names in the place of the model that lies there: what of that would be taken for the new one's goes.
-pub(super) fn replace(folder: &Path, staged: Vec<Staged>) -> Result<()> {
+/// Gives the files of a model or of adapters their names. Where they `replace` a model that lies there, what of that would be taken for the
+/// new one's goes.
+pub(super) fn commit(folder: &Path, staged: Vec<Staged>, replace: bool) -> Result<()> {
+    if !replace {
+        return commit_all(staged);
+    }
     let mut stale = beside_config(folder);
     // That of an adapter's folder, which has none.
     stale.extend(Some(folder.join("config.json")).filter(|file| file.is_file()));
@@ -122,11 +126,7 @@ fn write(
         path.parent().map_or(Ok(()), create_folder)?;
         staged.push(Staged::write(&path, content.len() as u64, |w| w.write_all(content))?);
     }
-    if replaces {
-        replace(folder, staged)?
-    } else {
-        commit_all(staged)?
-    }
+    commit(folder, staged, replaces)?;
     made.keep();
     Ok(())
 }

@@ -9,6 +9,7 @@ mod refusal;
 use super::folder::{TEMPLATES_FOLDER, TOKENIZER_FILES};
 use super::gguf::part_names;
 use super::shards::{INDEX, WEIGHTS, listed, weight_files};
+use crate::base::count;
 use crate::error::{Error, Result};
 use data::{is_about, is_data, training_files, walk};
 use download::{Download, is_safe};
@@ -199,8 +200,7 @@ impl Hub {
         let told = |path: &Path, report: &mut HubReport| {
             let mut files = Vec::new();
             if part == HubPart::Data && name.file.is_none() && walk(path, path, &mut files).is_ok() {
-                let (held, one) = (training_files(&files).len(), "1 file".to_string());
-                let held = if held == 1 { one } else { format!("{held} files") };
+                let held = count(training_files(&files).len(), "file");
                 report(HubEvent::Note(&format!(
                     "of {name} the cache holds {held}; whether there are more only the hub says"
                 )));

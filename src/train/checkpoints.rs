@@ -114,9 +114,7 @@ impl Content {
             config: Some(hex(hash(prepared.config.to_json().as_bytes()))),
         }
     }
-}
 
-impl Content {
     /// Whether both are of the same, as far as both say it.
     pub fn is_of(&self, other: &Content) -> bool {
         let config = self.config.as_ref().zip(other.config.as_ref()).is_none_or(|(own, other)| own == other);

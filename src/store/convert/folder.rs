@@ -7,7 +7,7 @@ use crate::base::DType;
 use crate::error::{Error, Result};
 use crate::model::{MOST_CONFIG, config_text};
 use crate::store::atomic::{Made, Staged, create_folder, sweep};
-use crate::store::folder::{FolderFile, GENERATION, replace};
+use crate::store::folder::{FolderFile, GENERATION, commit};
 use crate::store::header::header;
 use crate::store::layout::{Target, targets};
 use crate::store::weights::Weight;
@@ -55,7 +55,7 @@ impl Checkpoint {
             stage(GENERATION, generation.as_bytes())?;
         }
         stage("config.json", self.config_json(most(&targets))?.as_bytes())?;
-        replace(folder, staged)?;
+        commit(folder, staged, true)?;
         made.keep();
         let files = names.iter().filter(|name| *name != INDEX).count();
         Ok(Converted { bytes, files, dtypes: count(&targets), lost: Vec::new() })

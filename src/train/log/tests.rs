@@ -197,6 +197,20 @@ fn a_fresh_run_begins_empty() {
     assert_eq!(read_metrics(folder.path()).unwrap().iter().filter(|m| m.loss.is_some()).count(), 2);
 }
 
+/// JSON has no word for it: where the file is read again to go on, a step without a loss is a step all the same.
+#[test]
+fn a_step_whose_loss_is_no_number_keeps_its_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut log = RunLog::open(folder.path(), 0, 1).unwrap();
+    feed(&mut log, 1, 2, 0.0);
+    feed(&mut log, 3, 3, f32::NAN);
+    drop(log);
+    drop(RunLog::open(folder.path(), 3, 1).unwrap());
+    let csv = std::fs::read_to_string(folder.path().join(CSV)).unwrap();
+    let steps: Vec<&str> = csv.lines().skip(1).map(|line| line.split(',').next().unwrap()).collect();
+    assert_eq!(steps, ["1", "2", "3"], "{csv}");
+}
+
 #[test]
 fn a_log_that_cannot_be_written_ends_alone() {
     let folder = tempfile::tempdir().unwrap();

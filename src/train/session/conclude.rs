@@ -46,7 +46,7 @@ impl Session<'_> {
             folder: self.recipe.out.clone(),
             seconds: self.trainer.progress.seconds,
             interrupted: ending == Ending::Interrupted,
-            resumable: self.taken == step && self.failed.is_none(),
+            resumable: step > 0 && self.taken == step && self.failed.is_none(),
             base: self.recipe.lora.as_ref().and(self.recipe.model.clone()),
         });
         // The model lies there; whoever counts on going on must know that nothing else does.
